@@ -1,0 +1,72 @@
+"""Adversarial robustness and the simplex geometry of neural collapse, measured together.
+
+>>> import robust_nc
+>>> robust_nc.Ball("Linf", 8 / 255).norm
+'Linf'
+"""
+
+import importlib
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from robust_nc.config import ModelConfig, RunConfig
+    from robust_nc.data.load import load_dataset
+    from robust_nc.evaluation import Outcome, evaluate
+    from robust_nc.geometry.collapse import Collapse, measure_collapse
+    from robust_nc.geometry.leaps import Leaps, measure_leaps
+    from robust_nc.geometry.moments import Moments
+    from robust_nc.models.build import build_model
+    from robust_nc.models.classifier import Classifier
+    from robust_nc.report.table import leaderboard
+    from robust_nc.threat import Ball
+    from robust_nc.training.run import train
+
+_HOMES = {
+    "Ball": "threat",
+    "Classifier": "models.classifier",
+    "Collapse": "geometry.collapse",
+    "Leaps": "geometry.leaps",
+    "ModelConfig": "config",
+    "Moments": "geometry.moments",
+    "Outcome": "evaluation",
+    "RunConfig": "config",
+    "build_model": "models.build",
+    "evaluate": "evaluation",
+    "leaderboard": "report.table",
+    "load_dataset": "data.load",
+    "measure_collapse": "geometry.collapse",
+    "measure_leaps": "geometry.leaps",
+    "train": "training.run",
+}
+
+__all__ = [
+    "Ball",
+    "Classifier",
+    "Collapse",
+    "Leaps",
+    "ModelConfig",
+    "Moments",
+    "Outcome",
+    "RunConfig",
+    "build_model",
+    "evaluate",
+    "leaderboard",
+    "load_dataset",
+    "measure_collapse",
+    "measure_leaps",
+    "train",
+]
+__version__ = _version("robust_nc")
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'robust_nc' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"robust_nc.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

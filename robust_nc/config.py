@@ -1,0 +1,266 @@
+"""Configurations: nested, frozen, strict; read from TOML; named by a digest.
+
+A part that a registry names (a data set, an objective, an attack, ...) is a `Component`: a name and
+its options. In TOML it is a string or a table with `name`:
+
+>>> read(RunConfig, {"train": {"objective": "pgd", "epochs": 3}}).train.objective
+Component(name='pgd', options={})
+>>> read(RunConfig, {"train": {"objective": {"name": "trades", "beta": 3.0}}}).train.objective
+Component(name='trades', options={'beta': 3.0})
+"""
+
+import dataclasses
+import difflib
+import inspect
+import json
+from collections.abc import Collection, Mapping
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform
+
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from robust_nc.exceptions import ConfigError
+from robust_nc.files import digest
+from robust_nc.registry import Registry
+from robust_nc.threat import Ball, parse_eps
+
+T = TypeVar("T")
+
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def configuration(cls: type[T]) -> type[T]:
+    """Make a class a frozen, keyword-only dataclass that refuses unknown keys and wrong types."""
+    made: Any = pydantic_dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)(cls)
+    return cast(type[T], made)
+
+
+@configuration
+class Component:
+    """A registered part and its options, e.g. `{name = "trades", beta = 6.0}`."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+def _component(value: object) -> object:
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, Mapping) and "options" not in value and "name" in value:
+        return {"name": value["name"], "options": {k: v for k, v in value.items() if k != "name"}}
+    return value
+
+
+Part = Annotated[Component, BeforeValidator(_component)]
+Eps = Annotated[float, BeforeValidator(parse_eps)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+def component(value: str | Mapping[str, Any] | Component) -> Component:
+    """Turn a name, or a table with `name`, into a `Component`."""
+    return value if isinstance(value, Component) else read(Component, _component(value))
+
+
+@configuration
+class DataConfig:
+    """Which images. `validation` is the share of train that is held out to choose `best`."""
+
+    dataset: Part = Field(default_factory=lambda: Component(name="digits"))
+    train_limit: Positive | None = None
+    test_limit: Positive | None = None
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    augment: tuple[Literal["crop", "flip"], ...] = ()
+
+
+@configuration
+class ModelConfig:
+    """Normalise -> backbone -> head. `None` is taken from the data set (else 10 and (3, 32, 32))."""
+
+    backbone: Part = Field(default_factory=lambda: Component(name="small_cnn"))
+    head: Part = Field(default_factory=lambda: Component(name="linear"))
+    num_classes: Annotated[int, Field(ge=2)] | None = None
+    image_shape: tuple[Positive, Positive, Positive] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    normalise_features: bool = False
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+
+
+@configuration
+class TrainConfig:
+    """How to train. `objective` is the defense; SGD with momentum on the stated schedule."""
+
+    objective: Part = Field(default_factory=lambda: Component(name="standard"))
+    loss: Part = Field(default_factory=lambda: Component(name="ce"))
+    schedule: Part = Field(default_factory=lambda: Component(name="one_cycle"))
+    epochs: Annotated[int, Field(ge=0)] = 20
+    batch_size: Positive = 128
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    precision: Literal["float32", "bf16"] = "float32"
+    channels_last: bool = False
+    compile: bool = False
+    validate_every: Positive = 1
+    collapse_every: Positive = 1
+    collapse_examples: Positive = 2_000
+
+
+@configuration
+class ThreatConfig:
+    """The ball that training and evaluation use: norm and radius (`8/255` or a number)."""
+
+    norm: str = "Linf"
+    eps: Eps = 8 / 255
+
+    def ball(self) -> Ball:
+        """Return the ball, or raise `InputError` with what is wrong."""
+        return Ball(self.norm, self.eps)
+
+
+@configuration
+class EvaluationConfig:
+    """How the verdict is made: `protocol` on the first `examples` test images (None: all)."""
+
+    protocol: str = "pgd"
+    examples: Positive | None = None
+    batch_size: Positive = 256
+    sweep: tuple[Eps, ...] = ()
+    sweep_examples: Positive = 500
+
+
+@configuration
+class MeasureConfig:
+    """What is measured on the finished weights: taps, how many examples, and the attack's size."""
+
+    feature: Literal["gap", "flatten"] = "gap"
+    taps: tuple[str, ...] | None = None
+    train_examples: Positive | None = 2_000
+    test_examples: Positive | None = 1_000
+    steps: Positive = 20
+    restarts: Positive = 1
+    batch_size: Positive = 256
+
+
+@configuration
+class RunConfig:
+    """Everything that one cell depends on. Equal configurations have equal digests."""
+
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    threat: ThreatConfig = Field(default_factory=ThreatConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    measure: MeasureConfig = Field(default_factory=MeasureConfig)
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+def read(kind: type[T], values: object, *, source: str = "configuration") -> T:
+    """Build a configuration from plain values (TOML, JSON), strictly.
+
+    Raises `ConfigError` with one sentence: the place, what was found, what is valid.
+    """
+    try:
+        return cast(T, _adapter(kind).validate_json(json.dumps(values)))
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(kind, error)}") from None
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def plain(config: object) -> dict[str, Any]:
+    """Return a configuration as plain JSON values, defaults included."""
+    values: dict[str, Any] = _adapter(type(config)).dump_python(config, mode="json")
+    return values
+
+
+def cell_id(config: RunConfig) -> str:
+    """Name a cell: the first 16 hexadecimal digits of the digest of its full configuration."""
+    return digest(plain(config))[:16]
+
+
+def build(registry: Registry, part: Component, **given: object) -> Any:
+    """Call the registered class or function with a part's options, checked strictly, and `given`.
+
+    Options are the parameters that are not `given`; a given value that the target does not take is
+    left out. Raises `ConfigError` for an unknown, missing or mistyped option.
+    """
+    target = registry.load(part.name)
+    options = check_options(registry, part, given)
+    known = {name: value for name, value in given.items() if name in _parameters(target)}
+    return target(**options, **known)
+
+
+def check_options(
+    registry: Registry, part: Component, given: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return the options of a part as its target's types, or raise `ConfigError`."""
+    parameters = _parameters(registry.load(part.name))
+    allowed = [name for name in parameters if name not in given]
+    for key in part.options:
+        if key not in allowed:
+            raise ConfigError(
+                f"{registry.kind} {part.name!r} has no option {key!r}{_nearest(key, allowed)}; "
+                f"valid: {', '.join(allowed) or 'none'}"
+            )
+    for name in allowed:
+        if parameters[name].default is inspect.Parameter.empty and name not in part.options:
+            raise ConfigError(f"{registry.kind} {part.name!r} needs the option {name!r}")
+    return {
+        key: _option(registry, part, key, parameters[key].annotation, value)
+        for key, value in part.options.items()
+    }
+
+
+def _parameters(target: Any) -> dict[str, inspect.Parameter]:
+    found = inspect.signature(target).parameters
+    return {name: parameter for name, parameter in found.items() if name != "self"}
+
+
+def _option(registry: Registry, part: Component, key: str, kind: Any, value: object) -> Any:
+    try:
+        return _adapter(kind).validate_json(json.dumps(value, allow_nan=False), strict=True)
+    except (ValidationError, ValueError) as error:
+        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise ConfigError(
+            f"{registry.kind} {part.name!r}, option {key!r}: {why[:1].lower()}{why[1:]}, "
+            f"found {value!r}"
+        ) from None
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return _cached_adapter(kind)
+
+
+@cache
+def _cached_adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _explain(kind: Any, error: ValidationError) -> str:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    place = ".".join(path)
+    if first["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
+        valid = _fields_at(kind, path[:-1])
+        return f"unknown key {place!r}{_nearest(path[-1], valid)}; valid: {', '.join(valid)}"
+    found = json.dumps(first["input"])
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{place or 'the top level'}: {message[:1].lower()}{message[1:]}, found {found[:80]}"
+
+
+def _fields_at(kind: Any, path: list[str]) -> list[str]:
+    for part in path:
+        fields = {field.name: field.type for field in dataclasses.fields(kind)}
+        if part not in fields or not dataclasses.is_dataclass(fields[part]):
+            return []
+        kind = fields[part]
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def _nearest(name: str, valid: list[str]) -> str:
+    near = difflib.get_close_matches(name, valid, n=1)
+    return f", did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,1 @@
+"""Readers of data sets, and batches that live on the device."""

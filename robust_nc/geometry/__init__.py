@@ -1,0 +1,1 @@
+"""Collapse, leaps and their null models, from streaming sums."""

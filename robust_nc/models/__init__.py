@@ -1,0 +1,1 @@
+"""Normalise -> backbone -> head, with named taps."""

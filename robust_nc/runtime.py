@@ -1,0 +1,111 @@
+"""Randomness, devices and the state of a model while it is attacked.
+
+Draws of the evaluation come from a counter hash, so that the draw for one example depends on its
+id alone, never on its batch, its place in it, or how many machines share the work:
+
+>>> import torch
+>>> all_of_them = keyed_uniform(0, torch.arange(5), "pgd", 3)
+>>> one_of_them = keyed_uniform(0, torch.tensor([3]), "pgd", 3)
+>>> bool((all_of_them[3] == one_of_them[0]).all())
+True
+"""
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15, the increment of splitmix64, as int64
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def stream_key(seed: int, *purpose: object) -> int:
+    """Hash (seed, purpose...) to an int64: independent streams for independent purposes."""
+    text = "\x1f".join([str(int(seed)), *(str(part) for part in purpose)])
+    return int.from_bytes(
+        hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True
+    )
+
+
+def generator(seed: int, *purpose: object) -> torch.Generator:
+    """Return a CPU generator of its own for (seed, purpose...)."""
+    return torch.Generator().manual_seed(stream_key(seed, *purpose) & (2**63 - 1))
+
+
+def _shift(bits: Tensor, places: int) -> Tensor:
+    """Logical right shift (the operator on int64 is arithmetic)."""
+    return (bits >> places) & ((1 << (64 - places)) - 1)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """Finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014); int64 wraps around."""
+    bits = (bits ^ _shift(bits, 30)) * _MIX_1
+    bits = (bits ^ _shift(bits, 27)) * _MIX_2
+    return bits ^ _shift(bits, 31)
+
+
+def _keyed_bits(seed: int, ids: Tensor, stream: str, size: int) -> Tensor:
+    rows = _mix(ids.to(torch.int64) * _GOLDEN + stream_key(seed, stream))
+    columns = torch.arange(1, size + 1, dtype=torch.int64, device=ids.device) * _GOLDEN
+    return _mix(rows[:, None] + columns)
+
+
+def keyed_uniform(seed: int, ids: Tensor, stream: str, size: int) -> Tensor:
+    """Uniform draws in [0, 1), float32 `(len(ids), size)`, on the device of `ids`.
+
+    Row i depends on (seed, stream, ids[i]) only, and is the same to the bit on every device.
+    """
+    return _shift(_keyed_bits(seed, ids, stream, size), 40).to(torch.float32) * 2.0**-24
+
+
+def keyed_normal(seed: int, ids: Tensor, stream: str, size: int) -> Tensor:
+    """Standard normal draws, float32 `(len(ids), size)` (Box-Muller on `keyed_uniform`)."""
+    half = (size + 1) // 2
+    radius = torch.sqrt(-2 * torch.log1p(-keyed_uniform(seed, ids, f"{stream}/radius", half)))
+    angle = 2 * math.pi * keyed_uniform(seed, ids, f"{stream}/angle", half)
+    return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], 1)[:, :size]
+
+
+def default_device() -> torch.device:
+    """Return the accelerator if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's first parameter or buffer (the CPU if it has none)."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module, *, training: bool | None = False) -> Iterator[None]:
+    """Attack a model without a trace: flags, buffers and `requires_grad` return as they were.
+
+    Inside, parameters take no gradient and, unless `training` is None, all modules are put into
+    train or eval mode. Also restored when the block raises.
+    """
+    modules = list(model.modules())
+    flags = [module.training for module in modules]
+    parameters = list(model.parameters())
+    wanted = [parameter.requires_grad for parameter in parameters]
+    buffers = list(model.buffers())
+    kept = [buffer.detach().clone() for buffer in buffers]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        if training is not None:
+            model.train(training)
+        yield
+    finally:
+        for module, flag in zip(modules, flags, strict=True):
+            module.training = flag
+        for parameter, flag in zip(parameters, wanted, strict=True):
+            parameter.requires_grad_(flag)
+        with torch.no_grad():
+            for buffer, value in zip(buffers, kept, strict=True):
+                buffer.copy_(value)

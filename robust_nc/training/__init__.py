@@ -1,0 +1,1 @@
+"""Objectives (the defenses), losses, schedules, the loop, checkpoints."""
