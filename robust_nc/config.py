@@ -76,7 +76,7 @@ class DataConfig:
 
 @configuration
 class ModelConfig:
-    """Normalise -> backbone -> head. `None` is taken from the data set (else 10 and (3, 32, 32))."""
+    """Normalise -> backbone -> head. `None`: as the data set says (else 10 and (3, 32, 32))."""
 
     backbone: Part = Field(default_factory=lambda: Component(name="small_cnn"))
     head: Part = Field(default_factory=lambda: Component(name="linear"))

@@ -1,0 +1,219 @@
+"""What one evaluated cell leaves: a `Record` (JSON) and its rows (a tidy parquet table).
+
+A record can be read without this package: values are numbers, never strings; flags of examples are
+hexadecimal bit strings in the order of ids (`pack_flags`).
+
+>>> import numpy as np
+>>> unpack_flags(pack_flags(np.array([True, False, True]))).tolist()
+[True, False, True]
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from pydantic import Field
+
+from robust_nc.config import configuration, plain, read
+from robust_nc.exceptions import ConfigError, RecordError
+from robust_nc.files import atomic, canonical_json, sha256_of, write_text
+
+SCHEMA = 1
+
+# One row = one value. `i`, `j` index matrices and histograms; `epoch` is -1 for finished weights.
+COLUMNS = {
+    "tap": "str",  # "penultimate", ...; "output" for logits and accuracies
+    "depth": "int64",  # 0 is the first tap
+    "feature": "str",  # gap | flatten
+    "condition": "str",  # clean | attacked | gaussian | sign
+    "eps": "float64",
+    "attack": "str",  # loss, steps, restarts of the attack; "" for clean
+    "split": "str",  # train | test
+    "grouping": "str",  # true | predicted | landed | none
+    "vertices": "str",  # clean-train | same | none
+    "epoch": "int64",
+    "measure": "str",
+    "i": "int64",  # -1 where the value is a scalar
+    "j": "int64",
+    "value": "float64",
+    "n": "int64",
+    "note": "str",
+}
+
+
+@configuration
+class Score:
+    """A share of examples with its 95 % Wilson interval, over `n` examples."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@configuration
+class File:
+    """A file that belongs to a record: path relative to the record's folder, and its SHA-256."""
+
+    path: str
+    sha256: str
+
+
+@configuration
+class AttackUse:
+    """One attack as it was run, with the passes that it spent over all examples."""
+
+    name: str
+    parameters: dict[str, Any]
+    forward_passes: int
+    backward_passes: int
+    broke: int
+
+
+@configuration
+class Facts:
+    """The examples that were judged: which data set, which of its images, and their fingerprint."""
+
+    dataset: str
+    split: str
+    examples: int
+    which: str
+    fingerprint: str
+    num_classes: int
+
+
+@configuration
+class Weights:
+    """The weights that were judged."""
+
+    parameters: int
+    checkpoint: str  # best | last
+    file: File
+
+
+@configuration
+class Verdict:
+    """Flags per example in the order of ids, packed; `broken_by` indexes `attacks`, -1 for none."""
+
+    clean_correct: str
+    robust: str
+    broken_by: tuple[int, ...]
+
+
+@configuration
+class Caution:
+    """A named warning about the verdict: what it means for the reader."""
+
+    name: str
+    message: str
+
+
+@configuration
+class Record:
+    """One evaluated cell. `summary` holds the headline measures of the penultimate tap."""
+
+    schema_version: int = SCHEMA
+    cell: str
+    suite: str
+    model: str
+    objective: str
+    head: str
+    config: dict[str, Any]
+    seed: int
+    data: Facts
+    weights: Weights
+    protocol: str
+    attacks: tuple[AttackUse, ...]
+    verdict: Verdict
+    scores: dict[str, Score]
+    summary: dict[str, float | None]
+    rows: File
+    warnings: tuple[Caution, ...] = ()
+    seconds: dict[str, float] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    hardware: dict[str, Any] = Field(default_factory=dict)
+    created: str
+
+
+class Stored(NamedTuple):
+    """A record and where it lies."""
+
+    record: Record
+    path: Path
+
+    def rows(self) -> pd.DataFrame:
+        """Read the tidy rows (columns `COLUMNS`), checked against their SHA-256."""
+        path = self.path.parent / self.record.rows.path
+        if not path.is_file():
+            raise RecordError(
+                f"{self.path} names {path.name}, which is missing; run its cell again"
+            )
+        if sha256_of(path) != self.record.rows.sha256:
+            raise RecordError(f"{path} is not the file that {self.path.name} was written with")
+        return pd.read_parquet(path)
+
+
+def tidy(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Make the tidy frame: columns in order, typed, with defaults for what a row leaves out."""
+    defaults: dict[str, Any] = {"str": "", "int64": -1, "float64": float("nan")}
+    known = [{**{c: defaults[kind] for c, kind in COLUMNS.items()}, **row} for row in rows]
+    unknown = {key for row in rows for key in row} - set(COLUMNS)
+    assert not unknown, f"rows with unknown columns {unknown}"
+    return pd.DataFrame(known, columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def write_rows(path: Path, frame: pd.DataFrame) -> File:
+    """Write tidy rows as parquet, atomically, and return the reference for the record."""
+    with atomic(path) as temporary:
+        frame.to_parquet(temporary, index=False, compression="zstd")
+    return File(path=path.name, sha256=sha256_of(path))
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record, atomically. Its rows and weights must be there already."""
+    write_text(path, json.dumps(plain(record), indent=1, allow_nan=False) + "\n")
+
+
+def read_record(path: Path) -> Stored:
+    """Read and check one record, or raise `RecordError` that says what is wrong with it."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path} cannot be read as a record: {error}") from None
+    version = values.get("schema_version") if isinstance(values, dict) else None
+    if version != SCHEMA:
+        raise RecordError(f"{path} has schema version {version!r}; this version reads {SCHEMA}")
+    try:
+        return Stored(read(Record, values, source=str(path)), path)
+    except ConfigError as error:
+        raise RecordError(str(error)) from None
+
+
+def pack_flags(flags: npt.NDArray[np.bool_]) -> str:
+    """Pack booleans as `count:hex`, first example in the highest bit."""
+    return f"{len(flags)}:{np.packbits(flags).tobytes().hex()}"
+
+
+def unpack_flags(text: str) -> npt.NDArray[np.bool_]:
+    """Undo `pack_flags`; raises `RecordError` for anything else."""
+    try:
+        count, bits = text.split(":")
+        flags = np.unpackbits(np.frombuffer(bytes.fromhex(bits), dtype=np.uint8))
+        size = int(count)
+    except ValueError:
+        raise RecordError(f"flags must be 'count:hex', found {text[:40]!r}") from None
+    if not 0 <= size <= len(flags) < size + 8:
+        raise RecordError(f"flags for {size} examples need {-(-size // 8)} bytes")
+    return flags[:size].astype(bool)
+
+
+def same_record(first: Record, second: Record) -> bool:
+    """Whether two records agree in all but when and how long they were made."""
+    varying = ("created", "seconds", "hardware", "versions")
+    left, right = plain(first), plain(second)
+    for key in varying:
+        left.pop(key), right.pop(key)
+    return canonical_json(left) == canonical_json(right)
