@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import re
 from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform
@@ -27,6 +28,7 @@ from robust_nc.threat import Ball, parse_eps
 
 T = TypeVar("T")
 
+_FRACTION = re.compile(r"\d+(\.\d+)?/\d+")
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -182,6 +184,18 @@ def cell_id(config: RunConfig) -> str:
     return digest(plain(config))[:16]
 
 
+def training_part(config: RunConfig) -> dict[str, Any]:
+    """Return what the weights depend on: all but how they are judged and measured."""
+    values = plain(config)
+    data = {key: value for key, value in values["data"].items() if key != "test_limit"}
+    return {"data": data} | {key: values[key] for key in ("model", "train", "threat", "seed")}
+
+
+def training_id(config: RunConfig) -> str:
+    """Name the weights of a cell: cells that differ only in how they are judged share them."""
+    return digest(training_part(config))[:16]
+
+
 def build(registry: Registry, part: Component, **given: object) -> Any:
     """Call the registered class or function with a part's options, checked strictly, and `given`.
 
@@ -221,6 +235,8 @@ def _parameters(target: Any) -> dict[str, inspect.Parameter]:
 
 
 def _option(registry: Registry, part: Component, key: str, kind: Any, value: object) -> Any:
+    if isinstance(value, str) and _FRACTION.fullmatch(value):
+        value = parse_eps(value)  # step sizes are written as radii are: "2/255"
     try:
         return _adapter(kind).validate_json(json.dumps(value, allow_nan=False), strict=True)
     except (ValidationError, ValueError) as error:
@@ -263,4 +279,4 @@ def _fields_at(kind: Any, path: list[str]) -> list[str]:
 
 def _nearest(name: str, valid: list[str]) -> str:
     near = difflib.get_close_matches(name, valid, n=1)
-    return f", did you mean {near[0]!r}?" if near else ""
+    return f" (did you mean {near[0]!r}?)" if near else ""

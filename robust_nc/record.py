@@ -64,13 +64,19 @@ class File:
 
 @configuration
 class AttackUse:
-    """One attack as it was run, with the passes that it spent over all examples."""
+    """One attack as it was run, and how many examples it was the first to break."""
 
     name: str
     parameters: dict[str, Any]
-    forward_passes: int
-    backward_passes: int
     broke: int
+
+
+@configuration
+class Passes:
+    """Passes that the verdict cost, over all examples: forward, and backward to the input."""
+
+    forward: int
+    backward: int
 
 
 @configuration
@@ -87,16 +93,16 @@ class Facts:
 
 @configuration
 class Weights:
-    """The weights that were judged."""
+    """The weights: `best` (by validation) made the verdict, `last` the geometry; paths from out."""
 
     parameters: int
-    checkpoint: str  # best | last
-    file: File
+    best: File
+    last: File
 
 
 @configuration
 class Verdict:
-    """Flags per example in the order of ids, packed; `broken_by` indexes `attacks`, -1 for none."""
+    """Packed flags per example; `broken_by` indexes `attacks` (-1 none, -2 not needed)."""
 
     clean_correct: str
     robust: str
@@ -127,6 +133,7 @@ class Record:
     weights: Weights
     protocol: str
     attacks: tuple[AttackUse, ...]
+    passes: Passes
     verdict: Verdict
     scores: dict[str, Score]
     summary: dict[str, float | None]

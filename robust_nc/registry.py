@@ -76,7 +76,7 @@ BACKBONES = Registry(
         "mlp": "robust_nc.models.backbones:Mlp",
         "preact_resnet18": "robust_nc.models.resnet:PreActResNet18",
         "small_cnn": "robust_nc.models.backbones:SmallCnn",
-        "vgg11_bn": "robust_nc.models.backbones:Vgg11Bn",
+        "vgg11_bn": "robust_nc.models.vgg:Vgg11Bn",
     },
 )
 
@@ -125,8 +125,19 @@ ATTACKS = Registry(
     {
         "fgsm": "robust_nc.attacks.pgd:FGSM",
         "gaussian": "robust_nc.attacks.noise:GaussianNoise",
+        "geometry": "robust_nc.attacks.ensemble:geometry_attack",
         "pgd": "robust_nc.attacks.pgd:PGD",
         "sign": "robust_nc.attacks.noise:SignNoise",
+    },
+)
+
+# What attacks are scaled by, and what they are compared with.
+CONTROLS = Registry(
+    "control",
+    "controls",
+    {
+        "logit_scale": "robust_nc.attacks.ensemble:logit_scale",
+        "matched_noise": "robust_nc.attacks.noise:matched_noise",
     },
 )
 
@@ -140,4 +151,48 @@ PROTOCOLS = Registry(
     },
 )
 
-METRICS = Registry("measure", "metrics", {})
+METRICS = Registry(
+    "measure",
+    "metrics",
+    {
+        "agreement": "robust_nc.geometry.measures:AGREEMENT",
+        "cdnv": "robust_nc.geometry.measures:CDNV",
+        "displacement": "robust_nc.geometry.measures:DISPLACEMENT",
+        "landed": "robust_nc.geometry.measures:LANDED",
+        "landing_fraction": "robust_nc.geometry.measures:LANDING_FRACTION",
+        "landing_median": "robust_nc.geometry.measures:LANDING_MEDIAN",
+        "leap_rate": "robust_nc.geometry.measures:LEAP_RATE",
+        "mean_row_entropy": "robust_nc.geometry.measures:MEAN_ROW_ENTROPY",
+        "nc1": "robust_nc.geometry.measures:NC1",
+        "nc1_cleanref": "robust_nc.geometry.measures:NC1_CLEANREF",
+        "nc1_landed": "robust_nc.geometry.measures:NC1_LANDED",
+        "nc1_landed_null": "robust_nc.geometry.measures:NC1_LANDED_NULL",
+        "nc1_leap_null": "robust_nc.geometry.measures:NC1_LEAP_NULL",
+        "nc1_trace": "robust_nc.geometry.measures:NC1_TRACE",
+        "nc1_trace_debiased": "robust_nc.geometry.measures:NC1_TRACE_DEBIASED",
+        "nc1_trace_landed": "robust_nc.geometry.measures:NC1_TRACE_LANDED",
+        "nc1_trace_landed_null": "robust_nc.geometry.measures:NC1_TRACE_LANDED_NULL",
+        "nc1_trace_leap_null": "robust_nc.geometry.measures:NC1_TRACE_LEAP_NULL",
+        "nc1_unscaled": "robust_nc.geometry.measures:NC1_UNSCALED",
+        "nc2_angle": "robust_nc.geometry.measures:NC2_ANGLE",
+        "nc2_angle_head": "robust_nc.geometry.measures:NC2_ANGLE_HEAD",
+        "nc2_angle_w": "robust_nc.geometry.measures:NC2_ANGLE_W",
+        "nc2_gram": "robust_nc.geometry.measures:NC2_GRAM",
+        "nc2_gram_head": "robust_nc.geometry.measures:NC2_GRAM_HEAD",
+        "nc2_gram_w": "robust_nc.geometry.measures:NC2_GRAM_W",
+        "nc2_norm": "robust_nc.geometry.measures:NC2_NORM",
+        "nc2_norm_head": "robust_nc.geometry.measures:NC2_NORM_HEAD",
+        "nc2_norm_w": "robust_nc.geometry.measures:NC2_NORM_W",
+        "nc2_target": "robust_nc.geometry.measures:NC2_TARGET",
+        "nc2_target_raw": "robust_nc.geometry.measures:NC2_TARGET_RAW",
+        "nc3": "robust_nc.geometry.measures:NC3",
+        "nc3_raw": "robust_nc.geometry.measures:NC3_RAW",
+        "nc3_w": "robust_nc.geometry.measures:NC3_W",
+        "nc4": "robust_nc.geometry.measures:NC4",
+        "ncc": "robust_nc.geometry.measures:NCC",
+        "nearest_share": "robust_nc.geometry.measures:NEAREST_SHARE",
+        "off_edge": "robust_nc.geometry.measures:OFF_EDGE",
+        "t_selected": "robust_nc.geometry.measures:T_SELECTED",
+        "vci": "robust_nc.geometry.measures:VCI",
+    },
+)

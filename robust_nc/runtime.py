@@ -93,8 +93,9 @@ def untouched(model: nn.Module, *, training: bool | None = False) -> Iterator[No
     flags = [module.training for module in modules]
     parameters = list(model.parameters())
     wanted = [parameter.requires_grad for parameter in parameters]
-    buffers = list(model.buffers())
-    kept = [buffer.detach().clone() for buffer in buffers]
+    # The tables too, not the values only: a forward may put another tensor in a buffer's place.
+    tables = [dict(module._buffers) for module in modules]
+    kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
         for parameter in parameters:
             parameter.requires_grad_(False)
@@ -106,6 +107,8 @@ def untouched(model: nn.Module, *, training: bool | None = False) -> Iterator[No
             module.training = flag
         for parameter, flag in zip(parameters, wanted, strict=True):
             parameter.requires_grad_(flag)
-        with torch.no_grad():
-            for buffer, value in zip(buffers, kept, strict=True):
-                buffer.copy_(value)
+        for module, table in zip(modules, tables, strict=True):
+            module._buffers.clear()
+            module._buffers.update(table)
+        for buffer, value in kept:
+            buffer.data.copy_(value)  # past autograd: a graph made before the attack stays valid

@@ -5,9 +5,10 @@
 []
 """
 
+import shutil
 from pathlib import Path
 
-from robust_nc.exceptions import RecordError
+from robust_nc.exceptions import RecordError, StorageError
 from robust_nc.record import Stored, read_record
 
 # Under these folders lie files that are no records.
@@ -45,3 +46,13 @@ def read_all(root: Path) -> list[Stored]:
         and not any(part.startswith(".") for part in path.relative_to(root).parts)
     )
     return [read_record(path) for path in paths]
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder and all in it, if it is there."""
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise StorageError(f"cannot remove {folder}: {error.strerror or error}") from error

@@ -26,7 +26,12 @@ Rows = Float[Tensor, "n d"]
 
 
 class Norm(Protocol):
-    """What a norm must answer for flattened perturbations `(N, D)`."""
+    """What a norm must answer for flattened perturbations `(N, D)`.
+
+    `accumulates`: rounding of single values can add up to more than the ball's slack.
+    """
+
+    accumulates: ClassVar[bool]
 
     def size(self, delta: Rows) -> Float[Tensor, " n"]:
         """Norm of each row."""
@@ -43,6 +48,8 @@ class Norm(Protocol):
 
 class Linf:
     """Largest absolute change of any value."""
+
+    accumulates: ClassVar[bool] = False
 
     def size(self, delta: Rows) -> Float[Tensor, " n"]:
         """Maximum norm."""
@@ -64,9 +71,12 @@ class Linf:
 class L2:
     """Euclidean norm."""
 
+    accumulates: ClassVar[bool] = False
+
     def size(self, delta: Rows) -> Float[Tensor, " n"]:
         """Euclidean norm."""
-        return torch.linalg.vector_norm(delta, dim=1)
+        size: Tensor = torch.linalg.vector_norm(delta, dim=1)
+        return size
 
     def shrink(self, delta: Rows, eps: float) -> Rows:
         """Scale rows that are too long."""
@@ -87,19 +97,24 @@ class L2:
 class L1:
     """Sum of absolute changes."""
 
+    accumulates: ClassVar[bool] = True
+
     def size(self, delta: Rows) -> Float[Tensor, " n"]:
         """Sum of absolute values."""
         return delta.abs().sum(1)
 
     def shrink(self, delta: Rows, eps: float) -> Rows:
-        """Euclidean projection onto the L1 ball by sorting (Duchi et al., ICML 2008, figure 1)."""
-        magnitude = delta.abs()
+        """Euclidean projection onto the L1 ball by sorting (Duchi et al., ICML 2008, figure 1).
+
+        In float64: in float32 the error of the threshold, times D, exceeds a small eps.
+        """
+        magnitude = delta.double().abs()
         ordered = magnitude.sort(1, descending=True).values
         excess = ordered.cumsum(1) - eps
-        rank = torch.arange(1, delta.shape[1] + 1, device=delta.device, dtype=delta.dtype)
+        rank = torch.arange(1, delta.shape[1] + 1, device=delta.device)
         active = (ordered * rank > excess).sum(1, keepdim=True).clamp_min(1)
         threshold = (excess.gather(1, active - 1) / active).clamp_min(0)
-        return delta.sign() * (magnitude - threshold).clamp_min(0)
+        return delta.sign() * (magnitude - threshold).clamp_min(0).to(delta.dtype)
 
     def steepest(self, gradient: Rows) -> Rows:
         """All of the step into the coordinate of largest absolute gradient."""
@@ -127,7 +142,7 @@ class Ball:
     """
 
     norm: str
-    eps: float
+    eps: float | int
     bounds: tuple[float, float] = (0.0, 1.0)
 
     SLACK_RELATIVE: ClassVar[float] = 1e-6
@@ -156,7 +171,7 @@ class Ball:
         Clipping to the bounds moves each pixel towards its origin, so the result stays in the ball.
         """
         delta = NORMS[self.norm].shrink((points - origins).flatten(1), self.eps)
-        return (origins + delta.view_as(origins)).clamp(*self.bounds)
+        return self._moved(origins, delta)
 
     def sample(
         self, origins: Float[Tensor, "n c h w"], *, seed: int, ids: Int[Tensor, " n"], stream: str
@@ -164,7 +179,15 @@ class Ball:
         """Draw a point of the ball around each origin, keyed by (seed, stream, id)."""
         shape = (origins.shape[0], origins[0].numel() if len(origins) else 1)
         unit = NORMS[self.norm].sample(shape, seed, ids, stream)
-        return (origins + self.eps * unit.view_as(origins).to(origins.dtype)).clamp(*self.bounds)
+        return self._moved(origins, self.eps * unit.to(origins.dtype))
+
+    def _moved(self, origins: Float[Tensor, "n c h w"], delta: Rows) -> Float[Tensor, "n c h w"]:
+        delta = delta.view_as(origins)
+        points = origins + delta
+        if NORMS[self.norm].accumulates:  # round towards the origin, so that no value overshoots
+            over = (points - origins).abs() > delta.abs()
+            points = torch.where(over, torch.nextafter(points, origins), points)
+        return points.clamp(*self.bounds)
 
     def steepest(self, gradient: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         """Direction of norm one along which a linear function with this gradient grows fastest."""

@@ -1,0 +1,167 @@
+"""Several attacks as one: per example, the strongest member.
+
+>>> import torch
+>>> from robust_nc.threat import Ball
+>>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+>>> images, labels = torch.rand(5, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1])
+>>> attack = geometry_attack(steps=4, scale=logit_scale(model, images))
+>>> attack.run(
+...     model, images, labels, Ball("L2", 0.5), goal="maximise", seed=0, ids=torch.arange(5)
+... ).forwards.tolist()
+[12, 12, 12, 12, 12]
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from robust_nc.attacks.losses import margin
+from robust_nc.attacks.oracle import Oracle
+from robust_nc.attacks.pgd import PGD
+from robust_nc.attacks.work import check_inputs
+from robust_nc.exceptions import InputError
+from robust_nc.runtime import stream_key, untouched
+from robust_nc.threat import Ball
+from robust_nc.types import Attacked, CountedAttack, Goal, Images, Labels, Logits
+
+_MEDIAN_MARGIN = 5.0  # float32 cross-entropy has no gradient beyond a margin of about 18
+
+
+@dataclass(frozen=True)
+class Strongest:
+    """Per example, the point of the member that did best; passes of all members add up.
+
+    `goal="maximise"`: every member attacks every example, and the point of largest margin is
+    kept (towards the target, where there is one each), at one more forward per member.
+    `goal="flip"`: members take turns on the examples that none before has flipped, at one more
+    forward for each turn but the last.
+    """
+
+    attacks: tuple[CountedAttack, ...]
+
+    def __post_init__(self) -> None:
+        if not self.attacks:
+            raise InputError("an ensemble needs at least one attack, found none")
+
+    def __call__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        ball: Ball,
+        *,
+        goal: Goal = "flip",
+        targets: Tensor | None = None,
+        seed: int,
+        ids: Tensor,
+    ) -> Tensor:
+        """Return perturbed images, `(N, C, H, W)`."""
+        return self.run(
+            model, images, labels, ball, goal=goal, targets=targets, seed=seed, ids=ids
+        ).points
+
+    def run(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        ball: Ball,
+        *,
+        goal: Goal = "flip",
+        targets: Tensor | None = None,
+        seed: int,
+        ids: Tensor,
+    ) -> Attacked:
+        """Attack with every member, each with draws of its own, and count passes per example."""
+        check_inputs(images, labels, goal=goal, targets=targets, ids=ids)
+
+        def attack(turn: int, rows: Tensor) -> Attacked:
+            return self.attacks[turn].run(
+                model,
+                images[rows],
+                labels[rows],
+                ball,
+                goal=goal,
+                targets=None if targets is None else targets[rows],
+                seed=stream_key(seed, "member", turn),
+                ids=ids[rows],
+            )
+
+        turns = range(len(self.attacks))
+        if goal == "flip":
+            return _first_flip(model, images, labels, [partial(attack, turn) for turn in turns])
+        everyone = torch.arange(len(images), device=images.device)
+        results = [attack(turn, everyone) for turn in turns]
+        return _largest_margin(model, labels, targets, results)
+
+
+def geometry_attack(*, steps: int = 20, restarts: int = 1, scale: float = 1.0) -> Strongest:
+    """The attack of the geometry: PGD on CE of logits over `scale`, and PGD on the margin.
+
+    With `scale` from `logit_scale` it is blind to the scale of the logits.
+    """
+    return Strongest(
+        (
+            PGD(steps=steps, restarts=restarts, scale=scale),
+            PGD(steps=steps, restarts=restarts, loss="margin"),
+        )
+    )
+
+
+def logit_scale(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> float:
+    """Divide logits by this, and the median margin of clean images `(N, C, H, W)` is 5.
+
+    The margin is the largest logit minus the second; 1.0 where its median is zero, or without
+    images.
+    """
+    oracle = Oracle(model)
+    with untouched(model):
+        top = [oracle.logits(part).topk(2, 1).values for part in torch.split(images, batch_size)]
+    oracle.check()
+    margins = torch.cat(top)
+    median = float((margins[:, 0] - margins[:, 1]).median()) if len(margins) else 0.0
+    return median / _MEDIAN_MARGIN if median > 0 else 1.0
+
+
+def _first_flip(
+    model: nn.Module, images: Images, labels: Labels, turns: list[Callable[[Tensor], Attacked]]
+) -> Attacked:
+    points, rows = images.clone(), torch.arange(len(images), device=images.device)
+    forwards, backwards = torch.zeros_like(labels), torch.zeros_like(labels)
+    for turn in turns:
+        result = turn(rows)
+        points[rows] = result.points
+        forwards[rows] += result.forwards
+        backwards[rows] += result.backwards
+        if turn is not turns[-1]:
+            holds = _logits(model, result.points).argmax(1) == labels[rows]
+            forwards[rows] += 1
+            rows = rows[holds]
+        if not len(rows):
+            break
+    return Attacked(points, forwards, backwards)
+
+
+def _largest_margin(
+    model: nn.Module, labels: Labels, targets: Tensor | None, results: list[Attacked]
+) -> Attacked:
+    towards = targets if targets is None or targets.ndim == 1 else None
+    values = [margin(_logits(model, r.points), labels, towards, None) for r in results]
+    best = torch.stack(values).argmax(0)
+    points = torch.stack([result.points for result in results])
+    return Attacked(
+        points[best, torch.arange(len(best), device=best.device)],
+        torch.stack([result.forwards for result in results]).sum(0) + len(results),
+        torch.stack([result.backwards for result in results]).sum(0),
+    )
+
+
+def _logits(model: nn.Module, points: Images) -> Logits:
+    oracle = Oracle(model)
+    with untouched(model):
+        logits = oracle.logits(points)
+    oracle.check()
+    return logits

@@ -1,0 +1,110 @@
+"""What an attack may ask a model: logits, and gradients with respect to the images.
+
+>>> import torch
+>>> oracle = Oracle(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)))
+>>> answer = oracle.gradient(torch.rand(2, 1, 8, 8), lambda logits: logits[:, 0])
+>>> answer.gradient.shape, oracle.drain()
+(torch.Size([2, 1, 8, 8]), Passes(forwards=1, backwards=1))
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from robust_nc.exceptions import InputError
+from robust_nc.types import Images, Logits
+
+
+class Gradient(NamedTuple):
+    """Losses `(S,)`, logits `(S, K)`, and the gradient of each loss by its image."""
+
+    values: Tensor
+    logits: Tensor
+    gradient: Tensor
+
+
+class Passes(NamedTuple):
+    """Passes through the model, per slot."""
+
+    forwards: int
+    backwards: int
+
+
+class Oracle:
+    """A model that answers for one point per slot, and counts: a gradient is one pass each way.
+
+    The shape of the logits is checked when they first come; that all were finite, in `check`.
+    """
+
+    def __init__(self, model: nn.Module, labels: Tensor | None = None) -> None:
+        self._model = model
+        self._labels = labels
+        self._finite: Tensor | None = None
+        self._forwards = 0
+        self._backwards = 0
+
+    def logits(self, points: Images) -> Logits:
+        """Logits of the points, without a graph."""
+        with torch.no_grad():
+            return self._forward(points)
+
+    def gradient(self, points: Images, loss: Callable[[Tensor], Tensor]) -> Gradient:
+        """Losses of the points, and their gradients by the points (never by the parameters).
+
+        `loss` maps logits `(S, K)` to values `(S,)`. Entries that are not numbers become zero.
+        """
+        leaf = points.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = self._forward(leaf)
+            values = loss(logits)
+            gradient = None
+            if values.requires_grad:
+                (gradient,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
+        if gradient is None:
+            raise InputError(
+                "the logits do not depend on the images in a way that can be differentiated; "
+                "remove detach, no_grad or rounding from the model, or use an attack without "
+                "gradients"
+            )
+        self._backwards += 1
+        return Gradient(values.detach(), logits.detach(), gradient.nan_to_num())
+
+    def drain(self) -> Passes:
+        """Return the passes since the last call."""
+        passes = Passes(self._forwards, self._backwards)
+        self._forwards = self._backwards = 0
+        return passes
+
+    def check(self) -> None:
+        """Raise `InputError` if any logit was not finite (waits for the device)."""
+        if self._finite is not None and not bool(self._finite):
+            raise InputError(
+                "the model returned logits that are NaN or infinite; "
+                "check its weights and the range of the images"
+            )
+
+    def _forward(self, points: Tensor) -> Tensor:
+        logits: Tensor = self._model(points)
+        if self._finite is None:
+            self._check_shape(logits, len(points))
+        logits = logits.float()
+        finite = logits.detach().isfinite().all()
+        self._finite = finite if self._finite is None else self._finite & finite
+        self._forwards += 1
+        return logits
+
+    def _check_shape(self, logits: object, count: int) -> None:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != count:
+            raise InputError(f"the model must return logits (N, K), N = {count}, found {shape}")
+        if logits.shape[1] < 2:
+            raise InputError(f"the model must return 2 logits or more per image, found {shape}")
+        if self._labels is not None and self._labels.numel():
+            low, high = int(self._labels.min()), int(self._labels.max())
+            if low < 0 or high >= logits.shape[1]:
+                raise InputError(
+                    f"labels and targets must lie in 0..{logits.shape[1] - 1}, the model's "
+                    f"classes, found {low}..{high}"
+                )

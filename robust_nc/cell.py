@@ -1,0 +1,152 @@
+"""One cell of a suite: train, attack, measure, record. What is there already is not done again."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from torch import nn
+
+from robust_nc.config import RunConfig, training_id
+from robust_nc.data.base import Split
+from robust_nc.data.load import read_split, to_unit
+from robust_nc.evaluation import Outcome, evaluate
+from robust_nc.profiling import profile_cell, sweep_rows
+from robust_nc.record import tidy, write_record, write_rows
+from robust_nc.recording import Made, make_record
+from robust_nc.runtime import default_device
+from robust_nc.store import checkpoint_folder, record_path, rows_path
+from robust_nc.suite import Cell
+from robust_nc.training.progress import TrainEvent, describe_event
+from robust_nc.training.run import Trained, train_cell
+from robust_nc.training.watch import VALIDATION_EXAMPLES
+
+
+class CellEvent(NamedTuple):
+    """Where a cell stands: the share done of its current stage, and a line to show."""
+
+    cell: str
+    share: float
+    status: str
+
+
+class CellResult(NamedTuple):
+    """What the driver shows of a finished cell; accuracies in [0, 1]."""
+
+    cell: str
+    model: str
+    seed: int
+    clean: float
+    robust: float
+    seconds: float
+
+
+Report = Callable[[CellEvent], None]
+
+
+def run_cells(
+    cells: tuple[Cell, ...], suite: str, out: Path, root: Path | None, *, report: Report
+) -> list[CellResult]:
+    """Run cells that share their weights, one after the other."""
+    return [run_cell(cell, suite, out, root, report=report) for cell in cells]
+
+
+def run_cell(cell: Cell, suite: str, out: Path, root: Path | None, *, report: Report) -> CellResult:
+    """Train (or resume, or take the finished checkpoint), attack, measure, and write the record."""
+    config, clock = cell.config, _Clock()
+    folder = checkpoint_folder(out, training_id(config))
+
+    def on_epoch(event: TrainEvent) -> None:
+        report(CellEvent(cell.id, event.share, describe_event(event)))
+
+    trained = train_cell(config, root=root, folder=folder, device=default_device(), report=on_epoch)
+    clock.stage("train")
+    test = read_split(config.data.dataset, "test", root=root, limit=config.data.test_limit)
+    best = _judge(trained.best, test, config, cell.id, report)
+    last = _judge(trained.last, test, config, cell.id, report)
+    clock.stage("attack")
+    rows = _measure(trained, test, cell, report)
+    clock.stage("measure")
+    file = write_rows(rows_path(out, cell.model, cell.id), rows)
+    made = Made(trained, test, best, last, rows, file, folder, clock.seconds)
+    record = make_record(cell, suite, made)
+    write_record(record_path(out, cell.model, cell.id), record)
+    clean, robust = record.scores["clean"].value, record.scores["robust"].value
+    return CellResult(cell.id, cell.model, config.seed, clean, robust, sum(clock.seconds.values()))
+
+
+class _Clock:
+    """Seconds per stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.monotonic()
+
+    def stage(self, name: str) -> None:
+        now = time.monotonic()
+        self.seconds[name] = round(now - self._began, 3)
+        self._began = now
+
+
+def _judge(model: nn.Module, test: Split, config: RunConfig, cell: str, report: Report) -> Outcome:
+    """Make the verdict on the first examples of test."""
+
+    def show(done: int, total: int, robust: int) -> None:
+        status = f"attack {done} of {total}, robust {robust / done:.1%}"
+        report(CellEvent(cell, done / total, status))
+
+    settings = config.evaluation
+    count = settings.examples or len(test.labels)
+    return evaluate(
+        model,
+        to_unit(test.images[:count]),
+        test.labels[:count],
+        config.threat.ball(),
+        protocol=settings.protocol,
+        seed=config.seed,
+        batch_size=settings.batch_size,
+        report=show,
+    )
+
+
+def _measure(trained: Trained, test: Split, cell: Cell, report: Report) -> pd.DataFrame:
+    """Geometry of the last weights, accuracy against eps, and the curves of the training."""
+
+    def show(share: float, status: str) -> None:
+        report(CellEvent(cell.id, share, status))
+
+    config = cell.config
+    geometry = profile_cell(trained.last, trained.train, test, config, report=show)
+    sweep = sweep_rows(trained.best, test, config)
+    sizes = {
+        "train": min(config.train.collapse_examples, len(trained.train.labels)),
+        "validation": min(VALIDATION_EXAMPLES, len(trained.validation.labels)),
+    }
+    curves = [row for entry in trained.history for row in _curve_rows(entry, sizes)]
+    return tidy([*geometry, *sweep, *curves])
+
+
+# Keys of the training log, and where their values stand in the tidy rows.
+_CURVES: dict[str, dict[str, Any]] = {
+    "nc1_trace": {"tap": "penultimate", "grouping": "true", "measure": "nc1_trace"},
+    "nc2_angle": {"tap": "penultimate", "grouping": "true", "measure": "nc2_angle"},
+    "train_accuracy": {"measure": "accuracy"},
+    "validation_clean": {"measure": "accuracy", "split": "validation"},
+    "validation_attacked": {
+        "measure": "accuracy",
+        "split": "validation",
+        "condition": "attacked",
+    },
+}
+
+
+def _curve_rows(entry: dict[str, Any], sizes: dict[str, int]) -> list[dict[str, Any]]:
+    """Turn one epoch of the training log into rows; `sizes` are examples by split."""
+    common = {"tap": "output", "condition": "clean", "split": "train", "epoch": entry["epoch"]}
+    rows = [
+        common | place | {"value": float(entry[key])}
+        for key, place in _CURVES.items()
+        if entry.get(key) is not None
+    ]
+    return [row | {"n": sizes[row["split"]]} for row in rows]

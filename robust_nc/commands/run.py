@@ -1,0 +1,108 @@
+"""`robust-nc run`: a suite with progress on stderr and its table on stdout."""
+
+from pathlib import Path
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from robust_nc.cell import CellEvent, CellResult
+from robust_nc.exceptions import ConfigError
+from robust_nc.report.table import format_table, leaderboard
+from robust_nc.runner import Hooks, Overwrite, SuiteReport, run_suite
+from robust_nc.store import read_all
+from robust_nc.suite import Suite, read_suite
+
+
+def run_command(
+    name: str, out: Path | None, overwrite: Overwrite, workers: int | None, stderr: Console
+) -> int:
+    """Run a suite, show it, and return the exit code."""
+    if workers is not None and workers < 1:
+        raise ConfigError(f"--workers must be at least 1, found {workers}")
+    suite = read_suite(name)
+    place = out or Path("out") / suite.name
+    again = f"robust-nc run {name}" + (f" --out {out}" if out else "")
+    stderr.print(f"{suite.name}: {len(suite.cells)} cells into {place}", markup=False)
+    try:
+        with Screen(suite, stderr) as screen:
+            hooks = Hooks(screen.event, screen.result, screen.error)
+            report = run_suite(suite, place, hooks=hooks, overwrite=overwrite, workers=workers)
+    except KeyboardInterrupt:
+        stderr.print(f"interrupted; nothing finished is lost. Go on with: {again}", markup=False)
+        return 130
+    return _close(report, place, again, stderr)
+
+
+def _close(report: SuiteReport, place: Path, again: str, stderr: Console) -> int:
+    """Print the table and say what is missing."""
+    if report.kept or report.made:
+        print(format_table(leaderboard(read_all(place)), "table"))
+    kept, made = report.kept, len(report.made)
+    stderr.print(f"{made} cells made, {kept} kept, {len(report.failed)} failed", markup=False)
+    for cell in report.absent:
+        stderr.print(f"missing: {cell}", markup=False)
+    if report.failed:
+        stderr.print(f"try the failed cells again with: {again}", markup=False)
+    return 1 if report.failed or report.absent else 0
+
+
+class Screen:
+    """Bars for the suite and its running cells on a terminal; one line per cell elsewhere."""
+
+    def __init__(self, suite: Suite, console: Console) -> None:
+        self._names = {cell.id: f"{cell.model} seed {cell.config.seed}" for cell in suite.cells}
+        self._console = console
+        self._tasks: dict[str, TaskID] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._ended = 0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def event(self, event: CellEvent) -> None:
+        """Move the bar of a running cell."""
+        name = self._names[event.cell]
+        if event.cell not in self._tasks:
+            self._tasks[event.cell] = self._progress.add_task(name, total=1.0, status="")
+        self._progress.update(self._tasks[event.cell], completed=event.share, status=event.status)
+
+    def result(self, result: CellResult) -> None:
+        """Replace the bar of a finished cell by one line."""
+        self._drop(result.cell)
+        self._line(
+            f"{self._names[result.cell]}: clean {result.clean:.1%}, robust {result.robust:.1%}, "
+            f"{result.seconds:.0f} s"
+        )
+
+    def error(self, cell: str, message: str) -> None:
+        """Say why a cell failed."""
+        self._drop(cell)
+        self._line(f"{self._names[cell]} failed: {message}")
+
+    def _drop(self, cell: str) -> None:
+        if cell in self._tasks:
+            self._progress.remove_task(self._tasks.pop(cell))
+
+    def _line(self, text: str) -> None:
+        self._ended += 1
+        self._progress.console.print(
+            f"[{self._ended}/{len(self._names)}] {text}", markup=False, soft_wrap=True
+        )

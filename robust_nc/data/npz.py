@@ -1,0 +1,92 @@
+"""Arrays of your own: one `.npz` file with `x_train`, `y_train`, `x_test`, `y_test`.
+
+Images are uint8 in 0..255 or floats in [0, 1], `(N, H, W)`, `(N, H, W, C)` or `(N, C, H, W)`; the
+channel axis is the one of size 1 or 3. Labels are class numbers `(N,)`. Nothing is unpickled.
+
+In a suite: `dataset = { name = "npz", path = "mine.npz" }`.
+
+>>> channels_first(np.zeros((5, 8, 8, 3)), "x").shape
+(5, 3, 8, 8)
+"""
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robust_nc.checks import check_images, check_labels
+from robust_nc.data.base import SPLITS, DatasetInfo, Split, check_split, numbered
+from robust_nc.exceptions import DataError, InputError
+
+_CHANNELS = (1, 3)
+
+
+@dataclass(frozen=True)
+class Npz:
+    """A `.npz` file; a relative `path` starts at the working directory."""
+
+    path: str
+
+    def info(self, root: Path) -> DatasetInfo:
+        """Describe the data set from its labels and its test images; `root` is not used."""
+        labels = {split: self._labels(split) for split in SPLITS}
+        count = 1 + max(int(part.max()) for part in labels.values())
+        channels, height, width = self._images("test").shape[1:]
+        sizes = {split: len(part) for split, part in labels.items()}
+        names = tuple(str(index) for index in range(count))
+        return DatasetInfo("npz", count, (channels, height, width), names, sizes)
+
+    def read(self, split: str, root: Path) -> Split:
+        """Read a split as it is stored: bytes, or float32 in [0, 1]; `root` is not used."""
+        check_split(split)
+        images, labels = self._images(split), self._labels(split)
+        return numbered(images, check_labels(labels, len(images), what=f"y_{split}"))
+
+    def _images(self, split: str) -> Tensor:
+        what = f"x_{split} of {self.path}"
+        array = channels_first(self._array(f"x_{split}"), what)
+        if array.dtype == np.uint8:
+            return torch.from_numpy(np.ascontiguousarray(array))
+        return check_images(array, what=what)
+
+    def _labels(self, split: str) -> Tensor:
+        array = self._array(f"y_{split}")
+        return check_labels(array, len(array), what=f"y_{split} of {self.path}")
+
+    def _array(self, key: str) -> np.ndarray:
+        path = Path(self.path).expanduser()
+        try:
+            with path.open("rb") as file:
+                archive = np.load(file, allow_pickle=False)
+                if isinstance(archive, np.ndarray):
+                    raise DataError(f"{path} is a single array; save several with numpy.savez")
+                if key not in archive:
+                    raise DataError(
+                        f"{path} has no {key}; x_train, y_train, x_test and y_test are needed, "
+                        f"found {', '.join(archive) or 'nothing'}"
+                    )
+                array: np.ndarray = archive[key]
+        except FileNotFoundError:
+            raise DataError(f"npz file {path} is not there") from None
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(f"{path} cannot be read without unpickling: {error}") from None
+        if array.ndim == 0 or len(array) == 0:
+            raise DataError(f"{key} of {path} is empty")
+        return array
+
+
+def channels_first(array: np.ndarray, what: str) -> np.ndarray:
+    """Return images as `(N, C, H, W)`, or raise `InputError` where the channel axis is unclear."""
+    if array.ndim == 3:
+        return array[:, None]
+    if array.ndim != 4:
+        raise InputError(f"{what} must have 3 or 4 axes, found the shape {array.shape}")
+    before, after = array.shape[1] in _CHANNELS, array.shape[3] in _CHANNELS
+    if before == after:
+        why = "both axes 1 and 3 could be" if before else "neither axis 1 nor 3 is"
+        raise InputError(f"{what} has the shape {array.shape}: {why} the channels (size 1 or 3)")
+    return array if before else array.transpose(0, 3, 1, 2)

@@ -1,0 +1,143 @@
+"""What one attacked example did between two vertices: pure functions behind `leaps`.
+
+All of it comes from inner products with the centred vertices, so that the cost is two products
+with K rows however many edges are asked for.
+
+>>> import torch
+>>> frame = make_frame(torch.tensor([[0.0, 0], [4, 0]], dtype=torch.float64))
+>>> clean, attacked = torch.zeros(1, 2), torch.tensor([[1.0, 2.0]])
+>>> row = measure_rows(clean, attacked, torch.tensor([0]), torch.tensor([1]), None, frame)
+>>> float(row.t), float(row.off)
+(0.25, 0.5)
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from robust_nc.geometry.nearest import Centred, centre
+from robust_nc.geometry.simplex import squared_distances
+from robust_nc.types import Features, Labels, Vertices
+
+LANDING_QUANTILE = 0.95
+
+
+class Frame(NamedTuple):
+    """Centred vertices, and `squared` (K, K) |mu_i - mu_j|^2, NaN where there is no edge."""
+
+    centred: Centred
+    squared: Float64[Tensor, "k k"]
+
+
+def make_frame(vertices: Vertices) -> Frame:
+    """Prepare vertices `(K, D)` float64; a class without one is a row of NaN."""
+    centred = centre(vertices)
+    squared = squared_distances(centred.rows @ centred.rows.T)
+    absent = torch.isinf(centred.bias)
+    squared[absent] = squared[:, absent] = torch.nan
+    return Frame(centred, squared.fill_diagonal_(torch.nan))
+
+
+class Row(NamedTuple):
+    """What is kept of each example, `(n,)` each: a few numbers, never features."""
+
+    labels: Tensor
+    origin: Tensor
+    destination: Tensor
+    clean_distance: Tensor
+    attacked_distance: Tensor
+    moved: Tensor
+    t: Tensor
+    off: Tensor
+    t_selected: Tensor
+    flipped: Tensor
+
+
+class Place(NamedTuple):
+    """Features seen from the vertices: inner products `(n, K)`, nearest vertex, distance to it."""
+
+    inner: Float64[Tensor, "n k"]
+    nearest: Labels
+    distance: Float64[Tensor, " n"]
+
+
+def _place(features: Features, centred: Centred) -> Place:
+    shifted = features - centred.shift
+    inner = shifted @ centred.rows.T
+    best = (inner + centred.bias).max(1)
+    size = torch.linalg.vector_norm(shifted, dim=1).square()
+    return Place(inner, best.indices, (size - 2 * best.values).clamp_min(0).sqrt())
+
+
+def measure_rows(
+    clean: Features,
+    attacked: Features,
+    labels: Labels,
+    destinations: Labels | None,
+    flipped: Tensor | None,
+    frame: Frame,
+) -> Row:
+    """Measure some examples in float64.
+
+    With e = mu_b - mu_a: t = <h' - h, e> / |e|^2, off^2 = (|h' - h|^2 - t^2 |e|^2) / |e|^2.
+    """
+    before, after = _place(clean, frame.centred), _place(attacked, frame.centred)
+    inner = after.inner - before.inner
+    moved = torch.linalg.vector_norm(attacked.double() - clean, dim=1)
+
+    def along(end: Tensor) -> tuple[Tensor, Tensor]:
+        squared = frame.squared[before.nearest, end]
+        ends = torch.stack([end, before.nearest], 1)
+        far, near = inner.gather(1, ends).unbind(1)
+        return (far - near) / squared, squared
+
+    t = off = torch.full_like(moved, torch.nan)
+    if destinations is not None:
+        t, squared = along(destinations)
+        off = (moved.square() / squared - t.square()).clamp_min(0).sqrt()
+    return Row(
+        labels=labels,
+        origin=before.nearest,
+        destination=after.nearest,
+        clean_distance=before.distance,
+        attacked_distance=after.distance,
+        moved=moved,
+        t=t,
+        off=off,
+        t_selected=along(after.nearest)[0],
+        flipped=torch.zeros_like(labels, dtype=torch.bool) if flipped is None else flipped.bool(),
+    )
+
+
+def no_rows(frame: Frame) -> Row:
+    """Return the row of no example."""
+    nobody = torch.zeros(0, dtype=torch.int64, device=frame.squared.device)
+    return measure_rows(frame.centred.rows[:0], frame.centred.rows[:0], nobody, nobody, None, frame)
+
+
+def landing_radii(row: Row, num_classes: int) -> Float64[Tensor, " k"]:
+    """95th percentile of the clean distances of each class; NaN for a class without any."""
+    own = row.origin == row.labels
+    ordered = row.clean_distance[own].sort()
+    by_class = row.labels[own][ordered.indices].argsort(stable=True)
+    distances = ordered.values[by_class]
+    counts = torch.bincount(row.labels[own], minlength=num_classes)
+    first = counts.cumsum(0) - counts
+    place = LANDING_QUANTILE * (counts - 1).clamp_min(0).double()
+    if not len(distances):
+        return torch.full_like(place, torch.nan)
+    last = len(distances) - 1
+    low = distances[(first + place.floor().long()).clamp_max(last)]
+    high = distances[(first + place.ceil().long()).clamp_max(last)]
+    radii = low + (high - low) * place.frac()
+    return torch.where(counts > 0, radii, torch.nan)
+
+
+def row_entropies(matrix: Tensor) -> tuple[float | None, ...]:
+    """Entropy in nats of where the leaps from each vertex go; None without leaps."""
+    leaps = matrix.double() - torch.diag(matrix.diagonal()).double()
+    shares = leaps / leaps.sum(1, keepdim=True)
+    entropy = torch.special.entr(shares).sum(1)
+    return tuple(None if value != value else value for value in entropy.tolist())

@@ -1,0 +1,253 @@
+"""Where an attacked example goes: onto which vertex, how far along the edge, how far off it.
+
+For one tap, a is the nearest vertex of the clean example and b' that of its attacked twin, both
+against the same clean vertices; b is a class that does not depend on the tap: the target, or else
+the network's attacked prediction.
+
+>>> import torch
+>>> vertices = torch.tensor([[0.0, 0], [4, 0]])
+>>> clean, labels = torch.tensor([[0.0, 1], [0, -1]]), torch.tensor([0, 0])
+>>> attacked = clean + torch.tensor([[3.0, 0], [0, 0]])
+>>> leaps = measure_leaps(clean, attacked, labels, vertices, destinations=torch.tensor([1, 1]))
+>>> leaps.leap_rate, leaps.t.tolist(), leaps.off_edge
+(0.5, [0.75, 0.0], 0.0)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robust_nc.checks import check_labels
+from robust_nc.exceptions import InputError
+from robust_nc.geometry.inputs import as_features, as_vertices, check_features
+from robust_nc.geometry.landing import (
+    Frame,
+    Row,
+    landing_radii,
+    make_frame,
+    measure_rows,
+    no_rows,
+    row_entropies,
+)
+from robust_nc.geometry.moments import blocks
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Leaps:
+    """Leaps of one tap; `None` with a reason in `notes` where there is no value.
+
+    - `leap_rate`: share of examples with b' != a; `matrix` (K, K) int64 counts T[a, b'].
+    - `row_entropy`: per a, entropy in nats of b' among the leaps from a (None without leaps);
+      `mean_row_entropy` weights by leaps. `nearest_share`: share of leaps onto the vertex nearest
+      to that of a.
+    - `t` and `off_edges` (M,): landing fraction and off-edge residual of every example with b != a;
+      `landing_fraction`, `landing_median`, `off_edge` their mean, median, mean; `undefined` counts
+      the examples with b = a. `t_selected`: mean landing fraction towards b' of leaped examples,
+      selected by the outcome, hence only beside `landing_fraction`.
+    - `landed`: share of leaped examples no further from mu_b' than the 95th percentile of the clean
+      distances of class b', those of the clean examples with label b' and nearest vertex b' (and a
+      millionth of an edge, for rounding); leaps onto a class without any such are not counted.
+    - `displacement`: mean |h' - h| over the mean distance between vertices.
+    - `agreement`: among examples that leaped or whose prediction flipped, share that did both.
+    - `labels`, `origin` a, `destination` b' (N,), for leap layers and null models.
+    """
+
+    leap_rate: float | None
+    mean_row_entropy: float | None
+    nearest_share: float | None
+    landing_fraction: float | None
+    landing_median: float | None
+    off_edge: float | None
+    t_selected: float | None
+    landed: float | None
+    displacement: float | None
+    agreement: float | None
+    num_examples: int
+    undefined: int
+    row_entropy: tuple[float | None, ...]
+    matrix: Tensor
+    t: Tensor
+    off_edges: Tensor
+    labels: Tensor
+    origin: Tensor
+    destination: Tensor
+    notes: Mapping[str, str]
+
+    def measures(self) -> dict[str, float | None]:
+        """All scalar measures by name."""
+        return {name: getattr(self, name) for name in MEASURES}
+
+
+MEASURES = (
+    "leap_rate",
+    "mean_row_entropy",
+    "nearest_share",
+    "landing_fraction",
+    "landing_median",
+    "off_edge",
+    "t_selected",
+    "landed",
+    "displacement",
+    "agreement",
+)
+_ROUNDING = 1e-6
+_NO_EXAMPLES = "undefined: no examples"
+_NO_LEAPS = "undefined: no example leaped"
+_NO_EDGES = "needs destinations that differ from the nearest clean vertex"
+_NOTES = {
+    "leap_rate": _NO_EXAMPLES,
+    "mean_row_entropy": _NO_LEAPS,
+    "nearest_share": _NO_LEAPS,
+    "landing_fraction": _NO_EDGES,
+    "landing_median": _NO_EDGES,
+    "off_edge": _NO_EDGES,
+    "t_selected": "needs destinations, to stand beside landing_fraction, and leaps",
+    "landed": "undefined: no leap onto a class with clean examples at its vertex",
+    "displacement": "undefined: no examples, or all vertices coincide",
+    "agreement": "needs flipped predictions, and a leap or a flip",
+}
+
+
+class LeapMeter:
+    """Accumulates leaps against vertices `(K, D)`; a class without a vertex is a row of NaN."""
+
+    def __init__(self, vertices: Tensor) -> None:
+        self.vertices = as_vertices(vertices)
+        self._frame = make_frame(self.vertices)
+        self._rows: list[Row] = []
+        self._destined = False
+        self._predicted = False
+
+    def update(
+        self,
+        clean: Tensor,
+        attacked: Tensor,
+        labels: Tensor,
+        destinations: Tensor | None = None,
+        *,
+        flipped: Tensor | None = None,
+    ) -> None:
+        """Add clean and attacked features `(n, D)` of the same examples with labels `(n,)`.
+
+        `destinations` (n,): targets, or attacked predictions. `flipped` (n,) bool: whether the
+        network's prediction changed.
+        """
+        groups, dim = self.vertices.shape
+        check_features(clean, "clean", dim=dim)
+        check_features(attacked, "attacked", dim=dim)
+        if len(attacked) != len(clean):
+            raise InputError(f"found {len(clean)} clean and {len(attacked)} attacked examples")
+        device, count = self.vertices.device, len(clean)
+        labels = check_labels(labels, count, groups).to(device)
+        if destinations is not None:
+            destinations = check_labels(destinations, count, groups, what="destinations")
+            destinations = destinations.to(device)
+            self._destined = True
+        if flipped is not None:
+            if flipped.shape != labels.shape:
+                raise InputError(
+                    f"flipped must have shape ({count},), found {tuple(flipped.shape)}"
+                )
+            self._predicted = True
+        for rows in blocks(count, dim, scale=4):
+            self._rows.append(
+                measure_rows(
+                    clean[rows].detach().to(device),
+                    attacked[rows].detach().to(device),
+                    labels[rows],
+                    None if destinations is None else destinations[rows],
+                    None if flipped is None else flipped[rows].to(device),
+                    self._frame,
+                )
+            )
+
+    def merge(self, other: "LeapMeter") -> "LeapMeter":
+        """Append what another meter of the same vertices has seen; in place, returns self."""
+        theirs = other.vertices.to(self.vertices.device)
+        if not torch.equal(self.vertices.nan_to_num(), theirs.nan_to_num()):
+            raise InputError("cannot merge leaps measured against different vertices")
+        device = self.vertices.device
+        self._rows += [Row(*(column.to(device) for column in row)) for row in other._rows]
+        self._destined |= other._destined
+        self._predicted |= other._predicted
+        return self
+
+    def compute(self) -> Leaps:
+        """Return the measures of everything seen."""
+        rows = self._rows or [no_rows(self._frame)]
+        row = Row(*(torch.cat(column) for column in zip(*rows, strict=True)))
+        return summarise(row, self._frame, destined=self._destined, predicted=self._predicted)
+
+
+def _mean(values: Tensor) -> float | None:
+    return float(values.double().mean()) if values.numel() else None
+
+
+def summarise(row: Row, frame: Frame, *, destined: bool, predicted: bool) -> Leaps:
+    """Compute the measures from what is kept of each example."""
+    groups = len(frame.squared)
+    leaped = row.origin != row.destination
+    pairs = torch.bincount(row.origin * groups + row.destination, minlength=groups * groups)
+    matrix = pairs.view(groups, groups)
+    scale = frame.squared.sqrt().nanmean()
+    neighbour = frame.squared.nan_to_num(torch.inf, posinf=torch.inf).argmin(1)
+    on_edge = torch.isfinite(row.t)
+    radius = landing_radii(row, groups)[row.destination]
+    near = row.attacked_distance <= radius + _ROUNDING * scale
+    entropies = row_entropies(matrix)
+    leaps_per_row = (matrix.sum(1) - matrix.diagonal()).tolist()
+    weighted = [e * n for e, n in zip(entropies, leaps_per_row, strict=True) if e is not None]
+    t, selected = row.t[on_edge], row.t_selected[leaped & torch.isfinite(row.t_selected)]
+    values: dict[str, float | None] = {
+        "leap_rate": _mean(leaped),
+        "mean_row_entropy": sum(weighted) / sum(leaps_per_row) if weighted else None,
+        "nearest_share": _mean((neighbour[row.origin] == row.destination)[leaped]),
+        "landing_fraction": _mean(t),
+        "landing_median": float(t.quantile(0.5)) if len(t) else None,
+        "off_edge": _mean(row.off[on_edge]),
+        "t_selected": _mean(selected) if destined else None,
+        "landed": _mean(near[leaped & torch.isfinite(radius)]),
+        "displacement": _mean(row.moved / scale) if scale > 0 else None,
+        "agreement": _mean((leaped & row.flipped)[leaped | row.flipped]) if predicted else None,
+    }
+    return Leaps(
+        **values,
+        num_examples=len(leaped),
+        undefined=int((~on_edge).sum()) if destined else 0,
+        row_entropy=entropies,
+        matrix=matrix,
+        t=t,
+        off_edges=row.off[on_edge],
+        labels=row.labels,
+        origin=row.origin,
+        destination=row.destination,
+        notes={name: _NOTES[name] for name in MEASURES if values[name] is None},
+    )
+
+
+def measure_leaps(
+    clean: Any, attacked: Any, labels: Any, vertices: Any, *, destinations: Any = None
+) -> Leaps:
+    """Measure leaps between clean and attacked features `(N, D)` of the same examples.
+
+    `labels` (N,) integers; `vertices` (K, D) clean class means (`Moments.means`); `destinations`
+    (N,): targets of a targeted attack, else the network's attacked predictions; without them there
+    is no landing fraction. NumPy or torch. Raises `InputError` for shapes that do not agree, labels
+    out of range, and values that are not finite.
+    """
+    clean, attacked = as_features(clean, "clean"), as_features(attacked, "attacked")
+    if clean.shape != attacked.shape:
+        raise InputError(
+            "clean and attacked must be features of the same examples, "
+            f"found shapes {tuple(clean.shape)} and {tuple(attacked.shape)}"
+        )
+    meter = LeapMeter(as_vertices(vertices).to(clean.device))
+    count, groups = len(clean), len(meter.vertices)
+    labels = check_labels(labels, count, groups)
+    if destinations is not None:
+        destinations = check_labels(destinations, count, groups, what="destinations")
+    meter.update(clean, attacked, labels, destinations)
+    return meter.compute()

@@ -1,0 +1,86 @@
+"""What each measure is called in tables, what it says, and which way is better.
+
+`higher_is_better` is None where neither way is: a null model, or how far a leap went. For collapse
+measures lower means more collapsed, which is the sense the field sorts by.
+
+>>> NC1.name, NC1.higher_is_better
+('nc1', False)
+"""
+
+from typing import NamedTuple
+
+
+class Measure(NamedTuple):
+    """A registered measure: its column name, which way is better, a heading, one sentence."""
+
+    name: str
+    higher_is_better: bool | None
+    label: str
+    description: str
+
+
+NC1 = Measure("nc1", False, "NC1", "Tr(Sigma_W Sigma_B^+) / K'")
+NC1_UNSCALED = Measure("nc1_unscaled", False, "NC1 (unscaled)", "Tr(Sigma_W Sigma_B^+)")
+NC1_TRACE = Measure("nc1_trace", False, "NC1 (trace)", "tr Sigma_W / tr Sigma_B")
+NC1_TRACE_DEBIASED = Measure(
+    "nc1_trace_debiased", False, "NC1 (trace, debiased)", "trace ratio without sampling noise"
+)
+CDNV = Measure("cdnv", False, "CDNV", "class-distance normalised variance, mean over pairs")
+VCI = Measure("vci", False, "VCI", "variability collapse index: 0 is full collapse")
+NC2_NORM = Measure("nc2_norm", False, "NC2 norm", "spread of the norms of the centred means")
+NC2_NORM_W = Measure("nc2_norm_w", False, "NC2 norm (w)", "nc2_norm, centred at the global mean")
+NC2_NORM_HEAD = Measure("nc2_norm_head", False, "NC2 norm (head)", "nc2_norm of the head's rows")
+NC2_ANGLE = Measure("nc2_angle", False, "NC2 angle", "mean |cos_ij + 1/(K'-1)| of centred means")
+NC2_ANGLE_W = Measure("nc2_angle_w", False, "NC2 angle (w)", "nc2_angle, centred at global mean")
+NC2_ANGLE_HEAD = Measure("nc2_angle_head", False, "NC2 angle (head)", "nc2_angle of head's rows")
+NC2_TARGET = Measure("nc2_target", False, "NC2 target", "mean |cos_ij - S_ij|, both centred")
+NC2_TARGET_RAW = Measure(
+    "nc2_target_raw", False, "NC2 target (raw)", "mean |cos_ij - S_ij|, neither centred"
+)
+NC2_GRAM = Measure("nc2_gram", False, "NC2 Gram", "distance of the Gram matrix from a simplex's")
+NC2_GRAM_W = Measure("nc2_gram_w", False, "NC2 Gram (w)", "nc2_gram, centred at the global mean")
+NC2_GRAM_HEAD = Measure("nc2_gram_head", False, "NC2 Gram (head)", "nc2_gram of the head's rows")
+NC3 = Measure("nc3", False, "NC3", "squared distance of head and means, centred, of unit norm")
+NC3_W = Measure("nc3_w", False, "NC3 (w)", "nc3, means centred at the global mean")
+NC3_RAW = Measure("nc3_raw", False, "NC3 (raw)", "nc3, neither centred")
+NC4 = Measure("nc4", False, "NC4", "rate at which nearest vertex and network disagree")
+NCC = Measure("ncc", True, "NCC", "accuracy of the nearest-vertex classifier")
+
+NC1_CLEANREF = Measure(
+    "nc1_cleanref", False, "NC1 (clean vertices)", "nc1 around the clean class means"
+)
+NC1_LEAP_NULL = Measure(
+    "nc1_leap_null", None, "NC1 (leap null)", "nc1 with every example put exactly on its vertex"
+)
+NC1_TRACE_LEAP_NULL = Measure(
+    "nc1_trace_leap_null", None, "NC1 trace (leap null)", "nc1_trace of the leap null"
+)
+NC1_LANDED = Measure("nc1_landed", False, "NC1 (landed)", "nc1 grouped by nearest clean vertex")
+NC1_TRACE_LANDED = Measure(
+    "nc1_trace_landed", False, "NC1 trace (landed)", "nc1_trace grouped by nearest clean vertex"
+)
+NC1_LANDED_NULL = Measure(
+    "nc1_landed_null", None, "NC1 (landed, null)", "nc1_landed of isotropic noise of equal variance"
+)
+NC1_TRACE_LANDED_NULL = Measure(
+    "nc1_trace_landed_null", None, "NC1 trace (landed, null)", "trace form of nc1_landed_null"
+)
+
+LEAP_RATE = Measure("leap_rate", False, "leap rate", "share of examples at another vertex")
+MEAN_ROW_ENTROPY = Measure(
+    "mean_row_entropy", None, "leap entropy", "entropy in nats of where leaps from a vertex go"
+)
+NEAREST_SHARE = Measure(
+    "nearest_share", None, "nearest share", "share of leaps onto the neighbouring vertex"
+)
+LANDING_FRACTION = Measure(
+    "landing_fraction", False, "landing fraction", "mean way along the edge, 1 is the whole edge"
+)
+LANDING_MEDIAN = Measure("landing_median", False, "landing median", "median of landing fractions")
+OFF_EDGE = Measure("off_edge", None, "off edge", "mean distance from the edge, in edge lengths")
+T_SELECTED = Measure(
+    "t_selected", None, "t (selected)", "mean way towards the vertex where a leap ended"
+)
+LANDED = Measure("landed", None, "landed", "share of leaps that end as near as clean examples lie")
+DISPLACEMENT = Measure("displacement", False, "displacement", "mean move over mean edge length")
+AGREEMENT = Measure("agreement", None, "agreement", "share of leaps or flips that are both")

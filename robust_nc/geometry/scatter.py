@@ -1,0 +1,111 @@
+"""Total scatter, for the variability collapse index: the one place with a D x D matrix.
+
+>>> TotalScatter(4096).reason
+'needs D <= 2,048, found 4,096'
+"""
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from robust_nc.exceptions import InputError
+from robust_nc.geometry.inputs import check_features
+from robust_nc.geometry.moments import Groups, Moments, blocks
+
+MAX_DIM = 2048
+EXAMPLES_PER_DIM = 10
+
+
+class TotalScatter:
+    """Sum of (h - s)(h - s)^T in float64 around a shift s; holds nothing where D > 2,048."""
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+        self.count = 0
+        self._shift: Tensor | None = None
+        self._sums = torch.zeros(dim, dtype=torch.float64)
+        self._outer = torch.zeros(*(2 * [dim if dim <= MAX_DIM else 0]), dtype=torch.float64)
+
+    @property
+    def reason(self) -> str | None:
+        """Why `vci` has no value here, or None if it has."""
+        if self.dim > MAX_DIM:
+            return f"needs D <= {MAX_DIM:,}, found {self.dim:,}"
+        if self.count < EXAMPLES_PER_DIM * self.dim:
+            # With N <= D the total scatter spans every example and the index is 0 for any features.
+            return (
+                f"needs N >= {EXAMPLES_PER_DIM} D examples, found {self.count:,} for {self.dim:,}"
+            )
+        return None
+
+    def update(self, features: Tensor) -> None:
+        """Add features `(n, D)`."""
+        check_features(features, dim=self.dim)
+        if self.dim > MAX_DIM or not len(features):
+            return
+        features = features.detach()
+        if self._shift is None:
+            self._sums = self._sums.to(features.device)
+            self._outer = self._outer.to(features.device)
+            self._shift = features[next(blocks(len(features), self.dim))].double().mean(0)
+        for rows in blocks(len(features), self.dim):
+            shifted = features[rows].to(self._outer.device) - self._shift
+            self._sums += shifted.sum(0)
+            self._outer.addmm_(shifted.T, shifted)
+        self.count += len(features)
+
+    def merge(self, other: "TotalScatter") -> "TotalScatter":
+        """Add what another accumulator has seen; in place, returns self."""
+        if self.dim != other.dim:
+            raise InputError(f"cannot merge scatter of dim {other.dim} into {self.dim}")
+        if other._shift is None:
+            return self
+        if self._shift is None:
+            self._sums, self._outer = other._sums.clone(), other._outer.clone()
+            self._shift, self.count = other._shift, other.count
+            return self
+        device = self._outer.device
+        move = other._shift.to(device) - self._shift
+        sums = other._sums.to(device)
+        cross = torch.outer(sums, move)
+        self._outer += other._outer.to(device) + cross + cross.T
+        self._outer += other.count * torch.outer(move, move)
+        self._sums += sums + other.count * move
+        self.count += other.count
+        return self
+
+    def around(self, centre: Tensor, without: Tensor) -> Float64[Tensor, "d d"]:
+        """Sum of (h - centre)(h - centre)^T over all examples but those in the rows `without`."""
+        assert self._shift is not None
+        rest = without - self._shift
+        sums = self._sums - rest.sum(0)
+        move = self._shift - centre
+        cross = torch.outer(sums, move)
+        count = self.count - len(without)
+        return self._outer - rest.T @ rest + cross + cross.T + count * torch.outer(move, move)
+
+
+def variability_index(groups: Groups, total: Float64[Tensor, "d d"]) -> float:
+    """1 - Tr(Sigma_T^+ Sigma_Bn) / min(D, K'-1), in [0, 1] (Xu and Liu, 2023: VCI).
+
+    `total` is N Sigma_T over the examples of the groups. 0 is full collapse.
+    """
+    rows = groups.weighted_rows()
+    most = min(rows.shape[1], len(rows) - 1)
+    values, vectors = torch.linalg.eigh(total)
+    large = values > values[-1] * len(values) * torch.finfo(torch.float64).eps
+    if most < 1 or not bool((values[-1] > 0) & rows.any()):
+        return float("nan")
+    inside = (rows @ vectors[:, large]).square() / values[large]
+    return min(max(1 - float(groups.counts @ inside.sum(1)) / most, 0.0), 1.0)
+
+
+def vci(moments: Moments, scatter: TotalScatter) -> float:
+    """Variability index of the kept groups; lone examples are taken out of the scatter."""
+    lone, groups = moments.lone(), moments.groups()
+    if int(moments.counts.sum()) != scatter.count:
+        raise InputError(
+            f"the scatter has seen {scatter.count} examples and the moments "
+            f"{int(moments.counts.sum())}; update both with the same features"
+        )
+    return variability_index(groups, scatter.around(groups.centre + groups.offset, lone))

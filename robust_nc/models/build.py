@@ -1,0 +1,60 @@
+"""Build a classifier from its configuration and a seed.
+
+>>> from robust_nc.config import ModelConfig
+>>> model = build_model(ModelConfig(num_classes=3, image_shape=(1, 8, 8)), seed=1)
+>>> model.num_classes, model.taps[-1]
+(3, 'penultimate')
+"""
+
+import torch
+
+from robust_nc.config import ModelConfig, build
+from robust_nc.exceptions import ConfigError
+from robust_nc.models.backbones import Backbone
+from robust_nc.models.classifier import Classifier, Normalise
+from robust_nc.models.heads import Head
+from robust_nc.registry import BACKBONES, HEADS
+from robust_nc.runtime import generator
+
+NUM_CLASSES = 10
+IMAGE_SHAPE = (3, 32, 32)
+MEAN = STD = 0.5
+
+
+def build_model(config: ModelConfig, *, seed: int = 0) -> Classifier:
+    """Return a new classifier on the CPU, in train mode.
+
+    Fields that are None: 10 classes, images (3, 32, 32), mean and std 0.5 in every channel, which
+    brings pixels into [-1, 1]. Backbone and head draw from streams of their own, so models of one
+    seed that differ in the head share the backbone to the bit; the global generator is left as it
+    was. Raises `ConfigError` for wrong options, `InputError` for sizes that do not fit.
+    """
+    image_shape = config.image_shape or IMAGE_SHAPE
+    normalise = Normalise(
+        _per_channel("mean", config.mean, image_shape[0], MEAN),
+        _per_channel("std", config.std, image_shape[0], STD),
+    )
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        # torch.manual_seed would reseed the accelerators as well, which the fork does not restore.
+        torch.default_generator.manual_seed(generator(seed, "init-backbone").initial_seed())
+        backbone: Backbone = build(BACKBONES, config.backbone, image_shape=image_shape)
+        head: Head = build(
+            HEADS,
+            config.head,
+            num_classes=config.num_classes or NUM_CLASSES,
+            dim=backbone.dim,
+            seed=seed,
+            normalise_features=config.normalise_features,
+            temperature=config.temperature,
+        )
+    return Classifier(normalise, backbone, head)
+
+
+def _per_channel(
+    name: str, values: tuple[float, ...] | None, channels: int, default: float
+) -> tuple[float, ...]:
+    if values is not None and len(values) != channels:
+        raise ConfigError(
+            f"model.{name} needs one value per channel, {channels}, found {len(values)}: {values}"
+        )
+    return values or (default,) * channels

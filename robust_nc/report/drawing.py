@@ -1,0 +1,244 @@
+"""What all figures share: style, colours, the choice of rows, and the note of what was measured.
+
+Nothing here touches the state of pyplot: a figure is an object that its caller owns.
+
+>>> axes = new_axes()
+>>> [float(side) for side in axes.figure.get_size_inches()]
+[3.4, 2.7]
+"""
+
+import functools
+import re
+import textwrap
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from robust_nc.exceptions import InputError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+COLUMN_WIDTH = 3.4  # inches: one column of a paper
+STYLE: Any = {  # dict of rcParams
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.3,
+    "grid.linewidth": 0.5,
+    "legend.fontsize": 7,
+    "legend.title_fontsize": 7,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+}
+NULL = "leap null"
+# The palette "colorblind" of seaborn, fixed per condition so that every figure means the same.
+COLOURS = {
+    "clean": "#0173b2",
+    "attacked": "#d55e00",
+    "gaussian noise": "#949494",
+    "sign noise": "#cc78bc",
+    NULL: "#029e73",
+}
+CONDITIONS = {"gaussian": "gaussian noise", "sign": "sign noise"}
+# A figure compares like with like: these must not vary within one.
+_FIXED = ("dataset", "backbone", "ball", "feature")
+_REPEATS = ("model", "seed", "condition", "tap", "eps", "epoch", "i", "j")
+_NAMES = ("model", "head", "objective", "tap")
+_NOTE = "note"
+_COUNT = re.compile(r"n = ([\d,]+)(?: to ([\d,]+))? (.*)")
+
+
+class Wanted(NamedTuple):
+    """Which rows a figure draws. `None` takes any value."""
+
+    measure: str
+    conditions: Collection[str] | None = None
+    grouping: str | None = None
+    split: str | None = None
+    epochs: bool = False
+    every_eps: bool = False
+
+
+def styled(draw: Callable[P, T]) -> Callable[P, T]:
+    """Make a function draw in our style, and leave matplotlib's settings as they were."""
+
+    @functools.wraps(draw)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> T:
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return inside
+
+
+@styled
+def new_axes(width: float = COLUMN_WIDTH, height: float = 2.7) -> Axes:
+    """Return the axes of a new figure of one column's width."""
+    return Figure(figsize=(width, height), layout="constrained").subplots()
+
+
+def select(frame: pd.DataFrame, wanted: Wanted) -> pd.DataFrame:
+    """Return the wanted rows that have a value; of several radii the largest, unless every one.
+
+    Raises `InputError` where there are none, where they mix what cannot be compared, or where one
+    point of the figure would be drawn from several rows.
+    """
+    chosen = (frame["measure"] == wanted.measure) & (frame["epoch"].ge(0) == wanted.epochs)
+    if wanted.conditions is not None:
+        chosen &= frame["condition"].isin(list(wanted.conditions))
+    if wanted.grouping is not None:
+        chosen &= frame["grouping"] == wanted.grouping
+    if wanted.split is not None:
+        chosen &= frame["split"] == wanted.split
+    rows = frame[chosen]
+    if rows.empty:
+        raise InputError(f"no rows of {wanted.measure}")
+    rows = rows.dropna(subset="value")
+    if rows.empty:
+        notes = sorted(set(frame[chosen]["note"]) - {""})
+        raise InputError(f"no value of {wanted.measure}: {'; '.join(notes) or 'all are missing'}")
+    if not wanted.every_eps:
+        # An empty radius (clean rows) stands for itself: NaN is its own largest.
+        largest = rows.groupby(["model", "condition"])["eps"].transform("max")
+        rows = rows[(rows["eps"] == largest) | largest.isna()]
+    _refuse_mixtures(rows)
+    return rows.assign(**{name: rows[name].map(literal) for name in _NAMES if name in rows})
+
+
+def literal(name: str) -> str:
+    """Keep matplotlib from reading dollar signs in a name as mathematics."""
+    return name.replace("$", r"\$")
+
+
+def conditions(rows: pd.DataFrame) -> pd.DataFrame:
+    """Name the conditions as a reader would, in a column `input`."""
+    return rows.assign(input=rows["condition"].replace(CONDITIONS))
+
+
+def one_model(rows: pd.DataFrame, what: str) -> None:
+    """Raise `InputError` unless all rows are of one model."""
+    models = sorted(rows["model"].unique())
+    if len(models) > 1:
+        raise InputError(
+            f"{what} is of one model; choose one of {', '.join(models)} by frame['model'], or "
+            "draw all with save_all"
+        )
+
+
+class Roles(NamedTuple):
+    """Which columns tell models apart in a figure: by colour, by dashes (None: not needed)."""
+
+    hue: str
+    style: str | None
+
+
+def roles(rows: pd.DataFrame) -> Roles:
+    """Colour by objective and dash by head where those two name the models, else by model."""
+    by_parts = rows.groupby(["objective", "head"])["model"].nunique().max() == 1
+    if not by_parts:
+        return Roles("model", None)
+    many = [column for column in ("objective", "head") if rows[column].nunique() > 1]
+    return Roles(many[0] if many else "objective", "head" if len(many) > 1 else None)
+
+
+def in_order(values: Collection[str]) -> list[str]:
+    """Sort names, the untrained comparison `standard` first."""
+    return sorted(set(values), key=lambda name: (name != "standard", name))
+
+
+def taps_in_order(rows: pd.DataFrame) -> list[str]:
+    """Names of the taps by depth."""
+    return list(dict.fromkeys(rows.sort_values("depth", kind="stable")["tap"]))
+
+
+def label_taps(ax: Axes, taps: list[str]) -> None:
+    """Write the names of the taps along the x axis."""
+    ax.set_xticks(range(len(taps)), taps)
+    if sum(map(len, taps)) > 24:
+        ax.tick_params(axis="x", labelrotation=30)
+        for label in ax.get_xticklabels():
+            label.set(horizontalalignment="right", rotation_mode="anchor")
+    ax.set_xlabel("layer, input to output")
+
+
+def note_of(
+    rows: pd.DataFrame, *, spread: str = "line: mean of {seeds}; band: smallest to largest"
+) -> str:
+    """Say over how many examples and seeds a figure is, of which split and features."""
+    counts = [int(n) for n in rows["n"].unique() if n > 0]
+    parts = []
+    if counts:
+        splits = "/".join(sorted(set(rows["split"]) - {""}))
+        parts.append(f"n = {_range(counts)} {splits} examples".replace("  ", " "))
+    seeds = rows["seed"].nunique()
+    parts.append(spread.format(seeds=f"{seeds} seeds") if seeds > 1 else "one seed")
+    features = set(rows["feature"]) - {""}
+    if features:
+        parts.append(f"features: {'/'.join(sorted(features))}")
+    return "; ".join(parts)
+
+
+def finish(ax: Axes, title: str, note: str) -> Axes:
+    """Put the title and, in small letters below it, the note."""
+    inches = ax.get_window_extent().width / ax.figure.dpi
+    lines = textwrap.wrap(note, max(30, round(inches * 23)))
+    ax.set_title(title, loc="left", pad=5 + 8 * len(lines))
+    words = ax.text(0, 1.02, "\n".join(lines), transform=ax.transAxes, fontsize=6, color="#555555")
+    words.set(gid=_NOTE, verticalalignment="bottom", linespacing=1.15)
+    return ax
+
+
+def take_note(ax: Axes) -> str:
+    """Remove the note from the axes and return it in one line."""
+    notes = [text for text in ax.texts if text.get_gid() == _NOTE]
+    for text in notes:
+        text.remove()
+    ax.set_title(ax.get_title(loc="left"), loc="left", pad=5)
+    return " ".join(notes[0].get_text().split()) if notes else ""
+
+
+def merge_notes(notes: list[str]) -> str:
+    """Say once what several notes say, with all their numbers of examples as one range.
+
+    >>> merge_notes(["n = 9 to 20 test examples; one seed", "n = 1,000 test examples; one seed"])
+    'n = 9 to 1,000 test examples; one seed'
+    """
+    merged: dict[str, list[int]] = {}
+    for part in (part for note in notes for part in note.split("; ")):
+        found = _COUNT.fullmatch(part)
+        numbers = [int(n.replace(",", "")) for n in found.groups()[:2] if n] if found else []
+        merged.setdefault(found[3] if found else part, []).extend(numbers)
+    return "; ".join(
+        f"n = {_range(numbers)} {what}" if numbers else what for what, numbers in merged.items()
+    )
+
+
+def _range(numbers: list[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _refuse_mixtures(rows: pd.DataFrame) -> None:
+    for column in _FIXED:
+        found = set(rows[column]) - {""} if column in rows else set()
+        if len(found) > 1:
+            raise InputError(
+                f"one figure cannot compare across {column}: {', '.join(sorted(found))}; "
+                f"choose one by frame['{column}']"
+            )
+    if rows.duplicated(list(_REPEATS)).any():
+        raise InputError(
+            f"{rows['measure'].iloc[0]} stands several times for one model, seed and layer; choose "
+            "one attack, split and grouping"
+        )

@@ -1,0 +1,269 @@
+r"""Tables as text: for a terminal, CSV, LaTeX (booktabs), Markdown.
+
+Names come from records that others wrote, so each format escapes them, and characters that a
+terminal would obey are replaced.
+
+>>> escape_latex("50% of a_b")
+'50\\% of a\\_b'
+>>> escape_markdown("a|b")
+'a\\|b'
+"""
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import pandas as pd
+from rich.box import Box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from robust_nc.exceptions import RecordError, unknown_name
+
+Style = Literal["table", "csv", "latex", "markdown"]
+
+WIDTH = 120
+MISSING = "-"
+INTERVALS = {
+    "t95": "95 % Student t interval over seeds",
+    "range": "smallest and largest of 2 seeds",
+    "wilson": "95 % Wilson interval over the examples of one seed",
+}
+NULLS = (
+    "null of NC1 attacked: each example put on the vertex it leaped to; "
+    "null of NC1 landed (grouped by nearest vertex): noise of the same variance"
+)
+# A rule under the header and nothing else, in ASCII for any terminal.
+_RULE = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+class Section(NamedTuple):
+    """One table as it is shown: the first `names` columns are names, the others numbers."""
+
+    title: str
+    caption: str
+    headers: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    names: int
+
+
+def format_table(frame: pd.DataFrame, style: Style = "table") -> str:
+    """Write a leaderboard, or a frame of paired differences, as text.
+
+    `csv` holds all columns, as numbers; the others show percentages with intervals, one table per
+    board, each captioned with its number of examples and seeds. Raises `RecordError` for an empty
+    frame and `UnknownNameError` for an unknown style.
+    """
+    if style not in get_args(Style):
+        raise unknown_name("format", style, get_args(Style))
+    if frame.empty:
+        raise RecordError("there is nothing to show: the table has no rows")
+    if style == "csv":
+        return frame.to_csv(index=False, lineterminator="\n").removesuffix("\n")
+    render = {"table": _terminal, "latex": _latex, "markdown": _markdown}[style]
+    return "\n\n".join(render(section) for section in sections(frame))
+
+
+def sections(frame: pd.DataFrame) -> list[Section]:
+    """Cut a leaderboard (or paired differences) into tables of what is comparable."""
+    if "difference" in frame:
+        boards, build = ["dataset", "ball", "protocol", "examples"], _paired_section
+    else:
+        boards, build = ["dataset", "ball", "protocol", "examples", "images"], _board_section
+    return [build(part) for _, part in frame.groupby(boards, sort=False)]
+
+
+def percent(value: float, low: float = math.nan, high: float = math.nan) -> str:
+    """Write a share in percent, with its interval where there is one.
+
+    >>> percent(0.5), percent(0.5, 0.416, 0.584), percent(float("nan"))
+    ('50.0', '50.0 [41.6, 58.4]', '-')
+    """
+    if not math.isfinite(value):
+        return MISSING
+    ends = f" [{100 * low:.1f}, {100 * high:.1f}]" if math.isfinite(low + high) else ""
+    return f"{100 * value:.1f}{ends}"
+
+
+def short(value: float) -> str:
+    """Write a number in three digits.
+
+    >>> short(0.12345), short(1234567.0), short(float("nan"))
+    ('0.123', '1.23e+06', '-')
+    """
+    return f"{value:.3g}" if math.isfinite(value) else MISSING
+
+
+def interval_note(kinds: set[str]) -> str:
+    """Say what the intervals of a table are."""
+    known = [text for kind, text in INTERVALS.items() if kind in kinds]
+    return f"brackets: {'; '.join(known)}" if known else "no intervals"
+
+
+def display_names(frame: pd.DataFrame) -> list[str]:
+    """Model names; where a name stands twice, with its suite and recipe."""
+    twice = frame["model"].duplicated(keep=False)
+    return [
+        f"{row['model']} ({row['suite']}, {row['recipe'][:6]})" if again else str(row["model"])
+        for again, row in zip(twice, frame.to_dict("records"), strict=True)
+    ]
+
+
+def count(low: int, high: int, noun: str) -> str:
+    """Write a range of counts with its noun.
+
+    >>> count(3, 3, "seed"), count(1, 3, "seed"), count(1, 1, "seed")
+    ('3 seeds', '1 to 3 seeds', '1 seed')
+    """
+    number = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return f"{number} {noun}{'' if high == 1 else 's'}"
+
+
+def _board_section(frame: pd.DataFrame) -> Section:
+    headers = ("#", "model", "seeds", "clean %", "robust %", "leap %", "landed %", "NC1 clean")
+    rows = [
+        (
+            str(row["rank"]),
+            name,
+            str(row["seeds"]),
+            percent(row["clean"], row["clean_low"], row["clean_high"]),
+            percent(row["robust"], row["robust_low"], row["robust_high"]),
+            percent(row["leap_rate"]),
+            percent(row["landed"]),
+            short(row["nc1_clean"]),
+            f"{short(row['nc1_attacked'])} ({short(row['nc1_leap_null'])})",
+            f"{short(row['nc1_landed'])} ({short(row['nc1_landed_null'])})",
+        )
+        for name, row in zip(display_names(frame), frame.to_dict("records"), strict=True)
+    ]
+    caption = f"{_over(frame)}; {interval_note(set(frame['interval']))}; {NULLS}"
+    pairs = ("NC1 attacked (null)", "NC1 landed (null)")
+    return Section(_title(frame), caption, (*headers, *pairs), rows, names=2)
+
+
+def _paired_section(frame: pd.DataFrame) -> Section:
+    headers = ("objective", "model", "minus", "measure", "seeds", "difference")
+    rows = [
+        (
+            row["objective"],
+            row["model"],
+            row["against"],
+            row["measure"],
+            str(row["seeds"]),
+            _signed(row["difference"], row["low"], row["high"]),
+        )
+        for row in frame.to_dict("records")
+    ]
+    note = interval_note(set(frame["interval"]))
+    caption = f"differences seed by seed, accuracies and rates as shares; {_over(frame)}; {note}"
+    return Section(_title(frame), caption, headers, rows, names=4)
+
+
+def _signed(value: float, low: float, high: float) -> str:
+    ends = f" [{low:+.3g}, {high:+.3g}]" if math.isfinite(low + high) else ""
+    return f"{value:+.3g}{ends}"
+
+
+def _title(frame: pd.DataFrame) -> str:
+    first = frame.iloc[0]
+    return f"{first['dataset']}, {first['ball'] or 'no ball'}, protocol {first['protocol']}"
+
+
+def _over(frame: pd.DataFrame) -> str:
+    seeds = count(int(frame["seeds"].min()), int(frame["seeds"].max()), "seed")
+    examples = count(int(frame["examples"].min()), int(frame["examples"].max()), "example")
+    return f"{examples}, {seeds}"
+
+
+def _terminal(section: Section) -> str:
+    table = Table(
+        title=Text(_printable(section.title)),
+        caption=Text(_printable(section.caption)),
+        title_justify="left",
+        caption_justify="left",
+        box=_RULE,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for index, header in enumerate(section.headers):
+        name = index < section.names and header != "#"
+        table.add_column(
+            Text(header if name else header.replace(" ", "\n")),
+            justify="left" if name else "right",
+            no_wrap=not name,
+            overflow="fold",
+        )
+    for row in section.rows:
+        table.add_row(*[Text(_printable(cell)) for cell in row])
+    console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def _latex(section: Section) -> str:
+    columns = "l" * section.names + "r" * (len(section.headers) - section.names)
+    lines = [" & ".join(map(escape_latex, row)) + r" \\" for row in section.rows]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{escape_latex(f'{section.title}: {section.caption}.')}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            " & ".join(map(escape_latex, section.headers)) + r" \\",
+            r"\midrule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+def _markdown(section: Section) -> str:
+    def line(cells: tuple[str, ...], escape: Callable[[str], str]) -> str:
+        shown = [escape(cell) if i < section.names else cell for i, cell in enumerate(cells)]
+        return f"| {' | '.join(shown)} |"
+
+    rules = ["---" if i < section.names else "---:" for i in range(len(section.headers))]
+    return "\n".join(
+        [
+            f"**{escape_markdown(section.title)}**",
+            "",
+            line(section.headers, str),
+            f"| {' | '.join(rules)} |",
+            *(line(row, escape_markdown) for row in section.rows),
+            "",
+            f"{escape_markdown(section.caption)}.",
+        ]
+    )
+
+
+def escape_latex(text: str) -> str:
+    """Escape what LaTeX would read as commands."""
+    return "".join(_LATEX.get(character, character) for character in _printable(text))
+
+
+def escape_markdown(text: str) -> str:
+    """Escape what Markdown would read as markup, HTML or a column."""
+    return "".join(
+        f"\\{character}" if character in r"\`*_[]<>|~#&" else character
+        for character in _printable(text)
+    )
+
+
+def _printable(text: Any) -> str:
+    return "".join(character if character.isprintable() else "?" for character in str(text))

@@ -1,0 +1,129 @@
+"""Results as columns: what each record says of itself, and the rows of many as one tidy frame.
+
+>>> part_label({"name": "trades", "options": {"beta": 3.0}})
+'trades(beta=3.0)'
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from robust_nc.exceptions import InputError, RecordError
+from robust_nc.files import digest
+from robust_nc.record import COLUMNS, Record, Stored
+from robust_nc.store import read_all
+from robust_nc.threat import Ball
+
+
+class Identity(NamedTuple):
+    """What a row of the leaderboard is about; seeds that agree in all of it are averaged.
+
+    `recipe` is the digest of the configuration without its seed, `images` the fingerprint of the
+    examples that were judged: two recipes under one name, or two sets of images, stay two rows.
+    """
+
+    suite: str
+    dataset: str
+    images: str
+    examples: int
+    norm: str
+    eps: float
+    ball: str
+    protocol: str
+    model: str
+    backbone: str
+    head: str
+    objective: str
+    recipe: str
+
+
+# Columns that `gather_rows` puts in front of the columns of a record's rows.
+ADDED = ("suite", "dataset", "backbone", "ball", "model", "head", "objective", "seed")
+
+
+def read_results(results: str | Path | Sequence[Stored]) -> list[Stored]:
+    """Return the records of a folder, of one file, or as they are given.
+
+    Raises `RecordError` if there are none, if one is damaged, or if a cell lies there twice.
+    """
+    if isinstance(results, str | Path):
+        records = read_all(Path(results))
+    else:
+        records = list(results)
+        if not all(isinstance(one, Stored) for one in records):
+            raise InputError("results must be a folder, one record's path, or a list of `Stored`")
+    if not records:
+        place = f" in {results}" if isinstance(results, str | Path) else ""
+        raise RecordError(f"there are no records{place}; run a suite first: robust-nc run SUITE")
+    _refuse_twins(records)
+    return records
+
+
+def identity(record: Record) -> Identity:
+    """Return what a record is about, apart from its seed."""
+    threat, model = _table(record.config, "threat"), _table(record.config, "model")
+    norm, eps = str(threat.get("norm", "")), _number(threat.get("eps"))
+    return Identity(
+        suite=record.suite,
+        dataset=record.data.dataset,
+        images=record.data.fingerprint,
+        examples=record.data.examples,
+        norm=norm,
+        eps=eps,
+        ball=_ball(norm, eps),
+        protocol=record.protocol,
+        model=record.model,
+        backbone=part_label(_table(model, "backbone")),
+        head=record.head,
+        objective=record.objective,
+        recipe=digest({key: value for key, value in record.config.items() if key != "seed"}),
+    )
+
+
+def gather_rows(records: Sequence[Stored]) -> pd.DataFrame:
+    """Read the rows of all records into one frame: columns `ADDED`, then those of the rows."""
+    frames = []
+    for stored in records:
+        facts = {**identity(stored.record)._asdict(), "seed": stored.record.seed}
+        frames.append(stored.rows().assign(**{name: facts[name] for name in ADDED}))
+    if not frames:
+        raise RecordError("there are no records to read rows from")
+    return pd.concat(frames, ignore_index=True)[[*ADDED, *COLUMNS]]
+
+
+def part_label(part: Mapping[str, Any]) -> str:
+    """Write a configured part as its name and options."""
+    options = _table(part, "options")
+    inside = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
+    return f"{part.get('name', '')}{f'({inside})' if inside else ''}"
+
+
+def _table(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    # A record of another model than ours may lack a part of the configuration.
+    found = values.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _ball(norm: str, eps: float) -> str:
+    try:
+        return str(Ball(norm, eps))
+    except ValueError:
+        return ""
+
+
+def _refuse_twins(records: Sequence[Stored]) -> None:
+    seen: dict[tuple[Identity, int], Path] = {}
+    for stored in records:
+        key = (identity(stored.record), stored.record.seed)
+        if key in seen:
+            raise RecordError(
+                f"{stored.path} and {seen[key]} are the same model, configuration and seed; "
+                "a seed counts once: remove one of them"
+            )
+        seen[key] = stored.path

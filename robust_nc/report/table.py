@@ -1,0 +1,208 @@
+"""The leaderboard: seeds aggregated, with intervals; and two heads compared seed by seed.
+
+>>> import pandas as pd
+>>> sorted(set(COLUMNS) & {"robust", "robust_low", "robust_high", "seeds"})
+['robust', 'robust_high', 'robust_low', 'seeds']
+>>> print(format_table(pd.DataFrame([{"model": "a", "robust": 0.5}]), "csv"))
+model,robust
+a,0.5
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from robust_nc.exceptions import InputError, unknown_name
+from robust_nc.files import digest
+from robust_nc.record import Record, Stored
+from robust_nc.report.formats import format_table
+from robust_nc.report.gather import Identity, identity, read_results
+from robust_nc.report.statistics import Interval, mean_interval, paired_interval
+
+__all__ = ["BOARD", "COLUMNS", "SCORES", "SUMMARIES", "format_table", "leaderboard", "paired"]
+
+# Rows that agree in these are ranked together; any other two are not comparable.
+BOARD = ("dataset", "ball", "protocol", "examples", "images")
+SCORES = ("clean", "robust")
+# Headline measures of the penultimate tap, each beside its null (design of the measures).
+SUMMARIES = (
+    "leap_rate",
+    "landed",
+    "nc1_clean",
+    "nc1_attacked",
+    "nc1_leap_null",
+    "nc1_landed",
+    "nc1_landed_null",
+    "nc2_angle_clean",
+)
+COLUMNS = (
+    *("rank", "model", "backbone", "head", "objective", "suite", "dataset", "ball"),
+    *("norm", "eps", "protocol", "seeds", "examples"),
+    *("clean", "clean_low", "clean_high", "robust", "robust_low", "robust_high", "interval"),
+    *("robust_last", *SUMMARIES),
+    *("parameters", "passes_per_example", "warnings", "images", "recipe"),
+)
+PAIRED_COLUMNS = (
+    *("suite", "dataset", "ball", "protocol", "backbone", "objective", "model", "against"),
+    *("measure", "difference", "low", "high", "interval", "seeds", "examples"),
+)
+
+
+def leaderboard(results: str | Path | Sequence[Stored]) -> pd.DataFrame:
+    """Return one row per model (seeds aggregated), best robust accuracy first on each board.
+
+    Columns `COLUMNS`. Accuracies are shares in [0, 1], means over `seeds` seeds, each judged on
+    `examples` examples; `interval` says what low and high are: `t95` (Student t over at least 3
+    seeds, cut to [0, 1]), `range` (of 2 seeds), `wilson` (over the examples of one seed). `clean`
+    and `robust` are of the weights that validation chose; `robust_last` and the measures are of the
+    last weights, means over seeds, NaN where any seed lacks one. `rank` counts within one data set,
+    ball, protocol and set of examples (`images`, their fingerprint). `recipe` is the digest of the
+    configuration without its seed. Raises `RecordError` if there are no records, or one is damaged.
+
+    >>> from robust_nc.exceptions import RecordError
+    >>> try:
+    ...     leaderboard([])
+    ... except RecordError as error:
+    ...     print(error)
+    there are no records; run a suite first: robust-nc run SUITE
+    """
+    groups: dict[Identity, list[Record]] = defaultdict(list)
+    for stored in read_results(results):
+        groups[identity(stored.record)].append(stored.record)
+    frame = pd.DataFrame([_row(what, members) for what, members in groups.items()])
+    frame["rank"] = (
+        frame.groupby(list(BOARD))["robust"]
+        .rank(method="min", ascending=False, na_option="bottom")
+        .astype("int64")
+    )
+    order = ["dataset", "norm", "eps", "protocol", "examples", "images", "rank", "model", "recipe"]
+    return frame.sort_values(order, ignore_index=True)[list(COLUMNS)]
+
+
+def paired(
+    results: str | Path | Sequence[Stored],
+    *,
+    against: str,
+    measures: Sequence[str] = ("clean", "robust", "leap_rate"),
+) -> pd.DataFrame:
+    """Return each head minus the head `against`, seed by seed, one row per model and measure.
+
+    Two models are compared where all but the head, its feature normalisation and temperature agree
+    (so also the objective and the examples); `difference` is the mean over their common seeds, with
+    `paired_interval`. Pairs without a common seed are left out; the frame is empty where nothing
+    else is there to compare. Raises `UnknownNameError` if no record has the head `against`.
+    """
+    _check_measures(measures)
+    records = [stored.record for stored in read_results(results)]
+    if against not in {record.head for record in records}:
+        raise unknown_name("head", against, {record.head for record in records})
+    models: dict[Identity, list[Record]] = defaultdict(list)
+    for record in records:
+        models[identity(record)].append(record)
+    rest = {what: _but_head(members[0]) for what, members in models.items()}
+    rows = [
+        _difference(_Pair(what, models[what], base, models[base]), measure)
+        for what in models
+        for base in models
+        if what.head != against and base.head == against and rest[what] == rest[base]
+        for measure in measures
+    ]
+    frame = pd.DataFrame([row for row in rows if row], columns=list(PAIRED_COLUMNS))
+    return frame.sort_values(["dataset", "ball", "protocol", "objective", "model"], kind="stable")
+
+
+def _row(what: Identity, members: list[Record]) -> dict[str, Any]:
+    clean, robust = (_share(members, name) for name in SCORES)
+    row: dict[str, Any] = {**what._asdict(), "seeds": len(members)}
+    for name, found in zip(SCORES, (clean, robust), strict=True):
+        row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+    measures = ("robust_last", *SUMMARIES)
+    row |= {name: _mean([_value(record, name) for record in members]) for name in measures}
+    return {
+        **row,
+        "interval": robust.kind if math.isfinite(robust.value) else clean.kind,
+        "parameters": members[0].weights.parameters,
+        "passes_per_example": _mean([_passes(record) for record in members]),
+        "warnings": ", ".join(sorted({one.name for record in members for one in record.warnings})),
+    }
+
+
+def _share(members: list[Record], name: str) -> Interval:
+    if any(name not in record.scores for record in members):
+        return Interval(math.nan, math.nan, math.nan, len(members), "none")
+    if len(members) == 1:
+        score = members[0].scores[name]
+        return Interval(score.value, score.low, score.high, score.n, "wilson")
+    found = mean_interval([record.scores[name].value for record in members])
+    return found._replace(low=max(0.0, found.low), high=min(1.0, found.high))
+
+
+def _value(record: Record, name: str) -> float:
+    if name in record.scores:
+        return record.scores[name].value
+    value = record.summary.get(name)
+    return math.nan if value is None else float(value)
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _passes(record: Record) -> float:
+    spent = record.passes.forward + record.passes.backward
+    return spent / record.data.examples if record.data.examples else math.nan
+
+
+class _Pair(NamedTuple):
+    what: Identity
+    members: list[Record]
+    base: Identity
+    base_members: list[Record]
+
+
+def _but_head(record: Record) -> str:
+    # What two records must share to differ in the head alone; the objective and all else included.
+    model = record.config.get("model")
+    kept = {
+        key: value
+        for key, value in (model if isinstance(model, dict) else {}).items()
+        if key not in {"head", "normalise_features", "temperature"}
+    }
+    facts = identity(record)._asdict()
+    for key in ("model", "head", "recipe", "eps"):
+        facts.pop(key)
+    return digest({**facts, "config": {**record.config, "model": kept, "seed": None}})
+
+
+def _difference(pair: _Pair, measure: str) -> dict[str, Any]:
+    def by_seed(members: list[Record]) -> dict[int, float]:
+        values = {record.seed: _value(record, measure) for record in members}
+        return {seed: value for seed, value in values.items() if math.isfinite(value)}
+
+    first, second = by_seed(pair.members), by_seed(pair.base_members)
+    if not set(first) & set(second):
+        return {}
+    found = paired_interval(first, second)
+    return {
+        **{key: value for key, value in pair.what._asdict().items() if key in PAIRED_COLUMNS},
+        "against": pair.base.model,
+        "measure": measure,
+        "difference": found.value,
+        "low": found.low,
+        "high": found.high,
+        "interval": found.kind,
+        "seeds": found.n,
+    }
+
+
+def _check_measures(measures: Sequence[str]) -> None:
+    valid = (*SCORES, *SUMMARIES)
+    if isinstance(measures, str) or not measures:
+        raise InputError(f"measures must be a list of names, found {measures!r}")
+    for name in measures:
+        if name not in valid:
+            raise unknown_name("measure", name, valid)

@@ -1,0 +1,140 @@
+"""Run a suite: every cell is trained, attacked, measured and recorded; killed, it resumes.
+
+A record is the last thing that a cell writes, so a cell with a whole record is done. Cells that
+differ only in how they are judged share their weights, and run one after the other.
+"""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+
+from robust_nc.cell import CellEvent, CellResult, run_cells
+from robust_nc.config import training_id
+from robust_nc.exceptions import RecordError, RobustNCError, StorageError
+from robust_nc.launch import Task, run_tasks
+from robust_nc.record import read_record
+from robust_nc.store import checkpoint_folder, record_path, remove_tree
+from robust_nc.suite import Cell, Suite
+
+Overwrite = Literal["never", "always", "only-missing", "only-cache"]
+
+
+class SuiteReport(NamedTuple):
+    """How a run ended: cells kept from before, cells made now, and errors by cell."""
+
+    kept: int
+    made: tuple[CellResult, ...]
+    failed: dict[str, str]
+    absent: tuple[str, ...]  # with only-cache: cells without a record
+
+
+class Hooks(NamedTuple):
+    """What the driver is told while it runs."""
+
+    on_event: Callable[[CellEvent], None]
+    on_result: Callable[[CellResult], None]
+    on_error: Callable[[str, str], None]
+
+
+def run_suite(
+    suite: Suite,
+    out: Path,
+    *,
+    hooks: Hooks,
+    overwrite: Overwrite = "only-missing",
+    workers: int | None = None,
+    root: Path | None = None,
+) -> SuiteReport:
+    """Run the cells of a suite into `out`, several at a time on a CPU, and say how it ended.
+
+    `overwrite`: "never" keeps every cell that has a record; "only-missing" also makes again what is
+    damaged or incomplete; "always" starts over; "only-cache" computes nothing. One run at a time
+    may write to `out`: a second one gets a `StorageError`.
+    """
+    with _alone(out):
+        todo = [cell for cell in suite.cells if _needed(cell, out, overwrite)]
+        kept = len(suite.cells) - len(todo)
+        if overwrite == "only-cache":
+            return SuiteReport(kept, (), {}, tuple(cell.id for cell in todo))
+        if overwrite == "always":
+            for cell in todo:
+                remove_tree(checkpoint_folder(out, training_id(cell.config)))
+                record_path(out, cell.model, cell.id).unlink(missing_ok=True)
+        return _run(todo, suite, out, kept, hooks=hooks, workers=workers, root=root)
+
+
+def _run(
+    todo: list[Cell],
+    suite: Suite,
+    out: Path,
+    kept: int,
+    *,
+    hooks: Hooks,
+    workers: int | None,
+    root: Path | None,
+) -> SuiteReport:
+    made: list[CellResult] = []
+    failed: dict[str, str] = {}
+    groups = _groups(todo)
+    tasks = [Task(key, run_cells, (cells, suite.name, out, root)) for key, cells in groups.items()]
+    count = workers or default_workers()
+    threads = max(1, (os.cpu_count() or 1) // count)
+    for ended in run_tasks(tasks, workers=count, threads=threads, on_event=hooks.on_event):
+        if ended.error is not None:
+            for cell in groups[ended.key]:
+                failed[cell.id] = ended.error
+                hooks.on_error(cell.id, ended.error)
+        for result in ended.result or ():
+            made.append(result)
+            hooks.on_result(result)
+    return SuiteReport(kept, tuple(made), failed, ())
+
+
+def default_workers() -> int:
+    """One cell per core on a CPU, one cell at a time on an accelerator."""
+    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+
+
+def _groups(cells: list[Cell]) -> dict[str, tuple[Cell, ...]]:
+    groups: dict[str, tuple[Cell, ...]] = {}
+    for cell in cells:
+        key = training_id(cell.config)
+        groups[key] = (*groups.get(key, ()), cell)
+    return groups
+
+
+def _needed(cell: Cell, out: Path, overwrite: Overwrite) -> bool:
+    path = record_path(out, cell.model, cell.id)
+    if overwrite == "always" or not path.exists():
+        return True
+    if overwrite == "never":
+        return False
+    try:
+        read_record(path).rows()
+    except RecordError:
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold the folder's lock; it goes with the process, however that ends."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with (out / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StorageError(
+                    f"another run is writing to {out}; wait for it, or choose another --out"
+                ) from None
+            yield
+    except RobustNCError:
+        raise
+    except OSError as error:
+        raise StorageError(f"cannot write to {out}: {error.strerror or error}") from error

@@ -1,0 +1,192 @@
+"""Suites: a TOML grid of experiments, expanded into cells.
+
+`[base]` is a configuration, `[grid]` lists values for dotted keys; a cell is one point of the grid.
+
+>>> suite = read_suite("quickstart")
+>>> sorted({cell.config.model.head.name for cell in suite.cells})
+['etf', 'linear']
+"""
+
+import itertools
+import re
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from robust_nc.config import Component, RunConfig, cell_id, check_options, plain, read
+from robust_nc.exceptions import ConfigError, unknown_name
+from robust_nc.files import digest
+from robust_nc.registry import (
+    BACKBONES,
+    DATASETS,
+    HEADS,
+    LOSSES,
+    OBJECTIVES,
+    PROTOCOLS,
+    SCHEDULES,
+    Registry,
+)
+
+_KEYS = ("name", "description", "base", "grid")
+_NAMED = ("model.backbone", "model.head", "train.objective")
+
+
+class Cell(NamedTuple):
+    """One point of a suite: its digest, the folder of its model (all seeds), its configuration."""
+
+    id: str
+    model: str
+    config: RunConfig
+
+
+class Suite(NamedTuple):
+    """A named grid, expanded."""
+
+    name: str
+    description: str
+    cells: tuple[Cell, ...]
+
+
+def suite_names() -> tuple[str, ...]:
+    """Names of the suites that come with the package."""
+    folder = resources.files("robust_nc.benchmarks")
+    return tuple(
+        sorted(e.name.removesuffix(".toml") for e in folder.iterdir() if e.name.endswith(".toml"))
+    )
+
+
+def read_suite(name: str) -> Suite:
+    """Read a suite by name, or from a path that ends with `.toml`, and check every cell of it.
+
+    Raises `ConfigError` that names the file, the key, what was found and what is valid.
+    """
+    text, source = _find(name)
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is not TOML: {error}") from None
+    for key in values:
+        if key not in _KEYS:
+            raise unknown_name(f"key in {source}", key, _KEYS)
+    title = values.get("name", Path(name).stem)
+    if not isinstance(title, str) or not title or "/" in title:
+        raise ConfigError(f"{source}: name must be a plain word, found {title!r}")
+    configs = [
+        read(RunConfig, point, source=source)
+        for point in _points(values.get("base", {}), values.get("grid", {}), source)
+    ]
+    for config in configs:
+        _check_names(config, source)
+    cells = _cells(configs, tuple(values.get("grid", {})))
+    return Suite(title, str(values.get("description", "")), cells)
+
+
+def _find(name: str) -> tuple[str, str]:
+    if name.endswith(".toml"):
+        try:
+            return Path(name).read_text(), name
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the suite {name} cannot be read: {error}") from None
+    if name not in suite_names():
+        error = unknown_name("suite", name, suite_names())
+        raise ConfigError(f"{error}, or a path that ends with .toml")
+    file = resources.files("robust_nc.benchmarks") / f"{name}.toml"
+    return file.read_text(), f"{name}.toml"
+
+
+def _points(base: object, grid: object, source: str) -> list[dict[str, Any]]:
+    """Expand the grid: the last key varies fastest."""
+    if not isinstance(base, dict) or not isinstance(grid, dict):
+        raise ConfigError(f"{source}: base and grid must be tables")
+    for key, choices in grid.items():
+        if not isinstance(choices, list) or not choices:
+            raise ConfigError(f"{source}: grid.{key} must be a list of values, found {choices!r}")
+    points = []
+    for combination in itertools.product(*grid.values()):
+        point = base
+        for key, value in zip(grid, combination, strict=True):
+            point = _with(point, key.split("."), value)
+        points.append(point)
+    return points
+
+
+def _with(values: Mapping[str, Any], path: list[str], value: object) -> dict[str, Any]:
+    """Return a copy of nested tables with one value set."""
+    if len(path) == 1:
+        return {**values, path[0]: value}
+    inner = values.get(path[0], {})
+    return {**values, path[0]: _with(inner if isinstance(inner, dict) else {}, path[1:], value)}
+
+
+def _check_names(config: RunConfig, source: str) -> None:
+    """Refuse unknown names, options and balls now, not after an hour of training."""
+    from_context = {"num_classes", "dim", "seed", "normalise_features", "temperature"}
+    parts: tuple[tuple[Registry, Component, set[str]], ...] = (
+        (DATASETS, config.data.dataset, set()),
+        (BACKBONES, config.model.backbone, {"image_shape"}),
+        (HEADS, config.model.head, from_context),
+        (OBJECTIVES, config.train.objective, {"ball", "loss"}),
+        (LOSSES, config.train.loss, {"logits", "labels"}),
+        (SCHEDULES, config.train.schedule, set()),
+    )
+    try:
+        for registry, part, given in parts:
+            check_options(registry, part, given)
+        PROTOCOLS.load(config.evaluation.protocol)
+        config.threat.ball()
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def _cells(configs: list[RunConfig], keys: tuple[str, ...]) -> tuple[Cell, ...]:
+    """Name the cells; configurations that differ in more than the seed get names of their own."""
+    told = tuple(dict.fromkeys((*_NAMED, *(key for key in keys if key != "seed"))))
+    varying = _varying_options(configs, told)
+    names: dict[str, str] = {}
+    cells: dict[str, Cell] = {}
+    for config in configs:
+        group = digest({**plain(config), "seed": 0})
+        name = "-".join(_word(config, key, varying) for key in told)
+        if names.setdefault(name, group) != group:
+            name = f"{name}-{group[:6]}"
+        cells.setdefault(cell_id(config), Cell(cell_id(config), name, config))
+    return tuple(cells.values())
+
+
+def _varying_options(configs: list[RunConfig], keys: tuple[str, ...]) -> dict[str, list[str]]:
+    """Find, per part and name, the options in which the grid's choices differ."""
+    seen: dict[str, list[dict[str, Any]]] = {}
+    for config in configs:
+        for key in keys:
+            value = _value(config, key)
+            if isinstance(value, dict) and "options" in value:
+                seen.setdefault(f"{key}/{value['name']}", []).append(value["options"])
+    return {
+        place: sorted(
+            option
+            for option in {name for options in choices for name in options}
+            if len({repr(options.get(option)) for options in choices}) > 1
+        )
+        for place, choices in seen.items()
+    }
+
+
+def _word(config: RunConfig, key: str, varying: Mapping[str, list[str]]) -> str:
+    """Say what a key is set to: the name of a part with the options that tell it from others."""
+    value = _value(config, key)
+    if isinstance(value, dict) and "options" in value:
+        options = value["options"]
+        told = [f"-{o}={options[o]}" for o in varying[f"{key}/{value['name']}"] if o in options]
+        text = value["name"] + "".join(told)
+    else:
+        text = f"{key.split('.')[-1]}={value}"
+    return re.sub(r"[^\w.=-]+", "_", text)
+
+
+def _value(config: RunConfig, key: str) -> Any:
+    value: Any = plain(config)
+    for step in key.split("."):
+        value = value.get(step) if isinstance(value, dict) else None
+    return value

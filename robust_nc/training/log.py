@@ -1,0 +1,44 @@
+"""The log of a training: one JSON object per line and epoch.
+
+>>> import pathlib, tempfile
+>>> path = pathlib.Path(tempfile.mkdtemp()) / "log.jsonl"
+>>> start_log(path, [{"epoch": 1}])
+>>> append_log(path, {"epoch": 2})
+>>> read_log(path)
+[{'epoch': 1}, {'epoch': 2}]
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from robust_nc import files
+from robust_nc.exceptions import RecordError, StorageError
+
+Row = dict[str, Any]
+
+
+def start_log(path: Path, rows: list[Row]) -> None:
+    """Write the log of the epochs that a resumed training keeps (none for a new one)."""
+    files.write_text(path, "".join(_line(row) for row in rows))
+
+
+def append_log(path: Path, row: Row) -> None:
+    """Add one epoch. Raises `StorageError` where the place cannot be written."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(_line(row))
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}; free some space") from error
+
+
+def read_log(path: Path) -> list[Row]:
+    """Read all epochs. Raises `RecordError` for a damaged line."""
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise RecordError(f"cannot read the log {path}: {error}") from error
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"

@@ -1,0 +1,194 @@
+"""Objectives, that is defenses: how a model is trained against attacks on it.
+
+Each is a frozen dataclass: `(model, images, labels, *, seed, ids) -> Loss(value, logs)`. The logs
+are batch means that stay on the device, so that a step never waits for it.
+
+>>> import torch
+>>> from robust_nc.training.losses import cross_entropy
+>>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+>>> images, labels = torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 1])
+>>> objective = Pgd(Ball("Linf", 0.1), cross_entropy, steps=2)
+>>> sorted(objective(model, images, labels, seed=0, ids=torch.arange(3)).logs)
+['attacked_correct', 'loss']
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from robust_nc.config import Component, build
+from robust_nc.exceptions import ConfigError
+from robust_nc.registry import ATTACKS
+from robust_nc.threat import Ball
+from robust_nc.training.losses import PerExampleLoss, kl_divergence
+from robust_nc.types import Attack, Images, Labels, Logits, Loss
+
+BnMode = Literal["eval", "train", "frozen"]
+BestBy = Literal["validation_attacked", "validation_clean"]
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What the loop asks of an objective at every step.
+
+    `best_by`: the accuracy on held-out images that chooses the best epoch.
+    """
+
+    best_by: ClassVar[BestBy]
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, *, seed: int, ids: Tensor
+    ) -> Loss:
+        """Return the scalar to descend, and what to show of it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Standard:
+    """The mean loss on clean images. Its best epoch is chosen on clean images too.
+
+    Chosen under attack it would be one of the first, hardly trained ones.
+    """
+
+    loss: PerExampleLoss
+    best_by: ClassVar[BestBy] = "validation_clean"
+
+    def __call__(
+        self, model: nn.Module, images: Images, labels: Labels, *, seed: int, ids: Tensor
+    ) -> Loss:
+        """Return the loss with `clean_correct`."""
+        logits = model(images)
+        value = self.loss(logits, labels).mean()
+        return _logged(value, {"clean_correct": _correct(logits, labels)})
+
+
+@dataclass(frozen=True)
+class Pgd:
+    """Adversarial training: the mean loss on attacked images only (Madry et al., ICLR 2018).
+
+    The inner attack ascends the cross-entropy for `steps` of `step_size` (default
+    2.5 eps / steps). `bn_mode`: with "eval" it sees the model in eval mode and the outer step is in
+    train mode; with "train" both are in train mode, and the attack moves the running statistics
+    too; with "frozen" the model stays in eval mode throughout, so that they never move.
+    """
+
+    ball: Ball
+    loss: PerExampleLoss
+    steps: int = 10
+    step_size: float | None = None
+    random_start: bool = True
+    bn_mode: BnMode = "eval"
+    best_by: ClassVar[BestBy] = "validation_attacked"
+
+    def __post_init__(self) -> None:
+        _check_steps(self.steps, self.step_size)
+
+    @cached_property
+    def inner(self) -> Attack:
+        """The inner attack."""
+        start = "uniform" if self.random_start else "none"
+        return _inner("ce", start, self.steps, self.step_size, self.bn_mode)
+
+    def __call__(
+        self, model: nn.Module, images: Images, labels: Labels, *, seed: int, ids: Tensor
+    ) -> Loss:
+        """Return the loss with `attacked_correct`."""
+        with _batch_norm(model, self.bn_mode):
+            attacked = self.inner(
+                model, images, labels, self.ball, goal="maximise", seed=seed, ids=ids
+            )
+            logits = model(attacked)
+        value = self.loss(logits, labels).mean()
+        return _logged(value, {"attacked_correct": _correct(logits, labels)})
+
+
+@dataclass(frozen=True)
+class Trades:
+    """The clean loss plus beta KL(p(clean) || p(attacked)) (Zhang et al., ICML 2019, equation 5).
+
+    The inner attack ascends that divergence from 0.001 N(0, 1) around the image. Clean and attacked
+    images pass in separate batches. `step_size` and `bn_mode` as for `Pgd`.
+    """
+
+    ball: Ball
+    loss: PerExampleLoss
+    beta: float = 6.0
+    steps: int = 10
+    step_size: float | None = None
+    bn_mode: BnMode = "eval"
+    best_by: ClassVar[BestBy] = "validation_attacked"
+
+    def __post_init__(self) -> None:
+        _check_steps(self.steps, self.step_size)
+        if self.beta < 0:
+            raise ConfigError(f"beta must be at least 0, found {self.beta}")
+
+    @cached_property
+    def inner(self) -> Attack:
+        """The inner attack."""
+        return _inner("kl", "gaussian", self.steps, self.step_size, self.bn_mode)
+
+    def __call__(
+        self, model: nn.Module, images: Images, labels: Labels, *, seed: int, ids: Tensor
+    ) -> Loss:
+        """Return the loss with `clean_correct` and `attacked_correct`."""
+        with _batch_norm(model, self.bn_mode):
+            attacked = self.inner(
+                model, images, labels, self.ball, goal="maximise", seed=seed, ids=ids
+            )
+            clean_logits = model(images)
+            attacked_logits = model(attacked)
+        divergence = kl_divergence(attacked_logits, clean_logits).mean()
+        value = self.loss(clean_logits, labels).mean() + self.beta * divergence
+        accuracies = {
+            "clean_correct": _correct(clean_logits, labels),
+            "attacked_correct": _correct(attacked_logits, labels),
+        }
+        return _logged(value, accuracies)
+
+
+def _inner(loss: str, start: str, steps: int, step_size: float | None, bn_mode: BnMode) -> Attack:
+    options: dict[str, Any] = {
+        "loss": loss,
+        "start": start,
+        "steps": steps,
+        "step_size": step_size,
+        "keep_best": False,
+        "mode": "as_is" if bn_mode == "train" else "eval",
+    }
+    attack: Attack = build(ATTACKS, Component(name="pgd", options=options))
+    return attack
+
+
+@contextlib.contextmanager
+def _batch_norm(model: nn.Module, bn_mode: BnMode) -> Iterator[None]:
+    """Hold the model in eval mode where batch norm is frozen, then put every flag back."""
+    if bn_mode != "frozen":
+        yield
+        return
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def _correct(logits: Logits, labels: Labels) -> Tensor:
+    return (logits.detach().argmax(1) == labels).float().mean()
+
+
+def _logged(value: Tensor, accuracies: dict[str, Tensor]) -> Loss:
+    return Loss(value, {"loss": value.detach(), **accuracies})
+
+
+def _check_steps(steps: int, step_size: float | None) -> None:
+    if steps < 1:
+        raise ConfigError(f"steps must be at least 1, found {steps}")
+    if step_size is not None and not step_size > 0:
+        raise ConfigError(f"step_size must be above 0, found {step_size}")

@@ -1,0 +1,107 @@
+"""What is measured between epochs: accuracy on held-out images, and collapse on train images.
+
+Both leave the model as they found it, and neither ever sees the test set.
+
+>>> import torch
+>>> from robust_nc.data.base import numbered
+>>> data = numbered(torch.rand(6, 1, 2, 2), torch.arange(6) % 2)
+>>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+>>> sorted(Validator(data, Ball("Linf", 0.1), seed=0, device="cpu")(model))
+['validation_attacked', 'validation_clean']
+"""
+
+import torch
+from torch import Tensor, nn
+
+from robust_nc.config import Component, build
+from robust_nc.data.base import Split
+from robust_nc.data.batches import Batches
+from robust_nc.geometry.collapse import collapse
+from robust_nc.geometry.moments import Moments
+from robust_nc.models.classifier import Classifier
+from robust_nc.registry import ATTACKS
+from robust_nc.runtime import stream_key, untouched
+from robust_nc.threat import Ball
+from robust_nc.types import Attack, Flags, Images, Labels
+
+VALIDATION_EXAMPLES = 500
+VALIDATION_STEPS = 10
+_BATCH = 500
+
+Measures = dict[str, float | None]
+
+
+class Validator:
+    """Accuracy on at most 500 held-out images, clean and under PGD-10 (the same draws each time).
+
+    An image counts as right under PGD where it is right both clean and at the attacked point.
+    """
+
+    def __init__(
+        self, held_out: Split, ball: Ball, *, seed: int, device: torch.device | str
+    ) -> None:
+        chosen = spread(held_out, VALIDATION_EXAMPLES)
+        self.batches = Batches(chosen, batch_size=_BATCH, device=device)
+        self.ball = ball
+        self.seed = stream_key(seed, "validation-attack")
+        part = Component(name="pgd", options={"steps": VALIDATION_STEPS})
+        self.attack: Attack = build(ATTACKS, part)
+
+    def __call__(self, model: nn.Module) -> Measures:
+        """Return `validation_clean` and `validation_attacked`."""
+        clean = robust = 0
+        with untouched(model):
+            for images, labels, ids in self.batches.ordered():
+                right = _right(model, images, labels)
+                points = self.attack(
+                    model, images, labels, self.ball, goal="flip", seed=self.seed, ids=ids
+                )
+                still = right & _right(model, self.ball.project(points, images), labels)
+                clean += int(right.sum())
+                robust += int(still.sum())
+        total = self.batches.num_examples
+        return {
+            "validation_clean": clean / total,
+            "validation_attacked": robust / total,
+        }
+
+
+class CollapseProbe:
+    """Collapse of the penultimate features of some clean train images, by true label."""
+
+    def __init__(self, examples: Split, *, device: torch.device | str) -> None:
+        self.batches = Batches(examples, batch_size=_BATCH, device=device)
+
+    def __call__(self, model: nn.Module) -> Measures:
+        """Return `nc1_trace`, `nc2_angle` (None where undefined) and `train_accuracy`."""
+        assert isinstance(model, Classifier)
+        moments = Moments(model.num_classes, model.head.dim)
+        right = 0
+        with untouched(model), torch.no_grad():
+            for images, labels, _ in self.batches.ordered():
+                read = model.tapped(images, taps=("penultimate",))
+                features = read.features["penultimate"]
+                if not bool(torch.isfinite(features).all()):
+                    return dict.fromkeys(("nc1_trace", "nc2_angle", "train_accuracy"))
+                moments.update(features, labels)
+                right += int((read.logits.argmax(1) == labels).sum())
+        measured = collapse(moments)
+        return {
+            "nc1_trace": measured.nc1_trace,
+            "nc2_angle": measured.nc2_angle,
+            "train_accuracy": right / self.batches.num_examples,
+        }
+
+
+def spread(split: Split, limit: int) -> Split:
+    """Take at most `limit` examples, evenly spread over the split (which may be in class order)."""
+    size = len(split.labels)
+    if size <= limit:
+        return split
+    return split.at(torch.arange(limit) * size // limit)
+
+
+def _right(model: nn.Module, images: Images, labels: Labels) -> Flags:
+    with torch.no_grad():
+        logits: Tensor = model(images)
+    return logits.argmax(1) == labels

@@ -1,0 +1,59 @@
+"""Small runs that the training tests share."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robust_nc.config import RunConfig, read
+from robust_nc.data.base import Split
+from robust_nc.data.load import dataset_info, read_split, to_unit
+from robust_nc.models.build import build_model
+from robust_nc.models.classifier import Classifier
+from robust_nc.training.run import Trained, resolve_model, train_cell
+
+SMALL = {"backbone": {"name": "small_cnn", "width": 8}}
+
+
+def small_config(
+    *,
+    objective: dict[str, Any] | str = "standard",
+    epochs: int = 2,
+    eps: float = 0.1,
+    examples: int = 200,
+    train: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> RunConfig:
+    options = {"objective": objective, "epochs": epochs, "batch_size": 50, **(train or {})}
+    values = {
+        "data": {"dataset": "digits", "train_limit": examples, "validation": 0.2},
+        "model": SMALL,
+        "train": options,
+        "threat": {"eps": eps},
+        "seed": seed,
+    }
+    return read(RunConfig, values)
+
+
+def small_run(config: RunConfig, folder: Path | None = None, **options: Any) -> Trained:
+    return train_cell(config, folder=folder, device="cpu", **options)
+
+
+def digits(split: str = "train", limit: int = 50) -> Split:
+    found = read_split("digits", split, limit=limit)
+    return found._replace(images=to_unit(found.images))
+
+
+def small_model(seed: int = 0) -> Classifier:
+    config = small_config(seed=seed)
+    return build_model(resolve_model(config.model, dataset_info("digits")), seed=seed)
+
+
+def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    timed = {"seconds", "images_per_second"}
+    return [{k: v for k, v in row.items() if k not in timed} for row in history]

@@ -1,0 +1,137 @@
+import pytest
+import torch
+from helpers_attacks import BALLS, Counted, curved, linear, pictures, predictions
+from torch import Tensor, nn
+
+from robust_nc.attacks.ensemble import Strongest, geometry_attack, logit_scale
+from robust_nc.attacks.losses import margin
+from robust_nc.attacks.noise import SignNoise
+from robust_nc.attacks.pgd import FGSM, PGD
+from robust_nc.exceptions import InputError
+from robust_nc.threat import Ball
+
+SHAPE = (1, 8, 8)
+
+
+class Louder(nn.Module):
+    """The same classifier with logits times a factor."""
+
+    def __init__(self, model: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.model, self.factor = model, factor
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.factor * self.model(images)
+        return logits
+
+
+def _margins(model: nn.Module, points: Tensor, labels: Tensor) -> Tensor:
+    with torch.no_grad():
+        return margin(model.eval()(points), labels, None, None)
+
+
+def test_maximise_keeps_the_point_of_largest_margin() -> None:
+    model, images = curved(SHAPE, 5), pictures(15, SHAPE)
+    labels, ids = predictions(model, images), torch.arange(15)
+    members = (SignNoise(), FGSM(), PGD(steps=3, start="none"))
+    call = (model, images, labels, BALLS[0])
+    points = Strongest(members)(*call, goal="maximise", seed=0, ids=ids)
+    found = _margins(model, points, labels)
+    # FGSM and this PGD draw nothing, so that their points are known.
+    for member in members[1:]:
+        alone = _margins(model, member(*call, goal="maximise", seed=0, ids=ids), labels)
+        assert (found >= alone - 1e-6).all()
+
+
+def test_passes_add_up_with_one_look_per_turn() -> None:
+    model, images = Counted(curved(SHAPE, 5)), pictures(6, SHAPE)
+    labels, ids = predictions(model, images), torch.arange(6)
+    attack = Strongest((FGSM(), PGD(steps=3)))
+    model.forwards = model.backwards = 0
+    still = Ball("Linf", 1e-6)
+    result = attack.run(model, images, labels, still, goal="maximise", seed=0, ids=ids)
+    assert result.forwards.tolist() == [1 + 1 + 4 + 1] * 6
+    assert result.backwards.tolist() == [1 + 3] * 6
+    assert (model.forwards, model.backwards) == (6 * 7, 6 * 4)
+    result = attack.run(model, images, labels, still, seed=0, ids=ids)
+    assert result.forwards.tolist() == [2 + 1 + 4] * 6
+    assert model.forwards == 6 * 14
+
+
+def test_flip_spends_nothing_on_what_an_earlier_member_flipped() -> None:
+    model, images = curved(SHAPE, 5), pictures(15, SHAPE)
+    labels, ids = predictions(model, images), torch.arange(15)
+    call = (model, images, labels, BALLS[0])
+    first = predictions(model, FGSM()(*call, seed=0, ids=ids)) != labels
+    result = Strongest((FGSM(), PGD(steps=5))).run(*call, seed=0, ids=ids)
+    flipped = predictions(model, result.points) != labels
+    assert 0 < first.sum() < 15
+    assert (first <= flipped).all()
+    assert (result.forwards[first] <= 3).all()
+    assert (result.forwards[~first] >= 4).all()
+
+
+def test_targets_reach_the_members() -> None:
+    model, images = linear(SHAPE, 4), pictures(8, SHAPE)
+    labels = predictions(model, images)
+    targets = (labels + 2) % 4
+    points = geometry_attack(steps=20)(
+        model, images, labels, Ball("Linf", 0.9), goal="maximise", targets=targets, seed=0,
+        ids=torch.arange(8),
+    )  # fmt: skip
+    assert torch.equal(predictions(model, points), targets)
+
+
+def test_members_draw_apart() -> None:
+    images, labels = pictures(4, SHAPE), torch.zeros(4, dtype=torch.int64)
+    call = (linear(SHAPE, 3), images, labels, BALLS[0])
+    one = PGD(steps=1, step_size=1e-9, keep_best=False)
+    single = one(*call, goal="maximise", seed=0, ids=torch.arange(4))
+    points = Strongest((one, one))(*call, goal="maximise", seed=0, ids=torch.arange(4))
+    assert not torch.equal(single, points)
+
+
+@pytest.mark.parametrize("factor", [10.0, 100.0, 0.01])
+def test_the_geometry_attack_is_blind_to_the_scale_of_the_logits(factor: float) -> None:
+    plain, images = curved(SHAPE, 5), pictures(40, SHAPE)
+    labels, ids, ball = predictions(plain, images), torch.arange(40), BALLS[0]
+
+    def leaps(model: nn.Module, scale: float) -> tuple[Tensor, Tensor]:
+        attack = geometry_attack(steps=10, scale=scale)
+        points = attack(model, images, labels, ball, goal="maximise", seed=0, ids=ids)
+        return predictions(plain, points), _margins(plain, points, labels)
+
+    loud = Louder(plain, factor)
+    classes, margins = leaps(plain, logit_scale(plain, images))
+    classes_loud, margins_loud = leaps(loud, logit_scale(loud, images))
+    assert torch.equal(classes, classes_loud)
+    assert torch.allclose(margins, margins_loud, rtol=0.01, atol=0.01)
+
+
+def test_cross_entropy_without_the_scale_is_not() -> None:
+    plain, images = Louder(curved(SHAPE, 5), 5.0), pictures(40, SHAPE)
+    labels, ids = predictions(plain, images), torch.arange(40)
+
+    def broken(model: nn.Module, scale: float) -> int:
+        attack = PGD(steps=10, scale=scale)
+        points = attack(model, images, labels, BALLS[0], goal="maximise", seed=0, ids=ids)
+        return int((predictions(plain, points) != labels).sum())
+
+    loud = Louder(plain, 100.0)
+    assert broken(loud, 1.0) < broken(plain, logit_scale(plain, images))
+    assert broken(loud, logit_scale(loud, images)) == broken(plain, logit_scale(plain, images))
+
+
+def test_logit_scale_brings_the_median_margin_to_five() -> None:
+    model, images = linear(SHAPE, 4), pictures(33, SHAPE)
+    scale = logit_scale(model, images, batch_size=7)
+    with torch.no_grad():
+        top = (model(images) / scale).topk(2, 1).values
+    assert float((top[:, 0] - top[:, 1]).median()) == pytest.approx(5.0, rel=1e-5)
+    assert logit_scale(model, images[:0]) == 1.0
+    assert logit_scale(Louder(model, 0.0), images) == 1.0
+
+
+def test_an_ensemble_of_none_is_refused() -> None:
+    with pytest.raises(InputError, match="at least one attack"):
+        Strongest(())

@@ -1,0 +1,215 @@
+"""Every attack goes through the same tests, in every norm."""
+
+import dataclasses
+
+import pytest
+import torch
+from helpers_attacks import BALLS, curved, linear, pictures, predictions
+from torch import Tensor, nn
+
+from robust_nc.attacks.ensemble import Strongest, geometry_attack
+from robust_nc.attacks.noise import GaussianNoise, SignNoise
+from robust_nc.attacks.pgd import FGSM, PGD
+from robust_nc.exceptions import InputError
+from robust_nc.threat import Ball
+from robust_nc.types import Attack, CountedAttack
+
+GRADIENT = {
+    "fgsm": FGSM(),
+    "pgd-ce": PGD(steps=10),
+    "pgd-margin": PGD(steps=10, loss="margin", start="gaussian"),
+    "pgd-last": PGD(steps=10, keep_best=False),
+    "pgd-restarts": PGD(steps=10, restarts=2, slots=3),
+    "strongest": Strongest((FGSM(), PGD(steps=10))),
+    "geometry": geometry_attack(steps=10),
+}
+ALL = GRADIENT | {
+    "pgd-dlr": PGD(steps=3, loss="dlr"),
+    "pgd-kl": PGD(steps=3, loss="kl", start="gaussian"),
+    "gaussian": GaussianNoise(),
+    "sign": SignNoise(),
+}
+SHAPE = (1, 8, 8)
+GOALS = ("flip", "maximise")
+
+each_attack = pytest.mark.parametrize("attack", ALL.values(), ids=ALL.keys())
+each_gradient_attack = pytest.mark.parametrize("attack", GRADIENT.values(), ids=GRADIENT.keys())
+each_ball = pytest.mark.parametrize("ball", BALLS, ids=lambda ball: ball.norm)
+each_goal = pytest.mark.parametrize("goal", GOALS)
+
+
+def _dual(difference: Tensor, norm: str) -> Tensor:
+    order = {"Linf": 1, "L2": 2, "L1": torch.inf}[norm]
+    return torch.linalg.vector_norm(difference, ord=order, dim=-1)
+
+
+def _two_classes(norm: str) -> tuple[nn.Module, Tensor, Tensor, Tensor, float]:
+    """A linear model, grey images far from the bounds, margins, and the slope of the margin."""
+    model = linear(SHAPE, 2)
+    images = 0.5 + 0.02 * (pictures(12, SHAPE) - 0.5)
+    labels = predictions(model, images)
+    with torch.no_grad():
+        logits = model(images)
+        slope = float(_dual(model[1].weight[0] - model[1].weight[1], norm))
+    return model, images, labels, (logits[:, 0] - logits[:, 1]).abs(), slope
+
+
+@each_ball
+@each_gradient_attack
+def test_flips_a_linear_model_just_beyond_its_margin(attack: Attack, ball: Ball) -> None:
+    model, images, labels, margins, slope = _two_classes(ball.norm)
+    for index in range(4):
+        one = slice(index, index + 1)
+        nearest = float(margins[one]) / slope
+        for ratio, flips in ((0.98, False), (1.25, True)):
+            near = Ball(ball.norm, nearest * ratio)
+            points = attack(
+                model, images[one], labels[one], near, seed=0, ids=torch.tensor([index])
+            )
+            assert bool(predictions(model, points) != labels[one]) == flips
+
+
+@each_ball
+@each_gradient_attack
+def test_maximise_reaches_the_analytic_optimum(attack: Attack, ball: Ball) -> None:
+    model, images, labels, margins, slope = _two_classes(ball.norm)
+    small = Ball(ball.norm, 0.1)
+    points = attack(
+        model, images, labels, small, goal="maximise", seed=0, ids=torch.arange(len(images))
+    )
+    with torch.no_grad():
+        logits = model(points)
+    reached = logits.gather(1, 1 - labels[:, None]) - logits.gather(1, labels[:, None])
+    gain = reached.squeeze(1) + margins
+    assert (gain <= small.eps * slope * 1.0001).all()
+    tolerance = 1e-5 if attack == FGSM() else 0.2
+    assert (gain >= small.eps * slope * (1 - tolerance)).all()
+
+
+@each_goal
+@each_ball
+@each_attack
+def test_stays_in_the_ball_and_the_bounds(attack: Attack, ball: Ball, goal: str) -> None:
+    model, images = curved(SHAPE, 5), pictures(7, SHAPE)
+    points = attack(
+        model, images, predictions(model, images), ball, goal=goal, seed=3, ids=torch.arange(7)
+    )
+    assert ball.contains(points, images).all()
+    assert points.dtype == images.dtype
+    assert not points.requires_grad
+    assert (ball.distance(points, images) > 0.1 * ball.eps).all()
+
+
+@each_goal
+@pytest.mark.parametrize(("shape", "classes"), [((1, 8, 8), 2), ((3, 32, 20), 3), ((1, 8, 8), 10)])
+@each_attack
+def test_any_number_of_classes_and_image_shape(
+    attack: Attack, shape: tuple[int, int, int], classes: int, goal: str
+) -> None:
+    classes += "dlr" in repr(attack) and classes == 2  # dlr needs three
+    model, images, ball = curved(shape, classes), pictures(3, shape), BALLS[0]
+    labels = torch.arange(3) % classes
+    points = attack(model, images, labels, ball, goal=goal, seed=0, ids=torch.arange(3))
+    assert ball.contains(points, images).all()
+
+
+@each_goal
+@each_attack
+def test_zero_and_one_example(attack: CountedAttack, goal: str) -> None:
+    model, images = curved(SHAPE, 4), pictures(1, SHAPE)
+    for count in (0, 1):
+        labels, ids = torch.zeros(count, dtype=torch.int64), torch.arange(count)
+        result = attack.run(model, images[:count], labels, BALLS[1], goal=goal, seed=0, ids=ids)
+        assert result.points.shape == (count, *SHAPE)
+        assert result.forwards.shape == result.backwards.shape == (count,)
+
+
+class _Fails(nn.Module):
+    """Raises when it is called for the third time."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.calls = model, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == 3:
+            raise RuntimeError("out of luck")
+        logits: Tensor = self.model(images)
+        return logits
+
+
+def _state(model: nn.Module) -> tuple[list[object], list[Tensor], list[object]]:
+    flags: list[object] = [module.training for module in model.modules()]
+    flags += [parameter.requires_grad for parameter in model.parameters()]
+    tensors = [buffer.clone() for buffer in model.buffers()]
+    return flags, tensors, [parameter.grad for parameter in model.parameters()]
+
+
+@each_goal
+@each_gradient_attack
+def test_leaves_no_trace_on_the_model(attack: Attack, goal: str) -> None:
+    images, labels, ids = pictures(6, SHAPE), torch.arange(6) % 5, torch.arange(6)
+    for wrapped in (nn.Sequential(curved(SHAPE, 5)), _Fails(curved(SHAPE, 5))):
+        wrapped.train()
+        core = next(iter(wrapped.children()))
+        core[3].eval()
+        core[0].weight.requires_grad_(False)
+        core[4].weight.grad = torch.ones_like(core[4].weight)
+        before = _state(wrapped)
+        failed = False
+        try:
+            attack(wrapped, images, labels, Ball("L2", 0.01), goal=goal, seed=0, ids=ids)
+        except RuntimeError:
+            failed = True
+        assert failed == (isinstance(wrapped, _Fails) and wrapped.calls >= 3)
+        after = _state(wrapped)
+        assert before[0] == after[0]
+        assert all(torch.equal(*pair) for pair in zip(before[1], after[1], strict=True))
+        assert all(old is new for old, new in zip(before[2], after[2], strict=True))
+        assert torch.equal(core[4].weight.grad, torch.ones_like(core[4].weight))
+
+
+@each_ball
+@each_attack
+def test_verdicts_depend_on_the_example_alone(attack: Attack, ball: Ball) -> None:
+    model, images = curved(SHAPE, 5), pictures(16, SHAPE)
+    labels, ids = predictions(model, images), torch.arange(100, 116)
+
+    def holds(rows: Tensor, attack: Attack) -> Tensor:
+        points = attack(model, images[rows], labels[rows], ball, seed=1, ids=ids[rows])
+        return predictions(model, points) == labels[rows]
+
+    expected = holds(torch.arange(16), attack)
+    if not isinstance(attack, GaussianNoise | SignNoise):
+        assert 0 < expected.sum() < 16, "the test needs both verdicts"
+    shuffled = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(holds(shuffled, attack), expected[shuffled])
+    assert torch.equal(holds(torch.arange(5, 12), attack), expected[5:12])
+    if isinstance(attack, PGD):
+        for slots in (1, 5, 100):
+            resized = dataclasses.replace(attack, slots=slots)
+            assert torch.equal(holds(torch.arange(16), resized), expected)
+
+
+@each_gradient_attack
+def test_all_wrong_at_the_start(attack: CountedAttack) -> None:
+    model, images = curved(SHAPE, 5), pictures(6, SHAPE)
+    wrong = (predictions(model, images) + 1) % 5
+    ball = Ball("Linf", 1e-4)
+    result = attack.run(model, images, wrong, ball, seed=0, ids=torch.arange(6))
+    assert (predictions(model, result.points) != wrong).all()
+    assert (result.forwards <= 2).all()
+    assert (result.backwards == 1).all()
+
+
+@each_goal
+@each_gradient_attack
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_logits_that_are_not_finite_are_named(attack: Attack, goal: str, value: float) -> None:
+    model = linear(SHAPE, 3)
+    with torch.no_grad():
+        model[1].bias[1] = value
+    images, labels = pictures(4, SHAPE), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(InputError, match="NaN or infinite"):
+        attack(model, images, labels, BALLS[0], goal=goal, seed=0, ids=torch.arange(4))

@@ -1,0 +1,365 @@
+import pytest
+import torch
+from helpers_attacks import BALLS, Counted, curved, linear, pictures, predictions
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robust_nc.attacks.losses import LOSSES
+from robust_nc.attacks.pgd import FGSM, PGD
+from robust_nc.attacks.slots import item_keys, observed
+from robust_nc.attacks.work import lay_out
+from robust_nc.config import Component, build
+from robust_nc.exceptions import ConfigError, InputError
+from robust_nc.registry import ATTACKS, PROTOCOLS
+from robust_nc.threat import Ball
+
+SHAPE = (1, 8, 8)
+NOWHERE = Ball("Linf", 1e-5)  # nothing flips in there
+
+
+@pytest.fixture
+def batch() -> tuple[Counted, Tensor, Tensor, Tensor]:
+    model, images = Counted(curved(SHAPE, 5)), pictures(9, SHAPE)
+    labels = predictions(model, images)
+    model.calls = model.forwards = model.backwards = 0
+    return model, images, labels, torch.arange(9)
+
+
+@pytest.mark.parametrize(
+    ("attack", "goal", "forwards", "backwards"),
+    [
+        (PGD(steps=4), "flip", 5, 4),
+        (PGD(steps=4, keep_best=False), "flip", 5, 4),
+        (PGD(steps=4), "maximise", 5, 4),
+        (PGD(steps=4, keep_best=False), "maximise", 4, 4),
+        (PGD(steps=4, keep_best=False, restarts=3), "maximise", 15, 12),
+        (PGD(steps=4, restarts=3, slots=4), "flip", 15, 12),
+        (PGD(steps=4, loss="kl"), "maximise", 6, 4),
+        (FGSM(), "flip", 2, 1),
+        (FGSM(), "maximise", 1, 1),
+    ],
+)
+def test_passes_are_exact_where_nothing_flips(batch, attack, goal, forwards, backwards) -> None:
+    model, images, labels, ids = batch
+    result = attack.run(model, images, labels, NOWHERE, goal=goal, seed=0, ids=ids)
+    assert result.forwards.tolist() == [forwards] * 9
+    assert result.backwards.tolist() == [backwards] * 9
+    assert (model.forwards, model.backwards) == (9 * forwards, 9 * backwards)
+
+
+@pytest.mark.parametrize("slots", [1, 4, None, 50])
+@pytest.mark.parametrize("goal", ["flip", "maximise"])
+def test_passes_are_those_the_model_saw(batch, goal, slots) -> None:
+    model, images, labels, ids = batch
+    attack = PGD(steps=5, restarts=3, slots=slots)
+    result = attack.run(model, images, labels, BALLS[0], goal=goal, seed=0, ids=ids)
+    assert int(result.forwards.sum()) == model.forwards
+    assert int(result.backwards.sum()) == model.backwards
+
+
+def test_the_inner_attack_of_training_is_one_call_a_step(batch) -> None:
+    model, images, labels, ids = batch
+    PGD(steps=7, keep_best=False)(model, images, labels, BALLS[1], goal="maximise", seed=0, ids=ids)
+    assert model.calls == 7
+
+
+def test_flip_leaves_early_and_costs_less(batch) -> None:
+    model, images, labels, ids = batch
+    labels = torch.where(ids < 4, (labels + 1) % 5, labels)  # four are wrong from the start
+    attack = PGD(steps=6, restarts=2, start="none")
+    result = attack.run(model, images, labels, NOWHERE, seed=0, ids=ids)
+    # A wrong example costs its first gradient; the other restart may have begun beside it.
+    assert result.forwards[:4].tolist() == result.backwards[:4].tolist() == [1] * 4
+    assert result.forwards[4:].tolist() == [14] * 5
+    assert torch.equal(result.points[:4], images[:4])
+
+
+def test_a_flip_cancels_its_siblings_in_flight(batch) -> None:
+    model, images, labels, ids = batch
+    attack = PGD(steps=9, step_size=0.004, restarts=3, slots=100)  # all 27 items at once
+    result = attack.run(model, images, labels, BALLS[0], seed=0, ids=ids)
+    flipped = predictions(model, result.points) != labels
+    assert ((result.backwards[flipped] // 3 > 1) & (result.backwards[flipped] // 3 < 9)).any()
+    assert (result.forwards % 3 == 0).all()
+    assert (result.backwards % 3 == 0).all()
+
+
+def test_a_flip_beats_any_loss(batch) -> None:
+    model, images, labels, ids = batch
+    slots = lay_out(
+        model, images, labels, NOWHERE, goal="flip", targets=None, seed=0, ids=ids, restarts=1
+    ).everything
+    state = PGD().begin(slots)._replace(points=images + 1, best_loss=torch.full((9,), 7.0))
+    logits = F.one_hot(torch.where(ids < 5, labels, (labels + 1) % 5), 5).float()
+    after = observed(slots, state, torch.zeros(9), logits)
+    assert after.flipped.tolist() == [False] * 5 + [True] * 4
+    assert torch.equal(after.best_points[:5], images[:5])
+    assert torch.equal(after.best_points[5:], images[5:] + 1)
+
+
+def test_the_best_point_is_kept_not_the_last_that_rose(batch) -> None:
+    model, images, labels, ids = batch
+    slots = lay_out(
+        model, images, labels, NOWHERE, goal="maximise", targets=None, seed=0, ids=ids, restarts=1
+    ).everything
+    state = PGD().begin(slots)
+    for turn, value in enumerate((3.0, 1.0, 2.0)):
+        state = state._replace(points=images + turn)
+        state = observed(slots, state, torch.full((9,), value), torch.zeros(9, 5))
+    assert torch.equal(state.best_points, images)
+    assert state.best_loss.tolist() == [3.0] * 9
+
+
+def test_free_slots_are_refilled_so_that_batches_stay_full(batch) -> None:
+    model, images, labels, ids = batch
+    PGD(steps=5, restarts=2, slots=3).run(model, images, labels, NOWHERE, seed=0, ids=ids)
+    assert model.calls == (9 * 2 // 3) * 6  # 18 items in batches of 3, 5 steps and a last look
+
+
+def test_a_restart_is_the_same_whatever_stands_beside_it() -> None:
+    model, images = curved(SHAPE, 5), pictures(20, SHAPE)
+    labels, ids, ball = predictions(model, images), torch.arange(20), BALLS[1]
+    flips = []
+    for restarts in (1, 2, 6):
+        points = PGD(steps=2, restarts=restarts)(model, images, labels, ball, seed=0, ids=ids)
+        flips.append(predictions(model, points) != labels)
+    assert (flips[0] <= flips[1]).all()
+    assert (flips[1] <= flips[2]).all()
+
+
+def test_restarts_raise_the_maximum() -> None:
+    model, images = curved(SHAPE, 5), pictures(20, SHAPE)
+    labels, ids, ball = predictions(model, images), torch.arange(20), BALLS[0]
+
+    def loss(attack: PGD) -> Tensor:
+        points = attack(model, images, labels, ball, goal="maximise", seed=0, ids=ids)
+        with torch.no_grad():
+            return F.cross_entropy(model(points), labels, reduction="none")
+
+    once, often = loss(PGD(steps=2)), loss(PGD(steps=2, restarts=5))
+    assert (often >= once - 1e-6).all()
+    assert (often > once + 1e-4).any()
+    for slots in (7, 100):
+        assert torch.allclose(often, loss(PGD(steps=2, restarts=5, slots=slots)), atol=1e-5)
+
+
+def test_keys_are_distinct_and_the_id_for_the_first_item() -> None:
+    ids = torch.arange(50).repeat(40)
+    restarts = torch.arange(40).repeat_interleave(50)
+    keys = [item_keys(ids, restarts=restarts, targets=None)]
+    keys += [item_keys(ids, restarts=restarts, targets=torch.full_like(ids, k)) for k in range(20)]
+    assert len(torch.cat(keys).unique()) == 21 * 2000
+    assert torch.equal(keys[0][:50], ids[:50])
+
+
+@pytest.mark.parametrize("loss", ["ce", "margin"])
+def test_targets_are_reached(loss: str) -> None:
+    model, images = linear(SHAPE, 5), pictures(10, SHAPE)
+    labels, ids, ball = predictions(model, images), torch.arange(10), Ball("Linf", 0.9)
+    targets = (labels + 1 + ids % 4) % 5
+    attack = PGD(steps=20, loss=loss)
+    call = (model, images, labels, ball)
+    points = attack(*call, goal="maximise", targets=targets, seed=0, ids=ids)
+    assert torch.equal(predictions(model, points), targets)
+
+
+def test_targeted_dlr_is_raised() -> None:
+    model, images = linear(SHAPE, 5), pictures(10, SHAPE)
+    labels, ids = predictions(model, images), torch.arange(10)
+    targets = (labels + 1 + ids % 4) % 5
+    attack = PGD(steps=10, loss="dlr")
+    call = (model, images, labels, BALLS[0])
+    points = attack(*call, goal="maximise", targets=targets, seed=0, ids=ids)
+    with torch.no_grad():
+        before, after = (LOSSES["dlr"](model(x), labels, targets, None) for x in (images, points))
+    assert (after > before + 0.01).all()
+
+
+@pytest.mark.parametrize("goal", ["flip", "maximise"])
+def test_several_targets_are_several_items(goal: str) -> None:
+    model, images = Counted(curved(SHAPE, 4)), pictures(6, SHAPE)
+    labels, ids = predictions(model, images), torch.arange(6)
+    others = torch.stack([(labels + step) % 4 for step in (1, 2, 3)], 1)
+    attack = PGD(steps=3, loss="margin", restarts=2)
+    result = attack.run(model, images, labels, NOWHERE, goal=goal, targets=others, seed=0, ids=ids)
+    assert result.forwards.tolist() == [2 * 3 * 4] * 6
+
+
+def test_the_best_of_several_targets_is_kept() -> None:
+    model, images = curved(SHAPE, 4), pictures(6, SHAPE)
+    labels, ids = predictions(model, images), torch.arange(6)
+    others = torch.stack([(labels + step) % 4 for step in (1, 2, 3)], 1)
+    attack = PGD(steps=3, loss="margin")
+
+    def reached(targets: Tensor) -> Tensor:
+        call = (model, images, labels, BALLS[1])
+        points = attack(*call, goal="maximise", targets=targets, seed=0, ids=ids)
+        with torch.no_grad():
+            logits = model(points)
+        return logits.gather(1, others) - logits.gather(1, labels[:, None])
+
+    alone = [reached(others[:, column])[:, column] for column in range(3)]
+    best = torch.stack(alone).amax(0)
+    assert torch.allclose(reached(others).amax(1), best, atol=1e-5)
+    assert len(torch.stack(alone).argmax(0).unique()) > 1
+
+
+def _digits() -> tuple[nn.Module, Tensor, Tensor]:
+    data = load_digits()
+    images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16
+    labels = torch.tensor(data.target)
+    torch_state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    torch.random.set_rng_state(torch_state)
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(60):
+        optimiser.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimiser.step()
+    return model, images[:300], labels[:300]
+
+
+def _textbook_linf(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tensor:
+    draws = torch.rand(images.shape, generator=torch.Generator().manual_seed(1))
+    points = (images + eps * (2 * draws - 1)).clamp(0, 1)
+    for _ in range(20):
+        points.requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(points), labels), points)
+        points = points.detach() + 2.5 * eps / 20 * gradient.sign()
+        points = torch.max(torch.min(points, images + eps), images - eps).clamp(0, 1)
+    return points
+
+
+def _textbook_l2(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tensor:
+    delta = torch.zeros_like(images)
+    for _ in range(20):
+        delta.requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(images + delta), labels), delta)
+        unit = gradient / gradient.flatten(1).norm(dim=1)[:, None, None, None]
+        delta = delta.detach() + 2.5 * eps / 20 * unit
+        length = delta.flatten(1).norm(dim=1)[:, None, None, None]
+        delta = delta * (eps / length).clamp(max=1)
+        delta = (images + delta).clamp(0, 1) - images
+    return images + delta
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "textbook"), [("Linf", 0.1, _textbook_linf), ("L2", 0.6, _textbook_l2)]
+)
+@pytest.mark.parametrize("goal", ["flip", "maximise"])
+def test_as_strong_as_a_textbook_attack(norm, eps, textbook, goal) -> None:
+    model, images, labels = _digits()
+    attack, ids = PGD(steps=20), torch.arange(300)
+    ours = attack(model, images, labels, Ball(norm, eps), goal=goal, seed=0, ids=ids)
+    theirs = textbook(model, images, labels, eps)
+    accuracy = [
+        float((predictions(model, points) == labels).float().mean()) for points in (ours, theirs)
+    ]
+    assert 0.1 < accuracy[1] < 0.9, "the test needs an eps in between"
+    assert accuracy[0] == pytest.approx(accuracy[1], abs=0.02)
+
+
+def test_keep_best_is_never_worse_than_the_last_point() -> None:
+    model, images = curved(SHAPE, 5), pictures(12, SHAPE)
+    labels, ids = predictions(model, images), torch.arange(12)
+    values = []
+    for keep_best in (True, False):
+        attack = PGD(steps=5, step_size=0.1, keep_best=keep_best)
+        points = attack(model, images, labels, BALLS[0], goal="maximise", seed=0, ids=ids)
+        with torch.no_grad():
+            values.append(F.cross_entropy(model(points), labels, reduction="none"))
+    assert (values[0] >= values[1] - 1e-6).all()
+    assert (values[0] > values[1] + 1e-4).any()
+
+
+def test_as_is_leaves_batch_norm_to_the_trainer() -> None:
+    model, images = curved(SHAPE, 5).train(), pictures(6, SHAPE)
+    before = model[1].running_mean.clone()
+    call = (model, images, torch.arange(6) % 5, BALLS[0])
+    PGD(steps=2, mode="eval")(*call, goal="maximise", seed=0, ids=torch.arange(6))
+    assert torch.equal(model[1].running_mean, before)
+    PGD(steps=2, mode="as_is")(*call, goal="maximise", seed=0, ids=torch.arange(6))
+    assert not torch.equal(model[1].running_mean, before)
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_works_under_no_grad() -> None:
+    model, images, labels = linear(SHAPE, 3), pictures(4, SHAPE), torch.zeros(4, dtype=torch.int64)
+    with torch.no_grad():
+        points = FGSM()(model, images, labels, BALLS[0], seed=0, ids=torch.arange(4))
+    assert (points != images).any()
+
+
+class _Detached(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.detach().flatten(1)[:, :3]
+
+
+class _Wrong(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": torch.zeros(4, 64)}, "images must be float32"),
+        ({"images": torch.zeros(4, 1, 8, 8, dtype=torch.uint8)}, "images must be float32"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, "labels must be int64"),
+        ({"labels": torch.zeros(4)}, "labels must be int64"),
+        ({"labels": torch.full((4,), 3)}, r"lie in 0\.\.2, .* found 3\.\.3"),
+        ({"targets": torch.full((4,), -1)}, r"found -1\.\.0"),
+        ({"targets": torch.zeros(4, 0, dtype=torch.int64)}, "targets must be int64"),
+        ({"ids": torch.arange(5)}, "ids must be int64"),
+        ({"model": _Detached()}, "do not depend on the images"),
+        ({"model": _Wrong()}, r"must return logits \(N, K\)"),
+    ],
+)
+def test_input_that_cannot_be_used_is_named(change, message) -> None:
+    call = {
+        "model": linear(SHAPE, 3),
+        "images": pictures(4, SHAPE),
+        "labels": torch.zeros(4, dtype=torch.int64),
+        "ball": BALLS[0],
+        "ids": torch.arange(4),
+        "seed": 0,
+    }
+    with pytest.raises(InputError, match=message):
+        PGD(steps=2)(**(call | change))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"steps": 0},
+        {"step_size": 0.0},
+        {"scale": float("nan")},
+        {"restarts": 0},
+        {"slots": 0},
+        {"loss": "cee"},
+    ],
+)
+def test_options_that_cannot_be_used_are_named(options) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        PGD(**options)
+
+
+@pytest.mark.parametrize("options", [{"mode": "train"}, {"start": "zero"}])
+def test_words_that_are_not_options_are_named(options) -> None:
+    # With shapes checked, the type check answers first.
+    with pytest.raises((ValueError, TypeError), match=next(iter(options))):
+        PGD(**options)
+
+
+def test_registered_attacks_and_protocols() -> None:
+    assert build(ATTACKS, Component(name="fgsm")) == FGSM()
+    assert build(ATTACKS, Component(name="pgd", options={"steps": 3})) == PGD(steps=3)
+    with pytest.raises(ConfigError, match="no option 'step'"):
+        build(ATTACKS, Component(name="pgd", options={"step": 3}))
+    assert PROTOCOLS.load("clean").attacks == ()
+    names = [name for name, attack in PROTOCOLS.load("pgd").attacks]
+    assert names == ["pgd-ce", "pgd-margin"]
+    assert PROTOCOLS.load("fgsm").attacks[0][1] == FGSM()

@@ -1,0 +1,115 @@
+"""The leaderboard as text."""
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import helpers_report as helpers
+import pandas as pd
+import pytest
+
+from robust_nc.exceptions import RecordError, UnknownNameError
+from robust_nc.record import Stored
+from robust_nc.report.formats import escape_latex, escape_markdown
+from robust_nc.report.table import COLUMNS, format_table, leaderboard, paired
+
+NASTY = "a_b&c%d$e#f{g}h~i^j\\k|l<m>\x1b[31mn\no"
+
+
+def frame_of(**options: Any) -> pd.DataFrame:
+    records = [
+        Stored(helpers.record_of(helpers.config(head=head, seed=seed), **options), Path(f"{seed}"))
+        for head in ("linear", "etf")
+        for seed in range(3)
+    ]
+    return leaderboard(records)
+
+
+def test_the_terminal_table_fits_and_says_over_how_many() -> None:
+    frame = frame_of(suite="s" * 80)
+    long = frame.assign(model=["m" * 90, "short"])
+    for table in (frame, long):
+        lines = format_table(table, "table").splitlines()
+        assert max(map(len, lines)) <= 120
+    text = format_table(frame, "table")
+    assert text.isascii()
+    assert "digits, Linf 0.15, protocol pgd" in text
+    assert "200 examples, 3 seeds" in text
+    assert "Student t" in text
+    first = next(line for line in text.splitlines() if "small_cnn-etf-pgd" in line)
+    assert "63.0 [60.5, 65.5]" in first
+    assert text.index("small_cnn-etf-pgd") < text.index("small_cnn-linear-pgd")
+
+
+def test_csv_holds_all_columns_as_numbers() -> None:
+    frame = frame_of()
+    found = pd.read_csv(io.StringIO(format_table(frame, "csv")))
+    assert tuple(found.columns) == COLUMNS
+    assert found["robust"].tolist() == frame["robust"].tolist()
+    assert math.isnan(found["landed"][0])
+
+
+def test_boards_are_tables_of_their_own() -> None:
+    frame = frame_of()
+    both = pd.concat([frame, frame.assign(dataset="cifar10")], ignore_index=True)
+    assert format_table(both, "table").count("protocol pgd") == 2
+    assert format_table(both, "latex").count(r"\begin{tabular}") == 2
+
+
+def test_latex_is_escaped_and_whole() -> None:
+    text = format_table(frame_of().assign(model=[NASTY, "b"]), "latex")
+    assert r"a\_b\&c\%d\$e\#f\{g\}h\textasciitilde{}i\textasciicircum{}j\textbackslash{}k" in text
+    assert r"\textbar{}l\textless{}m\textgreater{}?[31mn?o" in text
+    for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\end{tabular}", r"clean \%"):
+        assert rule in text
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == 3
+    assert {row.replace(r"\&", "").count("&") for row in rows} == {9}
+
+
+def test_every_special_character_of_latex_is_escaped() -> None:
+    for character in "&%$#_{}~^\\":
+        assert escape_latex(character).startswith("\\")
+        assert escape_latex(character) != character
+
+
+def test_markdown_is_escaped_and_rectangular() -> None:
+    text = format_table(frame_of().assign(model=[NASTY, "b"]), "markdown")
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == 4
+    assert {row.replace(r"\|", "").count("|") for row in rows} == {11}
+    assert escape_markdown("<img>") == r"\<img\>"
+
+
+def test_a_terminal_is_sent_no_commands() -> None:
+    text = format_table(frame_of().assign(model=[NASTY, "[bold]b[/bold]"]), "table")
+    assert "\x1b" not in text
+    assert "[bold]b[/bold]" in text
+
+
+def test_a_name_that_stands_twice_is_told_apart() -> None:
+    frame = frame_of().assign(model="same", recipe=["abcdef123", "fedcba321"])
+    text = format_table(frame, "markdown")
+    assert "same (synthetic, abcdef)" in text
+    assert "same (synthetic, fedcba)" in text
+
+
+@pytest.mark.parametrize("style", ["table", "csv", "latex", "markdown"])
+def test_paired_differences_have_all_formats(style: Any) -> None:
+    records = [
+        Stored(helpers.record_of(helpers.config(head=head, seed=seed)), Path(f"{seed}"))
+        for head in ("linear", "etf")
+        for seed in range(2)
+    ]
+    text = format_table(paired(records, against="linear", measures=["robust"]), style)
+    assert "+0.02" in text or "0.02" in text
+    assert "small" in text
+
+
+def test_nothing_and_unknown_formats_are_refused() -> None:
+    frame = frame_of()
+    with pytest.raises(RecordError, match="no rows"):
+        format_table(frame[:0])
+    with pytest.raises(UnknownNameError, match="did you mean 'latex'"):
+        format_table(frame, "latx")  # type: ignore[arg-type]

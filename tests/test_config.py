@@ -1,0 +1,109 @@
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+
+from robust_nc.config import (
+    Component,
+    RunConfig,
+    build,
+    cell_id,
+    component,
+    plain,
+    read,
+    training_id,
+)
+from robust_nc.exceptions import ConfigError
+from robust_nc.registry import Registry
+
+
+@dataclass(frozen=True)
+class Part:
+    ball: str
+    steps: int = 3
+    mode: Literal["a", "b"] = "a"
+    rate: float = 0.5
+
+
+PARTS = Registry("part", "parts-of-a-test", {"one": "part_of_test_config:Part"})
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PARTS, "load", lambda name: Part)
+
+
+def test_a_configuration_survives_json() -> None:
+    config = read(RunConfig, {"train": {"objective": {"name": "pgd", "steps": 5}}, "seed": 3})
+    assert read(RunConfig, plain(config)) == config
+    assert config.train.objective == Component(name="pgd", options={"steps": 5})
+
+
+def test_the_digest_follows_the_values_and_not_their_order() -> None:
+    one = read(RunConfig, {"seed": 1, "train": {"epochs": 3, "lr": 0.2}})
+    other = read(RunConfig, {"train": {"lr": 0.2, "epochs": 3}, "seed": 1})
+    assert cell_id(one) == cell_id(other)
+    assert cell_id(one) != cell_id(read(RunConfig, {"seed": 2, "train": {"epochs": 3, "lr": 0.2}}))
+
+
+def test_cells_that_are_only_judged_differently_share_their_weights() -> None:
+    base = RunConfig()
+    judged = read(RunConfig, {"evaluation": {"examples": 7}, "measure": {"steps": 3}})
+    trained = read(RunConfig, {"train": {"epochs": 7}})
+    assert cell_id(base) != cell_id(judged)
+    assert training_id(base) == training_id(judged)
+    assert training_id(base) != training_id(trained)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"trian": {}}, "unknown key 'trian' (did you mean 'train'?)"),
+        ({"train": {"epoch": 3}}, "unknown key 'train.epoch' (did you mean 'epochs'?)"),
+        ({"train": {"epochs": "3"}}, "train.epochs: input should be a valid integer"),
+        ({"train": {"epochs": True}}, "train.epochs: input should be a valid integer"),
+        ({"train": {"lr": 0}}, "train.lr: input should be greater than 0"),
+        ({"train": {"lr": float("inf")}}, "train.lr: input should be a finite number"),
+        ({"threat": {"eps": "8/0"}}, "eps must be a number or a fraction such as 8/255"),
+        ({"threat": {"eps": "eight"}}, "eps must be a number or a fraction such as 8/255"),
+        ({"data": {"augment": ["blur"]}}, "should be 'crop' or 'flip'"),
+        ({"seed": -1}, "seed: input should be greater than or equal to 0"),
+        ([], "the top level"),
+    ],
+)
+def test_a_bad_value_gets_one_sentence(values: object, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=r"^suite\.toml: ") as raised:
+        read(RunConfig, values, source="suite.toml")
+    assert sentence in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_eps_may_be_a_fraction() -> None:
+    assert read(RunConfig, {"threat": {"eps": "8/255"}}).threat.eps == 8 / 255
+
+
+def test_build_checks_options_and_adds_what_is_given() -> None:
+    made = build(PARTS, component({"name": "one", "steps": 7, "rate": 1}), ball="B", unused=1)
+    assert made == Part(ball="B", steps=7, rate=1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"step": 7}, "has no option 'step' (did you mean 'steps'?); valid: steps, mode, rate"),
+        ({"ball": "C"}, "has no option 'ball'"),
+        ({"steps": "7"}, "option 'steps': input should be a valid integer"),
+        ({"steps": 1.5}, "option 'steps'"),
+        ({"mode": "c"}, "option 'mode'"),
+        ({"rate": float("nan")}, "option 'rate'"),
+    ],
+)
+def test_build_refuses_a_bad_option(options: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=r"^part 'one'") as raised:
+        build(PARTS, Component(name="one", options=options), ball="B")
+    assert sentence in str(raised.value)
+
+
+def test_build_names_a_missing_option() -> None:
+    with pytest.raises(ConfigError, match="needs the option 'ball'"):
+        build(PARTS, Component(name="one"))

@@ -1,0 +1,319 @@
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers_data import (
+    CIFAR,
+    IDX,
+    TinyCifar,
+    TinyFashion,
+    idx_bytes,
+    write_cifar,
+    write_idx,
+    write_image,
+)
+from PIL import Image
+
+from robust_nc.data.cifar import BinFile, Cifar10, Cifar100, read_rows
+from robust_nc.data.fashion_mnist import FashionMnist
+from robust_nc.data.load import dataset_info, load_dataset, read_split
+from robust_nc.exceptions import DataError, InputError, RobustNCError
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_idx_files_are_read_plain_and_compressed(tmp_path: Path, compressed: bool) -> None:
+    write_idx(tmp_path / "fashion_mnist", compressed=compressed)
+    for split, stem in [("train", "train"), ("test", "t10k")]:
+        read = TinyFashion().read(split, tmp_path)
+        assert np.array_equal(read.images[:, 0].numpy(), IDX[f"{stem}-images-idx3-ubyte"])
+        assert read.images.dtype == torch.uint8
+        assert np.array_equal(read.labels.numpy(), IDX[f"{stem}-labels-idx1-ubyte"])
+
+
+def test_a_plain_idx_file_comes_before_a_compressed_one(tmp_path: Path) -> None:
+    folder = tmp_path / "fashion_mnist"
+    write_idx(folder, compressed=False)
+    (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(b"damaged")
+    assert len(TinyFashion().read("test", tmp_path).labels) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "magic number is missing, not 00000803"),
+        (b"\x00\x00\x08\x01" + bytes(99), "magic number is 00000801, not 00000803"),
+        (b"\x00\x00\x0d\x03" + bytes(99), "magic number is 00000d03"),
+        (idx_bytes(IDX["t10k-images-idx3-ubyte"])[:-1], r"sizes \(4, 28, 28\)"),
+        (idx_bytes(IDX["t10k-images-idx3-ubyte"]) + b"\0", r"sizes \(4, 28, 28\)"),
+        (idx_bytes(IDX["t10k-images-idx3-ubyte"][:, ::-1]), "MD5"),
+    ],
+)
+def test_damaged_idx_files_are_refused_with_the_remedy(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    folder = tmp_path / "fashion_mnist"
+    write_idx(folder, compressed=False)
+    (folder / "t10k-images-idx3-ubyte").write_bytes(content)
+    with pytest.raises(DataError, match=words + ".*robust-nc data fetch fashion_mnist") as caught:
+        TinyFashion().read("test", tmp_path)
+    assert str(folder / "t10k-images-idx3-ubyte") in str(caught.value)
+    assert len(TinyFashion().read("train", tmp_path).labels) == 6
+
+
+@pytest.mark.parametrize("content", [b"", b"not gzip", gzip.compress(bytes(99))[:-9]])
+def test_damaged_gzip_is_refused(tmp_path: Path, content: bytes) -> None:
+    folder = tmp_path / "fashion_mnist"
+    write_idx(folder, compressed=True)
+    (folder / "t10k-images-idx3-ubyte.gz").write_bytes(content)
+    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\.gz"):
+        TinyFashion().read("test", tmp_path)
+
+
+def test_cifar_rows_become_planes_in_order(tmp_path: Path) -> None:
+    write_cifar(tmp_path / "cifar10" / "cifar-10-batches-bin")
+    train = TinyCifar().read("train", tmp_path)
+    rows = np.concatenate([CIFAR["data_batch_1.bin"], CIFAR["data_batch_2.bin"]])
+    assert train.images.shape == (24, 3, 32, 32)
+    assert train.images.dtype == torch.uint8
+    assert train.images[20, 1, 3, 5] == rows[20, 1 + 1024 + 3 * 32 + 5]
+    assert np.array_equal(train.images.numpy().reshape(24, -1), rows[:, 1:])
+    assert np.array_equal(train.labels.numpy(), rows[:, 0])
+    assert train.ids.tolist() == list(range(24))
+
+
+def test_cifar100_takes_the_fine_label(tmp_path: Path) -> None:
+    rows = np.zeros((2, 3074), dtype=np.uint8)
+    rows[:, 0] = 19
+    rows[:, 1] = [7, 99]
+    path = tmp_path / "train.bin"
+    path.write_bytes(rows.tobytes())
+    read = read_rows(path, BinFile("train.bin", 2, None), 2, 100)
+    assert read[:, 1].tolist() == [7, 99]
+    rows[1, 1] = 100
+    path.write_bytes(rows.tobytes())
+    with pytest.raises(DataError, match="label 100 with 100 classes"):
+        read_rows(path, BinFile("train.bin", 2, None), 2, 100)
+
+
+@pytest.mark.parametrize("damage", ["short", "flipped"])
+def test_damaged_cifar_files_are_refused_with_the_remedy(tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "cifar10" / "cifar-10-batches-bin"
+    write_cifar(folder)
+    content = bytearray(CIFAR["data_batch_2.bin"].tobytes())
+    content[77] ^= 1
+    (folder / "data_batch_2.bin").write_bytes(content[:-1] if damage == "short" else content)
+    with pytest.raises(DataError, match=r"data_batch_2\.bin is damaged.*data fetch cifar10"):
+        TinyCifar().read("train", tmp_path)
+
+
+@pytest.mark.parametrize(("dataset", "train"), [(Cifar10(), 50_000), (Cifar100(), 50_000)])
+def test_the_official_tables_add_up(dataset: Cifar10, train: int) -> None:
+    info = dataset.info(Path())
+    assert info.sizes == {"train": train, "test": 10_000}
+    assert len(set(info.class_names)) == info.num_classes
+
+
+def test_cifar100_names_agree_with_the_official_superclasses() -> None:
+    names = Cifar100().info(Path()).class_names
+    fish = ["aquarium_fish", "flatfish", "ray", "shark", "trout"]
+    assert [names.index(name) for name in fish] == [1, 32, 67, 73, 91]
+
+
+def test_real_data_are_as_published_where_they_are() -> None:
+    golden = {
+        "cifar10": ([0.4942, 0.4851, 0.4504], [3, 8, 8, 0, 6], 1_000),
+        "fashion_mnist": ([0.2868], [9, 2, 1, 1, 6], 1_000),
+    }
+    checked = 0
+    for name, (means, labels, count) in golden.items():
+        try:
+            images, found = load_dataset(name)
+        except DataError as error:
+            print(f"{name} is not checked: {error}")
+            continue
+        checked += 1
+        assert torch.allclose(images.mean((0, 2, 3)), torch.tensor(means), atol=1e-4)
+        assert found[:5].tolist() == labels
+        assert found.bincount().tolist() == [count] * 10
+    if not checked:
+        pytest.skip("neither cifar10 nor fashion_mnist is in ROBUST_NC_DATA")
+
+
+def test_the_official_fashion_table() -> None:
+    assert FashionMnist().info(Path()).sizes == {"train": 60_000, "test": 10_000}
+
+
+def make_folder(base: Path, *, held: str = "test") -> Path:
+    for split in ("train", held):
+        for label, name in enumerate(["ant", "bee"]):
+            for number in range(3 - label):
+                colour = (10 * label, 20 * number, 200)
+                path = base / split / name / f"{number}.{'png' if label else 'PNG'}"
+                write_image(path, size=(12, 20), colour=colour)
+    (base / "train" / "ant" / "notes.txt").write_text("not an image")
+    (base / "train" / ".cache").mkdir()
+    return base
+
+
+@pytest.mark.parametrize("held", ["test", "val"])
+def test_a_folder_goes_round_its_classes(tmp_path: Path, held: str) -> None:
+    base = make_folder(tmp_path / "mine", held=held)
+    part = {"name": "folder", "path": str(base), "size": 8}
+    info = dataset_info(part)
+    assert info.class_names == ("ant", "bee")
+    assert info.sizes == {"train": 5, "test": 5}
+    assert info.image_shape == (3, 8, 8)
+    split = read_split(part, "test")
+    assert split.images.shape == (5, 3, 8, 8)
+    assert split.labels.tolist() == [0, 1, 0, 1, 0]
+    assert split.images[:, :, 0, 0].tolist() == [
+        [0, 0, 200],
+        [10, 0, 200],
+        [0, 20, 200],
+        [10, 20, 200],
+        [0, 40, 200],
+    ]
+
+
+@pytest.mark.parametrize(("width", "height"), [(8, 8), (24, 8), (8, 24), (7, 5), (31, 97)])
+def test_folder_images_are_cut_in_the_middle(tmp_path: Path, width: int, height: int) -> None:
+    base = make_folder(tmp_path)
+    column = np.linspace(0, 255, width).round().astype(np.uint8)
+    picture = np.broadcast_to(column[None, :, None], (height, width, 3))
+    Image.fromarray(np.ascontiguousarray(picture)).save(base / "test" / "ant" / "0.PNG")
+    image = read_split({"name": "folder", "path": str(base), "size": 8}, "test").images[0].float()
+    assert image.shape == (3, 8, 8)
+    assert torch.allclose(image, image[:1, :1])
+    ramp = image[0, 0]
+    assert bool((ramp.diff() > 0).all())
+    assert abs(float(ramp.mean()) - 127.5) < 255 / min(width, height)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK"])
+def test_folder_images_of_any_mode_become_rgb(tmp_path: Path, mode: str) -> None:
+    base = make_folder(tmp_path)
+    (base / "test" / "ant" / "0.PNG").unlink()
+    ending = "jpg" if mode == "CMYK" else "png"
+    image = Image.new("RGB", (9, 9), (255, 255, 255)).convert(mode)
+    if mode == "P":
+        image.info["transparency"] = bytes(range(256))
+    image.save(base / "test" / "ant" / f"0.{ending}")
+    split = read_split({"name": "folder", "path": str(base), "size": 8}, "test")
+    assert split.images[0].unique().tolist() == [255]
+
+
+def test_a_broken_image_and_an_empty_class_are_named(tmp_path: Path) -> None:
+    base = make_folder(tmp_path)
+    part = {"name": "folder", "path": str(base), "size": 8}
+    broken = base / "test" / "bee" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    with pytest.raises(DataError, match=r"bee/1\.png cannot be read as an image"):
+        load_dataset(part)
+    broken.write_bytes(b"")
+    with pytest.raises(DataError, match=r"bee/1\.png cannot be read as an image"):
+        load_dataset(part)
+    (base / "train" / "cat").mkdir()
+    with pytest.raises(DataError, match=r"class 'cat' has no \.jpeg"):
+        load_dataset(part, split="train")
+    write_image(base / "train" / "cat" / "0.png", size=(9, 9), colour=(1, 2, 3))
+    with pytest.raises(DataError, match="only one has cat"):
+        dataset_info(part)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"path": "absent"}, "neither test/ nor val/"),
+        ({"path": ".", "size": 0}, "at least 1 pixel"),
+        ({"path": 3}, "valid string"),
+    ],
+)
+def test_bad_folder_options_are_refused(options: dict[str, object], words: str) -> None:
+    with pytest.raises(RobustNCError, match=words):
+        load_dataset({"name": "folder", **options})
+
+
+def test_a_folder_of_one_class_is_refused(tmp_path: Path) -> None:
+    write_image(tmp_path / "test" / "ant" / "0.png", size=(9, 9), colour=(1, 2, 3))
+    with pytest.raises(DataError, match="at least two folders"):
+        load_dataset({"name": "folder", "path": str(tmp_path)})
+
+
+def save_npz(path: Path, images: np.ndarray, **changed: np.ndarray) -> dict[str, str]:
+    labels = np.arange(len(images)) % 3
+    arrays = {"x_train": images, "y_train": labels, "x_test": images[:4], "y_test": labels[:4]}
+    np.savez(path, **(arrays | changed))
+    return {"name": "npz", "path": str(path)}
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 7, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("images", "shape"),
+    [
+        (PIXELS, (3, 5, 7)),
+        (PIXELS.transpose(0, 3, 1, 2), (3, 5, 7)),
+        (PIXELS[..., :1], (1, 5, 7)),
+        (PIXELS[..., 0], (1, 5, 7)),
+        ((PIXELS / 255).astype(np.float64), (3, 5, 7)),
+    ],
+)
+def test_arrays_of_any_layout_are_read(
+    tmp_path: Path, images: np.ndarray, shape: tuple[int, int, int]
+) -> None:
+    part = save_npz(tmp_path / "x.npz", images)
+    assert dataset_info(part).image_shape == shape
+    assert dataset_info(part).num_classes == 3
+    assert dataset_info(part).sizes == {"train": 6, "test": 4}
+    loaded, labels = load_dataset(part, split="train")
+    assert loaded.shape == (6, *shape)
+    assert loaded.dtype == torch.float32
+    channels_last = loaded.permute(0, 2, 3, 1).numpy()
+    assert np.allclose(channels_last, PIXELS[..., : shape[0]] / 255, atol=1e-7)
+    assert labels.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "words"),
+    [
+        ({"x_test": np.zeros((4, 3, 7, 3), np.uint8)}, InputError, "both axes 1 and 3"),
+        ({"x_test": np.zeros((4, 5, 7, 4), np.uint8)}, InputError, "neither axis 1 nor 3"),
+        ({"x_test": np.zeros((4, 5), np.uint8)}, InputError, "3 or 4 axes"),
+        ({"x_test": np.full((4, 5, 7, 3), 255.0)}, InputError, "divide by 255"),
+        ({"x_test": np.full((4, 5, 7, 3), np.nan)}, InputError, "finite"),
+        ({"x_test": np.zeros((4, 5, 7, 3), np.int64)}, InputError, "found int64"),
+        ({"x_test": np.zeros((0, 5, 7, 3), np.uint8)}, DataError, "x_test of .* is empty"),
+        ({"y_test": np.zeros(3, np.int64)}, InputError, "3 y_test for 4 images"),
+        ({"y_test": np.eye(4)}, InputError, "one-hot"),
+        ({"y_test": np.array([0, 1, -1, 2])}, InputError, "found -1"),
+        ({"y_test": np.array(["a", "b", "c", "d"])}, InputError, "y_test"),
+        ({"y_test": np.array([{}, 1, 2, 3], dtype=object)}, DataError, "without unpickling"),
+    ],
+)
+def test_bad_arrays_are_refused(
+    tmp_path: Path, changed: dict[str, np.ndarray], error: type[Exception], words: str
+) -> None:
+    part = save_npz(tmp_path / "x.npz", PIXELS, **changed)
+    with pytest.raises(error, match=words):
+        load_dataset(part)
+
+
+def test_missing_arrays_and_damaged_files_are_refused(tmp_path: Path) -> None:
+    part = save_npz(tmp_path / "x.npz", PIXELS)
+    whole = (tmp_path / "x.npz").read_bytes()
+    with pytest.raises(DataError, match="is not there"):
+        load_dataset({"name": "npz", "path": str(tmp_path / "y.npz")})
+    np.savez(tmp_path / "x.npz", x_test=PIXELS)
+    with pytest.raises(DataError, match=r"has no y_test; .*found x_test"):
+        load_dataset(part)
+    np.save(tmp_path / "x.npy", PIXELS)
+    with pytest.raises(DataError, match="single array"):
+        load_dataset({"name": "npz", "path": str(tmp_path / "x.npy")})
+    middle = whole[:300] + bytes(40) + whole[340:]
+    for content in (b"", b"text", whole[: len(whole) // 2], middle):
+        (tmp_path / "x.npz").write_bytes(content)
+        with pytest.raises(DataError, match=r"x\.npz cannot be read"):
+            load_dataset(part, split="train")

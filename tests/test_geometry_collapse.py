@@ -1,0 +1,309 @@
+"""Collapse measures against the oracle, their invariances and their undefined cases."""
+
+import itertools
+import math
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from helpers_geometry import clusters, rotation, simplex
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import collapse as oracle
+from torch import Tensor
+
+from robust_nc.geometry import measures
+from robust_nc.geometry.collapse import MEASURES, Collapse, collapse, measure_collapse
+from robust_nc.geometry.leaps import MEASURES as LEAP_MEASURES
+from robust_nc.geometry.moments import Moments
+from robust_nc.geometry.projection import Projection, whitening
+from robust_nc.geometry.scatter import TotalScatter
+from robust_nc.registry import METRICS
+
+
+def agree(
+    found: Mapping[str, float | None],
+    wanted: Mapping[str, float | None],
+    *,
+    rel: float = 1e-9,
+    size: float = 1e-12,
+) -> None:
+    for name, value in wanted.items():
+        if value is None:
+            assert found[name] is None, name
+        else:
+            assert found[name] == pytest.approx(value, rel=rel, abs=size), name
+
+
+@pytest.mark.parametrize(
+    ("counts", "dim"),
+    [([30, 30, 30], 5), ([40, 7, 25, 2], 3), ([20, 30], 4), ([12] * 12, 4), ([60, 0, 1, 50], 6)],
+    ids=["balanced", "unbalanced", "two classes", "more classes than dims", "empty and lone"],
+)
+def test_every_measure_agrees_with_its_oracle(counts: list[int], dim: int) -> None:
+    features, labels = clusters(counts, dim)
+    weight, target = clusters([1] * len(counts), dim, seed=1)[0], simplex(len(counts), len(counts))
+    target = target + 0.1
+    bias = torch.linspace(-1, 1, len(counts), dtype=torch.float64)
+    found = measure_collapse(
+        features, labels, num_classes=len(counts), weight=weight, bias=bias, target=target
+    )
+    values = found.measures()
+    wanted = oracle.collapse(
+        features.numpy(), labels.numpy(), weight=weight.numpy(), target=target.numpy()
+    )
+    if len(labels) < 10 * dim:
+        assert "10 D" in found.notes["vci"]
+        del wanted["vci"]
+    agree(values, wanted)
+    assert set(wanted) | {"nc4", "vci"} == set(MEASURES)
+    vertices = np.array(
+        [
+            features[labels == k].mean(0).numpy() if n > 1 else np.full(dim, 1e9)
+            for k, n in enumerate(counts)
+        ]
+    )
+    assert values["nc4"] == oracle.nc4(
+        features.numpy(), labels.numpy(), weight.numpy(), bias.numpy(), vertices
+    )
+    kept = [n for n in counts if n > 1]
+    assert (found.num_examples, found.num_groups) == (sum(kept), len(kept))
+    assert (found.empty_groups, found.single_groups) == (counts.count(0), counts.count(1))
+    assert ("num_groups" in found.notes) == (len(kept) < len(counts))
+
+
+def test_clean_reference_agrees_with_its_oracle() -> None:
+    clean, labels = clusters([20, 35, 15], 4)
+    moments = Moments(3, 4)
+    moments.update(clean, labels)
+    attacked, groups = clusters([9, 9, 9], 4, seed=5, noise=1.0)
+    sizes = np.array([20, 35, 15])
+    wanted = oracle.cleanref(attacked.numpy(), groups.numpy(), moments.means.numpy(), sizes)
+    for projection in (Projection(moments), Projection.of(moments.means, moments.counts)):
+        projection.update(attacked, groups)
+        assert projection.nc1() == pytest.approx(wanted, rel=1e-10)
+        shares = projection.per_group()
+        assert sum(s for s in shares if s is not None) / 3 == pytest.approx(wanted, rel=1e-10)
+
+
+@pytest.mark.parametrize("dim", [120, 4200], ids=["by SVD", "by Gram"])
+def test_nc1_of_many_classes_with_a_wide_spectrum(dim: int) -> None:
+    """K = 100 (and 101 through the Gram), singular values of the means spread over 1e4."""
+    count = 100 if dim < 4096 else 101
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.logspace(0, -4, count - 1, dtype=torch.float64)
+    directions = torch.linalg.qr(
+        torch.randn(dim, count - 1, generator=generator, dtype=torch.float64)
+    )[0]
+    codes = torch.linalg.qr(torch.randn(count, count, generator=generator, dtype=torch.float64))[0]
+    means = 1e3 * (codes[:, :-1] * sizes) @ directions.T
+    labels = torch.arange(count).repeat(4)
+    noise = torch.randn(len(labels), dim, generator=generator, dtype=torch.float64)
+    features = means[labels] + 0.01 * noise
+    moments = Moments(count, dim)
+    moments.update(features, labels)
+    projection = Projection(moments)
+    projection.update(features, labels)
+    # The oracle forms no D x D matrix here: the span of the means is found by NumPy's own SVD.
+    own = np.array([features[labels == k].numpy().mean(0) for k in range(count)])
+    _, s, vt = np.linalg.svd(own - features.numpy().mean(0), full_matrices=False)
+    z = (features.numpy() - own[labels]) @ vt[: count - 1].T / s[: count - 1]
+    assert projection.rank == count - 1
+    assert projection.nc1() == pytest.approx(float((z**2).sum(1).mean()), rel=1e-6)
+
+
+def test_rank_is_that_of_the_means() -> None:
+    on_a_line = torch.tensor([[0.0, 0], [1, 0], [3, 0]], dtype=torch.float64)
+    assert len(whitening(on_a_line - on_a_line.mean(0))) == 1
+    assert len(whitening(torch.zeros(3, 2, dtype=torch.float64))) == 0
+    centred = simplex(4, 6)
+    assert len(whitening(centred)) == 3, "the last singular value is rounding"
+
+
+@pytest.mark.parametrize("counts", [[20] * 5, [50, 30, 10, 5, 2]], ids=["balanced", "unbalanced"])
+def test_an_exact_simplex_is_full_collapse(counts: list[int]) -> None:
+    frame = simplex(5, 8)
+    labels = torch.repeat_interleave(torch.arange(5), torch.tensor(counts))
+    features = (3 * frame[labels] + 7).float()
+    found = measure_collapse(
+        features, labels, weight=0.1 * frame, bias=-0.7 * frame.sum(1), target=frame
+    ).measures()
+    unweighted = [name for name in MEASURES if not name.endswith("_w")]
+    for name in set(unweighted) - {"nc3_raw", "nc2_target_raw", "ncc"}:
+        assert found[name] == pytest.approx(0, abs=1e-5), name
+    assert found["ncc"] == 1
+    assert found["nc1"] is not None
+    assert found["nc1"] < 1e-20
+    tilted = [found[name] for name in ("nc2_angle_w", "nc2_gram_w", "nc3_w")]
+    assert all(value is not None for value in tilted)
+    if len(set(counts)) > 1:
+        assert min(value for value in tilted if value is not None) > 0.1
+    else:
+        assert max(value for value in tilted if value is not None) < 1e-5
+
+
+CASES = st.tuples(
+    st.integers(2, 5), st.integers(2, 6), st.integers(0, 1000), st.sampled_from([0.05, 1.0])
+)
+
+
+def case(values: tuple[int, int, int, float]) -> tuple[Tensor, Tensor, Tensor]:
+    groups, dim, seed, noise = values
+    counts = [3 + (seed * (k + 7)) % 11 for k in range(groups)]
+    features, labels = clusters(counts, dim, seed=seed, noise=noise)
+    return features, labels, clusters([1] * groups, dim, seed=seed + 1)[0]
+
+
+@settings(deadline=None, max_examples=25)
+@given(CASES, st.floats(1e-3, 1e3))
+def test_rotation_scale_and_order_change_nothing(
+    values: tuple[int, int, int, float], scale: float
+) -> None:
+    features, labels, weight = case(values)
+    turn = rotation(features.shape[1], seed=values[2])
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(values[2]))
+    plain = measure_collapse(features, labels, weight=weight).measures()
+    moved = measure_collapse(
+        scale * (features @ turn)[order], labels[order], weight=weight @ turn / scale
+    ).measures()
+    agree(moved, plain, rel=1e-6, size=1e-9)
+
+
+@settings(deadline=None, max_examples=25)
+@given(CASES, st.sampled_from([1e3, 1e6]))
+def test_a_common_offset_changes_nothing(
+    values: tuple[int, int, int, float], offset: float
+) -> None:
+    features, labels, weight = case(values)
+    plain = measure_collapse(features, labels, weight=weight).measures()
+    moved = measure_collapse(features + offset, labels, weight=weight).measures()
+    steady = {name: plain[name] for name in set(plain) - {"nc3_raw", "nc4"}}
+    agree(moved, steady, rel=1e-5, size=1e-8)
+
+
+@settings(deadline=None, max_examples=25)
+@given(CASES, st.lists(st.integers(0, 60), max_size=4))
+def test_merging_any_split_equals_the_whole(
+    values: tuple[int, int, int, float], cuts: list[int]
+) -> None:
+    features, labels, _ = case(values)
+    groups, dim = int(labels.max()) + 1, features.shape[1]
+    whole, scatter = Moments(groups, dim), TotalScatter(dim)
+    whole.update(features, labels)
+    scatter.update(features)
+    merged, outer = Moments(groups, dim), TotalScatter(dim)
+    ends = [0, *sorted(min(cut, len(labels)) for cut in cuts), len(labels)]
+    pieces = [slice(a, b) for a, b in itertools.pairwise(ends)]
+    for rows in pieces:
+        part, own = Moments(groups, dim), TotalScatter(dim)
+        part.update(features[rows], labels[rows])
+        own.update(features[rows])
+        assert merged.merge(part) is merged
+        outer.merge(own)
+    projections = [Projection(merged) for _ in range(2)]
+    projections[0].update(features[:5], labels[:5])
+    projections[1].update(features[5:], labels[5:])
+    exact = Projection(whole)
+    exact.update(features, labels)
+    found = collapse(merged, projection=projections[0].merge(projections[1]), scatter=outer)
+    wanted = collapse(whole, projection=exact, scatter=scatter)
+    assert found.num_examples == wanted.num_examples == len(labels)
+    agree(found.measures(), wanted.measures())
+
+
+@pytest.mark.parametrize(
+    "features",
+    [torch.full((12, 4), 0.1), torch.full((12, 4), 0.1, dtype=torch.float64), torch.zeros(12, 4)],
+    ids=["float32", "float64", "zero"],
+)
+def test_constant_features_have_no_collapse(features: Tensor) -> None:
+    labels = torch.arange(12) % 3
+    with pytest.warns(UserWarning, match="undefined: nc1 .the group means coincide"):
+        found = measure_collapse(features, labels, weight=torch.eye(3, 4))
+    for name in ("nc1", "nc1_trace", "cdnv", "nc2_norm", "nc2_angle", "nc2_gram", "nc3"):
+        assert found.measures()[name] is None
+        assert found.notes[name].startswith("undefined"), name
+
+
+def every_value_is_a_number_or_explained(found: Collapse) -> None:
+    for name, value in found.measures().items():
+        assert (value is None) == (name in found.notes), name
+        assert value is None or math.isfinite(value), name
+
+
+DEGENERATE = {
+    "zero means": (torch.tensor([[1.0, 0], [-1, 0]]).repeat(6, 1), torch.arange(12) // 2 % 3),
+    "two of three coincide": (torch.eye(3)[[0, 0, 0, 0, 2, 2]], torch.arange(6) // 2),
+    "one at the centre": (
+        torch.tensor([[-1.0, 0], [0, 0], [1, 0]]).repeat_interleave(3, 0),
+        torch.arange(9) // 3,
+    ),
+    "one dimension": (torch.arange(9.0)[:, None], torch.arange(9) // 3),
+    "huge": (1e18 * torch.eye(4).repeat(3, 1), torch.arange(12) % 4),
+    "tiny": (1e-18 * torch.eye(4).repeat(3, 1), torch.arange(12) % 4),
+}
+
+
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_no_value_is_ever_nan(name: str) -> None:
+    features, labels = DEGENERATE[name]
+    groups = int(labels.max()) + 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        found = measure_collapse(
+            features,
+            labels,
+            weight=torch.ones(groups, features.shape[1]),
+            target=torch.eye(groups),
+        )
+    every_value_is_a_number_or_explained(found)
+
+
+@pytest.mark.parametrize("counts", [[0, 0, 0], [5, 0, 0], [5, 1, 1], [1, 1, 1]])
+def test_fewer_than_two_groups_give_no_values_and_no_error(counts: list[int]) -> None:
+    moments = Moments(3, 2)
+    features, labels = clusters(counts, 2)
+    moments.update(features, labels)
+    projection, scatter = Projection(moments), TotalScatter(2)
+    projection.update(features, labels)
+    scatter.update(features)
+    found = collapse(moments, projection=projection, scatter=scatter, weight=torch.eye(3, 2))
+    assert set(found.measures().values()) == {None}
+    every_value_is_a_number_or_explained(found)
+
+
+def test_nc1_of_sampling_noise_is_debiased() -> None:
+    """With means apart by 1 and noise of variance D, the trace form depends on n; this does not."""
+    frame, dim = 4 * simplex(4, 50), 50
+    between = float(frame.square().sum(1).mean())
+    for count in (5, 200):
+        ratios = []
+        for seed in range(20):
+            generator = torch.Generator().manual_seed(seed)
+            labels = torch.arange(4).repeat(count)
+            noise = torch.randn(len(labels), dim, generator=generator, dtype=torch.float64)
+            moments = Moments(4, dim)
+            moments.update(frame[labels] + noise, labels)
+            ratios.append(collapse(moments).measures()["nc1_trace_debiased"] or math.nan)
+        assert np.mean(ratios) == pytest.approx(dim / between, rel=0.08)
+
+
+def test_ncc_of_pure_noise_is_chance_when_examples_are_left_out() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(400, 2000, generator=generator)
+    labels = torch.arange(400) % 10
+    found = measure_collapse(features, labels)
+    assert found.ncc is not None
+    assert found.ncc < 0.2
+    assert "10 D" in found.notes["vci"]
+
+
+def test_every_measure_is_registered_under_its_name() -> None:
+    for name in METRICS.names():
+        measure = METRICS.load(name)
+        assert isinstance(measure, measures.Measure)
+        assert measure.name == name
+    assert {*MEASURES, *LEAP_MEASURES} <= set(METRICS.names())
+    assert METRICS.load("ncc").higher_is_better

@@ -1,0 +1,198 @@
+"""Objectives: their values against the formulas, batch norm, and what they are for."""
+
+import pytest
+import torch
+from helpers_training import digits, small_config, small_model, small_run
+from torch import nn
+from torch.nn import functional as F
+
+from robust_nc.attacks.pgd import PGD
+from robust_nc.config import Component, build
+from robust_nc.exceptions import ConfigError
+from robust_nc.registry import LOSSES, OBJECTIVES
+from robust_nc.threat import Ball
+from robust_nc.training.losses import build_loss, cross_entropy, kl_divergence, squared_error
+from robust_nc.training.objectives import Pgd, Standard, Trades
+
+BALL = Ball("Linf", 0.1)
+
+
+def statistics(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def moved(model: nn.Module, before: dict[str, torch.Tensor]) -> bool:
+    after = dict(model.named_buffers())
+    return any(not torch.equal(after[name], before[name]) for name in before)
+
+
+def batches_seen(model: nn.Module) -> int:
+    return next(
+        int(buffer) for name, buffer in model.named_buffers() if "num_batches_tracked" in name
+    )
+
+
+def objectives(bn_mode: str) -> list[Pgd | Trades]:
+    return [
+        Pgd(BALL, cross_entropy, steps=2, bn_mode=bn_mode),
+        Trades(BALL, cross_entropy, steps=2, bn_mode=bn_mode),
+    ]
+
+
+def call(objective, model):
+    images, labels, ids = digits()
+    return objective(model, images, labels, seed=1, ids=ids)
+
+
+def test_losses_are_the_formulas():
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 0.5]])
+    labels = torch.tensor([0, 2])
+    p = logits.double().exp() / logits.double().exp().sum(1, keepdim=True)
+    assert torch.allclose(
+        cross_entropy(logits, labels).double(), -p[[0, 1], [0, 2]].log(), atol=1e-6
+    )
+    assert torch.allclose(squared_error(logits, labels), torch.tensor([2.0 / 3, 0.75 / 3]))
+    uniform = torch.full_like(p, 1 / 3)
+    wanted = (p * (p / uniform).log()).sum(1)
+    found = kl_divergence(torch.zeros_like(logits), logits)
+    assert torch.allclose(found.double(), wanted, atol=1e-6)
+    assert float(kl_divergence(logits, logits).abs().max()) == 0
+
+
+def test_losses_of_half_precision_logits_are_float32():
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
+    labels = torch.tensor([0, 1, 2, 0])
+    for name in LOSSES.names():
+        assert build_loss(Component(name=name))(logits, labels).dtype == torch.float32
+
+
+def test_a_loss_with_a_wrong_option_is_refused():
+    with pytest.raises(ConfigError, match="no option 'smoothing'"):
+        build_loss(Component(name="ce", options={"smoothing": 0.1}))
+
+
+def test_standard_is_the_mean_loss():
+    images, labels, ids = digits()
+    model = small_model().eval()
+    found = Standard(cross_entropy)(model, images, labels, seed=0, ids=ids)
+    assert torch.allclose(found.value, F.cross_entropy(model(images), labels))
+    right = (model(images).argmax(1) == labels).float().mean()
+    assert torch.equal(found.logs["clean_correct"], right)
+
+
+def test_pgd_is_the_mean_loss_on_the_attacked_images_only():
+    images, labels, ids = digits()
+    model = small_model().eval()
+    objective = Pgd(BALL, squared_error, steps=3, step_size=0.05, bn_mode="frozen")
+    attack = PGD(steps=3, step_size=0.05, keep_best=False)
+    points = attack(model, images, labels, BALL, goal="maximise", seed=5, ids=ids)
+    found = objective(model, images, labels, seed=5, ids=ids)
+    assert torch.allclose(found.value, squared_error(model(points), labels).mean())
+    assert "clean_correct" not in found.logs
+
+
+def test_trades_is_the_clean_loss_plus_beta_times_the_divergence():
+    images, labels, ids = digits()
+    model = small_model().eval()
+    attack = PGD(steps=3, loss="kl", start="gaussian", keep_best=False)
+    points = attack(model, images, labels, BALL, goal="maximise", seed=5, ids=ids)
+    clean, attacked = model(images).log_softmax(1), model(points).log_softmax(1)
+    divergence = F.kl_div(attacked, clean, log_target=True, reduction="batchmean")
+    wanted = F.cross_entropy(model(images), labels) + 4.0 * divergence
+    objective = Trades(BALL, cross_entropy, beta=4.0, steps=3, bn_mode="frozen")
+    found = objective(model, images, labels, seed=5, ids=ids)
+    assert torch.allclose(found.value, wanted, rtol=1e-5)
+    assert bool(divergence > 0)
+    # Gradients flow through the clean and through the attacked images.
+    parameters = tuple(model.parameters())
+    expected = torch.autograd.grad(wanted, parameters)
+    for gradient, other in zip(torch.autograd.grad(found.value, parameters), expected, strict=True):
+        assert torch.allclose(gradient, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["pgd", "trades"])
+class TestBatchNorm:
+    """Trap: TRADES that leaves the model in eval mode, so that batch norm never learns."""
+
+    def test_eval_learns_from_the_outer_step_alone(self, place):
+        model = small_model()
+        objective = objectives("eval")[place]
+        before = statistics(model)
+        call(objective, model)
+        assert model.training
+        assert all(module.training for module in model.modules())
+        assert moved(model, before)
+        # One batch of attacked images, for TRADES one of clean images as well; none of the attack.
+        assert batches_seen(model) == 1 + place
+
+    def test_train_learns_from_the_attack_as_well(self, place):
+        model = small_model()
+        call(objectives("train")[place], model)
+        assert model.training
+        assert batches_seen(model) > 1 + place
+
+    def test_frozen_never_learns(self, place):
+        model = small_model()
+        before = statistics(model)
+        call(objectives("frozen")[place], model).value.backward()
+        assert not moved(model, before)
+        assert model.training
+        assert all(parameter.grad is not None for parameter in model.parameters())
+
+    def test_frozen_puts_flags_back_when_it_fails(self, place):
+        model = small_model()
+        with pytest.raises(Exception, match="channel"):
+            objectives("frozen")[place](
+                model,
+                torch.rand(2, 3, 8, 8),
+                torch.tensor([0, 1]),
+                seed=0,
+                ids=torch.arange(2),
+            )
+        assert all(module.training for module in model.modules())
+
+
+def test_the_inner_attack_leaves_the_buffers_alone():
+    images, labels, ids = digits()
+    model = small_model()
+    for objective in objectives("eval"):
+        before = statistics(model)
+        objective.inner(model, images, labels, BALL, goal="maximise", seed=0, ids=ids)
+        assert not moved(model, before)
+        assert model.training
+
+
+def test_logs_are_detached_scalars():
+    for objective in [Standard(cross_entropy), *objectives("eval")]:
+        logs = call(objective, small_model()).logs
+        assert "loss" in logs
+        assert all(value.ndim == 0 and not value.requires_grad for value in logs.values())
+
+
+def test_options_come_from_a_table_and_are_checked():
+    options = {"beta": 3.0, "steps": 7, "step_size": 0.05, "bn_mode": "frozen"}
+    part = Component(name="trades", options=options)
+    made = build(OBJECTIVES, part, ball=BALL, loss=cross_entropy)
+    assert made == Trades(BALL, cross_entropy, beta=3.0, steps=7, step_size=0.05, bn_mode="frozen")
+    for name, wrong in [
+        ("pgd", {"steps": 0}),
+        ("pgd", {"step_size": -1.0}),
+        ("pgd", {"bn_mode": "evl"}),
+        ("trades", {"beta": -1.0}),
+        ("trades", {"betta": 1.0}),
+    ]:
+        with pytest.raises(ConfigError):
+            build(OBJECTIVES, Component(name=name, options=wrong), ball=BALL, loss=cross_entropy)
+
+
+def test_training_against_attacks_lowers_the_attacked_error():
+    accuracies = {}
+    for objective in ("standard", {"name": "pgd", "steps": 4}, {"name": "trades", "steps": 4}):
+        config = small_config(objective=objective, epochs=8, eps=0.15, examples=500)
+        last = small_run(config).last
+        images, labels, ids = digits("test", 200)
+        points = PGD(steps=10)(last, images, labels, Ball("Linf", 0.15), seed=9, ids=ids)
+        name = objective if isinstance(objective, str) else objective["name"]
+        accuracies[name] = float((last(points).argmax(1) == labels).float().mean())
+    assert accuracies["pgd"] > accuracies["standard"] + 0.1
+    assert accuracies["trades"] > accuracies["standard"] + 0.1
