@@ -46,7 +46,7 @@ def make_conditions(
     attack = build(ATTACKS, Component(name="geometry", options=options))
     matched_noise = CONTROLS.load("matched_noise")
     made: dict[str, list[Tensor]] = {"attacked": [], **{kind: [] for kind in NOISES}}
-    for rows in torch.arange(len(images)).split(batch_size):
+    for rows in torch.split(torch.arange(len(images)), batch_size):
         origin, wanted, ids = images[rows].to(device), labels[rows].to(device), rows.to(device)
         found = attack(model, origin, wanted, ball, goal="maximise", seed=seed, ids=ids)
         found = ball.project(found, origin)

@@ -146,7 +146,7 @@ def _batch_size(batch_size: int | None) -> int:
 
 
 def _blocks(ids: Tensor, size: int) -> Iterator[Tensor]:
-    return iter(ids.split(size)) if len(ids) else iter(())
+    return iter(torch.split(ids, size)) if len(ids) else iter(())
 
 
 def _identity(

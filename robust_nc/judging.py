@@ -170,7 +170,7 @@ class _Meter:
     def _seen(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self.forwards += len(output)
         if output.requires_grad:
-            output.register_hook(self._back)
+            output.register_hook(self._back)  # type: ignore[no-untyped-call]
 
     def _back(self, gradient: Tensor) -> None:
         self.backwards += len(gradient)

@@ -184,14 +184,14 @@ def _layer_rows(meters: dict[str, TapMeter]) -> list[Row]:
     layers = leap_layer(
         [found.origin for found in leaps], [found.destination for found in leaps], leaps[-1].labels
     )
-    found = leap_layer_histogram(layers, len(leaps))
-    counted = sum(found.counts) + found.none
+    layer = leap_layer_histogram(layers, len(leaps))
+    counted = sum(layer.counts) + layer.none
     common = {"measure": "leap_layer", "vertices": "clean-train", "grouping": "none", "n": counted}
     places = [(tap, depth) for depth, tap in enumerate(meters)]
     return [
         common | {"tap": tap, "depth": depth, "value": count}
         for (tap, depth), count in zip(
-            [*places, ("none", -1)], [*found.counts, found.none], strict=True
+            [*places, ("none", -1)], [*layer.counts, layer.none], strict=True
         )
     ]
 

@@ -90,8 +90,8 @@ def _find(name: str) -> tuple[str, str]:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"the suite {name} cannot be read: {error}") from None
     if name not in suite_names():
-        error = unknown_name("suite", name, suite_names())
-        raise ConfigError(f"{error}, or a path that ends with .toml")
+        unknown = unknown_name("suite", name, suite_names())
+        raise ConfigError(f"{unknown}, or a path that ends with .toml")
     file = resources.files("robust_nc.benchmarks") / f"{name}.toml"
     return file.read_text(), f"{name}.toml"
 
