@@ -11,6 +11,7 @@ import pytest
 
 from robust_nc.exceptions import RecordError, UnknownNameError
 from robust_nc.record import Stored
+from robust_nc.report import formats
 from robust_nc.report.formats import escape_latex, escape_markdown
 from robust_nc.report.table import COLUMNS, format_table, leaderboard, paired
 
@@ -31,7 +32,7 @@ def test_the_terminal_table_fits_and_says_over_how_many() -> None:
     long = frame.assign(model=["m" * 90, "short"])
     for table in (frame, long):
         lines = format_table(table, "table").splitlines()
-        assert max(map(len, lines)) <= 120
+        assert max(map(len, lines)) <= formats.WIDTH
     text = format_table(frame, "table")
     assert text.isascii()
     assert "digits, Linf 0.15, protocol pgd" in text

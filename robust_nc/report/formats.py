@@ -24,7 +24,7 @@ from robust_nc.exceptions import RecordError, unknown_name
 
 Style = Literal["table", "csv", "latex", "markdown"]
 
-WIDTH = 120
+WIDTH = 132
 MISSING = "-"
 INTERVALS = {
     "t95": "95 % Student t interval over seeds",

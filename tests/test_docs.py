@@ -1,0 +1,91 @@
+"""The pages are true: their code runs, their tables are those of the code."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from robust_nc.registry import METRICS
+from robust_nc.store import read_all
+from robust_nc.suite import read_suite
+
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: str) -> list[tuple[str, str, str]]:
+    """Fenced blocks of a page: (language, file name or "", text)."""
+    return BLOCK.findall((ROOT / page).read_text())
+
+
+def follow(page: str, folder: Path) -> str:
+    """Write the files of a page and run its commands, as a reader would; return what they print."""
+    for _, name, text in blocks(page):
+        if name:
+            (folder / name).write_text(text)
+    site = folder / "site"
+    programs = Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(site),
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    printed = ""
+    for language, _, text in blocks(page):
+        if language != "console":
+            continue
+        for command in text.strip().splitlines():
+            # Into a folder of the test instead of the environment, and without the network.
+            line = command.replace(
+                "pip install", f"python -m pip install -q --no-build-isolation --target {site}"
+            )
+            ran = subprocess.run(
+                line, shell=True, cwd=folder, env=environment, capture_output=True, text=True
+            )
+            assert ran.returncode == 0, ran.stderr
+            printed += ran.stdout
+    return printed
+
+
+def test_the_page_on_defenses_can_be_followed(tmp_path: Path) -> None:
+    printed = follow("docs/adding_a_defense.md", tmp_path)
+    records = [stored.record for stored in read_all(tmp_path / "out" / "gaussian")]
+    assert {record.objective for record in records} == {"standard", "gaussian"}
+    assert all(record.model in printed for record in records)
+
+
+def test_the_page_on_attacks_can_be_followed(tmp_path: Path) -> None:
+    printed = follow("docs/adding_an_attack.md", tmp_path)
+    assert re.fullmatch(r"clean \d+\.\d%, robust \d+\.\d%\n", printed)
+
+
+def test_the_suite_of_the_page_can_be_read(tmp_path: Path) -> None:
+    ((_, name, text),) = [block for block in blocks("docs/suites.md") if block[0] == "toml"]
+    (tmp_path / name).write_text(text)
+    assert len(read_suite(str(tmp_path / name)).cells) == 2
+
+
+def test_the_page_on_measures_lists_every_measure() -> None:
+    page = (ROOT / "docs/measures.md").read_text()
+    for name in METRICS.names():
+        measure = METRICS.load(name)
+        better = {True: "higher", False: "lower", None: ""}[measure.higher_is_better]
+        assert f"| `{name}` | {measure.description} | {better} |" in page.replace("\\|", "|")
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").rglob("*.md")))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", BLOCK.sub("", page.read_text())):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_the_readmes_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = [text for language, _, text in blocks("README.md") if language == "python"]
+    exec(compile(code, "README.md", "exec"), {})
+    assert "robust" in capsys.readouterr().out
