@@ -27,7 +27,7 @@ from robust_nc.exceptions import InputError, unknown_name
 from robust_nc.runtime import keyed_normal
 from robust_nc.types import Images
 
-Start = Literal["uniform", "gaussian", "none"]
+Initial = Literal["uniform", "gaussian", "none"]
 
 _GAUSSIAN_START = 0.001  # TRADES starts there: the gradient of the KL is zero at the image itself
 
@@ -57,7 +57,7 @@ def _none(slots: Slots, stream: str) -> Images:
     return slots.images
 
 
-_STARTS: dict[str, Callable[[Slots, str], Images]] = {
+_INITIAL: dict[str, Callable[[Slots, str], Images]] = {
     "uniform": _uniform,
     "gaussian": _gaussian,
     "none": _none,
@@ -65,7 +65,7 @@ _STARTS: dict[str, Callable[[Slots, str], Images]] = {
 
 
 def _straight(slots: Slots, points: Images, gradient: Images, length: float) -> Images:
-    return points + length * slots.ball.steepest(gradient)
+    return points.add(slots.ball.steepest(gradient), alpha=length)
 
 
 def _fill(slots: Slots, points: Images, gradient: Images, length: float) -> Images:
@@ -90,7 +90,7 @@ _MOVES: dict[str, Callable[[Slots, Images, Images, float], Images]] = {"L1": _fi
 class PGD(PooledAttack[PGDState]):
     """`steps` steps of length `step_size` (pixels; None: 2.5 eps / steps) up the loss.
 
-    `loss` is a name of `losses.LOSSES`, taken of logits divided by `scale`. `start` is a point
+    `loss` is a name of `losses.LOSSES`, taken of logits divided by `scale`. `initial` is a point
     drawn uniformly in the ball, the image plus 0.001 N(0, 1), or the image. Under
     `goal="maximise"` the point of highest loss is returned, or with `keep_best=False` the last.
 
@@ -101,7 +101,7 @@ class PGD(PooledAttack[PGDState]):
     steps: int = 10
     step_size: float | None = None
     loss: str = "ce"
-    start: Start = "uniform"
+    initial: Initial = "uniform"
     keep_best: bool = True
     scale: float = 1.0
 
@@ -115,19 +115,19 @@ class PGD(PooledAttack[PGDState]):
             raise InputError(f"scale must be positive and finite, found {self.scale}")
         if self.loss not in LOSSES:
             raise unknown_name("attack loss", self.loss, LOSSES)
-        if self.start not in _STARTS:
-            raise unknown_name("start", self.start, _STARTS)
+        if self.initial not in _INITIAL:
+            raise unknown_name("initial point", self.initial, _INITIAL)
 
     @property
     def rounds(self) -> int:
         """How many steps an item takes."""
         return self.steps
 
-    def begin(self, slots: Slots) -> PGDState:
+    def start(self, slots: Slots) -> PGDState:
         """Return the state of new items, at their starting points."""
         count, device = len(slots.images), slots.images.device
         return PGDState(
-            points=_STARTS[self.start](slots, f"pgd/{self.loss}"),
+            points=_INITIAL[self.initial](slots, f"pgd/{self.loss}"),
             best_points=slots.images,
             best_loss=torch.full((count,), -torch.inf, device=device),
             flipped=torch.zeros(count, dtype=torch.bool, device=device),
@@ -159,9 +159,12 @@ class PGD(PooledAttack[PGDState]):
         return observed(slots, state, self._value(slots, state, logits), logits)
 
     def _value(self, slots: Slots, state: PGDState, logits: Tensor) -> Tensor:
-        reference = state.reference / self.scale if self.loss in NEEDS_REFERENCE else None
-        return LOSSES[self.loss](logits / self.scale, slots.labels, slots.targets, reference)
+        reference = self._scaled(state.reference) if self.loss in NEEDS_REFERENCE else None
+        return LOSSES[self.loss](self._scaled(logits), slots.labels, slots.targets, reference)
+
+    def _scaled(self, logits: Tensor) -> Tensor:
+        return logits if self.scale == 1 else logits / self.scale
 
 
-FGSM = functools.partial(PGD, steps=1, start="none", keep_best=False)
+FGSM = functools.partial(PGD, steps=1, initial="none", keep_best=False)
 """The fast gradient sign method (Goodfellow et al., ICLR 2015): one step to the ball's surface."""

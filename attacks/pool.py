@@ -67,7 +67,7 @@ class PooledAttack(Generic[S]):
         """How many steps an item takes."""
 
     @abstractmethod
-    def begin(self, slots: Slots) -> S:
+    def start(self, slots: Slots) -> S:
         """Return the state of new items."""
 
     @abstractmethod
@@ -137,11 +137,11 @@ def _lockstep(attack: PooledAttack[Any], work: Work, width: int) -> None:
         items = work.items(first, first + width)
         alone = not work.everything.contested and len(items) == work.num_items
         slots = work.everything if alone else work.slots(items)
-        state = attack.begin(slots)
+        state = attack.start(slots)
         for _ in range(attack.rounds):
             state = attack.step(slots, state)
         state = attack.finish(slots, state)
-        work.charge(items)
+        work.charge(None if alone else items)
         if alone:
             work.points = state.best_points
         else:
@@ -156,7 +156,7 @@ def _refilling(attack: PooledAttack[Any], work: Work, width: int) -> None:
         pending = pending[~work.flipped[work.examples(pending)]]
         fresh, pending = pending[: width - len(active)], pending[width - len(active) :]
         if len(fresh):
-            begun = attack.begin(work.slots(fresh))
+            begun = attack.start(work.slots(fresh))
             work.charge(fresh)
             state = begun if state is None else _join(state, begun)
             active = torch.cat([active, fresh])

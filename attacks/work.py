@@ -69,9 +69,13 @@ class Work:
             restarts=turn // columns,
         )
 
-    def charge(self, items: Counts) -> None:
-        """Book the passes since the last call to the examples of these items."""
+    def charge(self, items: Counts | None) -> None:
+        """Book the passes since the last call to the examples of these items (None: to each)."""
         spent = self.oracle.drain()
+        if items is None:
+            self.forwards += spent.forwards
+            self.backwards += spent.backwards
+            return
         rows = self.examples(items)
         self.forwards.index_add_(0, rows, torch.full_like(items, spent.forwards))
         self.backwards.index_add_(0, rows, torch.full_like(items, spent.backwards))

@@ -10,16 +10,19 @@ from torch import nn
 
 from robust_nc.config import RunConfig, training_id
 from robust_nc.data.base import Split
-from robust_nc.data.load import read_split, to_unit
+from robust_nc.data.load import dataset_info, read_split, to_unit
 from robust_nc.evaluation import Outcome, evaluate
+from robust_nc.exceptions import InputError
+from robust_nc.models.build import build_model
 from robust_nc.profiling import profile_cell, sweep_rows
 from robust_nc.record import tidy, write_record, write_rows
 from robust_nc.recording import Made, make_record
 from robust_nc.runtime import default_device
 from robust_nc.store import checkpoint_folder, record_path, rows_path
 from robust_nc.suite import Cell
+from robust_nc.tapbank import chosen_taps
 from robust_nc.training.progress import TrainEvent, describe_event
-from robust_nc.training.run import Trained, train_cell
+from robust_nc.training.run import Trained, resolve_model, train_cell
 from robust_nc.training.watch import VALIDATION_EXAMPLES
 
 
@@ -45,16 +48,10 @@ class CellResult(NamedTuple):
 Report = Callable[[CellEvent], None]
 
 
-def run_cells(
-    cells: tuple[Cell, ...], suite: str, out: Path, root: Path | None, *, report: Report
-) -> list[CellResult]:
-    """Run cells that share their weights, one after the other."""
-    return [run_cell(cell, suite, out, root, report=report) for cell in cells]
-
-
 def run_cell(cell: Cell, suite: str, out: Path, root: Path | None, *, report: Report) -> CellResult:
     """Train (or resume, or take the finished checkpoint), attack, measure, and write the record."""
     config, clock = cell.config, _Clock()
+    test = _check(config, root)
     folder = checkpoint_folder(out, training_id(config))
 
     def on_epoch(event: TrainEvent) -> None:
@@ -62,7 +59,6 @@ def run_cell(cell: Cell, suite: str, out: Path, root: Path | None, *, report: Re
 
     trained = train_cell(config, root=root, folder=folder, device=default_device(), report=on_epoch)
     clock.stage("train")
-    test = read_split(config.data.dataset, "test", root=root, limit=config.data.test_limit)
     best = _judge(trained.best, test, config, cell.id, report)
     last = _judge(trained.last, test, config, cell.id, report)
     clock.stage("attack")
@@ -74,6 +70,15 @@ def run_cell(cell: Cell, suite: str, out: Path, root: Path | None, *, report: Re
     write_record(record_path(out, cell.model, cell.id), record)
     clean, robust = record.scores["clean"].value, record.scores["robust"].value
     return CellResult(cell.id, cell.model, config.seed, clean, robust, sum(clock.seconds.values()))
+
+
+def _check(config: RunConfig, root: Path | None) -> Split:
+    """Refuse now what would else end the cell after its training; return the test split."""
+    info = dataset_info(config.data.dataset, root)
+    if info.num_classes < 2:
+        raise InputError(f"{info.name} has one class only; at least two are needed")
+    chosen_taps(build_model(resolve_model(config.model, info)), config.measure.taps)
+    return read_split(config.data.dataset, "test", root=root, limit=config.data.test_limit)
 
 
 class _Clock:

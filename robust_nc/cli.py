@@ -1,9 +1,10 @@
 """The command line: `robust-nc run | board | data | doctor`.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 some cells failed or
-are missing, 2 bad input, 130 interrupted.
+are missing or the output cannot be written, 2 bad input, 130 interrupted.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ _stderr = Console(stderr=True, highlight=False)
 
 
 def run(
-    suite: Annotated[str, tyro.conf.Positional],
+    suite: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SUITE")],
     /,
     out: Path | None = None,
     overwrite: Literal["never", "always", "only-missing", "only-cache"] = "only-missing",
@@ -43,7 +44,9 @@ def run(
 
 
 def board(
-    results: Annotated[Path, tyro.conf.Positional] = Path("results"),
+    results: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RESULTS")] = Path(
+        "results"
+    ),
     /,
     format: Literal["table", "csv", "latex", "markdown", "html"] = "table",
     out: Path | None = None,
@@ -62,7 +65,7 @@ def board(
 
 def data(
     action: Annotated[Literal["list", "fetch"], tyro.conf.Positional] = "list",
-    name: Annotated[str | None, tyro.conf.Positional] = None,
+    name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = None,
     /,
     root: Path | None = None,
 ) -> int:
@@ -96,13 +99,30 @@ def main() -> None:
     }
     try:
         code = tyro.extras.subcommand_cli_from_dict(verbs, prog="robust-nc")
+        sys.stdout.flush()
     except RobustNCError as error:
-        _stderr.print(f"robust-nc: {error}", style="red", markup=False)
-        code = BAD_INPUT
+        code = _say(str(error), BAD_INPUT)
     except KeyboardInterrupt:
-        _stderr.print("robust-nc: interrupted")
-        code = INTERRUPTED
+        code = _say("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # who reads the output has seen enough, as in `robust-nc board | head`
+        code = _give_up_output()
+    except OSError as error:
+        code = _say(f"cannot go on: {error}", _give_up_output())
     sys.exit(code)
+
+
+def _say(sentence: str, code: int) -> int:
+    _stderr.print(f"robust-nc: {sentence}", style="red", markup=False, soft_wrap=True)
+    return code
+
+
+def _give_up_output() -> int:
+    """Send what stdout does not take nowhere, or the interpreter tries again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return FAILED
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -13,6 +13,7 @@ from robust_nc.config import RunConfig
 from robust_nc.data.base import Split
 from robust_nc.data.load import to_unit
 from robust_nc.evaluation import evaluate
+from robust_nc.exceptions import InputError
 from robust_nc.geometry.layers import leap_layer, leap_layer_histogram
 from robust_nc.geometry.moments import Moments
 from robust_nc.models.classifier import Classifier
@@ -48,6 +49,7 @@ def profile_cell(
         "train": _first(train, settings.train_examples),
         "test": _first(test, settings.test_examples),
     }
+    _check_enough(sets["train"], model.num_classes)
     device = device_of(model)
     calibration = to_unit(sets["train"].images[:CALIBRATION]).to(device)
     scale = CONTROLS.load("logit_scale")(model, calibration)
@@ -88,6 +90,17 @@ def sweep_rows(model: Classifier, test: Split, config: RunConfig) -> list[Row]:
 
 def _first(split: Split, limit: int | None) -> Split:
     return split if limit is None else Split(*(part[:limit] for part in split))
+
+
+def _check_enough(train: Split, num_classes: int) -> None:
+    """Refuse training examples that give fewer than two vertices, before they are attacked."""
+    enough = int((train.labels.bincount(minlength=num_classes) >= 2).sum())
+    if enough < 2:
+        raise InputError(
+            f"of the {len(train.labels)} training examples to measure, {enough} of {num_classes} "
+            "classes have two or more, and two such classes are needed; raise data.train_limit or "
+            "measure.train_examples"
+        )
 
 
 def _examples(
@@ -151,11 +164,11 @@ def _split_rows(
                 for tap, meter in meters.items():
                     sweep(meter, batch[tap])
         rows = [
-            {"tap": tap, "depth": depth} | row
-            for depth, (tap, meter) in enumerate(meters.items())
+            {"tap": tap, "depth": model.taps.index(tap)} | row
+            for tap, meter in meters.items()
             for row in meter.rows(model.head if tap == model.taps[-1] else None, seed=seed)
         ]
-        for row in (*rows, *_layer_rows(meters), _accuracy_row(examples, condition)):
+        for row in (*rows, *_layer_rows(model, meters), _accuracy_row(examples, condition)):
             yield {"condition": condition} | row
 
 
@@ -176,7 +189,7 @@ def _paired(examples: Examples, condition: str) -> Iterator[dict[str, Sweep]]:
         }
 
 
-def _layer_rows(meters: dict[str, TapMeter]) -> list[Row]:
+def _layer_rows(model: Classifier, meters: dict[str, TapMeter]) -> list[Row]:
     """Count examples by their leap layer; tap "none" for those that end where they began."""
     leaps = [found for meter in meters.values() if (found := meter.leaps()) is not None]
     if not leaps:
@@ -187,7 +200,7 @@ def _layer_rows(meters: dict[str, TapMeter]) -> list[Row]:
     layer = leap_layer_histogram(layers, len(leaps))
     counted = sum(layer.counts) + layer.none
     common = {"measure": "leap_layer", "vertices": "clean-train", "grouping": "none", "n": counted}
-    places = [(tap, depth) for depth, tap in enumerate(meters)]
+    places = [(tap, model.taps.index(tap)) for tap in meters]
     return [
         common | {"tap": tap, "depth": depth, "value": count}
         for (tap, depth), count in zip(

@@ -9,16 +9,22 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TextIO
 
 import torch
 
-from robust_nc.cell import CellEvent, CellResult, run_cells
+from robust_nc.cell import CellEvent, CellResult, run_cell
 from robust_nc.config import training_id
-from robust_nc.exceptions import RecordError, RobustNCError, StorageError
+from robust_nc.exceptions import RecordError, StorageError
 from robust_nc.launch import Task, run_tasks
 from robust_nc.record import read_record
-from robust_nc.store import checkpoint_folder, record_path, remove_tree
+from robust_nc.store import (
+    checkpoint_folder,
+    record_path,
+    remove_file,
+    remove_tree,
+    remove_unfinished,
+)
 from robust_nc.suite import Cell, Suite
 
 Overwrite = Literal["never", "always", "only-missing", "only-cache"]
@@ -56,15 +62,17 @@ def run_suite(
     damaged or incomplete; "always" starts over; "only-cache" computes nothing. One run at a time
     may write to `out`: a second one gets a `StorageError`.
     """
+    if overwrite == "only-cache":
+        absent = tuple(cell.id for cell in suite.cells if _needed(cell, out, overwrite))
+        return SuiteReport(len(suite.cells) - len(absent), (), {}, absent)
     with _alone(out):
+        remove_unfinished(out)
         todo = [cell for cell in suite.cells if _needed(cell, out, overwrite)]
         kept = len(suite.cells) - len(todo)
-        if overwrite == "only-cache":
-            return SuiteReport(kept, (), {}, tuple(cell.id for cell in todo))
         if overwrite == "always":
             for cell in todo:
                 remove_tree(checkpoint_folder(out, training_id(cell.config)))
-                record_path(out, cell.model, cell.id).unlink(missing_ok=True)
+                remove_file(record_path(out, cell.model, cell.id))
         return _run(todo, suite, out, kept, hooks=hooks, workers=workers, root=root)
 
 
@@ -80,18 +88,23 @@ def _run(
 ) -> SuiteReport:
     made: list[CellResult] = []
     failed: dict[str, str] = {}
-    groups = _groups(todo)
-    tasks = [Task(key, run_cells, (cells, suite.name, out, root)) for key, cells in groups.items()]
+    chains = [
+        [Task(cell.id, run_cell, (cell, suite.name, out, root)) for cell in cells]
+        for cells in _groups(todo)
+    ]
     count = workers or default_workers()
-    threads = max(1, (os.cpu_count() or 1) // count)
-    for ended in run_tasks(tasks, workers=count, threads=threads, on_event=hooks.on_event):
-        if ended.error is not None:
-            for cell in groups[ended.key]:
-                failed[cell.id] = ended.error
-                hooks.on_error(cell.id, ended.error)
-        for result in ended.result or ():
-            made.append(result)
-            hooks.on_result(result)
+    # The same however few cells are left, since sums depend on it in the last bits; torch's own
+    # number follows OMP_NUM_THREADS.
+    threads = max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // count))
+    tasks = run_tasks(chains, workers=count, threads=threads, on_event=hooks.on_event)
+    with contextlib.closing(tasks):
+        for key, result, error in tasks:
+            if error is None:
+                made.append(result)
+                hooks.on_result(result)
+            else:
+                failed[key] = error
+                hooks.on_error(key, error)
     return SuiteReport(kept, tuple(made), failed, ())
 
 
@@ -100,12 +113,12 @@ def default_workers() -> int:
     return 1 if torch.cuda.is_available() else os.cpu_count() or 1
 
 
-def _groups(cells: list[Cell]) -> dict[str, tuple[Cell, ...]]:
-    groups: dict[str, tuple[Cell, ...]] = {}
+def _groups(cells: list[Cell]) -> list[list[Cell]]:
+    """Put cells that share their weights together."""
+    groups: dict[str, list[Cell]] = {}
     for cell in cells:
-        key = training_id(cell.config)
-        groups[key] = (*groups.get(key, ()), cell)
-    return groups
+        groups.setdefault(training_id(cell.config), []).append(cell)
+    return list(groups.values())
 
 
 def _needed(cell: Cell, out: Path, overwrite: Overwrite) -> bool:
@@ -126,15 +139,24 @@ def _alone(out: Path) -> Iterator[None]:
     """Hold the folder's lock; it goes with the process, however that ends."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with (out / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StorageError(
-                    f"another run is writing to {out}; wait for it, or choose another --out"
-                ) from None
-            yield
-    except RobustNCError:
-        raise
+        lock = _locked(out / ".lock")
+    except BlockingIOError:
+        raise StorageError(
+            f"another run is writing to {out}; wait for it, or choose another --out"
+        ) from None
     except OSError as error:
-        raise StorageError(f"cannot write to {out}: {error.strerror or error}") from error
+        raise StorageError(
+            f"cannot write to {out}: {error.strerror or error}; choose another place with --out"
+        ) from error
+    with lock:
+        yield
+
+
+def _locked(path: Path) -> TextIO:
+    lock = path.open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise
+    return lock

@@ -13,10 +13,13 @@ True
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+T = TypeVar("T", bound=Tensor)
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15, the increment of splitmix64, as int64
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
@@ -38,14 +41,14 @@ def generator(seed: int, *purpose: object) -> torch.Generator:
 
 def _shift(bits: Tensor, places: int) -> Tensor:
     """Logical right shift (the operator on int64 is arithmetic)."""
-    return (bits >> places) & ((1 << (64 - places)) - 1)
+    return (bits >> places).bitwise_and_((1 << (64 - places)) - 1)
 
 
 def _mix(bits: Tensor) -> Tensor:
-    """Finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014); int64 wraps around."""
-    bits = (bits ^ _shift(bits, 30)) * _MIX_1
-    bits = (bits ^ _shift(bits, 27)) * _MIX_2
-    return bits ^ _shift(bits, 31)
+    """Finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014), in place; int64 wraps around."""
+    bits.bitwise_xor_(_shift(bits, 30)).mul_(_MIX_1)
+    bits.bitwise_xor_(_shift(bits, 27)).mul_(_MIX_2)
+    return bits.bitwise_xor_(_shift(bits, 31))
 
 
 def _keyed_bits(seed: int, ids: Tensor, stream: str, size: int) -> Tensor:
@@ -89,13 +92,14 @@ def untouched(model: nn.Module, *, training: bool | None = False) -> Iterator[No
     Inside, parameters take no gradient and, unless `training` is None, all modules are put into
     train or eval mode. Also restored when the block raises.
     """
-    modules = list(model.modules())
+    modules = list(model.modules())  # one walk: each costs as much as a layer of a small network
     flags = [module.training for module in modules]
-    parameters = list(model.parameters())
-    wanted = [parameter.requires_grad for parameter in parameters]
     # The tables too, not the values only: a forward may put another tensor in a buffer's place.
     tables = [dict(module._buffers) for module in modules]
-    kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = _distinct(tables)
+    values = [buffer.detach().clone() for buffer in buffers]
+    parameters = _distinct([module._parameters for module in modules])
+    wanted = [parameter.requires_grad for parameter in parameters]
     try:
         for parameter in parameters:
             parameter.requires_grad_(False)
@@ -104,11 +108,24 @@ def untouched(model: nn.Module, *, training: bool | None = False) -> Iterator[No
         yield
     finally:
         for module, flag in zip(modules, flags, strict=True):
-            module.training = flag
+            if module.training != flag:
+                module.training = flag
         for parameter, flag in zip(parameters, wanted, strict=True):
             parameter.requires_grad_(flag)
         for module, table in zip(modules, tables, strict=True):
-            module._buffers.clear()
-            module._buffers.update(table)
-        for buffer, value in kept:
+            if not _holds(module._buffers, table):  # TorchScript's table cannot be written
+                module._buffers.clear()
+                module._buffers.update(table)
+        for buffer, value in zip(buffers, values, strict=True):
             buffer.data.copy_(value)  # past autograd: a graph made before the attack stays valid
+
+
+def _distinct(tables: Iterable[Mapping[str, T | None]]) -> list[T]:
+    """Return every tensor of the tables once."""
+    return list({id(t): t for table in tables for t in table.values() if t is not None}.values())
+
+
+def _holds(table: Mapping[str, object], wanted: Mapping[str, object]) -> bool:
+    """Whether a table has the same objects under the same names."""
+    found = dict(table.items())
+    return found.keys() == wanted.keys() and all(found[name] is wanted[name] for name in found)

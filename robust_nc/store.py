@@ -56,3 +56,17 @@ def remove_tree(folder: Path) -> None:
         pass
     except OSError as error:
         raise StorageError(f"cannot remove {folder}: {error.strerror or error}") from error
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, if it is there."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot remove {path}: {error.strerror or error}") from error
+
+
+def remove_unfinished(root: Path) -> None:
+    """Remove what writers that were killed left behind (see `files.atomic`)."""
+    for path in root.rglob(".*.part"):
+        remove_file(path)

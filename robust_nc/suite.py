@@ -28,8 +28,10 @@ from robust_nc.registry import (
     SCHEDULES,
     Registry,
 )
+from robust_nc.threat import Ball
 
 _KEYS = ("name", "description", "base", "grid")
+_LONGEST = 120  # characters of a model's name: it becomes a folder
 _NAMED = ("model.backbone", "model.head", "train.objective")
 
 
@@ -71,7 +73,7 @@ def read_suite(name: str) -> Suite:
         if key not in _KEYS:
             raise unknown_name(f"key in {source}", key, _KEYS)
     title = values.get("name", Path(name).stem)
-    if not isinstance(title, str) or not title or "/" in title:
+    if not isinstance(title, str) or not title or "/" in title or title[0] == ".":
         raise ConfigError(f"{source}: name must be a plain word, found {title!r}")
     configs = [
         read(RunConfig, point, source=source)
@@ -135,7 +137,8 @@ def _check_names(config: RunConfig, source: str) -> None:
         for registry, part, given in parts:
             check_options(registry, part, given)
         PROTOCOLS.load(config.evaluation.protocol)
-        config.threat.ball()
+        for eps in (config.threat.eps, *config.evaluation.sweep):
+            Ball(config.threat.norm, eps)
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from None
 
@@ -149,6 +152,8 @@ def _cells(configs: list[RunConfig], keys: tuple[str, ...]) -> tuple[Cell, ...]:
     for config in configs:
         group = digest({**plain(config), "seed": 0})
         name = "-".join(_word(config, key, varying) for key in told)
+        if len(name) > _LONGEST:
+            name = f"{name[: _LONGEST - 7]}-{group[:6]}"
         if names.setdefault(name, group) != group:
             name = f"{name}-{group[:6]}"
         cells.setdefault(cell_id(config), Cell(cell_id(config), name, config))

@@ -16,6 +16,16 @@ from robust_nc.models.heads import Head
 
 Row = dict[str, Any]
 
+_NO_VERTEX = "undefined: no example of a class with a vertex"
+_NO_SPREAD = "undefined: the means coincide, or fewer than two groups have two examples"
+_UNDEFINED = {
+    "ncc": _NO_VERTEX,
+    "nc4": _NO_VERTEX,
+    "nc1_cleanref": _NO_SPREAD,
+    "nc1_leap_null": _NO_SPREAD,
+    "nc1_landed_null": _NO_SPREAD,
+}
+
 LANDING_BINS, LANDING_RANGE = 40, (-0.5, 1.5)
 
 
@@ -116,7 +126,7 @@ class TapMeter:
             "nc4": self._nearest.nc4(),
             "nc1_cleanref": self._cleanref.nc1(),
         }
-        return [common | {"measure": name, "value": value} for name, value in values.items()]
+        return [common | _valued(name, value) for name, value in values.items()]
 
     def _null_rows(self, leaps: Leaps, seed: int) -> list[Row]:
         """NC1 as relabelling alone, and as isotropic noise alone, would make it."""
@@ -126,9 +136,13 @@ class TapMeter:
         noise = isotropic_null(landed, self._vertices, seed=seed)
         common = {"vertices": "clean-train", "n": leaps.num_examples}
         return [
-            common | {"grouping": "true", "measure": "nc1_leap_null", "value": moved.nc1},
-            common | {"grouping": "landed", "measure": "nc1_landed_null", "value": noise.nc1},
+            common | {"grouping": "true"} | _valued("nc1_leap_null", moved.nc1),
+            common | {"grouping": "landed"} | _valued("nc1_landed_null", noise.nc1),
         ]
+
+
+def _valued(name: str, value: float | None) -> Row:
+    return {"measure": name, "value": value, "note": _UNDEFINED[name] if value is None else ""}
 
 
 def leap_rows(leaps: Leaps) -> list[Row]:

@@ -17,10 +17,19 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from robust_nc.exceptions import unknown_name
 from robust_nc.models.classifier import Classifier
 from robust_nc.runtime import device_of
 
 BUDGET = 2**30  # bytes of features kept per bank
+
+
+def chosen_taps(model: Classifier, taps: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return taps in depth order (None: all); an unknown name is answered with the nearest."""
+    for name in taps or ():
+        if name not in model.taps:
+            raise unknown_name("tap", name, model.taps)
+    return model.taps if taps is None else tuple(name for name in model.taps if name in taps)
 
 
 class TapBatch(NamedTuple):
@@ -45,7 +54,7 @@ class TapBank:
         budget: int = BUDGET,
     ) -> None:
         self.images = images
-        self.taps = model.taps if taps is None else tuple(t for t in model.taps if t in taps)
+        self.taps = chosen_taps(model, taps)
         self._model = model
         self._feature: Literal["gap", "flatten"] = feature
         self._batch_size = batch_size
@@ -57,17 +66,17 @@ class TapBank:
         if condition in self._kept:
             yield from self._kept[condition]
             return
-        fresh: list[TapBatch] | None = []
+        fresh: list[TapBatch] = []
+        size = 0
         for batch in self._compute(self.images[condition]):
-            size = sum(value.nbytes for value in batch.features.values())
-            if fresh is not None and size <= self._budget:
-                self._budget -= size
+            size += sum(value.nbytes for value in batch.features.values())
+            if size <= self._budget:
                 fresh.append(batch)
-            elif fresh is not None:
-                self._budget += sum(v.nbytes for b in fresh for v in b.features.values())
-                fresh = None
+            else:
+                fresh.clear()
             yield batch
-        if fresh is not None:
+        if fresh and condition not in self._kept and size <= self._budget:
+            self._budget -= size
             self._kept[condition] = fresh
 
     def dims(self) -> dict[str, int]:

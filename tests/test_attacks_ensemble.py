@@ -33,7 +33,7 @@ def _margins(model: nn.Module, points: Tensor, labels: Tensor) -> Tensor:
 def test_maximise_keeps_the_point_of_largest_margin() -> None:
     model, images = curved(SHAPE, 5), pictures(15, SHAPE)
     labels, ids = predictions(model, images), torch.arange(15)
-    members = (SignNoise(), FGSM(), PGD(steps=3, start="none"))
+    members = (SignNoise(), FGSM(), PGD(steps=3, initial="none"))
     call = (model, images, labels, BALLS[0])
     points = Strongest(members)(*call, goal="maximise", seed=0, ids=ids)
     found = _margins(model, points, labels)

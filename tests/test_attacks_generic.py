@@ -17,7 +17,7 @@ from robust_nc.types import Attack, CountedAttack
 GRADIENT = {
     "fgsm": FGSM(),
     "pgd-ce": PGD(steps=10),
-    "pgd-margin": PGD(steps=10, loss="margin", start="gaussian"),
+    "pgd-margin": PGD(steps=10, loss="margin", initial="gaussian"),
     "pgd-last": PGD(steps=10, keep_best=False),
     "pgd-restarts": PGD(steps=10, restarts=2, slots=3),
     "strongest": Strongest((FGSM(), PGD(steps=10))),
@@ -25,7 +25,7 @@ GRADIENT = {
 }
 ALL = GRADIENT | {
     "pgd-dlr": PGD(steps=3, loss="dlr"),
-    "pgd-kl": PGD(steps=3, loss="kl", start="gaussian"),
+    "pgd-kl": PGD(steps=3, loss="kl", initial="gaussian"),
     "gaussian": GaussianNoise(),
     "sign": SignNoise(),
 }

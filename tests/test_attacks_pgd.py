@@ -67,7 +67,7 @@ def test_the_inner_attack_of_training_is_one_call_a_step(batch) -> None:
 def test_flip_leaves_early_and_costs_less(batch) -> None:
     model, images, labels, ids = batch
     labels = torch.where(ids < 4, (labels + 1) % 5, labels)  # four are wrong from the start
-    attack = PGD(steps=6, restarts=2, start="none")
+    attack = PGD(steps=6, restarts=2, initial="none")
     result = attack.run(model, images, labels, NOWHERE, seed=0, ids=ids)
     # A wrong example costs its first gradient; the other restart may have begun beside it.
     assert result.forwards[:4].tolist() == result.backwards[:4].tolist() == [1] * 4
@@ -90,7 +90,7 @@ def test_a_flip_beats_any_loss(batch) -> None:
     slots = lay_out(
         model, images, labels, NOWHERE, goal="flip", targets=None, seed=0, ids=ids, restarts=1
     ).everything
-    state = PGD().begin(slots)._replace(points=images + 1, best_loss=torch.full((9,), 7.0))
+    state = PGD().start(slots)._replace(points=images + 1, best_loss=torch.full((9,), 7.0))
     logits = F.one_hot(torch.where(ids < 5, labels, (labels + 1) % 5), 5).float()
     after = observed(slots, state, torch.zeros(9), logits)
     assert after.flipped.tolist() == [False] * 5 + [True] * 4
@@ -103,7 +103,7 @@ def test_the_best_point_is_kept_not_the_last_that_rose(batch) -> None:
     slots = lay_out(
         model, images, labels, NOWHERE, goal="maximise", targets=None, seed=0, ids=ids, restarts=1
     ).everything
-    state = PGD().begin(slots)
+    state = PGD().start(slots)
     for turn, value in enumerate((3.0, 1.0, 2.0)):
         state = state._replace(points=images + turn)
         state = observed(slots, state, torch.full((9,), value), torch.zeros(9, 5))
@@ -347,7 +347,7 @@ def test_options_that_cannot_be_used_are_named(options) -> None:
         PGD(**options)
 
 
-@pytest.mark.parametrize("options", [{"mode": "train"}, {"start": "zero"}])
+@pytest.mark.parametrize("options", [{"mode": "train"}, {"initial": "zero"}])
 def test_words_that_are_not_options_are_named(options) -> None:
     # With shapes checked, the type check answers first.
     with pytest.raises((ValueError, TypeError), match=next(iter(options))):

@@ -94,7 +94,7 @@ def test_pgd_is_the_mean_loss_on_the_attacked_images_only():
 def test_trades_is_the_clean_loss_plus_beta_times_the_divergence():
     images, labels, ids = digits()
     model = small_model().eval()
-    attack = PGD(steps=3, loss="kl", start="gaussian", keep_best=False)
+    attack = PGD(steps=3, loss="kl", initial="gaussian", keep_best=False)
     points = attack(model, images, labels, BALL, goal="maximise", seed=5, ids=ids)
     clean, attacked = model(images).log_softmax(1), model(points).log_softmax(1)
     divergence = F.kl_div(attacked, clean, log_target=True, reduction="batchmean")

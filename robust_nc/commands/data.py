@@ -32,7 +32,8 @@ def data_command(
 
 def _table(root: Path | None) -> Table:
     table = Table(title=f"Data sets (folder {data_root(root)})", title_justify="left")
-    for heading in ("name", "classes", "image", "train", "test", "there", "how"):
+    table.add_column("name", no_wrap=True)
+    for heading in ("classes", "image", "train", "test", "there", "how"):
         table.add_column(heading)
     for line in list_datasets(root):
         shape = "x".join(map(str, line.image_shape)) if line.image_shape else "-"

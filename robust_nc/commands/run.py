@@ -1,5 +1,7 @@
 """`robust-nc run`: a suite with progress on stderr and its table on stdout."""
 
+import functools
+import shlex
 from pathlib import Path
 from typing import Self
 
@@ -14,10 +16,11 @@ from rich.progress import (
 
 from robust_nc.cell import CellEvent, CellResult
 from robust_nc.exceptions import ConfigError
+from robust_nc.record import read_record
 from robust_nc.report.table import format_table, leaderboard
-from robust_nc.runner import Hooks, Overwrite, SuiteReport, run_suite
-from robust_nc.store import read_all
-from robust_nc.suite import Suite, read_suite
+from robust_nc.runner import Hooks, Overwrite, run_suite
+from robust_nc.store import record_path
+from robust_nc.suite import Cell, Suite, read_suite
 
 
 def run_command(
@@ -28,36 +31,49 @@ def run_command(
         raise ConfigError(f"--workers must be at least 1, found {workers}")
     suite = read_suite(name)
     place = out or Path("out") / suite.name
-    again = f"robust-nc run {name}" + (f" --out {out}" if out else "")
-    stderr.print(f"{suite.name}: {len(suite.cells)} cells into {place}", markup=False)
+    again = _command(name, out, workers)
+    say = functools.partial(stderr.print, markup=False, soft_wrap=True)
+    say(f"{suite.name}: {len(suite.cells)} cells into {place}")
     try:
         with Screen(suite, stderr) as screen:
             hooks = Hooks(screen.event, screen.result, screen.error)
             report = run_suite(suite, place, hooks=hooks, overwrite=overwrite, workers=workers)
     except KeyboardInterrupt:
-        stderr.print(f"interrupted; nothing finished is lost. Go on with: {again}", markup=False)
+        say(f"interrupted; nothing finished is lost. Go on with: {again}")
         return 130
-    return _close(report, place, again, stderr)
-
-
-def _close(report: SuiteReport, place: Path, again: str, stderr: Console) -> int:
-    """Print the table and say what is missing."""
     if report.kept or report.made:
-        print(format_table(leaderboard(read_all(place)), "table"))
-    kept, made = report.kept, len(report.made)
-    stderr.print(f"{made} cells made, {kept} kept, {len(report.failed)} failed", markup=False)
-    for cell in report.absent:
-        stderr.print(f"missing: {cell}", markup=False)
+        print(_table(suite, place))
+    say(f"{len(report.made)} cells made, {report.kept} kept, {len(report.failed)} failed")
+    for cell in suite.cells:
+        if cell.id in report.absent:
+            say(f"missing: {_name(cell)} ({cell.id})")
     if report.failed:
-        stderr.print(f"try the failed cells again with: {again}", markup=False)
+        say(f"try the failed cells again with: {again}")
     return 1 if report.failed or report.absent else 0
+
+
+def _command(name: str, out: Path | None, workers: int | None) -> str:
+    """Say what to type to go on: always without --overwrite, or finished cells would be lost."""
+    options = {"--out": out, "--workers": workers}
+    given = [str(part) for pair in options.items() if pair[1] is not None for part in pair]
+    return shlex.join(["robust-nc", "run", name, *given])
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.model} seed {cell.config.seed}"
+
+
+def _table(suite: Suite, place: Path) -> str:
+    """Show the records of the suite's own cells, whatever else lies in the folder."""
+    paths = sorted(record_path(place, cell.model, cell.id) for cell in suite.cells)
+    return format_table(leaderboard([read_record(p) for p in paths if p.exists()]), "table")
 
 
 class Screen:
     """Bars for the suite and its running cells on a terminal; one line per cell elsewhere."""
 
     def __init__(self, suite: Suite, console: Console) -> None:
-        self._names = {cell.id: f"{cell.model} seed {cell.config.seed}" for cell in suite.cells}
+        self._names = {cell.id: _name(cell) for cell in suite.cells}
         self._console = console
         self._tasks: dict[str, TaskID] = {}
         self._progress = Progress(

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from robust_nc.config import Component, build
@@ -90,8 +91,8 @@ class Pgd:
     @cached_property
     def inner(self) -> Attack:
         """The inner attack."""
-        start = "uniform" if self.random_start else "none"
-        return _inner("ce", start, self.steps, self.step_size, self.bn_mode)
+        initial = "uniform" if self.random_start else "none"
+        return _inner("ce", initial, self.steps, self.step_size, self.bn_mode)
 
     def __call__(
         self, model: nn.Module, images: Images, labels: Labels, *, seed: int, ids: Tensor
@@ -151,10 +152,10 @@ class Trades:
         return _logged(value, accuracies)
 
 
-def _inner(loss: str, start: str, steps: int, step_size: float | None, bn_mode: BnMode) -> Attack:
+def _inner(loss: str, initial: str, steps: int, step_size: float | None, bn_mode: BnMode) -> Attack:
     options: dict[str, Any] = {
         "loss": loss,
-        "start": start,
+        "initial": initial,
         "steps": steps,
         "step_size": step_size,
         "keep_best": False,
@@ -180,7 +181,7 @@ def _batch_norm(model: nn.Module, bn_mode: BnMode) -> Iterator[None]:
 
 
 def _correct(logits: Logits, labels: Labels) -> Tensor:
-    return (logits.detach().argmax(1) == labels).float().mean()
+    return (logits.detach().argmax(1) == labels).mean(dtype=torch.float32)
 
 
 def _logged(value: Tensor, accuracies: dict[str, Tensor]) -> Loss:

@@ -1,0 +1,398 @@
+"""Whatever is wrong: one clear sentence, an exit code that is not zero, and nothing is lost.
+
+What a user of the command line can meet is tried through the command line.
+"""
+
+import contextlib
+import fcntl
+import json
+import re
+import resource
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import helpers_report
+import numpy as np
+import pytest
+import torch
+from helpers_runner import Ran, cli, records, tiny, write_suite
+from helpers_training import small_model
+
+from robust_nc.cell import run_cell
+from robust_nc.config import training_id
+from robust_nc.evaluation import evaluate
+from robust_nc.exceptions import RobustNCError, StorageError
+from robust_nc.record import Stored
+from robust_nc.store import checkpoint_folder
+from robust_nc.suite import read_suite
+from robust_nc.threat import Ball
+from robust_nc.training.log import append_log, read_log
+from robust_nc.training.run import train_cell
+
+
+def assert_one_sentence(ran: Ran, sentence: str) -> None:
+    assert ran.code == 2
+    assert ran.out == ""
+    assert sentence in ran.err
+    assert ran.err.startswith("robust-nc: ")
+    assert ran.err.count("\n") == 1
+    assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("name = ", "is not TOML"),
+        ("[base.trian]", "unknown key 'trian' (did you mean 'train'?)"),
+        ("[base.train]\nepoch = 3", "unknown key 'train.epoch' (did you mean 'epochs'?)"),
+        ("[gird]\nseed = [0]", "did you mean 'grid'?"),
+        ("[grid]\n'train.lrr' = [0.1]", "unknown key 'train.lrr' (did you mean 'lr'?)"),
+        ("[base.data]\ndataset = 'digit'", "unknown data set 'digit'; did you mean 'digits'?"),
+        ("[base.model]\nbackbone = 'small_cn'", "did you mean 'small_cnn'?"),
+        ("[base.model]\nhead = 'eft'", "did you mean 'etf'?"),
+        ("[base.train]\nobjective = 'trade'", "did you mean 'trades'?"),
+        ("[base.train]\nloss = 'cs'", "unknown training loss 'cs'"),
+        ("[base.train]\nschedule = 'cosin'", "did you mean 'cosine'?"),
+        ("[base.evaluation]\nprotocol = 'pdg'", "did you mean 'pgd'?"),
+        ("[base.threat]\nnorm = 'linf'", "did you mean 'Linf'?"),
+        ("[base.model]\nbackbone = {name='small_cnn', widht=8}", "did you mean 'width'?"),
+        ("[base.train]\nobjective = {name='pgd', steps='3'}", "option 'steps'"),
+        ("[base.train]\nepochs = -1", "train.epochs: input should be greater than or equal to 0"),
+        ("[base.train]\nepochs = '3'", "train.epochs: input should be a valid integer"),
+        ("[base.train]\nlr = nan", "train.lr: input should be a finite number"),
+        ("[base.train]\nbatch_size = 0", "train.batch_size: input should be greater than"),
+        ("[base.data]\nvalidation = 1.0", "data.validation: input should be less than 1"),
+        ("[base.data]\ntrain_limit = 0", "data.train_limit: input should be greater than"),
+        ("[base.data]\naugment = ['blur']", "should be 'crop' or 'flip'"),
+        ("[base.threat]\neps = -0.1", "eps must be finite and at least 0"),
+        ("[base.threat]\neps = 8", "did you mean 8/255?"),
+        ("[base.threat]\neps = nan", "threat.eps: input should be a finite number"),
+        ("[base.threat]\neps = '8/0'", "eps must be a number or a fraction such as 8/255"),
+        ("[base.threat]\neps = 'eight'", "eps must be a number or a fraction such as 8/255"),
+        ("[base.threat]\neps = '-8/255'", "eps must be finite and at least 0"),
+        ("[base.evaluation]\nsweep = ['8/x']", "eps must be a number or a fraction such as 8/255"),
+        ("[base.evaluation]\nsweep = [0.1, 8.0]", "did you mean 8/255?"),
+        ("[grid]\n'threat.eps' = [0.1, 2.0]", "did you mean 2/255?"),
+        ("name = '..'", "name must be a plain word"),
+    ],
+)
+def test_a_bad_suite(tmp_path, text, sentence):
+    path = tmp_path / "own.toml"
+    path.write_text(text)
+    ran = cli("run", path, "--out", tmp_path / "out")
+    assert_one_sentence(ran, sentence)
+    assert "own.toml" in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_eps_as_a_fraction_is_good(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text("[base.threat]\neps = '8/255'\n[base.evaluation]\nsweep = [0, '2/255']")
+    assert cli("run", path, "--out", tmp_path / "out", "--overwrite", "only-cache").code == 1
+    (cell,) = read_suite(str(path)).cells
+    assert cell.config.threat.eps == 8 / 255
+    assert cell.config.evaluation.sweep == (0, 2 / 255)
+
+
+class TestBadArguments:
+    def test_suites_that_are_not_there(self, tmp_path):
+        assert_one_sentence(cli("run", "quikstart"), "did you mean 'quickstart'?")
+        assert_one_sentence(cli("run", tmp_path / "no.toml"), "no.toml cannot be read")
+        assert_one_sentence(cli("run", tmp_path), "unknown suite")
+        (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+        assert_one_sentence(cli("run", tmp_path / "bytes.toml"), "bytes.toml cannot be read")
+
+    def test_a_number_of_workers_below_one(self, tmp_path):
+        ran = cli("run", write_suite(tmp_path), "--out", tmp_path / "out", "--workers", 0)
+        assert_one_sentence(ran, "--workers must be at least 1, found 0")
+
+    def test_data_sets(self, tmp_path):
+        assert_one_sentence(cli("data", "fetch", "cifar"), "did you mean 'cifar10'")
+        assert_one_sentence(cli("data", "fetch"), "say which data set to fetch")
+        assert_one_sentence(cli("data", "list", "cifar10"), "data fetch cifar10")
+
+
+class TestPlacesThatCannotBeWritten:
+    @pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere/out"])
+    def test_out(self, tmp_path, place):
+        (tmp_path / "file").write_text("kept")
+        ran = cli("run", write_suite(tmp_path), "--out", tmp_path / place)
+        assert ran.code == 2
+        header, sentence = ran.err.splitlines()
+        assert header.startswith("tiny: 4 cells into ")
+        assert sentence.startswith(f"robust-nc: cannot write to {tmp_path / place}: ")
+        assert "--out" in sentence
+        assert (tmp_path / "file").read_text() == "kept"
+
+    def test_out_where_another_run_writes(self, tmp_path):
+        (tmp_path / "out").mkdir()
+        with (tmp_path / "out" / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            ran = cli("run", write_suite(tmp_path), "--out", tmp_path / "out")
+        assert (ran.code, len(ran.err.splitlines())) == (2, 2)
+        assert "another run is writing to" in ran.err
+
+    @pytest.mark.parametrize("style", ["csv", "html"])
+    def test_the_output_of_board(self, tmp_path, style):
+        helpers_report.write_grid(tmp_path, objectives=("pgd",), heads=("etf",), seeds=1)
+        (tmp_path / "file").write_text("kept")
+        ran = cli("board", tmp_path, "--format", style, "--out", tmp_path / "file" / "below")
+        assert_one_sentence(ran, "cannot write")
+        assert (tmp_path / "file").read_text() == "kept"
+
+    def test_logs(self, tmp_path):
+        with pytest.raises(StorageError, match="No space left on device"):
+            append_log(Path("/dev/full"), {"epoch": 1})
+        images, labels, ball = torch.rand(2, 1, 8, 8), torch.tensor([0, 1]), Ball("Linf", 0.1)
+        log = tmp_path / "file" / "log"
+        log.parent.write_text("")
+        with pytest.raises(StorageError, match="cannot write the log"):
+            evaluate(small_model().eval(), images, labels, ball, protocol="clean", log=log)
+
+
+class TestBoard:
+    def test_folders_without_records(self, tmp_path):
+        assert_one_sentence(cli("board", tmp_path / "absent"), "there is no results folder")
+        ran = cli("board", tmp_path)
+        assert_one_sentence(ran, "holds no records; run a suite first: robust-nc run quickstart")
+
+    @pytest.mark.parametrize(
+        ("damage", "sentence"),
+        [
+            (lambda text: text[: len(text) // 2], "cannot be read as a record"),
+            (lambda text: "", "cannot be read as a record"),
+            (lambda text: "{}", "schema version None"),
+            (lambda text: json.dumps(json.loads(text) | {"schema_version": 99}), "version 99"),
+            (lambda text: json.dumps(json.loads(text) | {"extra": 1}), "unknown key 'extra'"),
+            (lambda text: json.dumps(json.loads(text) | {"seed": "0"}), "seed"),
+        ],
+    )
+    @pytest.mark.parametrize("style", ["table", "html"])
+    def test_a_damaged_record_is_named(self, tmp_path, damage, sentence, style):
+        written: list[Stored] = helpers_report.write_grid(
+            tmp_path, objectives=("pgd",), heads=("etf",), seeds=2
+        )
+        path = written[0].path
+        path.write_text(damage(path.read_text()))
+        ran = cli("board", tmp_path, "--format", style)
+        assert_one_sentence(ran, sentence)
+        assert path.name in ran.err
+
+
+class Faulty(NamedTuple):
+    """A run of a suite in which some cells fail."""
+
+    out: Path
+    ran: Ran
+
+    def sentence(self, word: str) -> str:
+        """Return why the cell failed that has a word in its name."""
+        found = re.findall(rf"^\[\d+/\d+\] (\S*{word}\S* seed \d failed: .*)$", self.ran.err, re.M)
+        assert len(found) == 1, self.ran.err
+        return str(found[0])
+
+
+def npz(folder: Path, name: str, **changed: Any) -> dict[str, str]:
+    draws = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    arrays = {
+        "x_train": draws.random((60, 6, 6), np.float32),
+        "y_train": labels,
+        "x_test": draws.random((30, 6, 6), np.float32),
+        "y_test": labels[:30],
+    }
+    np.savez(folder / f"{name}.npz", **{**arrays, **changed})
+    return {"name": "npz", "path": f"{name}.npz"}
+
+
+PIXELS = np.random.default_rng(1).random((60, 6, 6), np.float32)
+LABELS = np.arange(60) % 3
+NAN = np.where(np.arange(60)[:, None, None] == 7, np.float32("nan"), PIXELS)
+# What is wrong with the training data: changed arrays, and what is said.
+BAD_DATA: dict[str, tuple[dict[str, Any], str]] = {
+    "bytes": ({"x_train": PIXELS * 255}, "divide by 255"),
+    "normalised": ({"x_train": PIXELS - 0.5}, "normalisation belongs inside the classifier"),
+    "nan": ({"x_train": NAN}, "must be finite"),
+    "integers": ({"x_train": (PIXELS * 255).astype(np.int64)}, "images.float() / 255"),
+    "shape": ({"x_train": PIXELS.reshape(60, 36)}, "3 or 4 axes"),
+    "channels": ({"x_train": np.zeros((60, 5, 6, 4), np.uint8)}, "neither axis 1 nor 3"),
+    "fewer-labels": ({"y_train": LABELS[:50]}, "50 y_train"),
+    "negative": ({"y_train": LABELS - 1}, "found -1"),
+    "fractions": ({"y_train": LABELS + 0.5}, "whole numbers"),
+    "one-hot": ({"y_train": np.eye(3)[LABELS]}, "one-hot"),
+    "one-class": ({"y_train": LABELS * 0, "y_test": np.zeros(30, np.int64)}, "class"),
+    "few": ({"x_train": PIXELS[:2], "y_train": LABELS[:2]}, "use more examples"),
+}
+
+
+@pytest.fixture(scope="module")
+def bad_data(tmp_path_factory: pytest.TempPathFactory) -> Faulty:
+    """One cell per kind of bad data; the first and the last are good (one with an empty class)."""
+    folder = tmp_path_factory.mktemp("data")
+    gap = np.where(LABELS == 1, 3, LABELS)
+    parts: list[Any] = [{"name": "synthetic", "train_size": 80, "test_size": 40}, "cifar10"]
+    parts += [npz(folder, name, **changed) for name, (changed, _) in BAD_DATA.items()]
+    parts += [{"name": "npz", "path": "absent.npz"}, {"name": "npz", "path": "torn.npz"}]
+    parts += [npz(folder, "empty-class", y_train=gap, y_test=gap[:30])]
+    (folder / "torn.npz").write_bytes((folder / "nan.npz").read_bytes()[:900])
+    grid = f"[grid]\n'data.dataset' = [{', '.join(map(as_toml, parts))}]\n"
+    text = write_suite(folder, grid).read_text()
+    text = re.sub(r"(train|test)_limit.*\n", "", text).replace("epochs = 2", "epochs = 1")
+    (folder / "tiny.toml").write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("ROBUST_NC_DATA", str(folder / "nothing"))
+        ran = cli("run", "tiny.toml", "--out", "out", "--workers", 1)
+    return Faulty(folder / "out", ran)
+
+
+def as_toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {as_toml(inner)}" for key, inner in value.items()) + "}"
+    return json.dumps(value)
+
+
+class TestBadData:
+    def test_what_is_good_is_made_and_the_exit_code_says_that_not_all_is(self, bad_data):
+        bad = len(BAD_DATA) + 3
+        assert bad_data.ran.code == 1
+        lines = bad_data.ran.err.splitlines()
+        assert lines[-2] == f"2 cells made, 0 kept, {bad} failed"
+        assert lines[-1].startswith("try the failed cells again with: robust-nc run tiny.toml ")
+        assert len(lines) == bad + 2 + 3  # one line per cell, and the first and last two
+        assert {record.data.dataset for record in records(bad_data.out).values()} == {
+            "synthetic",
+            "npz",
+        }
+
+    @pytest.mark.parametrize("name", BAD_DATA)
+    def test_bad_arrays_get_one_sentence(self, bad_data, name):
+        sentence = bad_data.sentence(rf"path={name}\.npz")
+        assert BAD_DATA[name][1] in sentence
+        assert "unexpected" not in sentence
+
+    def test_data_that_are_not_there_are_said_how_to_get(self, bad_data):
+        assert "robust-nc data fetch cifar10" in bad_data.sentence("cifar10")
+        assert "absent.npz is not there" in bad_data.sentence("absent")
+        assert "torn.npz cannot be read" in bad_data.sentence("torn")
+
+    def test_an_empty_class_is_left_out_of_the_measures(self, bad_data):
+        (record,) = [r for r in records(bad_data.out).values() if r.data.dataset == "npz"]
+        assert record.data.num_classes == 4
+        assert record.summary["nc1_clean"] is not None
+
+    def test_bad_data_leave_no_checkpoint(self, bad_data):
+        assert len(list((bad_data.out / "checkpoints").rglob("last.json"))) == 2
+
+
+SEEDS = "[grid]\nseed = [0, 1, 2, 3, 4]\n"
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Faulty, dict[Path, bytes]]:
+    """Trained cells whose checkpoints are truncated, altered, or of another configuration."""
+    folder = tmp_path_factory.mktemp("damaged")
+    cells = tiny(folder, SEEDS).cells
+    places = [checkpoint_folder(folder / "out", training_id(cell.config)) for cell in cells]
+    for cell, place in zip(cells[:3], places, strict=False):
+        train_cell(cell.config, folder=place)
+    shutil.copytree(places[0], places[3])
+    (places[0] / "last.json").write_text((places[0] / "last.json").read_text()[:700])
+    (tensors,) = places[1].glob("last-*.safetensors")
+    tensors.write_bytes(tensors.read_bytes()[:5000])
+    (momentum,) = places[2].glob("momentum-*.safetensors")
+    momentum.unlink()
+    before = {path: path.read_bytes() for place in places[:4] for path in place.iterdir()}
+    ran = cli("run", folder / "tiny.toml", "--out", folder / "out", "--workers", 1)
+    return Faulty(folder / "out", ran), before
+
+
+class TestCheckpoints:
+    def test_damage_costs_its_own_cell_only(self, damaged):
+        faulty, _ = damaged
+        assert faulty.ran.code == 1
+        assert faulty.ran.err.splitlines()[-2] == "1 cells made, 0 kept, 4 failed"
+        assert [path.parent.name for path in faulty.out.rglob("*.parquet")] == [
+            "small_cnn-linear-standard"
+        ]
+
+    @pytest.mark.parametrize(
+        ("seed", "words"),
+        [
+            (0, ["last.json is damaged: not JSON", "delete"]),
+            (1, ["safetensors is damaged", "SHA-256", "delete"]),
+            (2, ["momentum-", "is damaged: No such file", "delete"]),
+            (3, ["is of another configuration", "seed (0 there, 3 here)", "choose another folder"]),
+        ],
+    )
+    def test_each_gets_one_sentence_with_the_remedy(self, damaged, seed, words):
+        faulty, _ = damaged
+        (line,) = [line for line in faulty.ran.err.splitlines() if f"seed {seed} failed" in line]
+        assert [word for word in words if word not in line] == []
+        assert "unexpected" not in line
+
+    def test_they_are_left_as_they_were(self, damaged):
+        _, before = damaged
+        assert {path: path.read_bytes() for path in before} == before
+
+
+@contextlib.contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """Let writes beyond a size fail, here and in processes that start here."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk(tmp_path):
+    """No file may exceed 15,000 bytes: the rows of one cell do, and the weights of the other."""
+    widths = "{ name = 'small_cnn', width = 4 }, { name = 'small_cnn', width = 8 }"
+    suite = write_suite(tmp_path, f"[grid]\n'model.backbone' = [{widths}]\n")
+    arguments = ["run", str(suite), "--out", str(tmp_path / "out"), "--workers", "1"]
+    with no_file_above(15_000):
+        full = cli(*arguments)
+    assert full.code == 1
+    lines = full.err.splitlines()
+    assert lines[-2] == "0 cells made, 0 kept, 2 failed"
+    told = [line for line in lines if " failed: cannot write " in line]
+    assert len(told) == 2
+    assert all("free some space" in line for line in told)
+    assert ".parquet" in told[0]
+    assert ".safetensors" in told[1]
+    assert records(tmp_path / "out") == {}
+    assert not list(tmp_path.rglob("*.part"))
+    (weights,) = tmp_path.rglob("last.json")
+    log = read_log(weights.parent / "log.jsonl")
+    cell = read_suite(str(suite)).cells[0]
+    run_cell(cell, "tiny", tmp_path / "out", None, report=lambda event: None)
+    assert list(records(tmp_path / "out")) == [cell.id]
+    assert read_log(weights.parent / "log.jsonl") == log  # not trained again
+
+
+@pytest.mark.parametrize(
+    ("grid", "sentence"),
+    [
+        ("'measure.taps' = [['penultimat']]", "unknown tap 'penultimat'; did you mean"),
+        ("'data.test_limit' = [361]", "limit of test must be in 1..360, found 361"),
+        ("'model.num_classes' = [7]", "model.num_classes is 7, but digits has 10"),
+    ],
+)
+def test_what_can_be_known_before_training_is_said_before_it(tmp_path, grid, sentence):
+    (cell,) = tiny(tmp_path, f"[grid]\n{grid}\n").cells
+    with pytest.raises(RobustNCError) as raised:
+        run_cell(cell, "tiny", tmp_path / "out", None, report=lambda event: None)
+    assert sentence in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_long_name_of_a_model_is_cut_for_its_folder(tmp_path):
+    paths = [f"{'long' * 60}{end}.npz" for end in "ab"]
+    grid = ", ".join(f"{{name = 'npz', path = '{path}'}}" for path in paths)
+    names = [cell.model for cell in tiny(tmp_path, f"[grid]\n'data.dataset' = [{grid}]\n").cells]
+    assert len(set(names)) == 2
+    assert all(len(name) <= 120 for name in names)

@@ -1,0 +1,351 @@
+"""The runner: killed at any moment it goes on, and what is finished is kept."""
+
+import itertools
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from helpers_runner import (
+    QUIET,
+    Ran,
+    cli,
+    group_is_gone,
+    records,
+    start,
+    times,
+    tiny,
+    wait_for,
+    write_suite,
+)
+
+from robust_nc.config import cell_id, training_id
+from robust_nc.exceptions import StorageError
+from robust_nc.record import Record, same_record
+from robust_nc.runner import SuiteReport, run_suite
+from robust_nc.store import checkpoint_folder, record_path, rows_path
+from robust_nc.training.log import read_log
+from robust_nc.training.progress import TrainEvent
+from robust_nc.training.run import train_cell
+
+LONGER = """
+[grid]
+"train.epochs" = [10]
+"train.objective" = [{ name = "pgd", steps = 10 }]
+"data.train_limit" = [1000]
+seed = [0, 1, 2]
+"""
+
+
+class Finished(NamedTuple):
+    """A run that nobody disturbed."""
+
+    folder: Path
+    out: Path
+    ran: Ran
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("finished")
+    suite = write_suite(folder)
+    return Finished(folder, folder / "out", cli("run", suite, "--out", folder / "out", *ALONE))
+
+
+ALONE = ("--workers", 1)
+
+
+@pytest.fixture
+def copy(finished: Finished, tmp_path: Path) -> Path:
+    """A copy of the finished run that a test may damage (times of files are kept)."""
+    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def run(folder: Path, *options: object) -> Ran:
+    return cli("run", folder / "tiny.toml", "--out", folder / "out", *ALONE, *options)
+
+
+def assert_same(found: dict[str, Record], wanted: dict[str, Record]) -> None:
+    assert found.keys() == wanted.keys()
+    assert all(same_record(found[cell], wanted[cell]) for cell in wanted)
+
+
+class TestAFinishedRun:
+    def test_cells_are_named_by_the_digest_of_their_configuration(self, finished):
+        suite = tiny(finished.folder)
+        assert set(records(finished.out)) == {cell_id(cell.config) for cell in suite.cells}
+        for cell in suite.cells:
+            assert record_path(finished.out, cell.model, cell.id).is_file()
+            assert rows_path(finished.out, cell.model, cell.id).is_file()
+
+    def test_cells_that_are_judged_differently_share_their_weights(self, finished):
+        folders = {training_id(cell.config) for cell in tiny(finished.folder).cells}
+        assert len(folders) == 2
+        found = records(finished.out).values()
+        assert {path.name for path in (finished.out / "checkpoints").iterdir()} == folders
+        assert len({record.weights.best.sha256 for record in found}) == 2
+        assert {record.data.examples for record in found} == {40, 30}
+
+    def test_results_go_to_stdout_and_progress_to_stderr(self, finished):
+        code, out, err = finished.ran
+        assert code == 0
+        assert "small_cnn-etf-standard" in out
+        assert "seed 0: clean" not in out
+        assert "[4/4] small_cnn-" in err
+        assert err.endswith("4 cells made, 0 kept, 0 failed\n")
+
+    def test_nothing_temporary_is_left(self, finished):
+        assert not list(finished.out.rglob("*.part"))
+
+
+class TestOverwrite:
+    def test_finished_cells_are_kept(self, copy):
+        before = times(copy / "out", "*.*")
+        ran = run(copy)
+        assert (ran.code, ran.err.splitlines()[-1]) == (0, "0 cells made, 4 kept, 0 failed")
+        assert "small_cnn-etf-standard" in ran.out
+        assert times(copy / "out", "*.*") == before
+
+    def test_never_keeps_every_record_even_without_rows(self, copy):
+        cell = tiny(copy).cells[0]
+        rows_path(copy / "out", cell.model, cell.id).unlink()
+        before = times(copy / "out", "*.*")
+        ran = run(copy, "--overwrite", "never")
+        assert (ran.code, ran.err.splitlines()[-1]) == (0, "0 cells made, 4 kept, 0 failed")
+        assert times(copy / "out", "*.*") == before
+
+    def test_only_cache_computes_nothing_and_names_what_is_missing(self, copy):
+        first, second, *_ = tiny(copy).cells
+        record_path(copy / "out", first.model, first.id).unlink()
+        rows_path(copy / "out", second.model, second.id).write_text("not what was written")
+        before = times(copy / "out", "*.*")
+        ran = run(copy, "--overwrite", "only-cache")
+        assert ran.code == 1
+        missing = [line for line in ran.err.splitlines() if line.startswith("missing: ")]
+        assert missing == [f"missing: {c.model} seed 0 ({c.id})" for c in (first, second)]
+        assert times(copy / "out", "*.*") == before
+
+    def test_only_cache_leaves_no_folder_where_there_was_none(self, tmp_path):
+        write_suite(tmp_path)
+        ran = run(tmp_path, "--overwrite", "only-cache")
+        assert ran.code == 1
+        assert ran.err.count("missing: ") == 4
+        assert not (tmp_path / "out").exists()
+
+    def test_records_of_others_in_the_folder_are_left_alone(self, copy):
+        stranger = copy / "out" / "notes" / "mine.json"
+        stranger.parent.mkdir()
+        stranger.write_text("{}")
+        ran = run(copy)
+        assert ran.code == 0
+        assert "small_cnn-etf-standard" in ran.out
+        assert stranger.read_text() == "{}"
+
+
+class Mended(NamedTuple):
+    """A run that lost a worker and was damaged after it, and the run that mended it."""
+
+    folder: Path
+    report: SuiteReport
+    refused: str
+    first_epoch: list[dict[str, Any]]
+    logs: dict[Path, list[dict[str, Any]]]
+    ran: Ran
+
+
+@pytest.fixture(scope="module")
+def mended(tmp_path_factory: pytest.TempPathFactory) -> Mended:
+    """Of the four cells one is killed, one truncated, and two are half trained."""
+    folder = tmp_path_factory.mktemp("mended")
+    suite, out = tiny(folder), folder / "out"
+    refused: list[str] = []
+
+    def meanwhile(event: object) -> None:
+        if not refused:
+            with pytest.raises(StorageError) as raised:
+                run_suite(suite, out, hooks=QUIET)
+            refused.append(str(raised.value))
+            (worker,) = multiprocessing.active_children()
+            os.kill(worker.pid or 0, signal.SIGKILL)
+
+    report = run_suite(suite, out, hooks=QUIET._replace(on_event=meanwhile), workers=1)
+    truncated = record_path(out, suite.cells[1].model, suite.cells[1].id)
+    truncated.write_text(truncated.read_text()[:500])
+    truncated.with_name(f".{truncated.name}.x.part").write_text("half of a rec")
+    config = suite.cells[2].config
+    checkpoints = checkpoint_folder(out, training_id(config))
+    shutil.rmtree(checkpoints)
+    rows_path(out, suite.cells[2].model, suite.cells[2].id).unlink()
+    record_path(out, suite.cells[3].model, suite.cells[3].id).unlink()
+
+    def stop(event: TrainEvent) -> None:
+        if event.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_cell(config, folder=checkpoints, report=stop, save_seconds=0.0)
+    first_epoch = read_log(checkpoints / "log.jsonl")
+    logs = {path: read_log(path) for path in out.rglob("log.jsonl")}
+    return Mended(folder, report, refused[0], first_epoch, logs, run(folder))
+
+
+class TestResume:
+    def test_a_second_run_into_the_folder_is_refused(self, mended):
+        assert mended.refused.startswith("another run is writing to ")
+
+    def test_a_killed_worker_costs_one_cell_and_one_sentence(self, mended):
+        assert len(mended.report.made) == 3
+        ((cell, message),) = mended.report.failed.items()
+        assert cell == tiny(mended.folder).cells[0].id
+        assert message.startswith("its worker process was ended by signal 9")
+        assert "\n" not in message
+
+    def test_what_is_missing_or_damaged_is_made(self, mended, finished):
+        assert mended.ran.code == 0
+        assert mended.ran.err.splitlines()[-1] == "4 cells made, 0 kept, 0 failed"
+        assert records(mended.folder / "out").keys() == records(finished.out).keys()
+
+    def test_what_was_trained_is_not_trained_again(self, mended):
+        """Seconds in the log tell one training from another."""
+        config = tiny(mended.folder).cells[0].config
+        log = checkpoint_folder(mended.folder / "out", training_id(config)) / "log.jsonl"
+        assert read_log(log) == mended.logs[log]
+        assert len(mended.logs[log]) == 2
+
+    def test_a_half_trained_cell_goes_on_from_its_checkpoint(self, mended):
+        config = tiny(mended.folder).cells[2].config
+        log = read_log(checkpoint_folder(mended.folder / "out", training_id(config)) / "log.jsonl")
+        assert [row["epoch"] for row in log] == [1, 2]
+        assert len(mended.first_epoch) == 1
+        assert log[0] == mended.first_epoch[0]
+
+    def test_the_end_is_that_of_an_undisturbed_run(self, mended, finished):
+        found, wanted = records(mended.folder / "out"), records(finished.out)
+        for cell in wanted:
+            assert found[cell].scores == wanted[cell].scores
+        same = [cell.id for cell in tiny(mended.folder).cells[:2]]  # trained by workers alone
+        assert_same({c: found[c] for c in same}, {c: wanted[c] for c in same})
+
+    def test_no_half_written_file_is_left(self, mended):
+        assert not list(mended.folder.rglob("*.part"))
+
+
+class Interrupted(NamedTuple):
+    """How a driver that was sent a signal ended, and what it left."""
+
+    process: "subprocess.Popen[str]"
+    err: str
+    records: dict[str, Record]
+    times: dict[str, int]
+
+
+def interrupt(folder: Path, number: int, when: Callable[[], bool], *options: object) -> Interrupted:
+    """Start a run, send its driver (and nobody else) a signal, and wait until it is gone."""
+    out = folder / "out"
+    process = start("run", folder / "tiny.toml", "--out", out, *options)
+    try:
+        wait_for(lambda: process.poll() is not None or when())
+        assert process.poll() is None, process.communicate()[1]
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        wait_for(lambda: group_is_gone(process.pid), 10)
+    finally:
+        process.kill()
+    return Interrupted(process, err, records(out), times(out, "*/*.json"))
+
+
+@pytest.fixture(scope="module")
+def story(
+    finished: Finished, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[Interrupted]]:
+    """A finished run that is started over and then ended by Ctrl-C, SIGTERM and SIGKILL in turn."""
+    folder = tmp_path_factory.mktemp("story")
+    shutil.copytree(finished.folder, folder, dirs_exist_ok=True)
+    out = folder / "out"
+
+    def anew() -> bool:
+        return not any(out.glob("*/*.json")) and any(out.rglob("last.json"))
+
+    def made(count: int) -> Callable[[], bool]:
+        return lambda: len(list(out.glob("*/*.json"))) >= count
+
+    return folder, [
+        interrupt(folder, signal.SIGINT, anew, *ALONE, "--overwrite", "always"),
+        interrupt(folder, signal.SIGTERM, made(1), *ALONE),
+        interrupt(folder, signal.SIGKILL, made(2), *ALONE),
+    ]
+
+
+class TestSignals:
+    @pytest.mark.parametrize("which", [0, 1], ids=["SIGINT", "SIGTERM"])
+    def test_an_interrupt_says_what_to_type(self, story, which):
+        folder, ended = story
+        process, err, *_ = ended[which]
+        assert process.returncode == 130
+        go_on = f"robust-nc run {folder / 'tiny.toml'} --out {folder / 'out'} --workers 1"
+        assert err.splitlines()[-1] == (
+            f"interrupted; nothing finished is lost. Go on with: {go_on}"
+        )
+        assert "Traceback" not in err
+
+    def test_always_starts_over(self, story, finished):
+        _, ended = story
+        assert len(ended[0].records) <= 1  # all four were there
+        assert not ended[2].times.items() & times(finished.out, "*/*.json").items()
+
+    def test_a_kill_ends_the_driver_at_once(self, story):
+        assert story[1][2].process.returncode == -signal.SIGKILL
+
+    def test_what_was_finished_stays_untouched(self, story):
+        for earlier, later in itertools.pairwise(story[1]):
+            assert earlier.times.items() <= later.times.items()
+
+    def test_the_run_goes_on_to_the_same_end(self, story, finished):
+        folder, (*_, killed) = story
+        ran = run(folder)
+        assert ran.code == 0
+        kept = len(killed.records)
+        assert kept >= 2
+        assert ran.err.splitlines()[-1] == f"{4 - kept} cells made, {kept} kept, 0 failed"
+        assert killed.times.items() <= times(folder / "out", "*/*.json").items()
+        assert_same(records(folder / "out"), records(finished.out))
+        assert not list(folder.rglob("*.part"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_kill_at_any_moment(tmp_path, seed):
+    """Two workers, trainings long enough to save on the way, up to three random moments."""
+    draws = random.Random(seed)
+    for name in ("calm", "killed"):
+        write_suite(tmp_path / name, LONGER)
+    calm, folder = tmp_path / "calm", tmp_path / "killed"
+    arguments = ("run", folder / "tiny.toml", "--out", folder / "out", "--workers", 2)
+    kept: dict[str, int] = {}
+    kills = 0
+    for _ in range(3):
+        process = start(*arguments)
+        try:
+            process.communicate(timeout=draws.uniform(4, 14))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+        wait_for(lambda group=process.pid: group_is_gone(group), 10)
+        records(folder / "out")
+        now = times(folder / "out", "*/*.json")
+        assert kept.items() <= now.items()
+        kept = now
+    assert kills
+    assert cli(*arguments).code == 0
+    assert kept.items() <= times(folder / "out", "*/*.json").items()
+    undisturbed = cli("run", calm / "tiny.toml", "--out", calm / "out", "--workers", 2)
+    assert undisturbed.code == 0
+    assert_same(records(folder / "out"), records(calm / "out"))
