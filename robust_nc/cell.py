@@ -12,7 +12,6 @@ from robust_nc.config import RunConfig, training_id
 from robust_nc.data.base import Split
 from robust_nc.data.load import dataset_info, read_split, to_unit
 from robust_nc.evaluation import Outcome, evaluate
-from robust_nc.exceptions import InputError
 from robust_nc.models.build import build_model
 from robust_nc.profiling import profile_cell, sweep_rows
 from robust_nc.record import tidy, write_record, write_rows
@@ -75,8 +74,6 @@ def run_cell(cell: Cell, suite: str, out: Path, root: Path | None, *, report: Re
 def _check(config: RunConfig, root: Path | None) -> Split:
     """Refuse now what would else end the cell after its training; return the test split."""
     info = dataset_info(config.data.dataset, root)
-    if info.num_classes < 2:
-        raise InputError(f"{info.name} has one class only; at least two are needed")
     chosen_taps(build_model(resolve_model(config.model, info)), config.measure.taps)
     return read_split(config.data.dataset, "test", root=root, limit=config.data.test_limit)
 

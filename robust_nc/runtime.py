@@ -97,7 +97,8 @@ def untouched(model: nn.Module, *, training: bool | None = False) -> Iterator[No
     # The tables too, not the values only: a forward may put another tensor in a buffer's place.
     tables = [dict(module._buffers) for module in modules]
     buffers = _distinct(tables)
-    values = [buffer.detach().clone() for buffer in buffers]
+    with torch.no_grad():
+        values = [buffer.clone() for buffer in buffers]
     parameters = _distinct([module._parameters for module in modules])
     wanted = [parameter.requires_grad for parameter in parameters]
     try:
@@ -127,5 +128,7 @@ def _distinct(tables: Iterable[Mapping[str, T | None]]) -> list[T]:
 
 def _holds(table: Mapping[str, object], wanted: Mapping[str, object]) -> bool:
     """Whether a table has the same objects under the same names."""
+    if not len(table) and not len(wanted):
+        return True
     found = dict(table.items())
     return found.keys() == wanted.keys() and all(found[name] is wanted[name] for name in found)

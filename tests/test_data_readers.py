@@ -301,6 +301,20 @@ def test_bad_arrays_are_refused(
         load_dataset(part)
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"x_test": PIXELS[:4, :4]}, r"x_train has \(3, 5, 7\), x_test \(3, 4, 7\)"),
+        ({"y_test": np.array([0, 1, 10**9, 2])}, "a label 1000000000 but 10 examples"),
+    ],
+)
+def test_arrays_that_do_not_fit_together_are_refused(
+    tmp_path: Path, changed: dict[str, np.ndarray], words: str
+) -> None:
+    with pytest.raises(DataError, match=words):
+        dataset_info(save_npz(tmp_path / "x.npz", PIXELS, **changed))
+
+
 def test_missing_arrays_and_damaged_files_are_refused(tmp_path: Path) -> None:
     part = save_npz(tmp_path / "x.npz", PIXELS)
     whole = (tmp_path / "x.npz").read_bytes()

@@ -147,3 +147,16 @@ def test_device_of_a_model() -> None:
     assert device_of(nn.Linear(2, 2, device="meta")) == torch.device("meta")
     assert device_of(nn.BatchNorm1d(2, affine=False)) == torch.device("cpu")
     assert default_device().type in ("cpu", "cuda")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_torchscript_model_is_put_back_too() -> None:
+    model = torch.jit.script(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with untouched(model, training=True):
+        model(torch.randn(5, 3))
+        assert not torch.equal(model.state_dict()["1.running_mean"], before["1.running_mean"])
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])

@@ -32,11 +32,22 @@ class Npz:
     path: str
 
     def info(self, root: Path) -> DatasetInfo:
-        """Describe the data set from its labels and its test images; `root` is not used."""
+        """Describe the data set from its arrays, which must fit together; `root` is not used."""
         labels = {split: self._labels(split) for split in SPLITS}
-        count = 1 + max(int(part.max()) for part in labels.values())
-        channels, height, width = self._images("test").shape[1:]
         sizes = {split: len(part) for split, part in labels.items()}
+        count = 1 + max(int(part.max()) for part in labels.values())
+        if count > sum(sizes.values()):
+            raise DataError(
+                f"{self.path} has a label {count - 1} but {sum(sizes.values())} examples in all; "
+                "labels must be class numbers from 0 on"
+            )
+        shapes = {split: tuple(self._images(split).shape[1:]) for split in SPLITS}
+        if shapes["train"] != shapes["test"]:
+            raise DataError(
+                f"images of {self.path} must have one shape (C, H, W): "
+                f"x_train has {shapes['train']}, x_test {shapes['test']}"
+            )
+        channels, height, width = shapes["test"]
         names = tuple(str(index) for index in range(count))
         return DatasetInfo("npz", count, (channels, height, width), names, sizes)
 

@@ -139,7 +139,12 @@ def build_objective(config: RunConfig) -> Objective:
 
 
 def resolve_model(model: ModelConfig, info: DatasetInfo) -> ModelConfig:
-    """Fill in the sizes that the data set gives; raises `ConfigError` where they contradict it."""
+    """Fill in the sizes that the data set gives; raises `ConfigError` where they contradict it.
+
+    Data of one class are refused: there is nothing to tell apart.
+    """
+    if info.num_classes < 2:
+        raise InputError(f"{info.name} has one class only; at least two are needed")
     for name, found in (("num_classes", info.num_classes), ("image_shape", info.image_shape)):
         wanted = getattr(model, name)
         if wanted is not None and wanted != found:
