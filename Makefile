@@ -16,7 +16,7 @@ setup: .venv/stamp  ## Make the virtual environment .venv (the other targets do 
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: .venv/stamp  ## The main job: train, attack, measure and show six models on handwritten digits
+demo: .venv/stamp  ## The main job: train, attack, measure and show twelve models on handwritten digits
 	$(BIN)/robust-nc run quickstart --out out/quickstart
 	$(BIN)/robust-nc board out/quickstart --format html --out out/quickstart
 	$(BIN)/robust-nc board out/quickstart

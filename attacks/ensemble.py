@@ -77,6 +77,7 @@ class Strongest:
     ) -> Attacked:
         """Attack with every member, each with draws of its own, and count passes per example."""
         check_inputs(images, labels, goal=goal, targets=targets, ids=ids)
+        labels, ids = labels.to(images.device), ids.to(images.device)
 
         def attack(turn: int, rows: Tensor) -> Attacked:
             return self.attacks[turn].run(

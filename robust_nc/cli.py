@@ -28,6 +28,7 @@ def run(
     out: Path | None = None,
     overwrite: Literal["never", "always", "only-missing", "only-cache"] = "only-missing",
     workers: int | None = None,
+    root: Path | None = None,
 ) -> int:
     """Train, attack, measure and record every cell of a suite; run again to go on.
 
@@ -37,10 +38,11 @@ def run(
         overwrite: never: keep every cell that has a record; only-missing: also redo damaged ones;
             always: start over; only-cache: compute nothing, say what is missing.
         workers: Cells at a time (default: one per core on a CPU, one on an accelerator).
+        root: Folder of data sets (default: $ROBUST_NC_DATA, else ~/.cache/robust_nc).
     """
     from robust_nc.commands.run import run_command
 
-    return run_command(suite, out, overwrite, workers, _stderr)
+    return run_command(suite, out, overwrite, workers, root, _stderr)
 
 
 def board(
@@ -50,17 +52,20 @@ def board(
     /,
     format: Literal["table", "csv", "latex", "markdown", "html"] = "table",
     out: Path | None = None,
+    against: str | None = None,
 ) -> int:
     """Show the leaderboard of a results folder.
 
     Args:
         results: Folder with records, searched recursively.
         format: What to make of it; html writes a page with figures into --out.
+        against: Show, instead of the leaderboard, every head minus this one, seed by seed, with
+            paired intervals (the html page has both).
         out: For html: the folder of the page (default: RESULTS). Otherwise a file to write.
     """
     from robust_nc.commands.board import board_command
 
-    return board_command(results, format, out, _stderr)
+    return board_command(results, format, out, against, _stderr)
 
 
 def data(

@@ -33,6 +33,7 @@ def make_conditions(
     attacking: Attacking,
     *,
     seed: int,
+    ids: Tensor,
     batch_size: int,
     report: Callable[[float], None],
 ) -> dict[str, Tensor]:
@@ -47,13 +48,13 @@ def make_conditions(
     matched_noise = CONTROLS.load("matched_noise")
     made: dict[str, list[Tensor]] = {"attacked": [], **{kind: [] for kind in NOISES}}
     for rows in torch.split(torch.arange(len(images)), batch_size):
-        origin, wanted, ids = images[rows].to(device), labels[rows].to(device), rows.to(device)
-        found = attack(model, origin, wanted, ball, goal="maximise", seed=seed, ids=ids)
+        origin, wanted, keys = (part[rows].to(device) for part in (images, labels, ids))
+        found = attack(model, origin, wanted, ball, goal="maximise", seed=seed, ids=keys)
         found = ball.project(found, origin)
         made["attacked"].append(found.cpu())
         for kind, norm in NOISES.items():
             twin = matched_noise(
-                origin, found, kind=kind, norm=norm, bounds=ball.bounds, seed=seed, ids=ids
+                origin, found, kind=kind, norm=norm, bounds=ball.bounds, seed=seed, ids=keys
             )
             made[kind].append(twin.cpu())
         report((int(rows[-1]) + 1) / len(images))

@@ -9,6 +9,8 @@
 True
 """
 
+import dataclasses
+import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -23,12 +25,13 @@ from robust_nc.files import digest
 from robust_nc.fingerprints import tensors_digest
 from robust_nc.judging import UNBROKEN, WRONG, Block, Judge, Warned
 from robust_nc.registry import PROTOCOLS
-from robust_nc.runtime import device_of, untouched
+from robust_nc.runtime import device_of, full_precision, untouched
 from robust_nc.threat import Ball
-from robust_nc.types import EvaluationProtocol
+from robust_nc.types import Attack, EvaluationProtocol
 
 CLEAN = "clean"  # `broken_by` of an example that is misclassified as it is
 DEFAULT_BATCH = 256
+PROBES = 16  # images whose logits help to name an evaluation
 
 
 class Outcome(NamedTuple):
@@ -75,7 +78,8 @@ def evaluate(
     `images` (N, C, H, W) float32 in [0, 1]; `labels` (N,) int64; `model` maps images to logits
     (N, K) and is left as it was found. `protocol` names a list of attacks (or is one). `log` is a
     file of finished blocks: a second call with the same arguments goes on after the last whole one.
-    `report(done, total, robust)` is called after each block. Draws depend on (seed, example).
+    `report(done, total, robust)` is called after each block. Draws depend on the seed and the place
+    of an example among the N. Computed in float32 proper, whatever the caller allows.
 
     Raises `InputError` for data that cannot be used or logits that are not finite, and
     `RecordError` for a log of another evaluation.
@@ -86,17 +90,19 @@ def evaluate(
     judge = Judge(model, ball, plan, seed=seed)
     judge.warnings |= _warn_of_mode(model)
     device = device_of(model)
-    finished = open_log(log, _identity(model, images, labels, ball, plan, seed, size))
     blocks: list[Block] = []
     ids = torch.arange(len(images))
-    with untouched(model):
+    with untouched(model), full_precision():
+        finished = open_log(log, _identity(model, images, labels, ball, plan, seed, size))
+        judge.warnings |= {name: Warned(name, told) for name, told in finished.warnings.items()}
         for number, chosen in enumerate(_blocks(ids, size)):
             block = finished.get(number, Block)
             if block is None:
                 block = judge.block(
                     images[chosen].to(device), labels[chosen].to(device), chosen.to(device)
                 )
-                finished.put(number, block)
+                told = {name: warned.message for name, warned in judge.warnings.items()}
+                finished.put(number, block, told)
             blocks.append(block)
             if report is not None:
                 robust = sum(int(b.robust.sum()) for b in blocks)
@@ -160,14 +166,18 @@ def _identity(
 ) -> Callable[[], str]:
     """Return a function (hashing costs, and only a log needs it) that names this evaluation."""
 
+    @torch.no_grad()
     def name() -> str:
-        weights = [value for _, value in sorted(model.state_dict().items())]
+        weights = dict(sorted(model.state_dict().items()))
+        # Not all of a model is in its weights: what it answers tells two apart.
+        answers = [model(images[:PROBES].to(device_of(model)))] if len(images) else []
         return digest(
             {
-                "weights": tensors_digest(weights),
+                "model": [repr(model), *weights],
+                "weights": tensors_digest([*weights.values(), *answers]),
                 "examples": tensors_digest([images, labels]),
                 "ball": [ball.norm, ball.eps, *ball.bounds],
-                "attacks": [[label, repr(attack)] for label, attack in plan.attacks],
+                "attacks": [[label, _told(attack)] for label, attack in plan.attacks],
                 "protocol": plan.name,
                 "seed": seed,
                 "batch_size": size,
@@ -175,3 +185,10 @@ def _identity(
         )
 
     return name
+
+
+def _told(attack: Attack) -> str:
+    """Name an attack with its options, the same in every process."""
+    kind = attack if inspect.isfunction(attack) else type(attack)
+    options = repr(attack) if dataclasses.is_dataclass(attack) else ""
+    return f"{kind.__module__}.{kind.__qualname__} {options}"

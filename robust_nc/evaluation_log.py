@@ -3,7 +3,7 @@
 >>> import tempfile, torch, pathlib
 >>> path = pathlib.Path(tempfile.mkdtemp()) / "log.jsonl"
 >>> log = open_log(path, lambda: "abc")
->>> log.put(0, (torch.arange(3),))
+>>> log.put(0, (torch.arange(3),), {})
 >>> open_log(path, lambda: "abc").get(0, lambda x: x).tolist()
 [0, 1, 2]
 """
@@ -26,39 +26,52 @@ T = TypeVar("T")
 
 
 class BlockLog:
-    """Finished blocks by number, on disk if there is a path; each block is a tuple of tensors."""
+    """Finished blocks by number, on disk if there is a path; each block is a tuple of tensors.
 
-    def __init__(self, path: Path | None, lines: dict[int, list[Any]]) -> None:
+    `warnings` are those that stood with the blocks, name to message.
+    """
+
+    def __init__(self, path: Path | None, lines: list[dict[str, Any]]) -> None:
         self.path = path
-        self._lines = lines
+        self._lines = {line["block"]: line["tensors"] for line in lines}
+        self.warnings: dict[str, str] = {}
+        for line in lines:
+            self.warnings |= line["warnings"]
 
     def get(self, number: int, make: Callable[..., T]) -> T | None:
         """Return `make(*tensors)` of a finished block, or None."""
         line = self._lines.get(number)
         return None if line is None else make(*(_decode(entry) for entry in line))
 
-    def put(self, number: int, block: tuple[Tensor, ...]) -> None:
-        """Append a finished block, flushed to the disk."""
+    def put(self, number: int, block: tuple[Tensor, ...], warnings: dict[str, str]) -> None:
+        """Append a finished block with the warnings so far, flushed to the disk."""
         if self.path is not None:
-            _append(self.path, {"block": number, "tensors": [_encode(tensor) for tensor in block]})
+            tensors = [_encode(tensor) for tensor in block]
+            _append(self.path, {"block": number, "warnings": warnings, "tensors": tensors})
 
 
 def open_log(path: str | Path | None, identity: Callable[[], str]) -> BlockLog:
     """Open or begin a log; a file that is not the log of this evaluation is refused, untouched."""
     if path is None:
-        return BlockLog(None, {})
-    path, name = Path(path), identity()
+        return BlockLog(None, [])
+    path, first = Path(path), {"evaluation": identity()}
     lines, end = _whole_lines(path)
-    if not lines and (not path.exists() or path.stat().st_size == 0):
-        _append(path, {"evaluation": name})
-        return BlockLog(path, {})
-    if not lines or lines[0].get("evaluation") != name:
+    if not lines and _begun(path, first):
+        path.unlink(missing_ok=True)
+        _append(path, first)
+        return BlockLog(path, [])
+    if not lines or lines[0] != first:
         raise RecordError(
             f"{path} is not the log of this evaluation (other model, images, ball, protocol, seed "
             "or batch size); give another file, or delete it to start over"
         )
     os.truncate(path, end)  # a torn last line would be glued to the next one
-    return BlockLog(path, {line["block"]: line["tensors"] for line in lines[1:]})
+    return BlockLog(path, lines[1:])
+
+
+def _begun(path: Path, first: dict[str, Any]) -> bool:
+    """Whether there is nothing yet, or no more than a torn first line of this log."""
+    return not path.exists() or json.dumps(first).encode().startswith(path.read_bytes())
 
 
 def _whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -99,16 +99,23 @@ class Judge:
         self, name: str, attack: Attack, images: Tensor, labels: Tensor, ids: Tensor
     ) -> Attacked:
         """Run an attack; passes of one that does not count are shared equally by its examples."""
+        # An attack gets copies: what it writes into them must not reach the verdict.
+        given = (self.model, images.clone(), labels.clone(), self.ball)
+        weights = [parameter._version for parameter in self.model.parameters()]
         if isinstance(attack, CountedAttack):
-            found = attack.run(self.model, images, labels, self.ball, seed=self.seed, ids=ids)
+            found = attack.run(*given, seed=self.seed, ids=ids.clone())
         else:
             with _Meter(self.model) as meter:
-                points = attack(self.model, images, labels, self.ball, seed=self.seed, ids=ids)
+                points = attack(*given, seed=self.seed, ids=ids.clone())
             forwards, backwards = (
                 torch.full_like(labels, round(passes / len(images)))
                 for passes in (meter.forwards, meter.backwards)
             )
             found = Attacked(points, forwards, backwards)
+        if weights != [parameter._version for parameter in self.model.parameters()]:
+            raise InputError(
+                f"attack {name!r} changed the weights of the model; no verdict is left"
+            )
         if not isinstance(found.points, Tensor) or found.points.shape != images.shape:
             shape = getattr(found.points, "shape", type(found.points).__name__)
             raise InputError(

@@ -18,10 +18,11 @@ from robust_nc.geometry.layers import leap_layer, leap_layer_histogram
 from robust_nc.geometry.moments import Moments
 from robust_nc.models.classifier import Classifier
 from robust_nc.registry import CONTROLS
-from robust_nc.runtime import device_of, untouched
+from robust_nc.runtime import device_of, full_precision, stream_key, untouched
 from robust_nc.tap_rows import Row, Sweep, TapMeter
 from robust_nc.tapbank import TapBank
 from robust_nc.threat import Ball
+from robust_nc.training.watch import spread
 
 Report = Callable[[float, str], None]
 
@@ -46,7 +47,7 @@ def profile_cell(
     """
     ball, settings = config.threat.ball(), config.measure
     sets = {
-        "train": _first(train, settings.train_examples),
+        "train": spread(train, settings.train_examples or len(train.labels)),
         "test": _first(test, settings.test_examples),
     }
     _check_enough(sets["train"], model.num_classes)
@@ -56,7 +57,7 @@ def profile_cell(
     attacking = Attacking(settings.steps, settings.restarts, scale)
     rows: list[Row] = []
     reference: dict[str, Moments] = {}
-    with untouched(model):
+    with untouched(model), full_precision():
         for split, chosen in sets.items():
             examples = _examples(model, split, chosen, ball, attacking, config, report)
             if not reference:
@@ -119,7 +120,8 @@ def _examples(
         chosen.labels,
         ball,
         attacking,
-        seed=config.seed,
+        seed=stream_key(config.seed, "geometry", split),
+        ids=chosen.ids,
         batch_size=settings.batch_size,
         report=lambda share: report(share, f"geometry: attack on {split}"),
     )

@@ -56,7 +56,7 @@ class Score:
 
 @configuration
 class File:
-    """A file that belongs to a record: path relative to the record's folder, and its SHA-256."""
+    """A file and its SHA-256; rows lie beside the record, weights below the suite's folder."""
 
     path: str
     sha256: str

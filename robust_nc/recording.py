@@ -93,7 +93,7 @@ def make_record(cell: Cell, suite: str, made: Made) -> Record:
         scores=_scores(made),
         summary=_summary(made.rows),
         rows=made.file,
-        warnings=tuple(Caution(name=w.name, message=w.message) for w in made.best.warnings),
+        warnings=_cautions(made),
         seconds=made.seconds,
         versions=versions(),
         hardware=hardware(default_device()),
@@ -138,6 +138,11 @@ def _verdict(config: RunConfig, outcome: Outcome) -> Verdict:
         robust=pack_flags(outcome.robust.numpy()),
         broken_by=tuple(codes[name] for name in outcome.broken_by),
     )
+
+
+def _cautions(made: Made) -> tuple[Caution, ...]:
+    found = {warned.name: warned.message for warned in (*made.last.warnings, *made.best.warnings)}
+    return tuple(Caution(name=name, message=message) for name, message in found.items())
 
 
 def _scores(made: Made) -> dict[str, Score]:

@@ -86,6 +86,21 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Compute in float32 proper: without a caller's autocast, and without TF32."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    allowed = matmul.allow_tf32, cudnn.allow_tf32
+    with torch.autocast("cpu", enabled=False), contextlib.ExitStack() as stack:
+        if torch.cuda.is_available():
+            stack.enter_context(torch.autocast("cuda", enabled=False))
+        try:
+            matmul.allow_tf32 = cudnn.allow_tf32 = False
+            yield
+        finally:
+            matmul.allow_tf32, cudnn.allow_tf32 = allowed
+
+
+@contextlib.contextmanager
 def untouched(model: nn.Module, *, training: bool | None = False) -> Iterator[None]:
     """Attack a model without a trace: flags, buffers and `requires_grad` return as they were.
 

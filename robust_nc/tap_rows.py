@@ -23,7 +23,9 @@ _UNDEFINED = {
     "nc4": _NO_VERTEX,
     "nc1_cleanref": _NO_SPREAD,
     "nc1_leap_null": _NO_SPREAD,
+    "nc1_trace_leap_null": _NO_SPREAD,
     "nc1_landed_null": _NO_SPREAD,
+    "nc1_trace_landed_null": _NO_SPREAD,
 }
 
 LANDING_BINS, LANDING_RANGE = 40, (-0.5, 1.5)
@@ -136,8 +138,13 @@ class TapMeter:
         noise = isotropic_null(landed, self._vertices, seed=seed)
         common = {"vertices": "clean-train", "n": leaps.num_examples}
         return [
-            common | {"grouping": "true"} | _valued("nc1_leap_null", moved.nc1),
-            common | {"grouping": "landed"} | _valued("nc1_landed_null", noise.nc1),
+            common | {"grouping": grouping} | _valued(name, value)
+            for grouping, name, value in (
+                ("true", "nc1_leap_null", moved.nc1),
+                ("true", "nc1_trace_leap_null", moved.nc1_trace),
+                ("landed", "nc1_landed_null", noise.nc1),
+                ("landed", "nc1_trace_landed_null", noise.nc1_trace),
+            )
         ]
 
 
@@ -145,13 +152,25 @@ def _valued(name: str, value: float | None) -> Row:
     return {"measure": name, "value": value, "note": _UNDEFINED[name] if value is None else ""}
 
 
+def _sizes(leaps: Leaps) -> dict[str, int]:
+    """Over how many examples the measures are that are not over all of them."""
+    leaped = int((leaps.origin != leaps.destination).sum())
+    return dict.fromkeys(("landing_fraction", "landing_median", "off_edge"), len(leaps.t)) | (
+        dict.fromkeys(("mean_row_entropy", "nearest_share", "t_selected", "landed"), leaped)
+    )
+
+
 def leap_rows(leaps: Leaps) -> list[Row]:
     """Rates, matrix and landing histogram of one tap."""
     common: Row = {"grouping": "none", "vertices": "clean-train", "n": leaps.num_examples}
+    sizes = _sizes(leaps)
     rows = [
-        common | {"measure": name, "value": value, "note": leaps.notes.get(name, "")}
+        common
+        | {"measure": name, "value": value, "note": leaps.notes.get(name, "")}
+        | {"n": sizes.get(name, leaps.num_examples)}
         for name, value in leaps.measures().items()
     ]
+    rows.append(common | {"measure": "undefined", "value": leaps.undefined})
     for i, line in enumerate(leaps.matrix.tolist()):
         rows += [
             common | {"measure": "leap_matrix", "i": i, "j": j, "value": count}

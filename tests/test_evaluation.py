@@ -93,6 +93,25 @@ class Shapeless(Lying):
         return images[:, 0]
 
 
+class Overwriting(Lying):
+    """Writes the stranger over the originals, and new labels over the labels."""
+
+    def __call__(self, model, images, labels, ball, *, goal="flip", targets=None, seed, ids):
+        images.copy_(self.stranger.expand_as(images))
+        labels.add_(1).remainder_(3)
+        return images
+
+
+class Vandal(Lying):
+    """Turns the model around."""
+
+    def __call__(self, model, images, labels, ball, *, goal="flip", targets=None, seed, ids):
+        for parameter in model.parameters():
+            with torch.no_grad():
+                parameter.mul_(-1)
+        return images
+
+
 class Gradient(Lying):
     """An uncounted attack: one step of the gradient sign."""
 
@@ -125,6 +144,30 @@ def test_a_lying_attack_does_not_win() -> None:
     assert outcome.robust.all()
     assert BALL.contains(outcome.adversarials, images).all()
     assert [warning.name for warning in outcome.warnings] == ["left-ball:own"]
+
+
+def test_an_attack_that_writes_into_its_inputs_does_not_win() -> None:
+    model, images, labels = robust_model()
+    before = images.clone()
+    outcome = evaluate(model, images, labels, BALL, protocol=plan(Overwriting(1 - images[:1])))
+    assert outcome.robust.all()
+    assert torch.equal(images, before)
+    assert BALL.contains(outcome.adversarials, images).all()
+
+
+def test_an_attack_that_changes_the_weights_is_named() -> None:
+    model, images, labels = robust_model()
+    with pytest.raises(InputError, match="attack 'own' changed the weights"):
+        evaluate(model, images, labels, BALL, protocol=plan(Vandal(images[:1])))
+
+
+def test_the_verdict_is_made_in_float32_whatever_the_caller_allows() -> None:
+    model = linear()
+    images, labels = examples(model)
+    plain = evaluate(model, images, labels, BALL, protocol="pgd")
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = evaluate(model, images, labels, BALL, protocol="pgd")
+    assert same(plain, inside)
 
 
 def test_an_attack_that_returns_nan_breaks_nothing() -> None:
@@ -178,7 +221,7 @@ def test_a_finished_log_is_read_and_a_torn_one_is_continued(tmp_path: Path) -> N
     resumed = evaluate(model, images, labels, BALL, protocol="pgd", batch_size=10, log=log)
     assert same(whole, resumed)
     assert log.read_bytes() == full
-    log.write_bytes(b"")
+    log.write_bytes(lines[0][:9])
     assert same(
         whole, evaluate(model, images, labels, BALL, protocol="pgd", batch_size=10, log=log)
     )
@@ -193,7 +236,30 @@ def test_a_log_spares_the_blocks_that_it_holds(tmp_path: Path) -> None:
     handle = model.register_forward_hook(lambda *_: seen.append(1))
     evaluate(model, images, labels, BALL, protocol="pgd", batch_size=10, log=log)
     handle.remove()
-    assert not seen
+    assert len(seen) == 1  # what the model answers is part of its name
+
+
+def test_warnings_and_plain_attacks_survive_a_resumption(tmp_path: Path) -> None:
+    model, images, labels = robust_model()
+    log = tmp_path / "log.jsonl"
+    whole, again = (
+        evaluate(model, images, labels, BALL, protocol=plan(Lying(images[:1] * 0)), log=log)
+        for _ in range(2)
+    )
+    assert same(whole, again)
+    assert whole.warnings == again.warnings != ()
+
+
+def test_the_log_of_a_model_with_the_same_weights_is_refused(tmp_path: Path) -> None:
+    class Turned(nn.Sequential):
+        def forward(self, images: Tensor) -> Tensor:
+            return -super().forward(images)
+
+    model = linear()
+    images, labels = examples(model)
+    evaluate(model, images, labels, BALL, protocol="pgd", log=tmp_path / "log.jsonl")
+    with pytest.raises(RecordError, match="not the log of this evaluation"):
+        evaluate(Turned(*model), images, labels, BALL, protocol="pgd", log=tmp_path / "log.jsonl")
 
 
 @pytest.mark.parametrize("content", ["", "not a log\n", '{"evaluation": "other"}\n'])

@@ -26,6 +26,7 @@ from robust_nc.models.classifier import Classifier
 from robust_nc.profiling import profile_cell, sweep_rows
 from robust_nc.record import COLUMNS, tidy
 from robust_nc.registry import CONTROLS
+from robust_nc.runtime import stream_key
 from robust_nc.tap_rows import LANDING_BINS
 from robust_nc.tapbank import TapBank
 from robust_nc.threat import Ball
@@ -214,7 +215,8 @@ def attacked_points(model: Classifier) -> dict[str, Tensor]:
         train.labels,
         Ball("Linf", 0.1),
         Attacking(4, 1, scale),
-        seed=0,
+        seed=stream_key(0, "geometry", "train"),
+        ids=train.ids,
         batch_size=256,
         report=lambda share: None,
     )

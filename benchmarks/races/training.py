@@ -50,7 +50,7 @@ CASES = {
         Component(name="small_cnn", options={"width": 32}), (1, 28, 28), 128, steps=10, calls=2
     ),
     "preact_resnet18-32": Case(
-        Component(name="preact_resnet18"), (3, 32, 32), 16, steps=3, calls=1
+        Component(name="preact_resnet18"), (3, 32, 32), 16, steps=3, calls=2
     ),
 }
 

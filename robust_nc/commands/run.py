@@ -24,20 +24,27 @@ from robust_nc.suite import Cell, Suite, read_suite
 
 
 def run_command(
-    name: str, out: Path | None, overwrite: Overwrite, workers: int | None, stderr: Console
+    name: str,
+    out: Path | None,
+    overwrite: Overwrite,
+    workers: int | None,
+    root: Path | None,
+    stderr: Console,
 ) -> int:
     """Run a suite, show it, and return the exit code."""
     if workers is not None and workers < 1:
         raise ConfigError(f"--workers must be at least 1, found {workers}")
     suite = read_suite(name)
     place = out or Path("out") / suite.name
-    again = _command(name, out, workers)
+    again = _command(name, out, workers, root)
     say = functools.partial(stderr.print, markup=False, soft_wrap=True)
     say(f"{suite.name}: {len(suite.cells)} cells into {place}")
     try:
         with Screen(suite, stderr) as screen:
             hooks = Hooks(screen.event, screen.result, screen.error)
-            report = run_suite(suite, place, hooks=hooks, overwrite=overwrite, workers=workers)
+            report = run_suite(
+                suite, place, hooks=hooks, overwrite=overwrite, workers=workers, root=root
+            )
     except KeyboardInterrupt:
         say(f"interrupted; nothing finished is lost. Go on with: {again}")
         return 130
@@ -52,9 +59,9 @@ def run_command(
     return 1 if report.failed or report.absent else 0
 
 
-def _command(name: str, out: Path | None, workers: int | None) -> str:
+def _command(name: str, out: Path | None, workers: int | None, root: Path | None) -> str:
     """Say what to type to go on: always without --overwrite, or finished cells would be lost."""
-    options = {"--out": out, "--workers": workers}
+    options = {"--out": out, "--workers": workers, "--root": root}
     given = [str(part) for pair in options.items() if pair[1] is not None for part in pair]
     return shlex.join(["robust-nc", "run", name, *given])
 
