@@ -119,13 +119,15 @@ def untouched(model: nn.Module, *, training: bool | None = False) -> Iterator[No
     try:
         for parameter in parameters:
             parameter.requires_grad_(False)
-        if training is not None:
+        if training is not None and all(type(part).train is nn.Module.train for part in modules):
+            for module in modules:
+                _set_flag(module, training)
+        elif training is not None:
             model.train(training)
         yield
     finally:
         for module, flag in zip(modules, flags, strict=True):
-            if module.training != flag:
-                module.training = flag
+            _set_flag(module, flag)
         for parameter, flag in zip(parameters, wanted, strict=True):
             parameter.requires_grad_(flag)
         for module, table in zip(modules, tables, strict=True):
@@ -139,6 +141,14 @@ def untouched(model: nn.Module, *, training: bool | None = False) -> Iterator[No
 def _distinct(tables: Iterable[Mapping[str, T | None]]) -> list[T]:
     """Return every tensor of the tables once."""
     return list({id(t): t for table in tables for t in table.values() if t is not None}.values())
+
+
+def _set_flag(module: nn.Module, training: bool) -> None:
+    """Set the training flag, past `nn.Module.__setattr__`, which is slow for that many parts."""
+    if "training" in vars(module):
+        vars(module)["training"] = training
+    else:
+        module.training = training
 
 
 def _holds(table: Mapping[str, object], wanted: Mapping[str, object]) -> bool:

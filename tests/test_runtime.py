@@ -160,3 +160,32 @@ def test_a_torchscript_model_is_put_back_too() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+class _Frozen(nn.BatchNorm1d):
+    """Stays in eval mode whatever it is told."""
+
+    def train(self, mode: bool = True) -> "_Frozen":
+        super().train(False)
+        return self
+
+
+def test_a_module_with_a_train_of_its_own_is_asked() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), _Frozen(3))
+    model[1].training = True
+    with untouched(model, training=True):
+        assert model.training
+        assert not model[1].training
+    assert model[1].training
+
+
+def test_a_compiled_model_sees_the_mode() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3)).train()
+    compiled = torch.compile(model, backend="eager")
+    features = torch.randn(5, 3)
+    learning = compiled(features)
+    for _ in range(2):
+        with untouched(compiled), torch.no_grad():
+            assert torch.equal(compiled(features), model(features))
+            assert not torch.allclose(compiled(features), learning)
+        assert torch.allclose(compiled(features), learning)

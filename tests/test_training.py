@@ -175,7 +175,9 @@ class TestBest:
 
     def test_standard_training_is_chosen_on_clean_images(self):
         scores = [(0.3, 0.5), (0.1, 0.9), (0.2, 0.9)]
-        assert self.run_with(scores, objective=Standard(cross_entropy)) == 3
+        standard = Standard(cross_entropy)
+        assert self.run_with(scores, objective=standard) == 3
+        assert self.run_with([(0.3, 0.9), (0.1, 0.9)], objective=standard) == 2
         assert self.run_with(scores) == 1
 
     def test_only_validated_epochs_can_be_best(self):

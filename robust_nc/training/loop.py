@@ -1,8 +1,8 @@
 """The training loop: SGD on an objective, with validation, collapse over epochs and checkpoints.
 
 `best` is the epoch of highest accuracy on held-out train images, under PGD-10 for a defense and
-clean for standard training (`Objective.best_by`); among equals the one of higher accuracy of the
-other kind, then the later. `last` is the model itself.
+clean for standard training (`Objective.best_by`); among equals, for a defense, the one of higher
+clean accuracy, then the later. `last` is the model itself.
 
 >>> import torch
 >>> from robust_nc.config import TrainConfig
@@ -207,9 +207,12 @@ class Trainer:
     def _choose(self, row: Row) -> None:
         if self.validate and "validation_attacked" not in row:
             return
-        kinds = ("validation_attacked", "validation_clean")
-        first, second = kinds if self.objective.best_by == kinds[0] else reversed(kinds)
-        score = (float(row.get(first, 0)), float(row.get(second, 0)))
+        clean = float(row.get("validation_clean", 0))
+        # Among equally clean epochs the later: the more robust one would be the less trained one.
+        attacked = float(row.get("validation_attacked", 0))
+        score = (
+            (attacked, clean) if self.objective.best_by == "validation_attacked" else (clean, 0.0)
+        )
         if score >= self.best_score:
             self.best_weights = weights_of(self.model)
             self.best_epoch, self.best_score = self.epoch, score
