@@ -57,7 +57,8 @@ def open_log(path: str | Path | None, identity: Callable[[], str]) -> BlockLog:
     path, first = Path(path), {"evaluation": identity()}
     lines, end = _whole_lines(path)
     if not lines and _begun(path, first):
-        path.unlink(missing_ok=True)
+        if path.exists():
+            path.unlink()
         _append(path, first)
         return BlockLog(path, [])
     if not lines or lines[0] != first:
