@@ -4,7 +4,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format lint types clean
+.PHONY: help setup demo test test-slow coverage check format lint types clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -26,6 +26,9 @@ test: .venv/stamp  ## All tests but the slow ones
 
 test-slow: .venv/stamp  ## The slow tier
 	$(BIN)/python -m pytest -n 2 -m slow
+
+coverage: .venv/stamp  ## All tests but the slow ones, with line coverage (at least 90 %)
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
 
 check: format lint types test  ## The one gate: format, lint, types, tests
 
