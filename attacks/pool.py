@@ -50,12 +50,15 @@ class PooledAttack(Generic[S]):
     """
 
     restarts: int = 1
+    num_targets: int | None = None
     slots: int | None = None
     mode: Mode = "eval"
 
     def __post_init__(self) -> None:
         if self.restarts < 1:
             raise InputError(f"restarts must be at least 1, found {self.restarts}")
+        if self.num_targets is not None and self.num_targets < 1:
+            raise InputError(f"num_targets must be at least 1, or None, found {self.num_targets}")
         if self.slots is not None and self.slots < 1:
             raise InputError(f"slots must be at least 1, or None, found {self.slots}")
         if self.mode not in ("eval", "as_is"):

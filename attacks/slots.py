@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robust_nc.attacks.oracle import Oracle
 from robust_nc.threat import Ball
-from robust_nc.types import Goal, Images, Labels, Logits, PerExample
+from robust_nc.types import Flags, Goal, Images, Labels, Logits, PerExample
 
 # Odd constants far apart, so that no two items of a data set share a key (int64 wraps around).
 _RESTART_KEY = -2955697823453434787
@@ -79,13 +79,26 @@ def item_keys(ids: Labels, *, restarts: Labels, targets: Labels | None) -> Label
     return keys if targets is None else keys + (targets + 1) * _TARGET_KEY
 
 
-def observed(slots: Slots, state: S, values: PerExample, logits: Logits) -> S:
-    """Score the state's current points: keep the best so far, and note a first flip."""
-    better = values > state.best_loss
+def observed(
+    slots: Slots,
+    state: S,
+    values: PerExample,
+    logits: Logits,
+    *,
+    inside: Flags | None = None,
+) -> S:
+    """Score the state's current points: keep the best so far, and note a first flip.
+
+    `inside` says which points lie in the ball, for an attack that leaves it; only those count.
+    A slot that has flipped keeps the point that it flipped with.
+    """
+    better = (values > state.best_loss) & ~state.flipped
+    better = better if inside is None else better & inside
     flipped = state.flipped
     if slots.goal == "flip":
-        flipped = flipped | (logits.argmax(1) != slots.labels)
-        better = better | flipped  # a flip beats any loss, and the slot is retired at once
+        wrong = logits.argmax(1) != slots.labels
+        fresh = (wrong if inside is None else wrong & inside) & ~flipped
+        flipped, better = flipped | fresh, better | fresh  # a flip beats any loss
     return cast(
         S,
         cast(Any, state)._replace(

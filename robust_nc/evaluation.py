@@ -23,11 +23,11 @@ from robust_nc.evaluation_log import open_log
 from robust_nc.exceptions import ConfigError
 from robust_nc.files import digest
 from robust_nc.fingerprints import tensors_digest
-from robust_nc.judging import UNBROKEN, WRONG, Block, Judge, Warned
+from robust_nc.judging import UNBROKEN, WRONG, Block, Judge
 from robust_nc.registry import PROTOCOLS
 from robust_nc.runtime import device_of, full_precision, untouched
 from robust_nc.threat import Ball
-from robust_nc.types import Attack, EvaluationProtocol
+from robust_nc.types import Attack, EvaluationProtocol, Warned
 
 CLEAN = "clean"  # `broken_by` of an example that is misclassified as it is
 DEFAULT_BATCH = 256

@@ -16,16 +16,9 @@ from torch import Tensor, nn
 
 from robust_nc.exceptions import InputError
 from robust_nc.threat import Ball
-from robust_nc.types import Attack, Attacked, CountedAttack, EvaluationProtocol
+from robust_nc.types import Attack, Attacked, CountedAttack, EvaluationProtocol, Warned
 
 UNBROKEN, WRONG = -1, -2  # in `Block.broken_by`, beside indices into the protocol's attacks
-
-
-class Warned(NamedTuple):
-    """A named doubt about a verdict, and what it means."""
-
-    name: str
-    message: str
 
 
 class Block(NamedTuple):

@@ -4,6 +4,8 @@ Shapes are checked at run time under pytest only (jaxtyping with beartype); in p
 are documentation. ``n`` examples, ``c h w`` pixels, ``k`` classes, ``d`` features.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
@@ -28,6 +30,13 @@ class Loss(NamedTuple):
 
     value: Tensor
     logs: dict[str, Tensor]
+
+
+class Warned(NamedTuple):
+    """A named doubt about a verdict, and what it means."""
+
+    name: str
+    message: str
 
 
 class Attacked(NamedTuple):
@@ -63,9 +72,27 @@ class Attack(Protocol):
         ...
 
 
+class Referee(Protocol):
+    """Who an attack of the pool asks while it runs: whether a point counts, and where to stop.
+
+    Rows count the examples of the call. An attack without a referee confirms its own flips.
+    """
+
+    batch_size: int  # how many items to keep in flight; halved by the pool when memory runs out
+    logits: Tensor  # clean logits (N, K) by the user's own model
+
+    def confirm(self, rows: Tensor, points: Tensor) -> Tensor:
+        """Whether the user's own model misclassifies these points, put into the ball, `(R,)`."""
+        ...
+
+    def settle(self, rows: Tensor, attacked: Attacked) -> None:
+        """Take note of examples that the attack has finished, each told once."""
+        ...
+
+
 @runtime_checkable
 class CountedAttack(Attack, Protocol):
-    """An attack that also says how many passes each example cost."""
+    """An attack that says how many passes each example cost, and reports to a referee."""
 
     def run(
         self,
@@ -78,13 +105,24 @@ class CountedAttack(Attack, Protocol):
         targets: Tensor | None = None,
         seed: int,
         ids: Tensor,
+        referee: Referee | None = None,
     ) -> Attacked:
         """Return perturbed images with passes per example."""
         ...
 
 
 class EvaluationProtocol(NamedTuple):
-    """A named list of attacks whose per-example worst case is the verdict."""
+    """A named list of attacks whose per-example worst case is the verdict.
+
+    `by_norm` replaces the attacks for a norm. Where the output is random, correctness is the
+    majority of `draws` forward passes.
+    """
 
     name: str
     attacks: tuple[tuple[str, Attack], ...]
+    by_norm: Mapping[str, tuple[tuple[str, Attack], ...]] = MappingProxyType({})
+    draws: int = 1
+
+    def under(self, ball: Ball) -> "EvaluationProtocol":
+        """Return the protocol for one ball: with the attacks of its norm."""
+        return self._replace(attacks=self.by_norm.get(ball.norm, self.attacks), by_norm={})
