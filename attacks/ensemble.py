@@ -18,6 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from robust_nc.attacks.counted import Counted
 from robust_nc.attacks.losses import margin
 from robust_nc.attacks.oracle import Oracle
 from robust_nc.attacks.pgd import PGD
@@ -31,7 +32,7 @@ _MEDIAN_MARGIN = 5.0  # float32 cross-entropy has no gradient beyond a margin of
 
 
 @dataclass(frozen=True)
-class Strongest:
+class Strongest(Counted):
     """Per example, the point of the member that did best; passes of all members add up.
 
     `goal="maximise"`: every member attacks every example, and the point of largest margin is
@@ -45,23 +46,6 @@ class Strongest:
     def __post_init__(self) -> None:
         if not self.attacks:
             raise InputError("an ensemble needs at least one attack, found none")
-
-    def __call__(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        *,
-        goal: Goal = "flip",
-        targets: Tensor | None = None,
-        seed: int,
-        ids: Tensor,
-    ) -> Tensor:
-        """Return perturbed images, `(N, C, H, W)`."""
-        return self.run(
-            model, images, labels, ball, goal=goal, targets=targets, seed=seed, ids=ids
-        ).points
 
     def run(
         self,

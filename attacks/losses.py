@@ -23,6 +23,7 @@ from robust_nc.types import Labels, Logits, PerExample
 AttackLoss = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 
 _TINY = 1e-12
+DLR_CLASSES = 3  # one more where there is a target
 
 
 def ce(
@@ -50,18 +51,16 @@ def dlr(
 ) -> PerExample:
     """Difference of logits ratio, blind to shift and scale (Croce and Hein, ICML 2020, eq. 6, 7).
 
-    The margin over z_1 - z_3 (logits sorted), which needs 3 classes; targeted over
-    z_1 - (z_3 + z_4) / 2, which needs 4.
+    The margin over z_1 - z_3 (logits sorted); targeted over z_1 - (z_3 + z_4) / 2. With fewer than
+    3 classes, or 4 if targeted, that ratio does not exist, and the value is the margin itself.
     """
-    needed = 3 if targets is None else 4
+    needed = DLR_CLASSES if targets is None else DLR_CLASSES + 1
+    gap = margin(logits, labels, targets, None)
     if logits.shape[1] < needed:
-        raise InputError(
-            f"the loss 'dlr'{'' if targets is None else ' with targets'} needs {needed} classes "
-            f"or more, found {logits.shape[1]}; use the loss 'margin'"
-        )
+        return gap
     top = logits.topk(needed, dim=1).values
     span = top[:, 0] - top[:, 2:].mean(1)
-    return margin(logits, labels, targets, None) / span.clamp_min(_TINY)
+    return gap / span.clamp_min(_TINY)
 
 
 def kl(

@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from robust_nc.attacks.counted import Counted
 from robust_nc.attacks.work import check_inputs
 from robust_nc.exceptions import InputError, unknown_name
 from robust_nc.runtime import keyed_normal, keyed_uniform
@@ -67,30 +68,10 @@ def matched_noise(
 
 
 @dataclass(frozen=True)
-class _Noise:
+class _Noise(Counted):
     """A keyed random point on the surface of the ball; asks the model nothing."""
 
     kind: ClassVar[Kind]
-
-    def __call__(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        *,
-        goal: Goal = "flip",
-        targets: Tensor | None = None,
-        seed: int,
-        ids: Tensor,
-    ) -> Tensor:
-        """Return noisy images, `(N, C, H, W)`."""
-        check_inputs(images, labels, goal=goal, targets=targets, ids=ids)
-        radius = torch.full((len(images),), ball.eps, dtype=torch.float64, device=images.device)
-        noisy = _noise(
-            images, radius, kind=self.kind, norm=ball.norm, bounds=ball.bounds, seed=seed, ids=ids
-        )
-        return ball.project(noisy, images)  # rounding may have left it
 
     def run(
         self,
@@ -105,7 +86,12 @@ class _Noise:
         ids: Tensor,
     ) -> Attacked:
         """Return noisy images, with no passes."""
-        points = self(model, images, labels, ball, goal=goal, targets=targets, seed=seed, ids=ids)
+        check_inputs(images, labels, goal=goal, targets=targets, ids=ids)
+        radius = torch.full((len(images),), ball.eps, dtype=torch.float64, device=images.device)
+        noisy = _noise(
+            images, radius, kind=self.kind, norm=ball.norm, bounds=ball.bounds, seed=seed, ids=ids
+        )
+        points = ball.project(noisy, images)  # rounding may have left it
         return Attacked(points, torch.zeros_like(labels), torch.zeros_like(labels))
 
 

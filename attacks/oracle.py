@@ -79,6 +79,10 @@ class Oracle:
         self._forwards = self._backwards = 0
         return passes
 
+    def count_once(self) -> None:
+        """Count the forwards since the last `drain` as one: batches of one pass over everything."""
+        self._forwards = min(self._forwards, 1)
+
     def check(self) -> None:
         """Raise `InputError` if any logit was not finite (waits for the device)."""
         if self._total is not None and not math.isfinite(self._total):

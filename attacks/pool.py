@@ -22,17 +22,21 @@ filled with the next items, so that batches stay full.
 import contextlib
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from robust_nc.attacks.counted import Counted
+from robust_nc.attacks.flight import lockstep, refilling
+from robust_nc.attacks.oracle import Oracle
 from robust_nc.attacks.slots import Slots, State
-from robust_nc.attacks.work import Work, lay_out
+from robust_nc.attacks.targets import as_columns, likely_targets
+from robust_nc.attacks.work import check_inputs, lay_out
 from robust_nc.exceptions import InputError
 from robust_nc.runtime import untouched
 from robust_nc.threat import Ball
-from robust_nc.types import Attacked, Counts, Flags, Goal
+from robust_nc.types import Attacked, Goal, Referee
 
 Mode = Literal["eval", "as_is"]
 
@@ -40,13 +44,15 @@ S = TypeVar("S", bound=State)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PooledAttack(Generic[S]):
+class PooledAttack(Counted, Generic[S]):
     """Base of the attacks that the pool drives.
 
-    `restarts` per example (and target); `slots` is the batch size of the model passes (None: as
-    many as examples are handed in). `mode="eval"` attacks the model in eval mode without a trace;
-    `mode="as_is"` leaves its training flags as they are, and lets its buffers change (batch norm
-    in train mode): for the inner attack of training, with `bn_mode = "train"`.
+    `restarts` per example (and target). `num_targets` makes an attack targeted where the caller
+    names no targets: at the so many most likely other classes, found by a clean forward pass.
+    `slots` is the batch size of the model passes (None: as many as examples are handed in).
+    `mode="eval"` attacks the model in eval mode without a trace; `mode="as_is"` leaves its training
+    flags as they are, and lets its buffers change (batch norm in train mode): for the inner attack
+    of training, with `bn_mode = "train"`.
     """
 
     restarts: int = 1
@@ -54,13 +60,17 @@ class PooledAttack(Generic[S]):
     slots: int | None = None
     mode: Mode = "eval"
 
+    gradient_free: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
-        if self.restarts < 1:
-            raise InputError(f"restarts must be at least 1, found {self.restarts}")
-        if self.num_targets is not None and self.num_targets < 1:
-            raise InputError(f"num_targets must be at least 1, or None, found {self.num_targets}")
-        if self.slots is not None and self.slots < 1:
-            raise InputError(f"slots must be at least 1, or None, found {self.slots}")
+        for name, value in (
+            ("restarts", self.restarts),
+            ("num_targets", self.num_targets),
+            ("slots", self.slots),
+        ):
+            if value is not None and value < 1:
+                or_none = "" if name == "restarts" else ", or None"
+                raise InputError(f"{name} must be at least 1{or_none}, found {value}")
         if self.mode not in ("eval", "as_is"):
             raise InputError(f"mode must be 'eval' or 'as_is', found {self.mode!r}")
 
@@ -81,22 +91,10 @@ class PooledAttack(Generic[S]):
     def finish(self, slots: Slots, state: S) -> S:
         """Score the last points of items that have done all their steps."""
 
-    def __call__(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        *,
-        goal: Goal = "flip",
-        targets: Tensor | None = None,
-        seed: int,
-        ids: Tensor,
-    ) -> Tensor:
-        """Return perturbed images, `(N, C, H, W)`; see `run`."""
-        return self.run(
-            model, images, labels, ball, goal=goal, targets=targets, seed=seed, ids=ids
-        ).points
+    def cost(self, num_classes: int) -> int:
+        """Passes of an example that nothing breaks, about: for the time left."""
+        targets = min(self.num_targets or 1, num_classes - 1)
+        return self.restarts * targets * self.rounds * (1 if self.gradient_free else 2)
 
     def run(
         self,
@@ -115,81 +113,65 @@ class PooledAttack(Generic[S]):
         `targets` is None, `(N,)`, or `(N, T)` to try T targets per example; `ids` `(N,)` key the
         draws. Raises `InputError` for inputs or logits that cannot be used.
         """
-        work = lay_out(
-            model,
-            images,
-            labels,
-            ball,
-            goal=goal,
-            targets=targets,
-            seed=seed,
-            ids=ids,
-            restarts=self.restarts,
-        )
-        width = self.slots or max(len(images), 1)
+        return self._run(model, images, labels, ball, goal, targets, seed, ids, None)
+
+    def run_under(
+        self,
+        referee: Referee,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        ball: Ball,
+        *,
+        seed: int,
+        ids: Tensor,
+    ) -> Attacked:
+        """Try to flip each example under a referee; see `types.RefereedAttack`."""
+        return self._run(model, images, labels, ball, "flip", None, seed, ids, referee)
+
+    def _run(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        ball: Ball,
+        goal: Goal,
+        targets: Tensor | None,
+        seed: int,
+        ids: Tensor,
+        referee: Referee | None,
+    ) -> Attacked:
+        check_inputs(images, labels, goal=goal, targets=targets, ids=ids)
+        width = referee.batch_size if referee else self.slots or max(len(images), 1)
+        labels = labels.to(images.device)
+        columns = as_columns(targets, len(images), images.device)
+        oracle = Oracle(model, labels if columns is None else torch.cat([labels, *columns.T]))
         with untouched(model) if self.mode == "eval" else contextlib.nullcontext():
+            if columns is None and self.num_targets is not None and len(images):
+                logits = referee.logits if referee else _clean_logits(oracle, images, width)
+                columns = likely_targets(logits, labels, self.num_targets)
+            work = lay_out(
+                oracle,
+                images,
+                labels,
+                ball,
+                goal=goal,
+                targets=columns,
+                seed=seed,
+                ids=ids,
+                restarts=self.restarts,
+                window=None if goal == "maximise" else width,
+                referee=referee,
+            )
+            work.charge(None)
             if len(images):
-                (_lockstep if goal == "maximise" else _refilling)(self, work, width)
-            work.oracle.check()
+                (lockstep if goal == "maximise" else refilling)(self, work, width)
+            oracle.check()
         return Attacked(work.points, work.forwards, work.backwards)
 
 
-def _lockstep(attack: PooledAttack[Any], work: Work, width: int) -> None:
-    """Run all items to the end, `width` at a time; no step waits for the device."""
-    for first in range(0, work.num_items, width):
-        items = work.items(first, first + width)
-        alone = not work.everything.contested and len(items) == work.num_items
-        slots = work.everything if alone else work.slots(items)
-        state = attack.start(slots)
-        for _ in range(attack.rounds):
-            state = attack.step(slots, state)
-        state = attack.finish(slots, state)
-        work.charge(None if alone else items)
-        if alone:
-            work.points = state.best_points
-        else:
-            work.settle(items, state)
-
-
-def _refilling(attack: PooledAttack[Any], work: Work, width: int) -> None:
-    """Step a full batch; retire what flipped or ended, cancel its siblings, fill up."""
-    pending = work.items(0, work.num_items)
-    active, state, slots = pending[:0], None, work.everything
-    while True:
-        pending = pending[~work.flipped[work.examples(pending)]]
-        fresh, pending = pending[: width - len(active)], pending[width - len(active) :]
-        if len(fresh):
-            begun = attack.start(work.slots(fresh))
-            work.charge(fresh)
-            state = begun if state is None else _join(state, begun)
-            active = torch.cat([active, fresh])
-        if not len(active):
-            return
-        slots = work.slots(active)
-        leaving: Tensor = torch.zeros_like(active, dtype=torch.bool)
-        while not leaving.any():
-            state = attack.step(slots, state)
-            work.charge(active)
-            leaving = state.flipped | (state.step >= attack.rounds)
-        _retire(attack, work, active[leaving], _take(state, leaving))
-        staying = ~leaving & ~work.flipped[work.examples(active)]
-        active, state = active[staying], _take(state, staying)
-
-
-def _retire(attack: PooledAttack[Any], work: Work, items: Counts, state: Any) -> None:
-    """Settle items that flipped; finish, then settle, the others unless a sibling flipped."""
-    work.settle(items[state.flipped], _take(state, state.flipped))
-    ended = ~work.flipped[work.examples(items)]
-    items, state = items[ended], _take(state, ended)
-    if len(items):
-        state = attack.finish(work.slots(items), state)
-        work.charge(items)
-        work.settle(items, state)
-
-
-def _take(state: Any, rows: Flags) -> Any:
-    return type(state)._make(tensor[rows] for tensor in state)
-
-
-def _join(first: Any, second: Any) -> Any:
-    return type(first)._make(torch.cat(pair) for pair in zip(first, second, strict=True))
+def _clean_logits(oracle: Oracle, images: Tensor, width: int) -> Tensor:
+    """Logits of the images themselves, booked as one pass of each."""
+    logits = torch.cat([oracle.logits(part) for part in torch.split(images, width)])
+    oracle.count_once()
+    return logits

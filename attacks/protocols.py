@@ -1,10 +1,13 @@
 """Lists of attacks by name, whose per-example worst case is a verdict.
 
->>> [name for name, attack in PGD_WORST.attacks]
-['pgd-ce', 'pgd-margin']
+>>> [name for name, attack in STANDARD.attacks]
+['apgd-ce', 'apgd-t', 'fab-t', 'square']
 """
 
+from robust_nc.attacks.apgd import APGD
+from robust_nc.attacks.fab import FAB
 from robust_nc.attacks.pgd import FGSM, PGD
+from robust_nc.attacks.square import Square
 from robust_nc.types import EvaluationProtocol
 
 CLEAN = EvaluationProtocol("clean", ())
@@ -13,4 +16,46 @@ FGSM_ONLY = EvaluationProtocol("fgsm", (("fgsm", FGSM()),))
 
 PGD_WORST = EvaluationProtocol(
     "pgd", (("pgd-ce", PGD(steps=20)), ("pgd-margin", PGD(steps=20, loss="margin")))
+)
+
+_TARGETS = 9
+_FAB_T = ("fab-t", FAB(num_targets=_TARGETS))
+_SQUARE = ("square", Square())
+
+# AutoAttack (Croce and Hein, ICML 2020; L1: Croce and Hein, ICML 2021).
+STANDARD = EvaluationProtocol(
+    "standard",
+    (
+        ("apgd-ce", APGD()),
+        ("apgd-t", APGD(loss="dlr", num_targets=_TARGETS)),
+        _FAB_T,
+        _SQUARE,
+    ),
+    by_norm={
+        "L1": (
+            ("apgd-ce", APGD(restarts=5, enlarged=True)),
+            ("apgd-t", APGD(loss="dlr", num_targets=5, enlarged=True)),
+            _FAB_T,
+            _SQUARE,
+        )
+    },
+)
+
+_LONG_START = (("apgd-ce", APGD(restarts=5)), ("apgd-dlr", APGD(loss="dlr", restarts=5)))
+
+PLUS = EvaluationProtocol(
+    "plus",
+    (
+        *_LONG_START,
+        ("fab", FAB(restarts=5)),
+        _SQUARE,
+        ("apgd-t", APGD(loss="dlr", num_targets=_TARGETS)),
+        _FAB_T,
+    ),
+)
+
+RAND = EvaluationProtocol(
+    "rand",
+    (("apgd-ce", APGD(eot=20)), ("apgd-dlr", APGD(loss="dlr", eot=20))),
+    draws=20,
 )

@@ -2,40 +2,45 @@
 
 >>> import torch
 >>> work = lay_out(
-...     torch.nn.Flatten(), torch.rand(3, 1, 1, 2), torch.tensor([0, 1, 0]), Ball("L2", 0.1),
-...     goal="flip", targets=None, seed=0, ids=torch.tensor([7, 8, 9]), restarts=2,
+...     Oracle(torch.nn.Flatten()), torch.rand(3, 1, 1, 2), torch.tensor([0, 1, 0]),
+...     Ball("L2", 0.1), goal="flip", targets=None, seed=0, ids=torch.tensor([7, 8, 9]),
+...     restarts=2, window=2,
 ... )
->>> slots = work.slots(work.items(2, 5))
+>>> slots = work.slots(work.queue)
 >>> slots.ids.tolist(), slots.restarts.tolist()
-([9, 7, 8], [0, 1, 1])
+([7, 8, 7, 8, 9, 9], [0, 0, 1, 1, 0, 1])
 """
 
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robust_nc.attacks.oracle import Oracle
 from robust_nc.attacks.slots import Slots, State
 from robust_nc.exceptions import InputError
 from robust_nc.threat import Ball
-from robust_nc.types import Counts, Flags, Goal
+from robust_nc.types import Attacked, Counts, Flags, Goal, Referee
 
 
 @dataclass
 class Work:
-    """All items of one call, restart-major, and what is known of each example so far.
+    """All items of one call, and what is known of each example so far.
 
     Item i stands for example i % N; i // N counts its (restart, target) pairs, targets fastest.
+    `queue` is the order in which items begin: window by window of examples, so that the items of
+    one example are not far apart, and side by side only where a window is smaller than a batch.
     """
 
     everything: Slots
     targets: Tensor | None
-    num_items: int
+    queue: Counts
     points: Tensor
     best_loss: Tensor
+    remaining: Tensor
     forwards: Tensor
     backwards: Tensor
+    referee: Referee | None = None
 
     @property
     def oracle(self) -> Oracle:
@@ -43,13 +48,14 @@ class Work:
         return self.everything.oracle
 
     @property
+    def num_items(self) -> int:
+        """How many items there are."""
+        return len(self.queue)
+
+    @property
     def flipped(self) -> Flags:
         """Whether each example has left with a misclassified point (`goal="flip"` only)."""
         return self.best_loss == torch.inf
-
-    def items(self, first: int, last: int) -> Counts:
-        """Items `first` to `last`, or to the end of the work."""
-        return torch.arange(first, min(last, self.num_items), device=self.points.device)
 
     def examples(self, items: Counts) -> Counts:
         """The example that each item is about."""
@@ -79,12 +85,22 @@ class Work:
         rows = self.examples(items)
         self.forwards.index_add_(0, rows, torch.full_like(items, spent.forwards))
         self.backwards.index_add_(0, rows, torch.full_like(items, spent.backwards))
+        if self.referee is not None:
+            self.referee.tick(spent.forwards * len(items), spent.backwards * len(items))
+
+    def confirmed(self, items: Counts, state: State) -> Flags:
+        """Which of these items have flipped, in the eyes of the referee if there is one."""
+        if self.referee is None or not bool(state.flipped.any()):
+            return state.flipped
+        flips = state.flipped.nonzero().flatten()
+        right = self.referee.confirm(self.examples(items[flips]), state.best_points[flips])
+        return torch.zeros_like(state.flipped).index_put((flips,), right)
 
     def settle(self, items: Counts, state: State) -> None:
         """Take over the points of items that left, where they beat what the example had.
 
         A flip beats any loss. Between equals the lowest item wins, so that a device that writes
-        duplicates in any order changes nothing.
+        duplicates in any order changes nothing. Examples that are finished go to the referee.
         """
         rows = self.examples(items)
         loss = torch.where(state.flipped, torch.inf, state.best_loss)
@@ -94,11 +110,20 @@ class Work:
         first = torch.full_like(self.forwards, self.num_items)
         chosen = wins & (first.scatter_reduce(0, rows, claims, "amin")[rows] == items)
         self.points[rows[chosen]] = state.best_points[chosen]
-        self.best_loss = top
+        before, self.best_loss = self.flipped, top
+        self.remaining.index_add_(0, rows, torch.full_like(rows, -1))
+        if self.referee is not None:
+            mine = torch.zeros_like(before).index_fill(0, rows, True)
+            ended = (mine & ~before & (self.flipped | (self.remaining == 0))).nonzero().flatten()
+            if len(ended):
+                self.referee.settle(ended, self._of(ended))
+
+    def _of(self, rows: Counts) -> Attacked:
+        return Attacked(self.points[rows], self.forwards[rows], self.backwards[rows])
 
 
 def lay_out(
-    model: nn.Module,
+    oracle: Oracle,
     images: Tensor,
     labels: Tensor,
     ball: Ball,
@@ -108,18 +133,14 @@ def lay_out(
     seed: int,
     ids: Tensor,
     restarts: int,
+    window: int | None = None,
+    referee: Referee | None = None,
 ) -> Work:
-    """Check the inputs of a call and lay out its items; `InputError` for what cannot be used."""
-    check_inputs(images, labels, goal=goal, targets=targets, ids=ids)
+    """Lay out the items of a call whose inputs are checked; `targets` is None or `(N, T)`."""
     count, device = len(images), images.device
-    images, labels = images.detach(), labels.to(device)
-    classes = labels
-    if targets is not None:
-        targets = targets.to(device).reshape(count, targets.shape[1] if targets.ndim == 2 else 1)
-        classes = torch.cat([labels, targets.flatten()])
     columns = 1 if targets is None else targets.shape[1]
     everything = Slots(
-        images=images,
+        images=images.detach(),
         labels=labels,
         targets=None if targets is None else targets[:, 0],
         ids=ids.to(device),
@@ -128,17 +149,26 @@ def lay_out(
         seed=seed,
         goal=goal,
         contested=restarts * columns > 1,
-        oracle=Oracle(model, classes),
+        oracle=oracle,
     )
     return Work(
         everything=everything,
         targets=targets,
-        num_items=restarts * columns * count,
-        points=images.clone(),
+        queue=_queue(count, restarts * columns, window or max(count, 1), device),
+        points=images.detach().clone(),
         best_loss=torch.full((count,), -torch.inf, device=device),
+        remaining=torch.full_like(labels, restarts * columns),
         forwards=torch.zeros_like(labels),
         backwards=torch.zeros_like(labels),
+        referee=referee,
     )
+
+
+def _queue(count: int, turns: int, window: int, device: torch.device) -> Counts:
+    """Items window by window; within a window turn by turn."""
+    items = torch.arange(count * turns, device=device)
+    place = items % max(count, 1) // window * turns + items // max(count, 1)
+    return place.argsort(stable=True)
 
 
 def check_inputs(

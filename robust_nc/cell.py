@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +13,15 @@ from robust_nc.config import RunConfig, training_id
 from robust_nc.data.base import Split
 from robust_nc.data.load import dataset_info, read_split, to_unit
 from robust_nc.evaluation import Outcome, evaluate
+from robust_nc.exceptions import RecordError
 from robust_nc.models.build import build_model
+from robust_nc.pacing import Progress
+from robust_nc.plugins import find_attack
 from robust_nc.profiling import profile_cell, sweep_rows
 from robust_nc.record import tidy, write_record, write_rows
 from robust_nc.recording import Made, make_record
 from robust_nc.runtime import default_device
-from robust_nc.store import checkpoint_folder, record_path, rows_path
+from robust_nc.store import checkpoint_folder, record_path, remove_file, rows_path, verdict_log
 from robust_nc.suite import Cell
 from robust_nc.tapbank import chosen_taps
 from robust_nc.training.progress import TrainEvent, describe_event
@@ -58,8 +62,8 @@ def run_cell(cell: Cell, suite: str, out: Path, root: Path | None, *, report: Re
 
     trained = train_cell(config, root=root, folder=folder, device=default_device(), report=on_epoch)
     clock.stage("train")
-    best = _judge(trained.best, test, config, cell.id, report)
-    last = _judge(trained.last, test, config, cell.id, report)
+    best = _judge(trained.best, test, cell, verdict_log(out, cell.id, "best"), report)
+    last = _judge(trained.last, test, cell, verdict_log(out, cell.id, "last"), report)
     clock.stage("attack")
     rows = _measure(trained, test, cell, report)
     clock.stage("measure")
@@ -67,6 +71,8 @@ def run_cell(cell: Cell, suite: str, out: Path, root: Path | None, *, report: Re
     made = Made(trained, test, best, last, rows, file, folder, clock.seconds)
     record = make_record(cell, suite, made)
     write_record(record_path(out, cell.model, cell.id), record)
+    for which in ("best", "last"):
+        remove_file(verdict_log(out, cell.id, which))
     clean, robust = record.scores["clean"].value, record.scores["robust"].value
     return CellResult(cell.id, cell.model, config.seed, clean, robust, sum(clock.seconds.values()))
 
@@ -91,25 +97,33 @@ class _Clock:
         self._began = now
 
 
-def _judge(model: nn.Module, test: Split, config: RunConfig, cell: str, report: Report) -> Outcome:
-    """Make the verdict on the first examples of test."""
+def _judge(model: nn.Module, test: Split, cell: Cell, log: Path, report: Report) -> Outcome:
+    """Make the verdict on the first examples of test; killed, it goes on from its log."""
 
-    def show(done: int, total: int, robust: int) -> None:
-        status = f"attack {done} of {total}, robust {robust / done:.1%}"
-        report(CellEvent(cell, done / total, status))
+    def show(progress: Progress) -> None:
+        report(CellEvent(cell.id, progress.share, str(progress)))
 
-    settings = config.evaluation
-    count = settings.examples or len(test.labels)
-    return evaluate(
+    config, settings = cell.config, cell.config.evaluation
+    count, own = settings.examples or len(test.labels), settings.attack
+    judge = partial(
+        evaluate,
         model,
         to_unit(test.images[:count]),
         test.labels[:count],
         config.threat.ball(),
         protocol=settings.protocol,
+        attack=None if own is None else find_attack(own.name, own.options),
         seed=config.seed,
         batch_size=settings.batch_size,
+        precision=settings.precision,
+        log=log,
         report=show,
     )
+    try:
+        return judge()
+    except RecordError:  # left by other weights of this cell: a log of ours, worth nothing now
+        remove_file(log)
+        return judge()
 
 
 def _measure(trained: Trained, test: Split, cell: Cell, report: Report) -> pd.DataFrame:

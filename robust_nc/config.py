@@ -125,13 +125,20 @@ class ThreatConfig:
 
 @configuration
 class EvaluationConfig:
-    """How the verdict is made: `protocol` on the first `examples` test images (None: all)."""
+    """How the verdict is made: `protocol` on the first `examples` test images (None: all).
 
-    protocol: str = "pgd"
+    `attack` joins the worst case: a registered name, `library:Name`, or the author's own
+    `module:factory`, with options. The sweep over radii has a protocol of its own.
+    """
+
+    protocol: str = "standard"
+    attack: Part | None = None
     examples: Positive | None = None
-    batch_size: Positive = 256
+    batch_size: Positive | None = None
+    precision: Literal["float32", "tf32", "bf16", "tf32-only", "bf16-only"] = "float32"
     sweep: tuple[Eps, ...] = ()
     sweep_examples: Positive = 500
+    sweep_protocol: str = "pgd"
 
 
 @configuration

@@ -9,29 +9,32 @@
 True
 """
 
-import dataclasses
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from robust_nc.campaign import Campaign, plan_turns
 from robust_nc.checks import check_images, check_labels
+from robust_nc.docket import UNBROKEN, WRONG, Docket
 from robust_nc.evaluation_log import open_log
-from robust_nc.exceptions import ConfigError
-from robust_nc.files import digest
-from robust_nc.fingerprints import tensors_digest
-from robust_nc.judging import UNBROKEN, WRONG, Block, Judge
-from robust_nc.registry import PROTOCOLS
-from robust_nc.runtime import device_of, full_precision, untouched
+from robust_nc.exceptions import ConfigError, InputError
+from robust_nc.identity import evaluation_identity
+from robust_nc.judging import Judge
+from robust_nc.pacing import Progress
+from robust_nc.plugins import find_attack, find_protocol
+from robust_nc.runtime import device_of, full_precision, private_draws, stream_key, untouched
+from robust_nc.scoring import Scorer
+from robust_nc.suspicion import doubts
 from robust_nc.threat import Ball
 from robust_nc.types import Attack, EvaluationProtocol, Warned
 
 CLEAN = "clean"  # `broken_by` of an example that is misclassified as it is
-DEFAULT_BATCH = 256
-PROBES = 16  # images whose logits help to name an evaluation
+BATCH = {"cpu": 128, "cuda": 512}  # where none is given; then the fastest is measured
 
 
 class Outcome(NamedTuple):
@@ -39,7 +42,9 @@ class Outcome(NamedTuple):
 
     `clean_correct`, `robust` (N,) bool; `broken_by` N names of attacks ("" where none succeeded,
     "clean" where none was needed); `adversarials` (N, C, H, W): in the ball, the point of largest
-    margin loss found; `forward_passes`, `backward_passes` (N,) int64.
+    margin loss found; `forward_passes`, `backward_passes` (N,) int64, all that were spent on each
+    example. `attacks` are those that made the verdict, by name; `accelerated` is how the model was
+    made faster for them ("folded", "channels_last", ...).
     """
 
     clean_correct: Tensor
@@ -49,6 +54,8 @@ class Outcome(NamedTuple):
     forward_passes: Tensor
     backward_passes: Tensor
     warnings: tuple[Warned, ...]
+    attacks: tuple[tuple[str, Attack], ...] = ()
+    accelerated: tuple[str, ...] = ()
 
     @property
     def clean_accuracy(self) -> float:
@@ -67,72 +74,91 @@ def evaluate(
     labels: Tensor,
     ball: Ball,
     *,
-    protocol: str | EvaluationProtocol,
+    protocol: str | EvaluationProtocol = "standard",
+    attack: str | Attack | None = None,
     seed: int = 0,
+    ids: Tensor | None = None,
     batch_size: int | None = None,
+    precision: str = "float32",
+    accelerate: bool = True,
+    checks: bool = True,
     log: str | Path | None = None,
-    report: Callable[[int, int, int], None] | None = None,
+    report: Callable[[Progress], None] | None = None,
 ) -> Outcome:
     """Attack `model` on N images and return the worst case per example.
 
     `images` (N, C, H, W) float32 in [0, 1]; `labels` (N,) int64; `model` maps images to logits
-    (N, K) and is left as it was found. `protocol` names a list of attacks (or is one). `log` is a
-    file of finished blocks: a second call with the same arguments goes on after the last whole one.
-    `report(done, total, robust)` is called after each block. Draws depend on the seed and the place
-    of an example among the N. Computed in float32 proper, whatever the caller allows.
+    (N, K) and is left as it was found. `protocol` names a list of attacks (or is one): `standard`
+    is AutoAttack's four. `attack` adds one of your own (`"module:factory"`, a registered name, or
+    the attack itself) to the worst case. Draws depend on `seed` and on the id of an example
+    (`ids` (N,) int64; its place among the N where there are none).
 
-    Raises `InputError` for data that cannot be used or logits that are not finite, and
-    `RecordError` for a log of another evaluation.
+    Attacks run on a faster copy of the model, where one agrees with it (`accelerate`), in batches
+    of `batch_size` (None: measured; halved where memory runs out). `precision` "tf32" or "bf16"
+    runs the attacks in lower precision first, and all of them again in float32 on what survived;
+    "tf32-only" and "bf16-only" leave that out. Every verdict is the model's own, in float32 proper.
+
+    `checks` looks for signs that the verdict cannot be trusted, and names them in `warnings`. `log`
+    is a file of finished examples: a second call with the same arguments goes on from there.
+    `report` is called with the `Progress`, about twice a second.
+
+    Raises `InputError` for data that cannot be used, logits that are not finite or a model that
+    fails (naming the batch), and `RecordError` for a log of another evaluation.
     """
     images, labels = check_images(images), check_labels(labels, len(images))
-    size = _batch_size(batch_size)
-    plan = protocol if isinstance(protocol, EvaluationProtocol) else find_protocol(protocol)
-    judge = Judge(model, ball, plan, seed=seed)
-    judge.warnings |= _warn_of_mode(model)
+    plan = _plan(protocol, attack, ball)
+    turns = plan_turns(plan, precision)
     device = device_of(model)
-    blocks: list[Block] = []
-    ids = torch.arange(len(images))
-    with untouched(model), full_precision():
-        finished = open_log(log, _identity(model, images, labels, ball, plan, seed, size))
-        judge.warnings |= {name: Warned(name, told) for name, told in finished.warnings.items()}
-        for number, chosen in enumerate(_blocks(ids, size)):
-            block = finished.get(number, Block)
-            if block is None:
-                block = judge.block(
-                    images[chosen].to(device), labels[chosen].to(device), chosen.to(device)
-                )
-                told = {name: warned.message for name, warned in judge.warnings.items()}
-                finished.put(number, block, told)
-            blocks.append(block)
-            if report is not None:
-                robust = sum(int(b.robust.sum()) for b in blocks)
-                report(min((number + 1) * size, len(images)), len(images), robust)
-    return _outcome(blocks, images, plan, tuple(judge.warnings.values()))
+    size = _batch_size(batch_size, device)
+    docket = Docket.of(images, labels, _checked_ids(ids, len(images)), turns=len(turns))
+    told = _warn_of_mode(model)
+    with ExitStack() as stack:
+        draws = private_draws(stream_key(seed, "model"), device)
+        for context in (untouched(model), full_precision(), draws):
+            stack.enter_context(context)
+        name = partial(evaluation_identity, model, docket, ball, plan, seed, precision)
+        journal = stack.enter_context(open_log(log, name))
+        told |= {name: Warned(name, message) for name, message in journal.warnings.items()}
+        scorer = Scorer(model, draws=plan.draws, seed=seed)
+        judge = Judge(scorer, ball, docket, size, seed, journal, warnings=told)
+        campaign = Campaign(judge, turns, accelerate=accelerate, tune=batch_size is None)
+        campaign.run(report)
+        if checks and len(images):
+            for warned in doubts(judge, plan):
+                judge.warnings[warned.name] = warned
+    return _outcome(judge, plan, campaign.accelerated)
 
 
-def find_protocol(name: str) -> EvaluationProtocol:
-    """Look a protocol up by name; an unknown one is answered with the nearest."""
-    plan = PROTOCOLS.load(name)
-    assert isinstance(plan, EvaluationProtocol)
-    return plan
+def _plan(
+    protocol: str | EvaluationProtocol, attack: str | Attack | None, ball: Ball
+) -> EvaluationProtocol:
+    """Return the protocol under the ball's norm, with the author's own attack at its end."""
+    plan = protocol if isinstance(protocol, EvaluationProtocol) else find_protocol(protocol)
+    plan = plan.under(ball)
+    if attack is None:
+        return plan
+    if isinstance(attack, str):
+        own = (attack, find_attack(attack))
+    else:
+        own = (getattr(attack, "__name__", type(attack).__name__).lower(), attack)
+    if own[0] in dict(plan.attacks):
+        own = (f"own-{own[0]}", own[1])
+    return plan._replace(attacks=(*plan.attacks, own))
 
 
-def _outcome(
-    blocks: list[Block], images: Tensor, plan: EvaluationProtocol, warnings: tuple[Warned, ...]
-) -> Outcome:
+def _outcome(judge: Judge, plan: EvaluationProtocol, accelerated: tuple[str, ...]) -> Outcome:
+    docket = judge.docket
     names = {UNBROKEN: "", WRONG: CLEAN} | {i: name for i, (name, _) in enumerate(plan.attacks)}
-    if not blocks:
-        none = torch.zeros(0, dtype=torch.int64)
-        return Outcome(none.bool(), none.bool(), (), images, none, none, warnings)
-    whole = Block(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
     return Outcome(
-        clean_correct=whole.clean_correct,
-        robust=whole.robust,
-        broken_by=tuple(names[int(code)] for code in whole.broken_by),
-        adversarials=whole.points,
-        forward_passes=whole.forwards,
-        backward_passes=whole.backwards,
-        warnings=warnings,
+        clean_correct=docket.clean_correct,
+        robust=docket.robust,
+        broken_by=tuple(names[int(code)] for code in docket.broken_by),
+        adversarials=docket.points,
+        forward_passes=docket.forwards,
+        backward_passes=docket.backwards,
+        warnings=tuple(judge.warnings.values()),
+        attacks=plan.attacks,
+        accelerated=accelerated,
     )
 
 
@@ -143,52 +169,20 @@ def _warn_of_mode(model: nn.Module) -> dict[str, Warned]:
     return {"train-mode": Warned("train-mode", message)}
 
 
-def _batch_size(batch_size: int | None) -> int:
+def _checked_ids(ids: Tensor | None, count: int) -> Tensor:
+    if ids is None:
+        return torch.arange(count)
+    if ids.dtype != torch.int64 or ids.shape != (count,):
+        raise InputError(
+            f"ids must be int64 of shape ({count},), one per image, "
+            f"found {ids.dtype} {tuple(ids.shape)}"
+        )
+    return ids
+
+
+def _batch_size(batch_size: int | None, device: torch.device) -> int:
     if batch_size is None:
-        return DEFAULT_BATCH
+        return BATCH.get(device.type, BATCH["cpu"])
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigError(f"batch_size must be a whole number of at least 1, found {batch_size!r}")
     return batch_size
-
-
-def _blocks(ids: Tensor, size: int) -> Iterator[Tensor]:
-    return iter(torch.split(ids, size)) if len(ids) else iter(())
-
-
-def _identity(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    ball: Ball,
-    plan: EvaluationProtocol,
-    seed: int,
-    size: int,
-) -> Callable[[], str]:
-    """Return a function (hashing costs, and only a log needs it) that names this evaluation."""
-
-    @torch.no_grad()
-    def name() -> str:
-        weights = dict(sorted(model.state_dict().items()))
-        # Not all of a model is in its weights: what it answers tells two apart.
-        answers = [model(images[:PROBES].to(device_of(model)))] if len(images) else []
-        return digest(
-            {
-                "model": [repr(model), *weights],
-                "weights": tensors_digest([*weights.values(), *answers]),
-                "examples": tensors_digest([images, labels]),
-                "ball": [ball.norm, ball.eps, *ball.bounds],
-                "attacks": [[label, _told(attack)] for label, attack in plan.attacks],
-                "protocol": plan.name,
-                "seed": seed,
-                "batch_size": size,
-            }
-        )
-
-    return name
-
-
-def _told(attack: Attack) -> str:
-    """Name an attack with its options, the same in every process."""
-    kind = attack if inspect.isfunction(attack) else type(attack)
-    options = repr(attack) if dataclasses.is_dataclass(attack) else ""
-    return f"{kind.__module__}.{kind.__qualname__} {options}"

@@ -1,20 +1,23 @@
-"""The append-only log of an evaluation: one line per finished block, a torn last line is ignored.
+"""The append-only log of an evaluation: one line per group of examples that a turn has finished.
+
+A torn last line is ignored. Lines go to the disk about once a second.
 
 >>> import tempfile, torch, pathlib
 >>> path = pathlib.Path(tempfile.mkdtemp()) / "log.jsonl"
->>> log = open_log(path, lambda: "abc")
->>> log.put(0, (torch.arange(3),), {})
->>> open_log(path, lambda: "abc").get(0, lambda x: x).tolist()
-[0, 1, 2]
+>>> with open_log(path, lambda: "abc") as log:
+...     log.put(0, (torch.arange(3),), {})
+>>> [(line.turn, line.tensors[0].tolist()) for line in open_log(path, lambda: "abc").lines()]
+[(0, [0, 1, 2])]
 """
 
 import base64
 import json
 import os
+import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,52 +25,74 @@ from torch import Tensor
 
 from robust_nc.exceptions import RecordError, StorageError
 
-T = TypeVar("T")
+_SECONDS = 1.0  # what a killed evaluation may lose
 
 
-class BlockLog:
-    """Finished blocks by number, on disk if there is a path; each block is a tuple of tensors.
+class Line(NamedTuple):
+    """What the log holds of one group of examples: the turn, and its tensors."""
 
-    `warnings` are those that stood with the blocks, name to message.
-    """
+    turn: int
+    tensors: tuple[Tensor, ...]
+
+
+class EvaluationLog:
+    """The finished groups, on disk if there is a path; `warnings` stood with them, by name."""
 
     def __init__(self, path: Path | None, lines: list[dict[str, Any]]) -> None:
         self.path = path
-        self._lines = {line["block"]: line["tensors"] for line in lines}
+        self._lines = lines
+        self._waiting = b""
+        self._written = time.monotonic()
         self.warnings: dict[str, str] = {}
         for line in lines:
             self.warnings |= line["warnings"]
 
-    def get(self, number: int, make: Callable[..., T]) -> T | None:
-        """Return `make(*tensors)` of a finished block, or None."""
-        line = self._lines.get(number)
-        return None if line is None else make(*(_decode(entry) for entry in line))
+    def __enter__(self) -> "EvaluationLog":
+        return self
 
-    def put(self, number: int, block: tuple[Tensor, ...], warnings: dict[str, str]) -> None:
-        """Append a finished block with the warnings so far, flushed to the disk."""
-        if self.path is not None:
-            tensors = [_encode(tensor) for tensor in block]
-            _append(self.path, {"block": number, "warnings": warnings, "tensors": tensors})
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+
+    def lines(self) -> Iterator[Line]:
+        """Give the groups that an earlier run finished, in order."""
+        for line in self._lines:
+            yield Line(line["turn"], tuple(_decode(entry) for entry in line["tensors"]))
+
+    def put(self, turn: int, tensors: tuple[Tensor, ...], warnings: dict[str, str]) -> None:
+        """Append a finished group with the warnings so far."""
+        if self.path is None:
+            return
+        packed = [_encode(tensor) for tensor in tensors]
+        line = {"turn": turn, "warnings": warnings, "tensors": packed}
+        self._waiting += json.dumps(line).encode() + b"\n"
+        if time.monotonic() - self._written >= _SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits, and see it onto the disk."""
+        if self.path is not None and self._waiting:
+            _append(self.path, self._waiting)
+        self._waiting, self._written = b"", time.monotonic()
 
 
-def open_log(path: str | Path | None, identity: Callable[[], str]) -> BlockLog:
+def open_log(path: str | Path | None, identity: Callable[[], str]) -> EvaluationLog:
     """Open or begin a log; a file that is not the log of this evaluation is refused, untouched."""
     if path is None:
-        return BlockLog(None, [])
+        return EvaluationLog(None, [])
     path, first = Path(path), {"evaluation": identity()}
     lines, end = _whole_lines(path)
     if not lines and _begun(path, first):
         if path.exists():
             path.unlink()
-        _append(path, first)
-        return BlockLog(path, [])
+        _append(path, json.dumps(first).encode() + b"\n")
+        return EvaluationLog(path, [])
     if not lines or lines[0] != first:
         raise RecordError(
             f"{path} is not the log of this evaluation (other model, images, ball, protocol, seed "
-            "or batch size); give another file, or delete it to start over"
+            "or precision); give another file, or delete it to start over"
         )
     os.truncate(path, end)  # a torn last line would be glued to the next one
-    return BlockLog(path, lines[1:])
+    return EvaluationLog(path, lines[1:])
 
 
 def _begun(path: Path, first: dict[str, Any]) -> bool:
@@ -91,11 +116,11 @@ def _whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     return whole, end
 
 
-def _append(path: Path, value: dict[str, Any]) -> None:
+def _append(path: Path, lines: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
-            file.write(json.dumps(value).encode() + b"\n")
+            file.write(lines)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

@@ -1,120 +1,157 @@
-"""The judge of one block of examples: runs attacks, trusts none, keeps the worst point it saw.
+"""The judge: gives each attack its turn, trusts none, keeps the worst point it saw.
 
 >>> import torch
 >>> from robust_nc.threat import Ball
 >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3)).eval()
->>> judge = Judge(model, Ball("Linf", 0.1), EvaluationProtocol("clean", ()), seed=0)
->>> images, labels = torch.rand(2, 1, 2, 2), torch.tensor([0, 1])
->>> judge.block(images, labels, torch.arange(2)).forwards.tolist()
+>>> docket = Docket.of(torch.rand(2, 1, 2, 2), torch.tensor([0, 1]), torch.arange(2), turns=0)
+>>> judge = Judge(Scorer(model), Ball("Linf", 0.1), docket, batch_size=8, seed=0)
+>>> judge.open()
+>>> docket.forwards.tolist()
 [1, 1]
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from robust_nc.exceptions import InputError
+from robust_nc.acceleration import Precision, lowered
+from robust_nc.docket import Docket
+from robust_nc.evaluation_log import EvaluationLog
+from robust_nc.exceptions import InputError, RobustNCError
+from robust_nc.pacing import Pace
+from robust_nc.runtime import device_of, stream_key
+from robust_nc.scoring import Guarded, Scorer, Seen, halving
 from robust_nc.threat import Ball
-from robust_nc.types import Attack, Attacked, CountedAttack, EvaluationProtocol, Warned
+from robust_nc.types import Attack, Attacked, CountedAttack, RefereedAttack, Warned
 
-UNBROKEN, WRONG = -1, -2  # in `Block.broken_by`, beside indices into the protocol's attacks
-
-
-class Block(NamedTuple):
-    """The verdict on a block of n examples, `(n,)` each and points `(n, C, H, W)`."""
-
-    clean_correct: Tensor
-    robust: Tensor
-    broken_by: Tensor
-    points: Tensor
-    margins: Tensor
-    forwards: Tensor
-    backwards: Tensor
+_CHUNK = 2**26  # pixels of the images that one call of an attack gets: 256 MiB
 
 
+class Turn(NamedTuple):
+    """One attack's turn: its number, the attack's index and name in the protocol, its precision."""
+
+    number: int
+    index: int
+    name: str
+    attack: Attack
+    precision: Precision
+
+
+@dataclass
 class Judge:
-    """Judges blocks of examples of one model under one protocol; collects warnings by name."""
+    """Gives attacks their turns over the examples of a docket; collects warnings by name.
 
-    def __init__(
-        self, model: nn.Module, ball: Ball, plan: EvaluationProtocol, *, seed: int
-    ) -> None:
-        self.model = model
-        self.ball = ball
-        self.plan = plan
-        self.seed = seed
-        self.warnings: dict[str, Warned] = {}
+    `fast` is what attacks are run against (the user's model where that is None); every verdict
+    is that of the scorer, which asks the user's own.
+    """
 
-    def block(self, images: Tensor, labels: Tensor, ids: Tensor) -> Block:
-        """Run every attack of the protocol over the examples that still stand."""
-        logits = checked_logits(self.model, images, labels)
-        correct = logits.argmax(1) == labels
-        block = Block(
-            clean_correct=correct,
-            robust=correct.clone(),
-            broken_by=torch.where(correct, UNBROKEN, WRONG),
-            points=images.clone(),
-            margins=margins(logits, labels),
-            forwards=torch.ones_like(labels),
-            backwards=torch.zeros_like(labels),
+    scorer: Scorer
+    ball: Ball
+    docket: Docket
+    batch_size: int
+    seed: int
+    log: EvaluationLog = field(default_factory=lambda: EvaluationLog(None, []))
+    pace: Pace = field(default_factory=lambda: Pace(None, []))
+    fast: nn.Module | None = None
+    warnings: dict[str, Warned] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.device = device_of(self.scorer.model)
+
+    def open(self) -> None:
+        """Make the clean verdict on every example."""
+        docket, scorer = self.docket, self.scorer
+        own = scorer.model
+        guarded = Scorer(Guarded(own, "the clean images"), draws=scorer.draws, seed=scorer.seed)
+
+        def look(rows: Tensor) -> None:
+            images, labels = self.given(rows)
+            docket.open(rows, guarded.look(images, labels), scorer.draws)
+
+        self.batch_size = halving(look, torch.arange(len(docket.images)), self.batch_size)
+
+    def given(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and labels of some examples, on the model's device."""
+        return self.docket.images[rows].to(self.device), self.docket.labels[rows].to(self.device)
+
+    def turn(self, turn: Turn) -> None:
+        """Let one attack try the examples that still stand."""
+        rows = self.docket.pending(turn.number)
+        self.pace.turn(turn.name, turn.number, len(rows))
+        refereed = isinstance(turn.attack, RefereedAttack)
+        size = max(_CHUNK // max(self.docket.images[0].numel(), 1), 1) if len(rows) else 1
+        size = max(size, self.batch_size) if refereed else self.batch_size
+        for part in torch.split(rows, size) if len(rows) else ():
+            bench = Bench(self, turn, part)
+            with lowered(turn.precision, self.device):
+                if isinstance(turn.attack, RefereedAttack):
+                    self._referee(turn.attack, turn, bench)
+                else:
+                    everyone = torch.arange(len(part), device=self.device)
+                    bench.settle(everyone, self._run(turn, part))
+        self.log.flush()
+        self.pace.say()
+
+    def _referee(self, attack: RefereedAttack, turn: Turn, bench: "Bench") -> None:
+        model = Guarded(self.fast or self.scorer.model, f"attack {turn.name!r}")
+        images, labels = self.given(bench.rows)
+        attack.run_under(
+            bench,
+            model,
+            images,
+            labels,
+            self.ball,
+            seed=self._draws(turn),
+            ids=self.docket.ids[bench.rows].to(self.device),
         )
-        for index in range(len(self.plan.attacks)):
-            standing = block.robust.nonzero().flatten()
-            if not len(standing):
-                break
-            self._turn(index, standing, images[standing], labels[standing], ids[standing], block)
-        return Block(*(tensor.cpu() for tensor in block))
+        self.batch_size = bench.batch_size
 
-    def _turn(
-        self,
-        index: int,
-        standing: Tensor,
-        origin: Tensor,
-        labels: Tensor,
-        ids: Tensor,
-        block: Block,
-    ) -> None:
-        """Run one attack, re-project, re-score, and note flips, worst points and passes."""
-        name, attack = self.plan.attacks[index]
-        found = self._run(name, attack, origin, labels, ids)
-        points = self._trusted(name, found.points, origin)
-        logits = checked_logits(self.model, points, labels)
-        scored = margins(logits, labels)
-        flipped, worse = logits.argmax(1) != labels, scored > block.margins[standing]
-        block.robust[standing[flipped]] = False
-        block.broken_by[standing[flipped]] = index
-        block.points[standing[worse]] = points[worse]
-        block.margins[standing[worse]] = scored[worse]
-        block.forwards[standing] += found.forwards.to(block.forwards) + 1
-        block.backwards[standing] += found.backwards.to(block.backwards)
+    def _draws(self, turn: Turn) -> int:
+        return stream_key(self.seed, "attack", turn.name, turn.precision) & (2**31 - 1)
 
-    def _run(
-        self, name: str, attack: Attack, images: Tensor, labels: Tensor, ids: Tensor
-    ) -> Attacked:
+    def _run(self, turn: Turn, rows: Tensor) -> Attacked:
         """Run an attack; passes of one that does not count are shared equally by its examples."""
-        # An attack gets copies: what it writes into them must not reach the verdict.
-        given = (self.model, images.clone(), labels.clone(), self.ball)
-        weights = [parameter._version for parameter in self.model.parameters()]
-        if isinstance(attack, CountedAttack):
-            found = attack.run(*given, seed=self.seed, ids=ids.clone())
-        else:
-            with _Meter(self.model) as meter:
-                points = attack(*given, seed=self.seed, ids=ids.clone())
-            forwards, backwards = (
-                torch.full_like(labels, round(passes / len(images)))
-                for passes in (meter.forwards, meter.backwards)
-            )
-            found = Attacked(points, forwards, backwards)
-        if weights != [parameter._version for parameter in self.model.parameters()]:
+        model, attack = self.scorer.model, turn.attack
+        images, labels = self.given(rows)
+        ids = self.docket.ids[rows].to(self.device)
+        given: tuple[Any, ...] = (model, images.clone(), labels.clone(), self.ball)
+        weights = [parameter._version for parameter in model.parameters()]
+        try:
+            if isinstance(attack, CountedAttack):
+                found = attack.run(*given, seed=self._draws(turn), ids=ids)
+            else:
+                found = _metered(
+                    model, len(rows), lambda: attack(*given, seed=self._draws(turn), ids=ids)
+                )
+        except (RobustNCError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # an attack of others may raise anything
             raise InputError(
-                f"attack {name!r} changed the weights of the model; no verdict is left"
+                f"attack {turn.name!r} failed on examples {int(rows[0])} to {int(rows[-1])}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if weights != [parameter._version for parameter in model.parameters()]:
+            raise InputError(
+                f"attack {turn.name!r} changed the weights of the model; no verdict is left"
             )
         if not isinstance(found.points, Tensor) or found.points.shape != images.shape:
             shape = getattr(found.points, "shape", type(found.points).__name__)
             raise InputError(
-                f"attack {name!r} returned {shape}; it must return images of shape {images.shape}"
+                f"attack {turn.name!r} returned {shape}; "
+                f"it must return images of shape {images.shape}"
             )
         return found
+
+    def score(self, turn: Turn, rows: Tensor, points: Tensor) -> Seen:
+        """Put points into the ball, ask the user's own model, and note what it says."""
+        origin, labels = self.given(rows)
+        points = self._trusted(turn.name, points, origin)
+        seen = self.scorer.look(points, labels)
+        self.docket.note(rows, turn.index, points, seen, self.scorer.draws)
+        return seen
 
     def _trusted(self, name: str, points: Tensor, origin: Tensor) -> Tensor:
         """Bring what an attack returned into the ball; say so if it had left it."""
@@ -127,29 +164,54 @@ class Judge:
         return self.ball.project(points, origin)
 
 
-@torch.no_grad()
-def checked_logits(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Return float32 logits `(n, K)`, or raise `InputError` that says what the model returned."""
-    logits = model(images)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-        found = getattr(logits, "shape", type(logits).__name__)
-        raise InputError(f"the model must return logits (N, K) for images (N, ...), found {found}")
-    if logits.shape[1] < 2:
-        raise InputError("the model must have at least two classes, found logits of one column")
-    if len(labels) and int(labels.max()) >= logits.shape[1]:
-        raise InputError(
-            f"label {int(labels.max())} is out of range: the model has {logits.shape[1]} classes"
-        )
-    if not bool(logits.isfinite().all()):
-        raise InputError("the model returned logits that are not finite; a verdict needs numbers")
-    return logits.float()
+class Bench:
+    """The referee of one call of an attack; its rows number `rows` of the docket."""
+
+    def __init__(self, judge: Judge, turn: Turn, rows: Tensor) -> None:
+        self.judge = judge
+        self.turn = turn
+        self.rows = rows
+        self.batch_size = judge.batch_size
+
+    @property
+    def logits(self) -> Tensor:
+        """Clean logits `(N, K)` of the user's own model."""
+        return self.judge.docket.logits[self.rows].to(self.judge.device)
+
+    def confirm(self, rows: Tensor, points: Tensor) -> Tensor:
+        """Whether the user's own model misclassifies these points, put into the ball, `(R,)`."""
+        return self.judge.score(self.turn, self.rows[rows.cpu()], points).flipped
+
+    def settle(self, rows: Tensor, attacked: Attacked) -> None:
+        """Note examples that the attack has finished; the point of a survivor is scored too."""
+        judge, docket = self.judge, self.judge.docket
+        mine = self.rows[rows.cpu()]
+        standing = docket.robust[mine].nonzero().flatten()
+
+        def look(chosen: Tensor) -> None:
+            judge.score(self.turn, mine[chosen], attacked.points[chosen.to(rows.device)])
+
+        halving(look, standing, self.batch_size)
+        docket.forwards[mine] += attacked.forwards.cpu()
+        docket.backwards[mine] += attacked.backwards.cpu()
+        docket.finished[mine, self.turn.number] = True
+        told = {name: warned.message for name, warned in judge.warnings.items()}
+        judge.log.put(self.turn.number, docket.entry(mine), told)
+        judge.pace.done(len(mine), int(docket.robust.sum()), len(docket.robust))
+
+    def tick(self, forwards: int, backwards: int) -> None:
+        """Take note of passes, for the progress."""
+        self.judge.pace.tick(forwards + backwards)
 
 
-def margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the largest other logit minus that of the label: above 0 is misclassified."""
-    own = logits.gather(1, labels[:, None])
-    others = logits.scatter(1, labels[:, None], float("-inf")).amax(1)
-    return others - own[:, 0]
+def _metered(model: nn.Module, count: int, attack: Callable[[], Tensor]) -> Attacked:
+    """Run an attack that does not count, and share the passes seen by hooks among its examples."""
+    with _Meter(model) as meter:
+        points = attack()
+    forwards, backwards = (
+        torch.full((count,), round(passes / count)) for passes in (meter.forwards, meter.backwards)
+    )
+    return Attacked(points, forwards, backwards)
 
 
 class _Meter:

@@ -69,7 +69,7 @@ def profile_cell(
 
 
 def sweep_rows(model: Classifier, test: Split, config: RunConfig) -> list[Row]:
-    """Accuracy against eps, each under the protocol of the configuration."""
+    """Accuracy against eps, each under the protocol that the configuration has for the sweep."""
     settings = config.evaluation
     count = min(settings.sweep_examples, len(test.labels))
     rows = []
@@ -79,13 +79,14 @@ def sweep_rows(model: Classifier, test: Split, config: RunConfig) -> list[Row]:
             to_unit(test.images[:count]),
             test.labels[:count],
             Ball(config.threat.norm, eps),
-            protocol=settings.protocol,
+            protocol=settings.sweep_protocol,
             seed=config.seed,
             batch_size=settings.batch_size,
+            checks=False,
         )
         value = {"measure": "accuracy", "value": outcome.robust_accuracy, "n": count}
         place = {"tap": "output", "condition": "attacked", "split": "test"}
-        rows.append(place | value | {"eps": eps, "attack": settings.protocol})
+        rows.append(place | value | {"eps": eps, "attack": settings.sweep_protocol})
     return rows
 
 

@@ -1,6 +1,7 @@
 """From what a cell made to its `Record`."""
 
 import dataclasses
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from robust_nc.config import RunConfig, plain
 from robust_nc.data.base import Split
 from robust_nc.data.load import fingerprint
 from robust_nc.environment import hardware, versions
-from robust_nc.evaluation import CLEAN, Outcome, find_protocol
+from robust_nc.evaluation import CLEAN, Outcome
 from robust_nc.record import (
     AttackUse,
     Caution,
@@ -84,12 +85,12 @@ def make_record(cell: Cell, suite: str, made: Made) -> Record:
             last=_weights(made.folder, "last"),
         ),
         protocol=config.evaluation.protocol,
-        attacks=_attacks(config, made.best),
+        attacks=_attacks(made.best),
         passes=Passes(
             forward=int(made.best.forward_passes.sum()),
             backward=int(made.best.backward_passes.sum()),
         ),
-        verdict=_verdict(config, made.best),
+        verdict=_verdict(made.best),
         scores=_scores(made),
         summary=_summary(made.rows),
         rows=made.file,
@@ -119,19 +120,19 @@ def _weights(folder: Path, which: str) -> File:
     return File(path=f"{folder.parent.name}/{folder.name}/{file['name']}", sha256=file["sha256"])
 
 
-def _attacks(config: RunConfig, outcome: Outcome) -> tuple[AttackUse, ...]:
+def _attacks(outcome: Outcome) -> tuple[AttackUse, ...]:
     uses = []
-    for name, attack in find_protocol(config.evaluation.protocol).attacks:
+    for name, attack in outcome.attacks:
         parameters: dict[str, Any] = {"attack": type(attack).__name__}
         if dataclasses.is_dataclass(attack) and not isinstance(attack, type):
-            parameters |= dataclasses.asdict(attack)
+            parameters |= json.loads(json.dumps(dataclasses.asdict(attack), default=repr))
         broke = outcome.broken_by.count(name)
         uses.append(AttackUse(name=name, parameters=parameters, broke=broke))
     return tuple(uses)
 
 
-def _verdict(config: RunConfig, outcome: Outcome) -> Verdict:
-    names = [name for name, _ in find_protocol(config.evaluation.protocol).attacks]
+def _verdict(outcome: Outcome) -> Verdict:
+    names = [name for name, _ in outcome.attacks]
     codes = {"": -1, CLEAN: -2} | {name: index for index, name in enumerate(names)}
     return Verdict(
         clean_correct=pack_flags(outcome.clean_correct.numpy()),

@@ -123,11 +123,27 @@ ATTACKS = Registry(
     "attack",
     "attacks",
     {
+        "apgd": "robust_nc.attacks.apgd:APGD",
+        "fab": "robust_nc.attacks.fab:FAB",
         "fgsm": "robust_nc.attacks.pgd:FGSM",
         "gaussian": "robust_nc.attacks.noise:GaussianNoise",
         "geometry": "robust_nc.attacks.ensemble:geometry_attack",
         "pgd": "robust_nc.attacks.pgd:PGD",
         "sign": "robust_nc.attacks.noise:SignNoise",
+        "square": "robust_nc.attacks.square:Square",
+    },
+)
+
+# Attacks of other libraries, as `library:Name`.
+ADAPTERS = Registry(
+    "library of attacks",
+    "adapters",
+    {
+        "adv_lib": "robust_nc.attacks.external_advlib:make",
+        "autoattack": "robust_nc.attacks.external_autoattack:make",
+        "foolbox": "robust_nc.attacks.external_foolbox:make",
+        "pyautoattack": "robust_nc.attacks.external_autoattack:make",
+        "torchattacks": "robust_nc.attacks.external_torchattacks:make",
     },
 )
 
@@ -148,6 +164,9 @@ PROTOCOLS = Registry(
         "clean": "robust_nc.attacks.protocols:CLEAN",
         "fgsm": "robust_nc.attacks.protocols:FGSM_ONLY",
         "pgd": "robust_nc.attacks.protocols:PGD_WORST",
+        "plus": "robust_nc.attacks.protocols:PLUS",
+        "rand": "robust_nc.attacks.protocols:RAND",
+        "standard": "robust_nc.attacks.protocols:STANDARD",
     },
 )
 

@@ -24,6 +24,7 @@ from robust_nc.store import (
     remove_file,
     remove_tree,
     remove_unfinished,
+    verdict_log,
 )
 from robust_nc.suite import Cell, Suite
 
@@ -73,6 +74,8 @@ def run_suite(
             for cell in todo:
                 remove_tree(checkpoint_folder(out, training_id(cell.config)))
                 remove_file(record_path(out, cell.model, cell.id))
+                for which in ("best", "last"):
+                    remove_file(verdict_log(out, cell.id, which))
         return _run(todo, suite, out, kept, hooks=hooks, workers=workers, root=root)
 
 

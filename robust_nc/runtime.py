@@ -101,6 +101,17 @@ def full_precision() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def private_draws(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw from generators seeded for this block; the caller's global ones stay as they are."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.random.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
 def untouched(model: nn.Module, *, training: bool | None = False) -> Iterator[None]:
     """Attack a model without a trace: flags, buffers and `requires_grad` return as they were.
 

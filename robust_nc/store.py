@@ -30,6 +30,11 @@ def checkpoint_folder(out: Path, cell: str) -> Path:
     return out / "checkpoints" / cell
 
 
+def verdict_log(out: Path, cell: str, which: str) -> Path:
+    """Path of the log of an unfinished verdict on a cell's `best` or `last` weights."""
+    return out / "cache" / f"{cell}-{which}.jsonl"
+
+
 def read_all(root: Path) -> list[Stored]:
     """Read every record under a folder (or the one record that `root` is), sorted by path.
 

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 from robust_nc.config import Component, RunConfig, cell_id, check_options, plain, read
 from robust_nc.exceptions import ConfigError, unknown_name
 from robust_nc.files import digest
+from robust_nc.plugins import find_attack, find_protocol
 from robust_nc.registry import (
     BACKBONES,
     DATASETS,
     HEADS,
     LOSSES,
     OBJECTIVES,
-    PROTOCOLS,
     SCHEDULES,
     Registry,
 )
@@ -136,7 +136,10 @@ def _check_names(config: RunConfig, source: str) -> None:
     try:
         for registry, part, given in parts:
             check_options(registry, part, given)
-        PROTOCOLS.load(config.evaluation.protocol)
+        find_protocol(config.evaluation.protocol)
+        find_protocol(config.evaluation.sweep_protocol)
+        if config.evaluation.attack is not None:
+            find_attack(config.evaluation.attack.name, config.evaluation.attack.options)
         for eps in (config.threat.eps, *config.evaluation.sweep):
             Ball(config.threat.norm, eps)
     except ValueError as error:

@@ -72,27 +72,9 @@ class Attack(Protocol):
         ...
 
 
-class Referee(Protocol):
-    """Who an attack of the pool asks while it runs: whether a point counts, and where to stop.
-
-    Rows count the examples of the call. An attack without a referee confirms its own flips.
-    """
-
-    batch_size: int  # how many items to keep in flight; halved by the pool when memory runs out
-    logits: Tensor  # clean logits (N, K) by the user's own model
-
-    def confirm(self, rows: Tensor, points: Tensor) -> Tensor:
-        """Whether the user's own model misclassifies these points, put into the ball, `(R,)`."""
-        ...
-
-    def settle(self, rows: Tensor, attacked: Attacked) -> None:
-        """Take note of examples that the attack has finished, each told once."""
-        ...
-
-
 @runtime_checkable
 class CountedAttack(Attack, Protocol):
-    """An attack that says how many passes each example cost, and reports to a referee."""
+    """An attack that also says how many passes each example cost."""
 
     def run(
         self,
@@ -105,9 +87,54 @@ class CountedAttack(Attack, Protocol):
         targets: Tensor | None = None,
         seed: int,
         ids: Tensor,
-        referee: Referee | None = None,
     ) -> Attacked:
         """Return perturbed images with passes per example."""
+        ...
+
+
+@runtime_checkable
+class Referee(Protocol):
+    """Whom a long attack asks while it runs: does a flip count, how many items at a time.
+
+    Rows number the examples of the call.
+    """
+
+    batch_size: int  # items to keep in flight; the attack halves it when memory runs out
+
+    @property
+    def logits(self) -> Tensor:
+        """Clean logits `(N, K)` of the user's own model."""
+
+    def confirm(self, rows: Tensor, points: Tensor) -> Tensor:
+        """Whether the user's own model misclassifies these points of these examples, `(R,)`."""
+
+    def settle(self, rows: Tensor, attacked: Attacked) -> None:
+        """Take note of examples that the attack has finished; each is told once."""
+
+    def tick(self, forwards: int, backwards: int) -> None:
+        """Take note of passes, for the progress."""
+
+
+@runtime_checkable
+class RefereedAttack(CountedAttack, Protocol):
+    """An attack that takes any number of examples and reports each as soon as it is finished."""
+
+    def run_under(
+        self,
+        referee: Referee,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        ball: Ball,
+        *,
+        seed: int,
+        ids: Tensor,
+    ) -> Attacked:
+        """Try to flip each example; an example leaves at its first confirmed flip."""
+        ...
+
+    def cost(self, num_classes: int) -> int:
+        """Passes, forward and backward, of an example that nothing breaks."""
         ...
 
 

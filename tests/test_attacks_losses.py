@@ -56,11 +56,16 @@ def test_margin_is_positive_exactly_where_misclassified() -> None:
     assert torch.equal(LOSSES["dlr"](logits, labels, None, None) > 0, wrong)
 
 
-def test_losses_that_do_not_fit_say_what_does() -> None:
-    with pytest.raises(InputError, match=r"needs 3 classes .* found 2; use the loss 'margin'"):
-        LOSSES["dlr"](LOGITS[:, :2], LABELS, None, None)
-    with pytest.raises(InputError, match="with targets needs 4 classes"):
-        LOSSES["dlr"](LOGITS[:, :3], LABELS, TARGETS % 3, None)
+def test_dlr_of_too_few_classes_is_the_margin() -> None:
+    pair, three = LOGITS[:, :2], LOGITS[:, :3]
+    margin, dlr = LOSSES["margin"], LOSSES["dlr"]
+    labels, targets = LABELS % 2, (LABELS + 1) % 2
+    assert torch.equal(dlr(pair, labels, None, None), margin(pair, labels, None, None))
+    assert torch.equal(dlr(three, labels, targets, None), margin(three, labels, targets, None))
+    assert not torch.equal(dlr(three, labels, None, None), margin(three, labels, None, None))
+
+
+def test_a_loss_without_a_targeted_form_says_what_has_one() -> None:
     with pytest.raises(InputError, match="no targeted form"):
         LOSSES["kl"](LOGITS, LABELS, TARGETS, LOGITS)
 

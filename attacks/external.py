@@ -1,0 +1,294 @@
+"""Attacks of other libraries as attacks of ours: checked, seeded, without a trace, in the ball.
+
+An adapter per library says how one of its attacks is called; the rest stands here, once. Libraries
+are imported when an attack is made, never before.
+
+>>> def library_attack(model, images, labels, eps=0.3, steps=10): ...
+>>> arguments("demo:pgd", library_attack, {"eps": 0.1, "norm": "L2"}, {"steps": 40})
+{'eps': 0.1, 'steps': 40}
+>>> arguments("demo:pgd", library_attack, {"eps": 0.1}, {"step": 40})
+Traceback (most recent call last):
+...
+robust_nc.exceptions.UnknownNameError: unknown option of demo:pgd 'step'; did you mean 'steps'? \
+Valid: eps, steps
+"""
+
+import contextlib
+import importlib
+import inspect
+import random
+import sys
+import unicodedata
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from types import ModuleType
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robust_nc.attacks.work import check_inputs
+from robust_nc.exceptions import ConfigError, InputError, unknown_name
+from robust_nc.runtime import stream_key, untouched
+from robust_nc.threat import NORMS, Ball
+from robust_nc.types import Goal, Images, Warned
+
+# What the adapter itself hands over, under any name that a library gives it: no options.
+OURS = frozenset(
+    {"callback", "device", "image", "images", "inputs", "is_tf_model", "labels", "log_path"}
+    | {"logger", "model", "predict", "return_targets", "return_unsuccessful", "self", "targeted"}
+)
+
+
+class KnownDefectWarning(UserWarning):
+    """Says what is known to be wrong with an attack that is in use."""
+
+
+class Call(NamedTuple):
+    """What one call asks of a library; `seed` in 0..2^31-1, for attacks that take one."""
+
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    targets: Tensor | None
+    ball: Ball
+    seed: int
+    num_classes: int
+
+    @property
+    def aims(self) -> Tensor:
+        """What libraries take in the place of labels: the targets where there are some."""
+        return self.labels if self.targets is None else self.targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExternalAttack(ABC):
+    """An attack of another library under our protocol; its repr names it in records.
+
+    `options` go to the library under its own names; eps, norm, number of classes and seed come
+    from the call wherever its signature has them, unless an option says otherwise. A library
+    draws for a whole batch, so draws depend on all ids of the call, and the result on its batch.
+    `goal` changes nothing: libraries know none.
+    """
+
+    library: str
+    version: str
+    name: str
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """How it is named in a suite."""
+        return f"{self.library}:{self.name}"
+
+    @abstractmethod
+    def norms(self) -> tuple[str, ...]:
+        """Norms that the attack is made for; empty where none is known."""
+
+    @abstractmethod
+    def can_target(self) -> bool:
+        """Whether it takes one target per image."""
+
+    @abstractmethod
+    def perturb(self, call: Call) -> Tensor:
+        """Run the library's attack; its points may lie anywhere."""
+
+    def defects(self, norm: str) -> tuple[Warned, ...]:
+        """What is known to be wrong with it under a norm."""
+        if _ball_norms(self.norms()):
+            return ()
+        told = f"{self.label} is made for {' and '.join(self.norms()) or 'no norm'}"
+        return (Warned("other-norm", f"{told}; its points are projected into the {norm} ball"),)
+
+    def __call__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        ball: Ball,
+        *,
+        goal: Goal = "flip",
+        targets: Tensor | None = None,
+        seed: int,
+        ids: Tensor,
+    ) -> Tensor:
+        """Return perturbed images in the ball, `(N, C, H, W)`.
+
+        Raises `InputError` for a norm or for targets that the attack does not serve.
+        """
+        check_inputs(images, labels, goal=goal, targets=targets, ids=ids)
+        self._check(ball, targets)
+        for defect in self.defects(ball.norm):
+            warnings.warn(defect.message, KnownDefectWarning, stacklevel=2)
+        if not len(images) or not ball.eps:
+            return images.clone()
+        images, key = images.detach(), stream_key(seed, self.label, *ids.tolist()) & (2**31 - 1)
+        with untouched(model), _grads_kept(model), own_randomness(key), torch.enable_grad():
+            call = Call(
+                model=model,
+                images=images.clone(),
+                labels=labels.to(images.device, copy=True),
+                targets=None if targets is None else targets.to(images.device, copy=True),
+                ball=ball,
+                seed=key,
+                num_classes=_num_classes(model, images),
+            )
+            try:
+                with contextlib.redirect_stdout(sys.stderr):  # what they print is no result
+                    points = self.perturb(call)
+            except Exception as error:
+                error.add_note(f"raised while {self.label} of {self.library} {self.version} ran")
+                raise
+        return _inside(self.label, points, images, ball)
+
+    def _check(self, ball: Ball, targets: Tensor | None) -> None:
+        served = _ball_norms(self.norms())
+        if served and ball.norm not in served:
+            raise InputError(
+                f"{self.label} serves {' and '.join(served)}, found a ball in {ball.norm}"
+            )
+        if targets is None:
+            return
+        if targets.ndim != 1:
+            raise InputError(f"{self.label} takes one target per image, found {targets.shape}")
+        if not self.can_target():
+            raise InputError(f"{self.label} cannot be aimed at targets; call it without them")
+
+
+Adapter = TypeVar("Adapter", bound=ExternalAttack)
+
+
+def imported(module: str, library: str) -> ModuleType:
+    """Import a module of a library; `ConfigError` says what to do where that fails."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its imports; nothing a caller could act on
+            return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name == module.split(".")[0]:
+            raise ConfigError(
+                f"{library} is not installed here; `make peers` builds an environment with it"
+            ) from None
+        reason = f"{type(error).__name__}: {error}"
+    except Exception as error:  # a broken package may raise anything on import
+        reason = f"{type(error).__name__}: {error}"
+    raise ConfigError(
+        f"{library} is installed but does not import ({reason}); "
+        "`robust-nc doctor` says what to do, `make peers` builds an environment where it works"
+    )
+
+
+def version_of(distribution: str) -> str:
+    """Version of an installed distribution, "?" where it tells none."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "?"
+
+
+def check_name(label: str, names: Iterable[str], refused: Mapping[str, str]) -> None:
+    """Refuse an attack that cannot be named, with the reason, and one that does not exist."""
+    library, name = label.split(":", 1)
+    if name in refused:
+        raise ConfigError(f"{label} cannot be used by name: {refused[name]}")
+    names = set(names) - set(refused)
+    if name not in names:
+        raise unknown_name(f"attack of {library}", name, names)
+
+
+def arguments(
+    label: str,
+    target: Callable[..., Any],
+    given: Mapping[str, object],
+    options: Mapping[str, object],
+    *,
+    ours: frozenset[str] = OURS,
+) -> dict[str, Any]:
+    """Arguments for `target`: what is given and in its signature, overridden by the options.
+
+    Greek names of parameters may be written in Latin letters (`alpha_init`). `ConfigError` for an
+    option that it has not or that is `ours`, and for a parameter that lacks a value.
+    """
+    parameters = {
+        key: value
+        for key, value in inspect.signature(target).parameters.items()
+        if value.kind not in (value.VAR_KEYWORD, value.VAR_POSITIONAL)
+    }
+    names = {ascii_name(key): key for key in parameters if key not in ours}
+    names |= {key: key for key in names.values()}
+    for option in options:
+        if option not in names:
+            raise unknown_name(f"option of {label}", option, {ascii_name(key) for key in names})
+    filled = {key: value for key, value in given.items() if key in parameters}
+    filled |= {names[option]: value for option, value in options.items()}
+    for key in sorted(set(names.values()) - set(filled)):
+        if parameters[key].default is inspect.Parameter.empty:
+            raise ConfigError(f"{label} needs the option {ascii_name(key)!r}")
+    return filled
+
+
+def ascii_name(name: str) -> str:
+    """Write the Greek letters of a parameter out.
+
+    >>> ascii_name(chr(0x3B1) + "_init")
+    'alpha_init'
+    """
+    return "".join(
+        letter if letter.isascii() else unicodedata.name(letter).split()[-1].lower()
+        for letter in name
+    )
+
+
+@contextlib.contextmanager
+def own_randomness(seed: int) -> Iterator[None]:
+    """Seed every global generator inside, and give the caller's states back after."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (libraries use it)
+    try:
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            random.seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextlib.contextmanager
+def _grads_kept(model: nn.Module) -> Iterator[None]:
+    """Give every parameter its gradient back: libraries clear and fill them."""
+    kept = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in kept:
+            parameter.grad = None  # past which nothing can be added in place
+        yield
+    finally:
+        for parameter, grad in kept:
+            parameter.grad = grad
+
+
+def _ball_norms(norms: Iterable[str]) -> tuple[str, ...]:
+    return tuple(norm for norm in norms if norm in NORMS)
+
+
+@torch.no_grad()
+def _num_classes(model: nn.Module, images: Images) -> int:
+    logits = model(images[:1])
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        found = getattr(logits, "shape", type(logits).__name__)
+        raise InputError(f"the model must return logits (N, K), found {found}")
+    return logits.shape[1]
+
+
+def _inside(label: str, points: object, images: Images, ball: Ball) -> Images:
+    """Bring what a library returned into the ball; what is not a number becomes the image."""
+    if not isinstance(points, Tensor) or points.shape != images.shape:
+        found = getattr(points, "shape", type(points).__name__)
+        raise InputError(f"{label} returned {found} for images {tuple(images.shape)}")
+    points = points.detach().to(images)
+    return ball.project(torch.where(points.isfinite(), points, images), images)

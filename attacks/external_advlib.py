@@ -1,0 +1,99 @@
+"""Attacks of adv_lib by name: `adv_lib:ddn`, `adv_lib:apgd`, `adv_lib:fmn`, ...
+
+Most of them look for the least perturbation; what lies beyond the ball is projected into it.
+
+>>> NORMS_OF["fmn"]
+('Linf', 'L2', 'L1')
+"""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor
+
+from robust_nc.attacks.external import (
+    Call,
+    ExternalAttack,
+    arguments,
+    check_name,
+    imported,
+    version_of,
+)
+
+_LIBRARY = "adv_lib"
+_DISTRIBUTION = "adv-lib"
+_ALL = ("Linf", "L2", "L1")
+NORMS_OF: dict[str, tuple[str, ...]] = {
+    "alma": ("L2", "L1"),
+    "apgd": _ALL,
+    "apgd_targeted": _ALL,
+    "carlini_wagner_l2": ("L2",),
+    "carlini_wagner_linf": ("Linf",),
+    "ddn": ("L2",),
+    "df": ("Linf", "L2"),
+    "fab": _ALL,
+    "fga": ("L0",),
+    "fmn": _ALL,
+    "pdgd": ("L2",),
+    "pdpgd": _ALL,
+    "pgd_linf": ("Linf",),
+    "sdf": ("L2",),
+    "sigma_zero": ("L0",),
+    "tr": ("Linf", "L2"),
+    "vfga": ("L0",),
+}
+_ORDERS = {"Linf": float("inf"), "L2": 2, "L1": 1}
+_NEVER_TARGETED = {"apgd_targeted", "df", "fab", "sdf", "sigma_zero", "tr"}
+_STEP_NOT_RADIUS = {"tr"}  # its `eps` is the size of its first step
+_EPSILON = "\u03b5"
+
+
+def make(name: str, options: Mapping[str, object] = MappingProxyType({})) -> "AdvLibAttack":
+    """Make an attack of adv_lib; unknown names and options are answered with the nearest."""
+    attacks = imported(f"{_LIBRARY}.attacks", _LIBRARY)
+    names = [key for key, value in vars(attacks).items() if inspect.isfunction(value)]
+    check_name(f"{_LIBRARY}:{name}", names, {})
+    attack = AdvLibAttack(
+        library=_LIBRARY, version=version_of(_DISTRIBUTION), name=name, options=dict(options)
+    )
+    given = {"eps": 0.0, "norm": 2, _EPSILON: 0.0, "num_classes": 2}
+    arguments(attack.label, attack.function(), given, attack.options)
+    return attack
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvLibAttack(ExternalAttack):
+    """A function of adv_lib."""
+
+    def function(self) -> Any:
+        """The function of the library."""
+        return getattr(imported(f"{_LIBRARY}.attacks", _LIBRARY), self.name)
+
+    def norms(self) -> tuple[str, ...]:
+        """As its documentation says; none for a perceptual or structured distance."""
+        return NORMS_OF.get(self.name, ())
+
+    def can_target(self) -> bool:
+        """Those that cannot would warn and hand the images back, or stop."""
+        return self.name not in _NEVER_TARGETED
+
+    def perturb(self, call: Call) -> Tensor:
+        """Call the function; where it takes no radius it looks for the least perturbation."""
+        order = _ORDERS[call.ball.norm]
+        given: dict[str, object] = {
+            "norm": order,
+            "p": order,
+            "distance": call.ball.norm.lower(),
+            "num_classes": call.num_classes,
+            "targeted": call.targets is not None,
+            "use_large_reps": call.ball.norm == "L1",
+        }
+        if self.name not in _STEP_NOT_RADIUS:
+            given |= {"eps": float(call.ball.eps), _EPSILON: float(call.ball.eps)}
+        function = self.function()
+        filled = arguments(self.label, function, given, self.options)
+        points: Tensor = function(call.model, call.images, call.aims, **filled)
+        return points

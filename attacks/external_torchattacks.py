@@ -1,0 +1,119 @@
+"""Attacks of torchattacks by name: `torchattacks:PGD`, `torchattacks:CW`, ...
+
+>>> from robust_nc.exceptions import ConfigError
+>>> try:
+...     print(make("CW", {"steps": 20}).label)
+... except ConfigError as error:  # where torchattacks is not installed
+...     print(str(error)[:12])
+torchattacks
+"""
+
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor
+
+from robust_nc.attacks.external import (
+    Call,
+    ExternalAttack,
+    arguments,
+    check_name,
+    imported,
+    version_of,
+)
+from robust_nc.types import Warned
+
+_LIBRARY = "torchattacks"
+_REFUSED = {
+    "LGV": "it trains the model further, on data of its own",
+    "MultiAttack": "it holds other attacks; list those in the protocol instead",
+}
+_PUBLISHED_STEPS = 100  # of APGD and FAB in AutoAttack (arXiv 2003.01690)
+
+
+def make(name: str, options: Mapping[str, object] = MappingProxyType({})) -> "TorchAttack":
+    """Make an attack of torchattacks; unknown names and options are answered with the nearest."""
+    library = imported(_LIBRARY, _LIBRARY)
+    check_name(f"{_LIBRARY}:{name}", library.__all__, _REFUSED)
+    attack = TorchAttack(
+        library=_LIBRARY, version=version_of(_LIBRARY), name=name, options=dict(options)
+    )
+    arguments(attack.label, attack.kind(), {}, attack.options)
+    return attack
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchAttack(ExternalAttack):
+    """An attack class of torchattacks."""
+
+    def kind(self) -> Any:
+        """The class of the library."""
+        return getattr(imported(_LIBRARY, _LIBRARY), self.name)
+
+    def norms(self) -> tuple[str, ...]:
+        """Norms that its documentation names; for FAB without L1, in which it crashes."""
+        told = re.search(r"Distance Measure\s*:(.*)", inspect.getdoc(self.kind()) or "")
+        norms = tuple(re.findall(r"L(?:inf|\d)", told[1])) if told else ()
+        # In L1 its `perturb` never sets the distance that it then compares with eps.
+        return tuple(n for n in norms if n != "L1") if self.name == "FAB" else norms
+
+    def can_target(self) -> bool:
+        """Whether the class supports its targeted mode."""
+        return "targeted" in re.findall(r"\w+", _line_of(self.kind(), "supported_mode"))
+
+    def perturb(self, call: Call) -> Tensor:
+        """Build the attack for this model and call it."""
+        given = {
+            "norm": call.ball.norm,
+            "eps": float(call.ball.eps),
+            "max_epsilon": float(call.ball.eps),
+            "n_classes": call.num_classes,
+            "seed": call.seed,
+        }
+        kind = self.kind()
+        attack = kind(call.model, **arguments(self.label, kind, given, self.options))
+        attack.set_device(call.images.device)
+        if call.targets is not None:
+            attack.set_mode_targeted_by_label(quiet=True)
+        points: Tensor = attack(call.images, call.aims)
+        return points
+
+    def defects(self, norm: str) -> tuple[Warned, ...]:
+        """What is known, as long as the installed source still shows it."""
+        found = [*super().defects(norm)]
+        if self.name == "AutoAttack" and self._steps("APGD") < _PUBLISHED_STEPS:
+            found.append(Warned("torchattacks-autoattack", self._about_autoattack()))
+        aimed = self.name == "APGDT" or (
+            self.name == "AutoAttack" and self.options.get("version", "standard") != "rand"
+        )
+        if aimed and norm == "L2" and _line_of(self._sibling("APGDT"), "step_size[0]"):
+            message = (
+                "torchattacks' APGDT takes in L2 the step size of the first image of a batch for "
+                "all of them; use the protocol 'standard'"
+            )
+            found.append(Warned("torchattacks-apgdt-l2", message))
+        return tuple(found)
+
+    def _about_autoattack(self) -> str:
+        steps = ", ".join(f"{name} {self._steps(name)}" for name in ("APGD", "APGDT", "FAB"))
+        return (
+            f"torchattacks' AutoAttack runs fewer steps than AutoAttack ({steps}, not "
+            f"{_PUBLISHED_STEPS}; so since 3.3.0) and aims at all K-1 other classes, not at 9; "
+            "its verdict is not AutoAttack's: use the protocol 'standard'"
+        )
+
+    def _steps(self, name: str) -> int:
+        return int(inspect.signature(self._sibling(name)).parameters["steps"].default)
+
+    def _sibling(self, name: str) -> Any:
+        return getattr(imported(_LIBRARY, _LIBRARY), name)
+
+
+def _line_of(kind: Any, words: str) -> str:
+    """First line of a class's source that holds some words, "" where there is none."""
+    lines = inspect.getsource(kind).splitlines()
+    return next((line for line in lines if words in line), "")

@@ -1,0 +1,200 @@
+"""FAB, the fast adaptive boundary attack (Croce and Hein, ICML 2020).
+
+It walks along the decision boundary towards the image: the model is made linear at each point,
+and the next point is a mix of the nearest points of that hyperplane to the current point and to
+the image, a little beyond it.
+
+>>> import torch
+>>> from robust_nc.threat import Ball
+>>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+>>> images, labels = torch.rand(5, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1])
+>>> ball = Ball("L2", 0.5)
+>>> attacked = FAB(steps=5)(model, images, labels, ball, seed=0, ids=torch.arange(5))
+>>> bool(ball.contains(attacked, images).all())
+True
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robust_nc.attacks.fab_projections import PROJECTIONS
+from robust_nc.attacks.losses import LOSSES
+from robust_nc.attacks.oracle import Gradient
+from robust_nc.attacks.pool import PooledAttack
+from robust_nc.attacks.slots import Slots, observed
+from robust_nc.exceptions import InputError
+from robust_nc.threat import NORMS
+from robust_nc.types import Flags, Images, Labels, Logits, PerExample
+
+_DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
+_TINY = 1e-12
+
+
+class FABState(NamedTuple):
+    """State of FAB, whose `points` leave the ball.
+
+    `nearest` is the misclassified point nearest to the image, in the ball or not, and `reach` its
+    distance, float64 `(S,)`, infinite while there is none.
+    """
+
+    points: Tensor
+    best_points: Tensor
+    best_loss: Tensor
+    flipped: Tensor
+    step: Tensor
+    nearest: Tensor
+    reach: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class FAB(PooledAttack[FABState]):
+    """`steps` steps towards the nearest point that the model takes for another class.
+
+    `alpha_max` bounds the pull towards the image, `eta` is how far a step goes beyond the
+    hyperplane, and `beta` how much of a misclassified point's distance is kept. The first restart
+    begins at the image, the others at distance eps / 2. With targets, the hyperplane is between
+    the label and the target; without, it is the nearest of all other classes.
+
+    The original takes one forward pass to see whether a point is misclassified, and a forward and
+    a backward pass where it goes from there. Here the pass that scores a point also gives the
+    hyperplane, though the step may begin closer to the image (by `beta`) than where it was taken.
+    The last look is at the projection into the ball of the nearest misclassified point, unless
+    the last point lies in the ball.
+
+    Passes per item: with targets `steps` forward and backward, and one forward; without, K - 1
+    times as many for the `steps` (one for each difference of logits), and one forward.
+    """
+
+    steps: int = 100
+    alpha_max: float = 0.1
+    eta: float = 1.05
+    beta: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1:
+            raise InputError(f"steps must be at least 1, found {self.steps}")
+        if not 0 <= self.alpha_max <= 1:
+            raise InputError(f"alpha_max must lie in 0..1, found {self.alpha_max}")
+        if not 1 <= self.eta < math.inf:
+            raise InputError(f"eta must be at least 1 and finite, found {self.eta}")
+        if not 0 < self.beta <= 1:
+            raise InputError(f"beta must be above 0 and at most 1, found {self.beta}")
+
+    @property
+    def rounds(self) -> int:
+        """How many steps an item takes."""
+        return self.steps
+
+    def cost(self, num_classes: int) -> int:
+        """Passes of an example that nothing breaks, about: for the time left."""
+        planes = num_classes - 1 if self.num_targets is None else 1
+        return planes * super().cost(num_classes)
+
+    def start(self, slots: Slots) -> FABState:
+        """Return the state of new items, at their starting points."""
+        count, device = len(slots.images), slots.images.device
+        points = _starting_points(slots)
+        return FABState(
+            points=points,
+            best_points=slots.images,
+            best_loss=torch.full((count,), -torch.inf, device=device),
+            flipped=torch.zeros(count, dtype=torch.bool, device=device),
+            step=torch.zeros(count, dtype=torch.int64, device=device),
+            nearest=points,
+            reach=torch.full((count,), torch.inf, dtype=torch.float64, device=device),
+        )
+
+    def step(self, slots: Slots, state: FABState) -> FABState:
+        """Score the current points and go on from each to the hyperplane found there."""
+        plane = _hyperplane(slots, state.points)
+        distance = slots.ball.distance(state.points, slots.images)
+        inside = distance <= slots.ball.eps
+        state = observed(slots, state, _margin(slots, plane.logits), plane.logits, inside=inside)
+        wrong = plane.logits.argmax(1) != slots.labels
+        nearer = wrong & (distance < state.reach)
+        return state._replace(
+            points=self._moved(slots, state.points, plane, wrong),
+            step=state.step + 1,
+            nearest=torch.where(_rows(nearer), state.points, state.nearest),
+            reach=torch.where(nearer, distance, state.reach),
+        )
+
+    def finish(self, slots: Slots, state: FABState) -> FABState:
+        """Score the last points that lie in the ball; of the others, the nearest put into it."""
+        inside = slots.ball.distance(state.points, slots.images) <= slots.ball.eps
+        last = inside | (state.reach == torch.inf)
+        points = torch.where(_rows(last), state.points, state.nearest)
+        points = torch.where(_rows(inside), points, slots.ball.project(points, slots.images))
+        logits = slots.oracle.logits(points)
+        state = state._replace(points=points)
+        return observed(slots, state, _margin(slots, logits), logits)
+
+    def _moved(self, slots: Slots, points: Images, plane: Gradient, wrong: Flags) -> Images:
+        """Mix the nearest points of the hyperplane to the point and to the image (eq. 8)."""
+        norm, bounds = slots.ball.norm, slots.ball.bounds
+        back = torch.where(_rows(wrong), slots.images.lerp(points, self.beta), points)
+        begins = torch.stack([back, slots.images]).flatten(2)
+        slopes = plane.gradient.flatten(1)
+        values = plane.values + (slopes * (begins - points.flatten(1))).sum(-1)
+        moves = PROJECTIONS[norm](values, slopes[None], begins, bounds)
+        lengths = NORMS[norm].size(moves.flatten(0, 1)).view(2, -1).clamp_min(1e-8)
+        pull = (lengths[0] / lengths.sum(0)).clamp_max(self.alpha_max)[:, None]
+        beyond = begins + self.eta * moves
+        return beyond[0].lerp(beyond[1], pull).clamp(*bounds).view_as(points)
+
+
+def _starting_points(slots: Slots) -> Images:
+    """Return the image for the first restart, a point at distance eps / 2 for the others."""
+    norm = NORMS[slots.ball.norm]
+    shape = (len(slots.images), slots.images[0].numel())
+    draw = norm.sample(shape, slots.seed, slots.keys(), "fab")
+    length = torch.where(slots.restarts > 0, slots.ball.eps / 2, 0.0)
+    delta = draw * (length / norm.size(draw).clamp_min(_TINY))[:, None]
+    return (slots.images + delta.view_as(slots.images)).clamp(*slots.ball.bounds)
+
+
+def _hyperplane(slots: Slots, points: Images) -> Gradient:
+    """Values, logits and gradients of the difference of logits that is to become zero."""
+    if slots.targets is not None:
+        return slots.oracle.gradient(points, lambda logits: _margin(slots, logits))
+    nearest = slots.oracle.gradient(points, _difference(slots.labels, 1))
+    shortest = _length(slots, nearest)
+    for turn in range(2, nearest.logits.shape[1]):
+        other = slots.oracle.gradient(points, _difference(slots.labels, turn))
+        length = _length(slots, other)
+        nearer = length < shortest
+        shortest = torch.where(nearer, length, shortest)
+        nearest = nearest._replace(
+            values=torch.where(nearer, other.values, nearest.values),
+            gradient=torch.where(_rows(nearer), other.gradient, nearest.gradient),
+        )
+    return nearest
+
+
+def _difference(labels: Labels, turn: int) -> Callable[[Tensor], Tensor]:
+    """Logit of the class that comes `turn` places after the label, minus the label's."""
+
+    def loss(logits: Tensor) -> Tensor:
+        return LOSSES["margin"](logits, labels, (labels + turn) % logits.shape[1], None)
+
+    return loss
+
+
+def _length(slots: Slots, plane: Gradient) -> PerExample:
+    """Distance of the points from their hyperplanes, the pixel bounds aside."""
+    slope = NORMS[_DUAL[slots.ball.norm]].size(plane.gradient.flatten(1))
+    return plane.values.abs() / (slope + _TINY)
+
+
+def _margin(slots: Slots, logits: Logits) -> PerExample:
+    return LOSSES["margin"](logits, slots.labels, slots.targets, None)
+
+
+def _rows(flags: Flags) -> Tensor:
+    return flags[:, None, None, None]

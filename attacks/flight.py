@@ -1,0 +1,164 @@
+"""How the items of a call fly: all in lockstep, or in a full batch that is refilled.
+
+>>> import torch
+>>> _take(Pair(torch.arange(3), torch.ones(3)), torch.tensor([0, 2])).first.tolist()
+[0, 2]
+"""
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from robust_nc.attacks.slots import Slots
+from robust_nc.attacks.work import Work
+from robust_nc.types import Counts, Flags
+
+_POLL = 10  # steps between looks at a device; on a CPU a look costs nothing
+
+
+@runtime_checkable
+class Steps(Protocol):
+    """The part of an attack that flies."""
+
+    @property
+    def rounds(self) -> int:
+        """How many steps an item takes."""
+
+    def start(self, slots: Slots) -> Any:
+        """Return the state of new items."""
+
+    def step(self, slots: Slots, state: Any) -> Any:
+        """Advance every slot by one step."""
+
+    def finish(self, slots: Slots, state: Any) -> Any:
+        """Score the last points."""
+
+
+class Pair(NamedTuple):
+    """A small state, for the example above."""
+
+    first: Tensor
+    second: Tensor
+
+
+class Flight(NamedTuple):
+    """Items in flight with their state, and those that wait."""
+
+    active: Counts
+    state: Any
+    pending: Counts
+
+
+def lockstep(attack: Steps, work: Work, width: int) -> None:
+    """Run all items to the end, `width` at a time; no step waits for the device."""
+    for items in torch.split(work.queue, width):
+        alone = not work.everything.contested and len(items) == work.num_items
+        slots = work.everything if alone else work.slots(items)
+        state = attack.start(slots)
+        for _ in range(attack.rounds):
+            state = attack.step(slots, state)
+        state = attack.finish(slots, state)
+        work.charge(None if alone else items)
+        if alone:
+            work.points = state.best_points
+        else:
+            work.settle(items, state)
+
+
+def refilling(attack: Steps, work: Work, width: int) -> None:
+    """Step a full batch; retire what flipped or ended, cancel its siblings, fill up.
+
+    Where memory runs out, half of the batch waits, and begins anew, with the same draws.
+    """
+    flight = Flight(work.queue[:0], None, work.queue)
+    while True:
+        flight = _filled(attack, work, width, flight)
+        if not len(flight.active):
+            return
+        try:
+            state, leaving = _advance(attack, work, flight)
+        except torch.OutOfMemoryError:
+            if len(flight.active) == 1:
+                raise
+            width = len(flight.active) // 2
+            flight = _halved(work, width, flight)
+            continue
+        flight = _retired(attack, work, flight._replace(state=state), leaving)
+
+
+def _filled(attack: Steps, work: Work, width: int, flight: Flight) -> Flight:
+    """Fill free slots with items of examples that still stand."""
+    active, state, pending = flight
+    free = width - len(active)
+    if not free or not len(pending):
+        return flight
+    pending = pending[~work.flipped[work.examples(pending)]]
+    fresh, pending = pending[:free], pending[free:]
+    if len(fresh):
+        begun = attack.start(work.slots(fresh))
+        work.charge(fresh)
+        state = begun if not len(active) else _join(state, begun)
+        active = torch.cat([active, fresh])
+    return Flight(active, state, pending)
+
+
+def _halved(work: Work, width: int, flight: Flight) -> Flight:
+    active, state, pending = flight
+    work.oracle.drain()
+    if work.referee is not None:
+        work.referee.batch_size = width
+    if active.is_cuda:
+        torch.cuda.empty_cache()
+    kept = torch.arange(width, device=active.device)
+    return Flight(active[:width], _take(state, kept), torch.cat([active[width:], pending]))
+
+
+def _advance(attack: Steps, work: Work, flight: Flight) -> tuple[Any, Flags]:
+    """Step until some slot has flipped or ended; return the state and which have."""
+    slots, state = work.slots(flight.active), flight.state
+    leaving = torch.zeros_like(flight.active, dtype=torch.bool)
+    patience = _POLL if flight.active.is_cuda else 1
+    while True:
+        for _ in range(patience):
+            moved = attack.step(slots, state)
+            work.charge(flight.active)
+            state = moved if patience == 1 else _frozen(state, moved, leaving)
+            leaving = state.flipped | (state.step >= attack.rounds)
+        if bool(leaving.any()):
+            return state, leaving
+
+
+def _frozen(before: Any, after: Any, ended: Flags) -> Any:
+    """Keep the state of slots that ended between two looks."""
+
+    def keep(old: Tensor, new: Tensor) -> Tensor:
+        return torch.where(ended.view(-1, *[1] * (old.ndim - 1)), old, new)
+
+    return type(after)._make(keep(old, new) for old, new in zip(before, after, strict=True))
+
+
+def _retired(attack: Steps, work: Work, flight: Flight, leaving: Flags) -> Flight:
+    """Settle what flipped; finish, then settle, what ended, unless a sibling flipped."""
+    active, state, pending = flight
+    state = state._replace(flipped=work.confirmed(active, state))
+    work.settle(active[state.flipped], _take(state, state.flipped))
+    ended = leaving & ~state.flipped & (state.step >= attack.rounds)
+    ended &= ~work.flipped[work.examples(active)]
+    if bool(ended.any()):
+        items = active[ended]
+        last = attack.finish(work.slots(items), _take(state, ended))
+        work.charge(items)
+        work.settle(items, last._replace(flipped=work.confirmed(items, last)))
+    staying = ~state.flipped & ~ended & ~work.flipped[work.examples(active)]
+    if bool(staying.all()):
+        return Flight(active, state, pending)
+    return Flight(active[staying], _take(state, staying), pending)
+
+
+def _take(state: Any, rows: Tensor) -> Any:
+    return type(state)._make(tensor[rows] for tensor in state)
+
+
+def _join(first: Any, second: Any) -> Any:
+    return type(first)._make(torch.cat(pair) for pair in zip(first, second, strict=True))

@@ -1,0 +1,347 @@
+"""A faster copy of a user's model for the attack, checked against the model itself.
+
+The attack spends nearly all of its time in the model. What is attacked may be a copy; what counts
+is decided by the user's own model:
+
+>>> import torch
+>>> from robust_nc.threat import Ball
+>>> convolution = torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten()
+>>> model = torch.nn.Sequential(*convolution, torch.nn.Linear(144, 3)).eval()
+>>> images, labels = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+>>> accelerate(model, images, labels, Ball("Linf", 0.1), model(images).detach()).names
+('folded',)
+"""
+
+import copy
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robust_nc.exceptions import InputError, unknown_name
+from robust_nc.folding import AGREEMENT, agree, fold_pairs, frozen_copy, kept_draws, trace
+from robust_nc.runtime import full_precision
+from robust_nc.threat import Ball
+from robust_nc.types import Warned
+
+Precision = Literal["float32", "tf32", "bf16"]
+
+FOLDED, CHANNELS_LAST, COMPILED = "folded", "channels_last", "compiled"
+
+GAIN = 0.03  # what a change must gain: timings of one thing differ by that much
+COMPILE_SECONDS = 60.0  # what compiling may cost: not worth it where less time is granted
+_ROUNDS = 12
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "sve_bf16", "svebf16"}
+
+
+class Variant(NamedTuple):
+    """A model that answers as the user's does, and what was done to it."""
+
+    model: nn.Module
+    names: tuple[str, ...]
+
+
+class Probes(NamedTuple):
+    """Examples that candidates are tried on, with the logits `(P, K)` of the user's own model."""
+
+    images: Tensor
+    labels: Tensor
+    logits: Tensor
+    ball: Ball
+
+
+class Accelerated(NamedTuple):
+    """The model to attack: the user's own where nothing helps, then `names` is empty.
+
+    `variants` are all models that agree with the user's own, without itself.
+    """
+
+    model: nn.Module
+    names: tuple[str, ...]
+    warnings: tuple[Warned, ...] = ()
+    variants: tuple[Variant, ...] = ()
+    probes: Probes | None = None
+
+
+class Choice(NamedTuple):
+    """What was fastest: the model to attack, what was done to it, and how many items at a time."""
+
+    model: nn.Module
+    names: tuple[str, ...]
+    batch_size: int
+
+
+def accelerate(
+    model: nn.Module, images: Tensor, labels: Tensor, ball: Ball, logits: Tensor
+) -> Accelerated:
+    """Return a faster copy of a model, with batch norms folded and channels last, where it agrees.
+
+    `images` (P, C, H, W) are clean probes on the model's device, `labels` (P,), `logits` (P, K)
+    what the model answered on them. The model is in eval mode and frozen, and stays as it is. A
+    copy must agree with it to 1e-4 of the range of the logits, on the probes and on one step of
+    size eps against the copy: that costs the copy 3 forwards and 1 backward, the model 1 forward.
+    A model that cannot be copied, or is random, comes back itself.
+    """
+    probes = Probes(images, labels, logits.detach().float(), ball)
+    unchanged = Accelerated(model, (), probes=probes)
+    with full_precision(), kept_draws(images.device):
+        twin = frozen_copy(model)
+        traced = None if twin is None else trace(twin, images)
+        if twin is None or traced is None or not agree(traced.logits, probes.logits):
+            return unchanged
+        if traced.pairs:
+            fold_pairs(twin, traced.pairs)
+        refused: list[Variant] = []
+        for variants in _candidates(twin, folded=bool(traced.pairs)):
+            agrees = _tried(model, variants[0].model, probes)
+            if agrees:
+                best = variants[0]
+                return Accelerated(best.model, best.names, _warnings(refused), variants, probes)
+            if agrees is False:
+                refused.append(variants[0])
+        return unchanged._replace(warnings=_warnings(refused))
+
+
+def _candidates(twin: nn.Module, *, folded: bool) -> Iterator[tuple[Variant, ...]]:
+    """Yield the fastest first, each with those that agree if it does: only their layout differs."""
+    plain = Variant(twin, (FOLDED,) if folded else ())
+    convolutions = (nn.Conv2d, nn.ConvTranspose2d)
+    weights = [part.weight for part in twin.modules() if isinstance(part, convolutions)]
+    if any(not weight.is_contiguous(memory_format=torch.channels_last) for weight in weights):
+        moved = copy.deepcopy(twin)
+        moved.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        both = Variant(moved, (*plain.names, CHANNELS_LAST))
+        yield (both, plain) if folded else (both,)
+    if folded:
+        yield (plain,)
+
+
+def _tried(own: nn.Module, candidate: nn.Module, probes: Probes) -> bool | None:
+    """Whether a candidate agrees on the probes, clean and attacked; None where it cannot run."""
+    try:
+        logits, attacked = _one_step(candidate, probes)
+        if not agree(logits, probes.logits):
+            return False
+        found = _logits(candidate, attacked)
+    except Exception:  # a view of a layout that is not there, memory, whatever a model raises
+        return None
+    return agree(found, _logits(own, attacked))
+
+
+def _one_step(model: nn.Module, probes: Probes) -> tuple[Tensor, Tensor]:
+    """Logits of the probes, and the probes after one step of size eps against their margin."""
+    leaf = probes.images.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = model(leaf).float()
+        true = probes.labels[:, None]
+        others = logits.scatter(1, true, -torch.inf).amax(1)
+        loss = (others - logits.gather(1, true).squeeze(1)).sum()
+        (gradient,) = torch.autograd.grad(loss, leaf)
+    moved = probes.images + probes.ball.eps * probes.ball.steepest(gradient.nan_to_num())
+    return logits.detach(), probes.ball.project(moved, probes.images)
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    logits: Tensor = model(images).float()
+    return logits
+
+
+def _warnings(refused: list[Variant]) -> tuple[Warned, ...]:
+    if not refused:
+        return ()
+    tried = " and ".join(" + ".join(variant.names) for variant in refused)
+    message = (
+        f"a faster copy of the model ({tried}) differed from the model itself by more than "
+        f"{AGREEMENT:g} of the range of the logits, and was not attacked in its place"
+    )
+    return (Warned("acceleration-dropped", message),)
+
+
+class Padded(nn.Module):
+    """Passes batches of any length through a model in batches of one size, filled with zeros.
+
+    A model that was compiled for one shape then never sees another.
+    """
+
+    def __init__(self, model: nn.Module, size: int) -> None:
+        super().__init__()
+        self.model = model
+        self.size = size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits `(N, K)` of images `(N, C, H, W)`."""
+        pieces = torch.split(images, self.size)
+        return torch.cat([self.model(self._filled(piece))[: len(piece)] for piece in pieces])
+
+    def _filled(self, piece: Tensor) -> Tensor:
+        missing = self.size - len(piece)
+        return (
+            torch.cat([piece, piece.new_zeros((missing, *piece.shape[1:]))]) if missing else piece
+        )
+
+
+def compiled(model: nn.Module, size: int, *, backend: str = "inductor") -> nn.Module:
+    """Return a model under `torch.compile` for batches of one size; other lengths are padded.
+
+    It is compiled when it is first called, once with and once without a gradient.
+    """
+    return Padded(torch.compile(model, dynamic=False, backend=backend), size)  # type: ignore[arg-type]
+
+
+def choose(
+    own: nn.Module,
+    fast: Accelerated,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    batch_sizes: tuple[int, ...],
+    seconds: float,
+) -> Choice:
+    """Time models and batch sizes, and return what is fastest per image, forward and gradient.
+
+    Begins with `fast.model` at `batch_sizes[0]`, and leaves what it has only for a gain of 3 %.
+    Images `(P, C, H, W)` with labels `(P,)` are repeated to fill a batch. Takes about `seconds`:
+    one pass at the smallest size is always made; what would take longer is left out, and so is
+    what runs out of memory. On CUDA, with 60 seconds or more, also under `torch.compile`.
+    Raises `InputError` without images or batch sizes.
+    """
+    if not len(images) or not batch_sizes or min(batch_sizes) < 1:
+        raise InputError(
+            "a choice needs images to time and batch sizes of at least 1, "
+            f"found {len(images)} images and batch sizes {batch_sizes}"
+        )
+    compiles = images.is_cuda and seconds >= COMPILE_SECONDS and fast.probes is not None
+    share = seconds / (4 if compiles else 2)
+    watch = _Stopwatch(images, labels)
+    with kept_draws(images.device):
+        best = Choice(fast.model, fast.names, batch_sizes[0])
+        sizes = [best._replace(batch_size=size) for size in sorted(set(batch_sizes))]
+        best = watch.race(best, sizes, share)
+        models = [Variant(own, ()), *fast.variants]
+        best = watch.race(best, [Choice(*each, best.batch_size) for each in models], share)
+        if compiles:
+            assert fast.probes is not None
+            graph = compiled(best.model, best.batch_size)
+            if _tried(own, graph, fast.probes):
+                rival = Choice(graph, (*best.names, COMPILED), best.batch_size)
+                best = watch.race(best, [rival], share)
+    return best
+
+
+class _Stopwatch:
+    """Times a forward and the gradient by the images, of models at batch sizes."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self._images = images
+        self._labels = labels
+        self._times: dict[Choice, list[float]] = {}
+        self._full: set[Choice] = set()
+
+    def race(self, current: Choice, others: list[Choice], seconds: float) -> Choice:
+        """Return the best median time per image, the current one unless another gains `GAIN`."""
+        entries = sorted(dict.fromkeys([current, *others]), key=lambda entry: entry.batch_size)
+        if len(entries) == 1:
+            return current
+        deadline = time.perf_counter() + seconds
+        for _ in range(_ROUNDS):
+            for entry in entries:  # in turn, so that a slow moment of the machine hits all alike
+                if entry not in self._full and self._fits(entry, deadline):
+                    self._time(entry)
+        paces = {entry: self._pace(entry) for entry in entries if entry in self._times}
+        if current in self._full:
+            return min(paces, key=paces.__getitem__, default=entries[0])
+        if current not in paces:  # too slow to be timed, so nothing is known against it
+            return current
+        best = min(paces, key=paces.__getitem__)
+        return best if paces[best] <= (1 - GAIN) * paces[current] else current
+
+    def _pace(self, entry: Choice) -> float:
+        """Median seconds per image, without the first pass, which sets things up, if it can."""
+        times = self._times[entry]
+        return statistics.median(times[1:] or times) / entry.batch_size
+
+    def _fits(self, entry: Choice, deadline: float) -> bool:
+        known = [entry] if entry in self._times else list(self._times)
+        if not known:
+            return True
+        expected = entry.batch_size * min(self._pace(each) for each in known)
+        return time.perf_counter() + expected <= deadline
+
+    def _time(self, entry: Choice) -> None:
+        try:
+            self._times.setdefault(entry, []).append(self._pass(entry))
+        except (RuntimeError, MemoryError) as error:
+            if not _ran_out(error):
+                raise
+            self._full.add(entry)
+            del self._times[entry]
+
+    def _pass(self, entry: Choice) -> float:
+        rows = torch.arange(entry.batch_size, device=self._images.device) % len(self._images)
+        leaf, labels = self._images[rows].detach().requires_grad_(), self._labels[rows]
+        self._wait()
+        begin = time.perf_counter()
+        with torch.enable_grad():
+            loss = F.cross_entropy(entry.model(leaf).float(), labels, reduction="sum")
+            if loss.requires_grad:
+                torch.autograd.grad(loss, leaf, allow_unused=True)
+        self._wait()
+        return time.perf_counter() - begin
+
+    def _wait(self) -> None:
+        if self._images.is_cuda:
+            torch.cuda.synchronize(self._images.device)
+
+
+def _ran_out(error: BaseException) -> bool:
+    """Whether memory ran out; older ways of saying it are plain errors with a text."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or any(words in str(error).lower() for words in _NO_MEMORY)
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    allowed = matmul.allow_tf32, cudnn.allow_tf32
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = True
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = allowed
+
+
+def lowered(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Compute in a lower precision, inside `runtime.full_precision`; restored on the way out.
+
+    "float32" changes nothing, "tf32" lets CUDA round the factors of products to 10 bits, "bf16" is
+    autocast to bfloat16. Raises `UnknownNameError` for anything else.
+    """
+    if precision not in get_args(Precision):
+        raise unknown_name("precision", precision, get_args(Precision))
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return _tf32() if precision == "tf32" else nullcontext()
+
+
+def slow_bf16(device: torch.device) -> bool:
+    """Whether a device has no instructions for bfloat16, so that it is slower than float32."""
+    if device.type == "cuda":
+        return not torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and not _BF16_FLAGS & _cpu_flags()
+
+
+def _cpu_flags() -> set[str]:
+    """Names of the CPU's instruction sets, as torch or else Linux lists them."""
+    listed = getattr(torch.cpu, "get_capabilities", None)
+    if listed is not None:
+        return {name for name, present in listed().items() if present is True}
+    table = Path("/proc/cpuinfo")
+    return set(table.read_text().split()) if table.is_file() else set()

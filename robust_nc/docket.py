@@ -1,0 +1,121 @@
+"""What is known of every example of an evaluation, on the CPU, while attacks take their turns.
+
+>>> import torch
+>>> docket = Docket.of(torch.rand(2, 1, 2, 2), torch.tensor([0, 1]), torch.arange(2), turns=1)
+>>> docket.robust.tolist()
+[False, False]
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robust_nc.scoring import Seen
+
+UNBROKEN, WRONG = -1, -2  # in `Docket.broken_by`, beside indices into the protocol's attacks
+
+
+class Entry(NamedTuple):
+    """What a turn left of some examples: a line of the log. `points` are those of `moved`."""
+
+    rows: Tensor
+    robust: Tensor
+    broken_by: Tensor
+    margins: Tensor
+    forwards: Tensor
+    backwards: Tensor
+    moved: Tensor
+    points: Tensor
+
+
+@dataclass
+class Docket:
+    """N examples: what was given, the verdict so far, and which turns each has behind it."""
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+    logits: Tensor
+    clean_correct: Tensor
+    robust: Tensor
+    broken_by: Tensor
+    points: Tensor
+    margins: Tensor
+    forwards: Tensor
+    backwards: Tensor
+    finished: Tensor
+    unlogged: Tensor
+
+    @classmethod
+    def of(cls, images: Tensor, labels: Tensor, ids: Tensor, *, turns: int) -> "Docket":
+        """Open a docket; nothing is known yet."""
+        count = len(images)
+        images, labels, ids = images.cpu(), labels.cpu(), ids.cpu()
+        no = torch.zeros(count, dtype=torch.bool)
+        return cls(
+            images=images,
+            labels=labels,
+            ids=ids,
+            logits=torch.empty(count, 0),
+            clean_correct=no,
+            robust=no.clone(),
+            broken_by=torch.full_like(labels, WRONG),
+            points=images.clone(),
+            margins=torch.full((count,), -torch.inf),
+            forwards=torch.zeros_like(labels),
+            backwards=torch.zeros_like(labels),
+            finished=torch.zeros(count, turns, dtype=torch.bool),
+            unlogged=no.clone(),
+        )
+
+    def open(self, rows: Tensor, seen: Seen, passes: int) -> None:
+        """Note the clean verdict of some examples."""
+        if not self.logits.shape[1]:
+            self.logits = torch.zeros(len(self.images), seen.logits.shape[1])
+        self.logits[rows] = seen.logits.cpu()
+        correct = ~seen.flipped.cpu()
+        self.clean_correct[rows] = self.robust[rows] = correct
+        self.broken_by[rows] = torch.where(correct, UNBROKEN, WRONG)
+        self.margins[rows] = seen.margins.cpu()
+        self.forwards[rows] += passes
+
+    def note(self, rows: Tensor, attack: int, points: Tensor, seen: Seen, passes: int) -> None:
+        """Note points of examples that stand: a flip breaks them, a larger margin is kept."""
+        self.forwards.index_add_(0, rows, torch.full_like(rows, passes))
+        flipped, scored = seen.flipped.cpu(), seen.margins.cpu()
+        self.robust[rows[flipped]] = False
+        self.broken_by[rows[flipped]] = attack
+        kept = flipped | (scored > self.margins[rows])
+        self.points[rows[kept]] = points.cpu()[kept]
+        self.margins[rows[kept]] = scored[kept]
+        self.unlogged[rows[kept]] = True
+
+    def pending(self, turn: int) -> Tensor:
+        """Rows that still stand and have not had this turn."""
+        return (self.robust & ~self.finished[:, turn]).nonzero().flatten()
+
+    def entry(self, rows: Tensor) -> Entry:
+        """Return what the log keeps of some examples, and take it as written."""
+        moved = rows[self.unlogged[rows]]
+        self.unlogged[moved] = False
+        return Entry(
+            rows,
+            self.robust[rows],
+            self.broken_by[rows],
+            self.margins[rows],
+            self.forwards[rows],
+            self.backwards[rows],
+            moved,
+            self.points[moved],
+        )
+
+    def replay(self, turn: int, entry: Entry) -> None:
+        """Take over what an earlier run of this evaluation left of some examples."""
+        rows = entry.rows
+        self.robust[rows], self.broken_by[rows] = entry.robust, entry.broken_by
+        self.margins[rows] = entry.margins
+        self.forwards[rows], self.backwards[rows] = entry.forwards, entry.backwards
+        self.points[entry.moved] = entry.points
+        self.finished[rows, turn] = True

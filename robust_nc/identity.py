@@ -1,0 +1,52 @@
+"""What names an evaluation: a log is continued only by the evaluation that began it."""
+
+import dataclasses
+import inspect
+
+import torch
+from torch import nn
+
+from robust_nc.docket import Docket
+from robust_nc.files import digest
+from robust_nc.fingerprints import tensors_digest
+from robust_nc.runtime import device_of
+from robust_nc.threat import Ball
+from robust_nc.types import Attack, EvaluationProtocol
+
+PROBES = 16  # images whose logits help to name an evaluation
+
+
+@torch.no_grad()
+def evaluation_identity(
+    model: nn.Module,
+    docket: Docket,
+    ball: Ball,
+    plan: EvaluationProtocol,
+    seed: int,
+    precision: str,
+) -> str:
+    """Digest of all that the verdict depends on; the batch size is none of it."""
+    weights = dict(sorted(model.state_dict().items()))
+    # Not all of a model is in its weights: what it answers tells two apart. Where it answers at
+    # random, only its weights do.
+    probes = docket.images[:PROBES].to(device_of(model))
+    answers = [model(probes)] if len(probes) and plan.draws == 1 else []
+    return digest(
+        {
+            "model": [repr(model), *weights],
+            "weights": tensors_digest([*weights.values(), *answers]),
+            "examples": tensors_digest([docket.images, docket.labels, docket.ids]),
+            "ball": [ball.norm, ball.eps, *ball.bounds],
+            "attacks": [[label, told(attack)] for label, attack in plan.attacks],
+            "protocol": [plan.name, plan.draws],
+            "seed": seed,
+            "precision": precision,
+        }
+    )
+
+
+def told(attack: Attack) -> str:
+    """Name an attack with its options, the same in every process."""
+    kind = attack if inspect.isfunction(attack) else type(attack)
+    options = repr(attack) if dataclasses.is_dataclass(attack) else ""
+    return f"{kind.__module__}.{kind.__qualname__} {options}"

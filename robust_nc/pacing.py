@@ -1,0 +1,120 @@
+"""How an evaluation gets on: attacks done, robust so far, passes per second, time left.
+
+>>> print(Progress("apgd-t", 2, 4, 130, 325, 324, 500, 1.2e6, 60.0, 240.0))
+attack 2 of 4 (apgd-t): 130 of 325, robust at most 64.8%, 20,000 passes/s, 4 min left
+"""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+_SECONDS = 0.5  # between two reports
+
+
+class Progress(NamedTuple):
+    """Where an evaluation stands: `done` of `total` examples of this turn, `robust` of `examples`.
+
+    `passes` are forward and backward passes of this run in `seconds`; `seconds_left` is for an
+    evaluation in which nothing breaks any more, or None where an attack does not say its cost.
+    """
+
+    attack: str
+    turn: int
+    turns: int
+    done: int
+    total: int
+    robust: int
+    examples: int
+    passes: float
+    seconds: float
+    seconds_left: float | None
+
+    @property
+    def share(self) -> float:
+        """Share of the whole that is done, by turns."""
+        inside = self.done / self.total if self.total else 1.0
+        return (self.turn - 1 + inside) / self.turns
+
+    @property
+    def passes_per_second(self) -> float:
+        """Passes per second in this run."""
+        return self.passes / self.seconds if self.seconds else 0.0
+
+    def __str__(self) -> str:
+        robust = self.robust / self.examples if self.examples else 0.0
+        parts = [
+            f"attack {self.turn} of {self.turns} ({self.attack}): {self.done} of {self.total}",
+            f"robust at most {robust:.1%}",
+            f"{self.passes_per_second:,.0f} passes/s",
+        ]
+        if self.seconds_left is not None:
+            parts.append(f"{_duration(self.seconds_left)} left")
+        return ", ".join(parts)
+
+
+class Pace:
+    """Counts passes and reports now and then; `planned` is what each turn costs per example."""
+
+    def __init__(
+        self, report: Callable[[Progress], None] | None, planned: list[int | None]
+    ) -> None:
+        self._report = report
+        self._planned = planned
+        self._began = time.monotonic()
+        self._said = -float("inf")
+        self._passes = 0
+        self._now = Progress("", 1, max(len(planned), 1), 0, 0, 0, 0, 0.0, 0.0, None)
+        self._before = 0
+
+    def turn(self, attack: str, number: int, total: int) -> None:
+        """Begin a turn over `total` examples."""
+        self._now = self._now._replace(attack=attack, turn=number + 1, done=0, total=total)
+        self._before = self._passes
+
+    def tick(self, passes: int) -> None:
+        """Take note of passes."""
+        self._passes += passes
+        if self._report is not None and time.monotonic() - self._said >= _SECONDS:
+            self.say()
+
+    def done(self, rows: int, robust: int, examples: int) -> None:
+        """Take note of examples that this turn has finished."""
+        now = self._now
+        self._now = now._replace(done=now.done + rows, robust=robust, examples=examples)
+        if self._report is not None and time.monotonic() - self._said >= _SECONDS:
+            self.say()
+
+    def say(self) -> None:
+        """Report where things stand."""
+        if self._report is None:
+            return
+        self._said = time.monotonic()
+        self._report(
+            self._now._replace(
+                passes=float(self._passes),
+                seconds=self._said - self._began,
+                seconds_left=self.seconds_left(),
+            )
+        )
+
+    def seconds_left(self) -> float | None:
+        """Time that is left at the speed so far if nothing breaks any more, or None."""
+        left, seconds = self._units_left(), time.monotonic() - self._began
+        return None if left is None or not self._passes else left * seconds / self._passes
+
+    def _units_left(self) -> float | None:
+        now, ahead = self._now, self._planned[self._now.turn :]
+        here = self._planned[now.turn - 1] if self._planned else 0
+        if here is None or None in ahead:
+            return None
+        standing = max(now.total - now.done, 0)
+        spent = self._passes - self._before - now.done * here
+        later = sum(cost for cost in ahead if cost is not None)
+        return max(standing * here - max(spent, 0), 0) + later * min(now.total, now.robust)
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= size * 1.5:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,551 @@
+"""A faster copy answers as the user's own model, or the user's own model is attacked."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robust_nc import acceleration
+from robust_nc.acceleration import (
+    Accelerated,
+    Padded,
+    Variant,
+    accelerate,
+    choose,
+    compiled,
+    lowered,
+    slow_bf16,
+)
+from robust_nc.config import Component, ModelConfig
+from robust_nc.exceptions import ConfigError, InputError
+from robust_nc.folding import fold, trace
+from robust_nc.models.build import build_model
+from robust_nc.runtime import full_precision, untouched
+from robust_nc.threat import Ball
+
+SHAPE = (3, 8, 8)
+BALL = Ball("Linf", 0.03)
+CPU = torch.device("cpu")
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class As(nn.Module):
+    """A function of the parts of a model."""
+
+    def __init__(self, rule: Callable[[nn.Module, Tensor], Tensor], **parts: nn.Module) -> None:
+        super().__init__()
+        self.rule = rule
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.rule(self, images)
+
+
+def lively(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Statistics and weights such that a batch norm left out would be seen."""
+    draws = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for part in model.modules():
+            if isinstance(part, NORMS) and part.running_mean is not None:
+                part.running_mean.normal_(generator=draws)
+                part.running_var.uniform_(0.3, 3.0, generator=draws)
+                part.weight.uniform_(-1.5, 1.5, generator=draws)
+                part.bias.normal_(generator=draws)
+    return model.eval().requires_grad_(False)
+
+
+def images(count: int = 6) -> Tensor:
+    return torch.rand((count, *SHAPE), generator=torch.Generator().manual_seed(1))
+
+
+def labels(count: int = 6) -> Tensor:
+    return torch.arange(count) % 4
+
+
+def head(width: int = 8) -> nn.Module:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, 4))
+
+
+def norms(model: nn.Module | None) -> int:
+    assert model is not None
+    return sum(isinstance(part, NORMS) for part in model.modules())
+
+
+def convolutional(*layers: nn.Module) -> nn.Module:
+    return lively(nn.Sequential(*layers, nn.ReLU(inplace=True), head()))
+
+
+def preact() -> nn.Module:
+    config = ModelConfig(
+        num_classes=4, image_shape=SHAPE, backbone=Component(name="preact_resnet18")
+    )
+    return lively(build_model(config))
+
+
+def small() -> nn.Module:
+    config = ModelConfig(num_classes=4, image_shape=SHAPE, backbone=Component(name="small_cnn"))
+    return lively(build_model(config))
+
+
+def flat(*layers: nn.Module) -> nn.Module:
+    return lively(nn.Sequential(nn.Flatten(), *layers, nn.ReLU(), nn.LazyLinear(4)))
+
+
+def shared() -> nn.Module:
+    """One convolution called twice, one batch norm called twice, and a pair that is called once."""
+
+    def rule(own: nn.Module, points: Tensor) -> Tensor:
+        twice = own.norm(own.twice(own.twice(points)))
+        return own.head(own.pair(own.both(own.first(twice)) + own.both(own.second(twice))))
+
+    pair = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+    return lively(
+        As(
+            rule,
+            twice=nn.Conv2d(3, 3, 3, padding=1),
+            norm=nn.BatchNorm2d(3),
+            first=nn.Conv2d(3, 8, 1),
+            second=nn.Conv2d(3, 8, 1),
+            both=nn.BatchNorm2d(8),
+            pair=pair,
+            head=head(),
+        )
+    )
+
+
+def shortcut(read: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A convolution's output goes to its batch norm, and past it; a second pair is ordinary."""
+
+    def rule(own: nn.Module, points: Tensor) -> Tensor:
+        raw = own.stem(points)
+        return own.head(own.pair(own.norm(raw) + read(raw)))
+
+    pair = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+    return lively(As(rule, stem=nn.Conv2d(3, 8, 1), norm=nn.BatchNorm2d(8), pair=pair, head=head()))
+
+
+def weight_normed() -> nn.Module:
+    layer = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3))
+    return convolutional(layer, nn.BatchNorm2d(8))
+
+
+def hooked() -> nn.Module:
+    layer = nn.Conv2d(3, 8, 3)
+    layer.register_forward_hook(lambda *call: call[2].tanh())
+    return convolutional(layer, nn.BatchNorm2d(8))
+
+
+def standardised() -> nn.Module:
+    class Standardised(nn.Conv2d):
+        def forward(self, points: Tensor) -> Tensor:
+            return F.conv2d(points, self.weight / self.weight.norm(), self.bias)
+
+    return convolutional(Standardised(3, 8, 3), nn.BatchNorm2d(8))
+
+
+def changed_in_place() -> nn.Module:
+    def rule(own: nn.Module, points: Tensor) -> Tensor:
+        return own.head(own.norm(own.layer(points).relu_()))
+
+    return lively(As(rule, layer=nn.Conv2d(3, 8, 3), norm=nn.BatchNorm2d(8), head=head()))
+
+
+def wide_linear() -> nn.Module:
+    """The batch norm's channels are the second axis, the linear layer's outputs the third."""
+    layers = (nn.Flatten(2), nn.Linear(64, 3), nn.BatchNorm1d(3), nn.Flatten(), nn.Linear(9, 4))
+    return lively(nn.Sequential(*layers))
+
+
+def plain_statistics() -> nn.Module:
+    return convolutional(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False))
+
+
+FOLDING = {
+    "conv": (lambda: convolutional(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), 0),
+    "no-bias": (lambda: convolutional(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)), 0),
+    "plain-norm": (lambda: convolutional(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=False)), 0),
+    "groups": (
+        lambda: convolutional(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 8, 3, groups=2), nn.BatchNorm2d(8)),
+        0,
+    ),
+    "transposed": (
+        lambda: convolutional(
+            nn.Conv2d(3, 6, 1), nn.ConvTranspose2d(6, 8, 3, stride=2, groups=2), nn.BatchNorm2d(8)
+        ),
+        0,
+    ),
+    "synchronised": (lambda: convolutional(nn.Conv2d(3, 8, 3), nn.SyncBatchNorm(8)), 0),
+    "reflected": (
+        lambda: convolutional(
+            nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(8)
+        ),
+        0,
+    ),
+    "linear": (lambda: flat(nn.Linear(192, 16, bias=False), nn.BatchNorm1d(16)), 0),
+    "conv1d": (
+        lambda: lively(
+            nn.Sequential(
+                nn.Flatten(2),
+                nn.Conv1d(3, 4, 3),
+                nn.BatchNorm1d(4),
+                nn.Flatten(),
+                nn.Linear(248, 4),
+            )
+        ),
+        0,
+    ),
+    "small": (small, 0),
+    "preact": (preact, 9),  # the first norm of each block follows a sum; so does the last norm
+    "shared": (shared, 2),
+    "shortcut": (lambda: shortcut(torch.tanh), 1),
+    "weight-norm": (weight_normed, 1),
+    "hooked": (hooked, 1),
+    "own-forward": (standardised, 1),
+    "in-place": (changed_in_place, 1),
+    "wide-linear": (wide_linear, 1),
+    "no-statistics": (plain_statistics, 1),
+}
+each_model = pytest.mark.parametrize(("build", "left"), FOLDING.values(), ids=FOLDING.keys())
+
+
+def logits_and_gradient(model: nn.Module, points: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = points.clone().requires_grad_()
+    logits = model(leaf)
+    (gradient,) = torch.autograd.grad(logits.square().sum(), leaf)
+    return logits.detach(), gradient
+
+
+def accelerated(model: nn.Module, ball: Ball = BALL) -> Accelerated:
+    with torch.no_grad():
+        logits = model(images())
+    with untouched(model):
+        return accelerate(model, images(), labels(), ball, logits)
+
+
+@each_model
+def test_a_folded_copy_answers_alike(build: Callable[[], nn.Module], left: int) -> None:
+    torch.manual_seed(0)
+    model = build()
+    folded = fold(model, images(2))
+    assert folded is not None
+    assert norms(folded) == left
+    for wanted, found in zip(
+        logits_and_gradient(model, images()), logits_and_gradient(folded, images()), strict=True
+    ):
+        assert (found - wanted).abs().max() <= 1e-5 * (wanted.max() - wanted.min())
+
+
+@each_model
+def test_the_faster_copy_is_taken_and_the_model_untouched(
+    build: Callable[[], nn.Module], left: int
+) -> None:
+    torch.manual_seed(0)
+    model = build().requires_grad_(True)
+    before = copy.deepcopy(model.state_dict())
+    parts = {name: dict(vars(part)) for name, part in model.named_modules()}
+    tables = {name: dict(part._modules) for name, part in model.named_modules()}
+    with torch.no_grad():
+        wanted = model(images())
+    found = accelerated(model)
+    assert not found.warnings
+    assert ("folded" in found.names) == (norms(model) > left)
+    assert (found.model is model) == (not found.names)
+    assert torch.equal(wanted, model(images()).detach())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+        assert value.stride() == before[name].stride()
+    for name, part in model.named_modules():
+        assert vars(part) == parts[name]
+        assert part._modules == tables[name]
+        assert not part.training
+    for parameter in model.parameters():
+        assert parameter.requires_grad
+        assert parameter.grad is None
+    if found.names:
+        assert not any(parameter.requires_grad for parameter in found.model.parameters())
+        for ours, theirs in zip(
+            logits_and_gradient(found.model, images()),
+            logits_and_gradient(model, images()),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_layout_changes_last_and_both_layouts_can_be_chosen() -> None:
+    found = accelerated(small())
+    assert found.names == ("folded", "channels_last")
+    assert [variant.names for variant in found.variants] == [found.names, ("folded",)]
+    bare = convolutional(nn.Conv2d(3, 8, 3))
+    assert accelerated(bare).names == ("channels_last",)
+    assert accelerated(flat(nn.Linear(192, 16))).names == ()
+
+
+def test_a_view_that_needs_the_usual_layout_drops_the_other() -> None:
+    def rule(own: nn.Module, points: Tensor) -> Tensor:
+        return own.head(own.features(points).view(len(points), -1))
+
+    features = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    found = accelerated(lively(As(rule, features=features, head=nn.Linear(288, 4))))
+    assert found.names == ("folded",)
+    assert not found.warnings
+
+
+def test_what_the_graph_does_not_show_is_found_by_comparing() -> None:
+    model = shortcut(torch.detach)
+    assert norms(fold(model, images())) == 0
+    found = accelerated(model)
+    assert found.model is model
+    assert found.names == ()
+    assert not found.variants
+    (warning,) = found.warnings
+    assert warning.name == "acceleration-dropped"
+    assert "folded" in warning.message
+
+
+def test_what_differs_under_attack_only_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that is right on the clean probes, and wrong as soon as a pixel has moved."""
+    model, clean = small(), images()
+
+    def wrong(twin: nn.Module, pairs: object) -> None:
+        def change(part: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+            return output + 0.01 * (args[0].detach() - clean).abs().sum((1, 2, 3))[:, None]
+
+        twin.register_forward_hook(change)
+
+    monkeypatch.setattr(acceleration, "fold_pairs", wrong)
+    assert accelerated(model, Ball("Linf", 0)).names
+    found = accelerated(model)
+    assert found.model is model
+    assert [warning.name for warning in found.warnings] == ["acceleration-dropped"]
+
+
+class Counting(nn.Module):
+    """Counts its calls in a list that copies share."""
+
+    def __init__(self, model: nn.Module, calls: list[bool]) -> None:
+        super().__init__()
+        self.model = model
+        self.calls = calls
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Counting":
+        return Counting(copy.deepcopy(self.model, memo), self.calls)
+
+    def forward(self, points: Tensor) -> Tensor:
+        self.calls.append(torch.is_grad_enabled())
+        logits: Tensor = self.model(points)
+        return logits
+
+
+def test_few_passes_are_spent() -> None:
+    model = Counting(small(), []).eval()
+    found = accelerated(model)
+    assert found.names == ("folded", "channels_last")
+    # Logits for the test; traced, one step; attacked by both.
+    assert model.calls == [False, True, True, False, False]
+
+
+def uncopied() -> nn.Module:
+    model = convolutional(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    model.generator = (each for each in range(3))
+    return model
+
+
+def randomised() -> nn.Module:
+    def rule(own: nn.Module, points: Tensor) -> Tensor:
+        return own.body(points + 0.1 * torch.rand_like(points))
+
+    return As(rule, body=small()).eval()
+
+
+def detached() -> nn.Module:
+    return As(lambda own, points: own.body(points.detach()), body=small()).eval()
+
+
+def raising_on_copies() -> nn.Module:
+    model = small()
+
+    def rule(own: nn.Module, points: Tensor) -> Tensor:
+        if own.body is not model:
+            raise ValueError("a copy")
+        return own.body(points)
+
+    return As(rule, body=model).eval()
+
+
+@pytest.mark.parametrize("build", [uncopied, randomised, raising_on_copies, detached])
+def test_a_model_that_cannot_be_copied_faithfully_is_attacked_itself(
+    build: Callable[[], nn.Module],
+) -> None:
+    model = build()
+    state = torch.get_rng_state()
+    with untouched(model):
+        found = accelerate(model, images(), labels(), BALL, torch.zeros(6, 4) + model(images()))
+    if build is not randomised:
+        assert torch.equal(torch.get_rng_state(), state)
+    if build is not detached:
+        assert fold(model, images()) is None
+    assert found.model is model
+    assert found.names == ()
+    assert not found.warnings
+
+
+def test_a_trace_leaves_no_hook_behind_when_the_model_raises() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Linear(5, 4))
+    assert trace(model, images()) is None
+    assert not model[0]._forward_hooks
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_every_norm(norm: str) -> None:
+    assert accelerated(small(), Ball(norm, 0.5)).names == ("folded", "channels_last")
+
+
+class Laboured(nn.Module):
+    """Repeats its work, and runs out of memory above a batch size."""
+
+    def __init__(self, times: int = 1, *, most: int = 10**9, text: str = "") -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), head(16))
+        self.times = times
+        self.most = most
+        self.text = text
+
+    def forward(self, points: Tensor) -> Tensor:
+        if len(points) > self.most:
+            raise RuntimeError(self.text) if self.text else torch.OutOfMemoryError
+        return torch.stack([self.layers(points) for _ in range(self.times)]).mean(0)
+
+
+def timed(own: nn.Module, fast: nn.Module, *, sizes: tuple[int, ...] = (16,)) -> tuple[str, int]:
+    variant = Variant(fast, ("folded",))
+    given = Accelerated(*variant, variants=(variant,)) if fast is not own else Accelerated(own, ())
+    choice = choose(own, given, images(), labels(), batch_sizes=sizes, seconds=0.4)
+    assert choice.model is (fast if choice.names else own)
+    return "fast" if choice.names else "own", choice.batch_size
+
+
+def test_the_faster_model_is_chosen() -> None:
+    assert timed(Laboured(20), Laboured(1)) == ("fast", 16)
+    assert timed(Laboured(1), Laboured(20)) == ("own", 16)
+
+
+def test_the_better_batch_size_is_chosen() -> None:
+    class Fixed(Laboured):
+        """A cost per batch, whatever its size; and with four images, thirty times the work."""
+
+        def forward(self, points: Tensor) -> Tensor:
+            self.times = 30 if len(points) == 4 else 1
+            return super().forward(points)
+
+    model = Fixed()
+    assert timed(model, model, sizes=(4, 8)) == ("own", 8)
+    assert timed(model, model, sizes=(8, 4)) == ("own", 8)
+
+
+@pytest.mark.parametrize("text", ["", "CUDA out of memory. Tried to allocate 2 GiB"])
+def test_a_batch_size_beyond_the_memory_is_dropped(text: str) -> None:
+    model = Laboured(most=8, text=text)
+    assert timed(model, model, sizes=(64, 8)) == ("own", 8)
+    assert timed(model, model, sizes=(64, 32)) == ("own", 32)  # the least of them, where none fits
+    own, fast = Laboured(20), Laboured(1, most=8, text=text)
+    assert timed(own, fast, sizes=(16,)) == ("fast", 16)  # one size, so nothing was timed of it
+
+
+def test_other_errors_of_a_model_are_not_hidden() -> None:
+    model = Laboured(most=8, text="shapes do not fit")
+    with pytest.raises(RuntimeError, match="do not fit"):
+        timed(model, model, sizes=(8, 64))
+
+
+def test_what_cannot_be_timed_in_time_is_left_out() -> None:
+    model = Counting(Laboured(), []).eval()
+    choose(
+        model, Accelerated(model, ()), images(), labels(), batch_sizes=(10**9, 2, 4), seconds=0.0
+    )
+    assert len(model.calls) == 1
+
+
+def test_a_choice_needs_images_and_sizes() -> None:
+    fast = Accelerated(Laboured(), ())
+    for points, sizes in ((images(0), (4,)), (images(), ()), (images(), (0,))):
+        with pytest.raises(InputError, match="at least 1"):
+            choose(fast.model, fast, points, labels(len(points)), batch_sizes=sizes, seconds=0.1)
+
+
+def test_padding_changes_no_logits_and_no_gradient() -> None:
+    model, seen = small(), []
+    model.register_forward_pre_hook(lambda part, args: seen.append(len(args[0])))
+    padded = Padded(model, 4)
+    for count in (1, 4, 6, 8):
+        for wanted, found in zip(
+            logits_and_gradient(model, images(count)),
+            logits_and_gradient(padded, images(count)),
+            strict=True,
+        ):
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert padded(images(0)).shape == (0, 4)
+    assert seen == [1, 4, 4, 4, 6, 4, 4, 8, 4, 4, 4]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_model_answers_alike(backend: str) -> None:
+    model = small()
+    fast = compiled(model, 4, backend=backend)
+    for count in (3, 4, 6):
+        for wanted, found in zip(
+            logits_and_gradient(model, images(count)),
+            logits_and_gradient(fast, images(count)),
+            strict=True,
+        ):
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def flags() -> tuple[bool, ...]:
+    cuda = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    return (*cuda, torch.is_autocast_enabled("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("precision", "inside"),
+    [
+        ("float32", (False, False, False)),
+        ("tf32", (True, True, False)),
+        ("bf16", (False, False, True)),
+    ],
+)
+def test_a_lower_precision_ends_with_its_block(
+    precision: acceleration.Precision, inside: tuple[bool, ...]
+) -> None:
+    before = flags()
+    with full_precision():
+        outside = flags()
+        with pytest.raises(KeyError), lowered(precision, CPU):
+            assert flags() == inside
+            product = torch.rand(4, 4) @ torch.rand(4, 4)
+            assert product.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+            raise KeyError
+        assert flags() == outside
+    assert flags() == before
+
+
+def test_an_unknown_precision_is_answered_with_the_valid_ones() -> None:
+    with pytest.raises(ConfigError, match="bf16, float32, tf32"):
+        lowered("fp16", CPU)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("listed", "slow"), [({"avx2": True, "avx512_bf16": False}, True), ({"amx_bf16": True}, False)]
+)
+def test_slow_bf16_reads_the_instruction_sets(
+    monkeypatch: pytest.MonkeyPatch, listed: dict[str, bool], slow: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: listed, raising=False)
+    assert slow_bf16(CPU) == slow
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert slow_bf16(CPU) in (True, False)

@@ -1,0 +1,475 @@
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from helpers_attacks import Counted, curved, linear, pictures, predictions
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+from torch import Tensor, nn
+
+from robust_nc.attacks.apgd import APGD
+from robust_nc.attacks.apgd_l1 import changed, into_ball_and_box, sparse_step
+from robust_nc.attacks.apgd_rules import timetable
+from robust_nc.attacks.losses import LOSSES
+from robust_nc.attacks.oracle import Oracle
+from robust_nc.attacks.slots import Slots
+from robust_nc.exceptions import InputError
+from robust_nc.threat import Ball
+
+SHAPE = (1, 8, 8)
+BALLS = (Ball("Linf", 0.03), Ball("L2", 0.4), Ball("L1", 1.2))
+NOWHERE = Ball("L1", 1e-5)  # nothing flips in there
+CPU = torch.device("cpu")
+
+each_ball = pytest.mark.parametrize("ball", BALLS, ids=lambda ball: ball.norm)
+
+
+class Problem(NamedTuple):
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+
+    def loss(self, points: Tensor, name: str, targets: Tensor | None = None) -> Tensor:
+        with torch.no_grad():
+            return LOSSES[name](self.model(points), self.labels, targets, None)
+
+    def flips(self, points: Tensor) -> Tensor:
+        return predictions(self.model, points) != self.labels
+
+
+def _problem(
+    seed: int, *, count: int = 60, classes: int = 6, shape: tuple[int, int, int] = SHAPE
+) -> Problem:
+    model, images = curved(shape, classes, seed=seed), pictures(count, shape, seed=seed)
+    return Problem(model, images, predictions(model, images), torch.arange(count))
+
+
+def _likely(problem: Problem, count: int) -> Tensor:
+    with torch.no_grad():
+        logits = problem.model(problem.images)
+    return logits.scatter(1, problem.labels[:, None], -torch.inf).topk(count).indices
+
+
+# The closed form of linear models.
+
+
+@each_ball
+@pytest.mark.parametrize("loss", ["ce", "margin"])
+def test_flips_a_linear_model_just_beyond_its_margin(ball: Ball, loss: str) -> None:
+    model = linear(SHAPE, 2)
+    images = 0.5 + 0.02 * (pictures(4, SHAPE) - 0.5)
+    order = {"Linf": 1, "L2": 2, "L1": torch.inf}[ball.norm]
+    with torch.no_grad():
+        logits = model(images)
+        model[1].bias[0] += 1 - (logits[:, 0] - logits[:, 1]).min()  # near: no pixel at its bound
+        logits = model(images)
+        slope = float(torch.linalg.vector_norm(model[1].weight.diff(dim=0), ord=order))
+    labels, margins = logits.argmax(1), logits[:, 0] - logits[:, 1]
+    for index in range(4):
+        one, ids = slice(index, index + 1), torch.tensor([index])
+        for ratio, flips in ((0.99, False), (1.01, True)):
+            near = Ball(ball.norm, float(margins[index]) / slope * ratio)
+            points = APGD(loss=loss)(model, images[one], labels[one], near, seed=0, ids=ids)
+            assert bool(predictions(model, points) != labels[one]) == flips
+
+
+# Against the original.
+
+
+class _First(nn.Module):
+    """Keeps the first images it sees: the starting points."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.seen = model, None
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.seen is None:
+            self.seen = images.detach().clone()
+        logits: Tensor = self.model(images)
+        return logits
+
+
+def _original(problem: Problem, ball: Ball, loss: str, steps: int) -> APGDAttack:
+    kind = APGDAttack_targeted if "targeted" in loss else APGDAttack
+    options = {} if "targeted" in loss else {"loss": loss}
+    attack = kind(
+        problem.model, n_iter=steps, norm=ball.norm, eps=ball.eps, device="cpu", **options
+    )
+    attack.init_hyperparam(problem.images)
+    return attack
+
+
+@each_ball
+def test_climbs_like_the_original_from_the_same_start(ball: Ball, monkeypatch) -> None:
+    same = []
+    for seed in range(2):
+        problem = _problem(seed)
+        first = _First(problem.model)
+        call = (first, problem.images, problem.labels, ball)
+        ours = APGD(steps=50)(*call, goal="maximise", seed=seed, ids=problem.ids)
+        # The original sets its L1 sparsity by a start that it is given, but not by one it draws.
+        noise = first.seen - problem.images
+        monkeypatch.setattr(torch, "randn", lambda shape, noise=noise: noise)
+        theirs = _original(problem, ball, "ce", 50).attack_single_run(
+            problem.images, problem.labels, x_init=None if ball.norm == "L1" else first.seen
+        )[0]
+        monkeypatch.undo()
+        same.append((problem.loss(ours, "ce") - problem.loss(theirs, "ce")).abs() < 1e-4)
+    assert torch.cat(same).float().mean() > 0.95
+
+
+class Duel(NamedTuple):
+    """Mean final losses, and the examples that one attack alone flipped."""
+
+    gain: float
+    ours_alone: int
+    theirs_alone: int
+    flipped: int
+
+
+def _duel(ball: Ball, loss: str, *, targeted: bool = False, seeds: int = 3) -> Duel:
+    gains, ours_alone, theirs_alone, flipped = [], 0, 0, 0
+    for seed in range(seeds):
+        problem = _problem(seed)
+        targets = _likely(problem, 2) if targeted else None
+        call = (problem.model, problem.images, problem.labels, ball)
+        attack, options = APGD(steps=30, loss=loss), {"seed": seed, "ids": problem.ids}
+        original = _original(problem, ball, loss + "-targeted" * targeted, 30)
+        torch.manual_seed(seed)
+        if targeted:
+            original.n_target_classes, original.y_target = 2, targets[:, 0]
+            theirs = original.attack_single_run(*call[1:3])[0]
+            first = targets[:, 0]
+        else:
+            theirs = original.perturb(*call[1:3], best_loss=True)
+            first = None
+        ours = attack(*call, goal="maximise", targets=first, **options)
+        gains.append(problem.loss(ours, loss, first) - problem.loss(theirs, loss, first))
+        won = problem.flips(attack(*call, targets=targets, **options))
+        lost = problem.flips(original.perturb(*call[1:3]))
+        ours_alone += int((won & ~lost).sum())
+        theirs_alone += int((lost & ~won).sum())
+        flipped += int(lost.sum())
+    return Duel(float(torch.cat(gains).mean()), ours_alone, theirs_alone, flipped)
+
+
+@each_ball
+@pytest.mark.parametrize(
+    ("loss", "targeted"), [("ce", False), ("dlr", False), ("dlr", True)], ids=str
+)
+def test_as_strong_as_the_original(ball: Ball, loss: str, targeted: bool) -> None:
+    state = torch.random.get_rng_state()
+    duel = _duel(ball, loss, targeted=targeted)
+    torch.random.set_rng_state(state)
+    print("DUEL", ball.norm, loss, targeted, duel)
+    assert 20 < duel.flipped < 160, "the test needs both verdicts"
+    assert duel.theirs_alone <= duel.ours_alone + 2
+    assert duel.gain > -0.003
+
+
+# The contract of the pool.
+
+
+@each_ball
+@pytest.mark.parametrize("goal", ["flip", "maximise"])
+@pytest.mark.parametrize("options", [{}, {"eot": 3}, {"restarts": 2, "slots": 5}], ids=str)
+def test_passes_are_exact_where_nothing_flips(ball: Ball, goal, options) -> None:
+    problem = _problem(0, count=9)
+    model, attack = Counted(problem.model), APGD(steps=7, **options)
+    nowhere = Ball(ball.norm, NOWHERE.eps)
+    call = (model, problem.images, problem.labels, nowhere)
+    result = attack.run(*call, goal=goal, seed=0, ids=problem.ids)
+    times = attack.eot * attack.restarts
+    assert result.forwards.tolist() == [8 * times] * 9
+    assert result.backwards.tolist() == [7 * times] * 9
+    assert (model.forwards, model.backwards) == (9 * 8 * times, 9 * 7 * times)
+    assert attack.cost(6) == 14 * times
+
+
+def _variants() -> list[tuple[Ball, APGD]]:
+    return [*((ball, APGD(steps=20)) for ball in BALLS), (BALLS[2], APGD(steps=20, enlarged=True))]
+
+
+each_variant = pytest.mark.parametrize(
+    ("ball", "attack"), _variants(), ids=["Linf", "L2", "L1", "L1-enlarged"]
+)
+
+
+@each_variant
+def test_the_batch_and_its_order_change_nothing(ball: Ball, attack: APGD) -> None:
+    problem = _problem(1, count=30)
+
+    def reached(rows: Tensor, slots: int | None) -> tuple[Tensor, Tensor]:
+        resized = dataclasses.replace(attack, slots=slots)
+        part = Problem(problem.model, *(column[rows] for column in problem[1:]))
+        call = (part.model, part.images, part.labels, ball)
+        flips = part.flips(resized(*call, seed=1, ids=part.ids))
+        far = resized(*call, goal="maximise", seed=1, ids=part.ids)
+        return flips, part.loss(far, "ce")
+
+    everyone = torch.arange(30)
+    flips, losses = reached(everyone, None)
+    assert 0 < flips.sum() < 30, "the test needs both verdicts"
+    shuffled = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    for rows, slots in (
+        (everyone, 1),
+        (everyone, 5),
+        (everyone, 100),
+        (shuffled, 7),
+        (everyone[9:20], 4),
+    ):
+        found = reached(rows, slots)
+        assert torch.equal(found[0], flips[rows])
+        assert torch.allclose(found[1], losses[rows], atol=1e-4)
+
+
+def _slots(problem: Problem, ball: Ball, rows: slice) -> Slots:
+    return Slots(
+        images=problem.images[rows],
+        labels=problem.labels[rows],
+        targets=None,
+        ids=problem.ids[rows],
+        restarts=torch.zeros_like(problem.ids[rows]),
+        ball=ball,
+        seed=0,
+        goal="maximise",
+        contested=False,
+        oracle=Oracle(problem.model),
+    )
+
+
+@each_variant
+def test_slots_may_be_at_different_steps(ball: Ball, attack: APGD) -> None:
+    problem = _problem(2, count=8)
+    whole = _slots(problem, ball, slice(0, 8))
+    expected = attack.start(whole)
+    for _ in range(20):
+        expected = attack.step(whole, expected)
+    early, late = (_slots(problem, ball, rows) for rows in (slice(0, 4), slice(4, 8)))
+    ahead = attack.start(early)
+    for _ in range(7):
+        ahead = attack.step(early, ahead)
+    both = type(ahead)._make(map(torch.cat, zip(ahead, attack.start(late), strict=True)))
+    for _ in range(13):
+        both = attack.step(whole, both)
+    behind = type(both)._make(column[4:] for column in both)
+    for _ in range(7):
+        behind = attack.step(late, behind)
+    assert both.step.tolist() == [20] * 4 + [13] * 4
+    for name, column in expected._asdict().items():
+        joined = torch.cat([getattr(both, name)[:4], getattr(behind, name)])
+        assert torch.allclose(joined.float(), column.float(), atol=1e-4), name
+
+
+@each_variant
+@pytest.mark.parametrize("goal", ["flip", "maximise"])
+@pytest.mark.parametrize(
+    ("shape", "classes", "loss"),
+    [((1, 8, 8), 2, "ce"), ((3, 32, 20), 3, "margin"), ((1, 8, 8), 10, "dlr")],
+    ids=str,
+)
+def test_any_shape_and_number_of_classes(ball, attack, goal, shape, classes, loss) -> None:
+    problem = _problem(0, count=6, classes=classes, shape=shape)
+    attack = dataclasses.replace(attack, loss=loss)
+    call = (problem.model, problem.images, problem.labels, ball)
+    points = attack(*call, goal=goal, seed=0, ids=problem.ids)
+    assert ball.contains(points, problem.images).all()
+    assert points.dtype == torch.float32
+    assert (problem.loss(points, loss) > problem.loss(problem.images, loss) + 1e-3).all()
+
+
+@each_variant
+def test_a_ball_without_room_returns_the_images(ball: Ball, attack: APGD) -> None:
+    problem = _problem(0, count=5)
+    call = (problem.model, problem.images, problem.labels, Ball(ball.norm, 0.0))
+    for goal in ("flip", "maximise"):
+        points = attack(*call, goal=goal, seed=0, ids=problem.ids)
+        assert torch.equal(points, problem.images)
+
+
+# Random models.
+
+
+class _Swinging(nn.Module):
+    """Adds another model's logits at every even call, and takes them away at every odd one."""
+
+    def __init__(self, model: nn.Module, other: nn.Module) -> None:
+        super().__init__()
+        self.model, self.other, self.sign = model, other, 1
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.sign = -self.sign
+        logits: Tensor = self.model(images) + self.sign * self.other(images)
+        return logits
+
+
+@each_ball
+def test_eot_climbs_the_mean(ball: Ball) -> None:
+    problem = _problem(0, count=8, classes=2)
+    noisy = _Swinging(problem.model, linear(SHAPE, 2))
+    options = {"goal": "maximise", "seed": 0, "ids": problem.ids}
+    attack = APGD(steps=20, loss="margin", eot=2)
+    points = attack(noisy, problem.images, problem.labels, ball, **options)
+    plain = APGD(steps=20, loss="margin")
+    expected, fooled = (
+        problem.loss(plain(model, problem.images, problem.labels, ball, **options), "margin")
+        for model in (problem.model, noisy)
+    )
+    assert torch.allclose(problem.loss(points, "margin"), expected, atol=1e-3)
+    assert (fooled < expected - 0.1).any()
+
+
+@pytest.mark.parametrize("goal", ["flip", "maximise"])
+def test_eot_with_dropout(goal: str) -> None:
+    problem = _problem(0, count=8)
+    problem.model[3].train()
+    attack = APGD(steps=6, eot=4, mode="as_is")
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    call = (problem.model, problem.images, problem.labels, BALLS[1])
+    points = attack(*call, goal=goal, seed=0, ids=problem.ids)
+    torch.random.set_rng_state(state)
+    assert problem.model[3].training
+    assert BALLS[1].contains(points, problem.images).all()
+    problem.model.eval()
+    assert (problem.loss(points, "ce") > problem.loss(problem.images, "ce")).all()
+
+
+# The enlarged schedule of L1.
+
+
+def test_enlarged_climbs_in_three_radii_and_counts_the_last() -> None:
+    problem, ball = _problem(0, count=6), Ball("L1", 0.8)
+    attack, slots = APGD(steps=20, enlarged=True), _slots(problem, ball, slice(0, 6))
+    state, far = attack.start(slots), []
+    for step in range(20):
+        far.append(float(ball.distance(state.points, problem.images).max()) / ball.eps)
+        state = attack.step(slots, state)
+        assert ball.contains(state.best_points, problem.images).all()
+        assert (state.best_loss > -torch.inf).any() == (step >= 12)
+    assert far[:6] == pytest.approx([3.0] * 6, rel=1e-3)
+    assert far[6:12] == pytest.approx([2.0] * 6, rel=1e-3)
+    assert far[12:] == pytest.approx([1.0] * 8, rel=1e-3)
+
+
+def test_enlarged_is_not_weaker() -> None:
+    gains, flips = [], []
+    for seed in range(3):
+        problem = _problem(seed)
+        call = (problem.model, problem.images, problem.labels, BALLS[2])
+        plain, enlarged = APGD(steps=30), APGD(steps=30, enlarged=True)
+        losses = [
+            problem.loss(attack(*call, goal="maximise", seed=seed, ids=problem.ids), "ce")
+            for attack in (enlarged, plain)
+        ]
+        gains.append(losses[0] - losses[1])
+        found = [
+            problem.flips(attack(*call, seed=seed, ids=problem.ids)) for attack in (enlarged, plain)
+        ]
+        flips.append(int(found[0].sum()) - int(found[1].sum()))
+    print("ENL", torch.cat(gains).mean(), flips)
+    assert torch.cat(gains).mean() > 0
+    assert sum(flips) >= 0
+
+
+# The parts.
+
+
+def test_checkpoints_of_the_paper() -> None:
+    table = timetable("Linf", 100, enlarged=False, device=CPU)
+    at = table.check.nonzero().flatten()
+    assert at.tolist() == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert table.window[at].tolist() == [22, 19, 16, 13, 10, 7, 6, 6]
+    table = timetable("L1", 100, enlarged=True, device=CPU)
+    assert table.opens.nonzero().flatten().tolist() == [0, 30, 60]
+    assert table.closes.nonzero().flatten().tolist() == [29, 59]
+    assert table.radius.tolist() == [3.0] * 29 + [2.0] * 30 + [1.0] * 41
+    assert table.window[:30].nonzero().flatten().tolist() == list(range(1, 30))
+    for steps in (1, 2, 3, 5, 17):
+        assert len(timetable("L2", steps, enlarged=False, device=CPU).window) == steps
+
+
+def _slow_projection(point: np.ndarray, centre: np.ndarray, radius: float) -> np.ndarray:
+    """One row in float64, by bisection of the multiplier."""
+    change = point - centre
+
+    def at(threshold: float) -> np.ndarray:
+        shrunk = np.sign(change) * np.maximum(np.abs(change) - threshold, 0)
+        return np.clip(shrunk, -centre, 1 - centre)
+
+    low, high = 0.0, float(np.abs(change).max())
+    if np.abs(at(0.0)).sum() <= radius:
+        return centre + at(0.0)
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.abs(at(middle)).sum() > radius else (low, middle)
+    return centre + at(high)
+
+
+@given(st.integers(0, 10_000), st.floats(0, 20), st.sampled_from([0.01, 0.3, 3.0]))
+@settings(deadline=None, max_examples=60)
+def test_projection_onto_ball_and_box(seed: int, radius: float, spread: float) -> None:
+    draws = torch.Generator().manual_seed(seed)
+    origins = pictures(3, (2, 5, 3), seed=seed)
+    noise = torch.randn(origins.shape, generator=draws)
+    points = origins + spread * noise * (torch.rand(origins.shape, generator=draws) < 0.7)
+    radii = torch.tensor([radius, radius / 3, 0.0])
+    found = into_ball_and_box(points, origins, radii, (0.0, 1.0))
+    for row in range(3):
+        near = _slow_projection(
+            *(images[row].double().numpy().ravel() for images in (points, origins)),
+            float(radii[row]),
+        )
+        assert np.abs(found[row].numpy().ravel() - near).max() < 2e-7
+        assert Ball("L1", float(radii[row])).contains(found[row : row + 1], origins[row : row + 1])
+    assert torch.equal(found[2], origins[2])
+
+
+def test_projection_stays_in_a_small_ball_of_many_pixels() -> None:
+    origins = pictures(4, (3, 64, 64))
+    points = origins + torch.randn(origins.shape, generator=torch.Generator().manual_seed(0))
+    for eps in (1e-3, 12.0, 500.0):
+        found = into_ball_and_box(points, origins, torch.full((4,), eps), (0.0, 1.0))
+        assert Ball("L1", eps).contains(found, origins).all()
+        assert (Ball("L1", eps).distance(found, origins) > eps * (1 - 1e-3)).all()
+
+
+def test_sparse_steps_spend_their_length_on_the_steepest_pixels() -> None:
+    points = torch.full((3, 1, 2, 2), 0.5)
+    gradient = torch.tensor([4.0, -3.0, 2.0, 0.5]).view(1, 1, 2, 2).repeat(3, 1, 1, 1)
+    gradient[2] = 0
+    length, share = torch.tensor([0.2, 0.3, 0.3]), torch.tensor([0.5, 0.75, 0.5])
+    moved = sparse_step(points, gradient, length, share) - points
+    wanted = torch.tensor([[0.1, -0.1, 0.0, 0.0], [0.1, -0.1, 0.1, 0.0], [0.0] * 4])
+    assert torch.allclose(moved.flatten(1), wanted, atol=1e-6)
+    assert changed(points + moved, points).tolist() == [2, 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": 2, "enlarged": True}, "steps must be at least 3"),
+        ({"eot": 0}, "eot must be at least 1"),
+        ({"rho": 0.0}, "rho must be"),
+        ({"rho": 1.5}, "rho must be"),
+        ({"loss": "kl"}, "attack loss"),
+        ({"restarts": 0}, "restarts"),
+    ],
+    ids=str,
+)
+def test_options_that_cannot_be_used_are_named(options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        APGD(**options)
+
+
+def test_enlarged_is_for_l1() -> None:
+    problem = _problem(0, count=2)
+    call = (problem.model, problem.images, problem.labels, BALLS[0])
+    with pytest.raises(InputError, match="found Linf"):
+        APGD(enlarged=True)(*call, seed=0, ids=problem.ids)
