@@ -82,6 +82,7 @@ class APGD(PooledAttack[APGDState]):
             )
         radius = slots.ball.eps * (PHASES[0] if self.enlarged else 1.0)
         points = RULES[slots.ball.norm].draw(slots, f"apgd/{self.loss}", radius)
+        pixels = slots.images[0].numel() if len(points) else 1
         whole = slots.labels.new_zeros(len(points))
         zero = slots.images.new_zeros(len(points))
         return APGDState(
@@ -99,8 +100,8 @@ class APGD(PooledAttack[APGDState]):
             checked_loss=zero,
             reduced=whole.bool(),
             length=zero,
-            share=zero + FIRST_SHARE,
-            support=whole + slots.images[0].numel(),
+            width=whole + max(round(FIRST_SHARE * pixels), 1),
+            support=whole + pixels,
         )
 
     def step(self, slots: Slots, state: APGDState) -> APGDState:

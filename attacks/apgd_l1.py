@@ -37,15 +37,11 @@ def into_ball_and_box(
     return rounded.clamp(low, high).view_as(origins)
 
 
-def sparse_step(points: Images, gradient: Images, length: PerExample, share: PerExample) -> Images:
-    """Move by L1 `length`, spread evenly over the `share` of pixels with the steepest slopes.
-
-    Their number is rounded (the authors' code rounds up, and then never moves one pixel alone).
-    """
+def sparse_step(points: Images, gradient: Images, length: PerExample, width: Counts) -> Images:
+    """Move by L1 `length`, spread evenly over the `width` pixels with the steepest slopes."""
     slope = gradient.flatten(1)
     steepness, pixels = slope.abs(), slope.shape[1]
-    place = pixels - (share * pixels).round().long().clamp(1, pixels)
-    weakest = steepness.sort(1).values.gather(1, place[:, None])
+    weakest = steepness.sort(1).values.gather(1, pixels - width[:, None])
     direction = slope.sign() * (steepness >= weakest)
     each = length / direction.abs().sum(1).clamp_min(1)
     return points + (direction * each[:, None]).view_as(points)

@@ -44,7 +44,7 @@ class APGDState(NamedTuple):
     checked_loss: Tensor  # of the peak, at the last checkpoint
     reduced: Tensor  # whether the last checkpoint halved the step
     length: Tensor  # of a step, in radii
-    share: Tensor  # of the pixels that a step moves (L1)
+    width: Tensor  # pixels that a step moves (L1)
     support: Tensor  # pixels that the peak changes, at the last checkpoint (L1)
 
 
@@ -154,17 +154,18 @@ class Sparse:
         sparser = due.opens | (support < self.SPARSER * state.support)
         shorter = (state.length / self.SHORTER).clamp_min(self.least_length)
         length = torch.where(sparser, self.first_length, shorter)
-        share = support / (self.SHORTER * slots.images[0].numel())
+        # The authors' code rounds up, and then never moves one pixel alone.
+        width = (support / self.SHORTER).round().long().clamp_min(1)
         state = state._replace(
             length=torch.where(due.check, length, state.length),
-            share=torch.where(due.check, share, state.share),
+            width=torch.where(due.check, width, state.width),
             support=torch.where(due.check, support, state.support),
         )
         return Checked(state, due.check & sparser)
 
     def move(self, slots: Slots, state: APGDState, gradient: Images, due: Timetable) -> Images:
         """Step and project; at the end of a phase, project the peak."""
-        moved = sparse_step(state.points, gradient, state.length * due.radius, state.share)
+        moved = sparse_step(state.points, gradient, state.length * due.radius, state.width)
         moved = torch.where(wide(due.closes), state.peak_points, moved)
         return into_ball_and_box(moved, slots.images, due.radius, slots.ball.bounds)
 
@@ -197,7 +198,7 @@ RULES: dict[str, Rule] = {
 def timetable(norm: str, steps: int, *, enlarged: bool, device: torch.device) -> Timetable:
     """Lay out the phases (of 30, 30 and 40 % of the steps, or one) and their checkpoints.
 
-    Enlarged phases take their share of pixels from where they begin: that is a checkpoint too.
+    Enlarged phases take the width of their steps from where they begin: a checkpoint too.
     """
     short = max(3 * steps // 10, 1)
     phases = [short, short, steps - 2 * short] if enlarged else [steps]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from robust_nc.attacks.external import (
@@ -24,7 +25,7 @@ from robust_nc.attacks.external import (
     imported,
     version_of,
 )
-from robust_nc.exceptions import InputError
+from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.threat import NORMS
 
 _LIBRARY = "foolbox"
@@ -34,13 +35,14 @@ _REFUSED = {
 }
 _ORDERS = {"Linf": float("inf"), "L2": 2.0, "L1": 1.0, "L0": 0.0}
 _CONSTRAINTS = {"Linf": "linf", "L2": "l2"}  # as HopSkipJumpAttack calls them
-_ONLY_TARGETED = {"GenAttack"}
-_NEVER_TARGETED = {
-    "DatasetAttack",
-    "L2DeepFoolAttack",
-    "LinfDeepFoolAttack",
-    "NewtonFoolAttack",
-    "VirtualAdversarialAttack",
+_FROM_OUTSIDE = {  # decision-based: they walk towards the image from a point beyond the boundary
+    "BoundaryAttack",
+    "HopSkipJumpAttack",
+    "L0BrendelBethgeAttack",
+    "L1BrendelBethgeAttack",
+    "L2BrendelBethgeAttack",
+    "LinfinityBrendelBethgeAttack",
+    "PointwiseAttack",
 }
 
 
@@ -75,23 +77,43 @@ class FoolboxAttack(ExternalAttack):
         return tuple(norm for norm, p in _ORDERS.items() if p == order)
 
     def can_target(self) -> bool:
-        """Whether it takes another criterion than misclassification."""
-        return self.name not in _NEVER_TARGETED
+        """Only the library knows; it says so by refusing the criterion."""
+        return True
 
     def perturb(self, call: Call) -> Tensor:
-        """Wrap the model, build the attack and call it; the point before foolbox's clipping."""
+        """Wrap the model and call the attack; the points before foolbox's own clipping."""
         foolbox = imported(_LIBRARY, _LIBRARY)
         model = foolbox.PyTorchModel(call.model, bounds=call.ball.bounds, device=call.images.device)
+        if self.name not in _FROM_OUTSIDE or "init_attack" in self.options:
+            return self._attacked(foolbox, model, call)
+        starts, found = _starting_points(call)
+        points = call.images.clone()
+        if bool(found.any()):
+            targets = None if call.targets is None else call.targets[found]
+            some = call._replace(
+                images=call.images[found], labels=call.labels[found], targets=targets
+            )
+            points[found] = self._attacked(foolbox, model, some, starting_points=starts[found])
+        return points
+
+    def _attacked(self, foolbox: Any, model: Any, call: Call, **start: Tensor) -> Tensor:
         attack = self._built(call.ball.norm)
         if hasattr(attack, "feed"):  # it takes other images of the batch
             attack.feed(model, call.images)
-        if call.targets is not None:
-            criterion = foolbox.criteria.TargetedMisclassification(call.targets)
-        elif self.name in _ONLY_TARGETED:
-            raise InputError(f"{self.label} needs targets, one class per image")
-        else:
-            criterion = foolbox.criteria.Misclassification(call.labels)
-        points: Tensor = attack(model, call.images, criterion, epsilons=float(call.ball.eps))[0]
+        criteria = foolbox.criteria
+        criterion = (
+            criteria.Misclassification(call.labels)
+            if call.targets is None
+            else criteria.TargetedMisclassification(call.targets)
+        )
+        eps = float(call.ball.eps)
+        try:
+            points: Tensor = attack(model, call.images, criterion, epsilons=eps, **start)[0]
+        except ValueError as error:
+            if "unsupported criterion" not in str(error):
+                raise
+            told = "needs targets" if call.targets is None else "cannot be aimed at targets"
+            raise InputError(f"{self.label} {told}") from None
         return points
 
     def _built(self, norm: str) -> Any:
@@ -99,7 +121,13 @@ class FoolboxAttack(ExternalAttack):
         distance = distances.LpDistance(_ORDERS[norm])
         given = {"distance": distance, "constraint": _CONSTRAINTS.get(norm)}
         kind = self.kind()
-        attack = kind(**arguments(self.label, kind, given, self.options))
+        try:
+            attack = kind(**arguments(self.label, kind, given, self.options))
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"{self.label} needs {error.name}, which is not installed here; "
+                "`make peers` builds an environment with it"
+            ) from None
         if self.name == "PointwiseAttack":  # its constructor forgets the distance of its base
             attack._distance = distance
         return attack
@@ -107,3 +135,20 @@ class FoolboxAttack(ExternalAttack):
 
 def _is_attack(attacks: Any, value: object) -> bool:
     return isinstance(value, type) and issubclass(value, attacks.Attack)
+
+
+@torch.no_grad()
+def _starting_points(call: Call) -> tuple[Tensor, Tensor]:
+    """For each image the nearest of the batch beyond its boundary, and whether there is one.
+
+    The random starts of the library find none for many images, and then it raises.
+    """
+    predicted = call.model(call.images).argmax(1)
+    usable = (
+        predicted[None] != call.labels[:, None]
+        if call.targets is None
+        else predicted[None] == call.targets[:, None]
+    )
+    flat = call.images.flatten(1)
+    distance = torch.cdist(flat, flat).masked_fill(~usable, torch.inf)
+    return call.images[distance.argmin(1)], usable.any(1)

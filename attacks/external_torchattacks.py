@@ -62,8 +62,13 @@ class TorchAttack(ExternalAttack):
         return tuple(n for n in norms if n != "L1") if self.name == "FAB" else norms
 
     def can_target(self) -> bool:
-        """Whether the class supports its targeted mode."""
-        return "targeted" in re.findall(r"\w+", _line_of(self.kind(), "supported_mode"))
+        """Whether the class supports its targeted mode.
+
+        FAB says so, but attacks only what is predicted as its target already.
+        """
+        return self.name != "FAB" and "targeted" in re.findall(
+            r"\w+", _line_of(self.kind(), "supported_mode")
+        )
 
     def perturb(self, call: Call) -> Tensor:
         """Build the attack for this model and call it."""
@@ -77,9 +82,12 @@ class TorchAttack(ExternalAttack):
         kind = self.kind()
         attack = kind(call.model, **arguments(self.label, kind, given, self.options))
         attack.set_device(call.images.device)
-        if call.targets is not None:
+        aims = call.aims
+        if self.name == "JSMA" and call.targets is None:  # it would aim at (label + 1) % 10
+            aims = (call.labels + 1) % call.num_classes
+        if call.targets is not None or aims is not call.labels:
             attack.set_mode_targeted_by_label(quiet=True)
-        points: Tensor = attack(call.images, call.aims)
+        points: Tensor = attack(call.images, aims)
         return points
 
     def defects(self, norm: str) -> tuple[Warned, ...]:

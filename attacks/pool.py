@@ -39,6 +39,7 @@ from robust_nc.threat import Ball
 from robust_nc.types import Attacked, Goal, Referee
 
 Mode = Literal["eval", "as_is"]
+TargetsAt = Literal["clean", "worst"]
 
 S = TypeVar("S", bound=State)
 
@@ -48,7 +49,8 @@ class PooledAttack(Counted, Generic[S]):
     """Base of the attacks that the pool drives.
 
     `restarts` per example (and target). `num_targets` makes an attack targeted where the caller
-    names no targets: at the so many most likely other classes, found by a clean forward pass.
+    names no targets: at the so many most likely other classes, by the logits of the clean image, or
+    with `targets_at="worst"`, under a referee, of the worst point that attacks before it found.
     `slots` is the batch size of the model passes (None: as many as examples are handed in).
     `mode="eval"` attacks the model in eval mode without a trace; `mode="as_is"` leaves its training
     flags as they are, and lets its buffers change (batch norm in train mode): for the inner attack
@@ -57,6 +59,7 @@ class PooledAttack(Counted, Generic[S]):
 
     restarts: int = 1
     num_targets: int | None = None
+    targets_at: TargetsAt = "clean"
     slots: int | None = None
     mode: Mode = "eval"
 
@@ -73,6 +76,8 @@ class PooledAttack(Counted, Generic[S]):
                 raise InputError(f"{name} must be at least 1{or_none}, found {value}")
         if self.mode not in ("eval", "as_is"):
             raise InputError(f"mode must be 'eval' or 'as_is', found {self.mode!r}")
+        if self.targets_at not in ("clean", "worst"):
+            raise InputError(f"targets_at must be 'clean' or 'worst', found {self.targets_at!r}")
 
     @property
     @abstractmethod
@@ -148,7 +153,11 @@ class PooledAttack(Counted, Generic[S]):
         oracle = Oracle(model, labels if columns is None else torch.cat([labels, *columns.T]))
         with untouched(model) if self.mode == "eval" else contextlib.nullcontext():
             if columns is None and self.num_targets is not None and len(images):
-                logits = referee.logits if referee else _clean_logits(oracle, images, width)
+                if referee is None:
+                    logits = _clean_logits(oracle, images, width)
+                else:
+                    worst = self.targets_at == "worst"
+                    logits = referee.worst_logits if worst else referee.logits
                 columns = likely_targets(logits, labels, self.num_targets)
             work = lay_out(
                 oracle,

@@ -144,12 +144,12 @@ def window_sizes(
     return tuple(min(side | 1 if odd else side, height, width) for side in sides)
 
 
-def into_ball_and_box(slots: Slots, delta: Images) -> Images:
+def _into_ball_and_box(slots: Slots, delta: Images) -> Images:
     """Project `images + delta` onto the L1 ball within the pixel bounds: Euclidean, nearly.
 
     All values shrink by one threshold, then stop at the bounds. The threshold is bracketed by
-    Newton steps (the sum of the values is piecewise linear in it), and its upper end taken, which
-    is inside the ball however far the search came. A sort takes five times as long.
+    Newton steps, as the sum of the values is piecewise linear in it; then the two ends are mixed,
+    which spends the whole radius however far the search came. A sort takes several times as long.
     """
     low, high = slots.ball.bounds
     images, flat = slots.images.flatten(1), delta.flatten(1)
@@ -161,21 +161,25 @@ def into_ball_and_box(slots: Slots, delta: Images) -> Images:
     return points.clamp(low, high).view_as(delta)
 
 
-def _shrunk(size: Features, room: Features, eps: float) -> Features:
+def _shrunk(size: Features, room: Features, eps: float | int) -> Features:
     """Sizes less a threshold, cut to the room, so that each row sums to at most eps."""
     radius = eps * (1 - _ROUNDING)
     upper = size.amax(1, keepdim=True)
     lower = threshold = torch.zeros_like(upper)
     for _ in range(_SEARCH):
         left = size - threshold
-        total = left.clamp_min(0).minimum(room).sum(1, keepdim=True)
+        excess = left.clamp_min(0).minimum(room).sum(1, keepdim=True) - radius
         slope = ((left > 0) & (left < room)).sum(1, keepdim=True)
-        fits = total <= eps
-        upper, lower = torch.where(fits, threshold, upper), torch.where(fits, lower, threshold)
-        newton = threshold + (total - radius) / slope.clamp_min(1)
+        upper = torch.where(excess <= 0, threshold, upper)
+        lower = torch.where(excess <= 0, lower, threshold)
+        newton = threshold + excess / slope.clamp_min(1)
         good = (newton > lower) & (newton < upper)
         threshold = torch.where(good, newton, (lower + upper) / 2)
-    return (size - upper).clamp_min(0).minimum(room)
+    more = (size - lower).clamp_min_(0).minimum(room)
+    less = (size - upper).clamp_min_(0).minimum(room)
+    spent = less.sum(1, keepdim=True)
+    share = (radius - spent) / (more.sum(1, keepdim=True) - spent).clamp_min(_TINY)
+    return torch.lerp(less, more, share.clamp(0, 1))
 
 
 def _onto_sphere(slots: Slots, delta: Images) -> Images:
@@ -184,7 +188,7 @@ def _onto_sphere(slots: Slots, delta: Images) -> Images:
     return (slots.images + delta * _each(scale)).clamp_(*slots.ball.bounds)
 
 
-_FIT = {1: into_ball_and_box, 2: _onto_sphere}
+_FIT = {1: _into_ball_and_box, 2: _onto_sphere}
 
 PROPOSERS: dict[str, Proposer] = {"Linf": Stripes(), "L2": Bumps(2), "L1": Bumps(1)}
 

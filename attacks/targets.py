@@ -19,7 +19,7 @@ def likely_targets(logits: Logits, labels: Labels, count: int) -> Tensor:
     taken in the order of the classes.
     """
     others = logits.scatter(1, labels[:, None], -torch.inf)
-    ranked = others.argsort(1, descending=True, stable=True)
+    ranked = others.argsort(dim=1, descending=True, stable=True)
     return ranked[:, : min(count, logits.shape[1] - 1)]
 
 

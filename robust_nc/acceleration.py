@@ -36,6 +36,7 @@ FOLDED, CHANNELS_LAST, COMPILED = "folded", "channels_last", "compiled"
 
 GAIN = 0.03  # what a change must gain: timings of one thing differ by that much
 COMPILE_SECONDS = 60.0  # what compiling may cost: not worth it where less time is granted
+_COMPILING = {"cuda"}  # on a CPU it gained nothing beyond folding and layout
 _ROUNDS = 12
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "sve_bf16", "svebf16"}
@@ -218,8 +219,9 @@ def choose(
             "a choice needs images to time and batch sizes of at least 1, "
             f"found {len(images)} images and batch sizes {batch_sizes}"
         )
-    compiles = images.is_cuda and seconds >= COMPILE_SECONDS and fast.probes is not None
-    share = seconds / (4 if compiles else 2)
+    worth = images.device.type in _COMPILING and seconds >= COMPILE_SECONDS
+    probes = fast.probes if worth else None
+    share = seconds / (2 if probes is None else 4)
     watch = _Stopwatch(images, labels)
     with kept_draws(images.device):
         best = Choice(fast.model, fast.names, batch_sizes[0])
@@ -227,10 +229,9 @@ def choose(
         best = watch.race(best, sizes, share)
         models = [Variant(own, ()), *fast.variants]
         best = watch.race(best, [Choice(*each, best.batch_size) for each in models], share)
-        if compiles:
-            assert fast.probes is not None
+        if probes is not None:
             graph = compiled(best.model, best.batch_size)
-            if _tried(own, graph, fast.probes):
+            if _tried(own, graph, probes):
                 rival = Choice(graph, (*best.names, COMPILED), best.batch_size)
                 best = watch.race(best, [rival], share)
     return best
@@ -269,7 +270,8 @@ class _Stopwatch:
         return statistics.median(times[1:] or times) / entry.batch_size
 
     def _fits(self, entry: Choice, deadline: float) -> bool:
-        known = [entry] if entry in self._times else list(self._times)
+        settled = len(self._times.get(entry, ())) > 1  # a first pass may be far slower than others
+        known = [entry] if settled else list(self._times)
         if not known:
             return True
         expected = entry.batch_size * min(self._pace(each) for each in known)

@@ -24,6 +24,7 @@ from robust_nc.runtime import default_device
 from robust_nc.store import checkpoint_folder, record_path, remove_file, rows_path, verdict_log
 from robust_nc.suite import Cell
 from robust_nc.tapbank import chosen_taps
+from robust_nc.training.checkpoint import read_manifest
 from robust_nc.training.progress import TrainEvent, describe_event
 from robust_nc.training.run import Trained, resolve_model, train_cell
 from robust_nc.training.watch import VALIDATION_EXAMPLES
@@ -63,7 +64,9 @@ def run_cell(cell: Cell, suite: str, out: Path, root: Path | None, *, report: Re
     trained = train_cell(config, root=root, folder=folder, device=default_device(), report=on_epoch)
     clock.stage("train")
     best = _judge(trained.best, test, cell, verdict_log(out, cell.id, "best"), report)
-    last = _judge(trained.last, test, cell, verdict_log(out, cell.id, "last"), report)
+    last = best
+    if not _same_weights(folder):
+        last = _judge(trained.last, test, cell, verdict_log(out, cell.id, "last"), report)
     clock.stage("attack")
     rows = _measure(trained, test, cell, report)
     clock.stage("measure")
@@ -82,6 +85,12 @@ def _check(config: RunConfig, root: Path | None) -> Split:
     info = dataset_info(config.data.dataset, root)
     chosen_taps(build_model(resolve_model(config.model, info)), config.measure.taps)
     return read_split(config.data.dataset, "test", root=root, limit=config.data.test_limit)
+
+
+def _same_weights(folder: Path) -> bool:
+    """Whether the last epoch was the best: then one verdict serves both."""
+    best, last = (read_manifest(folder / f"{which}.json")["tensors"] for which in ("best", "last"))
+    return bool(best["sha256"] == last["sha256"])
 
 
 class _Clock:

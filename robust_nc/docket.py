@@ -18,16 +18,20 @@ UNBROKEN, WRONG = -1, -2  # in `Docket.broken_by`, beside indices into the proto
 
 
 class Entry(NamedTuple):
-    """What a turn left of some examples: a line of the log. `points` are those of `moved`."""
+    """What a turn left of some examples: a line of the log.
+
+    `moved` are those whose worst point is new, with that point, its margin and its logits.
+    """
 
     rows: Tensor
     robust: Tensor
     broken_by: Tensor
-    margins: Tensor
     forwards: Tensor
     backwards: Tensor
     moved: Tensor
     points: Tensor
+    margins: Tensor
+    worst: Tensor
 
 
 @dataclass
@@ -43,6 +47,7 @@ class Docket:
     broken_by: Tensor
     points: Tensor
     margins: Tensor
+    worst: Tensor
     forwards: Tensor
     backwards: Tensor
     finished: Tensor
@@ -64,6 +69,7 @@ class Docket:
             broken_by=torch.full_like(labels, WRONG),
             points=images.clone(),
             margins=torch.full((count,), -torch.inf),
+            worst=torch.empty(count, 0),
             forwards=torch.zeros_like(labels),
             backwards=torch.zeros_like(labels),
             finished=torch.zeros(count, turns, dtype=torch.bool),
@@ -74,7 +80,8 @@ class Docket:
         """Note the clean verdict of some examples."""
         if not self.logits.shape[1]:
             self.logits = torch.zeros(len(self.images), seen.logits.shape[1])
-        self.logits[rows] = seen.logits.cpu()
+            self.worst = self.logits.clone()
+        self.logits[rows] = self.worst[rows] = seen.logits.cpu()
         correct = ~seen.flipped.cpu()
         self.clean_correct[rows] = self.robust[rows] = correct
         self.broken_by[rows] = torch.where(correct, UNBROKEN, WRONG)
@@ -90,6 +97,7 @@ class Docket:
         kept = flipped | (scored > self.margins[rows])
         self.points[rows[kept]] = points.cpu()[kept]
         self.margins[rows[kept]] = scored[kept]
+        self.worst[rows[kept]] = seen.logits.cpu()[kept]
         self.unlogged[rows[kept]] = True
 
     def pending(self, turn: int) -> Tensor:
@@ -104,18 +112,19 @@ class Docket:
             rows,
             self.robust[rows],
             self.broken_by[rows],
-            self.margins[rows],
             self.forwards[rows],
             self.backwards[rows],
             moved,
             self.points[moved],
+            self.margins[moved],
+            self.worst[moved],
         )
 
     def replay(self, turn: int, entry: Entry) -> None:
         """Take over what an earlier run of this evaluation left of some examples."""
         rows = entry.rows
         self.robust[rows], self.broken_by[rows] = entry.robust, entry.broken_by
-        self.margins[rows] = entry.margins
         self.forwards[rows], self.backwards[rows] = entry.forwards, entry.backwards
-        self.points[entry.moved] = entry.points
+        self.points[entry.moved], self.margins[entry.moved] = entry.points, entry.margins
+        self.worst[entry.moved] = entry.worst
         self.finished[rows, turn] = True

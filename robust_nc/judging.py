@@ -178,6 +178,11 @@ class Bench:
         """Clean logits `(N, K)` of the user's own model."""
         return self.judge.docket.logits[self.rows].to(self.judge.device)
 
+    @property
+    def worst_logits(self) -> Tensor:
+        """Its logits `(N, K)` at the worst point of each example so far."""
+        return self.judge.docket.worst[self.rows].to(self.judge.device)
+
     def confirm(self, rows: Tensor, points: Tensor) -> Tensor:
         """Whether the user's own model misclassifies these points, put into the ball, `(R,)`."""
         return self.judge.score(self.turn, self.rows[rows.cpu()], points).flipped
@@ -194,6 +199,15 @@ class Bench:
         halving(look, standing, self.batch_size)
         docket.forwards[mine] += attacked.forwards.cpu()
         docket.backwards[mine] += attacked.backwards.cpu()
+        self._finish(mine)
+
+    def spare(self, rows: Tensor) -> None:
+        """Note examples that the attack leaves alone."""
+        if len(rows):
+            self._finish(self.rows[rows.cpu()])
+
+    def _finish(self, mine: Tensor) -> None:
+        judge, docket = self.judge, self.judge.docket
         docket.finished[mine, self.turn.number] = True
         told = {name: warned.message for name, warned in judge.warnings.items()}
         judge.log.put(self.turn.number, docket.entry(mine), told)

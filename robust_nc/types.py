@@ -105,11 +105,18 @@ class Referee(Protocol):
     def logits(self) -> Tensor:
         """Clean logits `(N, K)` of the user's own model."""
 
+    @property
+    def worst_logits(self) -> Tensor:
+        """Its logits `(N, K)` at the point of largest margin that any attack has found so far."""
+
     def confirm(self, rows: Tensor, points: Tensor) -> Tensor:
         """Whether the user's own model misclassifies these points of these examples, `(R,)`."""
 
     def settle(self, rows: Tensor, attacked: Attacked) -> None:
         """Take note of examples that the attack has finished; each is told once."""
+
+    def spare(self, rows: Tensor) -> None:
+        """Take note of examples that the attack leaves alone."""
 
     def tick(self, forwards: int, backwards: int) -> None:
         """Take note of passes, for the progress."""

@@ -75,14 +75,13 @@ def _of_change(
     if not _differ(now, before):
         return
     changed = int((now.argmax(1) != before.argmax(1)).sum())
-    share = f"{changed} of {len(now)} predictions changed, logits by up to {_move(now, before):.1%}"
+    moved = f"logits moved by up to {_move(now, before):.1%} of their range"
+    seen = f"{moved} and {changed} of {len(now)} predictions changed"
     for _ in range(_REPEATS):
         if _differ(model(half).float(), answers[0]):
-            seen = f"the same batch got other logits when it was asked again ({share} of their"
-            yield doubt("random-output", f"{seen} range)")
+            yield doubt("random-output", f"{seen} when the model was asked again")
             return
-    seen = f"the probes got other logits in batches of {len(half)} ({share} of their range)"
-    yield doubt("batch-dependent-output", seen)
+    yield doubt("batch-dependent-output", f"{seen} in batches of {len(half)}")
 
 
 def _differ(one: Tensor, other: Tensor) -> bool:

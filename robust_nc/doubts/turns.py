@@ -1,13 +1,13 @@
 """Doubts that need no pass: which attack broke what, and how many classes there are.
 
->>> [found] = doubts_of_turns(("apgd-ce", "square"), {"square"}, (40, 3), total=100)
+>>> [found] = doubts_of_turns(("apgd-ce", "square"), (False, True), (40, 3), total=100)
 >>> found.name
 'black-box-stronger'
 >>> doubts_of_classes(10, [("dlr", True)])
 ()
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from robust_nc.doubts.named import doubt
 from robust_nc.types import Warned
@@ -18,27 +18,26 @@ _DLR_CLASSES = {False: 3, True: 4}  # untargeted, targeted
 
 
 def doubts_of_turns(
-    names: Sequence[str], gradient_free: Collection[str], broken: Sequence[int], total: int
+    names: Sequence[str], gradient_free: Sequence[bool], broken: Sequence[int], total: int
 ) -> tuple[Warned, ...]:
     """Return a doubt if an attack without gradients lowered the verdict by more than 0.2 points.
 
-    `names` are the attacks in their order, `gradient_free` those of them without gradients,
-    `broken` how many of the `total` examples each was the first to break. An attack counts only
-    where one by gradient had its turn before. Of fewer than 500 examples, one is enough.
+    For each attack, in their order: its name, whether it needs no gradient, and how many of the
+    `total` examples it was the first to break. It counts only where an attack by gradient had its
+    turn before. Of fewer than 500 examples, one is enough.
     """
-    white = [index for index, name in enumerate(names) if name not in gradient_free]
-    if not white:
-        return ()
-    worst = [
-        (name, count)
-        for index, (name, count) in enumerate(zip(names, broken, strict=True))
-        if name in gradient_free and index > white[0] and count > _POINTS * total
-    ]
+    worst, after_gradients = [], False
+    for name, free, count in zip(names, gradient_free, broken, strict=True):
+        if free and after_gradients and count > _POINTS * total:
+            worst.append((name, count))
+        after_gradients |= not free
     if not worst:
         return ()
-    told = ", ".join(f"{name!r} lowered it by {count / total:.1%}" for name, count in worst)
-    seen = f"attacks without gradients lowered the robust accuracy after those by gradient: {told}"
-    return (doubt("black-box-stronger", f"{seen} ({total} examples)"),)
+    told = ", ".join(
+        f"lowered by {count / total:.1%} by {name!r}, without gradients" for name, count in worst
+    )
+    seen = f"after attacks by gradient, the robust accuracy was {told} ({total} examples)"
+    return (doubt("black-box-stronger", seen),)
 
 
 def doubts_of_classes(num_classes: int, losses: Iterable[tuple[str, bool]]) -> tuple[Warned, ...]:

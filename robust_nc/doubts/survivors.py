@@ -1,0 +1,184 @@
+"""Doubts about examples that survived every attack: do gradients lead anywhere near them?
+
+>>> import torch
+>>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+>>> images = torch.rand(8, 1, 4, 4)
+>>> labels = model(images).argmax(1)
+>>> doubts_of_survivors(model, images, labels, Ball("Linf", 0.01), seed=0)
+()
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robust_nc.doubts.named import doubt
+from robust_nc.exceptions import InputError
+from robust_nc.registry import ATTACKS
+from robust_nc.runtime import full_precision, private_draws, stream_key
+from robust_nc.threat import Ball
+from robust_nc.types import Warned
+
+MOST = 8  # survivors that are looked at
+
+_FLAT = (
+    1e-3  # a gradient is zero if moving every pixel by its whole range moves the margin so little
+)
+_STEPS = (1 / 64, 1 / 8, 1.0)  # of eps, along the gradient
+_DRAWS = len(_STEPS)  # as many tries for noise
+_GROWTH = 0.1  # of what the gradient promises
+_ROUNDING = 1e-5  # of the largest logit: gains below say nothing
+_FAR_STEPS = 20
+
+
+class _Slopes(NamedTuple):
+    """Margins `(P,)`, the largest logit, and the gradients of margin and cross-entropy.
+
+    The cross-entropy is that of logits divided by the margin, so that it is blind to their scale.
+    """
+
+    margins: Tensor
+    largest: Tensor
+    by_margin: Tensor
+    by_entropy: Tensor
+
+
+def doubts_of_survivors(
+    model: nn.Module, images: Tensor, labels: Tensor, ball: Ball, *, seed: int
+) -> tuple[Warned, ...]:
+    """Return the doubts about survivors: images (P, C, H, W) with labels (P,), the first 8 of them.
+
+    The model is in eval mode and classifies them correctly. Costs at most 7 forwards and
+    2 gradients per survivor for the gradients, and 42 forwards and 40 gradients for an attack
+    without limits, most of which end early.
+    """
+    images, labels = images[:MOST], labels[:MOST]
+    if not len(images):
+        return ()
+    with full_precision(), private_draws(stream_key(seed, "survivors"), images.device):
+        slopes = _slopes(model, images, labels)
+        if slopes is None:
+            seen = f"the logits of {len(images)} survivors have no gradient by the image"
+            return (doubt("no-gradient", seen),)
+        found = [*_of_zeros(slopes, ball)]
+        found += _of_masking(model, images, labels, ball, slopes, seed)
+        found += _of_far(model, images, labels, ball, slopes, seed)
+    return tuple(found)
+
+
+def _slopes(model: nn.Module, images: Tensor, labels: Tensor) -> _Slopes | None:
+    """Differentiate margin and cross-entropy by the images; None where that cannot be done."""
+    leaf = images.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        logits = model(leaf).float()
+        if not logits.requires_grad:
+            return None
+        margins = _margins(logits, labels)
+        unit = margins.detach().abs().clamp_min(torch.finfo(logits.dtype).tiny)
+        entropies = F.cross_entropy(logits / unit[:, None], labels, reduction="sum")
+        (first,) = torch.autograd.grad(margins.sum(), leaf, retain_graph=True, allow_unused=True)
+        (second,) = torch.autograd.grad(entropies, leaf, allow_unused=True)
+    if first is None or second is None:
+        return None
+    largest = logits.detach().abs().amax(1)
+    return _Slopes(margins.detach(), largest, first.nan_to_num(), second.nan_to_num())
+
+
+def _margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """Largest other logit minus the label's: above 0 is misclassified."""
+    others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    return others - logits.gather(1, labels[:, None]).squeeze(1)
+
+
+def _of_zeros(slopes: _Slopes, ball: Ball) -> Iterator[Warned]:
+    """Both gradients, times the whole range of every pixel, are nothing beside the margin."""
+    span = ball.bounds[1] - ball.bounds[0]
+    reach = span * slopes.by_margin.abs().flatten(1).sum(1)
+    reach_of_entropy = span * slopes.by_entropy.abs().flatten(1).sum(1)
+    flat = (reach <= _FLAT * slopes.margins.abs()) & (reach_of_entropy <= _FLAT)
+    if bool(flat.any()):
+        share = f"{int(flat.sum())} of {len(flat)} survivors"
+        yield doubt(
+            "zero-gradients", f"the gradients of cross-entropy and margin vanish at {share}"
+        )
+
+
+@torch.no_grad()
+def _of_masking(
+    model: nn.Module, images: Tensor, labels: Tensor, ball: Ball, slopes: _Slopes, seed: int
+) -> Iterator[Warned]:
+    """Compare steps along the gradient with what it promises, and with noise of the same size."""
+    if ball.eps == 0:
+        return
+    count, tiny = len(images), _ROUNDING * slopes.largest
+    climbed = [_climb(images, ball, slopes.by_margin, part * ball.eps) for part in _STEPS]
+    blown = [_noise(images, ball, seed, draw) for draw in range(_DRAWS)]
+    scored = [_margins(model(points).float(), labels) for points in (*climbed, *blown)]
+    gains = torch.stack(scored) - slopes.margins
+    steep = torch.stack([(slopes.by_margin * (p - images)).flatten(1).sum(1) for p in climbed])
+    told = steep > tiny  # promises that are no rounding
+    broken = (gains[:_DRAWS] < _GROWTH * steep) | ~told
+    stuck = int((told.any(0) & broken.all(0)).sum())
+    by_step, by_noise = gains[:_DRAWS].amax(0), gains[_DRAWS:].amax(0)
+    behind = int((by_noise > by_step + tiny).sum())
+    flips = [int((slopes.margins + gain > 0).sum()) for gain in (by_step, by_noise)]
+    if 2 * stuck > count:
+        seen = f"the margin of {stuck} of {count} survivors does not grow along its gradient"
+    elif 2 * behind > count:
+        seen = f"noise moves the margin of {behind} of {count} survivors further than the gradient"
+    elif flips[1] > flips[0]:
+        seen = f"noise breaks {flips[1]} of {count} survivors, a gradient step {flips[0]}"
+    else:
+        return
+    yield doubt("masked-gradients", f"{seen} (at most eps)")
+
+
+def _climb(images: Tensor, ball: Ball, gradient: Tensor, length: float) -> Tensor:
+    """Step along the gradient of the pixels that are not at their bound already."""
+    low, high = ball.bounds
+    stuck = ((gradient > 0) & (images >= high)) | ((gradient < 0) & (images <= low))
+    step = ball.steepest(gradient.masked_fill(stuck, 0.0))
+    return ball.project(images + length * step, images)
+
+
+def _noise(images: Tensor, ball: Ball, seed: int, draw: int) -> Tensor:
+    """Draw uniformly in the ball, and move the point out to the surface."""
+    ids = torch.arange(len(images), device=images.device)
+    middle = torch.full_like(images, sum(ball.bounds) / 2)
+    free = Ball(ball.norm, ball.eps, (-torch.inf, torch.inf))
+    delta = free.sample(middle, seed=seed, ids=ids, stream=f"doubt/{draw}") - middle
+    size = ball.distance(delta, torch.zeros_like(delta)).clamp_min(1e-12)
+    scale = (ball.eps / size).to(delta.dtype)
+    return ball.project(images + scale[:, None, None, None] * delta, images)
+
+
+def _of_far(
+    model: nn.Module, images: Tensor, labels: Tensor, ball: Ball, slopes: _Slopes, seed: int
+) -> Iterator[Warned]:
+    """Attack within the whole range of the pixels: nothing should stand."""
+    low, high = ball.bounds
+    ends = [torch.full_like(images[:1], bound) for bound in ball.bounds]
+    radius = float(ball.distance(*ends))
+    everything = Ball(ball.norm, radius if high - low <= 1 else ball.eps, ball.bounds)
+    scale = float(slopes.margins.abs().median().clamp(1e-12, 1e12))
+    standing = torch.arange(len(images), device=images.device)
+    for loss, initial in (("margin", "none"), ("ce", "uniform")):
+        attack = ATTACKS.load("pgd")(
+            steps=_FAR_STEPS, loss=loss, initial=initial, scale=scale if loss == "ce" else 1.0
+        )
+        given = (model, images[standing], labels[standing], everything)
+        try:
+            points = attack(*given, seed=seed, ids=standing)
+        except InputError as error:
+            seen = f"the attack that may change every pixel at will cannot be run ({error})"
+            yield doubt("eps-no-zero", seen)
+            return
+        with torch.no_grad():
+            standing = standing[model(points).argmax(1) == labels[standing]]
+        if not len(standing):
+            return
+    share = f"{len(standing)} of {len(images)} survivors withstand {everything}"
+    yield doubt("eps-no-zero", f"{share}, which covers the whole range of the pixels")

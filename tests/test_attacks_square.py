@@ -1,0 +1,209 @@
+import pytest
+import torch
+from helpers_attacks import BALLS, Counted, curved, linear, pictures, predictions
+from pyautoattack.square import SquareAttack
+from torch import Tensor, nn
+
+from robust_nc.attacks.apgd_l1 import into_ball_and_box
+from robust_nc.attacks.losses import LOSSES
+from robust_nc.attacks.oracle import Oracle
+from robust_nc.attacks.slots import Slots
+from robust_nc.attacks.square import Square, SquareState
+from robust_nc.attacks.square_windows import PROPOSERS, Draw, window_sizes
+from robust_nc.exceptions import InputError
+from robust_nc.threat import Ball
+
+SHAPE = (1, 8, 8)
+SHAPES = [(1, 8, 8), (3, 9, 5), (3, 32, 20), (1, 5, 14), (1, 3, 2), (3, 28, 28)]
+NOWHERE = Ball("L2", 1e-5)  # nothing flips in there
+
+each_ball = pytest.mark.parametrize("ball", BALLS, ids=lambda ball: ball.norm)
+each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def _slots(model: nn.Module, images: Tensor, labels: Tensor, ball: Ball) -> Slots:
+    return Slots(
+        images=images,
+        labels=labels,
+        targets=None,
+        ids=torch.arange(len(images)),
+        restarts=torch.zeros_like(labels),
+        ball=ball,
+        seed=0,
+        goal="maximise",
+        contested=False,
+        oracle=Oracle(model),
+    )
+
+
+def _rows(slots: Slots, state: SquareState, rows: Tensor) -> tuple[Slots, SquareState]:
+    import dataclasses
+
+    part = dataclasses.replace(
+        slots,
+        images=slots.images[rows],
+        labels=slots.labels[rows],
+        ids=slots.ids[rows],
+        restarts=slots.restarts[rows],
+    )
+    return part, SquareState._make(tensor[rows] for tensor in state)
+
+
+def _margins(model: nn.Module, points: Tensor, labels: Tensor) -> Tensor:
+    with torch.no_grad():
+        return LOSSES["margin"](model(points), labels, None, None)
+
+
+# The schedule.
+
+
+@pytest.mark.parametrize(
+    ("query", "halvings"),
+    [(0, 0), (10, 0), (11, 1), (50, 1), (51, 2), (200, 2), (201, 3), (500, 3), (501, 4)]
+    + [(1000, 4), (1001, 5), (2000, 5), (2001, 6), (4000, 6), (4001, 7), (6001, 8), (9999, 9)],
+)
+@pytest.mark.parametrize("queries", [10_000, 20_000])
+def test_windows_shrink_as_published(query: int, halvings: int, queries: int) -> None:
+    asked = torch.tensor([query])
+    assert Square(queries=queries).stages(asked).tolist() == [halvings]
+    rescaled = Square(queries=queries, rescale_schedule=True)
+    assert rescaled.stages(asked * queries // 10_000).tolist() == [halvings]
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("queries", [500, 5000])
+def test_the_share_of_pixels_is_that_of_autoattack(queries: int, rescale: bool) -> None:
+    theirs = SquareAttack(None, n_queries=queries, p_init=0.8, resc_schedule=rescale)
+    stages = Square(queries=queries, rescale_schedule=rescale).stages(torch.arange(queries))
+    wanted = [theirs.p_selection(query) for query in range(queries)]
+    assert (0.8 / 2**stages).tolist() == pytest.approx(wanted)
+
+
+def test_sizes_of_windows() -> None:
+    assert window_sizes(28, 28, p_init=0.8) == (25, 18, 13, 9, 6, 4, 3, 2, 2, 1)
+    odd = window_sizes(32, 32, p_init=0.8, smallest=3, odd=True)
+    assert odd == (29, 21, 15, 11, 7, 5, 5, 3, 3, 3)
+    assert window_sizes(32, 5, p_init=0.8, smallest=3, odd=True) == (5, 5, 5, 5, 3, 3, 3, 3, 3, 3)
+    assert window_sizes(2, 9, p_init=0.1, smallest=3, odd=True) == (2,) * 10
+
+
+# Where the points lie.
+
+
+@each_ball
+@each_shape
+@pytest.mark.parametrize("eps", [0.05, 1.0, 12.0])
+def test_never_leaves_the_ball_and_the_bounds(shape, ball: Ball, eps: float) -> None:
+    ball = Ball(ball.norm, min(eps, 0.5) if ball.norm == "Linf" else eps)
+    model, images = curved(shape, 4), pictures(6, shape)
+    slots = _slots(model, images, torch.zeros(6, dtype=torch.int64), ball)
+    attack = Square(queries=60, rescale_schedule=True)
+    state = attack.start(slots)
+    for _ in range(attack.rounds):
+        assert ball.contains(state.points, images).all()
+        assert (ball.distance(state.points, images) > 0.01 * min(ball.eps, 1)).all()
+        state = attack.step(slots, state)
+    assert torch.equal(state.best_points, state.accepted)
+
+
+def test_the_l1_projection_is_the_exact_one() -> None:
+    shape, ball = (3, 16, 16), Ball("L1", 4.0)
+    images, draws = pictures(20, shape), torch.Generator().manual_seed(0)
+    slots = _slots(curved(shape, 4), images, torch.zeros(20, dtype=torch.int64), ball)
+    proposer = PROPOSERS["L1"]
+    accepted = proposer.start(slots)
+    draw = Draw(slots.ids, torch.arange(20) % 6, 0.8)
+    for delta in (
+        3 * (proposer.propose(slots, accepted, draw) - images),
+        0.1 * torch.randn(images.shape, generator=draws),
+        0.001 * torch.randn(images.shape, generator=draws),
+    ):
+        exact = into_ball_and_box(images + delta, images, torch.full((20,), ball.eps), ball.bounds)
+        ours = proposer._fit(slots, delta)
+        assert torch.allclose(ours, exact, atol=2e-4 * float(delta.abs().max()))
+    heavy = torch.randn(images.shape, generator=draws) ** 7
+    assert ball.contains(proposer._fit(slots, heavy), images).all()
+    assert (ball.distance(proposer._fit(slots, heavy), images) > 0.999 * ball.eps).all()
+
+
+@each_ball
+def test_nothing_moves_where_there_is_no_room(ball: Ball) -> None:
+    images = pictures(3, SHAPE)
+    labels, ids = torch.zeros(3, dtype=torch.int64), torch.arange(3)
+    attack = Square(queries=5)
+    points = attack(curved(SHAPE, 3), images, labels, Ball(ball.norm, 0), seed=0, ids=ids)
+    assert torch.equal(points, images)
+
+
+@pytest.mark.parametrize("stage", [0, 6, 9])
+def test_a_linf_candidate_is_always_new(stage: int) -> None:
+    images = pictures(200, SHAPE)
+    slots = _slots(curved(SHAPE, 3), images, torch.zeros(200, dtype=torch.int64), BALLS[0])
+    point = PROPOSERS["Linf"].start(slots)
+    draw = Draw(slots.ids, torch.full_like(slots.ids, stage), 0.8)
+    changed = (PROPOSERS["Linf"].propose(slots, point, draw) != point).flatten(1).sum(1)
+    assert (changed > 0).all()
+    assert (changed <= window_sizes(8, 8, p_init=0.8)[stage] ** 2).all()
+
+
+@pytest.mark.parametrize("norm", ["L2", "L1"])
+def test_a_candidate_differs_in_two_windows_only(norm: str) -> None:
+    images = torch.full((50, 1, 12, 12), 0.5)
+    ball = Ball(norm, 0.5)  # far from the bounds: the whole radius is spent
+    slots = _slots(curved(SHAPE, 3), images, torch.zeros(50, dtype=torch.int64), ball)
+    point = PROPOSERS[norm].start(slots)
+    draw = Draw(slots.ids, torch.full_like(slots.ids, 9), 0.8)
+    moved = PROPOSERS[norm].propose(slots, point, draw)
+    changed = ((moved - point).abs() > 1e-5).flatten(1).sum(1)
+    assert (changed > 0).all()
+    assert (changed <= 2 * 3 * 3).all()
+    assert torch.allclose(ball.distance(moved, images).float(), torch.tensor(0.5), atol=1e-5)
+    first, last = torch.where((moved - point).abs().amax((0, 1)) > 1e-5)[0][[0, -1]]
+    assert (int(first), int(last)) == (0, 11)
+
+
+# How strong it is.
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (1, 4, 6), (3, 5, 3)], ids=str)
+def test_reaches_the_optimum_of_a_linear_model(shape: tuple[int, int, int]) -> None:
+    model, images, eps = linear(shape, 2), torch.full((6, *shape), 0.5), 0.1
+    labels = predictions(model, images)
+    attack = Square(queries=1000, rescale_schedule=True)
+    call = (model, images, labels, Ball("Linf", eps))
+    points = attack(*call, goal="maximise", seed=0, ids=torch.arange(6))
+    gain = _margins(model, points, labels) - _margins(model, images, labels)
+    with torch.no_grad():
+        best = eps * float((model[1].weight[0] - model[1].weight[1]).abs().sum())
+    assert (gain <= best * 1.0001).all()
+    assert (gain >= best * (0.9999 if shape[0] == 1 else 0.97)).all()
+
+
+@pytest.mark.parametrize(
+    ("ball", "shape", "rescale"),
+    [
+        (Ball("Linf", 0.05), (1, 10, 10), False),
+        (Ball("Linf", 0.05), (3, 10, 10), True),
+        (Ball("L2", 0.5), (1, 10, 10), True),
+        (Ball("L2", 0.6), (3, 10, 10), False),
+        (Ball("L1", 3.0), (1, 10, 10), False),
+        (Ball("L1", 3.0), (3, 10, 10), True),
+    ],
+    ids=str,
+)
+def test_not_weaker_than_the_original(ball: Ball, shape, rescale: bool) -> None:
+    only_ours = only_theirs = 0
+    for seed in (0, 1, 2):
+        model, images = curved(shape, 4, seed=0), pictures(60, shape, seed=seed)
+        labels, ids = predictions(model, images), torch.arange(60)
+        attack = Square(queries=250, rescale_schedule=rescale)
+        ours = predictions(model, attack(model, images, labels, ball, seed=seed, ids=ids)) != labels
+        original = SquareAttack(
+            model, norm=ball.norm, eps=ball.eps, n_queries=250, resc_schedule=rescale, seed=seed
+        )
+        theirs = predictions(model, original.perturb(images, labels)) != labels
+        only_ours += int((ours & ~theirs).sum())
+        only_theirs += int((theirs & ~ours).sum())
+        assert 5 < theirs.sum() < 50, "the test needs an eps in between"
+    print("PAIRED", ball, shape, only_ours, only_theirs)
+    assert only_theirs - only_ours <= 2 * (only_ours + only_theirs) ** 0.5
