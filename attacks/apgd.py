@@ -12,6 +12,7 @@ in L1: Croce and Hein, ICML 2021).
 True
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -100,7 +101,7 @@ class APGD(PooledAttack[APGDState]):
             checked_loss=zero,
             reduced=whole.bool(),
             length=zero,
-            width=whole + max(round(FIRST_SHARE * pixels), 1),
+            width=whole + math.ceil(FIRST_SHARE * pixels),
             support=whole + pixels,
         )
 

@@ -154,8 +154,8 @@ class Sparse:
         sparser = due.opens | (support < self.SPARSER * state.support)
         shorter = (state.length / self.SHORTER).clamp_min(self.least_length)
         length = torch.where(sparser, self.first_length, shorter)
-        # The authors' code rounds up, and then never moves one pixel alone.
-        width = (support / self.SHORTER).round().long().clamp_min(1)
+        # Fewer in any case: rounded up, two pixels would stay two for ever.
+        width = (support / self.SHORTER).ceil().long().minimum(support - 1).clamp_min(1)
         state = state._replace(
             length=torch.where(due.check, length, state.length),
             width=torch.where(due.check, width, state.width),

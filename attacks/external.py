@@ -97,12 +97,14 @@ class ExternalAttack(ABC):
     def perturb(self, call: Call) -> Tensor:
         """Run the library's attack; its points may lie anywhere."""
 
-    def defects(self, norm: str) -> tuple[Warned, ...]:
-        """What is known to be wrong with it under a norm."""
+    def defects(self, ball: Ball) -> tuple[Warned, ...]:
+        """What is known to be wrong with it in a ball: named warnings, for a record."""
         if _ball_norms(self.norms()):
             return ()
         told = f"{self.label} is made for {' and '.join(self.norms()) or 'no norm'}"
-        return (Warned("other-norm", f"{told}; its points are projected into the {norm} ball"),)
+        return (
+            Warned("other-norm", f"{told}; its points are projected into the {ball.norm} ball"),
+        )
 
     def __call__(
         self,
@@ -122,7 +124,7 @@ class ExternalAttack(ABC):
         """
         check_inputs(images, labels, goal=goal, targets=targets, ids=ids)
         self._check(ball, targets)
-        for defect in self.defects(ball.norm):
+        for defect in self.defects(ball):
             warnings.warn(defect.message, KnownDefectWarning, stacklevel=2)
         if not len(images) or not ball.eps:
             return images.clone()
@@ -229,6 +231,13 @@ def arguments(
         if parameters[key].default is inspect.Parameter.empty:
             raise ConfigError(f"{label} needs the option {ascii_name(key)!r}")
     return filled
+
+
+def check_colours(call: Call, label: str, colour_only: Iterable[str]) -> None:
+    """Raise `InputError` for images without three channels, where an attack needs them."""
+    channels = call.images.shape[1]
+    if channels != 3 and label.split(":")[1] in colour_only:
+        raise InputError(f"{label} needs images of 3 channels, found {channels}")
 
 
 def ascii_name(name: str) -> str:

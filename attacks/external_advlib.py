@@ -18,6 +18,7 @@ from robust_nc.attacks.external import (
     Call,
     ExternalAttack,
     arguments,
+    check_colours,
     check_name,
     imported,
     version_of,
@@ -82,6 +83,7 @@ class AdvLibAttack(ExternalAttack):
 
     def perturb(self, call: Call) -> Tensor:
         """Call the function; where it takes no radius it looks for the least perturbation."""
+        check_colours(call, self.label, {"perc_al"})
         order = _ORDERS[call.ball.norm]
         given: dict[str, object] = {
             "norm": order,

@@ -106,7 +106,8 @@ class FoolboxAttack(ExternalAttack):
             if call.targets is None
             else criteria.TargetedMisclassification(call.targets)
         )
-        eps = float(call.ball.eps)
+        # In L0 it can neither compare with eps nor clip to it.
+        eps = None if self.norms() == ("L0",) else float(call.ball.eps)
         try:
             points: Tensor = attack(model, call.images, criterion, epsilons=eps, **start)[0]
         except ValueError as error:

@@ -21,10 +21,12 @@ from robust_nc.attacks.external import (
     Call,
     ExternalAttack,
     arguments,
+    check_colours,
     check_name,
     imported,
     version_of,
 )
+from robust_nc.threat import Ball
 from robust_nc.types import Warned
 
 _LIBRARY = "torchattacks"
@@ -32,6 +34,7 @@ _REFUSED = {
     "LGV": "it trains the model further, on data of its own",
     "MultiAttack": "it holds other attacks; list those in the protocol instead",
 }
+_COLOUR_ONLY = {"PIFGSM", "PIFGSMPP", "TIFGSM"}
 _PUBLISHED_STEPS = 100  # of APGD and FAB in AutoAttack (arXiv 2003.01690)
 
 
@@ -72,6 +75,7 @@ class TorchAttack(ExternalAttack):
 
     def perturb(self, call: Call) -> Tensor:
         """Build the attack for this model and call it."""
+        check_colours(call, self.label, _COLOUR_ONLY)
         given = {
             "norm": call.ball.norm,
             "eps": float(call.ball.eps),
@@ -90,9 +94,16 @@ class TorchAttack(ExternalAttack):
         points: Tensor = attack(call.images, aims)
         return points
 
-    def defects(self, norm: str) -> tuple[Warned, ...]:
+    def defects(self, ball: Ball) -> tuple[Warned, ...]:
         """What is known, as long as the installed source still shows it."""
-        found = [*super().defects(norm)]
+        norm, found = ball.norm, [*super().defects(ball)]
+        reach = self._reach()
+        if reach is not None and reach < ball.eps:
+            message = (
+                f"{self.label} moves a value by at most {reach:.4g} (alpha times steps), and eps "
+                f"is {ball.eps:.4g}; give it options `alpha` and `steps` that reach it"
+            )
+            found.append(Warned("torchattacks-short-reach", message))
         if self.name == "AutoAttack" and self._steps("APGD") < _PUBLISHED_STEPS:
             found.append(Warned("torchattacks-autoattack", self._about_autoattack()))
         aimed = self.name == "APGDT" or (
@@ -105,6 +116,17 @@ class TorchAttack(ExternalAttack):
             )
             found.append(Warned("torchattacks-apgdt-l2", message))
         return tuple(found)
+
+    def _reach(self) -> float | None:
+        """How far fixed steps go; None for an attack without them, or with steps of 0 (its own)."""
+        parameters = inspect.signature(self.kind()).parameters
+        if not {"alpha", "steps"} <= set(parameters):
+            return None
+        alpha, steps = (
+            self.options.get(key, parameters[key].default) for key in ("alpha", "steps")
+        )
+        known = isinstance(alpha, float | int) and isinstance(steps, int) and steps > 0
+        return float(alpha) * steps if known else None
 
     def _about_autoattack(self) -> str:
         steps = ", ".join(f"{name} {self._steps(name)}" for name in ("APGD", "APGDT", "FAB"))

@@ -119,7 +119,10 @@ class Caution:
 
 @configuration
 class Record:
-    """One evaluated cell. `summary` holds the headline measures of the penultimate tap."""
+    """One evaluated cell. `summary` holds the headline measures of the penultimate tap.
+
+    `accelerated` says how the model was made faster for the attacks (the verdict is its own).
+    """
 
     schema_version: int = SCHEMA
     cell: str
@@ -133,6 +136,7 @@ class Record:
     weights: Weights
     protocol: str
     attacks: tuple[AttackUse, ...]
+    accelerated: tuple[str, ...] = ()
     passes: Passes
     verdict: Verdict
     scores: dict[str, Score]

@@ -86,6 +86,7 @@ def make_record(cell: Cell, suite: str, made: Made) -> Record:
         ),
         protocol=config.evaluation.protocol,
         attacks=_attacks(made.best),
+        accelerated=made.best.accelerated,
         passes=Passes(
             forward=int(made.best.forward_passes.sum()),
             backward=int(made.best.backward_passes.sum()),

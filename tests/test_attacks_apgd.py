@@ -62,7 +62,6 @@ def _likely(problem: Problem, count: int) -> Tensor:
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 def test_flips_a_linear_model_just_beyond_its_margin(ball: Ball, attack: APGD, loss: str) -> None:
     attack = dataclasses.replace(attack, steps=100, loss=loss)
-    beyond = 1.12 if attack == APGD(loss=loss) and ball.norm == "L1" else 1.01  # 2 pixels, not 1
     model = linear(SHAPE, 2)
     images = 0.5 + 0.02 * (pictures(4, SHAPE) - 0.5)
     order = {"Linf": 1, "L2": 2, "L1": torch.inf}[ball.norm]
@@ -74,7 +73,7 @@ def test_flips_a_linear_model_just_beyond_its_margin(ball: Ball, attack: APGD, l
     labels, margins = logits.argmax(1), logits[:, 0] - logits[:, 1]
     for index in range(4):
         one, ids = slice(index, index + 1), torch.tensor([index])
-        for ratio, flips in ((0.99, False), (beyond, True)):
+        for ratio, flips in ((0.99, False), (1.01, True)):
             near = Ball(ball.norm, float(margins[index]) / slope * ratio)
             points = attack(model, images[one], labels[one], near, seed=0, ids=ids)
             assert bool(predictions(model, points) != labels[one]) == flips
@@ -110,6 +109,8 @@ def _original(problem: Problem, ball: Ball, loss: str, steps: int) -> APGDAttack
 @each_ball
 def test_climbs_like_the_original_from_the_same_start(ball: Ball, monkeypatch) -> None:
     same = []
+    if ball.norm == "L1":  # wide: the original never moves one pixel alone, we do
+        ball = Ball("L1", 4.0)
     for seed in range(2):
         problem = _problem(seed)
         first = _First(problem.model)
@@ -170,7 +171,6 @@ def test_as_strong_as_the_original(ball: Ball, loss: str, targeted: bool) -> Non
     state = torch.random.get_rng_state()
     duel = _duel(ball, loss, targeted=targeted)
     torch.random.set_rng_state(state)
-    print("DUEL", ball.norm, loss, targeted, duel)
     assert 20 < duel.flipped < 160, "the test needs both verdicts"
     assert duel.theirs_alone <= duel.ours_alone + 2
     assert duel.gain > -0.003

@@ -25,7 +25,7 @@ SHAPE = (1, 8, 8)
 LINF = Ball("Linf", 0.03)
 PAGE = Path(__file__).parent.parent / "docs" / "trust.md"
 
-OBJECTIVES = ("standard", "pgd", "trades")
+OBJECTIVES = ("standard", "pgd")
 
 
 def names(found: tuple[Warned, ...]) -> list[str]:
@@ -64,7 +64,7 @@ def of_output(model: nn.Module, images: Tensor, *, seed: int = 0) -> list[str]:
 def trained() -> dict[str, nn.Module]:
     """Small models after a few epochs on digits."""
     return {
-        objective: small_run(small_config(objective=objective, epochs=4, examples=600)).best.eval()
+        objective: small_run(small_config(objective=objective, epochs=4, examples=400)).best.eval()
         for objective in OBJECTIVES
     }
 
@@ -97,8 +97,8 @@ def test_a_healthy_output_raises_no_doubt_and_costs_one_forward(model, count) ->
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_output_of_trained_models_raises_no_doubt(trained, objective) -> None:
-    images = digits("test", 200).images
-    for first in range(0, 200, 8):
+    images = digits("test", 120).images
+    for first in range(0, 120, 8):
         assert of_output(trained[objective], images[first : first + 8]) == []
 
 
@@ -208,7 +208,17 @@ def test_optimisation_in_forward(before) -> None:
     model = Around(curved(SHAPE, 5), before=before)
     found = doubts_of_output(model, pictures(8, SHAPE), model(pictures(8, SHAPE)).detach(), seed=0)
     assert names(found) == ["optimisation-in-forward"]
-    assert ("backward 2 times" in found[0].message) == (before is not _functional)
+    assert "backward 2 times" in found[0].message
+
+
+def test_gradients_that_are_turned_on_for_nothing_are_told_too() -> None:
+    model, images = (
+        Around(curved(SHAPE, 5), before=torch.enable_grad()(torch.clone)),
+        pictures(8, SHAPE),
+    )
+    found = doubts_of_output(model, images, model(images).detach(), seed=0)
+    assert names(found) == ["optimisation-in-forward"]
+    assert "backward" not in found[0].message
 
 
 # (mean, std) of a data set, and of what its images look like
@@ -294,7 +304,7 @@ def survivors(model: nn.Module, images: Tensor, labels: Tensor, ball: Ball) -> T
 @pytest.mark.parametrize("ball", [Ball("Linf", 0.08), Ball("L2", 0.4), Ball("L1", 1.0)], ids=str)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_survivors_of_trained_models_raise_no_doubt(trained, objective, ball) -> None:
-    found = digits("test", 200)
+    found = digits("test", 80)
     images, labels = found.images, found.labels
     rows = survivors(trained[objective], images, labels, ball)
     assert len(rows) > 16, "the test needs survivors"
@@ -311,13 +321,11 @@ def test_survivors_of_trained_models_raise_no_doubt(trained, objective, ball) ->
 @pytest.mark.parametrize("build", [linear, curved])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 5)])
 def test_survivors_of_plain_models_raise_no_doubt(build, classes, shape, ball) -> None:
-    for seed in range(3):
+    for seed in range(2):
         model, images = build(shape, classes, seed=seed), pictures(24, shape, seed=seed)
         labels = predictions(model, images)
         rows = survivors(model, images, labels, ball)
-        # A random model may have a class that no image is far from: nothing to reach.
-        found = doubts_of_survivors(model, images[rows], labels[rows], ball, seed=seed)
-        assert set(names(found)) <= ({"eps-no-zero"} if build is curved else set())
+        assert doubts_of_survivors(model, images[rows], labels[rows], ball, seed=seed) == ()
 
 
 def test_no_survivor_no_ball_and_at_most_eight() -> None:
@@ -359,11 +367,12 @@ def test_zero_gradients(model) -> None:
 
 
 def test_zero_gradients_are_told_by_their_share() -> None:
-    model = Around(linear(SHAPE, 3), before=lambda x: torch.where(x.mean() > 9, x, x))
-    images = pictures(8, SHAPE)
-    images[3:] = images[3:] * 0.01  # dark ones
-    dark = Around(model, before=lambda x: torch.where(x.amax((1, 2, 3), True) > 0.5, x, x.detach()))
-    found = doubts_of_survivors(dark, images, predictions(dark, images), LINF, seed=0)
+    def stuck_in_the_dark(images: Tensor) -> Tensor:
+        return torch.where(images.amax((1, 2, 3), True) > 0.5, images, images.detach())
+
+    model, images = Around(linear(SHAPE, 3), before=stuck_in_the_dark), pictures(8, SHAPE)
+    images[3:] *= 0.01
+    found = doubts_of_survivors(model, images, predictions(model, images), LINF, seed=0)
     told = {each.name: each.message for each in found}
     assert "vanish at 5 of 8 survivors" in told["zero-gradients"]
 
@@ -391,8 +400,7 @@ class _Reversed(torch.autograd.Function):
 def test_masked_gradients(before, count, ball) -> None:
     for seed in range(3):
         model = Around(linear(SHAPE, 5, seed=seed), before=before)
-        for each in (model, steep(model)):
-            assert "masked-gradients" in _on(each, ball, seed=seed, count=count)
+        assert "masked-gradients" in _on(steep(model) if seed else model, ball, count=count)
 
 
 def test_noise_that_breaks_more_than_the_gradient() -> None:
@@ -423,9 +431,10 @@ def test_accuracy_that_does_not_reach_zero() -> None:
 
 def test_far_points_that_break_the_model_are_told() -> None:
     def overflowing(images: Tensor) -> Tensor:
-        return torch.where(images.amax((1, 2, 3), True) > 0.99, images * torch.inf, images)
+        return images * torch.where(images.amax((1, 2, 3), True) > 0.99, 3e38, 1.0)
 
-    model = Around(linear(SHAPE, 3), before=overflowing)
+    bias = torch.tensor([1e3, 0, 0])
+    model = Around(linear(SHAPE, 3), before=overflowing, after=lambda logits: logits + bias)
     images = 0.5 + 0.01 * pictures(8, SHAPE)
     found = doubts_of_survivors(model, images, predictions(model, images), LINF, seed=0)
     assert names(found) == ["eps-no-zero"]
@@ -535,4 +544,4 @@ def test_the_page_on_trust_lists_every_doubt() -> None:
 def test_every_name_in_the_code_has_a_meaning_and_the_reverse() -> None:
     folder = Path(__file__).parent.parent / "robust_nc" / "doubts"
     code = "".join(path.read_text() for path in folder.glob("*.py") if path.name != "named.py")
-    assert set(re.findall(r'doubt\("([\w-]+)"', code)) == set(MEANINGS)
+    assert set(re.findall(r'doubt\(\s*"([\w-]+)"', code)) == set(MEANINGS)
