@@ -1,7 +1,7 @@
 """AutoAttack's class on this engine: a script changes its import, and nothing else.
 
 Signatures, names and printed lines are those of `autoattack` (fra31/auto-attack) and, where it
-renamed them, of `pyautoattack` 0.2.0 (`attacks`, `batch_size`). What answers is `robust_nc.evaluate`.
+renamed them, of `pyautoattack` 0.2.0 (`attacks`, `batch_size`). The work is `robust_nc.evaluate`'s.
 
 >>> import torch
 >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval()
@@ -19,20 +19,17 @@ True
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from robust_nc.attacks.autoattack_settings import ApgdSettings, FabSettings, SquareSettings
+from robust_nc.attacks.autoattack_settings import Settings, published
 from robust_nc.evaluation import Outcome, evaluate
-from robust_nc.exceptions import ConfigError, InputError, unknown_name
+from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.pacing import Progress
 from robust_nc.runtime import device_of, full_precision, private_draws, untouched
 from robust_nc.threat import Ball
-from robust_nc.types import Attack, EvaluationProtocol
-
-VERSIONS = ("standard", "plus", "rand", "custom")
+from robust_nc.types import EvaluationProtocol
 
 _BATCH = 250
 _SECONDS = 60.0  # between two lines of progress
@@ -52,20 +49,11 @@ class AutoAttack:
     `InputError` for an eps or a device that cannot be used.
     """
 
-    _MAKERS: ClassVar[dict[str, Callable[["AutoAttack"], Attack]]] = {
-        "apgd-ce": lambda own: own.apgd.attack("ce", targeted=False),
-        "apgd-dlr": lambda own: own.apgd.attack("dlr", targeted=False),
-        "apgd-t": lambda own: own.apgd_targeted.attack("dlr", targeted=True),
-        "fab": lambda own: own.fab.attack(targeted=False),
-        "fab-t": lambda own: own.fab.attack(targeted=True),
-        "square": lambda own: own.square.attack(),
-    }
-
     def __init__(
         self,
         model: nn.Module | Callable[[Tensor], Tensor],
         norm: str = "Linf",
-        eps: float = 0.3,
+        eps: float | int = 0.3,
         seed: int | None = None,
         verbose: bool = True,
         attacks_to_run: Sequence[str] = (),
@@ -80,8 +68,6 @@ class AutoAttack:
             raise ConfigError(
                 "TensorFlow models are not supported; hand in a torch module that returns logits"
             )
-        if version not in VERSIONS:
-            raise unknown_name("version of AutoAttack", version, VERSIONS)
         chosen = list(attacks_to_run if attacks is None else attacks)
         if chosen and version != "custom":
             raise ConfigError(
@@ -97,10 +83,7 @@ class AutoAttack:
         self.attacks_to_run = chosen
         self.version = version
         self.log_path = log_path
-        self.apgd = ApgdSettings()
-        self.apgd_targeted = ApgdSettings(n_restarts=1)
-        self.fab = FabSettings()
-        self.square = SquareSettings()
+        _, self.apgd, self.apgd_targeted, self.fab, self.square = published(version, norm)
         self._module = _as_module(model, device)
         self.device = device_of(self._module)
         self._both = attacks is not None  # as pyautoattack, which returns labels always
@@ -109,22 +92,9 @@ class AutoAttack:
 
     def set_version(self, version: str = "standard") -> None:
         """Take the attacks and parameters of a published version."""
-        if version not in VERSIONS:
-            raise unknown_name("version of AutoAttack", version, VERSIONS)
         self.version = version
-        if version == "standard":
-            self.attacks_to_run = ["apgd-ce", "apgd-t", "fab-t", "square"]
-            large = self.norm == "L1"
-            self.apgd = ApgdSettings(n_restarts=5 if large else 1, use_largereps=large)
-            self.apgd_targeted = ApgdSettings(
-                n_restarts=1, n_target_classes=5 if large else 9, use_largereps=large
-            )
-        elif version == "plus":
-            self.attacks_to_run = ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
-            self.apgd, self.apgd_targeted = ApgdSettings(), ApgdSettings(n_restarts=1)
-        elif version == "rand":
-            self.attacks_to_run = ["apgd-ce", "apgd-dlr"]
-            self.apgd = ApgdSettings(n_restarts=1, eot_iter=20)
+        names, self.apgd, self.apgd_targeted, self.fab, self.square = published(version, self.norm)
+        self.attacks_to_run = list(names)
 
     def run_standard_evaluation(
         self,
@@ -198,11 +168,8 @@ class AutoAttack:
         return self._plan(self.attacks_to_run)
 
     def _plan(self, names: Sequence[str]) -> EvaluationProtocol:
-        for name in names:
-            if name not in self._MAKERS:
-                raise unknown_name("attack of AutoAttack", name, self._MAKERS)
-        attacks = tuple((name, self._MAKERS[name](self)) for name in names)
-        return EvaluationProtocol(self.version, attacks, draws=self.apgd.eot_iter)
+        settings = Settings(tuple(names), self.apgd, self.apgd_targeted, self.fab, self.square)
+        return EvaluationProtocol(self.version, settings.attacks(), draws=self.apgd.eot_iter)
 
     def _seed(self, state_path: str | Path | None) -> int:
         """Return the seed; where the time gives it, a log keeps it in a file at its side."""

@@ -255,7 +255,8 @@ def ascii_name(name: str) -> str:
 @contextlib.contextmanager
 def own_randomness(seed: int) -> Iterator[None]:
     """Seed every global generator inside, and give the caller's states back after."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = list(range(torch.cuda.device_count())) if started else []
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (libraries use it)
     try:
         with torch.random.fork_rng(devices):

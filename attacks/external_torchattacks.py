@@ -125,8 +125,9 @@ class TorchAttack(ExternalAttack):
         alpha, steps = (
             self.options.get(key, parameters[key].default) for key in ("alpha", "steps")
         )
-        known = isinstance(alpha, float | int) and isinstance(steps, int) and steps > 0
-        return float(alpha) * steps if known else None
+        if not isinstance(alpha, float | int) or not isinstance(steps, int) or steps < 1:
+            return None
+        return float(alpha) * steps
 
     def _about_autoattack(self) -> str:
         steps = ", ".join(f"{name} {self._steps(name)}" for name in ("APGD", "APGDT", "FAB"))

@@ -36,19 +36,13 @@ _TINY = 1e-12
 
 
 class FABState(NamedTuple):
-    """State of FAB, whose `points` leave the ball.
-
-    `nearest` is the misclassified point nearest to the image, in the ball or not, and `reach` its
-    distance, float64 `(S,)`, infinite while there is none.
-    """
+    """State of FAB, whose `points` leave the ball."""
 
     points: Tensor
     best_points: Tensor
     best_loss: Tensor
     flipped: Tensor
     step: Tensor
-    nearest: Tensor
-    reach: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +57,7 @@ class FAB(PooledAttack[FABState]):
     The original takes one forward pass to see whether a point is misclassified, and a forward and
     a backward pass where it goes from there. Here the pass that scores a point also gives the
     hyperplane, though the step may begin closer to the image (by `beta`) than where it was taken.
-    The last look is at the projection into the ball of the nearest misclassified point, unless
-    the last point lies in the ball.
+    A misclassified point counts if it lies in the ball; the last point is first put into it.
 
     Passes per item: with targets `steps` forward and backward, and one forward; without, K - 1
     times as many for the `steps` (one for each difference of logits), and one forward.
@@ -99,40 +92,27 @@ class FAB(PooledAttack[FABState]):
     def start(self, slots: Slots) -> FABState:
         """Return the state of new items, at their starting points."""
         count, device = len(slots.images), slots.images.device
-        points = _starting_points(slots)
         return FABState(
-            points=points,
+            points=_starting_points(slots),
             best_points=slots.images,
             best_loss=torch.full((count,), -torch.inf, device=device),
             flipped=torch.zeros(count, dtype=torch.bool, device=device),
             step=torch.zeros(count, dtype=torch.int64, device=device),
-            nearest=points,
-            reach=torch.full((count,), torch.inf, dtype=torch.float64, device=device),
         )
 
     def step(self, slots: Slots, state: FABState) -> FABState:
         """Score the current points and go on from each to the hyperplane found there."""
         plane = _hyperplane(slots, state.points)
-        distance = slots.ball.distance(state.points, slots.images)
-        inside = distance <= slots.ball.eps
+        inside = slots.ball.distance(state.points, slots.images) <= slots.ball.eps
         state = observed(slots, state, _margin(slots, plane.logits), plane.logits, inside=inside)
         wrong = plane.logits.argmax(1) != slots.labels
-        nearer = wrong & (distance < state.reach)
-        return state._replace(
-            points=self._moved(slots, state.points, plane, wrong),
-            step=state.step + 1,
-            nearest=torch.where(_rows(nearer), state.points, state.nearest),
-            reach=torch.where(nearer, distance, state.reach),
-        )
+        points = self._moved(slots, state.points, plane, wrong)
+        return state._replace(points=points, step=state.step + 1)
 
     def finish(self, slots: Slots, state: FABState) -> FABState:
-        """Score the last points that lie in the ball; of the others, the nearest put into it."""
-        inside = slots.ball.distance(state.points, slots.images) <= slots.ball.eps
-        last = inside | (state.reach == torch.inf)
-        points = torch.where(_rows(last), state.points, state.nearest)
-        points = torch.where(_rows(inside), points, slots.ball.project(points, slots.images))
-        logits = slots.oracle.logits(points)
-        state = state._replace(points=points)
+        """Score the last points, put into the ball: outside of it they would not count."""
+        state = state._replace(points=slots.ball.project(state.points, slots.images))
+        logits = slots.oracle.logits(state.points)
         return observed(slots, state, _margin(slots, logits), logits)
 
     def _moved(self, slots: Slots, points: Images, plane: Gradient, wrong: Flags) -> Images:

@@ -56,7 +56,6 @@ def l1(values: Values, gradients: Slopes, points: Pixels, bounds: Bounds) -> Pix
     gain = ordered * room
     missing = (need.double()[..., None] - (gain.cumsum(-1) - gain)).clamp_min(0)
     spent = (missing / ordered.clamp_min(_TINY)).to(room.dtype).minimum(room)
-    spent = torch.where(ordered > 0, spent, 0.0)
     return torch.zeros_like(room).scatter(-1, order, spent) * sign
 
 

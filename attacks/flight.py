@@ -94,13 +94,30 @@ def _filled(attack: Steps, work: Work, width: int, flight: Flight) -> Flight:
     if not free or not len(pending):
         return flight
     pending = pending[~work.flipped[work.examples(pending)]]
-    fresh, pending = pending[:free], pending[free:]
+    fresh, pending = _next(work, active, pending, free)
     if len(fresh):
         begun = attack.start(work.slots(fresh))
         work.charge(fresh)
         state = begun if not len(active) else _join(state, begun)
         active = torch.cat([active, fresh])
     return Flight(active, state, pending)
+
+
+def _next(work: Work, active: Counts, pending: Counts, free: int) -> tuple[Counts, Counts]:
+    """Split off what begins: first items of examples of which none is in flight.
+
+    Only where there are no others, siblings fly side by side, and one may have been in vain.
+    """
+    turns = work.num_items // len(work.points)
+    if turns == 1:
+        return pending[:free], pending[free:]
+    head = pending[: 2 * turns * (len(active) + free)]  # two windows, or all that is left of them
+    rows, places = work.examples(head), torch.arange(len(head), device=head.device)
+    first = torch.full_like(work.forwards, len(head)).scatter_reduce(0, rows, places, "amin")
+    alone = first.index_fill(0, work.examples(active), -1)[rows] == places
+    chosen = torch.cat([alone.nonzero().flatten(), (~alone).nonzero().flatten()])[:free]
+    waits = torch.ones_like(pending, dtype=torch.bool).index_fill(0, chosen, False)
+    return head[chosen], pending[waits]
 
 
 def _halved(work: Work, width: int, flight: Flight) -> Flight:

@@ -275,4 +275,5 @@ def _half(height: int, width: int, order: int) -> Tensor:
     heights = torch.arange(1, rings + 1).double() ** -(4 / order)
     above = heights.flip(0).cumsum(0).flip(0)
     half = above[torch.maximum(down[:, None], across[None, :])]
-    return half / torch.linalg.vector_norm(half, ord=order).clamp_min(_TINY)
+    norm: Tensor = torch.linalg.vector_norm(half, ord=order)
+    return half / norm.clamp_min(_TINY)

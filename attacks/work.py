@@ -29,7 +29,7 @@ class Work:
 
     Item i stands for example i % N; i // N counts its (restart, target) pairs, targets fastest.
     `queue` is the order in which items begin: window by window of examples, so that the items of
-    one example are not far apart, and side by side only where a window is smaller than a batch.
+    one example are not far apart.
     """
 
     everything: Slots

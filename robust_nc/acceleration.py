@@ -97,10 +97,9 @@ def accelerate(
         traced = None if twin is None else trace(twin, images)
         if twin is None or traced is None or not agree(traced.logits, probes.logits):
             return unchanged
-        if traced.pairs:
-            fold_pairs(twin, traced.pairs)
+        folded = fold_pairs(twin, traced.pairs)
         refused: list[Variant] = []
-        for variants in _candidates(twin, folded=bool(traced.pairs)):
+        for variants in _candidates(twin, folded=folded):
             agrees = _tried(model, variants[0].model, probes)
             if agrees:
                 best = variants[0]

@@ -13,7 +13,7 @@ import torch
 
 from robust_nc.acceleration import Accelerated, Precision, accelerate, choose
 from robust_nc.docket import Entry
-from robust_nc.exceptions import ConfigError
+from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.judging import Judge, Turn
 from robust_nc.pacing import Pace, Progress
 from robust_nc.types import EvaluationProtocol, RefereedAttack
@@ -79,7 +79,16 @@ class Campaign:
         rows = torch.arange(min(PROBES, len(docket.images)))
         images, labels = judge.given(rows)
         logits = docket.logits[rows].to(judge.device)
-        fast = accelerate(judge.scorer.model, images, labels, judge.ball, logits)
+        own = judge.scorer.model
+        try:
+            fast = accelerate(own, images, labels, judge.ball, logits)
+        except torch.OutOfMemoryError:
+            return None
+        except Exception as error:  # a stranger's model may raise anything
+            raise InputError(
+                f"the model failed when a faster copy was compared with it on {len(images)} images:"
+                f" {type(error).__name__}: {error}; accelerate=False leaves the comparison out"
+            ) from error
         judge.fast, self.accelerated = fast.model, fast.names
         judge.warnings |= {warned.name: warned for warned in fast.warnings}
         return fast

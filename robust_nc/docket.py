@@ -89,15 +89,20 @@ class Docket:
         self.forwards[rows] += passes
 
     def note(self, rows: Tensor, attack: int, points: Tensor, seen: Seen, passes: int) -> None:
-        """Note points of examples that stand: a flip breaks them, a larger margin is kept."""
+        """Note points of examples that stand: a flip breaks them, a larger margin is kept.
+
+        There may be several points of one example.
+        """
         self.forwards.index_add_(0, rows, torch.full_like(rows, passes))
-        flipped, scored = seen.flipped.cpu(), seen.margins.cpu()
+        points, flipped, scored = points.cpu(), seen.flipped.cpu(), seen.margins.cpu()
+        best = _best_of_each(rows, torch.where(flipped, torch.inf, scored))
+        rows, points, flipped, scored = rows[best], points[best], flipped[best], scored[best]
         self.robust[rows[flipped]] = False
         self.broken_by[rows[flipped]] = attack
         kept = flipped | (scored > self.margins[rows])
-        self.points[rows[kept]] = points.cpu()[kept]
+        self.points[rows[kept]] = points[kept]
         self.margins[rows[kept]] = scored[kept]
-        self.worst[rows[kept]] = seen.logits.cpu()[kept]
+        self.worst[rows[kept]] = seen.logits.cpu()[best][kept]
         self.unlogged[rows[kept]] = True
 
     def pending(self, turn: int) -> Tensor:
@@ -128,3 +133,12 @@ class Docket:
         self.points[entry.moved], self.margins[entry.moved] = entry.points, entry.margins
         self.worst[entry.moved] = entry.worst
         self.finished[rows, turn] = True
+
+
+def _best_of_each(rows: Tensor, values: Tensor) -> Tensor:
+    """Return the place of the largest value of each row, of the first one between equals."""
+    order = values.argsort(descending=True, stable=True)
+    distinct, which = torch.unique(rows[order], return_inverse=True)
+    places = torch.full_like(distinct, len(rows))
+    places.scatter_reduce_(0, which, torch.arange(len(rows)), "amin")
+    return order[places]

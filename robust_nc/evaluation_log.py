@@ -11,6 +11,7 @@ A torn last line is ignored. Lines go to the disk about once a second.
 """
 
 import base64
+import contextlib
 import json
 import os
 import time
@@ -45,7 +46,7 @@ class EvaluationLog:
         self._written = time.monotonic()
         self.warnings: dict[str, str] = {}
         for line in lines:
-            self.warnings |= line["warnings"]
+            self.warnings |= line.get("warnings", {})
 
     def __enter__(self) -> "EvaluationLog":
         return self
@@ -55,8 +56,14 @@ class EvaluationLog:
 
     def lines(self) -> Iterator[Line]:
         """Give the groups that an earlier run finished, in order."""
-        for line in self._lines:
-            yield Line(line["turn"], tuple(_decode(entry) for entry in line["tensors"]))
+        for number, line in enumerate(self._lines, 2):
+            try:
+                yield Line(line["turn"], tuple(_decode(entry) for entry in line["tensors"]))
+            except (LookupError, TypeError, ValueError, zlib.error) as error:
+                raise RecordError(
+                    f"line {number} of the log {self.path} is damaged ({error}); delete it and "
+                    "what follows to go on from there"
+                ) from error
 
     def put(self, turn: int, tensors: tuple[Tensor, ...], warnings: dict[str, str]) -> None:
         """Append a finished group with the warnings so far."""
@@ -76,10 +83,22 @@ class EvaluationLog:
 
 
 def open_log(path: str | Path | None, identity: Callable[[], str]) -> EvaluationLog:
-    """Open or begin a log; a file that is not the log of this evaluation is refused, untouched."""
+    """Open or begin a log; a file that is not the log of this evaluation is refused, untouched.
+
+    Raises `RecordError` for such a file, `StorageError` where nothing can be written.
+    """
     if path is None:
         return EvaluationLog(None, [])
-    path, first = Path(path), {"evaluation": identity()}
+    name = identity()
+    try:
+        return _opened(Path(path), {"evaluation": name})
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"cannot use the log {path}: {error.strerror or error}") from error
+
+
+def _opened(path: Path, first: dict[str, Any]) -> EvaluationLog:
     lines, end = _whole_lines(path)
     if not lines and _begun(path, first):
         if path.exists():
@@ -117,13 +136,18 @@ def _whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def _append(path: Path, lines: bytes) -> None:
+    end = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
+            end = file.tell()
             file.write(lines)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
+        if end is not None:
+            with contextlib.suppress(OSError):
+                os.truncate(path, end)  # half a line would be glued to the next one
         raise StorageError(f"cannot write the log {path}: {error.strerror or error}") from error
 
 

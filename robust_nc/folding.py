@@ -1,7 +1,7 @@
 """Fold batch norms into the layers before them, in a copy of a model, whatever its control flow.
 
 In eval mode a batch norm is a scale and a shift per channel, which the convolution or linear layer
-before it can take over:
+before it can take over; where there is none, it becomes just that:
 
 >>> import torch
 >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4)).eval()
@@ -51,7 +51,7 @@ class _Call(NamedTuple):
 
 
 def fold(model: nn.Module, images: Tensor, logits: Tensor | None = None) -> nn.Module | None:
-    """Return a frozen copy in eval mode in which batch norms are folded; the model stays as it is.
+    """Return a frozen copy in eval mode without batch norms; the model stays as it is.
 
     `images` (P, C, H, W) are passed once; `logits` (P, K) are what the model answered on them
     (None: asked for here). None where the model cannot be copied, raises, or is random. Whether
@@ -130,8 +130,7 @@ def _recorded(model: nn.Module) -> Iterator[list[_Call]]:
 
     with ExitStack() as stack:
         for module in model.modules():
-            plain = not any(getattr(module, name) for name in _HOOKS)
-            if type(module) in (*_LAYERS, *_NORMS) and plain and "forward" not in vars(module):
+            if _is_plain(module):
                 handle = module.register_forward_hook(note)
                 stack.callback(handle.remove)
         yield calls
@@ -161,42 +160,85 @@ def _pairs(calls: list[_Call], readers: dict[Any, list[Any]]) -> Iterator[Pair]:
     made = {call.made: call for call in once if type(call.module) in _LAYERS and call.made}
     for norm in once:
         layer = made.get(norm.read)
-        if layer is None or not isinstance(norm.module, nn.modules.batchnorm._BatchNorm):
+        if layer is None or not _is_fixed(norm.module):
             continue
         # A linear layer's last axis is the batch norm's axis of channels in two dimensions only.
         fits = layer.ndim == 2 or type(layer.module) is not nn.Linear
-        fixed = norm.module.running_mean is not None and not norm.module.training
-        if fits and fixed and readers[layer.made] == [norm.made]:
+        if fits and readers[layer.made] == [norm.made]:
             yield Pair(layer.module, norm.module)
 
 
-def fold_pairs(model: nn.Module, pairs: tuple[Pair, ...]) -> None:
-    """Put each pair's batch norm into the weight and bias of its layer, in place.
+def fold_pairs(model: nn.Module, pairs: tuple[Pair, ...]) -> bool:
+    """Put each pair's batch norm into its layer, in place; every other becomes an `Affine`.
 
     The layer gets new parameters, so that a weight shared with another layer is left alone.
+    Returns whether anything was changed. The model is in eval mode.
     """
+    put: dict[nn.Module, nn.Module] = {
+        part: Affine(*_scale_and_shift(part)) for part in model.modules() if _is_fixed(part)
+    }
     for layer, norm in pairs:
         weight, bias = _merged(layer, norm)
         layer.weight = nn.Parameter(weight, requires_grad=False)
         layer.bias = nn.Parameter(bias, requires_grad=False)
-    gone = {norm for _, norm in pairs}
+        put[norm] = nn.Identity()
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
-            if child in gone:
-                parent._modules[name] = nn.Identity()
+            if child in put:
+                parent._modules[name] = put[child]
+    return bool(put)
+
+
+class Affine(nn.Module):
+    """scale * x + shift per channel: a batch norm in eval mode, in one operation."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return values `(N, C, ...)`, scaled and shifted."""
+        shape = (-1, *(1,) * (values.ndim - 2))
+        return torch.addcmul(self.shift.view(shape), values, self.scale.view(shape))
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a layer or a batch norm is what its class says: without hooks, or a patched call."""
+    hooks = any(getattr(module, name) for name in _HOOKS)
+    return type(module) in (*_LAYERS, *_NORMS) and not hooks and "forward" not in vars(module)
+
+
+def _is_fixed(module: nn.Module) -> bool:
+    """Whether a module is a plain batch norm that uses its running statistics."""
+    if not isinstance(module, nn.modules.batchnorm._BatchNorm) or not _is_plain(module):
+        return False
+    return module.running_mean is not None and not module.training
+
+
+@torch.no_grad()
+def _scale_and_shift(norm: Any, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a batch norm by its running statistics, computed in float64."""
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
+    dtype = norm.running_mean.dtype if dtype is None else dtype
+    return scale.to(dtype), shift.to(dtype)
 
 
 @torch.no_grad()
 def _merged(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
     """Weight and bias of norm(layer(x)), computed in float64."""
     weight = layer.weight.double()
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    old = 0.0 if layer.bias is None else layer.bias.double()
-    bias = (old - norm.running_mean.double()) * scale
-    if norm.bias is not None:
-        bias = bias + norm.bias.double()
+    scale, bias = _scale_and_shift(norm, torch.float64)
+    if layer.bias is not None:
+        bias = bias + layer.bias.double() * scale
     if type(layer) in _TRANSPOSED:  # weight (inputs, outputs / groups, ...), inputs by group
         grouped = weight.unflatten(0, (layer.groups, -1))
         factors = scale.view(layer.groups, 1, -1, *(1,) * (weight.ndim - 2))

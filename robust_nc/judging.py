@@ -22,7 +22,7 @@ from robust_nc.docket import Docket
 from robust_nc.evaluation_log import EvaluationLog
 from robust_nc.exceptions import InputError, RobustNCError
 from robust_nc.pacing import Pace
-from robust_nc.runtime import device_of, stream_key
+from robust_nc.runtime import device_of, stream_key, untouched
 from robust_nc.scoring import Guarded, Scorer, Seen, halving
 from robust_nc.threat import Ball
 from robust_nc.types import Attack, Attacked, CountedAttack, RefereedAttack, Warned
@@ -63,13 +63,11 @@ class Judge:
 
     def open(self) -> None:
         """Make the clean verdict on every example."""
-        docket, scorer = self.docket, self.scorer
-        own = scorer.model
-        guarded = Scorer(Guarded(own, "the clean images"), draws=scorer.draws, seed=scorer.seed)
+        docket, scorer = self.docket, self.scorer.naming("the clean images")
 
         def look(rows: Tensor) -> None:
             images, labels = self.given(rows)
-            docket.open(rows, guarded.look(images, labels), scorer.draws)
+            docket.open(rows, scorer.look(images, labels), scorer.draws)
 
         self.batch_size = halving(look, torch.arange(len(docket.images)), self.batch_size)
 
@@ -79,19 +77,25 @@ class Judge:
 
     def turn(self, turn: Turn) -> None:
         """Let one attack try the examples that still stand."""
-        rows = self.docket.pending(turn.number)
-        self.pace.turn(turn.name, turn.number, len(rows))
-        refereed = isinstance(turn.attack, RefereedAttack)
-        size = max(_CHUNK // max(self.docket.images[0].numel(), 1), 1) if len(rows) else 1
-        size = max(size, self.batch_size) if refereed else self.batch_size
-        for part in torch.split(rows, size) if len(rows) else ():
+        rows, robust = self.docket.pending(turn.number), self.docket.robust
+        self.pace.turn(turn.name, turn.number, len(rows), int(robust.sum()), len(robust))
+
+        def work(part: Tensor) -> None:
             bench = Bench(self, turn, part)
             with lowered(turn.precision, self.device):
                 if isinstance(turn.attack, RefereedAttack):
                     self._referee(turn.attack, turn, bench)
                 else:
-                    everyone = torch.arange(len(part), device=self.device)
-                    bench.settle(everyone, self._run(turn, part))
+                    found = self._run(turn, part)
+                    self.pace.tick(int(found.forwards.sum() + found.backwards.sum()))
+                    bench.settle(torch.arange(len(part)), found)
+
+        if isinstance(turn.attack, RefereedAttack) and len(rows):
+            size = max(_CHUNK // self.docket.images[0].numel(), self.batch_size)
+            for part in torch.split(rows, size):
+                work(part)
+        else:
+            self.batch_size = halving(work, rows, self.batch_size)
         self.log.flush()
         self.pace.say()
 
@@ -118,14 +122,15 @@ class Judge:
         images, labels = self.given(rows)
         ids = self.docket.ids[rows].to(self.device)
         given: tuple[Any, ...] = (model, images.clone(), labels.clone(), self.ball)
-        weights = [parameter._version for parameter in model.parameters()]
+        weights = [parameter.detach().clone() for parameter in model.parameters()]
         try:
-            if isinstance(attack, CountedAttack):
-                found = attack.run(*given, seed=self._draws(turn), ids=ids)
-            else:
-                found = _metered(
-                    model, len(rows), lambda: attack(*given, seed=self._draws(turn), ids=ids)
-                )
+            with untouched(model):  # attacks of others leave a model in train mode
+                if isinstance(attack, CountedAttack):
+                    found = attack.run(*given, seed=self._draws(turn), ids=ids)
+                else:
+                    found = _metered(
+                        model, len(rows), lambda: attack(*given, seed=self._draws(turn), ids=ids)
+                    )
         except (RobustNCError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # an attack of others may raise anything
@@ -133,9 +138,12 @@ class Judge:
                 f"attack {turn.name!r} failed on examples {int(rows[0])} to {int(rows[-1])}: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        if weights != [parameter._version for parameter in model.parameters()]:
+        finally:
+            changed = _restored(model, weights)
+        if changed:
             raise InputError(
-                f"attack {turn.name!r} changed the weights of the model; no verdict is left"
+                f"attack {turn.name!r} changed the weights of the model; they were put back, and "
+                "no verdict is left"
             )
         if not isinstance(found.points, Tensor) or found.points.shape != images.shape:
             shape = getattr(found.points, "shape", type(found.points).__name__)
@@ -145,11 +153,14 @@ class Judge:
             )
         return found
 
-    def score(self, turn: Turn, rows: Tensor, points: Tensor) -> Seen:
+    def score(self, scorer: Scorer, turn: Turn, rows: Tensor, points: Tensor) -> Seen:
         """Put points into the ball, ask the user's own model, and note what it says."""
         origin, labels = self.given(rows)
         points = self._trusted(turn.name, points, origin)
-        seen = self.scorer.look(points, labels)
+        try:
+            seen = scorer.look(points, labels)
+        except InputError as error:
+            raise InputError(f"attack {turn.name!r}: {error}") from error
         self.docket.note(rows, turn.index, points, seen, self.scorer.draws)
         return seen
 
@@ -172,6 +183,7 @@ class Bench:
         self.turn = turn
         self.rows = rows
         self.batch_size = judge.batch_size
+        self.scorer = judge.scorer.naming("the points it found")
 
     @property
     def logits(self) -> Tensor:
@@ -185,7 +197,15 @@ class Bench:
 
     def confirm(self, rows: Tensor, points: Tensor) -> Tensor:
         """Whether the user's own model misclassifies these points, put into the ball, `(R,)`."""
-        return self.judge.score(self.turn, self.rows[rows.cpu()], points).flipped
+        mine, right = self.rows[rows.cpu()], torch.zeros_like(rows, dtype=torch.bool)
+
+        def look(chosen: Tensor) -> None:
+            there = chosen.to(rows.device)
+            seen = self.judge.score(self.scorer, self.turn, mine[chosen], points[there])
+            right[there] = seen.flipped
+
+        halving(look, torch.arange(len(mine)), self.batch_size)
+        return right
 
     def settle(self, rows: Tensor, attacked: Attacked) -> None:
         """Note examples that the attack has finished; the point of a survivor is scored too."""
@@ -194,7 +214,8 @@ class Bench:
         standing = docket.robust[mine].nonzero().flatten()
 
         def look(chosen: Tensor) -> None:
-            judge.score(self.turn, mine[chosen], attacked.points[chosen.to(rows.device)])
+            points = attacked.points[chosen.to(attacked.points.device)]
+            judge.score(self.scorer, self.turn, mine[chosen], points)
 
         halving(look, standing, self.batch_size)
         docket.forwards[mine] += attacked.forwards.cpu()
@@ -216,6 +237,16 @@ class Bench:
     def tick(self, forwards: int, backwards: int) -> None:
         """Take note of passes, for the progress."""
         self.judge.pace.tick(forwards + backwards)
+
+
+@torch.no_grad()
+def _restored(model: nn.Module, weights: list[Tensor]) -> bool:
+    """Whether parameters had to be put back: an optimiser steps on `.data`, past all counters."""
+    pairs = list(zip(model.parameters(), weights, strict=True))
+    changed = [pair for pair in pairs if not torch.equal(*pair)]
+    for parameter, weight in changed:
+        parameter.data.copy_(weight)
+    return bool(changed)
 
 
 def _metered(model: nn.Module, count: int, attack: Callable[[], Tensor]) -> Attacked:

@@ -66,9 +66,10 @@ class Pace:
         self._now = Progress("", 1, max(len(planned), 1), 0, 0, 0, 0, 0.0, 0.0, None)
         self._before = 0
 
-    def turn(self, attack: str, number: int, total: int) -> None:
+    def turn(self, attack: str, number: int, total: int, robust: int, examples: int) -> None:
         """Begin a turn over `total` examples."""
-        self._now = self._now._replace(attack=attack, turn=number + 1, done=0, total=total)
+        now = self._now._replace(attack=attack, turn=number + 1, done=0, total=total)
+        self._now = now._replace(robust=robust, examples=examples)
         self._before = self._passes
 
     def tick(self, passes: int) -> None:

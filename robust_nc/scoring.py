@@ -36,6 +36,10 @@ class Scorer:
         self.draws = draws
         self.seed = seed
 
+    def naming(self, what: str) -> "Scorer":
+        """Return a scorer that says, where the model fails, on which batch of `what`."""
+        return Scorer(Guarded(self.model, what), draws=self.draws, seed=self.seed)
+
     def look(self, points: Tensor, labels: Tensor) -> Seen:
         """Score points `(n, C, H, W)`; `InputError` for logits that cannot be used."""
         with full_precision(), torch.no_grad():

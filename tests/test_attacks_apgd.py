@@ -8,17 +8,14 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import Tensor, nn
 
 from robust_nc.attacks.apgd import APGD
-from robust_nc.attacks.apgd_rules import timetable
 from robust_nc.attacks.losses import LOSSES
 from robust_nc.attacks.oracle import Oracle
 from robust_nc.attacks.slots import Slots
-from robust_nc.exceptions import InputError
 from robust_nc.threat import Ball
 
 SHAPE = (1, 8, 8)
 BALLS = (Ball("Linf", 0.04), Ball("L2", 0.4), Ball("L1", 1.2))
-NOWHERE = Ball("L1", 1e-5)  # nothing flips in there
-CPU = torch.device("cpu")
+NOWHERE = 1e-5  # an eps in which nothing flips
 
 each_ball = pytest.mark.parametrize("ball", BALLS, ids=lambda ball: ball.norm)
 each_variant = pytest.mark.parametrize(
@@ -71,7 +68,7 @@ def test_flips_a_linear_model_just_beyond_its_margin(ball: Ball, attack: APGD, l
         logits = model(images)
         slope = float(torch.linalg.vector_norm(model[1].weight.diff(dim=0), ord=order))
     labels, margins = logits.argmax(1), logits[:, 0] - logits[:, 1]
-    for index in range(4):
+    for index in range(2):
         one, ids = slice(index, index + 1), torch.tensor([index])
         for ratio, flips in ((0.99, False), (1.01, True)):
             near = Ball(ball.norm, float(margins[index]) / slope * ratio)
@@ -185,8 +182,7 @@ def test_as_strong_as_the_original(ball: Ball, loss: str, targeted: bool) -> Non
 def test_passes_are_exact_where_nothing_flips(ball: Ball, goal, options) -> None:
     problem = _problem(0, count=9)
     model, attack = Counted(problem.model), APGD(steps=7, **options)
-    nowhere = Ball(ball.norm, NOWHERE.eps)
-    call = (model, problem.images, problem.labels, nowhere)
+    call = (model, problem.images, problem.labels, Ball(ball.norm, NOWHERE))
     result = attack.run(*call, goal=goal, seed=0, ids=problem.ids)
     times = attack.eot * attack.restarts
     assert result.forwards.tolist() == [8 * times] * 9
@@ -197,7 +193,7 @@ def test_passes_are_exact_where_nothing_flips(ball: Ball, goal, options) -> None
 
 @each_variant
 def test_the_batch_and_its_order_change_nothing(ball: Ball, attack: APGD) -> None:
-    problem = _problem(1, count=30)
+    problem = _problem(1, count=20)
 
     def reached(rows: Tensor, slots: int | None) -> tuple[Tensor, Tensor]:
         resized = dataclasses.replace(attack, slots=slots)
@@ -207,16 +203,16 @@ def test_the_batch_and_its_order_change_nothing(ball: Ball, attack: APGD) -> Non
         far = resized(*call, goal="maximise", seed=1, ids=part.ids)
         return flips, part.loss(far, "ce")
 
-    everyone = torch.arange(30)
+    everyone = torch.arange(20)
     flips, losses = reached(everyone, None)
-    assert 0 < flips.sum() < 30, "the test needs both verdicts"
-    shuffled = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    assert 0 < flips.sum() < 20, "the test needs both verdicts"
+    shuffled = torch.randperm(20, generator=torch.Generator().manual_seed(0))
     for rows, slots in (
         (everyone, 1),
         (everyone, 5),
         (everyone, 100),
         (shuffled, 7),
-        (everyone[9:20], 4),
+        (everyone[9:17], 4),
     ):
         found = reached(rows, slots)
         assert torch.equal(found[0], flips[rows])
@@ -336,20 +332,6 @@ def test_eot_with_dropout(goal: str) -> None:
     assert (problem.loss(points, "ce") > problem.loss(problem.images, "ce")).all()
 
 
-def test_checkpoints_of_the_paper() -> None:
-    table = timetable("Linf", 100, enlarged=False, device=CPU)
-    at = table.check.nonzero().flatten()
-    assert at.tolist() == [22, 41, 57, 70, 80, 87, 93, 99]
-    assert table.window[at].tolist() == [22, 19, 16, 13, 10, 7, 6, 6]
-    table = timetable("L1", 100, enlarged=True, device=CPU)
-    assert table.opens.nonzero().flatten().tolist() == [0, 30, 60]
-    assert table.closes.nonzero().flatten().tolist() == [29, 59]
-    assert table.radius.tolist() == [3.0] * 29 + [2.0] * 30 + [1.0] * 41
-    assert table.window[:30].nonzero().flatten().tolist() == list(range(1, 30))
-    for steps in (1, 2, 3, 5, 17):
-        assert len(timetable("L2", steps, enlarged=False, device=CPU).window) == steps
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -366,10 +348,3 @@ def test_checkpoints_of_the_paper() -> None:
 def test_options_that_cannot_be_used_are_named(options, message) -> None:
     with pytest.raises(ValueError, match=message):
         APGD(**options)
-
-
-def test_enlarged_is_for_l1() -> None:
-    problem = _problem(0, count=2)
-    call = (problem.model, problem.images, problem.labels, BALLS[0])
-    with pytest.raises(InputError, match="found Linf"):
-        APGD(enlarged=True)(*call, seed=0, ids=problem.ids)

@@ -8,8 +8,10 @@ from torch.nn import functional as F
 
 from robust_nc.attacks.apgd import APGD
 from robust_nc.attacks.apgd_l1 import changed, into_ball_and_box, sparse_step
+from robust_nc.attacks.apgd_rules import timetable
 from robust_nc.attacks.oracle import Oracle
 from robust_nc.attacks.slots import Slots
+from robust_nc.exceptions import InputError
 from robust_nc.threat import Ball
 
 SHAPE = (1, 8, 8)
@@ -112,3 +114,25 @@ def test_sparse_steps_spend_their_length_on_the_steepest_pixels() -> None:
     wanted = torch.tensor([[0.1, -0.1, 0.0, 0.0], [0.1, -0.1, 0.1, 0.0], [0.0] * 4])
     assert torch.allclose(moved.flatten(1), wanted, atol=1e-6)
     assert changed(points + moved, points).tolist() == [2, 3, 0]
+
+
+def test_checkpoints_of_the_paper() -> None:
+    table = timetable("Linf", 100, enlarged=False, device=torch.device("cpu"))
+    at = table.check.nonzero().flatten()
+    assert at.tolist() == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert table.window[at].tolist() == [22, 19, 16, 13, 10, 7, 6, 6]
+    table = timetable("L1", 100, enlarged=True, device=torch.device("cpu"))
+    assert table.opens.nonzero().flatten().tolist() == [0, 30, 60]
+    assert table.closes.nonzero().flatten().tolist() == [29, 59]
+    assert table.radius.tolist() == [3.0] * 29 + [2.0] * 30 + [1.0] * 41
+    assert table.window[:30].nonzero().flatten().tolist() == list(range(1, 30))
+    for steps in (1, 2, 3, 5, 17):
+        assert (
+            len(timetable("L2", steps, enlarged=False, device=torch.device("cpu")).window) == steps
+        )
+
+
+def test_enlarged_is_for_l1() -> None:
+    images, labels, ids = pictures(2, SHAPE), torch.zeros(2, dtype=torch.int64), torch.arange(2)
+    with pytest.raises(InputError, match="found Linf"):
+        APGD(enlarged=True)(curved(SHAPE, 6), images, labels, Ball("Linf", 0.1), seed=0, ids=ids)

@@ -33,10 +33,8 @@ def doubts_of_turns(
         after_gradients |= not free
     if not worst:
         return ()
-    told = ", ".join(
-        f"lowered by {count / total:.1%} by {name!r}, without gradients" for name, count in worst
-    )
-    seen = f"after attacks by gradient, the robust accuracy was {told} ({total} examples)"
+    told = ", ".join(f"{count / total:.1%} ({name!r})" for name, count in worst)
+    seen = f"without gradients, after attacks by gradient, {told} of {total} examples were broken"
     return (doubt("black-box-stronger", seen),)
 
 
