@@ -1,10 +1,11 @@
 # `make demo` and `make test` do everything, from a bare machine on. See `make help`.
 PYTHON ?= python3
 BIN := .venv/bin
+PEERS := .venv-peers/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow coverage check format lint types clean
+.PHONY: help setup peers demo test test-slow test-peers coverage check format lint types clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -14,6 +15,23 @@ setup: .venv/stamp  ## Make the virtual environment .venv (the other targets do 
 .venv/stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+peers: .venv-peers/stamp  ## Make .venv-peers, where the libraries of others work too (3 minutes, 7 GB)
+
+# In this order: torchattacks writes a stale robustbench/, which goes before the real one comes.
+.venv-peers/stamp: export PIP_CONSTRAINT := $(CURDIR)/peers/constraints.txt
+.venv-peers/stamp: export PIP_BUILD_CONSTRAINT := $(CURDIR)/peers/constraints.txt
+.venv-peers/stamp: export PIP_DISABLE_PIP_VERSION_CHECK := 1
+.venv-peers/stamp: pyproject.toml $(wildcard peers/*.* peers/autoattack/*.py)
+	test -x $(PEERS)/python || $(PYTHON) -m venv .venv-peers
+	$(PEERS)/pip install --quiet torch torchvision "setuptools<81" wheel
+	$(PEERS)/pip install --quiet --no-deps torchattacks==3.5.1
+	rm -rf "$$($(PEERS)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/robustbench"
+	$(PEERS)/pip install --quiet pyautoattack==0.2.0 foolbox==3.3.4 adv-lib==0.2.8 numba \
+	  robustbench==1.1.1
+	$(PEERS)/pip install --quiet --no-deps --force-reinstall robustbench==1.1.1
+	$(PEERS)/pip install --quiet -e '.[dev]' ./peers
 	touch $@
 
 demo: .venv/stamp  ## The main job: train, attack, measure and show twelve models on handwritten digits
@@ -26,6 +44,9 @@ test: .venv/stamp  ## All tests but the slow ones
 
 test-slow: .venv/stamp  ## The slow tier
 	$(BIN)/python -m pytest -n 2 -m slow
+
+test-peers: .venv-peers/stamp  ## The tests that need the libraries of others
+	$(PEERS)/python -m pytest -m peers tests/test_external.py tests/test_peers.py tests/test_zoo.py
 
 coverage: .venv/stamp  ## All tests but the slow ones, with line coverage (at least 90 %)
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
@@ -44,4 +65,4 @@ types: .venv/stamp
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml
 
 clean:  ## Remove the environment, the outputs and the caches
-	rm -rf .venv out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-peers out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

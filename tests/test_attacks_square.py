@@ -43,9 +43,6 @@ def _margins(model: nn.Module, points: Tensor, labels: Tensor) -> Tensor:
         return LOSSES["margin"](model(points), labels, None, None)
 
 
-# The schedule.
-
-
 @pytest.mark.parametrize(
     ("halvings", "first", "last"),
     [
@@ -218,8 +215,8 @@ def test_bumps_are_those_of_the_original(norm: str) -> None:
     side = window_sizes(12, 12, p_init=0.5, smallest=3, odd=True)[0]
     draw = Draw(slots.ids, torch.zeros_like(labels), 0.5)
     delta = (PROPOSERS[norm].propose(slots, images, draw) - images)[0, 0] / 0.1
-    rows, columns = (torch.where(delta.abs().amax(axis) > 0)[0] for axis in (1, 0))
-    ours = delta[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    (top, *_, bottom), (left, *_, right) = (delta.abs().amax(axis).nonzero() for axis in (1, 0))
+    ours = delta[top : bottom + 1, left : right + 1]
     assert ours.shape == (side, side)
     bump = original.eta(side)
     candidates = [turned * sign for turned in (bump, bump.mT) for sign in (1, -1)]
