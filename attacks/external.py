@@ -6,11 +6,10 @@ are imported when an attack is made, never before.
 >>> def library_attack(model, images, labels, eps=0.3, steps=10): ...
 >>> arguments("demo:pgd", library_attack, {"eps": 0.1, "norm": "L2"}, {"steps": 40})
 {'eps': 0.1, 'steps': 40}
->>> arguments("demo:pgd", library_attack, {"eps": 0.1}, {"step": 40})
+>>> arguments("demo:pgd", library_attack, {}, {"size": 40})
 Traceback (most recent call last):
 ...
-robust_nc.exceptions.UnknownNameError: unknown option of demo:pgd 'step'; did you mean 'steps'? \
-Valid: eps, steps
+robust_nc.exceptions.UnknownNameError: unknown option of demo:pgd 'size'. Valid: eps, steps
 """
 
 import contextlib
@@ -33,7 +32,7 @@ from torch import Tensor, nn
 
 from robust_nc.attacks.work import check_inputs
 from robust_nc.exceptions import ConfigError, InputError, unknown_name
-from robust_nc.runtime import stream_key, untouched
+from robust_nc.runtime import private_draws, stream_key, untouched
 from robust_nc.threat import NORMS, Ball
 from robust_nc.types import Goal, Images, Warned
 
@@ -129,7 +128,7 @@ class ExternalAttack(ABC):
         if not len(images) or not ball.eps:
             return images.clone()
         images, key = images.detach(), stream_key(seed, self.label, *ids.tolist()) & (2**31 - 1)
-        with untouched(model), _grads_kept(model), own_randomness(key), torch.enable_grad():
+        with untouched(model), _grads_kept(model), own_randomness(key, images.device):
             call = Call(
                 model=model,
                 images=images.clone(),
@@ -140,7 +139,8 @@ class ExternalAttack(ABC):
                 num_classes=_num_classes(model, images),
             )
             try:
-                with contextlib.redirect_stdout(sys.stderr):  # what they print is no result
+                # What they print is no result.
+                with torch.enable_grad(), contextlib.redirect_stdout(sys.stderr):
                     points = self.perturb(call)
             except Exception as error:
                 error.add_note(f"raised while {self.label} of {self.library} {self.version} ran")
@@ -253,14 +253,11 @@ def ascii_name(name: str) -> str:
 
 
 @contextlib.contextmanager
-def own_randomness(seed: int) -> Iterator[None]:
+def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
     """Seed every global generator inside, and give the caller's states back after."""
-    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    devices = list(range(torch.cuda.device_count())) if started else []
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (libraries use it)
     try:
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
+        with private_draws(seed, device):
             np.random.seed(seed)  # noqa: NPY002
             random.seed(seed)
             yield

@@ -103,7 +103,7 @@ def _filled(attack: Steps, work: Work, width: int, flight: Flight) -> Flight:
     return Flight(active, state, pending)
 
 
-def _next(work: Work, active: Counts, pending: Counts, free: int) -> tuple[Counts, Counts]:
+def _next(work: Work, active: Tensor, pending: Tensor, free: int) -> tuple[Tensor, Tensor]:
     """Split off what begins: first items of examples of which none is in flight.
 
     Only where there are no others, siblings fly side by side, and one may have been in vain.

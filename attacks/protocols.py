@@ -6,6 +6,7 @@
 
 from robust_nc.attacks.apgd import APGD
 from robust_nc.attacks.fab import FAB
+from robust_nc.attacks.gated import Gated
 from robust_nc.attacks.pgd import FGSM, PGD
 from robust_nc.attacks.square import Square
 from robust_nc.types import EvaluationProtocol
@@ -51,6 +52,19 @@ PLUS = EvaluationProtocol(
         _SQUARE,
         ("apgd-t", APGD(loss="dlr", num_targets=_TARGETS)),
         _FAB_T,
+    ),
+)
+
+# Ours: short attacks, aimed by the worst point so far, and long ones where it is near the boundary.
+FAST = EvaluationProtocol(
+    "fast",
+    (
+        ("apgd-ce", APGD(steps=20)),
+        ("apgd-t", APGD(loss="dlr", num_targets=3, steps=40, targets_at="worst")),
+        ("square", Square(queries=150)),
+        ("apgd-t-near", Gated(APGD(loss="dlr", num_targets=6, targets_at="worst"), above=-0.15)),
+        ("square-near", Gated(Square(queries=2500), above=-0.1)),
+        ("fab-t-near", Gated(FAB(num_targets=3, targets_at="worst"), above=-0.07)),
     ),
 )
 

@@ -72,6 +72,8 @@ def _module(reference: str, place: str) -> ModuleType:
             f"{reference!r} names the module {place!r}, which is not found ({error}); valid: a "
             f"module, a .py file, or one of {libraries}"
         ) from None
+    except Exception as error:  # a stranger's module may raise anything
+        raise _failed(reference, place, error) from error
 
 
 def _file(reference: str, path: Path) -> ModuleType:
@@ -82,5 +84,15 @@ def _file(reference: str, path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a stranger's file may raise anything
+        del sys.modules[spec.name]
+        raise _failed(reference, str(path), error) from error
     return module
+
+
+def _failed(reference: str, place: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"{reference!r} names {place}, which cannot be run: {type(error).__name__}: {error}"
+    )

@@ -162,6 +162,7 @@ PROTOCOLS = Registry(
     "protocols",
     {
         "clean": "robust_nc.attacks.protocols:CLEAN",
+        "fast": "robust_nc.attacks.protocols:FAST",
         "fgsm": "robust_nc.attacks.protocols:FGSM_ONLY",
         "pgd": "robust_nc.attacks.protocols:PGD_WORST",
         "plus": "robust_nc.attacks.protocols:PLUS",

@@ -105,7 +105,7 @@ def private_draws(seed: int, device: torch.device) -> Iterator[None]:
     """Draw from generators seeded for this block; the caller's global ones stay as they are."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         if devices:
             torch.cuda.manual_seed(seed)
         yield

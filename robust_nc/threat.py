@@ -36,7 +36,7 @@ class Norm(Protocol):
     def size(self, delta: Rows) -> Float[Tensor, " n"]:
         """Norm of each row."""
 
-    def shrink(self, delta: Rows, eps: float) -> Rows:
+    def shrink(self, delta: Rows, eps: float | int) -> Rows:
         """Project each row onto the ball of radius eps."""
 
     def steepest(self, gradient: Rows) -> Rows:
@@ -55,7 +55,7 @@ class Linf:
         """Maximum norm."""
         return delta.abs().amax(1)
 
-    def shrink(self, delta: Rows, eps: float) -> Rows:
+    def shrink(self, delta: Rows, eps: float | int) -> Rows:
         """Clip every value."""
         return delta.clamp(-eps, eps)
 
@@ -78,7 +78,7 @@ class L2:
         size: Tensor = torch.linalg.vector_norm(delta, dim=1)
         return size
 
-    def shrink(self, delta: Rows, eps: float) -> Rows:
+    def shrink(self, delta: Rows, eps: float | int) -> Rows:
         """Scale rows that are too long."""
         return delta * (eps / self.size(delta).clamp_min(_TINY)).clamp_max(1)[:, None]
 
@@ -103,7 +103,7 @@ class L1:
         """Sum of absolute values."""
         return delta.abs().sum(1)
 
-    def shrink(self, delta: Rows, eps: float) -> Rows:
+    def shrink(self, delta: Rows, eps: float | int) -> Rows:
         """Euclidean projection onto the L1 ball by sorting (Duchi et al., ICML 2008, figure 1).
 
         In float64: in float32 the error of the threshold, times D, exceeds a small eps.

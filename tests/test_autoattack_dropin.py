@@ -7,7 +7,7 @@ from typing import Any
 import pyautoattack
 import pytest
 import torch
-from helpers_attacks import curved, linear
+from helpers_attacks import curved
 from torch import Tensor, nn
 
 import robust_nc
@@ -16,12 +16,12 @@ from robust_nc.attacks import AutoAttack
 from robust_nc.attacks.protocols import PLUS, RAND, STANDARD
 from robust_nc.exceptions import ConfigError, InputError, RecordError, UnknownNameError
 
-SHAPE, CLASSES = (1, 6, 6), 10
+SHAPE, CLASSES = (1, 6, 6), 4
 FOUR = ["apgd-ce", "apgd-t", "fab-t", "square"]
 NAMES = ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
 
 
-def examples(model: nn.Module, count: int = 24, *, spread: float = 0.2) -> tuple[Tensor, Tensor]:
+def examples(model: nn.Module, count: int = 12, *, spread: float = 0.2) -> tuple[Tensor, Tensor]:
     """Images in the middle of the pixel range; every sixth is wrong from the start."""
     draws = torch.Generator().manual_seed(1)
     images = 0.4 + spread * torch.rand(count, *SHAPE, generator=draws)
@@ -36,33 +36,26 @@ def script(kind: Any, model: nn.Module, *, norm: str, eps: float) -> Any:
     attack = kind(model, norm=norm, eps=eps, seed=0, version="custom", attacks=FOUR, device="cpu")
     shorten(attack)
     accuracy = attack.clean_accuracy(images, labels, bs=10)
-    adversarial, predicted = attack.run_standard_evaluation(images, labels, batch_size=10)
+    adversarial, predicted = attack.run_standard_evaluation(images, labels, batch_size=12)
     return images, labels, accuracy, adversarial, predicted
 
 
 def shorten(attack: Any) -> None:
     """Set what scripts set, by the names that both classes know."""
     attack.apgd.n_restarts = attack.fab.n_restarts = 1
-    attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = 3
-    attack.square.n_queries = 200
+    attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = 25
+    attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = 2
+    attack.square.n_queries = 50
 
 
-@pytest.mark.parametrize(
-    ("make", "norm", "eps"),
-    [
-        (linear, "Linf", 0.03),
-        (linear, "L2", 0.15),
-        pytest.param(curved, "Linf", 0.16, marks=pytest.mark.slow),
-        pytest.param(curved, "L2", 0.75, marks=pytest.mark.slow),
-    ],
-)
-def test_the_same_script_gives_the_same_verdict(make: Any, norm: str, eps: float) -> None:
-    model = make(SHAPE, CLASSES).eval()
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.04), ("L2", 0.17)])
+def test_the_same_script_gives_the_same_verdict(norm: str, eps: float) -> None:
+    model = curved(SHAPE, CLASSES)
     theirs = script(pyautoattack.AutoAttack, model, norm=norm, eps=eps)
     images, labels, accuracy, adversarial, predicted = script(AutoAttack, model, norm=norm, eps=eps)
-    assert accuracy == theirs[2] == pytest.approx(20 / 24)
+    assert accuracy == theirs[2] == pytest.approx(10 / 12)
     robust, robust_there = predicted == labels, theirs[4] == labels
-    assert 0 < robust.sum() < 20, "the case decides nothing"
+    assert 0 < robust.sum() < 10, "the case decides nothing"
     assert (robust != robust_there).sum() <= 1
     assert torch.equal(model(adversarial).argmax(1), predicted)
     same = (adversarial == images).flatten(1).all(1)
@@ -72,20 +65,20 @@ def test_the_same_script_gives_the_same_verdict(make: Any, norm: str, eps: float
 
 
 def test_each_attack_alone_agrees_with_theirs() -> None:
-    model = linear(SHAPE, CLASSES).eval()
+    model = curved(SHAPE, CLASSES)
     images, labels = examples(model)
     found = {}
     for kind in (pyautoattack.AutoAttack, AutoAttack):
-        attack = kind(model, eps=0.03, seed=0, version="custom", attacks=NAMES, device="cpu")
+        attack = kind(model, eps=0.04, seed=0, version="custom", attacks=NAMES, device="cpu")
         shorten(attack)
-        found[kind] = attack.run_standard_evaluation_individual(images, labels, batch_size=24)
+        found[kind] = attack.run_standard_evaluation_individual(images, labels, batch_size=12)
     theirs, ours = found.values()
     assert list(ours) == list(theirs) == NAMES
     for name in NAMES:
         adversarial, predicted = ours[name]
         robust, robust_there = predicted == labels, theirs[name][1] == labels
-        assert 0 < robust.sum() < 20, name
-        assert (robust & ~robust_there).sum() <= (name == "square"), name
+        assert 0 < robust.sum() < 10 + (name == "square"), name
+        assert (robust != robust_there).sum() <= 1, name
         assert adversarial.shape == images.shape
 
 
@@ -114,7 +107,7 @@ def quick(model: Any, **options: Any) -> AutoAttack:
     """A custom version that is soon done, spelled as in autoattack."""
     settings: dict[str, Any] = {
         "norm": "Linf",
-        "eps": 0.02,
+        "eps": 0.04,
         "seed": 0,
         "verbose": False,
         "attacks_to_run": ["apgd-ce", "square"],
@@ -129,7 +122,7 @@ def quick(model: Any, **options: Any) -> AutoAttack:
 
 
 def test_the_keywords_decide_what_comes_back() -> None:
-    model = linear(SHAPE, CLASSES).eval()
+    model = curved(SHAPE, CLASSES)
     images, labels = examples(model, 8)
     attack = quick(model)
     alone = attack.run_standard_evaluation(images, labels, bs=4)
@@ -152,7 +145,7 @@ def test_the_keywords_decide_what_comes_back() -> None:
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 def test_versions_are_our_protocols(norm: str) -> None:
-    model, ball = linear(SHAPE, CLASSES), Ball(norm, 0.5)
+    model, ball = curved(SHAPE, CLASSES), Ball(norm, 0.5)
     for plan in (STANDARD, PLUS, RAND):
         attack = AutoAttack(model, norm, 0.5, verbose=False, version=plan.name)
         assert attack.protocol() == plan.under(ball)
@@ -162,7 +155,7 @@ def test_versions_are_our_protocols(norm: str) -> None:
 
 
 def test_it_says_what_autoattack_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = linear(SHAPE, CLASSES).eval()
+    model = curved(SHAPE, CLASSES)
     images, labels = examples(model)
     log = tmp_path / "log.txt"
     attack = quick(model, verbose=True, log_path=str(log))
@@ -185,20 +178,20 @@ def test_it_says_what_autoattack_says(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_doubts_are_told_though_it_is_not_verbose(capsys: pytest.CaptureFixture[str]) -> None:
-    model = nn.Sequential(linear(SHAPE, CLASSES), nn.Softmax(1)).eval()
+    model = nn.Sequential(curved(SHAPE, CLASSES), nn.Softmax(1)).eval()
     images, labels = examples(model)
     quick(model).run_standard_evaluation(images, labels)
     lines = capsys.readouterr().out.splitlines()
     assert lines
     assert all(line.startswith("Warning: ") for line in lines)
-    assert any("probabilit" in line for line in lines)
+    assert any("softmax" in line for line in lines)
 
 
 @pytest.mark.parametrize("seed", [3, None])
 def test_a_state_is_gone_on_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int | None
 ) -> None:
-    model = linear(SHAPE, CLASSES).eval()
+    model = curved(SHAPE, CLASSES)
     images, labels = examples(model)
     state = tmp_path / "runs" / "state.json"
     whole = quick(model, seed=seed).run_standard_evaluation(images, labels, state_path=state)
@@ -215,7 +208,7 @@ def test_a_state_is_gone_on_from(
 
 
 def test_seeds_decide_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = linear(SHAPE, CLASSES).eval()
+    model = curved(SHAPE, CLASSES)
     seeds = []
 
     def noted(*args: Any, **options: Any) -> Any:
@@ -231,8 +224,7 @@ def test_seeds_decide_draws(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_function_is_a_model_and_nothing_is_changed() -> None:
-    model = curved(SHAPE, CLASSES).train()
-    model.eval()
+    model = curved(SHAPE, CLASSES)
     images, labels = examples(model, 8)
     before, draws = images.clone(), torch.random.get_rng_state()
     found = quick(lambda pixels: model(pixels)).run_standard_evaluation(images, labels)
@@ -244,7 +236,7 @@ def test_a_function_is_a_model_and_nothing_is_changed() -> None:
 
 
 def test_what_cannot_be_used_is_answered_in_a_sentence() -> None:
-    model = linear(SHAPE, CLASSES).eval()
+    model = curved(SHAPE, CLASSES)
     with pytest.raises(ConfigError, match="TensorFlow models are not supported"):
         AutoAttack(model, is_tf_model=True)
     with pytest.raises(ConfigError, match="version='custom' to run fab"):
@@ -257,5 +249,5 @@ def test_what_cannot_be_used_is_answered_in_a_sentence() -> None:
         AutoAttack(model, eps=8)
     with pytest.raises(InputError, match=r"the model is on cpu and device is cuda"):
         AutoAttack(model, device="cuda")
-    with pytest.raises(UnknownNameError, match="did you mean 'apgd-ce'"):
+    with pytest.raises(UnknownNameError, match="did you mean 'apgd-t'"):
         quick(model, attacks_to_run=["apgd"]).run_standard_evaluation(*examples(model, 2))

@@ -1,0 +1,298 @@
+"""Evaluations that race: ours and others', each run in a process of its own.
+
+A run loads the subject, evaluates it once, and says how long that took, what the verdict was, how
+many passes it cost and how much memory the process took. Theirs are judged by the images that they
+return, with the subject's own model; their passes are counted by hooks, in runs that are not timed.
+
+>>> import torch
+>>> model = torch.nn.Linear(2, 3)
+>>> with Meter(model) as meter:
+...     model(torch.rand(4, 2)).sum().backward()
+>>> meter.forwards, meter.backwards
+(4, 4)
+"""
+
+import concurrent.futures
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from robust_nc.attacks.external import imported
+from robust_nc.benchmarks.races.geometry import _peak_bytes
+from robust_nc.benchmarks.races.models import Subject, load
+from robust_nc.environment import code_digest
+from robust_nc.evaluation import evaluate
+from robust_nc.plugins import find_protocol
+from robust_nc.runtime import default_device, untouched
+
+OURS, PASSES = "ours", "passes"
+_STEPS = 100  # of APGD and FAB in AutoAttack
+_BATCHES = {"cpu": (16, 32, 64, 128, 256), "cuda": (128, 256, 512, 1024, 2048)}
+_CALLS = 3
+_LONG = 4.0  # seconds; a batch whose pass would take longer is not tried
+
+
+class Setup(NamedTuple):
+    """What all runs of a race have in common. A batch size of None: what is fastest."""
+
+    model: str
+    examples: int
+    path: str | None = None
+    data: str | None = None
+    threads: int | None = None
+    batch_size: int | None = None
+    batch_size_theirs: int = 250
+
+    def subject(self) -> Subject:
+        """Load the subject."""
+        path, data = (Path(place) if place else None for place in (self.path, self.data))
+        return load(self.model, examples=self.examples, path=path, data=data)
+
+
+class Job(NamedTuple):
+    """One run: `repeat` numbers the timed runs; one that is counted is None, and not timed."""
+
+    contestant: str
+    seed: int
+    repeat: int | None
+
+    def __str__(self) -> str:
+        kind = "counted" if self.repeat is None else f"timed, round {self.repeat + 1}"
+        return f"{self.contestant}, seed {self.seed}, {kind}"
+
+
+class Verdict(NamedTuple):
+    """What a contestant returns; passes are None where they were not counted."""
+
+    clean: Tensor
+    robust: Tensor
+    forwards: int | None = None
+    backwards: int | None = None
+    outside: int = 0
+    about: str = ""
+
+
+Contestant = Callable[[Subject, Setup, int], Verdict | Tensor]  # images, for theirs
+
+
+def in_a_child(setup: Setup, job: Job) -> dict[str, Any]:
+    """Do a job in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(work, setup, job).result()
+
+
+def work(setup: Setup, job: Job) -> dict[str, Any]:
+    """Do a job here, and describe it as JSON."""
+    if setup.threads:
+        torch.set_num_threads(setup.threads)
+    device = default_device()
+    subject = setup.subject()
+    subject.model.to(device)
+    line: dict[str, Any] = job._asdict() | {"code": code_digest(), "load": load_average()}
+    if job.contestant == PASSES:
+        return line | time_passes(subject, device)
+    with torch.no_grad():  # the first pass of a process is slow
+        subject.model(subject.images[:8].to(device))
+    prepare(job.contestant)
+    before, contestant = _peak_bytes(device), CONTESTANTS[job.contestant]
+    with Meter(None if job.repeat is not None else subject.model) as meter:
+        started = time.perf_counter()
+        found = contestant(subject, setup, job.seed)
+        wait(device)
+        seconds = time.perf_counter() - started
+    verdict = judged(subject, found) if isinstance(found, Tensor) else found
+    if job.repeat is None and verdict.forwards is None:
+        verdict = verdict._replace(forwards=meter.forwards, backwards=meter.backwards)
+    return line | {
+        "seconds": seconds if job.repeat is not None else None,
+        "clean": written(verdict.clean),
+        "robust": written(verdict.robust),
+        "forwards": verdict.forwards,
+        "backwards": verdict.backwards,
+        "outside": verdict.outside,
+        "about": verdict.about,
+        "mebibytes": _peak_bytes(device) / 2**20,
+        "mebibytes_before": before / 2**20,
+    }
+
+
+def ours(subject: Subject, setup: Setup, seed: int) -> Verdict:
+    """`robust_nc.evaluate` with the protocol `standard`, which counts its passes itself."""
+    outcome = evaluate(
+        subject.model,
+        subject.images,
+        subject.labels,
+        subject.ball,
+        seed=seed,
+        batch_size=setup.batch_size,
+    )
+    return Verdict(
+        outcome.clean_correct,
+        outcome.robust,
+        int(outcome.forward_passes.sum()),
+        int(outcome.backward_passes.sum()),
+        about=", ".join(outcome.accelerated),
+    )
+
+
+def pyautoattack(subject: Subject, setup: Setup, seed: int) -> Tensor:
+    """pyautoattack's standard version."""
+    device = default_device()
+    attack = imported("pyautoattack", "pyautoattack").AutoAttack(
+        subject.model,
+        norm=subject.ball.norm,
+        eps=subject.ball.eps,
+        seed=seed,
+        device=device,
+    )
+    images, labels = subject.images.to(device), subject.labels.to(device)
+    found: Tensor
+    found, _ = attack.run_standard_evaluation(images, labels, batch_size=setup.batch_size_theirs)
+    return found
+
+
+def torchattacks(subject: Subject, setup: Setup, seed: int) -> Tensor:
+    """torchattacks' AutoAttack as it comes."""
+    return _torchattacks(subject, setup, seed, steps=None)
+
+
+def torchattacks_100(subject: Subject, setup: Setup, seed: int) -> Tensor:
+    """torchattacks' AutoAttack with AutoAttack's number of steps, set by hand."""
+    return _torchattacks(subject, setup, seed, steps=_STEPS)
+
+
+def _torchattacks(subject: Subject, setup: Setup, seed: int, *, steps: int | None) -> Tensor:
+    device = default_device()
+    with torch.no_grad():
+        classes = subject.model(subject.images[:1].to(device)).shape[1]
+    attack = imported("torchattacks", "torchattacks").AutoAttack(
+        subject.model, norm=subject.ball.norm, eps=subject.ball.eps, n_classes=classes, seed=seed
+    )
+    attack.set_device(device)
+    for part in attack._autoattack.attacks if steps else ():
+        if hasattr(part, "steps"):
+            part.steps = steps
+    parts = zip(
+        torch.split(subject.images, setup.batch_size_theirs),
+        torch.split(subject.labels, setup.batch_size_theirs),
+        strict=True,
+    )
+    found = [attack(images.to(device), labels.to(device)) for images, labels in parts]
+    return torch.cat(found)
+
+
+CONTESTANTS: dict[str, Contestant] = {
+    OURS: ours,
+    "pyautoattack": pyautoattack,
+    "torchattacks": torchattacks,
+    "torchattacks-100": torchattacks_100,
+}
+
+
+def prepare(contestant: str) -> None:
+    """Import what a contestant needs; `ConfigError` says why it cannot race."""
+    if contestant == OURS:
+        find_protocol("standard")
+    else:
+        imported(contestant.removesuffix("-100"), contestant.removesuffix("-100"))
+
+
+@torch.no_grad()
+def judged(subject: Subject, found: Tensor) -> Verdict:
+    """Ask the subject's own model about what an attack returned, not projected."""
+    found = found.detach().cpu()
+
+    def correct(images: Tensor) -> Tensor:
+        parts = [part.to(default_device()) for part in torch.split(images, 250)]
+        return torch.cat([subject.model(part).argmax(1).cpu() for part in parts]) == subject.labels
+
+    clean = correct(subject.images)
+    outside = int((~subject.ball.contains(found, subject.images)).sum())
+    return Verdict(clean, clean & correct(found), outside=outside)
+
+
+def time_passes(subject: Subject, device: torch.device) -> dict[str, Any]:
+    """Seconds per example of a forward, and of a forward with input gradient, by batch size.
+
+    Each is the least of three calls of the bare model, its parameters frozen. Batches that would
+    take long are left out.
+    """
+    model = subject.model
+    times: dict[str, dict[str, float]] = {"forward": {}, "gradient": {}}
+    with untouched(model):
+        for size in _BATCHES.get(device.type, _BATCHES["cpu"]):
+            rows = torch.arange(size) % len(subject.images)
+            images, labels = subject.images[rows].to(device), subject.labels[rows].to(device)
+            for name, call in (("forward", _forward), ("gradient", _gradient)):
+                if size * min(times[name].values(), default=0.0) > _LONG:
+                    continue
+                call(model, images, labels)
+                least = min(_seconds(call, model, images, labels) for _ in range(_CALLS))
+                times[name][str(size)] = least / size
+    return times
+
+
+def _forward(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    with torch.no_grad():
+        model(images)
+
+
+def _gradient(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    leaf = images.detach().requires_grad_()
+    torch.autograd.grad(nn.functional.cross_entropy(model(leaf), labels), leaf)
+
+
+def _seconds(call: Callable[..., None], *given: Any) -> float:
+    wait(given[1].device)
+    started = time.perf_counter()
+    call(*given)
+    wait(given[1].device)
+    return time.perf_counter() - started
+
+
+def wait(device: torch.device) -> None:
+    """Wait for a device that works on its own."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def load_average() -> float | None:
+    """How busy the machine was in the last minute, where it says so."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def written(flags: Tensor) -> str:
+    """Write flags as a row of 0 and 1."""
+    return "".join("1" if flag else "0" for flag in flags.tolist())
+
+
+class Meter:
+    """Counts the examples that pass forward and backward through a model, by hooks."""
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self.model = model
+        self.forwards = 0
+        self.backwards = 0
+
+    def __enter__(self) -> "Meter":
+        self._handles = [self.model.register_forward_hook(self._forth)] if self.model else []
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _forth(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self.forwards += len(output)
+        if output.requires_grad:
+            output.register_hook(self._back)  # type: ignore[no-untyped-call]
+
+    def _back(self, gradient: Tensor) -> None:
+        self.backwards += len(gradient)

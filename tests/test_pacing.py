@@ -1,0 +1,158 @@
+"""What an evaluation says of itself while it runs."""
+
+import itertools
+
+import pytest
+import torch
+from helpers_evaluation import APGD_ONLY, BALL, SHORT, examples, own
+
+from robust_nc import evaluate
+from robust_nc.attacks.pgd import PGD
+from robust_nc.pacing import Pace, Progress
+
+
+class Clock:
+    """A clock that goes on by itself, so that everything is reported."""
+
+    def __init__(self, step: float) -> None:
+        self.now, self.step = 50.0, step
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+@pytest.fixture
+def fast_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock(1.0)
+    monkeypatch.setattr("robust_nc.pacing.time.monotonic", clock)
+    return clock
+
+
+def watched(count: int = 20, **options: object) -> tuple[list[Progress], object]:
+    model, images, labels = examples(count)
+    said: list[Progress] = []
+    options = {"protocol": SHORT, "batch_size": 4} | options
+    outcome = evaluate(model, images, labels, BALL, report=said.append, **options)
+    return said, outcome
+
+
+def test_progress_goes_up_to_the_end(fast_clock: Clock) -> None:
+    said, outcome = watched()
+    assert len(said) > 50
+    for before, after in itertools.pairwise(said):
+        assert (after.turn, after.done) >= (before.turn, before.done)
+        assert after.share >= before.share
+        assert after.passes >= before.passes
+        assert after.seconds > before.seconds
+        assert after.robust <= before.robust
+        assert 0 <= after.done <= after.total <= after.examples == 20
+    first, last = said[0], said[-1]
+    assert first.robust == int(outcome.clean_correct.sum()), "at most: nothing is broken yet"
+    assert (last.turn, last.turns, last.attack) == (4, 4, "square")
+    assert last.done == last.total
+    assert last.share == 1
+    assert last.robust == int(outcome.robust.sum())
+    assert last.seconds_left == 0
+    assert {progress.attack for progress in said} == {"apgd-ce", "apgd-t", "fab-t", "square"}
+    # What the attacks asked; the clean images and the scores are not told.
+    spent = int(outcome.forward_passes.sum() + outcome.backward_passes.sum())
+    assert 0.9 * spent < last.passes <= spent
+
+
+def test_time_left_is_positive_until_the_end_and_falls(fast_clock: Clock) -> None:
+    said, _ = watched(protocol=own(PGD(steps=20)))
+    left = [progress.seconds_left for progress in said if progress.passes]
+    assert all(each is not None and each >= 0 for each in left)
+    assert left[0] > left[-1] == 0
+
+
+def test_an_attack_without_a_cost_leaves_the_time_open(fast_clock: Clock) -> None:
+    def still(model, images, labels, ball, *, goal="flip", targets=None, seed, ids):
+        return model(images).sum() * 0 + images
+
+    plan = own(still, "still")
+    said, outcome = watched(protocol=plan._replace(attacks=(*APGD_ONLY.attacks, *plan.attacks)))
+    assert all(progress.seconds_left is None for progress in said)
+    assert "left" not in str(said[0])
+    assert said[-1].attack == "still"
+    assert said[-1].share == 1
+    before = [progress.passes for progress in said if progress.attack == "apgd-t"][-1]
+    assert said[-1].passes == before + int(outcome.robust.sum()), "its passes are told too"
+
+
+def test_nothing_robust_and_no_examples_end_at_once(fast_clock: Clock) -> None:
+    model, images, _ = examples(4)
+    wrong = (model(images).argmax(1) + 1) % 5
+    for count in (4, 0):
+        said: list[Progress] = []
+        evaluate(model, images[:count], wrong[:count], BALL, protocol=SHORT, report=said.append)
+        assert said[-1].share == 1
+        assert said[-1].robust == 0
+        assert said[-1].examples == count
+        assert "robust at most 0.0%" in str(said[-1])
+
+
+def test_a_resumed_evaluation_says_what_still_stands(fast_clock: Clock, tmp_path) -> None:
+    log = tmp_path / "log.jsonl"
+    _, whole = watched(log=log)
+    said, _ = watched(log=log)
+    assert {progress.robust for progress in said} == {int(whole.robust.sum())}
+    assert said[-1].share == 1
+    assert said[-1].passes == 0
+
+
+def test_reports_come_at_most_twice_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robust_nc.pacing.time.monotonic", Clock(0.0))
+    said, _ = watched()
+    assert len(said) == 1 + 4, "the first pass, and the end of each turn"
+
+
+def test_a_report_that_raises_ends_the_evaluation() -> None:
+    model, images, labels = examples(4)
+
+    def refuse(progress: Progress) -> None:
+        raise KeyError("enough")
+
+    with pytest.raises(KeyError, match="enough"):
+        evaluate(model, images, labels, BALL, protocol=SHORT, report=refuse)
+    assert all(not module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("left", "text"),
+    [
+        (None, "attack 2 of 4 (fab-t): 5 of 50, robust at most 30.0%, 250 passes/s"),
+        (20.4, "attack 2 of 4 (fab-t): 5 of 50, robust at most 30.0%, 250 passes/s, 20 s left"),
+        (240.0, "attack 2 of 4 (fab-t): 5 of 50, robust at most 30.0%, 250 passes/s, 4 min left"),
+        (9e4, "attack 2 of 4 (fab-t): 5 of 50, robust at most 30.0%, 250 passes/s, 25 h left"),
+    ],
+)
+def test_it_reads_well(left: float | None, text: str) -> None:
+    assert str(Progress("fab-t", 2, 4, 5, 50, 30, 100, 500.0, 2.0, left)) == text
+
+
+def test_nothing_done_yet_reads_well() -> None:
+    empty = Progress("", 1, 1, 0, 0, 0, 0, 0.0, 0.0, None)
+    assert str(empty) == "attack 1 of 1 (): 0 of 0, robust at most 0.0%, 0 passes/s"
+    assert empty.share == 1
+
+
+def test_the_time_left_is_that_of_an_evaluation_in_which_nothing_breaks(monkeypatch) -> None:
+    clock = Clock(0.0)
+    monkeypatch.setattr("robust_nc.pacing.time.monotonic", clock)
+    pace = Pace(None, [100, 10])
+    assert pace.seconds_left() is None, "no speed is known yet"
+    pace.turn("first", 0, 8, 8, 10)
+    clock.now += 4.0
+    pace.tick(400)  # half of the first turn: 100 passes a second
+    assert pace.seconds_left() == pytest.approx((400 + 8 * 10) / 100)
+    pace.done(8, 3, 10)
+    assert pace.seconds_left() == pytest.approx(3 * 10 / 100)
+    pace.turn("second", 1, 3, 3, 10)
+    clock.now += 0.1
+    pace.tick(10)
+    assert pace.seconds_left() == pytest.approx(20 * (4.1 / 410))
+    pace.done(3, 2, 10)
+    assert pace.seconds_left() == 0
+    assert torch.isfinite(torch.tensor(pace.seconds_left()))

@@ -1,0 +1,208 @@
+"""The race of `standard` compares what it says it compares. No test looks at a time."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from robust_nc.benchmarks.races import autoattack as race
+from robust_nc.benchmarks.races import contestants, models
+from robust_nc.benchmarks.races.contestants import OURS, PASSES, Job, Setup, Verdict
+from robust_nc.benchmarks.races.verdicts import between, count, pooled
+from robust_nc.environment import code_digest
+from robust_nc.exceptions import ConfigError, RecordError, UnknownNameError
+
+THEIRS = "pyautoattack"
+SETUP = Setup("digits", 4, threads=1)
+
+
+def test_jobs_take_turns_and_count_where_nothing_is_timed() -> None:
+    jobs = race.plan([OURS, THEIRS], (5, 6), repeats=2)
+    timed = [job.contestant for job in jobs if job.repeat is not None]
+    assert timed == [PASSES, OURS, THEIRS, OURS, THEIRS, PASSES]
+    assert jobs[6:] == [Job(OURS, 6, None), Job(THEIRS, 6, None)]
+    assert race.plan([OURS, THEIRS], (5,), repeats=1)[3:] == [Job(THEIRS, 5, None)]
+
+
+class Stub:
+    """Answers jobs at once; `weak` of our seeds find the first example robust."""
+
+    def __init__(self, weak: tuple[int, ...] = ()) -> None:
+        self.weak = weak
+        self.done: list[Job] = []
+
+    def __call__(self, setup: Setup, job: Job) -> dict[str, Any]:
+        self.done.append(job)
+        line: dict[str, Any] = job._asdict() | {"code": code_digest()}
+        if job.contestant == PASSES:
+            return line | {"forward": {"8": 0.1, "16": 0.05}, "gradient": {"8": 0.2, "16": 0.3}}
+        known = job.contestant == OURS or job.repeat is None
+        first = "1" if job.contestant == OURS and job.seed in self.weak else "0"
+        return line | {
+            "seconds": None if job.repeat is None else 2.0 if job.contestant == OURS else 5.0,
+            "clean": "1101",
+            "robust": f"{first}101",
+            "forwards": 30 if known else None,
+            "backwards": 10 if known else None,
+            "outside": 0,
+            "about": "folded",
+            "mebibytes": 100.0,
+        }
+
+
+def test_a_race_goes_on_where_it_ended(tmp_path: Path) -> None:
+    out, jobs = tmp_path / "race.json", race.plan([OURS, THEIRS], (0, 1), repeats=2)
+    first, second, third = Stub(), Stub(), Stub()
+    race.contest(SETUP, jobs[:4], out, run=first)
+    record = race.contest(SETUP, jobs, out, left_out={"torchattacks": "not here"}, run=second)
+    assert [*first.done, *second.done] == jobs
+    held = json.loads(out.read_text())
+    assert len(held["runs"]) == len(record["runs"]) == len(jobs)
+    assert held["race"]["examples"] == 4
+    assert {"torch", "pyautoattack", "scipy"} <= set(held["versions"])
+    for line in held["runs"]:
+        line["code"] = "older"  # ours has changed since
+    out.write_text(json.dumps(held))
+    again = race.contest(SETUP, jobs, out, run=third)
+    assert third.done == [job for job in jobs if job.contestant == OURS]
+    assert len(again["runs"]) == len(jobs)
+
+
+def test_the_record_of_another_race_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "race.json"
+    race.contest(SETUP, [Job(OURS, 0, 0)], out, run=Stub())
+    before = out.read_bytes()
+    with pytest.raises(RecordError, match="another race"):
+        race.contest(SETUP._replace(examples=5), [Job(OURS, 0, 0)], out, run=Stub())
+    assert out.read_bytes() == before
+    out.write_text("{}")
+    with pytest.raises(RecordError, match="not the record of a race"):
+        race.contest(SETUP, [Job(OURS, 0, 0)], out, run=Stub())
+
+
+def test_the_report_has_every_number() -> None:
+    jobs = race.plan([OURS, THEIRS], (0, 1, 2), repeats=2)
+    record = race.contest(SETUP, jobs, None, left_out={"torchattacks": "x"}, run=Stub((1, 2)))
+    shown = race.report(record, (0, 1, 2))
+    assert "2.50 (2.50 to 2.50)" in shown  # their time over ours
+    # 20 forwards alone at 0.05 and 10 with gradient at 0.2: 3 seconds; ours took 2
+    assert "limit, seconds: 3.000 (3.000 to 3.000); ours over it: 0.667" in shown
+    assert "accelerated by: folded" in shown
+    assert "3 seeds of 4 examples: ours weaker on 2, theirs on 0" in shown
+    assert "two-sided p = 0.5, ours weaker p = 0.25" in shown
+    assert "ours: robust 50.00%, 75.00%, 75.00%; disagreements between its seeds: 1, 1, 0" in shown
+    assert "pyautoattack: robust 50.00%, 50.00%, 50.00%; disagreements" in shown
+    assert "left out: torchattacks: x" in shown
+    assert "30 " in shown
+    assert "100 " in shown
+
+
+def test_a_sign_test_is_exact() -> None:
+    assert count("1100", "1010") == (1, 1)
+    test = pooled([("11110", "00001")])
+    assert test[:2] == (4, 1)
+    assert test.one_sided == pytest.approx(6 / 32)  # (5 + 1) of 32 ways
+    assert test.two_sided == pytest.approx(12 / 32)
+    assert pooled([("10", "10")]) == (0, 0, 1.0, 1.0)
+    assert between(["11", "10", "00"]) == [1, 2, 1]
+
+
+def test_those_who_cannot_race_are_left_out_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def absent(contestant: str) -> None:
+        if contestant != OURS:
+            raise ConfigError(f"{contestant} is not here")
+
+    monkeypatch.setattr(race, "prepare", absent)
+    assert race.able((OURS, THEIRS)) == ([OURS], {THEIRS: "pyautoattack is not here"})
+    monkeypatch.undo()
+    assert race.able((THEIRS,)) == ([THEIRS], {})
+
+
+def test_a_run_tells_time_or_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_step(subject: models.Subject, setup: Setup, seed: int) -> torch.Tensor:
+        leaf = subject.images.clone().requires_grad_()
+        torch.autograd.grad(subject.model(leaf).sum(), leaf)
+        return torch.ones_like(leaf)  # outside of the ball
+
+    monkeypatch.setitem(contestants.CONTESTANTS, THEIRS, one_step)
+    timed, counted = (contestants.work(SETUP, Job(THEIRS, 0, repeat)) for repeat in (0, None))
+    assert (timed["forwards"], timed["backwards"]) == (None, None)
+    assert timed["seconds"] > 0
+    assert (counted["forwards"], counted["backwards"], counted["seconds"]) == (4, 4, None)
+    assert counted["outside"] == 4
+    assert len(counted["clean"]) == len(counted["robust"]) == 4
+    assert counted["mebibytes"] >= counted["mebibytes_before"] > 0
+    json.dumps(counted)
+
+
+def test_ours_counts_its_own_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate = contestants.evaluate
+
+    def shorter(*given: Any, **options: Any) -> Any:
+        return evaluate(*given, **options, protocol="pgd")
+
+    monkeypatch.setattr(contestants, "evaluate", shorter)
+    verdict = contestants.ours(SETUP.subject(), SETUP, 0)
+    assert isinstance(verdict, Verdict)
+    assert verdict.forwards is not None
+    assert verdict.backwards is not None
+    assert verdict.forwards > verdict.backwards > 0
+
+
+def test_passes_are_timed_by_batch_size() -> None:
+    times = contestants.time_passes(SETUP.subject(), torch.device("cpu"))
+    assert set(times["forward"]) == set(times["gradient"]) == {"16", "32", "64", "128", "256"}
+    assert all(value > 0 for kind in times.values() for value in kind.values())
+
+
+def test_models_are_found_by_name(tmp_path: Path) -> None:
+    subject = models.load("digits", examples=40)
+    accuracy = (subject.model(subject.images).argmax(1) == subject.labels).double().mean()
+    assert accuracy > 0.8
+    with pytest.raises(UnknownNameError, match="did you mean 'resnet18'"):
+        models.load("resnet", examples=1)
+    for name, word in (("checkpoint", "folder that a training wrote"), ("lenet", "weight file")):
+        with pytest.raises(ConfigError, match=word):
+            models.load(name, examples=1)
+    with pytest.raises(ConfigError, match="does not exist"):
+        models.load("checkpoint", examples=1, path=tmp_path / "nothing")
+
+
+def test_lenet_reads_weights_and_arrays(tmp_path: Path) -> None:
+    weights, arrays = tmp_path / "weights.pt", tmp_path / "mnist.npz"
+    torch.save(models.LeNet5().state_dict(), weights)
+    labels = np.arange(10)
+    images = np.zeros((10, 28, 28), dtype=np.uint8)
+    np.savez(arrays, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    subject = models.load("lenet", examples=3, path=weights, data=arrays)
+    assert subject.model(subject.images).shape == (3, 10)
+    assert (str(subject.ball), subject.images.shape) == ("Linf 0.3", (3, 1, 28, 28))
+
+
+@pytest.mark.slow
+def test_the_race_runs_in_processes_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "race.json"
+    for _ in range(2):
+        race.main(
+            model="digits",
+            examples=2,
+            repeats=1,
+            contestants=(OURS, THEIRS, "torchattacks"),
+            threads=1,
+            out=out,
+        )
+    shown = capsys.readouterr().out
+    assert shown.count("run 2 of") == 1, "the second call had nothing to do"
+    assert "exact sign test" in shown
+    assert "ours over it" in shown
+    runs = json.loads(out.read_text())["runs"]
+    ours, theirs = ([r for r in runs if r["contestant"] == name] for name in (OURS, THEIRS))
+    assert ours[0]["clean"] == theirs[0]["clean"]
+    assert theirs[-1]["forwards"] > theirs[-1]["backwards"] > 0
