@@ -31,10 +31,10 @@ _CHUNK = 2**26  # pixels of the images that one call of an attack gets: 256 MiB
 
 
 class Turn(NamedTuple):
-    """One attack's turn: its number, the attack's index and name in the protocol, its precision."""
+    """One turn: its number, the place of its attack in the protocol and its name, the precision."""
 
     number: int
-    index: int
+    place: int
     name: str
     attack: Attack
     precision: Precision
@@ -161,7 +161,7 @@ class Judge:
             seen = scorer.look(points, labels)
         except InputError as error:
             raise InputError(f"attack {turn.name!r}: {error}") from error
-        self.docket.note(rows, turn.index, points, seen, self.scorer.draws)
+        self.docket.note(rows, turn.place, points, seen, self.scorer.draws)
         return seen
 
     def _trusted(self, name: str, points: Tensor, origin: Tensor) -> Tensor:

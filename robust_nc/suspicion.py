@@ -30,6 +30,9 @@ def doubts(judge: Judge, plan: EvaluationProtocol) -> list[Warned]:
     if len(survivors):
         images, labels = judge.given(survivors)
         found += doubts_of_survivors(model, images, labels, judge.ball, seed=judge.seed)
+    for _, attack in plan.attacks:
+        if hasattr(attack, "defects"):  # an attack of another library that is known to be wrong
+            found += attack.defects(judge.ball)
     names = [name for name, _ in plan.attacks]
     free = [bool(getattr(attack, "gradient_free", False)) for _, attack in plan.attacks]
     broken = [int((docket.broken_by == index).sum()) for index in range(len(names))]
