@@ -19,6 +19,7 @@ True
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,6 @@ from torch import Tensor, nn
 from robust_nc.attacks.autoattack_settings import Settings, published
 from robust_nc.evaluation import Outcome, evaluate
 from robust_nc.exceptions import ConfigError, InputError
-from robust_nc.pacing import Progress
 from robust_nc.runtime import device_of, full_precision, private_draws, untouched
 from robust_nc.threat import Ball
 from robust_nc.types import EvaluationProtocol
@@ -252,6 +252,24 @@ class _Log:
                 file.write(f"{text}\n")
 
 
+@runtime_checkable
+class _Standing(Protocol):
+    """What a progress tells: the attack, its examples, and how many of all are robust so far."""
+
+    @property
+    def attack(self) -> str: ...
+    @property
+    def turn(self) -> int: ...
+    @property
+    def done(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def robust(self) -> int: ...
+    @property
+    def examples(self) -> int: ...
+
+
 class _Teller:
     """Says what autoattack says, as soon as the progress of an evaluation shows it."""
 
@@ -263,7 +281,7 @@ class _Teller:
         self._ended = 0  # the last turn that was told to be over
         self._began = self._spoke = time.monotonic()
 
-    def hear(self, progress: Progress) -> None:
+    def hear(self, progress: _Standing) -> None:
         """Take note of a progress."""
         now = time.monotonic()
         if not (self._opened or self._resumed):  # all that are correct get the first attack

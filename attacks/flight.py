@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robust_nc.attacks.slots import Slots
 from robust_nc.attacks.work import Work
+from robust_nc.runtime import ran_out
 from robust_nc.types import Counts, Flags
 
 _POLL = 10  # steps between looks at a device; on a CPU a look costs nothing
@@ -78,8 +79,8 @@ def refilling(attack: Steps, work: Work, width: int) -> None:
             return
         try:
             state, leaving = _advance(attack, work, flight)
-        except torch.OutOfMemoryError:
-            if len(flight.active) == 1:
+        except RuntimeError as error:
+            if not ran_out(error) or len(flight.active) == 1:
                 raise
             width = len(flight.active) // 2
             flight = _halved(work, width, flight)

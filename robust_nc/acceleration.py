@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from robust_nc.exceptions import InputError, unknown_name
 from robust_nc.folding import AGREEMENT, agree, fold_pairs, frozen_copy, kept_draws, trace
-from robust_nc.runtime import full_precision
+from robust_nc.runtime import full_precision, ran_out
 from robust_nc.threat import Ball
 from robust_nc.types import Warned
 
@@ -38,7 +38,6 @@ GAIN = 0.03  # what a change must gain: timings of one thing differ by that much
 COMPILE_SECONDS = 60.0  # what compiling may cost: not worth it where less time is granted
 _COMPILING = {"cuda"}  # on a CPU it gained nothing beyond folding and layout
 _ROUNDS = 12
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "sve_bf16", "svebf16"}
 
 
@@ -280,7 +279,7 @@ class _Stopwatch:
         try:
             self._times.setdefault(entry, []).append(self._pass(entry))
         except (RuntimeError, MemoryError) as error:
-            if not _ran_out(error):
+            if not ran_out(error):
                 raise
             self._full.add(entry)
             del self._times[entry]
@@ -300,12 +299,6 @@ class _Stopwatch:
     def _wait(self) -> None:
         if self._images.is_cuda:
             torch.cuda.synchronize(self._images.device)
-
-
-def _ran_out(error: BaseException) -> bool:
-    """Whether memory ran out; older ways of saying it are plain errors with a text."""
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or any(words in str(error).lower() for words in _NO_MEMORY)
 
 
 @contextmanager

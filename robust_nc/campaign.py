@@ -16,6 +16,7 @@ from robust_nc.docket import Entry
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.judging import Judge, Turn
 from robust_nc.pacing import Pace, Progress
+from robust_nc.runtime import ran_out
 from robust_nc.types import EvaluationProtocol, RefereedAttack
 
 PRECISIONS = ("float32", "tf32", "bf16", "tf32-only", "bf16-only")
@@ -68,8 +69,8 @@ class Campaign:
         fast = self._faster() if refereed and bool(judge.docket.robust.any()) else None
         for turn in self.turns:
             judge.turn(turn)
-            if fast is not None and turn is refereed[0] and turn is not refereed[-1]:
-                self._choose(fast)
+            if fast is not None and turn in refereed[:-1] and self._choose(fast):
+                fast = None
 
     def _faster(self) -> Accelerated | None:
         """Find a faster copy of the model that agrees with it, on a few examples."""
@@ -82,9 +83,9 @@ class Campaign:
         own = judge.scorer.model
         try:
             fast = accelerate(own, images, labels, judge.ball, logits)
-        except torch.OutOfMemoryError:
-            return None
         except Exception as error:  # a stranger's model may raise anything
+            if ran_out(error):
+                return None
             raise InputError(
                 f"the model failed when a faster copy was compared with it on {len(images)} images:"
                 f" {type(error).__name__}: {error}; accelerate=False leaves the comparison out"
@@ -93,11 +94,11 @@ class Campaign:
         judge.warnings |= {warned.name: warned for warned in fast.warnings}
         return fast
 
-    def _choose(self, fast: Accelerated) -> None:
+    def _choose(self, fast: Accelerated) -> bool:
         """Measure which copy and which batch size are fastest, where much is still to be done."""
         judge, ahead = self.judge, self.judge.pace.seconds_left()
         if ahead is None or ahead < _WORTH:
-            return
+            return False
         sizes = _BATCHES.get(judge.device.type, _BATCHES["cpu"]) if self.tune else ()
         rows = judge.docket.robust.nonzero().flatten()[: max((*sizes, judge.batch_size))]
         images, labels = judge.given(rows)
@@ -111,6 +112,7 @@ class Campaign:
             seconds=_EFFORT * ahead,
         )
         judge.fast, judge.batch_size, self.accelerated = best.model, best.batch_size, best.names
+        return True
 
 
 def _cost(turn: Turn, classes: int) -> int | None:

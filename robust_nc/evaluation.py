@@ -18,9 +18,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from robust_nc.acceleration import slow_bf16
 from robust_nc.campaign import Campaign, plan_turns
 from robust_nc.checks import check_images, check_labels
 from robust_nc.docket import UNBROKEN, WRONG, Docket
+from robust_nc.doubts.named import doubt
 from robust_nc.evaluation_log import open_log
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.identity import evaluation_identity
@@ -112,9 +114,13 @@ def evaluate(
     size = _batch_size(batch_size, device)
     docket = Docket.of(images, labels, _checked_ids(ids, len(images)), turns=len(turns))
     told = _warn_of_mode(model)
+    if precision.startswith("bf16") and slow_bf16(device):
+        warned = doubt("slow-precision", f"{precision} on {device}")
+        told[warned.name] = warned
     with ExitStack() as stack:
         draws = private_draws(stream_key(seed, "model"), device)
-        for context in (untouched(model), full_precision(), draws):
+        grads = torch.inference_mode(False)
+        for context in (grads, untouched(model), full_precision(), draws):
             stack.enter_context(context)
         name = partial(evaluation_identity, model, docket, ball, plan, seed, precision)
         journal = stack.enter_context(open_log(log, name))

@@ -22,7 +22,7 @@ from robust_nc.docket import Docket
 from robust_nc.evaluation_log import EvaluationLog
 from robust_nc.exceptions import InputError, RobustNCError
 from robust_nc.pacing import Pace
-from robust_nc.runtime import device_of, stream_key, untouched
+from robust_nc.runtime import device_of, ran_out, stream_key, untouched
 from robust_nc.scoring import Guarded, Scorer, Seen, halving
 from robust_nc.threat import Ball
 from robust_nc.types import Attack, Attacked, CountedAttack, RefereedAttack, Warned
@@ -131,9 +131,11 @@ class Judge:
                     found = _metered(
                         model, len(rows), lambda: attack(*given, seed=self._draws(turn), ids=ids)
                     )
-        except (RobustNCError, torch.OutOfMemoryError):
+        except RobustNCError:
             raise
         except Exception as error:  # an attack of others may raise anything
+            if ran_out(error):
+                raise
             raise InputError(
                 f"attack {turn.name!r} failed on examples {int(rows[0])} to {int(rows[-1])}: "
                 f"{type(error).__name__}: {error}"

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 T = TypeVar("T", bound=Tensor)
 
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15, the increment of splitmix64, as int64
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
@@ -83,6 +85,12 @@ def device_of(model: nn.Module) -> torch.device:
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; on a CPU it is a plain one with a text."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or any(words in str(error).lower() for words in _NO_MEMORY)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nc.exceptions import InputError
-from robust_nc.runtime import full_precision, private_draws, stream_key
+from robust_nc.runtime import full_precision, private_draws, ran_out, stream_key
 
 
 class Seen(NamedTuple):
@@ -94,9 +94,11 @@ class Guarded(nn.Module):
         self.batches += 1
         try:
             logits: Tensor = self.model(images)
-        except (InputError, torch.OutOfMemoryError):
+        except InputError:
             raise
         except Exception as error:  # a stranger's model may raise anything
+            if ran_out(error):
+                raise
             shape = "x".join(str(size) for size in images.shape[1:])
             raise InputError(
                 f"the model failed on batch {self.batches} of {self.what}, {len(images)} images of "
@@ -110,8 +112,8 @@ def halving(work: Callable[[Tensor], None], rows: Tensor, size: int) -> int:
     while len(rows):
         try:
             work(rows[:size])
-        except torch.OutOfMemoryError:
-            if size == 1:
+        except RuntimeError as error:
+            if not ran_out(error) or size == 1:
                 raise
             size = max(1, min(size, len(rows)) // 2)
             continue

@@ -2,7 +2,7 @@
 
 >>> subject = load("digits", examples=4)
 >>> subject.images.shape, str(subject.ball)
-(torch.Size([4, 1, 8, 8]), 'Linf 0.05')
+(torch.Size([4, 1, 8, 8]), 'Linf 0.15')
 """
 
 import importlib.util
@@ -64,7 +64,7 @@ def _digits(examples: int, path: Path | None, data: Path | None) -> Subject:
         optimizer.step()
     tested = load_dataset("digits", split="test", limit=examples)
     optimizer.zero_grad()
-    return Subject(model.eval(), *tested, Ball("Linf", 0.05), "a perceptron fitted to digits")
+    return Subject(model.eval(), *tested, Ball("Linf", 0.15), "a perceptron fitted to digits")
 
 
 def _resnet18(examples: int, path: Path | None, data: Path | None) -> Subject:

@@ -80,6 +80,16 @@ MEANINGS: Mapping[str, Meaning] = MappingProxyType(
             "the margin is used in its place, which depends on the scale of the logits",
             "nothing; compare `standard` with verdicts that used the margin too",
         ),
+        "slow-precision": Meaning(
+            "attacks in bfloat16 on a device that has no instructions for it",
+            "the verdict holds, but took several times longer than in float32",
+            "leave `precision` out",
+        ),
+        "unchecked": Meaning(
+            "the model failed or ran out of memory while it was checked",
+            "the verdict stands, but nobody looked for what would make it doubtful",
+            "judge again, with a smaller `batch_size` where memory ran out",
+        ),
     }
 )
 
