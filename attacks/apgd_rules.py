@@ -58,7 +58,8 @@ class Timetable(NamedTuple):
     radius: Tensor  # of the ball that the next point must lie in
 
     def at(self, step: Tensor) -> "Timetable":
-        """Entries for slots at these steps, `(S,)` each."""
+        """Entries for slots at these steps, `(S,)` each; a slot past the end stays at the last."""
+        step = step.clamp_max(len(self.opens) - 1)
         return Timetable(*(column[step] for column in self))
 
 

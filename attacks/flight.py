@@ -15,7 +15,7 @@ from robust_nc.attacks.work import Work
 from robust_nc.runtime import ran_out
 from robust_nc.types import Counts, Flags
 
-_POLL = 10  # steps between looks at a device; on a CPU a look costs nothing
+_PATIENCE = 10  # most steps between two looks at a device; on a CPU a look costs nothing
 
 
 @runtime_checkable
@@ -77,15 +77,23 @@ def refilling(attack: Steps, work: Work, width: int) -> None:
         flight = _filled(attack, work, width, flight)
         if not len(flight.active):
             return
-        try:
-            state, leaving = _advance(attack, work, flight)
-        except RuntimeError as error:
-            if not ran_out(error) or len(flight.active) == 1:
-                raise
+        advanced = _advanced(attack, work, flight)
+        if advanced is None:
             width = len(flight.active) // 2
             flight = _halved(work, width, flight)
-            continue
-        flight = _retired(attack, work, flight._replace(state=state), leaving)
+        else:
+            state, leaving = advanced
+            flight = _retired(attack, work, flight._replace(state=state), leaving)
+
+
+def _advanced(attack: Steps, work: Work, flight: Flight) -> tuple[Any, Flags] | None:
+    """Advance, or return None where memory runs out: the traceback holds tensors, and must go."""
+    try:
+        return _advance(attack, work, flight, patient=flight.active.is_cuda)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error) or len(flight.active) == 1:
+            raise
+    return None
 
 
 def _filled(attack: Steps, work: Work, width: int, flight: Flight) -> Flight:
@@ -132,19 +140,25 @@ def _halved(work: Work, width: int, flight: Flight) -> Flight:
     return Flight(active[:width], _take(state, kept), torch.cat([active[width:], pending]))
 
 
-def _advance(attack: Steps, work: Work, flight: Flight) -> tuple[Any, Flags]:
-    """Step until some slot has flipped or ended; return the state and which have."""
+def _advance(
+    attack: Steps, work: Work, flight: Flight, *, patient: bool = False
+) -> tuple[Any, Flags]:
+    """Step until some slot has flipped or ended; return the state and which have.
+
+    A `patient` look at the device comes after 1, 2, 4, 8, 10, 10, ... steps.
+    """
     slots, state = work.slots(flight.active), flight.state
     leaving = torch.zeros_like(flight.active, dtype=torch.bool)
-    patience = _POLL if flight.active.is_cuda else 1
+    patience = 1
     while True:
-        for _ in range(patience):
+        for turn in range(patience):
             moved = attack.step(slots, state)
             work.charge(flight.active)
-            state = moved if patience == 1 else _frozen(state, moved, leaving)
+            state = _frozen(state, moved, leaving) if turn else moved
             leaving = state.flipped | (state.step >= attack.rounds)
         if bool(leaving.any()):
             return state, leaving
+        patience = min(2 * patience, _PATIENCE) if patient else 1
 
 
 def _frozen(before: Any, after: Any, ended: Flags) -> Any:

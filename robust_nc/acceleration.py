@@ -16,9 +16,9 @@ import copy
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from robust_nc.exceptions import InputError, unknown_name
 from robust_nc.folding import AGREEMENT, agree, fold_pairs, frozen_copy, kept_draws, trace
-from robust_nc.runtime import full_precision, ran_out
+from robust_nc.runtime import float32_products, full_precision, ran_out
 from robust_nc.threat import Ball
 from robust_nc.types import Warned
 
@@ -167,16 +167,21 @@ def _warnings(refused: list[Variant]) -> tuple[Warned, ...]:
 class Padded(nn.Module):
     """Passes batches of any length through a model in batches of one size, filled with zeros.
 
-    A model that was compiled for one shape then never sees another.
+    A model that was compiled for one shape then never sees another. Batches of at most half the
+    size, the last ones or what memory allows, go through `plain`, if there is one.
     """
 
-    def __init__(self, model: nn.Module, size: int) -> None:
+    def __init__(self, model: nn.Module, size: int, plain: nn.Module | None = None) -> None:
         super().__init__()
         self.model = model
         self.size = size
+        self.plain = plain
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(N, K)` of images `(N, C, H, W)`."""
+        if self.plain is not None and 2 * len(images) <= self.size:
+            logits: Tensor = self.plain(images)
+            return logits
         pieces = torch.split(images, self.size)
         return torch.cat([self.model(self._filled(piece))[: len(piece)] for piece in pieces])
 
@@ -192,7 +197,8 @@ def compiled(model: nn.Module, size: int, *, backend: str = "inductor") -> nn.Mo
 
     It is compiled when it is first called, once with and once without a gradient.
     """
-    return Padded(torch.compile(model, dynamic=False, backend=backend), size)  # type: ignore[arg-type]
+    graph: Any = torch.compile(model, dynamic=False, backend=backend)
+    return Padded(graph, size, plain=model)
 
 
 def choose(
@@ -301,17 +307,6 @@ class _Stopwatch:
             torch.cuda.synchronize(self._images.device)
 
 
-@contextmanager
-def _tf32() -> Iterator[None]:
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    allowed = matmul.allow_tf32, cudnn.allow_tf32
-    try:
-        matmul.allow_tf32 = cudnn.allow_tf32 = True
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = allowed
-
-
 def lowered(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """Compute in a lower precision, inside `runtime.full_precision`; restored on the way out.
 
@@ -322,7 +317,7 @@ def lowered(precision: Precision, device: torch.device) -> AbstractContextManage
         raise unknown_name("precision", precision, get_args(Precision))
     if precision == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
-    return _tf32() if precision == "tf32" else nullcontext()
+    return float32_products("tf32") if precision == "tf32" else nullcontext()
 
 
 def slow_bf16(device: torch.device) -> bool:

@@ -103,14 +103,17 @@ class Campaign:
         rows = judge.docket.robust.nonzero().flatten()[: max((*sizes, judge.batch_size))]
         images, labels = judge.given(rows)
         sizes = tuple(sorted({*sizes, judge.batch_size}))
-        best = choose(
-            judge.scorer.model,
-            fast,
-            images,
-            labels,
-            batch_sizes=sizes,
-            seconds=_EFFORT * ahead,
-        )
+        try:
+            best = choose(
+                judge.scorer.model,
+                fast,
+                images,
+                labels,
+                batch_sizes=sizes,
+                seconds=_EFFORT * ahead,
+            )
+        except Exception:  # a model may refuse a batch of another size: it keeps what it has
+            return True
         judge.fast, judge.batch_size, self.accelerated = best.model, best.batch_size, best.names
         return True
 

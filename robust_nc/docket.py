@@ -57,8 +57,8 @@ class Docket:
     def of(cls, images: Tensor, labels: Tensor, ids: Tensor, *, turns: int) -> "Docket":
         """Open a docket; nothing is known yet."""
         count = len(images)
-        with torch.inference_mode(False):  # a caller's inference tensors cannot be differentiated
-            images, labels, ids = images.cpu().clone(), labels.cpu().clone(), ids.cpu().clone()
+        # Copies: what a caller made in inference mode cannot be differentiated.
+        images, labels, ids = images.cpu().clone(), labels.cpu().clone(), ids.cpu().clone()
         no = torch.zeros(count, dtype=torch.bool)
         return cls(
             images=images,

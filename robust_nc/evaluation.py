@@ -112,15 +112,16 @@ def evaluate(
     turns = plan_turns(plan, precision)
     device = device_of(model)
     size = _batch_size(batch_size, device)
-    docket = Docket.of(images, labels, _checked_ids(ids, len(images)), turns=len(turns))
+    ids = _checked_ids(ids, len(images))
     told = _warn_of_mode(model)
     if precision.startswith("bf16") and slow_bf16(device):
         warned = doubt("slow-precision", f"{precision} on {device}")
         told[warned.name] = warned
-    with ExitStack() as stack:
+    # A caller's inference mode would forbid gradients.
+    with torch.inference_mode(False), ExitStack() as stack:
+        docket = Docket.of(images, labels, ids, turns=len(turns))
         draws = private_draws(stream_key(seed, "model"), device)
-        grads = torch.inference_mode(False)
-        for context in (grads, untouched(model), full_precision(), draws):
+        for context in (untouched(model), full_precision(), draws):
             stack.enter_context(context)
         name = partial(evaluation_identity, model, docket, ball, plan, seed, precision)
         journal = stack.enter_context(open_log(log, name))
@@ -141,15 +142,23 @@ def _plan(
     """Return the protocol under the ball's norm, with the author's own attack at its end."""
     plan = protocol if isinstance(protocol, EvaluationProtocol) else find_protocol(protocol)
     plan = plan.under(ball)
+    names = [name for name, _ in plan.attacks]
+    if len({*names, "", CLEAN}) != len(names) + 2:
+        raise ConfigError(
+            f"the attacks of protocol {plan.name!r} need names of their own, other than '' and "
+            f"{CLEAN!r}, found {', '.join(map(repr, names))}"
+        )
     if attack is None:
         return plan
-    if isinstance(attack, str):
-        own = (attack, find_attack(attack))
-    else:
-        own = (getattr(attack, "__name__", type(attack).__name__).lower(), attack)
-    if own[0] in dict(plan.attacks):
-        own = (f"own-{own[0]}", own[1])
-    return plan._replace(attacks=(*plan.attacks, own))
+    own = find_attack(attack) if isinstance(attack, str) else attack
+    name = attack if isinstance(attack, str) else _name_of(attack)
+    while name in (*names, "", CLEAN):
+        name = f"own-{name}"
+    return plan._replace(attacks=(*plan.attacks, (name, own)))
+
+
+def _name_of(attack: Attack) -> str:
+    return str(getattr(attack, "__name__", type(attack).__name__)).lower()
 
 
 def _outcome(judge: Judge, plan: EvaluationProtocol, accelerated: tuple[str, ...]) -> Outcome:

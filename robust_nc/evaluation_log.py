@@ -55,8 +55,10 @@ class EvaluationLog:
         self.flush()
 
     def lines(self) -> Iterator[Line]:
-        """Give the groups that an earlier run finished, in order."""
-        for number, line in enumerate(self._lines, 2):
+        """Give the groups that an earlier run finished, in order, once."""
+        lines, self._lines = self._lines[::-1], []
+        for number in range(2, len(lines) + 2):
+            line = lines.pop()
             try:
                 yield Line(line["turn"], tuple(_decode(entry) for entry in line["tensors"]))
             except (LookupError, TypeError, ValueError, zlib.error) as error:
@@ -109,6 +111,11 @@ def _opened(path: Path, first: dict[str, Any]) -> EvaluationLog:
         raise RecordError(
             f"{path} is not the log of this evaluation (other model, images, ball, protocol, seed "
             "or precision); give another file, or delete it to start over"
+        )
+    if b"\n" in path.read_bytes()[end:]:
+        raise RecordError(
+            f"line {len(lines) + 1} of the log {path} is damaged; delete it and what follows to go "
+            "on from there"
         )
     os.truncate(path, end)  # a torn last line would be glued to the next one
     return EvaluationLog(path, lines[1:])

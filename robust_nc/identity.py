@@ -2,19 +2,24 @@
 
 import dataclasses
 import functools
+import re
+import sys
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robust_nc.docket import Docket
-from robust_nc.files import digest
+from robust_nc.files import digest, sha256_of
 from robust_nc.fingerprints import tensors_digest
 from robust_nc.runtime import device_of
 from robust_nc.scoring import Guarded, checked_logits, halving
 from robust_nc.threat import Ball
 from robust_nc.types import Attack, EvaluationProtocol
 
-PROBES = 16  # images whose logits help to name an evaluation
+PROBES = 16  # images whose predictions help to name an evaluation
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object, in its repr: another in each process
 
 
 @torch.no_grad()
@@ -28,12 +33,12 @@ def evaluation_identity(
 ) -> str:
     """Digest of all that the verdict depends on; the batch size is none of it."""
     weights = dict(sorted(model.state_dict().items()))
-    # Not all of a model is in its weights: what it answers tells two apart. Where it answers at
-    # random, only its weights do.
+    # Not all of a model is in its weights: what it predicts tells two apart. Where it answers at
+    # random, only its weights do. Its logits would differ from one machine to the next.
     answers = _answers(model, docket) if plan.draws == 1 else []
     return digest(
         {
-            "model": [repr(model), *weights],
+            "model": [_ADDRESS.sub("", repr(model)), *weights],
             "weights": tensors_digest([*weights.values(), *answers]),
             "examples": tensors_digest([docket.images, docket.labels, docket.ids]),
             "ball": [ball.norm, ball.eps, *ball.bounds],
@@ -51,19 +56,33 @@ def _answers(model: nn.Module, docket: Docket) -> list[Tensor]:
 
     def look(rows: Tensor) -> None:
         images, labels = docket.images[rows].to(device), docket.labels[rows].to(device)
-        answers.append(checked_logits(guarded, images, labels))
+        answers.append(checked_logits(guarded, images, labels).argmax(1))
 
     halving(look, torch.arange(min(PROBES, len(docket.images))), PROBES)
     return answers
 
 
 def told(attack: Attack) -> str:
-    """Name an attack with its options, the same in every process.
+    """Name an attack with its options and, if it is not ours, its code; the same in every process.
 
     Of an attack that is an object of a plain class only the class is known.
     """
     if isinstance(attack, functools.partial):
-        return f"{told(attack.func)} {attack.args} {sorted(attack.keywords.items())}"
+        inner = f"{told(attack.func)} {attack.args} {sorted(attack.keywords.items())}"
+        return _ADDRESS.sub("", inner)
     named = attack if hasattr(attack, "__qualname__") else type(attack)  # a function or method
     options = repr(attack) if dataclasses.is_dataclass(attack) else ""
-    return f"{named.__module__}.{named.__qualname__} {options}"
+    held = [repr(cell.cell_contents) for cell in getattr(named, "__closure__", None) or ()]
+    parts = [f"{named.__module__}.{named.__qualname__}", options, *held, _code(named)]
+    return _ADDRESS.sub("", " ".join(parts))
+
+
+def _code(named: Any) -> str:
+    """Digest of the file that a class or function of others was written in, or of its code."""
+    if named.__module__.split(".")[0] == "robust_nc":  # a release of ours may improve its code
+        return ""
+    path = getattr(sys.modules.get(named.__module__), "__file__", None)
+    if path is not None and Path(path).is_file():
+        return sha256_of(Path(path))
+    code = getattr(named, "__code__", None)
+    return "" if code is None else f"{code.co_code.hex()} {code.co_consts}"

@@ -80,17 +80,20 @@ class Judge:
         rows, robust = self.docket.pending(turn.number), self.docket.robust
         self.pace.turn(turn.name, turn.number, len(rows), int(robust.sum()), len(robust))
 
+        # Where the output is random, a referee who is asked at every step would once say yes.
+        steadily = self.scorer.draws == 1
+
         def work(part: Tensor) -> None:
             bench = Bench(self, turn, part)
             with lowered(turn.precision, self.device):
-                if isinstance(turn.attack, RefereedAttack):
+                if steadily and isinstance(turn.attack, RefereedAttack):
                     self._referee(turn.attack, turn, bench)
                 else:
                     found = self._run(turn, part)
                     self.pace.tick(int(found.forwards.sum() + found.backwards.sum()))
                     bench.settle(torch.arange(len(part)), found)
 
-        if isinstance(turn.attack, RefereedAttack) and len(rows):
+        if steadily and isinstance(turn.attack, RefereedAttack) and len(rows):
             size = max(_CHUNK // self.docket.images[0].numel(), self.batch_size)
             for part in torch.split(rows, size):
                 work(part)
@@ -100,7 +103,8 @@ class Judge:
         self.pace.say()
 
     def _referee(self, attack: RefereedAttack, turn: Turn, bench: "Bench") -> None:
-        model = Guarded(self.fast or self.scorer.model, f"attack {turn.name!r}")
+        fast = self.scorer.model if self.fast is None else self.fast
+        model = Guarded(fast, f"attack {turn.name!r}")
         images, labels = self.given(bench.rows)
         attack.run_under(
             bench,
@@ -123,6 +127,7 @@ class Judge:
         ids = self.docket.ids[rows].to(self.device)
         given: tuple[Any, ...] = (model, images.clone(), labels.clone(), self.ball)
         weights = [parameter.detach().clone() for parameter in model.parameters()]
+        gradients = [parameter.grad for parameter in model.parameters()]
         try:
             with untouched(model):  # attacks of others leave a model in train mode
                 if isinstance(attack, CountedAttack):
@@ -142,6 +147,8 @@ class Judge:
             ) from error
         finally:
             changed = _restored(model, weights)
+            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                parameter.grad = gradient
         if changed:
             raise InputError(
                 f"attack {turn.name!r} changed the weights of the model; they were put back, and "

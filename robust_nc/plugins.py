@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from robust_nc.config import Component, build
 from robust_nc.exceptions import ConfigError
+from robust_nc.files import digest
 from robust_nc.registry import ADAPTERS, ATTACKS, PROTOCOLS
 from robust_nc.types import Attack, EvaluationProtocol
 
@@ -79,7 +80,8 @@ def _module(reference: str, place: str) -> ModuleType:
 def _file(reference: str, path: Path) -> ModuleType:
     if not path.is_file():
         raise ConfigError(f"{reference!r} names the file {path}, which does not exist")
-    spec = importlib.util.spec_from_file_location(f"_robust_nc_user_{path.stem}", path.resolve())
+    name = f"_robust_nc_user_{path.stem}_{digest(str(path.resolve()))[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

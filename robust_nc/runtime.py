@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -94,18 +94,33 @@ def ran_out(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """Set how float32 products are computed everywhere: "ieee" or "tf32"; restored on the way out.
+
+    By the switch of each backend: torch refuses to read the older ones where a user has set these.
+    """
+    backends: Any = torch.backends
+    switches: list[Any] = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+    if precision == "ieee":
+        switches += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
+    found = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = precision
+        yield
+    finally:
+        for switch, before in zip(switches, found, strict=True):
+            switch.fp32_precision = before
+
+
+@contextlib.contextmanager
 def full_precision() -> Iterator[None]:
     """Compute in float32 proper: without a caller's autocast, and without TF32."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    allowed = matmul.allow_tf32, cudnn.allow_tf32
     with torch.autocast("cpu", enabled=False), contextlib.ExitStack() as stack:
         if torch.cuda.is_available():
             stack.enter_context(torch.autocast("cuda", enabled=False))
-        try:
-            matmul.allow_tf32 = cudnn.allow_tf32 = False
-            yield
-        finally:
-            matmul.allow_tf32, cudnn.allow_tf32 = allowed
+        stack.enter_context(float32_products("ieee"))
+        yield
 
 
 @contextlib.contextmanager
@@ -115,7 +130,8 @@ def private_draws(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices):
         torch.default_generator.manual_seed(seed)
         if devices:
-            torch.cuda.manual_seed(seed)
+            with torch.cuda.device(device):  # manual_seed knows the current device only
+                torch.cuda.manual_seed(seed)
         yield
 
 
