@@ -31,7 +31,7 @@ from robust_nc.attacks.apgd_rules import (
 from robust_nc.attacks.losses import LOSSES, NEEDS_REFERENCE
 from robust_nc.attacks.oracle import Gradient
 from robust_nc.attacks.pool import PooledAttack
-from robust_nc.attacks.slots import Slots, observed
+from robust_nc.attacks.slots import Slots, observed, replaced
 from robust_nc.exceptions import InputError, unknown_name
 from robust_nc.types import Images, PerExample
 
@@ -118,7 +118,7 @@ class APGD(PooledAttack[APGDState]):
         state = self._observed(slots, state, answer.values, answer.logits)
         state = _climbed(state, answer, due, rule.first_length)
         state, back = rule.check(slots, state, due, self.rho)
-        state = state._replace(points=torch.where(wide(back), state.peak_points, state.points))
+        state = state._replace(points=replaced(state.points, state.peak_points, back))
         gradient = torch.where(wide(back), state.peak_gradient, answer.gradient)
         moved = rule.move(slots, state, gradient, due)
         return state._replace(points=moved, previous=state.points, step=state.step + 1)
@@ -158,7 +158,7 @@ def _climbed(state: APGDState, answer: Gradient, due: Timetable, first_length: f
     values, opens = answer.values, due.opens
     higher = opens | (values > state.peak_loss)
     return state._replace(
-        peak_points=torch.where(wide(higher), state.points, state.peak_points),
+        peak_points=replaced(state.peak_points, state.points, higher),
         peak_gradient=torch.where(wide(higher), answer.gradient, state.peak_gradient),
         peak_loss=torch.where(higher, values, state.peak_loss),
         last_loss=values,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from robust_nc.attacks.apgd_l1 import changed, into_ball_and_box, sparse_step
-from robust_nc.attacks.slots import Slots
+from robust_nc.attacks.slots import Slots, replaced
 from robust_nc.runtime import keyed_normal, keyed_uniform
 from robust_nc.types import Images
 
@@ -167,7 +167,7 @@ class Sparse:
     def move(self, slots: Slots, state: APGDState, gradient: Images, due: Timetable) -> Images:
         """Step and project; at the end of a phase, project the peak."""
         moved = sparse_step(state.points, gradient, state.length * due.radius, state.width)
-        moved = torch.where(wide(due.closes), state.peak_points, moved)
+        moved = replaced(moved, state.peak_points, due.closes)
         return into_ball_and_box(moved, slots.images, due.radius, slots.ball.bounds)
 
 

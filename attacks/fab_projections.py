@@ -25,6 +25,7 @@ Slopes = Float[Tensor, "*#rows d"]
 Bounds = tuple[float, float]
 
 _NEWTON_STEPS = 12  # each cuts (what is missing) x (slope of the gain) to a quarter or less
+_CLOSE = 1e-6  # of what was to be gained
 _TINY = 1e-37
 _LONGEST = 1e30  # finite, because pixels without a slope move at rate zero
 
@@ -98,10 +99,13 @@ def _capped(
         reached = rate * time
         missing = need - _dot(weight, torch.minimum(reached, room))
         free = _dot(slope, (reached < room).to(room.dtype))
-        longer = missing.clamp_min(0) / free.clamp_min(_TINY)
+        solved = (missing <= _CLOSE * need) | (free <= 0)
+        if not free.is_cuda and bool(solved.all()):
+            break  # here a look costs nothing; more steps would change nothing
+        longer = torch.where(solved, 0, missing / free.clamp_min(_TINY))
         time = (time + longer[..., None]).clamp_max(_LONGEST)
     return torch.minimum(rate * time, room) * sign
 
 
 def _dot(first: Tensor, second: Tensor) -> Tensor:
-    return (first * second).sum(-1)
+    return torch.linalg.vecdot(first, second)

@@ -79,6 +79,14 @@ def item_keys(ids: Labels, *, restarts: Labels, targets: Labels | None) -> Label
     return keys if targets is None else keys + (targets + 1) * _TARGET_KEY
 
 
+def replaced(old: Images, new: Images, rows: Flags) -> Images:
+    """Take some rows of images from `new`, the others from `old`.
+
+    One of the two to the bit, and several times faster than `where` with one flag per image.
+    """
+    return torch.lerp(old, new, rows.to(old.dtype)[:, None, None, None])
+
+
 def observed(
     slots: Slots,
     state: S,
@@ -102,7 +110,7 @@ def observed(
     return cast(
         S,
         cast(Any, state)._replace(
-            best_points=torch.where(better[:, None, None, None], state.points, state.best_points),
+            best_points=replaced(state.best_points, state.points, better),
             best_loss=torch.where(better, values, state.best_loss),
             flipped=flipped,
         ),

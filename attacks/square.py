@@ -35,15 +35,13 @@ assert len(_CHANGES) == STAGES - 1
 
 
 class SquareState(NamedTuple):
-    """State of the search: `points` are the candidates, `accepted` where they are drawn around."""
+    """State of the search: `points` are the candidates, drawn around `best_points`."""
 
     points: Tensor
     best_points: Tensor
     best_loss: Tensor
     flipped: Tensor
     step: Tensor
-    accepted: Tensor
-    accepted_loss: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,15 +81,12 @@ class Square(PooledAttack[SquareState]):
     def start(self, slots: Slots) -> SquareState:
         """Return the state of new items, at their starting points, without a pass."""
         count, device = len(slots.images), slots.images.device
-        worst = torch.full((count,), -torch.inf, device=device)
         return SquareState(
             points=PROPOSERS[slots.ball.norm].start(slots),
             best_points=slots.images,
-            best_loss=worst,
+            best_loss=torch.full((count,), -torch.inf, device=device),
             flipped=torch.zeros(count, dtype=torch.bool, device=device),
             step=torch.zeros(count, dtype=torch.int64, device=device),
-            accepted=slots.images,
-            accepted_loss=worst,
         )
 
     def step(self, slots: Slots, state: SquareState) -> SquareState:
@@ -99,14 +94,9 @@ class Square(PooledAttack[SquareState]):
         logits = slots.oracle.logits(state.points)
         values = LOSSES[self.loss](logits, slots.labels, slots.targets, None)
         state = observed(slots, state, values, logits)
-        better = values > state.accepted_loss
-        taken = better.float()[:, None, None, None]
-        accepted = torch.lerp(state.accepted, state.points, taken)  # one of the two, exactly
         draw = Draw(slots.keys() + state.step * _STEP_KEY, self.stages(state.step), self.p_init)
         return state._replace(
-            points=PROPOSERS[slots.ball.norm].propose(slots, accepted, draw),
-            accepted=accepted,
-            accepted_loss=torch.where(better, values, state.accepted_loss),
+            points=PROPOSERS[slots.ball.norm].propose(slots, state.best_points, draw),
             step=state.step + 1,
         )
 

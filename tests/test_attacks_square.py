@@ -99,7 +99,7 @@ def test_never_leaves_the_ball_and_the_bounds(shape, ball: Ball, eps: float) -> 
         assert ball.contains(state.points, images).all()
         assert (ball.distance(state.points, images) > 0.01 * min(ball.eps, 1)).all()
         state = attack.step(slots, state)
-    assert torch.equal(state.best_points, state.accepted)
+
 
 
 def test_the_l1_projection_is_the_exact_one() -> None:
