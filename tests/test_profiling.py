@@ -43,7 +43,7 @@ def nothing(share: float, status: str) -> None:
 def measured(**options: Any) -> RunConfig:
     values = plain(small_config(epochs=4, examples=250, train={"lr": 0.2}))
     values["measure"] |= {"train_examples": TRAIN, "test_examples": TEST, "steps": 4} | options
-    values["evaluation"] |= {"sweep": [0.0, 0.1], "sweep_examples": 30, "protocol": "fgsm"}
+    values["evaluation"] |= {"sweep": [0.0, 0.1], "sweep_examples": 30, "sweep_protocol": "fgsm"}
     return read(RunConfig, values)
 
 
