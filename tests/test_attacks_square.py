@@ -101,7 +101,6 @@ def test_never_leaves_the_ball_and_the_bounds(shape, ball: Ball, eps: float) -> 
         state = attack.step(slots, state)
 
 
-
 def test_the_l1_projection_is_the_exact_one() -> None:
     shape, ball = (3, 16, 16), Ball("L1", 4.0)
     images, draws = pictures(20, shape), torch.Generator().manual_seed(0)
