@@ -108,4 +108,4 @@ def _capped(
 
 
 def _dot(first: Tensor, second: Tensor) -> Tensor:
-    return torch.linalg.vecdot(first, second)
+    return (first * second).sum(-1)
