@@ -97,10 +97,40 @@ def ran_out(error: BaseException) -> bool:
 def float32_products(precision: str) -> Iterator[None]:
     """Set how float32 products are computed everywhere: "ieee" or "tf32"; restored on the way out.
 
-    By the switch of each backend: torch refuses to read the older ones where a user has set these.
+    By torch's older switches, or where a caller has used the newer ones, by those: torch refuses
+    to read the older ones then, and a model that reads them must find them as it did outside.
     """
+    try:
+        before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32  # noqa: B018, raises where only the newer can be read
+    except RuntimeError:
+        with _by_backend(precision):
+            yield
+        return
+    allowed, cpu = precision == "tf32", _cpu_products().fp32_precision
+    try:
+        _set_products("high" if allowed else "highest", allowed)
+        yield
+    finally:
+        _set_products(*before)
+        if _cpu_products().fp32_precision != cpu:  # "high" is also what CUDA alone may allow
+            _cpu_products().fp32_precision = cpu
+
+
+def _set_products(matmul: str, cudnn: bool) -> None:
+    torch.set_float32_matmul_precision(matmul)
+    torch.backends.cudnn.allow_tf32 = cudnn
+
+
+def _cpu_products() -> Any:
     backends: Any = torch.backends
-    switches: list[Any] = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+    return backends.mkldnn.matmul
+
+
+@contextlib.contextmanager
+def _by_backend(precision: str) -> Iterator[None]:
+    backends: Any = torch.backends
+    switches = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
     if precision == "ieee":
         switches += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
     found = [switch.fp32_precision for switch in switches]
@@ -109,8 +139,8 @@ def float32_products(precision: str) -> Iterator[None]:
             switch.fp32_precision = precision
         yield
     finally:
-        for switch, before in zip(switches, found, strict=True):
-            switch.fp32_precision = before
+        for switch, value in zip(switches, found, strict=True):
+            switch.fp32_precision = value
 
 
 @contextlib.contextmanager

@@ -336,8 +336,9 @@ def test_lines_go_to_the_disk_once_a_second(tmp_path: Path, monkeypatch) -> None
         assert path.read_bytes().count(b"\n") == 3
         log.put(1, (torch.zeros(0, 2, dtype=torch.bool),), {})
     again = open_log(path, lambda: "name")
-    assert [line.turn for line in again.lines()] == [0, 0, 1]
-    last = list(again.lines())[2].tensors[0]
+    lines = list(again.lines())
+    assert [line.turn for line in lines] == [0, 0, 1]
+    last = lines[2].tensors[0]
     assert last.shape == (0, 2)
     assert last.dtype == torch.bool
     assert again.warnings == {"a": "b"}

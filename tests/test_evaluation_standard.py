@@ -507,8 +507,8 @@ def test_a_random_model_is_judged_by_its_majority() -> None:
     assert first.accelerated == ()
     assert (first.forward_passes[~first.clean_correct] == 9).all()
     rest = first.forward_passes[first.robust] - (9 + 2 * (5 + 1) + 9)
-    assert (rest % 9 == 0).all(), "what the majority refutes costs as many draws again"
-    assert 0 <= rest.min() < rest.max()
+    assert rest.max() == 0
+    assert (rest < 0).any(), "an attack that thinks it is done stops, and the majority refutes it"
     assert 0 < first.robust.sum() < first.clean_correct.sum()
 
 
