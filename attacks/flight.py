@@ -1,7 +1,8 @@
 """How the items of a call fly: all in lockstep, or in a full batch that is refilled.
 
 >>> import torch
->>> _take(Pair(torch.arange(3), torch.ones(3)), torch.tensor([0, 2])).first.tolist()
+>>> flight = Flight(torch.arange(3), torch.ones(3), torch.arange(3))
+>>> _take(flight, torch.tensor([0, 2])).active.tolist()
 [0, 2]
 """
 
@@ -34,13 +35,6 @@ class Steps(Protocol):
 
     def finish(self, slots: Slots, state: Any) -> Any:
         """Score the last points."""
-
-
-class Pair(NamedTuple):
-    """A small state, for the example above."""
-
-    first: Tensor
-    second: Tensor
 
 
 class Flight(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robust_nc.attacks.counted import Counted
 from robust_nc.attacks.losses import dlr
 from robust_nc.attacks.pool import PooledAttack
 from robust_nc.exceptions import InputError
@@ -19,7 +20,7 @@ from robust_nc.types import Attacked, Goal, Referee
 
 
 @dataclass(frozen=True)
-class Gated:
+class Gated(Counted):
     """Run `attack` where the DLR loss of the worst point so far is above `above`.
 
     The loss is blind to the scale of the logits: 0 is the boundary, and -1 as far from it as can be
@@ -42,23 +43,6 @@ class Gated:
     def cost(self, num_classes: int) -> int:
         """Passes of an example that passes the gate and that nothing breaks."""
         return self.attack.cost(num_classes)
-
-    def __call__(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        *,
-        goal: Goal = "flip",
-        targets: Tensor | None = None,
-        seed: int,
-        ids: Tensor,
-    ) -> Tensor:
-        """Return the points of the attack on every example, `(N, C, H, W)`."""
-        return self.run(
-            model, images, labels, ball, goal=goal, targets=targets, seed=seed, ids=ids
-        ).points
 
     def run(
         self,

@@ -14,13 +14,12 @@ import torch
 from robust_nc.acceleration import Accelerated, Precision, accelerate, choose
 from robust_nc.docket import Entry
 from robust_nc.exceptions import ConfigError, InputError
-from robust_nc.judging import Judge, Turn
+from robust_nc.judging import PROBES, Judge, Turn
 from robust_nc.pacing import Pace, Progress
 from robust_nc.runtime import ran_out
 from robust_nc.types import EvaluationProtocol, RefereedAttack
 
 PRECISIONS = ("float32", "tf32", "bf16", "tf32-only", "bf16-only")
-PROBES = 8
 _BATCHES = {"cpu": (32, 64, 128, 256), "cuda": (128, 256, 512, 1024, 2048)}
 _WORTH = 60.0  # seconds of attack ahead from which a choice is measured
 _EFFORT = 0.03  # share of them that the measuring may take

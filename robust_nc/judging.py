@@ -27,6 +27,7 @@ from robust_nc.scoring import Guarded, Scorer, Seen, halving
 from robust_nc.threat import Ball
 from robust_nc.types import Attack, Attacked, CountedAttack, RefereedAttack, Warned
 
+PROBES = 8  # examples on which a faster copy and the output are checked
 _CHUNK = 2**26  # pixels of the images that one call of an attack gets: 256 MiB
 
 

@@ -12,10 +12,8 @@ from robust_nc.doubts import (
     doubts_of_turns,
 )
 from robust_nc.doubts.named import doubt
-from robust_nc.judging import Judge
+from robust_nc.judging import PROBES, Judge
 from robust_nc.types import EvaluationProtocol, Warned
-
-PROBES = 8
 
 
 def doubts(judge: Judge, plan: EvaluationProtocol) -> list[Warned]:
