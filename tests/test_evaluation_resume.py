@@ -342,3 +342,16 @@ def test_lines_go_to_the_disk_once_a_second(tmp_path: Path, monkeypatch) -> None
     assert last.shape == (0, 2)
     assert last.dtype == torch.bool
     assert again.warnings == {"a": "b"}
+
+
+def test_damage_before_the_last_line_is_named_and_nothing_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    with open_log(path, lambda: "name") as log:
+        for turn in range(3):
+            log.put(turn, (torch.arange(2),), {})
+    lines = path.read_bytes().splitlines(keepends=True)
+    damaged = b"".join([lines[0], b"x" + lines[1], *lines[2:]])
+    path.write_bytes(damaged)
+    with pytest.raises(RecordError, match="line 2 of the log .* is damaged"):
+        open_log(path, lambda: "name")
+    assert path.read_bytes() == damaged
