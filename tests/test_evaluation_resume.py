@@ -352,6 +352,6 @@ def test_damage_before_the_last_line_is_named_and_nothing_is_cut(tmp_path: Path)
     lines = path.read_bytes().splitlines(keepends=True)
     damaged = b"".join([lines[0], b"x" + lines[1], *lines[2:]])
     path.write_bytes(damaged)
-    with pytest.raises(RecordError, match="line 2 of the log .* is damaged"):
+    with pytest.raises(RecordError, match=r"line 2 of the log .* is damaged"):
         open_log(path, lambda: "name")
     assert path.read_bytes() == damaged
