@@ -48,6 +48,7 @@ GOOD = (torch.randn(8, 3, generator=torch.Generator().manual_seed(0)), torch.ara
         (GOOD[0], GOOD[1], {"bias": torch.zeros(2)}, "without weight"),
         (GOOD[0], GOOD[1], {"weight": torch.eye(2, 3), "bias": torch.zeros(3)}, "bias must have"),
         (np.array([["a"]]), GOOD[1], {}, "numbers"),
+        ([[1.0, 2.0], [3.0]], GOOD[1], {}, "rows of one length"),
     ],
 )
 def test_bad_input_is_answered_in_one_sentence(

@@ -18,7 +18,10 @@ def as_tensor(values: Any, name: str) -> Tensor:
     """Take a tensor or anything NumPy can read as an array of numbers."""
     if isinstance(values, Tensor):
         return values.detach()
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise InputError(f"{name} must be numbers in rows of one length") from None
     if array.dtype.kind not in "fiub":
         raise InputError(f"{name} must be numbers, found an array of {array.dtype}")
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
