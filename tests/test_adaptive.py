@@ -1,0 +1,347 @@
+"""The verdict on each tap: worst of transfer and of the attack on the classifier itself."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+from helpers_evaluation import APGD_ONLY, own
+from helpers_models import make, warmed_up
+from helpers_training import digits, same_weights, small_config, small_run
+from torch import Tensor, nn
+
+from robust_nc.attacks.apgd import APGD
+from robust_nc.attacks.fab import FAB
+from robust_nc.attacks.pgd import PGD
+from robust_nc.attacks.square import Square
+from robust_nc.evaluation import Outcome, evaluate
+from robust_nc.exceptions import InputError, UnknownNameError
+from robust_nc.geometry.moments import Moments
+from robust_nc.grid.adaptive import TRANSFER, TapVerdict, adaptive_rows, attack_tap
+from robust_nc.models.classifier import Classifier
+from robust_nc.models.nearest_vertex import NearestVertexClassifier
+from robust_nc.models.taps import read_taps
+from robust_nc.record import tidy
+from robust_nc.threat import Ball
+from robust_nc.types import EvaluationProtocol, Goal
+
+BALL = Ball("Linf", 0.2)
+LIKE_STANDARD = EvaluationProtocol(
+    "like-standard",
+    (
+        ("apgd-ce", APGD(steps=20)),
+        ("apgd-t", APGD(loss="dlr", num_targets=3, steps=20)),
+        ("fab-t", FAB(num_targets=2, steps=10)),
+        ("square", Square(queries=300)),
+    ),
+)
+CROSS_ENTROPY = own(PGD(steps=20), "pgd-ce")
+MASKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "steep": lambda features: 1e4 * features,
+    "rounded": lambda features: (2 * features).round() / 2,
+    "saturated": lambda features: torch.sigmoid(1000 * (features - 0.7)),
+}
+
+
+class Case(NamedTuple):
+    """A small network trained on digits, vertices' examples, and what is attacked."""
+
+    model: Classifier
+    images: Tensor
+    labels: Tensor
+    train: Tensor
+    train_labels: Tensor
+    network: Outcome
+
+
+@pytest.fixture(scope="session")
+def case() -> Case:
+    model = small_run(small_config(epochs=4, examples=400)).best.eval()
+    train, test = digits("train", 300), digits("test", 24)
+    network = evaluate(model, test.images, test.labels, BALL, protocol=LIKE_STANDARD)
+    return Case(model, test.images, test.labels, train.images, train.labels, network)
+
+
+def vertices_of(model: nn.Module, tap: str, case: Case, feature: str = "gap") -> Tensor:
+    with torch.no_grad():
+        features = read_taps(model, case.train, [tap], feature).features[tap]
+    moments = Moments(10, features.shape[1])
+    moments.update(features, case.train_labels)
+    return moments.means
+
+
+def all_vertices(case: Case) -> dict[str, Tensor]:
+    return {tap: vertices_of(case.model, tap, case) for tap in case.model.taps}
+
+
+class Planted(nn.Module):
+    """A network with an early layer whose features say nothing by their gradients."""
+
+    def __init__(self, model: nn.Module, mask: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.mask = model, mask
+        self.defense = nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        read = self.model.tapped(images, taps=("block2",), feature="flatten")
+        self.defense(self.mask(read.features["block2"]))
+        return read.logits
+
+
+def judge_planted(mask: str, case: Case, protocol: EvaluationProtocol | str) -> TapVerdict:
+    model = Planted(case.model, MASKS[mask]).eval()
+    vertices = vertices_of(model, "defense", case)
+    naive = NearestVertexClassifier(model, "defense", vertices)
+    held = evaluate(naive, case.images, case.labels, BALL, protocol=CROSS_ENTROPY, checks=False)
+    verdict = attack_tap(
+        model,
+        "defense",
+        vertices,
+        case.images,
+        case.labels,
+        BALL,
+        protocol=protocol,
+        against_network=case.network,
+    )
+    assert held.robust_accuracy > verdict.adaptive + 0.3, "PGD on cross-entropy sees nothing"
+    return verdict
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_planted_defense_that_masks_gradients_is_unmasked(mask: str, case: Case) -> None:
+    verdict = judge_planted(mask, case, LIKE_STANDARD)
+    assert verdict.clean > 0.75
+    assert verdict.transferred > 0.45
+    assert verdict.adaptive < verdict.transferred - 0.3
+    warned = {warning.name for warning in verdict.outcome.warnings}
+    assert ("black-box-stronger" in warned) == (mask != "steep")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mask", MASKS)
+def test_the_standard_protocol_unmasks_a_planted_defense(mask: str, case: Case) -> None:
+    verdict = judge_planted(mask, case, "standard")
+    assert verdict.adaptive < verdict.transferred - 0.3
+
+
+@pytest.mark.parametrize("protocol", ["pgd", "fast"])
+def test_every_protocol_has_a_name(protocol: str, case: Case) -> None:
+    few = case._replace(images=case.images[:6], labels=case.labels[:6])
+    found = adaptive_rows(
+        few.model,
+        {"block2": vertices_of(few.model, "block2", few)},
+        few.images,
+        few.labels,
+        BALL,
+        taps=["block2"],
+        feature="gap",
+        protocol=protocol,
+        seed=0,
+        ids=torch.arange(6) + 100,
+    )
+    assert {row["attack"] for row in found} == {protocol}
+
+
+class Idle:
+    """An attack that does nothing, or shifts all pixels, out of the ball."""
+
+    def __init__(self, shift: float = 0.0) -> None:
+        self.shift = shift
+
+    def __call__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        ball: Ball,
+        *,
+        goal: Goal = "flip",
+        targets: Tensor | None = None,
+        seed: int,
+        ids: Tensor,
+    ) -> Tensor:
+        return images + self.shift
+
+
+def test_what_transfers_counts_where_the_attack_itself_failed(case: Case) -> None:
+    vertices = vertices_of(case.model, "penultimate", case)
+    verdict = attack_tap(
+        case.model,
+        "penultimate",
+        vertices,
+        case.images,
+        case.labels,
+        BALL,
+        protocol=own(Idle()),
+        against_network=case.network,
+    )
+    assert verdict.adaptive == verdict.transferred < verdict.clean
+    outcome = verdict.outcome
+    broken = [name == TRANSFER for name in outcome.broken_by]
+    assert torch.equal(outcome.clean_correct & ~outcome.robust, torch.tensor(broken))
+    assert torch.equal(outcome.adversarials[broken], case.network.adversarials[broken])
+    kept = ~torch.tensor(broken)
+    assert torch.equal(outcome.adversarials[kept], case.images[kept])
+    assert "transfer-stronger" in [warned.name for warned in outcome.warnings]
+
+
+def test_the_verdict_is_the_worst_of_both_attacks(case: Case) -> None:
+    vertices = vertices_of(case.model, "block3", case)
+    verdict = attack_tap(
+        case.model, "block3", vertices, case.images, case.labels, BALL, protocol=APGD_ONLY
+    )
+    network = evaluate(case.model, case.images, case.labels, BALL, protocol=APGD_ONLY)
+    classifier = NearestVertexClassifier(case.model, "block3", vertices, scale=verdict.scale)
+    alone = evaluate(classifier, case.images, case.labels, BALL, protocol=APGD_ONLY)
+    stands = classifier(network.adversarials).argmax(1) == case.labels
+    assert torch.equal(verdict.outcome.robust, alone.robust & stands)
+    assert verdict.clean == alone.clean_accuracy
+    assert verdict.transferred == float((alone.clean_correct & stands).double().mean())
+    assert (verdict.outcome.forward_passes == alone.forward_passes + 1).all()
+
+
+def test_a_point_that_happens_to_be_right_does_not_mend_a_wrong_example(case: Case) -> None:
+    vertices = vertices_of(case.model, "block3", case)
+    moved = case.images.roll(1, 0)
+    labels = NearestVertexClassifier(case.model, "block3", vertices)(moved).argmax(1)
+    verdict = attack_tap(
+        case.model,
+        "block3",
+        vertices,
+        case.images,
+        labels,
+        Ball("Linf", 1.0),
+        protocol="clean",
+        against_network=case.network._replace(adversarials=moved),
+    )
+    assert verdict.clean == verdict.transferred == verdict.adaptive < 0.5
+
+
+def test_rows_stand_side_by_side(case: Case) -> None:
+    told: list[tuple[float, str]] = []
+    vertices = all_vertices(case)
+    before = {name: value.clone() for name, value in case.model.state_dict().items()}
+    case.model.train()
+    rows = adaptive_rows(
+        case.model,
+        vertices,
+        case.images,
+        case.labels,
+        BALL,
+        taps=["block1", "block4", "penultimate"],
+        feature="gap",
+        protocol=APGD_ONLY,
+        seed=0,
+        report=lambda share, text: told.append((share, text)),
+    )
+    assert case.model.training
+    case.model.eval()
+    assert all(torch.equal(before[name], new) for name, new in case.model.state_dict().items())
+    frame = tidy(rows)
+    assert len(frame) == 1 + 3 * 3
+    for column, value in (
+        ("condition", "attacked"),
+        ("split", "test"),
+        ("grouping", "true"),
+        ("attack", "short"),
+        ("eps", 0.2),
+        ("n", 24),
+        ("feature", "gap"),
+    ):
+        assert set(frame[column]) == {value}
+    network = frame[frame.tap == "output"]
+    assert network.measure.tolist() == ["robust_accuracy"]
+    taps = frame[frame.tap != "output"]
+    assert set(taps.vertices) == {"clean-train"}
+    assert dict(zip(taps.tap, taps.depth, strict=True)) == {
+        "block1": 0,
+        "block4": 3,
+        "penultimate": 4,
+    }
+    values = taps.pivot(index="tap", columns="measure", values="value")
+    assert (values.ncc_adaptive <= values.ncc_transferred).all()
+    assert (values.ncc_transferred <= values.ncc_clean).all()
+    assert values.loc["block1", "ncc_adaptive"] < values.loc["block1", "ncc_clean"]
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1)
+    assert [text.split(":")[0] for _, text in told][-1] == "adaptive, penultimate"
+
+
+def test_taps_with_equal_features_share_one_verdict(case: Case) -> None:
+    rows = adaptive_rows(
+        case.model,
+        all_vertices(case),
+        case.images,
+        case.labels,
+        BALL,
+        taps=case.model.taps,
+        feature="gap",
+        protocol=own(Idle(1.0), "leaves"),
+        seed=0,
+    )
+    notes = {row["tap"]: row["note"] for row in rows if row["measure"] == "ncc_clean"}
+    assert notes == {
+        "block1": "",
+        "block2": "",
+        "block3": "",
+        "block4": "same features as penultimate",
+        "penultimate": "",
+    }
+    twin, last = (
+        {row["measure"]: row["value"] for row in rows if row["tap"] == tap}
+        for tap in ("block4", "penultimate")
+    )
+    assert twin == last
+    adaptive = {row["tap"]: row["note"] for row in rows if row["measure"] == "ncc_adaptive"}
+    assert "left-ball:leaves" in adaptive["penultimate"].split(", ")
+    assert adaptive["block4"] == f"same features as penultimate; {adaptive['penultimate']}"
+
+
+def test_equal_vertices_alone_are_no_equal_features(case: Case) -> None:
+    vertices = all_vertices(case)
+    vertices["block3"] = vertices["penultimate"]
+    rows = adaptive_rows(
+        case.model,
+        vertices,
+        case.images,
+        case.labels,
+        BALL,
+        taps=["block3", "penultimate"],
+        feature="gap",
+        protocol="clean",
+        seed=0,
+    )
+    assert {row["note"] for row in rows} == {""}
+
+
+def test_the_network_is_not_changed() -> None:
+    model, twin = (warmed_up(make(shape=(1, 8, 8))) for _ in range(2))
+    test = digits("test", 6)
+    attack_tap(
+        model, "block1", torch.rand(10, 32), test.images, test.labels, BALL, protocol=APGD_ONLY
+    )
+    assert same_weights(model, twin)
+    assert not any(part.training for part in model.modules())
+
+
+def test_what_cannot_be_used_is_explained(case: Case) -> None:
+    vertices = all_vertices(case)
+    few, labels = case.images[:4], case.labels[:4]
+    options = {"feature": "gap", "protocol": "pgd", "seed": 0}
+    with pytest.raises(InputError, match=r"points of shape \(24, .*the same examples"):
+        attack_tap(
+            case.model,
+            "block1",
+            vertices["block1"],
+            few,
+            labels,
+            BALL,
+            against_network=case.network,
+        )
+    with pytest.raises(InputError, match="needs examples, found none"):
+        attack_tap(case.model, "block1", vertices["block1"], few[:0], labels[:0], BALL)
+    with pytest.raises(InputError, match="needs examples, found none"):
+        adaptive_rows(case.model, vertices, few[:0], labels[:0], BALL, taps=["block1"], **options)
+    with pytest.raises(UnknownNameError, match="unknown tap with vertices 'block7'"):
+        adaptive_rows(case.model, vertices, few, labels, BALL, taps=["block7"], **options)
