@@ -10,7 +10,7 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from robust_nc.config import ModelConfig, RunConfig
+    from robust_nc.config import MeasureConfig, ModelConfig, RunConfig
     from robust_nc.data.load import load_dataset
     from robust_nc.evaluation import Outcome, evaluate
     from robust_nc.geometry.collapse import Collapse, measure_collapse
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from robust_nc.geometry.moments import Moments
     from robust_nc.models.build import build_model
     from robust_nc.models.classifier import Classifier
+    from robust_nc.profiling import Profile, profile
     from robust_nc.report.table import leaderboard
     from robust_nc.threat import Ball
     from robust_nc.training.run import train
@@ -27,9 +28,11 @@ _HOMES = {
     "Classifier": "models.classifier",
     "Collapse": "geometry.collapse",
     "Leaps": "geometry.leaps",
+    "MeasureConfig": "config",
     "ModelConfig": "config",
     "Moments": "geometry.moments",
     "Outcome": "evaluation",
+    "Profile": "profiling",
     "RunConfig": "config",
     "build_model": "models.build",
     "evaluate": "evaluation",
@@ -37,6 +40,7 @@ _HOMES = {
     "load_dataset": "data.load",
     "measure_collapse": "geometry.collapse",
     "measure_leaps": "geometry.leaps",
+    "profile": "profiling",
     "train": "training.run",
 }
 
@@ -45,9 +49,11 @@ __all__ = [
     "Classifier",
     "Collapse",
     "Leaps",
+    "MeasureConfig",
     "ModelConfig",
     "Moments",
     "Outcome",
+    "Profile",
     "RunConfig",
     "build_model",
     "evaluate",
@@ -55,6 +61,7 @@ __all__ = [
     "load_dataset",
     "measure_collapse",
     "measure_leaps",
+    "profile",
     "train",
 ]
 __version__ = _version("robust_nc")

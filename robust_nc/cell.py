@@ -14,6 +14,7 @@ from robust_nc.data.base import Split
 from robust_nc.data.load import dataset_info, read_split, to_unit
 from robust_nc.evaluation import Outcome, evaluate
 from robust_nc.exceptions import RecordError
+from robust_nc.grid.tapbank import chosen_taps
 from robust_nc.models.build import build_model
 from robust_nc.pacing import Progress
 from robust_nc.plugins import find_attack
@@ -23,7 +24,6 @@ from robust_nc.recording import Made, make_record
 from robust_nc.runtime import default_device
 from robust_nc.store import checkpoint_folder, record_path, remove_file, rows_path, verdict_log
 from robust_nc.suite import Cell
-from robust_nc.tapbank import chosen_taps
 from robust_nc.training.checkpoint import read_manifest
 from robust_nc.training.progress import TrainEvent, describe_event
 from robust_nc.training.run import Trained, resolve_model, train_cell
@@ -142,14 +142,15 @@ def _measure(trained: Trained, test: Split, cell: Cell, report: Report) -> pd.Da
         report(CellEvent(cell.id, share, status))
 
     config = cell.config
-    geometry = profile_cell(trained.last, trained.train, test, config, report=show)
+    initial = build_model(trained.model, seed=config.seed) if config.measure.agop_examples else None
+    geometry = profile_cell(trained.last, trained.train, test, config, initial=initial, report=show)
     sweep = sweep_rows(trained.best, test, config)
     sizes = {
         "train": min(config.train.collapse_examples, len(trained.train.labels)),
         "validation": min(VALIDATION_EXAMPLES, len(trained.validation.labels)),
     }
     curves = [row for entry in trained.history for row in _curve_rows(entry, sizes)]
-    return tidy([*geometry, *sweep, *curves])
+    return pd.concat([geometry, tidy([*sweep, *curves])], ignore_index=True)
 
 
 # Keys of the training log, and where their values stand in the tidy rows.

@@ -143,15 +143,33 @@ class EvaluationConfig:
 
 @configuration
 class MeasureConfig:
-    """What is measured on the finished weights: taps, how many examples, and the attack's size."""
+    """What is measured on the finished weights: taps, conditions, examples, the attack's size.
 
-    feature: Literal["gap", "flatten"] = "gap"
+    `feature`: how outputs `(N, C, H, W)` become rows, "both" for each in turn. `targets`: one
+    targeted attack per way to choose the target. `radii`: multiples of eps for the sweep over radii
+    (on test). `adaptive`: the protocol that attacks the nearest-vertex classifier of every tap, on
+    `adaptive_examples` test images (None: leave it out). `trajectories` and `agop_examples`: test
+    images whose way over the attack's steps, and whose gradient products, are measured (0: none).
+    """
+
+    feature: Literal["gap", "flatten", "both"] = "gap"
     taps: tuple[str, ...] | None = None
     train_examples: Positive | None = 2_000
     test_examples: Positive | None = 1_000
     steps: Positive = 20
     restarts: Positive = 1
     batch_size: Positive = 256
+    targets: tuple[Literal["cyclic", "random", "nearest", "farthest", "hierarchy"], ...] = (
+        "cyclic",
+        "random",
+        "nearest",
+        "farthest",
+    )
+    radii: tuple[Annotated[float, Field(gt=0)], ...] = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+    adaptive: str | None = None
+    adaptive_examples: Positive = 200
+    trajectories: Annotated[int, Field(ge=0)] = 64
+    agop_examples: Annotated[int, Field(ge=0)] = 0
 
 
 @configuration

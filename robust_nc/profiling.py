@@ -1,71 +1,247 @@
 """The geometry of one model: every tap, clean, attacked and under noise, on train and test.
 
-The result is a list of rows for the tidy frame of `record.py`.
+>>> import torch
+>>> from torch import nn
+>>> from robust_nc.config import MeasureConfig
+>>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2))
+>>> batches = [(torch.rand(6, 1, 4, 4), torch.tensor([0, 1, 0, 1, 0, 1]))] * 2
+>>> found = profile(model, batches, Ball("Linf", 0.1), measure=MeasureConfig(steps=2, radii=()))
+>>> found.taps, bool((found.frame["measure"] == "leap_rate").any())
+(('2', 'penultimate'), True)
 """
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 
-from torch import Tensor
+import pandas as pd
+import torch
+from torch import Tensor, nn
 
-from robust_nc.conditions import NOISES, Attacking, make_conditions
-from robust_nc.config import RunConfig
+from robust_nc.checks import check_images, check_labels
+from robust_nc.config import MeasureConfig, RunConfig
 from robust_nc.data.base import Split
 from robust_nc.data.load import to_unit
 from robust_nc.evaluation import evaluate
 from robust_nc.exceptions import InputError
-from robust_nc.geometry.layers import leap_layer, leap_layer_histogram
-from robust_nc.geometry.moments import Moments
+from robust_nc.geometry.severity import check_distances
+from robust_nc.grid.conditions import Attacking
+from robust_nc.grid.extras import extra_rows
+from robust_nc.grid.made import Report, check_targets, conditions, stated
+from robust_nc.grid.radii import radius_rows
+from robust_nc.grid.rows import Row
+from robust_nc.grid.side import Side
+from robust_nc.grid.subject import Examples, Reference, Subject, concatenated
+from robust_nc.grid.tapbank import chosen_taps
 from robust_nc.models.classifier import Classifier
+from robust_nc.record import tidy
 from robust_nc.registry import CONTROLS
-from robust_nc.runtime import device_of, full_precision, stream_key, untouched
-from robust_nc.tap_rows import Row, Sweep, TapMeter
-from robust_nc.tapbank import TapBank
+from robust_nc.runtime import device_of, full_precision, untouched
 from robust_nc.threat import Ball
 from robust_nc.training.watch import spread
 
-Report = Callable[[float, str], None]
-
 CALIBRATION = 1_000  # clean training images that set the scale of the logits
+TRAIN, TEST = "train", "test"
+
+Batches = Iterable[tuple[Tensor, Tensor]]
 
 
-class Examples(NamedTuple):
-    """The examples of one split under every condition, and their features at every tap."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Profile:
+    """All measures of one model.
 
-    split: str
-    labels: Tensor
-    bank: TapBank
+    `frame` has one row per value: tap x condition x grouping x split x measure, with the columns of
+    docs/measures.md. `taps` in depth order; `vertices` the clean class means `(K, D)` float64 by
+    feature and tap; `logit_scale` the constant that the attack divided logits by.
+    """
+
+    frame: pd.DataFrame
+    taps: tuple[str, ...]
+    vertices: Mapping[tuple[str, str], Tensor]
+    logit_scale: float
+
+    def values(self, measure: str, **where: object) -> pd.DataFrame:
+        """Return the rows of one measure, e.g. `values("nc1", tap="penultimate")`."""
+        rows = self.frame[self.frame["measure"] == measure]
+        for column, value in where.items():
+            if column not in rows:
+                raise InputError(f"there is no column {column!r}; valid: {', '.join(rows.columns)}")
+            rows = rows[rows[column] == value]
+        return rows
+
+
+def profile(
+    model: nn.Module,
+    batches: Batches | Mapping[str, Batches],
+    ball: Ball,
+    *,
+    measure: MeasureConfig | None = None,
+    distances: Tensor | None = None,
+    initial: nn.Module | None = None,
+    seed: int = 0,
+    report: Report | None = None,
+) -> Profile:
+    """Measure collapse, leaps and all that goes with them, over the whole grid of one model.
+
+    `batches` yields pairs of images `(n, C, H, W)` float32 in [0, 1] and labels `(n,)` int64; a
+    mapping gives them as `train` (its clean class means are the vertices) and `test`. `model` maps
+    images to logits `(N, K)` and is left as it was found; it is measured in eval mode, attacked on
+    its weights as they are. `measure` chooses taps, conditions and sizes (all examples given are
+    measured, whatever it limits). `distances` (K, K) between classes adds severity; `initial`, the
+    network before training, adds centred feature matrices. Draws depend on `seed` and on the place
+    of an example. `report` is called with a share in [0, 1] and a line.
+
+    Raises `InputError` for data or logits that cannot be used, `UnknownNameError` for a tap.
+    """
+    settings = measure or MeasureConfig()
+    named: Mapping[str, Batches] = batches if isinstance(batches, Mapping) else {TRAIN: batches}
+    if TRAIN not in named or set(named) - {TRAIN, TEST}:
+        raise InputError(f"batches must be those of train, or train and test, found {set(named)}")
+    sets = {name: _gathered(name, named[name]) for name in (TRAIN, TEST) if name in named}
+    with untouched(model), torch.no_grad():
+        logits = model(sets[TRAIN].images[:2].to(device_of(model)))
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise InputError("the model must return logits (N, K), found another shape or type")
+    for examples in sets.values():
+        check_labels(examples.labels, len(examples.labels), logits.shape[1])
+    return _profile(
+        model,
+        sets,
+        ball,
+        settings,
+        num_classes=logits.shape[1],
+        distances=distances,
+        initial=initial,
+        seed=seed,
+        report=report or (lambda share, text: None),
+    )
 
 
 def profile_cell(
-    model: Classifier, train: Split, test: Split, config: RunConfig, *, report: Report
-) -> list[Row]:
-    """Measure collapse and leaps of a model; rows as `record.COLUMNS` says.
-
-    The attack runs on the finished weights with `goal="maximise"`, on train and on test; vertices
-    are the clean class means of the measured training examples.
-    """
-    ball, settings = config.threat.ball(), config.measure
+    model: Classifier,
+    train: Split,
+    test: Split,
+    config: RunConfig,
+    *,
+    initial: nn.Module | None = None,
+    report: Report,
+) -> pd.DataFrame:
+    """Profile the model of a suite's cell on the examples that its configuration asks for."""
+    settings = config.measure
     sets = {
-        "train": spread(train, settings.train_examples or len(train.labels)),
-        "test": _first(test, settings.test_examples),
+        TRAIN: _unit(TRAIN, spread(train, settings.train_examples or len(train.labels))),
+        TEST: _unit(TEST, _first(test, settings.test_examples)),
     }
-    _check_enough(sets["train"], model.num_classes)
-    device = device_of(model)
-    calibration = to_unit(sets["train"].images[:CALIBRATION]).to(device)
-    scale = CONTROLS.load("logit_scale")(model, calibration)
-    attacking = Attacking(settings.steps, settings.restarts, scale)
-    rows: list[Row] = []
-    reference: dict[str, Moments] = {}
+    return _profile(
+        model,
+        sets,
+        config.threat.ball(),
+        settings,
+        num_classes=model.num_classes,
+        distances=None,
+        initial=initial,
+        seed=config.seed,
+        report=report,
+    ).frame
+
+
+def _profile(
+    model: nn.Module,
+    sets: dict[str, Examples],
+    ball: Ball,
+    settings: MeasureConfig,
+    *,
+    num_classes: int,
+    distances: Tensor | None,
+    initial: nn.Module | None,
+    seed: int,
+    report: Report,
+) -> Profile:
+    _check_enough(sets[TRAIN].labels, num_classes)
     with untouched(model), full_precision():
-        for split, chosen in sets.items():
-            examples = _examples(model, split, chosen, ball, attacking, config, report)
-            if not reference:
-                reference = _vertices(examples, model.num_classes)
-            for row in _split_rows(model, examples, reference, config.seed, report):
-                stated = _stated(row["condition"], ball, attacking)
-                rows.append({"feature": settings.feature, "split": split} | stated | row)
+        calibration = sets[TRAIN].images[:CALIBRATION].to(device_of(model))
+        scale = CONTROLS.load("logit_scale")(model, calibration)
+        subject = Subject(
+            model=model,
+            taps=chosen_taps(model, settings.taps),
+            num_classes=num_classes,
+            ball=ball,
+            attacking=Attacking(settings.steps, settings.restarts, scale),
+            settings=settings,
+            seed=seed,
+            distances=None if distances is None else check_distances(distances, num_classes),
+        )
+        check_targets(subject)
+        rows: list[Row] = []
+        references: dict[str, Reference] = {}
+        for split, examples in sets.items():
+            rows += _split_rows(subject, examples, references, partial(_told, report, split))
+        examples = sets.get(TEST, sets[TRAIN])
+        told = partial(_told, report, examples.split)
+        if settings.radii:
+            rows += radius_rows(subject, examples, references, told)
+        rows += extra_rows(subject, examples, references, initial, told)
+    vertices = {(f, tap): m.means for f, r in references.items() for tap, m in r.items()}
+    return Profile(frame=tidy(rows), taps=subject.taps, vertices=vertices, logit_scale=scale)
+
+
+def _split_rows(
+    subject: Subject, examples: Examples, references: dict[str, Reference], report: Report
+) -> list[Row]:
+    """Measure one split through every feature; the first split fills `references`."""
+    sides = {
+        feature: Side(subject, examples, feature, references.get(feature))
+        for feature in subject.features
+    }
+    references |= {feature: side.reference for feature, side in sides.items()}
+    rows: list[Row] = []
+    for condition in conditions(subject, examples, sides[subject.features[0]], report):
+        report(0.0, f"measure {condition.name}")
+        shared = stated(subject, condition.name)
+        for side in sides.values():
+            rows += [shared | row for row in side.measure(condition)]
     return rows
+
+
+def _gathered(split: str, batches: Batches) -> Examples:
+    """Join the batches of a split, each checked."""
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
+    for number, pair in enumerate(batches):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise InputError(
+                f"batch {number} of {split} must be a pair (images, labels), "
+                f"found {type(pair).__name__}"
+            )
+        images.append(check_images(pair[0], what=f"images of batch {number} of {split}").cpu())
+        what = f"labels of batch {number} of {split}"
+        labels.append(check_labels(pair[1], len(images[-1]), what=what).cpu())
+    if not images or not sum(map(len, images)):
+        raise InputError(f"batches of {split} hold no examples")
+    return concatenated(split, images, labels)
+
+
+def _unit(name: str, split: Split) -> Examples:
+    return Examples(name, to_unit(split.images), split.labels, split.ids)
+
+
+def _first(split: Split, limit: int | None) -> Split:
+    return split if limit is None else Split(*(part[:limit] for part in split))
+
+
+def _told(report: Report, split: str, share: float, text: str) -> None:
+    report(share, f"geometry, {split}: {text}")
+
+
+def _check_enough(labels: Tensor, num_classes: int) -> None:
+    """Refuse training examples that give fewer than two vertices, before they are attacked."""
+    enough = int((labels.bincount(minlength=num_classes) >= 2).sum())
+    if enough < 2:
+        raise InputError(
+            f"of the {len(labels)} training examples to measure, {enough} of {num_classes} "
+            "classes have two or more, and two such classes are needed; raise data.train_limit or "
+            "measure.train_examples"
+        )
 
 
 def sweep_rows(model: Classifier, test: Split, config: RunConfig) -> list[Row]:
@@ -88,145 +264,3 @@ def sweep_rows(model: Classifier, test: Split, config: RunConfig) -> list[Row]:
         place = {"tap": "output", "condition": "attacked", "split": "test"}
         rows.append(place | value | {"eps": eps, "attack": settings.sweep_protocol})
     return rows
-
-
-def _first(split: Split, limit: int | None) -> Split:
-    return split if limit is None else Split(*(part[:limit] for part in split))
-
-
-def _check_enough(train: Split, num_classes: int) -> None:
-    """Refuse training examples that give fewer than two vertices, before they are attacked."""
-    enough = int((train.labels.bincount(minlength=num_classes) >= 2).sum())
-    if enough < 2:
-        raise InputError(
-            f"of the {len(train.labels)} training examples to measure, {enough} of {num_classes} "
-            "classes have two or more, and two such classes are needed; raise data.train_limit or "
-            "measure.train_examples"
-        )
-
-
-def _examples(
-    model: Classifier,
-    split: str,
-    chosen: Split,
-    ball: Ball,
-    attacking: Attacking,
-    config: RunConfig,
-    report: Report,
-) -> Examples:
-    settings = config.measure
-    images = make_conditions(
-        model,
-        to_unit(chosen.images),
-        chosen.labels,
-        ball,
-        attacking,
-        seed=stream_key(config.seed, "geometry", split),
-        ids=chosen.ids,
-        batch_size=settings.batch_size,
-        report=lambda share: report(share, f"geometry: attack on {split}"),
-    )
-    bank = TapBank(
-        model,
-        images,
-        feature=settings.feature,
-        batch_size=settings.batch_size,
-        taps=settings.taps,
-    )
-    return Examples(split, chosen.labels, bank)
-
-
-def _vertices(examples: Examples, num_classes: int) -> dict[str, Moments]:
-    """Moments of the clean training features by true label, for every tap."""
-    dims = examples.bank.dims()
-    moments = {tap: Moments(num_classes, dim) for tap, dim in dims.items()}
-    for batch in examples.bank.batches("clean"):
-        for tap, features in batch.features.items():
-            moments[tap].update(features, examples.labels[batch.rows])
-    return moments
-
-
-def _split_rows(
-    model: Classifier,
-    examples: Examples,
-    reference: dict[str, Moments],
-    seed: int,
-    report: Report,
-) -> Iterator[Row]:
-    """Yield the rows of one split, condition by condition and tap by tap."""
-    conditions = tuple(examples.bank.images)
-    for done, condition in enumerate(conditions):
-        report(done / len(conditions), f"geometry: measure {examples.split}, {condition}")
-        own = examples.split == "train" and condition == "clean"
-        meters = {
-            tap: TapMeter(moments, condition=condition, own=own)
-            for tap, moments in reference.items()
-        }
-        for sweep in (TapMeter.first, TapMeter.second):
-            for batch in _paired(examples, condition):
-                for tap, meter in meters.items():
-                    sweep(meter, batch[tap])
-        rows = [
-            {"tap": tap, "depth": model.taps.index(tap)} | row
-            for tap, meter in meters.items()
-            for row in meter.rows(model.head if tap == model.taps[-1] else None, seed=seed)
-        ]
-        for row in (*rows, *_layer_rows(model, meters), _accuracy_row(examples, condition)):
-            yield {"condition": condition} | row
-
-
-def _paired(examples: Examples, condition: str) -> Iterator[dict[str, Sweep]]:
-    """Yield batches of a condition beside their clean twins, by tap."""
-    bank = examples.bank
-    for clean, here in zip(bank.batches("clean"), bank.batches(condition), strict=True):
-        labels = examples.labels[here.rows].to(here.predicted.device)
-        yield {
-            tap: Sweep(
-                clean=clean.features[tap],
-                here=here.features[tap],
-                labels=labels,
-                clean_predicted=clean.predicted,
-                predicted=here.predicted,
-            )
-            for tap in bank.taps
-        }
-
-
-def _layer_rows(model: Classifier, meters: dict[str, TapMeter]) -> list[Row]:
-    """Count examples by their leap layer; tap "none" for those that end where they began."""
-    leaps = [found for meter in meters.values() if (found := meter.leaps()) is not None]
-    if not leaps:
-        return []
-    layers = leap_layer(
-        [found.origin for found in leaps], [found.destination for found in leaps], leaps[-1].labels
-    )
-    layer = leap_layer_histogram(layers, len(leaps))
-    counted = sum(layer.counts) + layer.none
-    common = {"measure": "leap_layer", "vertices": "clean-train", "grouping": "none", "n": counted}
-    places = [(tap, model.taps.index(tap)) for tap in meters]
-    return [
-        common | {"tap": tap, "depth": depth, "value": count}
-        for (tap, depth), count in zip(
-            [*places, ("none", -1)], [*layer.counts, layer.none], strict=True
-        )
-    ]
-
-
-def _accuracy_row(examples: Examples, condition: str) -> Row:
-    """Accuracy of the network itself on these images."""
-    labels = examples.labels
-    right = sum(
-        int((batch.predicted.cpu() == labels[batch.rows]).sum())
-        for batch in examples.bank.batches(condition)
-    )
-    share = right / len(labels)
-    return {"tap": "output", "measure": "accuracy", "value": share, "n": len(labels)}
-
-
-def _stated(condition: str, ball: Ball, attacking: Attacking) -> Row:
-    """Say what was done to the images of a condition."""
-    if condition == "clean":
-        return {"eps": 0.0, "attack": ""}
-    if condition == "attacked":
-        return {"eps": ball.eps, "attack": str(attacking)}
-    return {"eps": ball.eps, "attack": f"{condition} noise, {NOISES[condition]} of: {attacking}"}

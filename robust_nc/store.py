@@ -12,7 +12,7 @@ from robust_nc.exceptions import RecordError, StorageError
 from robust_nc.record import Stored, read_record
 
 # Under these folders lie files that are no records.
-NOT_RECORDS = frozenset({"checkpoints", "cache"})
+NOT_RECORDS = frozenset({"answers", "cache", "checkpoints"})
 
 
 def record_path(out: Path, model: str, cell: str) -> Path:

@@ -30,6 +30,7 @@ from robust_nc.registry import (
 )
 from robust_nc.threat import Ball
 
+CLAIMS = "claims"  # benchmarks/claims.toml holds claims about suites, and is none itself
 _KEYS = ("name", "description", "base", "grid")
 _LONGEST = 120  # characters of a model's name: it becomes a folder
 _NAMED = ("model.backbone", "model.head", "train.objective")
@@ -54,9 +55,8 @@ class Suite(NamedTuple):
 def suite_names() -> tuple[str, ...]:
     """Names of the suites that come with the package."""
     folder = resources.files("robust_nc.benchmarks")
-    return tuple(
-        sorted(e.name.removesuffix(".toml") for e in folder.iterdir() if e.name.endswith(".toml"))
-    )
+    found = {e.name.removesuffix(".toml") for e in folder.iterdir() if e.name.endswith(".toml")}
+    return tuple(sorted(found - {CLAIMS}))
 
 
 def read_suite(name: str) -> Suite:
@@ -109,17 +109,24 @@ def _points(base: object, grid: object, source: str) -> list[dict[str, Any]]:
     for combination in itertools.product(*grid.values()):
         point = base
         for key, value in zip(grid, combination, strict=True):
-            point = _with(point, key.split("."), value)
+            point = with_value(point, key.split("."), value)
         points.append(point)
     return points
 
 
-def _with(values: Mapping[str, Any], path: list[str], value: object) -> dict[str, Any]:
-    """Return a copy of nested tables with one value set."""
+def with_value(values: Mapping[str, Any], path: list[str], value: object) -> dict[str, Any]:
+    """Return a copy of nested tables with one value set.
+
+    >>> with_value({"train": {"epochs": 3}}, ["train", "lr"], 0.1)
+    {'train': {'epochs': 3, 'lr': 0.1}}
+    """
     if len(path) == 1:
         return {**values, path[0]: value}
     inner = values.get(path[0], {})
-    return {**values, path[0]: _with(inner if isinstance(inner, dict) else {}, path[1:], value)}
+    return {
+        **values,
+        path[0]: with_value(inner if isinstance(inner, dict) else {}, path[1:], value),
+    }
 
 
 def _check_names(config: RunConfig, source: str) -> None:
@@ -168,7 +175,7 @@ def _varying_options(configs: list[RunConfig], keys: tuple[str, ...]) -> dict[st
     seen: dict[str, list[dict[str, Any]]] = {}
     for config in configs:
         for key in keys:
-            value = _value(config, key)
+            value = value_at(config, key)
             if isinstance(value, dict) and "options" in value:
                 seen.setdefault(f"{key}/{value['name']}", []).append(value["options"])
     return {
@@ -183,7 +190,7 @@ def _varying_options(configs: list[RunConfig], keys: tuple[str, ...]) -> dict[st
 
 def _word(config: RunConfig, key: str, varying: Mapping[str, list[str]]) -> str:
     """Say what a key is set to: the name of a part with the options that tell it from others."""
-    value = _value(config, key)
+    value = value_at(config, key)
     if isinstance(value, dict) and "options" in value:
         options = value["options"]
         told = [f"-{o}={options[o]}" for o in varying[f"{key}/{value['name']}"] if o in options]
@@ -193,7 +200,12 @@ def _word(config: RunConfig, key: str, varying: Mapping[str, list[str]]) -> str:
     return re.sub(r"[^\w.=-]+", "_", text)
 
 
-def _value(config: RunConfig, key: str) -> Any:
+def value_at(config: RunConfig, key: str) -> Any:
+    """Return the plain value at a dotted key, or None where there is no such key.
+
+    >>> value_at(RunConfig(), "train.objective")
+    {'name': 'standard', 'options': {}}
+    """
     value: Any = plain(config)
     for step in key.split("."):
         value = value.get(step) if isinstance(value, dict) else None

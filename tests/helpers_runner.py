@@ -39,6 +39,9 @@ sweep_examples = 20
 train_examples = 60
 test_examples = 40
 steps = 2
+targets = []
+radii = []
+trajectories = 0
 """
 GRID = """
 [grid]

@@ -36,6 +36,9 @@ examples = 2
 train_examples = 20
 test_examples = 8
 steps = 1
+targets = []
+radii = []
+trajectories = 0
 [grid]
 "train.objective" = ["standard", {{ name = "pgd", steps = 1 }}]
 "model.head" = [{heads}]

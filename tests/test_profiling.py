@@ -13,26 +13,28 @@ import torch
 from helpers_training import digits, small_config, small_run
 from torch import Tensor
 
-from robust_nc import profiling
 from robust_nc.attacks.pgd import PGD
-from robust_nc.conditions import NOISES, Attacking, make_conditions
 from robust_nc.config import RunConfig, plain, read
 from robust_nc.data.base import Split
 from robust_nc.evaluation import evaluate
 from robust_nc.exceptions import InputError, UnknownNameError
 from robust_nc.geometry.collapse import measure_collapse
 from robust_nc.geometry.leaps import measure_leaps
+from robust_nc.grid import side
+from robust_nc.grid.conditions import NOISES, Attacking, attack_images, noisy_images
+from robust_nc.grid.leap_rows import LANDING_BINS
+from robust_nc.grid.tapbank import TapBank
 from robust_nc.models.classifier import Classifier
 from robust_nc.profiling import profile_cell, sweep_rows
 from robust_nc.record import COLUMNS, tidy
 from robust_nc.registry import CONTROLS
 from robust_nc.runtime import stream_key
-from robust_nc.tap_rows import LANDING_BINS
-from robust_nc.tapbank import TapBank
 from robust_nc.threat import Ball
 
 TRAIN, TEST = 80, 40
-CONDITIONS = ("clean", "attacked", *NOISES)
+ATTACKS = ("attacked", "cyclic")
+CONDITIONS = ("clean", "attacked", *NOISES, "cyclic")
+SWEEP = "sweep"
 Where = Callable[..., pd.DataFrame]
 
 
@@ -42,7 +44,8 @@ def nothing(share: float, status: str) -> None:
 
 def measured(**options: Any) -> RunConfig:
     values = plain(small_config(epochs=4, examples=250, train={"lr": 0.2}))
-    values["measure"] |= {"train_examples": TRAIN, "test_examples": TEST, "steps": 4} | options
+    values["measure"] |= {"train_examples": TRAIN, "test_examples": TEST, "steps": 4}
+    values["measure"] |= {"targets": ["cyclic"], "radii": [0.5, 1.0], "trajectories": 8} | options
     values["evaluation"] |= {"sweep": [0.0, 0.1], "sweep_examples": 30, "sweep_protocol": "fgsm"}
     return read(RunConfig, values)
 
@@ -50,10 +53,9 @@ def measured(**options: Any) -> RunConfig:
 def rows_of(
     model: Classifier, config: RunConfig, train: Split | None = None, test: Split | None = None
 ) -> pd.DataFrame:
-    found = profile_cell(
+    return profile_cell(
         model, train or digits("train", TRAIN), test or digits("test", TEST), config, report=nothing
     )
-    return tidy(found)
 
 
 @pytest.fixture(scope="module")
@@ -84,15 +86,9 @@ class TestTheGridIsWhole:
         assert list(rows.columns) == list(COLUMNS)
         for tap, condition, split in itertools.product(model.taps, CONDITIONS, ("train", "test")):
             here = chosen(rows, tap=tap, condition=condition, split=split)
-            groupings = (
-                {"true", "predicted"}
-                if condition == "clean"
-                else {"true", "predicted"}
-                | {
-                    "landed",
-                    "none",
-                }
-            )
+            groupings = {"true", "predicted"}
+            groupings |= set() if condition == "clean" else {"landed", "none"}
+            groupings |= {"target"} if condition == "cyclic" else set()
             assert set(here["grouping"]) == groupings
             for grouping in groupings - {"none"}:
                 value(here, grouping=grouping, vertices="same", measure="nc1")
@@ -101,7 +97,7 @@ class TestTheGridIsWhole:
             assert set(here["depth"]) == {model.taps.index(tap)}
 
     def test_no_cell_of_the_grid_stands_twice(self, rows):
-        keys = [name for name in COLUMNS if name not in {"value", "n", "note", "attack", "eps"}]
+        keys = [name for name in COLUMNS if name not in {"value", "n", "note", "attack"}]
         assert not rows.duplicated(keys).any()
 
     def test_values_are_finite_or_say_why_not(self, rows):
@@ -206,28 +202,29 @@ class TestAgainstMeasuresByHand:
 
 
 def attacked_points(model: Classifier) -> dict[str, Tensor]:
-    """The conditions of the train split, made again."""
-    train = digits("train", TRAIN)
+    """The untargeted attack and the noise of the train split, made again."""
+    train, ball = digits("train", TRAIN), Ball("Linf", 0.1)
     scale = CONTROLS.load("logit_scale")(model, train.images)
-    return make_conditions(
+    drawn = {"seed": stream_key(0, "geometry", "train"), "ids": train.ids, "batch_size": 256}
+    attacked = attack_images(
         model,
         train.images,
         train.labels,
-        Ball("Linf", 0.1),
+        ball,
         Attacking(4, 1, scale),
-        seed=stream_key(0, "geometry", "train"),
-        ids=train.ids,
-        batch_size=256,
         report=lambda share: None,
+        **drawn,
     )
+    noise = {
+        kind: noisy_images(train.images, attacked, ball, kind=kind, **drawn) for kind in NOISES
+    }
+    return {"attacked": attacked, **noise}
 
 
 class TestConditions:
     def test_attacked_points_are_in_the_ball_and_noise_is_of_their_size(self, model):
         origin, ball = digits("train", TRAIN).images, Ball("Linf", 0.1)
         made = attacked_points(model)
-        assert tuple(made) == CONDITIONS
-        assert torch.equal(made["clean"], origin)
         assert ball.contains(made["attacked"], origin).all()
         assert not torch.equal(made["attacked"], origin)
         for kind, norm in NOISES.items():
@@ -293,7 +290,7 @@ class TestTheBank:
     def test_features_that_do_not_fit_are_computed_again_and_equal(self, model, rows, monkeypatch):
         for budget in (0, 100_000):
             small = functools.partial(TapBank, budget=budget)
-            monkeypatch.setattr(profiling, "TapBank", small)
+            monkeypatch.setattr(side, "TapBank", small)
             pd.testing.assert_frame_equal(rows_of(model, measured()), rows)
 
     def test_what_fits_is_computed_once(self, model):

@@ -9,17 +9,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from helpers_report_geometry import frame_of
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from robust_nc.exceptions import InputError
-from robust_nc.record import tidy
+from robust_nc.report.curves import accuracy_against_eps, collapse_over_epochs
 from robust_nc.report.drawing import COLOURS, Wanted, select
 from robust_nc.report.figures import PLOTS, panels, save_all, save_each, story
 from robust_nc.report.plots import (
-    accuracy_against_eps,
-    collapse_over_epochs,
     collapse_per_layer,
     landing_fraction,
     leap_layers,
@@ -27,19 +26,16 @@ from robust_nc.report.plots import (
     leap_rate_per_layer,
 )
 
-HEADS = ("linear", "etf")
-
-
-def frame_of(objectives: tuple[str, ...] = helpers.OBJECTIVES, seeds: int = 2) -> pd.DataFrame:
-    """The frame that `gather_rows` makes, without files."""
-    parts = []
-    for objective in objectives:
-        for head in HEADS:
-            for seed in range(seeds):
-                facts = {"model": f"{head}-{objective}", "head": head, "objective": objective}
-                rows = tidy(helpers.rows_of(objective, head, seed))
-                parts.append(rows.assign(**facts, seed=seed))
-    return pd.concat(parts, ignore_index=True)
+# Plots of rows that records had before the geometry in full, and have still.
+FIRST = {
+    "collapse_per_layer",
+    "leap_rate_per_layer",
+    "leap_matrix",
+    "landing_fraction",
+    "leap_layers",
+    "collapse_over_epochs",
+    "accuracy_against_eps",
+}
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +46,11 @@ def frame() -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def one(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["model"] == "linear-standard"]
+
+
+@pytest.fixture(scope="module")
+def whole() -> pd.DataFrame:
+    return frame_of(("standard",), heads=("linear",), geometry=True)
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +65,20 @@ def lines(ax: Axes) -> dict[str, list[float]]:
     """Heights of the drawn lines by their colour (legend entries are empty lines)."""
     drawn = [line for line in ax.lines if len(line.get_xdata())]
     return {to_hex(line.get_color()): [float(y) for y in line.get_ydata()] for line in drawn}
+
+
+def contents(ax: Axes) -> list[object]:
+    """Everything that is drawn from data, as plain values."""
+    return [
+        [(line.get_color(), np.asarray(line.get_xydata()).tolist()) for line in ax.lines],
+        [patch.get_bbox().bounds for patch in ax.patches if hasattr(patch, "get_bbox")],
+        [
+            [path.vertices.tolist() for path in collection.get_paths()]
+            + [np.ma.asarray(collection.get_array()).tolist()]
+            for collection in ax.collections
+        ],
+        [text.get_text() for text in ax.texts],
+    ]
 
 
 def mean_of(rows: pd.DataFrame, **where: object) -> list[float]:
@@ -150,10 +165,20 @@ def test_curves_draw_the_values(one: pd.DataFrame) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PLOTS))
-def test_a_plot_draws_on_given_axes(name: str, one: pd.DataFrame) -> None:
+def test_a_plot_draws_on_given_axes(name: str, whole: pd.DataFrame) -> None:
     ax = Figure().subplots()
-    assert PLOTS[name](one, ax=ax) is ax
+    assert PLOTS[name](whole, ax=ax) is ax
     assert ax.has_data()
+    assert "n = " in ax.texts[-1].get_text()
+    assert ax.get_title(loc="left")
+
+
+@pytest.mark.parametrize("name", sorted(FIRST))
+def test_rows_of_more_geometry_do_not_disturb_a_plot(
+    name: str, one: pd.DataFrame, whole: pd.DataFrame
+) -> None:
+    before, after = PLOTS[name](one), PLOTS[name](whole)
+    assert contents(before) == contents(after)
 
 
 @pytest.mark.parametrize("name", sorted(PLOTS))
@@ -191,6 +216,18 @@ def test_of_several_radii_the_largest_is_drawn(one: pd.DataFrame) -> None:
     assert len(chosen) == len(select(one, wanted))
 
 
+def test_averaged_features_are_drawn_unless_others_are_asked_for(whole: pd.DataFrame) -> None:
+    wanted = Wanted("leap_rate", ("attacked",), split="train")
+    assert set(select(whole, wanted)["feature"]) == {"gap"}
+    flat = whole[whole["feature"] == "flatten"]
+    drawn = lines(leap_rate_per_layer(flat))[COLOURS["attacked"]]
+    assert drawn == pytest.approx(mean_of(flat, measure="leap_rate", condition="attacked"))
+    # A model without averaged features cannot stand beside one that has them.
+    other = flat.assign(model="other")
+    with pytest.raises(InputError, match="across feature: flatten, gap"):
+        select(pd.concat([whole, other]), wanted)
+
+
 def test_story_has_two_rows_of_objectives(frame: pd.DataFrame) -> None:
     figure = story(frame)
     axes = figure.axes
@@ -210,7 +247,7 @@ def test_models_of_one_name_become_panels_of_their_own(one: pd.DataFrame) -> Non
 
 def test_all_figures_are_written(frame: pd.DataFrame, tmp_path: Path) -> None:
     paths = save_all(frame[frame["objective"] == "pgd"], tmp_path / "figures")
-    assert [path.stem for path in paths] == ["story", *PLOTS]
+    assert [path.stem for path in paths] == ["story", *(name for name in PLOTS if name in FIRST)]
     assert sorted(paths) == sorted((tmp_path / "figures").iterdir())
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
 
@@ -220,7 +257,9 @@ def test_figures_without_rows_are_left_out_with_the_reason(
 ) -> None:
     saved = save_each(one[one["measure"] == "leap_rate"], tmp_path)
     reasons = {figure.name: figure.skipped for figure in saved if figure.path is None}
-    assert reasons["leap_matrix"] == "no rows of leap_matrix"
+    assert reasons["leap_matrix"] == reasons["leap_matrices"] == "no rows of leap_matrix"
+    assert reasons["leap_rate_against_eps"] == "no rows of leap_rate under sweep"
+    assert reasons["nearest_vertex_accuracy"] == "no rows of ncc_adaptive"
     assert {path.stem for path in tmp_path.iterdir()} == {"story", "leap_rate_per_layer"}
 
 

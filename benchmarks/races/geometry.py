@@ -1,16 +1,17 @@
-"""Collapse of all taps in one pass against the forward passes alone, and the memory that it takes.
+"""The speed and memory of the geometry, in four races.
 
-`forward` passes images through PreActResNet-18 in eval mode; `measured` does the same through all
+`taps`: `forward` passes images through a model in eval mode; `measured` does the same through all
 taps, adds each batch to the moments of every tap by true label, and ends with the measures that
-need one pass. The peak memory is that of fresh processes on random images, made batch by batch.
+need one pass. `memory`: the peaks of fresh processes that do this, on random images made batch by
+batch, and of exact NC1 of many classes in many dimensions. `nc1`: exact NC1 against D x D matrices
+(`variability`). `scaling`: its cost as N, K and D grow (`scaling`).
 
-    python -m robust_nc.benchmarks.races.geometry --examples 2000 --repeats 3
+    python -m robust_nc.benchmarks.races.geometry taps --examples 2000 --repeats 3
+    python -m robust_nc.benchmarks.races.geometry nc1 --repeats 5
 """
 
 import multiprocessing
-import resource
 import statistics
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,6 +20,8 @@ import torch
 import tyro
 from torch import Tensor
 
+from robust_nc.benchmarks.races import scaling, variability
+from robust_nc.benchmarks.races.memory import peak_bytes
 from robust_nc.benchmarks.races.timing import Timing, conditions, markdown, race, table
 from robust_nc.config import Component, ModelConfig
 from robust_nc.data.base import Split
@@ -126,66 +129,138 @@ def _child(
     answers.put(_peak_bytes(device))
 
 
-def _peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    for line in status.read_text().splitlines() if status.is_file() else ():
-        if line.startswith("VmHWM:"):  # unlike ru_maxrss it does not count the parent
-            return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+_peak_bytes = peak_bytes
 
 
-def make_model(backbone: str) -> Classifier:
+def make_model(backbone: str, classes: int = CLASSES) -> Classifier:
     """Build the model of the race, in eval mode."""
     part = Component(name=backbone)
-    return build_model(ModelConfig(backbone=part, image_shape=SHAPE, num_classes=CLASSES)).eval()
+    return build_model(ModelConfig(backbone=part, image_shape=SHAPE, num_classes=classes)).eval()
 
 
-def read_images(examples: int) -> tuple[Split, str]:
-    """Return CIFAR-10 images, or random ones where the data set is not there, and say which."""
-    try:
-        return read_split("cifar10", "train", limit=examples), "CIFAR-10 train images"
-    except DataError:
-        source = torch.Generator().manual_seed(0)
-        images = torch.randint(256, (examples, *SHAPE), generator=source, dtype=torch.uint8)
-        labels = torch.randint(CLASSES, (examples,), generator=source)
-        return Split(images, labels, torch.arange(examples)), "random images (no CIFAR-10 here)"
+def read_images(examples: int, classes: int = CLASSES) -> tuple[Split, str]:
+    """Return CIFAR-10 images, or random ones where it is not there or has not the classes."""
+    told = f"random images of {classes} classes"
+    if classes == CLASSES:
+        try:
+            return read_split("cifar10", "train", limit=examples), "CIFAR-10 train images"
+        except DataError:
+            told = "random images (no CIFAR-10 here)"
+    source = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (examples, *SHAPE), generator=source, dtype=torch.uint8)
+    labels = torch.randint(classes, (examples,), generator=source)
+    return Split(images, labels, torch.arange(examples)), told
 
 
-def main(
+def taps(
     examples: int = 2_000,
     repeats: int = 3,
     batch_size: int = 100,
-    backbone: str = "preact_resnet18",
-    memory: tuple[int, ...] = (500, 1_000, 2_000),
-    processes: int = 3,
+    backbones: tuple[str, ...] = ("preact_resnet18", "small_cnn"),
+    classes: tuple[int, ...] = (10, 100),
     threads: int | None = None,
 ) -> None:
-    """Race, then measure memory, and print both as tables.
+    """Race all taps in one pass against the forward passes alone.
 
     Args:
         examples: Images per pass.
         repeats: Timed rounds.
         batch_size: Images per batch.
-        backbone: The model's backbone.
-        memory: Numbers of images whose peak memory is compared (none: leave it out).
-        processes: Fresh processes per number.
+        backbones: The backbones of the models.
+        classes: Numbers of classes.
         threads: Threads of torch (default: as it decides).
     """
+    _begin(threads)
+    for backbone in backbones:
+        for count in classes:
+            split, what = read_images(examples, count)
+            model = make_model(backbone, count).to(default_device())
+            timings = contest(model, split, batch_size=batch_size, repeats=repeats)
+            print(f"\n{backbone}, K = {count}, all {len(model.taps)} taps, gap: ", end="")
+            print(f"{examples} {what} in batches of {batch_size}")
+            print(table(timings, base=timings[0], items=examples), flush=True)
+
+
+def memory(
+    examples: tuple[int, ...] = (500, 1_000, 2_000),
+    processes: int = 3,
+    batch_size: int = 100,
+    backbone: str = "preact_resnet18",
+    classes: tuple[int, ...] = (10, 100, 1_000),
+    dim: int = 65_536,
+    per_class: int = 2,
+    threads: int | None = None,
+) -> None:
+    """Measure peak memory: of all taps of a model, and of exact NC1 of many classes.
+
+    Args:
+        examples: Numbers of images that are compared (none: leave it out).
+        processes: Fresh processes per number.
+        batch_size: Images per batch.
+        backbone: The model's backbone.
+        classes: Numbers of classes of exact NC1 (none: leave it out).
+        dim: Its dimensions.
+        per_class: Its examples per class.
+        threads: Threads of torch (default: as it decides).
+    """
+    _begin(threads)
+    if examples:
+        print(f"\n{backbone}: peaks of fresh processes, MiB: median (least to most)")
+        print(memory_table(examples, processes, batch_size=batch_size, backbone=backbone))
+    if classes:
+        print("\nexact nc1 and all one-pass measures of one tap")
+        settings = [variability.Setting(count, dim, per_class * count) for count in classes]
+        print(scaling.memory_table(settings, processes))
+
+
+def nc1(
+    dims: tuple[int, ...] = (512, 2_048, 65_536),
+    classes: tuple[int, ...] = (10, 100),
+    examples: int = 10_000,
+    repeats: int = 5,
+    svd: bool = True,
+    threads: int | None = None,
+) -> None:
+    """Race exact NC1 against D x D matrices.
+
+    Args:
+        dims: Dimensions of the features.
+        classes: Numbers of classes.
+        examples: Number of examples.
+        repeats: Timed rounds.
+        svd: With the general pseudo-inverse, by SVD, as well (up to D = 2,048).
+        threads: Threads of torch (default: as it decides).
+    """
+    _begin(threads)
+    outcomes = []
+    for dim in dims:
+        for count in classes:
+            setting = variability.Setting(count, dim, examples)
+            outcomes.append(variability.contest(setting, repeats=repeats, svd=svd))
+            print(f"\nN = {examples:,}\n{variability.report(outcomes[-1:])}", flush=True)
+    print(f"\nall, N = {examples:,}\n{variability.report(outcomes)}")
+
+
+def cost(repeats: int = 5, out: Path | None = None, threads: int | None = None) -> None:
+    """Time exact NC1 and the one-pass measures as N, K and D grow.
+
+    Args:
+        repeats: Timed rounds.
+        out: Where the figure goes (default: none is drawn).
+        threads: Threads of torch (default: as it decides).
+    """
+    _begin(threads)
+    points = scaling.sweep(repeats=repeats)
+    print(scaling.table(points))
+    if out is not None:
+        scaling.draw(points, out)
+        print(f"wrote {out}")
+
+
+def _begin(threads: int | None) -> None:
     if threads:
         torch.set_num_threads(threads)
-    print(conditions())
-    split, what = read_images(examples)
-    timings = contest(
-        make_model(backbone).to(default_device()), split, batch_size=batch_size, repeats=repeats
-    )
-    print(f"\n{backbone}, all taps, gap: {examples} {what} in batches of {batch_size}")
-    print(table(timings, base=timings[0], items=examples), flush=True)
-    if memory:
-        print("\npeak memory of fresh processes, MiB: median (least to most)")
-        print(memory_table(memory, processes, batch_size=batch_size, backbone=backbone))
+    print(conditions(), flush=True)
 
 
 def memory_table(counts: tuple[int, ...], processes: int, *, batch_size: int, backbone: str) -> str:
@@ -205,4 +280,6 @@ def memory_table(counts: tuple[int, ...], processes: int, *, batch_size: int, ba
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.extras.subcommand_cli_from_dict(
+        {"taps": taps, "memory": memory, "nc1": nc1, "scaling": cost}
+    )

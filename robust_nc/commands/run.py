@@ -1,4 +1,4 @@
-"""`robust-nc run`: a suite with progress on stderr and its table on stdout."""
+"""`robust-nc run`: a suite, or claims, with progress on stderr and its table on stdout."""
 
 import functools
 import shlex
@@ -15,6 +15,8 @@ from rich.progress import (
 )
 
 from robust_nc.cell import CellEvent, CellResult
+from robust_nc.claims.reading import holds_claims, read_claims
+from robust_nc.commands.claims import claims_command
 from robust_nc.exceptions import ConfigError
 from robust_nc.record import read_record
 from robust_nc.report.table import format_table, leaderboard
@@ -31,32 +33,39 @@ def run_command(
     root: Path | None,
     stderr: Console,
 ) -> int:
-    """Run a suite, show it, and return the exit code."""
+    """Run a suite, or the suites of claims, show what came of it, and return the exit code."""
     if workers is not None and workers < 1:
         raise ConfigError(f"--workers must be at least 1, found {workers}")
-    suite = read_suite(name)
-    place = out or Path("out") / suite.name
     again = _command(name, out, workers, root)
     say = functools.partial(stderr.print, markup=False, soft_wrap=True)
-    say(f"{suite.name}: {len(suite.cells)} cells into {place}")
-    try:
+
+    def carry_out(suite: Suite, place: Path, *, table: bool) -> int:
+        say(f"{suite.name}: {len(suite.cells)} cells into {place}")
         with Screen(suite, stderr) as screen:
             hooks = Hooks(screen.event, screen.result, screen.error)
             report = run_suite(
                 suite, place, hooks=hooks, overwrite=overwrite, workers=workers, root=root
             )
+        if table and (report.kept or report.made):
+            print(_table(suite, place))
+        say(f"{len(report.made)} cells made, {report.kept} kept, {len(report.failed)} failed")
+        for cell in suite.cells:
+            if cell.id in report.absent:
+                say(f"missing: {_name(cell)} ({cell.id})")
+        if report.failed:
+            say(f"try the failed cells again with: {again}")
+        return 1 if report.failed or report.absent else 0
+
+    try:
+        if holds_claims(name):
+            claims = read_claims(name)
+            run = functools.partial(carry_out, table=False)
+            return claims_command(claims, out or Path("out") / claims.name, run, say)
+        suite = read_suite(name)
+        return carry_out(suite, out or Path("out") / suite.name, table=True)
     except KeyboardInterrupt:
         say(f"interrupted; nothing finished is lost. Go on with: {again}")
         return 130
-    if report.kept or report.made:
-        print(_table(suite, place))
-    say(f"{len(report.made)} cells made, {report.kept} kept, {len(report.failed)} failed")
-    for cell in suite.cells:
-        if cell.id in report.absent:
-            say(f"missing: {_name(cell)} ({cell.id})")
-    if report.failed:
-        say(f"try the failed cells again with: {again}")
-    return 1 if report.failed or report.absent else 0
 
 
 def _command(name: str, out: Path | None, workers: int | None, root: Path | None) -> str:

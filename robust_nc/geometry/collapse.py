@@ -106,7 +106,7 @@ _UNDEFINED = {
 def variability(groups: Groups, gram: Tensor) -> dict[str, float]:
     """NC1 from the sums alone: trace ratios and class-distance normalised variance."""
     counts, within, total = groups.counts, groups.within, groups.counts.sum()
-    between = torch.linalg.vector_norm(groups.weighted_rows(), dim=1).square().mean()
+    between = groups.weighted_norms.square().mean()
     spread = within / counts
     unbiased = within / (counts - 1)
     # What the scatter of the means about mu_G gains from sampling; ((K'-1)/K') v / n if balanced.
@@ -132,13 +132,13 @@ def frame_measures(gram: Tensor, suffix: str) -> dict[str, float]:
 
 def head_measures(groups: Groups, weight: Tensor) -> dict[str, float]:
     """NC2 of the rows of the head, and NC3 of head and means."""
-    head = weight[groups.kept]
+    head, rows = weight[groups.kept], groups.rows
     centred = simplex.centred(head)
     return {
         **frame_measures(centred @ centred.T, "_head"),
-        "nc3": simplex.duality_distance(groups.rows, centred),
+        "nc3": simplex.duality_distance(rows, centred),
         "nc3_w": simplex.duality_distance(groups.weighted_rows(), centred),
-        "nc3_raw": simplex.duality_distance(groups.rows + groups.centre, head),
+        "nc3_raw": simplex.duality_distance(rows + groups.centre, head),
     }
 
 
@@ -175,10 +175,9 @@ def collapse(
     if len(groups.kept) < 2:
         too_few = "undefined: fewer than two groups have two examples"
         return _sheet(moments, {}, dict.fromkeys(MEASURES, too_few))
-    gram = groups.rows @ groups.rows.T
-    weighted = groups.weighted_rows()
+    gram = groups.gram()
     values |= variability(groups, gram)
-    values |= frame_measures(gram, "") | frame_measures(weighted @ weighted.T, "_w")
+    values |= frame_measures(gram, "") | frame_measures(groups.gram(weighted=True), "_w")
     if projection is not None:
         values |= {"nc1": projection.nc1(), "nc1_unscaled": projection.nc1_unscaled()}
         notes |= dict.fromkeys(("nc1", "nc1_unscaled"), _MEANS)
@@ -186,9 +185,9 @@ def collapse(
         values["vci"] = vci(moments, scatter) if scatter.reason is None else None
         notes["vci"] = scatter.reason or _MEANS
     if weight is not None:
-        values |= head_measures(groups, weight.detach().to(groups.rows))
+        values |= head_measures(groups, weight.detach().to(gram))
     if target is not None:
-        values |= target_measures(groups, gram, target.detach().to(groups.rows))
+        values |= target_measures(groups, gram, target.detach().to(gram))
     return _sheet(moments, values, notes)
 
 

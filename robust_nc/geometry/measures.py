@@ -7,16 +7,24 @@ measures lower means more collapsed, which is the sense the field sorts by.
 ('nc1', False)
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
+
+from robust_nc.geometry.moments import Moments
 
 
 class Measure(NamedTuple):
-    """A registered measure: its column name, which way is better, a heading, one sentence."""
+    """A registered measure: its column name, which way is better, a heading, one sentence.
+
+    One with `compute` becomes a row of every tap, condition and grouping by being registered: a
+    function of the moments of the features, None where it is undefined.
+    """
 
     name: str
     higher_is_better: bool | None
     label: str
     description: str
+    compute: Callable[[Moments], float | None] | None = None
 
 
 NC1 = Measure("nc1", False, "NC1", "Tr(Sigma_W Sigma_B^+) / K'")
@@ -84,3 +92,68 @@ T_SELECTED = Measure(
 LANDED = Measure("landed", None, "landed", "share of leaps that end as near as clean examples lie")
 DISPLACEMENT = Measure("displacement", False, "displacement", "mean move over mean edge length")
 AGREEMENT = Measure("agreement", None, "agreement", "share of leaps or flips that are both")
+
+SEVERITY = Measure("severity", False, "severity", "mean class distance that leaps go")
+SEVERITY_NULL = Measure(
+    "severity_null", None, "severity (null)", "severity of leaps to any other class alike"
+)
+RETURN_RATE = Measure(
+    "return_rate", None, "return rate", "share of leaps that noise on top of the attack undoes"
+)
+LEAP_RATE_CLASS = Measure("leap_rate_class", False, "leap rate (class)", "leap rate of class i")
+NC1_CLASS = Measure("nc1_class", False, "NC1 (class)", "what class i contributes to nc1")
+VULNERABILITY_CORRELATION = Measure(
+    "vulnerability_correlation",
+    None,
+    "vulnerability",
+    "rank correlation over classes of clean nc1 and leap rate",
+)
+COLLAPSE_RADIUS = Measure(
+    "collapse_radius", True, "collapse radius", "smallest eps with leap rate 0.1 on test"
+)
+COLLAPSE_RADIUS_LOW = Measure(
+    "collapse_radius_low", None, "collapse radius, low", "where the 95 % upper bound crosses"
+)
+COLLAPSE_RADIUS_HIGH = Measure(
+    "collapse_radius_high", None, "collapse radius, high", "where the 95 % lower bound crosses"
+)
+ALIGNMENT_ANGLE = Measure(
+    "alignment_angle", False, "angle", "mean angle of clean and attacked means, degrees"
+)
+ALIGNMENT_ANGLE_CLASS = Measure(
+    "alignment_angle_class", False, "angle (class)", "that angle for class i, degrees"
+)
+ALIGNMENT_DISTANCE = Measure(
+    "alignment_distance", False, "distance of means", "mean move of class means over their norm"
+)
+PROCRUSTES = Measure(
+    "procrustes", False, "Procrustes", "misfit of the two simplices, turned freely"
+)
+ETF_DISTANCE = Measure("etf_distance", False, "ETF distance", "squared distance to the nearest ETF")
+NCC_CLEAN = Measure("ncc_clean", True, "NCC (clean)", "ncc on the adaptively attacked examples")
+NCC_TRANSFERRED = Measure(
+    "ncc_transferred", True, "NCC (transferred)", "ncc under the attack on the network"
+)
+NCC_ADAPTIVE = Measure("ncc_adaptive", True, "NCC (adaptive)", "ncc under an attack on itself too")
+ROBUST_ACCURACY = Measure(
+    "robust_accuracy", True, "robust accuracy", "the network's own, beside ncc_adaptive"
+)
+TRAJECTORY_T = Measure("trajectory_t", None, "t over steps", "mean way along the edge at step i")
+TRAJECTORY_OFF = Measure(
+    "trajectory_off", None, "off the simplex", "mean distance from the vertices' hull at step i"
+)
+AGOP_TRACE = Measure("agop_trace", False, "tr AGOP", "mean squared norm of the input Jacobian")
+AGOP_EIGENVALUE = Measure("agop_eigenvalue", None, "AGOP eigenvalue", "eigenvalue i of the AGOP")
+NFM_AGOP = Measure("nfm_agop", None, "NFM ~ AGOP", "Pearson over entries, W^T W and AGOP")
+NFM_AGOP_ROOT = Measure("nfm_agop_root", None, "NFM ~ AGOP^1/2", "the same with AGOP^(1/2)")
+NFM_AGOP_CENTRED = Measure(
+    "nfm_agop_centred", None, "NFM ~ AGOP (centred)", "nfm_agop with W minus its initial value"
+)
+NFM_AGOP_ROOT_CENTRED = Measure(
+    "nfm_agop_root_centred", None, "NFM ~ AGOP^1/2 (centred)", "nfm_agop_root with W - W_0"
+)
+SVD_NC1_FEATURES = Measure("svd_nc1_features", False, "NC1 of x", "nc1_trace of a layer's input")
+SVD_NC1_LINEAR = Measure("svd_nc1_linear", False, "NC1 of S V^T x", "after the linear map alone")
+SVD_NC1_ACTIVATION = Measure(
+    "svd_nc1_activation", False, "NC1 of s(W x)", "after its activation as well"
+)

@@ -11,19 +11,21 @@ that a common offset of the features changes nothing.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Float64, Int
 from torch import Tensor
 from torch import distributed as dist
 
 from robust_nc.checks import check_labels
 from robust_nc.exceptions import InputError
+from robust_nc.geometry.groups import Groups
 from robust_nc.geometry.inputs import as_features
 
-_BLOCK = 2**19  # values converted to float64 at a time: 4 MiB stay in the cache
-_ROUNDING = 64 * torch.finfo(torch.float64).eps
+__all__ = ["Groups", "Moments", "blocks"]
+
+# Values converted to float64 at a time: 2 MiB stay in the cache, and the allocator keeps them,
+# where the pages of a larger piece are given back and cleared again for the next.
+_BLOCK = 2**18
 
 
 def blocks(num_rows: int, dim: int, *, scale: int = 1) -> Iterator[slice]:
@@ -32,73 +34,12 @@ def blocks(num_rows: int, dim: int, *, scale: int = 1) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, num_rows, step))
 
 
-class Groups(NamedTuple):
-    """The K' groups of at least two examples, as every formula wants them.
-
-    `kept` (K',) which groups they are, out of `num_labels`; `counts` (K',) float64; `rows`
-    (K', D) the means centred at `centre` = mu_U (D,), the unweighted mean of the means; `offset`
-    (D,) = mu_G - mu_U, mu_G the mean of the examples of these groups; `within` (K',) sums of
-    squared distances from the group's mean. A row that is rounding (1e-14 of the largest value)
-    is zero.
-    """
-
-    kept: Int[Tensor, " k"]
-    counts: Float64[Tensor, " k"]
-    rows: Float64[Tensor, "k d"]
-    centre: Float64[Tensor, " d"]
-    offset: Float64[Tensor, " d"]
-    within: Float64[Tensor, " k"]
-    num_labels: int
-
-    @classmethod
-    def of(
-        cls,
-        means: Float64[Tensor, "k d"],
-        counts: Tensor,
-        *,
-        within: Float64[Tensor, " k"] | None = None,
-        shift: Float64[Tensor, " d"] | None = None,
-    ) -> "Groups":
-        """Centre means `(K, D)`, given relative to `shift`, of the groups with counts >= 2."""
-        kept = (counts >= 2).nonzero().flatten()
-        rows = means[kept]
-        sizes = counts[kept].double()
-        middle = rows.mean(0) if len(kept) else torch.zeros_like(means[0])
-        rows -= middle
-        centre = middle if shift is None else shift + middle
-        sizes_of_rows = torch.linalg.vector_norm(rows, dim=1)
-        scale = torch.cat([sizes_of_rows, torch.linalg.vector_norm(centre)[None]]).max()
-        rows[sizes_of_rows <= _ROUNDING * scale] = 0
-        return cls(
-            kept=kept,
-            counts=sizes,
-            rows=rows,
-            centre=centre,
-            offset=sizes @ rows / sizes.sum().clamp_min(1),
-            within=torch.zeros_like(sizes) if within is None else within[kept],
-            num_labels=len(counts),
-        )
-
-    @property
-    def total(self) -> float:
-        """N, the number of examples in these groups."""
-        return float(self.counts.sum())
-
-    def weighted_rows(self) -> Float64[Tensor, "k d"]:
-        """C_w: the means centred at the mean of all examples, mu_G."""
-        rows = self.rows - self.offset
-        norms = torch.linalg.vector_norm(rows, dim=1)
-        largest = torch.linalg.vector_norm(norms, float("inf")) if len(norms) else 0.0
-        rows[norms <= _ROUNDING * largest] = 0
-        return rows
-
-
 class Moments:
     """Counts, sums and sums of squares of features `(n, D)` in groups 0..K-1.
 
     `device` None: that of the first features. Groups of fewer than two examples are left out of
     `keep`; they have no vertex (a row of NaN in `means`), and `total`, `global_mean` and
-    `unweighted_mean` are of the kept groups.
+    `unweighted_mean` are of the kept groups. `edition` counts the changes of the sums.
     """
 
     def __init__(
@@ -108,6 +49,7 @@ class Moments:
             raise InputError(f"Moments needs num_groups and dim >= 1, found {num_groups}, {dim}")
         self.num_groups = num_groups
         self.dim = dim
+        self.edition = 0
         self._follow = device is None
         self._shift: Tensor | None = None
         self._counts = torch.zeros(num_groups, dtype=torch.int64, device=device)
@@ -124,6 +66,7 @@ class Moments:
             self._begin(features)
         assert self._shift is not None
         groups = groups.to(self.device)
+        self.edition += 1
         self._counts += torch.bincount(groups, minlength=self.num_groups)
         for rows in blocks(len(features), self.dim):
             shifted = features[rows].to(self.device) - self._shift
@@ -143,10 +86,12 @@ class Moments:
         if self._shift is None:
             self._to(other.device if self._follow else self.device)
             self._shift = other._shift.to(self.device, copy=True)
-        counts, sums, squares = other._around(self._shift.to(other.device))
-        self._counts += counts.to(self.device)
-        self._sums += sums.to(self.device)
-        self._squares += squares.to(self.device)
+        move = other._shift.to(self.device) - self._shift
+        counts, sums = other._counts.to(self.device), other._sums.to(self.device)
+        self._squares += other._squares.to(self.device) + _moved(sums, counts, move)
+        self._counts += counts
+        self._sums.add_(sums).addr_(counts.double(), move)
+        self.edition += 1
         return self
 
     def all_reduce(self) -> "Moments":
@@ -163,8 +108,11 @@ class Moments:
             return self
         common = packed[:-1] / packed[-1]
         if self._shift is not None:
-            self._counts, self._sums, self._squares = self._around(common)
+            move = self._shift - common
+            self._squares += _moved(self._sums, self._counts, move)
+            self._sums.addr_(self._counts.double(), move)
         self._shift = common
+        self.edition += 1
         for tensor in (self._counts, self._sums, self._squares):
             dist.all_reduce(tensor)
         return self
@@ -173,6 +121,11 @@ class Moments:
     def device(self) -> torch.device:
         """Where the sums lie."""
         return self._sums.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the sums: 8 K D and a little."""
+        return sum(part.nbytes for part in (self._counts, self._sums, self._squares))
 
     @property
     def counts(self) -> Tensor:
@@ -220,13 +173,12 @@ class Moments:
     def total_variance(self) -> float:
         """Mean squared distance of the kept examples from mu_G, the trace of Sigma_T."""
         groups = self.groups()
-        between = torch.linalg.vector_norm(groups.weighted_rows(), dim=1).square() @ groups.counts
+        between = groups.weighted_norms.square() @ groups.counts
         return float((groups.within.sum() + between) / max(groups.total, 1.0))
 
     def groups(self) -> Groups:
-        """Return the kept groups, centred, as the formulas of the measures want them."""
-        means = self._sums / self._counts.clamp_min(1)[:, None]
-        return Groups.of(means, self._counts, within=self.within, shift=self._shift)
+        """Return the kept groups, centred, as the formulas want them; they share the sums."""
+        return Groups.of(self._sums, self._counts, within=self.within, shift=self._shift, sums=True)
 
     def lone(self) -> Tensor:
         """Return the examples that are alone in their group, `(m, D)` float64."""
@@ -245,11 +197,8 @@ class Moments:
         self._sums = self._sums.to(device)
         self._squares = self._squares.to(device)
 
-    def _around(self, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Counts, sums and squares as they would be around another shift."""
-        assert self._shift is not None
-        move = self._shift - shift
-        counts = self._counts.double()
-        sums = self._sums + counts[:, None] * move
-        squares = self._squares + 2 * (self._sums @ move) + counts * (move @ move)
-        return self._counts.clone(), sums, squares
+
+def _moved(sums: Tensor, counts: Tensor, move: Tensor) -> Tensor:
+    """Return what sums of squares gain from a shift that lies `move` further back."""
+    gain: Tensor = 2 * (sums @ move) + counts * (move @ move)
+    return gain

@@ -33,10 +33,10 @@ class Centred(NamedTuple):
 def centre(vertices: Vertices) -> Centred:
     """Centre vertices `(K, D)` at their mean; a class without one is a row of NaN."""
     absent = torch.isnan(vertices).any(1)
-    shift = vertices[~absent].mean(0)
-    rows = vertices - shift
+    shift = vertices.nanmean(0)
+    rows = vertices - shift  # the one copy: K x D is large at a thousand classes
     rows[absent] = 0
-    bias = -rows.square().sum(1) / 2
+    bias = -torch.linalg.vector_norm(rows, dim=1).square() / 2
     return Centred(shift, rows, bias.masked_fill(absent, -torch.inf))
 
 

@@ -14,16 +14,20 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.collapse import collapse
-from robust_nc.geometry.moments import Groups, Moments, blocks
+from robust_nc.geometry.groups import Groups
+from robust_nc.geometry.moments import Moments, blocks
 from robust_nc.geometry.nearest import nearest_vertex
-from robust_nc.geometry.projection import Projection, whitening
+from robust_nc.geometry.projection import Projection, by_gram, whitening
+from robust_nc.geometry.span import Span
 from robust_nc.runtime import keyed_normal
 from robust_nc.types import Features, Labels, Vertices
+
+_BLOCKS = 32  # times as many draws at a time where each pass over the vertices is expensive
 
 
 class Variability(NamedTuple):
@@ -49,21 +53,28 @@ def leap_null(joint: Int[Tensor, "g k"], vertices: Vertices) -> Variability:
     absent = torch.isnan(vertices).any(1)
     if bool(weights[:, absent].any()):
         raise InputError("examples are counted at a vertex that does not exist (a row of NaN)")
-    shift = vertices[~absent].double().mean(0)
-    points = torch.where(absent[:, None], 0.0, vertices.double() - shift)
+    points = _points(vertices, absent)
     means = weights @ points / weights.sum(1).clamp_min(1)[:, None]
-    groups = Groups.of(means, joint.sum(1), shift=shift)
+    groups = Groups.of(means, joint.sum(1))
     if len(groups.kept) < 2:
         return Variability(None, None)
     share = weights[groups.kept] / groups.total
-    between = float(groups.weighted_rows().square().sum(1).mean())
+    between = float(groups.weighted_norms.square().mean())
     if between == 0:
         return Variability(None, None)
-    matrix = whitening(groups.weighted_rows())
-    centre = groups.centre - shift
-    inside = _squared_distances(groups.rows @ matrix.T, (points - centre) @ matrix.T)
-    within = _squared_distances(groups.rows, points - centre)
+    matrix, rows, points = whitening(groups.weighted_rows()), groups.rows, points - groups.centre
+    inside = _squared_distances(rows @ matrix.T, points @ matrix.T)
+    within = _squared_distances(rows, points)
     return Variability(float((share * inside).sum()), float((share * within).sum()) / between)
+
+
+def _points(vertices: Vertices, absent: Bool[Tensor, " k"]) -> Float64[Tensor, "k r"]:
+    """Vertices around their mean, zero where absent; where they are large, in their own span."""
+    groups = Groups.of(vertices.double(), torch.where(absent, 0, 2))
+    rows = Span.of(groups).coordinates if by_gram(*vertices.shape) else groups.rows
+    points = rows.new_zeros(len(vertices), rows.shape[1])
+    points[groups.kept] = rows
+    return points
 
 
 def _squared_distances(rows: Tensor, points: Tensor) -> Tensor:
@@ -88,8 +99,10 @@ def isotropic_draws(
     ids: Int[Tensor, " n"], mean: Float64[Tensor, " d"], total_variance: float, seed: int
 ) -> Float64[Tensor, "n d"]:
     """Draws from N(mean, (total_variance / D) I), keyed by (seed, id)."""
-    noise = keyed_normal(seed, ids, "isotropic-null", len(mean)).double()
-    return mean + math.sqrt(total_variance / len(mean)) * noise
+    draws = mean.new_empty(len(ids), len(mean))
+    for rows in blocks(*draws.shape):  # what keys and draws take on the way is several times this
+        draws[rows] = keyed_normal(seed, ids[rows], "isotropic-null", len(mean))
+    return draws.mul_(math.sqrt(total_variance / len(mean))).add_(mean)
 
 
 def isotropic_null(
@@ -101,20 +114,25 @@ def isotropic_null(
     nearest vertex, say). As many draws as they hold examples, or `num_examples`, are grouped by
     their nearest clean vertex. Made anew in each of two passes and never held: about 60 ns a value.
     """
+    found = moments.groups()
     count = moments.total if num_examples is None else num_examples
-    mean, variance = moments.global_mean, moments.total_variance
+    mean, variance = found.centre + found.offset, moments.total_variance
+    at = Groups.of(vertices.double(), torch.where(torch.isnan(vertices).any(1), 0, 2))
+    if len(at.kept) < 2:
+        return Variability(None, None)
+    scale = _BLOCKS if by_gram(*vertices.shape) else 1
 
-    def draws() -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in blocks(count, moments.dim):
+    def draws() -> Iterator[Tensor]:
+        for rows in blocks(count, moments.dim, scale=scale):
             ids = torch.arange(rows.start, min(rows.stop, count), device=mean.device)
-            features = isotropic_draws(ids, mean, variance, seed)
-            yield features, nearest_vertex(features, vertices)
+            yield isotropic_draws(ids, mean, variance, seed)
 
-    null = Moments(len(vertices), moments.dim, device=mean.device)
-    for features, groups in draws():
-        null.update(features, groups)
+    null, landed = Moments(len(vertices), moments.dim, device=mean.device), []
+    for features in draws():
+        landed.append(at.nearest(features))
+        null.update(features, landed[-1])
     projection = Projection(null)
-    for features, groups in draws():
+    for features, groups in zip(draws(), landed, strict=True):
         projection.update(features, groups)
     measured = collapse(null, projection=projection)
     return Variability(measured.nc1, measured.nc1_trace)

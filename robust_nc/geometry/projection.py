@@ -14,33 +14,42 @@ mu_G, Sigma_B = V S^2 V^T / K', so Tr(Sigma_W Sigma_B^+) = (K'/N) sum_i |S^-1 V^
 0.125
 """
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 from robust_nc.checks import check_labels
 from robust_nc.exceptions import InputError
+from robust_nc.geometry.groups import Groups
 from robust_nc.geometry.inputs import check_features
-from robust_nc.geometry.moments import Groups, Moments, blocks
+from robust_nc.geometry.moments import Moments, blocks
+from robust_nc.geometry.span import Span
 
 _EPS = torch.finfo(torch.float64).eps
 _GRAM_GROUPS, _GRAM_DIM = 100, 4096  # above both, the SVD costs too much time and memory
+_GRAM_ROWS = 1024  # examples whose K' products are made at a time
+
+
+def by_gram(groups: int, dim: int) -> bool:
+    """Whether K' x D means are whitened through their Gram."""
+    return groups > _GRAM_GROUPS and dim > _GRAM_DIM
 
 
 def whitening(centred: Float64[Tensor, "k d"]) -> Float64[Tensor, "r d"]:
     """Return S^-1 V^T of the thin SVD of centred means, cut to their numerical rank.
 
     The rank is at most K'-1: the last singular value of centred rows is rounding, and one over its
-    square is not. For K' > 100 and D > 4,096 it goes through the K' x K' Gram, which resolves
-    singular values down to about 1e-7 of the largest (the SVD: 1e-13).
+    square is not. For K' > 100 and D > 4,096 it goes through the K' x K' Gram (`Span`), which
+    resolves singular values down to about 1e-7 of the largest (the SVD: 1e-13).
     """
     groups, dim = centred.shape
     most = max(groups - 1, 0)
-    if groups > _GRAM_GROUPS and dim > _GRAM_DIM:
-        values, left = torch.linalg.eigh(centred @ centred.T)
-        values, left = values.flip(0)[:most], left.flip(1)[:, :most]
-        large = values > values[0].clamp_min(0) * groups * _EPS
-        projected: Tensor = (left[:, large] / values[large]).T @ centred
+    if by_gram(groups, dim):
+        span = Span.over(lambda: iter([centred]), centred[:, 0])
+        projected: Tensor = span.whitening() @ centred
         return projected
     if not most:
         return centred[:0]
@@ -51,15 +60,85 @@ def whitening(centred: Float64[Tensor, "k d"]) -> Float64[Tensor, "r d"]:
     return scaled
 
 
+class Thin(NamedTuple):
+    """S^-1 V^T as a matrix (r x D), with the means' images (K' x r)."""
+
+    matrix: Tensor
+    centre: Tensor
+    means: Tensor
+
+    @classmethod
+    def of(cls, groups: Groups) -> "Thin":
+        """Whiten by the thin SVD."""
+        matrix = whitening(groups.weighted_rows())
+        return cls(matrix, groups.centre, groups.rows @ matrix.T)
+
+    @property
+    def rank(self) -> int:
+        """r, the numerical rank of the centred means."""
+        return len(self.matrix)
+
+    def images(self, features: Tensor, place: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield rows and S^-1 V^T (h - mu) there, `(n, r)`; mu is the mean at `place`, 0..K'-1."""
+        for rows in blocks(*features.shape):
+            shifted = features[rows].to(self.centre.device) - self.centre
+            # With few rows in front, half the time of the product the other way round.
+            yield rows, (self.matrix @ shifted.T).T - self.means[place[rows]]
+
+    def same(self, other: object) -> bool:
+        """Whether the other has the same means."""
+        return (
+            isinstance(other, Thin)
+            and self.matrix.shape == other.matrix.shape
+            and torch.allclose(self.matrix, other.matrix.to(self.matrix.device))
+        )
+
+
+class Pieced(NamedTuple):
+    """S^-1 V^T as A (r x K') before C_w, whose pieces come from the shared table at each use."""
+
+    groups: Groups
+    combine: Tensor
+
+    @classmethod
+    def of(cls, groups: Groups) -> "Pieced":
+        """Whiten through the Gram."""
+        return cls(groups, Span.of(groups).whitening())
+
+    @property
+    def rank(self) -> int:
+        """r, the numerical rank of the centred means."""
+        return len(self.combine)
+
+    def images(self, features: Tensor, place: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """As `Thin`, with the mean off first: A is large, so what cancels must do so before it."""
+        centre = self.groups.centre + self.groups.offset
+        for start in range(0, len(features), _GRAM_ROWS):
+            rows = slice(start, start + _GRAM_ROWS)
+            products = centre.new_zeros(len(place[rows]), len(self.groups.kept))
+            for columns, piece in self.groups.pieces(weighted=True):
+                shifted = features[rows, columns].to(centre.device) - centre[columns]
+                products.addmm_(shifted.sub_(piece[place[rows]]), piece.T)
+            yield rows, products @ self.combine.T
+
+    def same(self, other: object) -> bool:
+        """Whether the other has the same means."""
+        if not isinstance(other, Pieced) or self.combine.shape != other.combine.shape:
+            return False
+        pairs = zip(self.groups.pieces(), other.groups.pieces(), strict=True)
+        return all(torch.allclose(one, two.to(one.device)) for (_, one), (_, two) in pairs)
+
+
 class Projection:
     """Accumulates |S^-1 V^T (h - mu_g)|^2 per group, with means that are known before.
 
     With the moments of the same data this gives `nc1`; with those of clean train data and
     features from elsewhere, `nc1_cleanref`. Examples of groups that have no mean are skipped.
+    For K' > 100 and D > 4,096 the means stay where they are, and the moments must not change.
     """
 
     def __init__(self, moments: Moments) -> None:
-        self._prepare(moments.groups())
+        self._prepare(moments.groups(), moments)
 
     @classmethod
     def of(cls, means: Tensor, counts: Tensor | None = None) -> "Projection":
@@ -74,20 +153,22 @@ class Projection:
         projection._prepare(Groups.of(means.double(), torch.where(present, sizes, 0)))
         return projection
 
-    def _prepare(self, groups: Groups) -> None:
-        self.matrix = whitening(groups.weighted_rows())
-        self.num_groups = len(groups.kept)
-        self._centre = groups.centre
-        self._means = groups.rows @ self.matrix.T
-        self._place = torch.full((groups.num_labels,), -1, device=self.matrix.device)
-        self._place[groups.kept] = torch.arange(self.num_groups, device=self.matrix.device)
-        self._sums = torch.zeros(groups.num_labels, dtype=torch.float64, device=self.matrix.device)
+    def _prepare(self, groups: Groups, source: Moments | None = None) -> None:
+        self.num_groups, self.dim = len(groups.kept), groups.table.shape[1]
+        gram = by_gram(self.num_groups, self.dim)
+        self._whitening = Pieced.of(groups) if gram else Thin.of(groups)
+        self._source = source if gram else None
+        self._edition = source.edition if source is not None else 0
+        device = groups.table.device
+        self._place = torch.full((groups.num_labels,), -1, device=device)
+        self._place[groups.kept] = torch.arange(self.num_groups, device=device)
+        self._sums = torch.zeros(groups.num_labels, dtype=torch.float64, device=device)
         self._counts = torch.zeros_like(self._place)
 
     @property
     def rank(self) -> int:
         """Numerical rank of the centred means, at most K'-1."""
-        return len(self.matrix)
+        return self._whitening.rank
 
     @property
     def count(self) -> int:
@@ -96,25 +177,29 @@ class Projection:
 
     def update(self, features: Tensor, groups: Tensor) -> None:
         """Add features `(n, D)` with their groups `(n,)`."""
-        check_features(features, dim=self.matrix.shape[1])
+        check_features(features, dim=self.dim)
         groups = check_labels(groups, len(features), len(self._place), what="groups")
-        features, groups = features.detach(), groups.to(self.matrix.device)
         if not self.num_groups:
             return
-        for rows in blocks(len(features), features.shape[1], scale=4):
-            group = groups[rows]
-            place = self._place[group]
-            shifted = features[rows].to(self.matrix.device) - self._centre
-            inside = shifted @ self.matrix.T - self._means[place.clamp_min(0)]
-            known = place >= 0
-            self._sums.index_add_(0, group, inside.square().sum(1) * known)
-            self._counts.index_add_(0, group, known.long())
+        self._check_source()
+        groups = groups.to(self._place.device)
+        place = self._place[groups]
+        known = place >= 0
+        for rows, inside in self._whitening.images(features.detach(), place.clamp_min(0)):
+            self._sums.index_add_(0, groups[rows], inside.square().sum(1) * known[rows])
+        self._counts.index_add_(0, groups, known.long())
+
+    def _check_source(self) -> None:
+        """Refuse means that have moved since they were whitened."""
+        if self._source is not None and self._source.edition != self._edition:
+            raise InputError(
+                "the moments have changed since this projection was made of them; "
+                "end the first pass over the features before the second"
+            )
 
     def merge(self, other: "Projection") -> "Projection":
         """Add what another accumulator with the same means has seen; in place, returns self."""
-        if self.matrix.shape != other.matrix.shape or not torch.allclose(
-            self.matrix, other.matrix.to(self.matrix.device)
-        ):
+        if not self._whitening.same(other._whitening):
             raise InputError("cannot merge projections onto different class means")
         self._sums += other._sums.to(self._sums.device)
         self._counts += other._counts.to(self._counts.device)

@@ -16,7 +16,7 @@ True
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from robust_nc.checks import check_images
 from robust_nc.evaluation import Outcome, evaluate
 from robust_nc.exceptions import InputError, unknown_name
+from robust_nc.grid.rows import Row
 from robust_nc.models.nearest_vertex import NearestVertexClassifier, nearest_vertex_classifier
 from robust_nc.models.taps import module_taps, read_taps
 from robust_nc.pacing import Progress
@@ -32,7 +33,6 @@ from robust_nc.runtime import device_of, full_precision, untouched
 from robust_nc.threat import Ball
 from robust_nc.types import EvaluationProtocol, Warned
 
-Row = dict[str, Any]
 Report = Callable[[float, str], None]
 
 TRANSFER = "transfer"  # `broken_by` of an example that only the network's points break

@@ -11,15 +11,13 @@
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
 from robust_nc.geometry.agop import input_agop
 from robust_nc.geometry.feature_matrices import layer_features
 from robust_nc.geometry.svd_argument import POINTS, svd_argument
-
-Row = dict[str, Any]
+from robust_nc.grid.rows import Row
 
 CLEAN = "clean"
 

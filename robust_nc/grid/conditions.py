@@ -1,4 +1,8 @@
-"""Conditions under which examples are measured: clean, attacked, noise of the same size."""
+"""Conditions under which examples are measured: clean, attacked, noise of the same size.
+
+>>> tuple(NOISES), tuple(TARGETS)
+(('gaussian', 'sign'), ('cyclic', 'random', 'nearest', 'farthest', 'hierarchy'))
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from robust_nc.config import Component, build
+from robust_nc.geometry.nearest import vertex_logits
+from robust_nc.geometry.severity import farthest_classes
 from robust_nc.registry import ATTACKS, CONTROLS
-from robust_nc.runtime import device_of
+from robust_nc.runtime import device_of, keyed_uniform
 from robust_nc.threat import Ball
+from robust_nc.types import Labels
 
 NOISES = {"gaussian": "L2", "sign": "Linf"}  # which norm of the attack each control matches
 
@@ -25,37 +32,113 @@ class Attacking(NamedTuple):
         return f"pgd ce/{self.scale:.3g} and margin, {self.steps} steps, {self.restarts} restarts"
 
 
-def make_conditions(
+class Aim(NamedTuple):
+    """What the choice of a target may depend on.
+
+    `labels` (N,); `features` (N, D) clean features of the last tap and `vertices` (K, D) there, a
+    class without one a row of NaN; `distances` (K, K) between classes, or None; `seed`, `ids` (N,).
+    """
+
+    labels: Tensor
+    features: Tensor
+    vertices: Tensor
+    distances: Tensor | None
+    seed: int
+    ids: Tensor
+
+
+def _cyclic(aim: Aim) -> Labels:
+    return (aim.labels + 1) % len(aim.vertices)
+
+
+def _random(aim: Aim) -> Labels:
+    others = len(aim.vertices) - 1
+    draws = keyed_uniform(aim.seed, aim.ids, "random-target", 1)[:, 0]
+    step = (draws.double() * others).long().clamp_max(others - 1)
+    return (aim.labels + 1 + step) % len(aim.vertices)
+
+
+def _nearest(aim: Aim) -> Labels:
+    logits = vertex_logits(aim.features.double(), aim.vertices.double())
+    return logits.scatter(1, aim.labels[:, None], -torch.inf).argmax(1)
+
+
+def _farthest(aim: Aim) -> Labels:
+    logits = vertex_logits(aim.features.double(), aim.vertices.double())
+    far = torch.where(torch.isinf(logits), torch.inf, logits)  # a class without a vertex is nowhere
+    return far.scatter(1, aim.labels[:, None], torch.inf).argmin(1)
+
+
+def _hierarchy(aim: Aim) -> Labels:
+    assert aim.distances is not None
+    return farthest_classes(aim.distances, aim.labels)
+
+
+# How the target of a targeted attack is chosen; never the label itself.
+TARGETS: dict[str, Callable[[Aim], Labels]] = {
+    "cyclic": _cyclic,
+    "random": _random,
+    "nearest": _nearest,
+    "farthest": _farthest,
+    "hierarchy": _hierarchy,
+}
+
+
+def attack_images(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
     ball: Ball,
     attacking: Attacking,
     *,
+    targets: Tensor | None = None,
     seed: int,
     ids: Tensor,
     batch_size: int,
     report: Callable[[float], None],
-) -> dict[str, Tensor]:
-    """Return images `(N, C, H, W)` by condition, on the CPU.
+) -> Tensor:
+    """Attack to the end (`goal="maximise"`), untargeted or towards `targets` (N,).
 
-    The attack runs to the end (`goal="maximise"`); each noise control has, per example, the norm
-    that the attack reached after clipping.
+    Returns images `(N, C, H, W)` in the ball, on the CPU.
     """
     device = device_of(model)
     options = {"steps": attacking.steps, "restarts": attacking.restarts, "scale": attacking.scale}
     attack = build(ATTACKS, Component(name="geometry", options=options))
-    matched_noise = CONTROLS.load("matched_noise")
-    made: dict[str, list[Tensor]] = {"attacked": [], **{kind: [] for kind in NOISES}}
+    made = [images[:0]]
     for rows in torch.split(torch.arange(len(images)), batch_size):
         origin, wanted, keys = (part[rows].to(device) for part in (images, labels, ids))
-        found = attack(model, origin, wanted, ball, goal="maximise", seed=seed, ids=keys)
-        found = ball.project(found, origin)
-        made["attacked"].append(found.cpu())
-        for kind, norm in NOISES.items():
-            twin = matched_noise(
-                origin, found, kind=kind, norm=norm, bounds=ball.bounds, seed=seed, ids=keys
-            )
-            made[kind].append(twin.cpu())
+        aim = None if targets is None else targets[rows].to(device)
+        found = attack(
+            model, origin, wanted, ball, goal="maximise", targets=aim, seed=seed, ids=keys
+        )
+        made.append(ball.project(found, origin).cpu())
         report((int(rows[-1]) + 1) / len(images))
-    return {"clean": images, **{kind: torch.cat(parts) for kind, parts in made.items()}}
+    return torch.cat(made)
+
+
+def noisy_images(
+    images: Tensor,
+    attacked: Tensor,
+    ball: Ball,
+    *,
+    kind: str,
+    seed: int,
+    ids: Tensor,
+    batch_size: int,
+) -> Tensor:
+    """Add noise that is, per example and after clipping, as large as the attack was."""
+    matched_noise = CONTROLS.load("matched_noise")
+    parts = [images[:0]]
+    for rows in torch.split(torch.arange(len(images)), batch_size):
+        parts.append(
+            matched_noise(
+                images[rows],
+                attacked[rows],
+                kind=kind,
+                norm=NOISES[kind],
+                bounds=ball.bounds,
+                seed=seed,
+                ids=ids[rows],
+            )
+        )
+    return torch.cat(parts)

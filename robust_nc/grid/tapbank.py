@@ -11,25 +11,36 @@ Features that fit the budget are kept; else every sweep over them is a sweep of 
 [2, 2, 1]
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Collection, Iterator, Mapping
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robust_nc.exceptions import unknown_name
-from robust_nc.models.classifier import Classifier
+from robust_nc.models.taps import HasTaps, module_taps, read_taps
 from robust_nc.runtime import device_of
 
 BUDGET = 2**30  # bytes of features kept per bank
 
 
-def chosen_taps(model: Classifier, taps: tuple[str, ...] | None) -> tuple[str, ...]:
+def all_taps(model: nn.Module) -> tuple[str, ...]:
+    """Name the taps of a model in depth order: its own, or those found in its modules."""
+    return tuple(model.taps) if isinstance(model, HasTaps) else module_taps(model)
+
+
+def chosen_taps(model: nn.Module, taps: tuple[str, ...] | None) -> tuple[str, ...]:
     """Return taps in depth order (None: all); an unknown name is answered with the nearest."""
-    for name in taps or ():
-        if name not in model.taps:
-            raise unknown_name("tap", name, model.taps)
-    return model.taps if taps is None else tuple(name for name in model.taps if name in taps)
+    known = all_taps(model)
+    if taps is None:
+        return known
+    if not isinstance(model, HasTaps):
+        modules = [name for name, _ in model.named_modules() if name]
+        known = (*dict.fromkeys([*modules, *known]),)
+    for name in taps:
+        if name not in known:
+            raise unknown_name("tap", name, known)
+    return tuple(name for name in known if name in taps)
 
 
 class TapBatch(NamedTuple):
@@ -45,21 +56,34 @@ class TapBank:
 
     def __init__(
         self,
-        model: Classifier,
+        model: nn.Module,
         images: Mapping[str, Tensor],
         *,
-        feature: Literal["gap", "flatten"],
+        feature: str,
         batch_size: int,
         taps: tuple[str, ...] | None = None,
         budget: int = BUDGET,
     ) -> None:
-        self.images = images
+        self.images = dict(images)
         self.taps = chosen_taps(model, taps)
         self._model = model
-        self._feature: Literal["gap", "flatten"] = feature
+        self._feature = feature
         self._batch_size = batch_size
         self._budget = budget
         self._kept: dict[str, list[TapBatch]] = {}
+        self._predicted: dict[str, Tensor] = {}
+
+    def add(self, condition: str, images: Tensor) -> None:
+        """Take the images of one more condition."""
+        self.images[condition] = images
+
+    def drop(self, conditions: Collection[str]) -> None:
+        """Forget conditions and what was kept of them."""
+        for condition in conditions:
+            del self.images[condition]
+            self._predicted.pop(condition, None)
+            kept = self._kept.pop(condition, [])
+            self._budget += sum(map(_size, kept))
 
     def batches(self, condition: str) -> Iterator[TapBatch]:
         """Yield the batches of a condition, in order; kept ones cost nothing the second time."""
@@ -67,17 +91,27 @@ class TapBank:
             yield from self._kept[condition]
             return
         fresh: list[TapBatch] = []
+        predicted = []
         size = 0
         for batch in self._compute(self.images[condition]):
-            size += sum(value.nbytes for value in batch.features.values())
+            size += _size(batch)
+            predicted.append(batch.predicted.cpu())
             if size <= self._budget:
                 fresh.append(batch)
             else:
                 fresh.clear()
             yield batch
+        self._predicted[condition] = torch.cat(predicted)
         if fresh and condition not in self._kept and size <= self._budget:
             self._budget -= size
             self._kept[condition] = fresh
+
+    def predicted(self, condition: str) -> Tensor:
+        """Return the network's predictions `(N,)` under a condition, on the CPU."""
+        if condition not in self._predicted:
+            for _ in self.batches(condition):
+                pass
+        return self._predicted[condition]
 
     def dims(self) -> dict[str, int]:
         """D of every tap."""
@@ -89,7 +123,9 @@ class TapBank:
         device = device_of(self._model)
         for start in range(0, len(images), self._batch_size):
             rows = slice(start, min(start + self._batch_size, len(images)))
-            read = self._model.tapped(
-                images[rows].to(device), taps=self.taps, feature=self._feature
-            )
+            read = read_taps(self._model, images[rows].to(device), self.taps, feature=self._feature)
             yield TapBatch(rows, read.logits.argmax(1), dict(read.features))
+
+
+def _size(batch: TapBatch) -> int:
+    return sum(value.nbytes for value in batch.features.values())

@@ -36,7 +36,8 @@ STYLE: Any = {  # dict of rcParams
     "grid.linewidth": 0.5,
     "legend.fontsize": 7,
     "legend.title_fontsize": 7,
-    "legend.frameon": False,
+    "legend.framealpha": 0.5,
+    "legend.edgecolor": "none",
     "lines.linewidth": 1.4,
     "lines.markersize": 4,
     "xtick.labelsize": 7,
@@ -54,6 +55,8 @@ COLOURS = {
 CONDITIONS = {"gaussian": "gaussian noise", "sign": "sign noise"}
 # A figure compares like with like: these must not vary within one.
 _FIXED = ("dataset", "backbone", "ball", "feature")
+# Where a model has rows of several, a figure is of this one.
+_PREFERRED = {"feature": "gap", "split": "train"}
 _REPEATS = ("model", "seed", "condition", "tap", "eps", "epoch", "i", "j")
 _NAMES = ("model", "head", "objective", "tap")
 _NOTE = "note"
@@ -91,8 +94,9 @@ def new_axes(width: float = COLUMN_WIDTH, height: float = 2.7) -> Axes:
 def select(frame: pd.DataFrame, wanted: Wanted) -> pd.DataFrame:
     """Return the wanted rows that have a value; of several radii the largest, unless every one.
 
-    Raises `InputError` where there are none, where they mix what cannot be compared, or where one
-    point of the figure would be drawn from several rows.
+    Of several features of one model it takes `gap`, of several splits `train`: choose another by
+    the frame. Raises `InputError` where there are none, where they mix what cannot be compared, or
+    where one point of the figure would be drawn from several rows.
     """
     chosen = (frame["measure"] == wanted.measure) & (frame["epoch"].ge(0) == wanted.epochs)
     if wanted.conditions is not None:
@@ -103,7 +107,9 @@ def select(frame: pd.DataFrame, wanted: Wanted) -> pd.DataFrame:
         chosen &= frame["split"] == wanted.split
     rows = frame[chosen]
     if rows.empty:
-        raise InputError(f"no rows of {wanted.measure}")
+        others = wanted.conditions and (frame["measure"] == wanted.measure).any()
+        under = f" under {' or '.join(wanted.conditions or ())}" if others else ""
+        raise InputError(f"no rows of {wanted.measure}{under}")
     rows = rows.dropna(subset="value")
     if rows.empty:
         notes = sorted(set(frame[chosen]["note"]) - {""})
@@ -112,8 +118,19 @@ def select(frame: pd.DataFrame, wanted: Wanted) -> pd.DataFrame:
         # An empty radius (clean rows) stands for itself: NaN is its own largest.
         largest = rows.groupby(["model", "condition"])["eps"].transform("max")
         rows = rows[(rows["eps"] == largest) | largest.isna()]
+    for column, name in _PREFERRED.items():
+        has = (rows[column] == name).groupby(rows["model"]).transform("any")
+        rows = rows[(rows[column] == name) | ~has]
     _refuse_mixtures(rows)
     return rows.assign(**{name: rows[name].map(literal) for name in _NAMES if name in rows})
+
+
+def optional(frame: pd.DataFrame, wanted: Wanted) -> pd.DataFrame:
+    """Return the wanted rows as `select`, or none where it would raise."""
+    try:
+        return select(frame, wanted)
+    except InputError:
+        return frame[:0]
 
 
 def literal(name: str) -> str:
@@ -124,6 +141,12 @@ def literal(name: str) -> str:
 def conditions(rows: pd.DataFrame) -> pd.DataFrame:
     """Name the conditions as a reader would, in a column `input`."""
     return rows.assign(input=rows["condition"].replace(CONDITIONS))
+
+
+def deepest(rows: pd.DataFrame) -> pd.DataFrame:
+    """Keep the rows of the layer next to the output."""
+    kept: pd.DataFrame = rows[rows["depth"] == rows["depth"].max()]
+    return kept
 
 
 def one_model(rows: pd.DataFrame, what: str) -> None:
@@ -192,11 +215,16 @@ def note_of(
 def finish(ax: Axes, title: str, note: str) -> Axes:
     """Put the title and, in small letters below it, the note."""
     inches = ax.get_window_extent().width / ax.figure.dpi
-    lines = textwrap.wrap(note, max(30, round(inches * 23)))
+    lines = wrapped(note, max(30, round(inches * 23)))
     ax.set_title(title, loc="left", pad=5 + 8 * len(lines))
     words = ax.text(0, 1.02, "\n".join(lines), transform=ax.transAxes, fontsize=6, color="#555555")
     words.set(gid=_NOTE, verticalalignment="bottom", linespacing=1.15)
     return ax
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Cut a text into lines, and no name of a model at its hyphens."""
+    return textwrap.wrap(text, width, break_on_hyphens=False)
 
 
 def take_note(ax: Axes) -> str:

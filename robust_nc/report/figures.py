@@ -6,33 +6,30 @@
 
 import logging
 import re
-import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.legend import Legend
 
 from robust_nc.exceptions import InputError
-from robust_nc.files import atomic
-from robust_nc.report.drawing import (
-    COLUMN_WIDTH,
-    in_order,
-    literal,
-    merge_notes,
-    roles,
-    styled,
-    take_note,
-)
-from robust_nc.report.plots import (
+from robust_nc.report.curves import (
     accuracy_against_eps,
+    collapse_against_eps,
     collapse_over_epochs,
+    leap_rate_against_eps,
+)
+from robust_nc.report.drawing import in_order, literal, roles, take_note, taps_in_order
+from robust_nc.report.geometry_plots import (
+    alignment_angles,
+    leap_rate_by_target,
+    nearest_vertex_accuracy,
+)
+from robust_nc.report.layout import Draw, Groups, Made, Share, one_legend, panel_figure, write
+from robust_nc.report.paths import trajectory_in_plane, trajectory_on_edge
+from robust_nc.report.plots import (
     collapse_per_layer,
     landing_fraction,
     leap_layers,
@@ -44,36 +41,58 @@ __all__ = [
     "PLOTS",
     "Saved",
     "accuracy_against_eps",
+    "alignment_angles",
+    "collapse_against_eps",
     "collapse_over_epochs",
     "collapse_per_layer",
     "landing_fraction",
     "leap_layers",
+    "leap_matrices",
     "leap_matrix",
+    "leap_rate_against_eps",
+    "leap_rate_by_target",
     "leap_rate_per_layer",
+    "nearest_vertex_accuracy",
     "panels",
     "save_all",
     "save_each",
     "story",
+    "trajectory_in_plane",
+    "trajectory_on_edge",
 ]
-
-Draw = Callable[..., Axes]
-Share = Literal["row", "all", "none"]
 
 PLOTS: dict[str, Draw] = {
     "collapse_per_layer": collapse_per_layer,
     "leap_rate_per_layer": leap_rate_per_layer,
+    "nearest_vertex_accuracy": nearest_vertex_accuracy,
     "leap_matrix": leap_matrix,
     "landing_fraction": landing_fraction,
     "leap_layers": leap_layers,
+    "trajectory_on_edge": trajectory_on_edge,
+    "trajectory_in_plane": trajectory_in_plane,
+    "leap_rate_by_target": leap_rate_by_target,
+    "leap_rate_against_eps": leap_rate_against_eps,
+    "collapse_against_eps": collapse_against_eps,
+    "alignment_angles": alignment_angles,
     "collapse_over_epochs": collapse_over_epochs,
     "accuracy_against_eps": accuracy_against_eps,
 }
-DPI = 150
 _PER_OBJECTIVE = ("collapse_per_layer", "leap_rate_per_layer")
-_PER_MODEL = ("leap_matrix", "landing_fraction", "leap_layers")
+_PER_MODEL = (
+    "nearest_vertex_accuracy",
+    "leap_matrix",
+    "landing_fraction",
+    "leap_layers",
+    "trajectory_on_edge",
+    "trajectory_in_plane",
+    "leap_rate_by_target",
+    "collapse_against_eps",
+    "alignment_angles",
+)
+_OWN_SCALE = ("leap_matrix", "trajectory_in_plane")
+_SMALL = (1.2, 1.3)  # inches of a matrix of many
 # Results that differ in one of these are never drawn in one figure.
 _APART = ("suite", "dataset", "backbone", "ball")
-_SUBTITLES = frozenset({"input", "head", "model", "objective"})
 _log = logging.getLogger(__name__)
 
 
@@ -87,14 +106,6 @@ class Saved(NamedTuple):
     skipped: str = ""
 
 
-class Made(NamedTuple):
-    """A figure with its title and the caption that says over what it is."""
-
-    figure: Figure
-    title: str
-    caption: str
-
-
 def story(frame: pd.DataFrame) -> Figure:
     """Draw NC1 per layer above the leap rate per layer, one column per objective.
 
@@ -104,9 +115,17 @@ def story(frame: pd.DataFrame) -> Figure:
     return _story(frame).figure
 
 
+def leap_matrices(frame: pd.DataFrame) -> Figure:
+    """Draw the leap matrix of every layer: wrapped for one model, else one row per model.
+
+    Raises `InputError` where the frame has no leap matrix, or that of one layer only.
+    """
+    return _matrices(frame).figure
+
+
 def panels(frame: pd.DataFrame, draw: Draw, *, per_model: bool = False) -> Figure:
     """Draw one plot per objective, or per model, side by side with one legend and one note."""
-    return _panels(frame, [draw], _groups(frame, per_model), wrap=3, share="none").figure
+    return panel_figure([draw], _groups(frame, per_model), wrap=3, share="none").figure
 
 
 def save_all(frame: pd.DataFrame, folder: Path) -> list[Path]:
@@ -126,7 +145,7 @@ def save_each(frame: pd.DataFrame, folder: Path) -> list[Saved]:
     """Write every figure as `save_all`; say of each where it lies, or why there is none."""
     saved = []
     for prefix, label, part in _parts(frame):
-        for name in ("story", *PLOTS):
+        for name in ("story", *PLOTS, "leap_matrices"):
             file = f"{prefix}{name}"
             try:
                 made = _draw(name, part)
@@ -134,110 +153,77 @@ def save_each(frame: pd.DataFrame, folder: Path) -> list[Saved]:
                 saved.append(Saved(file, label, "", None, str(reason)))
                 continue
             path = folder / f"{file}.png"
-            _write(made, path, label)
+            write(made, path, label)
             title = f"{made.title}: {label}" if label else made.title
             saved.append(Saved(file, title, made.caption, path))
     return saved
 
 
 def _draw(name: str, frame: pd.DataFrame) -> Made:
-    if name == "story":
-        return _story(frame)
+    if name in _COMPOSED:
+        return _COMPOSED[name](frame)
     draw = PLOTS[name]
     if name in _PER_OBJECTIVE:
-        return _panels(frame, [draw], _groups(frame, False), wrap=3, share="all")
+        return panel_figure([draw], _groups(frame, False), wrap=3, share="all")
     if name in _PER_MODEL and frame["model"].nunique() > 1:
-        share: Share = "none" if name == "leap_matrix" else "all"
-        return _panels(frame, [draw], _groups(frame, True), wrap=3, share=share)
+        share: Share = "none" if name in _OWN_SCALE else "all"
+        return panel_figure([draw], _groups(frame, True), wrap=3, share=share)
     ax = draw(frame)
     title, figure = ax.get_title(loc="left"), ax.get_figure(root=True)
     assert figure is not None
     caption = take_note(ax)
     ax.set_title("", loc="left")
-    _one_legend(figure, [ax])
+    one_legend(figure, [ax])
     return Made(figure, title, caption)
 
 
 def _story(frame: pd.DataFrame) -> Made:
     draws = [collapse_per_layer, leap_rate_per_layer]
-    made = _panels(frame, draws, _groups(frame, False), wrap=None, share="row")
+    made = panel_figure(draws, _groups(frame, False), wrap=None, share="row")
     return made._replace(title="What an attack does to the geometry, layer by layer")
 
 
-@styled
-def _panels(
-    frame: pd.DataFrame,
-    draws: list[Draw],
-    groups: list[tuple[str, pd.DataFrame]],
-    *,
-    wrap: int | None,
-    share: Share,
-) -> Made:
-    """Draw each plot (a row of axes) for each group (a column, wrapped where one plot allows)."""
-    columns = min(len(groups), wrap or len(groups))
-    if len(groups) == columns + 1:
-        columns -= 1  # 2 + 2 rather than 3 + 1
-    rows = len(draws) if wrap is None else -(-len(groups) // columns)
-    size = (max(COLUMN_WIDTH, 2.3 * columns + 0.3), 2.1 * rows)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=share)
-    cells = [(i, title, part) for i in range(len(draws)) for title, part in groups]
-    titles, notes, reasons = [], [], []
-    for ax, (i, title, part) in zip(grid.flat, cells, strict=False):
-        try:
-            draws[i](part, ax=ax)
-        except InputError as reason:
-            reasons.append(str(reason))
-            ax.set_axis_off()
-            ax.text(0.5, 0.5, literal(textwrap.fill(str(reason), 30)), ha="center", fontsize=6)
-            continue
-        titles.append(ax.get_title(loc="left"))
-        notes.append(take_note(ax))
-        ax.set_title("", loc="left")
-        if i == 0:
-            ax.set_title(literal(title), fontsize=8 if len(title) < 24 else 6.5)
-        _thin_labels(ax, last=wrap is not None or i + 1 == rows)
-    if not notes:
-        raise InputError(reasons[0])
-    for ax in list(grid.flat)[len(cells) :]:
-        ax.set_axis_off()
-    _one_legend(figure, list(grid.flat))
-    return Made(figure, titles[0], merge_notes(notes))
+def _matrices(frame: pd.DataFrame) -> Made:
+    rows = frame[frame["measure"] == "leap_matrix"]
+    taps, models = taps_in_order(rows), in_order(rows["model"])
+    if len(taps) == 1:
+        raise InputError("leap_matrix is of one layer, and stands in a figure of its own")
+    groups = [(tap, rows[rows["tap"] == tap]) for tap in taps]
+    if len(models) == 1:
+        made = panel_figure([leap_matrix], groups, wrap=3, share="none")
+    elif models:
+        draws = [_matrix_of(model) for model in models]
+        made = panel_figure(draws, groups, wrap=None, share="none", cell=_SMALL)
+    else:
+        raise InputError("no rows of leap_matrix")
+    # The panels name their layers.
+    parts = [part for part in made.caption.split("; ") if not part.startswith("layer ")]
+    title = f"{made.title}, layer by layer"
+    return made._replace(title=title, caption="; ".join(parts))
 
 
-def _groups(frame: pd.DataFrame, per_model: bool) -> list[tuple[str, pd.DataFrame]]:
+def _matrix_of(model: str) -> Draw:
+    """Return the small leap matrix of one of several models, named where its row begins."""
+
+    def draw(frame: pd.DataFrame, *, ax: Axes) -> Axes:
+        leap_matrix(frame[frame["model"] == model], bar=False, ax=ax)
+        ax.set_xlabel("attacked", fontsize=6)
+        ax.set_ylabel(f"{literal(model)}\nclean", fontsize=6)
+        ax.tick_params(labelsize=5, length=1.5)
+        return ax
+
+    return draw
+
+
+_COMPOSED = {"story": _story, "leap_matrices": _matrices}
+
+
+def _groups(frame: pd.DataFrame, per_model: bool) -> Groups:
     """Cut a frame by objective where objective and head name the models, else by model."""
     if frame.empty:
         raise InputError("there are no rows to draw")
     column = "model" if per_model or roles(frame).hue == "model" else "objective"
     return [(name, frame[frame[column] == name]) for name in in_order(frame[column])]
-
-
-def _thin_labels(ax: Axes, *, last: bool) -> None:
-    # What an axis is stands once per row and once per column.
-    place = ax.get_subplotspec()
-    assert place is not None
-    if not place.is_first_col():
-        ax.set_ylabel("")
-    if not last:
-        ax.set_xlabel("")
-
-
-@styled
-def _one_legend(figure: Figure, axes: list[Axes]) -> None:
-    """Move all legends into one, which `_write` leaves room for below the axes."""
-    entries: dict[str, Artist] = {}
-    for ax in axes:
-        legend = ax.get_legend()
-        if legend is None:
-            continue
-        for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True):
-            if text.get_text() not in _SUBTITLES and handle is not None:
-                entries.setdefault(text.get_text(), handle)
-        legend.remove()
-    if len(entries) > 1:
-        columns = min(len(entries), int(figure.get_size_inches()[0] / 1.1))
-        figure.legend(list(entries.values()), list(entries), ncols=columns)
 
 
 def _parts(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
@@ -259,41 +245,3 @@ def _parts(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
             names.append(str(part["model"].iloc[0]))
         label = ", ".join(names)
         yield f"{prefix}-" if many else "", label, part
-
-
-@styled
-def _write(made: Made, path: Path, label: str) -> None:
-    """Add room for the title above, the legend and the caption below, and save."""
-    figure = made.figure
-    width, height = map(float, figure.get_size_inches())
-    title = textwrap.wrap(f"{made.title}: {label}" if label else made.title, round(width * 16))
-    note = textwrap.wrap(made.caption, round(width * 21))
-    above, below = 0.17 * len(title) + 0.05, 0.12 * len(note) + 0.06
-    legends = sum(map(_legend_height, figure.legends))
-    total = height + above + below + legends
-    figure.set_size_inches(width, total)
-    for legend in figure.legends:
-        legend.set_loc("lower center")
-        legend.set_bbox_to_anchor((0.5, below / total), figure.transFigure)
-    engine = figure.get_layout_engine()
-    assert isinstance(engine, ConstrainedLayoutEngine)
-    engine.set(rect=(0, (below + legends) / total, 1, height / total))
-    margin = 0.05
-    for y, side, lines, size, colour in (
-        (total - margin, "top", title, 9, "black"),
-        (margin, "bottom", note, 6, "#555555"),
-    ):
-        text = literal("\n".join(lines))
-        words = figure.text(margin / width, y / total, text, va=side, fontsize=size, color=colour)
-        words.set(in_layout=False)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI, facecolor="white")
-
-
-def _legend_height(legend: Legend) -> float:
-    """Inches that a legend of the figure takes."""
-    legend.set(in_layout=False)
-    figure = legend.get_figure(root=True)
-    assert figure is not None
-    FigureCanvasAgg(figure)
-    return float(legend.get_window_extent().height) / figure.dpi

@@ -1,0 +1,1 @@
+"""Claims of the literature, fixed before a run and answered with numbers after it."""

@@ -1,0 +1,177 @@
+"""Decide: is a mean over seeds beyond its reference by an effect that matters, or equal to it?
+
+Every test yields one p-value, and Holm's method orders all tests of a file. The interval of a test
+has the level at which that order judges it, so that decision and interval say the same.
+
+>>> values = (0.80, 0.82, 0.81, 0.79, 0.83)
+>>> (decision,) = decide([Test("above", reference=0.5, effect=0.1, values=values)])
+>>> decision.verdict, f"{decision.interval.low:.3f}"
+('supported', '0.790')
+>>> decide([Test("equal", reference=0.8, effect=0.05, values=values)])[0].verdict
+'supported'
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from scipy.special import stdtr
+
+from robust_nc.report.statistics import MIN_SEEDS_FOR_T, Interval, mean_interval
+
+Expect = Literal["above", "below", "equal"]
+Word = Literal["supported", "contradicted", "undecided"]
+
+ALPHA = 0.05
+EQUAL_LEVEL = 0.9  # of the interval that must lie within the margin: two one-sided tests at 0.05
+
+
+class Test(NamedTuple):
+    """One test: values by seed, what is expected of their mean, and what bars a decision.
+
+    "above": beyond `reference` by more than `effect`; "below": the other way; "equal": within
+    `effect` of it. `bar` is the reason why it cannot be decided, whatever the values are.
+    """
+
+    expect: Expect
+    reference: float
+    effect: float
+    values: tuple[float, ...]
+    bar: str = ""
+
+
+class Adjusted(NamedTuple):
+    """A p-value in Holm's order, and the level of the interval that agrees with it."""
+
+    p: float
+    level: float
+
+
+class Decision(NamedTuple):
+    """A verdict with its reason, and what it rests on.
+
+    `interval` is the one that decides, of the values themselves, at `level`. Of fewer than 3 values
+    it is their range (None: there are no values), and `level`, `p` and `p_holm` are None.
+    """
+
+    verdict: Word
+    reason: str
+    interval: Interval | None
+    level: float | None
+    p: float | None
+    p_holm: float | None
+
+
+def p_value(test: Test) -> float | None:
+    """Return the p-value of a test, or None for fewer than 3 values.
+
+    With t = (|mean - reference| - effect) / standard error: 2 P(T > t), since the mean may turn out
+    on either side ("supported" and "contradicted" are both looked for). It is below alpha exactly
+    where the interval of level 1 - alpha lies wholly beyond the effect on one side. For "equal"
+    with the mean within the margin it is the larger p of the two one-sided tests (Schuirmann 1987);
+    with the mean outside, that of the difference, as above. Without any spread it is 0 or 1.
+    """
+    n = len(test.values)
+    if n < MIN_SEEDS_FOR_T:
+        return None
+    mean, error = _mean_and_error(test.values)
+    beyond = abs(mean - test.reference) - test.effect
+    equality = test.expect == "equal" and beyond < 0
+    distance = -beyond if equality else beyond
+    if error == 0:
+        return 0.0 if distance > 0 else 1.0
+    tail = float(stdtr(n - 1, -distance / error))
+    return tail if equality else min(1.0, 2 * tail)
+
+
+def holm(ps: Sequence[float], alpha: float = ALPHA) -> list[Adjusted]:
+    """Adjust p-values by Holm's step-down method (Scandinavian Journal of Statistics 1979).
+
+    The level that belongs to the k-th smallest of m (k from 0) is 1 - alpha / (m - k) as long as
+    all up to it are rejected; from the first that is not, it stays where that one stood.
+
+    >>> [f"{p:.3f} {level:.4f}" for p, level in holm([0.001, 0.2, 0.02])]
+    ['0.003 0.9833', '0.200 0.9500', '0.040 0.9750']
+    """
+    found: dict[int, Adjusted] = {}
+    highest, share, rejecting = 0.0, alpha, True
+    for rank, index in enumerate(sorted(range(len(ps)), key=lambda index: ps[index])):
+        left = len(ps) - rank
+        highest = max(highest, min(1.0, left * ps[index]))
+        if rejecting:
+            share, rejecting = alpha / left, ps[index] < alpha / left
+        found[index] = Adjusted(highest, 1 - share)
+    return [found[index] for index in range(len(ps))]
+
+
+def decide(tests: Sequence[Test]) -> list[Decision]:
+    """Decide all tests of a family together; their number is what Holm's method adjusts for.
+
+    A test that is barred, or has fewer than 3 values, stays in the family with p = 1: the others
+    get no easier for it. "equal" is supported by its 90 % interval, which is not adjusted, and
+    contradicted by the adjusted one.
+    """
+    raw = [p_value(test) for test in tests]
+    counted = [1.0 if p is None or test.bar else p for test, p in zip(tests, raw, strict=True)]
+    return [
+        _decision(test, p, adjusted)
+        for test, p, adjusted in zip(tests, raw, holm(counted), strict=True)
+    ]
+
+
+def combine(decisions: Sequence[Decision]) -> tuple[Word, str]:
+    """Judge a claim by its variants: decided only where all of them say the same."""
+    words = {decision.verdict for decision in decisions}
+    if len(words) == 1:
+        return decisions[0].verdict, decisions[0].reason
+    return "undecided", "its variants differ"
+
+
+def value_range(values: Sequence[float]) -> Interval | None:
+    """Return the mean of a few values with their smallest and largest, or None without values."""
+    if not values:
+        return None
+    return Interval(math.fsum(values) / len(values), min(values), max(values), len(values), "range")
+
+
+def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    mean = math.fsum(values) / len(values)
+    square = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return mean, math.sqrt(square / len(values))
+
+
+def _decision(test: Test, p: float | None, adjusted: Adjusted) -> Decision:
+    if p is None:
+        reason = test.bar or f"fewer than {MIN_SEEDS_FOR_T} seeds have no interval"
+        return Decision("undecided", reason, value_range(test.values), None, None, None)
+    level = adjusted.level
+    interval = mean_interval(test.values, level)
+    if test.expect == "equal" and not test.bar and not _beyond(test, interval):
+        # The mean is not far off: the 90 % interval says whether it is near.
+        level, interval = EQUAL_LEVEL, mean_interval(test.values, EQUAL_LEVEL)
+    word, reason = _judge(test, interval)
+    return Decision(word, reason, interval, level, p, adjusted.p)
+
+
+def _beyond(test: Test, interval: Interval) -> int:
+    """Return 1 for an interval wholly above the effect, -1 for one wholly below it, else 0."""
+    low, high = interval.low - test.reference, interval.high - test.reference
+    return int(low > test.effect) - int(high < -test.effect)
+
+
+def _judge(test: Test, interval: Interval) -> tuple[Word, str]:
+    if test.bar:
+        return "undecided", test.bar
+    side = _beyond(test, interval)
+    low, high = interval.low - test.reference, interval.high - test.reference
+    if test.expect == "equal":
+        if side:
+            return "contradicted", "the interval lies wholly outside the margin"
+        if -test.effect < low and high < test.effect:
+            return "supported", "the 90 % interval lies within the margin"
+        return "undecided", "the interval reaches over an end of the margin"
+    if side == 0:
+        return "undecided", "the interval reaches into what is too small to matter"
+    if side == (1 if test.expect == "above" else -1):
+        return "supported", f"the interval lies wholly {test.expect} the reference by the effect"
+    return "contradicted", "the interval lies wholly on the other side, beyond the effect"

@@ -1,0 +1,232 @@
+"""Answers as text: one table for the terminal, and a page with a section per claim.
+
+Every number is that of the answer, in four digits.
+
+>>> number(0.99954), number(-0.0), number(None)
+('0.9995', '0', '-')
+>>> answers_page(())
+'# Claims and answers\\n\\nThere are no claims.\\n'
+"""
+
+from collections.abc import Iterable, Sequence
+
+from robust_nc.claims.answers import Answer, Beside, Scale, Summary, Tested
+from robust_nc.claims.deciding import EQUAL_LEVEL
+from robust_nc.config import plain
+from robust_nc.report.formats import count, escape_markdown
+from robust_nc.report.gather import part_label
+
+MISSING = "-"
+HEADERS = ("claim", "verdict", "quantity", "mean [interval]", "expected", "p", "p (Holm)", "seeds")
+_LEFT = 5  # so many columns are words
+
+_RULE = """\
+How a claim is decided: its file fixes one quantity, the direction, the smallest effect that matters
+and the premise before the run. A claim is *supported* or *contradicted* where the Student t
+interval over seeds lies wholly beyond that effect on one side, and *undecided* otherwise. p is
+two-sided and is that of a mean no further from the reference than the effect; Holm's method adjusts
+it for all {family} tests of the file, and an interval has the level at which that method judges its
+test (95 % or more). A claim that two quantities are *equal* is supported where the 90 % interval
+lies within the margin; that interval is not adjusted, and its p is the larger of two one-sided
+tests. Each variant of a claim is a test of its own, and all must agree. A test that cannot be
+decided counts with p = 1 among the others. Intervals of what stands beside a claim are 95 %,
+without adjustment."""
+
+
+def answers_table(answers: Sequence[Answer]) -> str:
+    """Write the answers as a table in plain text, a line per test."""
+    lines = [HEADERS, *_rows(answers)]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(HEADERS))]
+    ruled = [lines[0], tuple("-" * width for width in widths), *lines[1:]]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if k < _LEFT else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in ruled
+    )
+
+
+def answers_page(answers: Sequence[Answer], *, description: str = "", folder: str = "") -> str:
+    """Write the answers as a Markdown page.
+
+    `folder` is where the files of the answers lie as seen from the page ("" or ending with "/").
+    """
+    blocks = ["# Claims and answers", *([description] if description else [])]
+    if not answers:
+        return "\n\n".join([*blocks, "There are no claims."]) + "\n"
+    blocks += [_markdown(HEADERS, _rows(answers), _LEFT), _RULE.format(family=answers[0].family)]
+    for answer in answers:
+        blocks += _section(answer, folder)
+    return "\n\n".join(blocks) + "\n"
+
+
+def number(value: float | None) -> str:
+    """Write a number in four digits, and none as a dash."""
+    return MISSING if value is None else f"{value + 0.0:.4g}"
+
+
+def spread(summary: Summary) -> str:
+    """Write a mean with its interval and what that is.
+
+    >>> values = {"values": (), "missing": (), "mean": 0.5}
+    >>> spread(Summary(**values, low=0.25, high=0.75, level=0.9875))
+    '0.5 [0.25, 0.75] 98.75 %'
+    >>> spread(Summary(**values, low=0.25, high=0.75, level=None))
+    '0.5 (0.25 to 0.75)'
+    """
+    if summary.mean is None:
+        return MISSING
+    low, high = number(summary.low), number(summary.high)
+    if summary.level is None:
+        return f"{number(summary.mean)} ({low} to {high})"
+    return f"{number(summary.mean)} [{low}, {high}] {100 * summary.level:.4g} %"
+
+
+def _rows(answers: Sequence[Answer]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for answer in answers:
+        several = len(answer.tests) > 1
+        for k, test in enumerate(answer.tests):
+            verdict = answer.verdict if k == 0 else ""
+            rows.append(
+                (
+                    answer.claim.id if k == 0 else "",
+                    f"{verdict} ({test.verdict})".strip() if several else verdict,
+                    test.quantity,
+                    spread(test.summary),
+                    _expected(answer),
+                    number(test.p),
+                    number(test.p_holm),
+                    str(len(test.summary.values)),
+                )
+            )
+    return rows
+
+
+def _expected(answer: Answer) -> str:
+    claim = answer.claim
+    if claim.expect == "equal":
+        return f"within {number(claim.effect)} of {number(claim.reference)}"
+    sign = 1 if claim.expect == "above" else -1
+    return f"{claim.expect} {number(claim.reference + sign * claim.effect)}"
+
+
+def _section(answer: Answer, folder: str) -> list[str]:
+    claim = answer.claim
+    blocks = [
+        f"## {escape_markdown(claim.id)}: {answer.verdict}",
+        f"> {escape_markdown(claim.says)}\n>\n> {escape_markdown(claim.source)}",
+        _words(answer),
+        *(_test_words(answer, test) for test in answer.tests),
+    ]
+    if claim.premise:
+        blocks.append(_premise(answer))
+    blocks.append(_scale(answer.scale))
+    blocks.append(_values(answer))
+    if answer.beside:
+        blocks.append(_beside(answer.beside))
+    codes = ", ".join(sorted({f"`{one.get('code', '')}`" for one in answer.versions}))
+    blocks.append(
+        f"Evidence: [{claim.id}.json]({folder}{claim.id}.json) with every value and the digests of "
+        f"{len(answer.records)} records; claim `{answer.claim_digest[:16]}`, code {codes}."
+    )
+    return blocks
+
+
+def _words(answer: Answer) -> str:
+    claim = answer.claim
+    to = " to" if claim.expect == "equal" else ""
+    minus = "" if claim.against is None else f", less that of {_selected(claim.against)}"
+    effect = (
+        f"the margin is {number(claim.effect)}"
+        if claim.expect == "equal"
+        else f"the smallest effect that matters is {number(claim.effect)}"
+    )
+    return (
+        f"**{answer.verdict.capitalize()}**: {answer.reason}.\n\n"
+        f"Asked: `{part_label(plain(claim.quantity))}` ({answer.meaning}) of "
+        f"{_selected(claim.of)}{minus}. "
+        f"Expected {claim.expect}{to} {number(claim.reference)}; {effect}."
+    )
+
+
+def _selected(wanted: dict[str, object]) -> str:
+    return ", ".join(f"`{key} = {value!r}`" for key, value in wanted.items()) or "every cell"
+
+
+def _test_words(answer: Answer, test: Tested) -> str:
+    summary, n = test.summary, len(test.summary.values)
+    about = f"`{test.quantity}` over {count(n, n, 'seed')}: {spread(summary)}"
+    if test.p is not None:
+        one_sided = answer.claim.expect == "equal" and summary.level == EQUAL_LEVEL
+        kind = "larger of two one-sided p" if one_sided else "p"
+        about += f"; {kind} {number(test.p)}, adjusted {number(test.p_holm)}"
+    if len(answer.tests) > 1:
+        about += f"; {test.verdict}: {test.reason}"
+    gone = [
+        f"\n- no value of {one.side}, seed {one.seed}: {escape_markdown(one.reason)}"
+        for one in summary.missing
+    ]
+    return f"{about}.{''.join(gone)}"
+
+
+def _premise(answer: Answer) -> str:
+    lines = []
+    for name, minimum in answer.claim.premise.items():
+        cells = [one for one in answer.premise if one.quantity == name]
+        known = [one.value for one in cells if one.value is not None]
+        held = sum(one.holds for one in cells)
+        least = number(min(known)) if known else MISSING
+        lines.append(
+            f"Premise: `{name}` at least {number(minimum)} holds in {held} of {len(cells)} cells "
+            f"(least {least})."
+        )
+    return "\n".join(lines)
+
+
+def _scale(scale: Scale) -> str:
+    whole = "all" if scale.train_limit is None else f"{scale.train_limit:,}"
+    seeds = ", ".join(map(str, scale.seeds))
+    against = "" if scale.against is None else f" against {escape_markdown(scale.against)}"
+    return (
+        f"Measured on {escape_markdown(scale.dataset)}: {whole} training images, of which "
+        f"{100 * scale.validation:g} % held out to choose weights; geometry on "
+        f"{scale.train_measured:,} of train and {scale.test_measured:,} of test, {scale.ball}; "
+        f"{escape_markdown(scale.backbone)}, {escape_markdown(scale.of)}{against}, "
+        f"{scale.epochs} epochs, seeds {seeds}."
+    )
+
+
+def _values(answer: Answer) -> str:
+    """Write the values of every seed; of two sides, both and their difference."""
+    paired = answer.claim.against is not None
+    headers = ("quantity", "seed", *(("of", "against") if paired else ()), "value")
+    rows = [
+        (
+            test.quantity,
+            str(one.seed),
+            *((number(one.of), number(one.against)) if paired else ()),
+            number(one.value),
+        )
+        for test in answer.tests
+        for one in test.summary.values
+    ]
+    return _markdown(headers, rows, 1)
+
+
+def _beside(told: Sequence[Beside]) -> str:
+    rows = []
+    for one in told:
+        gone = {missing.reason for missing in one.summary.missing}
+        note = f"; not in {len(one.summary.missing)} cells: {min(gone)}" if gone else ""
+        count = str(len(one.summary.values))
+        rows.append((one.quantity, one.side, f"{one.meaning}{note}", spread(one.summary), count))
+    headers = ("beside", "side", "what it is", "mean [interval]", "seeds")
+    return _markdown(headers, rows, 3)
+
+
+def _markdown(headers: Sequence[str], rows: Iterable[Sequence[str]], words: int) -> str:
+    rules = ["---" if k < words else "---:" for k in range(len(headers))]
+    lines = [headers, rules, *([escape_markdown(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,310 @@
+"""What a claim may be about: one number of one cell, from the tidy rows of its record.
+
+Rows are those of the finished weights (`epoch` -1, no index); unless an option says otherwise of
+the penultimate tap, its `gap` features, and train. The first line of a quantity's docstring is what
+the answers say that it is. Options are checked as those of every registered part.
+
+>>> from robust_nc.record import tidy
+>>> at = {"tap": "penultimate", "feature": "gap", "split": "train", "condition": "attacked"}
+>>> landed(tidy([at | {"measure": "landed", "grouping": "none", "value": 0.25}]))
+0.25
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import pandas as pd
+
+from robust_nc.config import Component, build
+from robust_nc.exceptions import RecordError
+from robust_nc.registry import Registry
+
+Attacked = Literal[
+    "attacked", "cyclic", "random", "nearest", "farthest", "hierarchy", "gaussian", "sign"
+]
+Condition = Literal["clean", Attacked]
+Feature = Literal["gap", "flatten"]
+Grouping = Literal["true", "predicted", "target", "landed"]
+Split = Literal["train", "test"]
+
+_HERE = "robust_nc.claims.quantities"
+_NAMES = (
+    *("kept_collapse", "landed", "landing_fraction", "off_edge", "leap_rate", "displacement"),
+    *("nc1_log10", "nc1_clean", "nc1_attacked", "nc1_landed", "alignment_angle"),
+    *("ncc", "ncc_adaptive", "ncc_transferred", "vertex_over_network", "early_over_late"),
+    *("train_accuracy", "robust_accuracy"),
+)
+QUANTITIES = Registry("quantity", "quantities", {name: f"{_HERE}:{name}" for name in _NAMES})
+
+
+class UndefinedError(RecordError):
+    """A quantity that was measured and has no value; the sentence is the reason."""
+
+
+class _Row(NamedTuple):
+    value: float
+    n: int
+    attack: str
+
+
+def measure(part: Component, rows: pd.DataFrame) -> float:
+    """Return the quantity `part` of a cell with these rows (columns `record.COLUMNS`).
+
+    Raises `UndefinedError` where the cell has no value, and `RecordError` where it was not measured
+    or its rows do not say which of several is meant.
+    """
+    return float(build(QUANTITIES, part, rows=rows))
+
+
+def meaning(part: Component) -> str:
+    """Say what a quantity is, in one sentence.
+
+    >>> meaning(Component(name="landed"))
+    'share of leaps that end as near to the new vertex as clean examples lie'
+    """
+    text = str(QUANTITIES.load(part.name).__doc__).splitlines()[0].rstrip(".")
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
+
+
+def kept_collapse(
+    rows: pd.DataFrame,
+    *,
+    condition: Attacked = "attacked",
+    tap: str = "penultimate",
+    feature: Feature = "gap",
+    split: Split = "train",
+) -> float:
+    """Share of the collapse, in decades below isotropic noise, that is left where examples landed.
+
+    log(null / landed) / log(null / clean), of `nc1` grouped by the vertex where each example
+    landed, of its null, and of `nc1` of the clean features by true label. 1: as collapsed as they;
+    0: no more than noise of the same variance; below 0: less.
+    """
+    at = {"tap": tap, "feature": feature, "split": split}
+    there = at | {"condition": condition, "grouping": "landed"}
+    null = _positive(rows, there | {"measure": "nc1_landed_null"})
+    found = _positive(rows, there | _NC1)
+    clean = _positive(rows, at | _NC1 | {"condition": "clean", "grouping": "true"})
+    whole = math.log10(null / clean)
+    if whole <= 0:
+        raise UndefinedError(
+            f"clean features are no more collapsed (nc1 {clean:.3g}) than noise ({null:.3g})"
+        )
+    return math.log10(null / found) / whole
+
+
+def landed(
+    rows: pd.DataFrame,
+    *,
+    condition: Attacked = "attacked",
+    tap: str = "penultimate",
+    feature: Feature = "gap",
+    split: Split = "train",
+) -> float:
+    """Share of leaps that end as near to the new vertex as clean examples lie."""
+    return _leap(rows, "landed", (condition, tap, feature, split))
+
+
+def landing_fraction(
+    rows: pd.DataFrame,
+    *,
+    condition: Attacked = "attacked",
+    tap: str = "penultimate",
+    feature: Feature = "gap",
+    split: Split = "train",
+) -> float:
+    """Mean way along the edge to the vertex of the new prediction; 1 is the whole edge."""
+    return _leap(rows, "landing_fraction", (condition, tap, feature, split))
+
+
+def off_edge(
+    rows: pd.DataFrame,
+    *,
+    condition: Attacked = "attacked",
+    tap: str = "penultimate",
+    feature: Feature = "gap",
+    split: Split = "train",
+) -> float:
+    """Mean distance from that edge, in edge lengths."""
+    return _leap(rows, "off_edge", (condition, tap, feature, split))
+
+
+def leap_rate(
+    rows: pd.DataFrame,
+    *,
+    condition: Attacked = "attacked",
+    tap: str = "penultimate",
+    feature: Feature = "gap",
+    split: Split = "train",
+) -> float:
+    """Share of examples that end at another vertex."""
+    return _leap(rows, "leap_rate", (condition, tap, feature, split))
+
+
+def displacement(
+    rows: pd.DataFrame,
+    *,
+    condition: Attacked = "attacked",
+    tap: str = "penultimate",
+    feature: Feature = "gap",
+    split: Split = "train",
+) -> float:
+    """Mean move of the features over the mean distance of two vertices."""
+    return _leap(rows, "displacement", (condition, tap, feature, split))
+
+
+def nc1_log10(
+    rows: pd.DataFrame,
+    *,
+    condition: Condition = "clean",
+    grouping: Grouping = "true",
+    tap: str = "penultimate",
+    feature: Feature = "gap",
+    split: Split = "train",
+) -> float:
+    """Decimal logarithm of NC1; lower is more collapsed."""
+    at = {"tap": tap, "feature": feature, "split": split, "condition": condition}
+    return math.log10(_positive(rows, at | _NC1 | {"grouping": grouping}))
+
+
+def nc1_clean(rows: pd.DataFrame, *, tap: str = "penultimate", feature: Feature = "gap") -> float:
+    """Decimal logarithm of NC1 of the clean features, by true label."""
+    return nc1_log10(rows, tap=tap, feature=feature)
+
+
+def nc1_attacked(
+    rows: pd.DataFrame, *, tap: str = "penultimate", feature: Feature = "gap"
+) -> float:
+    """Decimal logarithm of NC1 of the attacked features, by true label."""
+    return nc1_log10(rows, condition="attacked", tap=tap, feature=feature)
+
+
+def nc1_landed(rows: pd.DataFrame, *, tap: str = "penultimate", feature: Feature = "gap") -> float:
+    """Decimal logarithm of NC1 of the attacked features, by the vertex where each landed."""
+    return nc1_log10(rows, condition="attacked", grouping="landed", tap=tap, feature=feature)
+
+
+def alignment_angle(
+    rows: pd.DataFrame,
+    *,
+    condition: Attacked = "attacked",
+    tap: str = "penultimate",
+    feature: Feature = "gap",
+    split: Split = "train",
+) -> float:
+    """Mean angle in degrees between the clean and the attacked mean of a class."""
+    at = {"tap": tap, "feature": feature, "split": split, "condition": condition}
+    return _row(rows, at | {"measure": "alignment_angle"}).value
+
+
+def ncc(
+    rows: pd.DataFrame,
+    *,
+    condition: Condition = "clean",
+    tap: str = "penultimate",
+    feature: Feature = "gap",
+    split: Split = "train",
+) -> float:
+    """Accuracy of the nearest vertex on these examples, however they were attacked."""
+    at = {"tap": tap, "feature": feature, "split": split, "condition": condition}
+    return _row(rows, at | {"grouping": "true", "measure": "ncc"}).value
+
+
+def ncc_adaptive(
+    rows: pd.DataFrame, *, tap: str = "penultimate", feature: Feature = "gap"
+) -> float:
+    """Robust test accuracy of the nearest vertex under attacks aimed at it."""
+    return _vertex(rows, "ncc_adaptive", tap, feature).value
+
+
+def ncc_transferred(
+    rows: pd.DataFrame, *, tap: str = "penultimate", feature: Feature = "gap"
+) -> float:
+    """Test accuracy of the nearest vertex under attacks aimed at the network."""
+    return _vertex(rows, "ncc_transferred", tap, feature).value
+
+
+def vertex_over_network(
+    rows: pd.DataFrame, *, tap: str = "penultimate", feature: Feature = "gap"
+) -> float:
+    """Robust test accuracy of the nearest vertex, attacked adaptively, less the network's own."""
+    vertex = _vertex(rows, "ncc_adaptive", tap, feature)
+    network = _vertex(rows, "robust_accuracy", "output", feature, attack=vertex.attack)
+    return _difference(vertex, network)
+
+
+def early_over_late(
+    rows: pd.DataFrame, *, early: str = "block2", feature: Feature = "gap"
+) -> float:
+    """Robust test accuracy of the nearest vertex, attacked at each tap: early less penultimate."""
+    first = _vertex(rows, "ncc_adaptive", early, feature)
+    return _difference(first, _vertex(rows, "ncc_adaptive", "penultimate", feature))
+
+
+def train_accuracy(rows: pd.DataFrame) -> float:
+    """Clean accuracy of the network on the training examples that were measured."""
+    at = {"tap": "output", "condition": "clean", "split": "train", "grouping": "none"}
+    return _row(rows, at | {"measure": "accuracy"}).value
+
+
+def robust_accuracy(rows: pd.DataFrame, *, feature: Feature = "gap") -> float:
+    """Robust test accuracy of the network, judged beside the nearest vertices of its taps."""
+    return _vertex(rows, "robust_accuracy", "output", feature).value
+
+
+_NC1 = {"measure": "nc1", "vertices": "same"}
+
+
+def _leap(rows: pd.DataFrame, name: str, place: tuple[str, str, str, str]) -> float:
+    at = dict(zip(("condition", "tap", "feature", "split"), place, strict=True))
+    return _row(rows, at | {"grouping": "none", "measure": name}).value
+
+
+def _vertex(rows: pd.DataFrame, name: str, tap: str, feature: str, attack: str = "") -> _Row:
+    """Return a value of an adaptive verdict; `attack` where it must be of one protocol."""
+    at = {"tap": tap, "split": "test", "measure": name} | ({"attack": attack} if attack else {})
+    features = set(_matching(rows, at)["feature"])
+    if tap in {"penultimate", "output"} and features and feature not in features:
+        return _row(rows, at)  # vectors: pooled or flattened, they are the same
+    return _row(rows, at | {"feature": feature})
+
+
+def _positive(rows: pd.DataFrame, where: Mapping[str, str]) -> float:
+    value = _row(rows, where).value
+    if value <= 0:
+        raise UndefinedError(f"{where['measure']} is {value:g}, which has no logarithm")
+    return value
+
+
+def _difference(first: _Row, second: _Row) -> float:
+    if first.n != second.n:
+        raise RecordError(
+            f"values over {first.n} and over {second.n} examples cannot be compared; "
+            "measure both on the same"
+        )
+    return first.value - second.value
+
+
+def _row(rows: pd.DataFrame, where: Mapping[str, str]) -> _Row:
+    """Return the one value that matches; copies of it under several features are one."""
+    found = _matching(rows, where).drop_duplicates(["value", "n", "attack"])
+    stated = ", ".join(f"{column} {value!r}" for column, value in where.items())
+    if len(found) == 0:
+        taps = sorted(set(rows["tap"]) - {"", "none"})
+        raise RecordError(f"no row has {stated}; taps that were measured: {', '.join(taps)}")
+    if len(found) > 1:
+        attacks = sorted(set(found["attack"]))
+        raise RecordError(f"{len(found)} different rows have {stated}; attacks: {attacks}")
+    one: Any = found.iloc[0]
+    if pd.isna(one["value"]):
+        raise UndefinedError(f"{where['measure']}: {one['note'] or 'no value, without a reason'}")
+    return _Row(float(one["value"]), int(one["n"]), str(one["attack"]))
+
+
+def _matching(rows: pd.DataFrame, where: Mapping[str, str]) -> pd.DataFrame:
+    chosen = (rows["epoch"] == -1) & (rows["i"] == -1) & (rows["j"] == -1)
+    for column, value in where.items():
+        # An accuracy has no groups; whoever wrote it may have left the column empty.
+        chosen &= rows[column].isin(["none", ""]) if value == "none" else rows[column] == value
+    return rows[chosen]

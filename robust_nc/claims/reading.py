@@ -1,0 +1,176 @@
+"""Claims as files: `[[claim]]` tables, each checked whole before anything runs.
+
+>>> import tempfile, pathlib
+>>> path = pathlib.Path(tempfile.mkdtemp()) / "mine.toml"
+>>> _ = path.write_text('''
+... [[claim]]
+... id = "M1"
+... says = "Standard training collapses further with a fixed head."
+... source = "a note of ours"
+... suite = "quickstart"
+... quantity = "nc1_clean"
+... of = { "train.objective" = "standard", "model.head" = "etf" }
+... against = { "train.objective" = "standard", "model.head" = "linear" }
+... expect = "below"
+... effect = 0.1
+... ''')
+>>> [(plan.claim.id, sorted(plan.of)) for plan in read_claims(str(path)).plans]
+[('M1', [0, 1])]
+"""
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
+
+from robust_nc.claims.choosing import choose
+from robust_nc.claims.deciding import Expect
+from robust_nc.claims.quantities import QUANTITIES
+from robust_nc.config import Component, Part, check_options, configuration, read
+from robust_nc.exceptions import ConfigError, unknown_name
+from robust_nc.files import digest
+from robust_nc.suite import CLAIMS, Cell, Suite, read_suite
+
+ANSWERS = "answers"  # the folder of the answers, beside those of the suites
+_KEYS = ("description", "claim")
+_Text = Annotated[str, Field(min_length=1)]
+
+
+@configuration
+class Claim:
+    """One claim: which quantity of which cells, and what it is expected to be.
+
+    The value of a seed is the quantity of the cell `of`, less that of the cell `against` with the
+    same seed where there is one. Expected is that its mean is `above` or `below` the `reference` by
+    more than `effect`, or `equal` to it within `effect`. `premise`: quantities that every cell must
+    reach. `beside`: quantities that are told, and decide nothing. With `variant`, options of the
+    quantity, the claim is decided only where all variants agree.
+    """
+
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    says: _Text
+    source: _Text
+    suite: _Text
+    quantity: Part
+    of: dict[str, Any]
+    against: dict[str, Any] | None = None
+    expect: Expect
+    reference: float = 0.0
+    effect: Annotated[float, Field(ge=0)]
+    premise: dict[str, float] = Field(default_factory=dict)
+    beside: tuple[Part, ...] = ()
+    variant: tuple[dict[str, Any], ...] = ()
+
+
+class Plan(NamedTuple):
+    """A claim with what it names looked up: one quantity per variant, and cells by seed.
+
+    `digest` is that of the claim's own entry, as it was read and before defaults.
+    """
+
+    claim: Claim
+    digest: str
+    suite: Suite
+    quantities: tuple[Component, ...]
+    of: dict[int, Cell]
+    against: dict[int, Cell] | None
+
+
+class Claims(NamedTuple):
+    """A file of claims."""
+
+    name: str
+    description: str
+    plans: tuple[Plan, ...]
+
+    def suites(self) -> tuple[Suite, ...]:
+        """Return the suites that the claims are about, each once, in the order of the claims."""
+        return tuple({plan.suite.name: plan.suite for plan in self.plans}.values())
+
+
+def holds_claims(name: str) -> bool:
+    """Whether a name, or a path that ends with `.toml`, is one of claims rather than of a suite."""
+    if not name.endswith(".toml"):
+        return name == CLAIMS
+    try:
+        return "claim" in tomllib.loads(Path(name).read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def read_claims(name: str = CLAIMS) -> Claims:
+    """Read the claims of the package, or those at a path that ends with `.toml`.
+
+    A suite whose name ends with `.toml` is looked for beside the file. Raises `ConfigError` that
+    names the file, the claim, what was found and what is valid.
+    """
+    inside = not name.endswith(".toml")
+    source = f"{name}.toml" if inside else name
+    folder = resources.files("robust_nc.benchmarks") if inside else Path(name).parent
+    try:
+        values = tomllib.loads((folder / Path(source).name).read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is not TOML: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the claims {source} cannot be read: {error}") from None
+    for key in values:
+        if key not in _KEYS:
+            raise unknown_name(f"key in {source}", key, _KEYS)
+    entries = values.get("claim")
+    if (
+        not isinstance(entries, list)
+        or not entries
+        or not all(isinstance(e, dict) for e in entries)
+    ):
+        raise ConfigError(f"{source}: claims are tables [[claim]], and at least one is needed")
+    plans = tuple(_plan(entry, Path(name).parent, source) for entry in entries)
+    _check_apart(plans, source)
+    return Claims(Path(source).stem, str(values.get("description", "")), plans)
+
+
+def _plan(entry: dict[str, Any], folder: Path, source: str) -> Plan:
+    source = f"{source}, claim {entry.get('id', 'without an id')}"
+    claim = read(Claim, entry, source=source)
+    if claim.expect == "equal" and claim.effect == 0:
+        raise ConfigError(f"{source}: equal needs a margin, that is an effect above 0")
+    quantities = _variants(claim)
+    try:
+        for part in (*quantities, *claim.beside, *(Component(name=name) for name in claim.premise)):
+            check_options(QUANTITIES, part, {"rows"})
+        beside = claim.suite.endswith(".toml")
+        suite = read_suite(str(folder / claim.suite) if beside else claim.suite)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    of = choose(suite, claim.of, source=f"{source}, of")
+    against = None
+    if claim.against is not None:
+        against = choose(suite, claim.against, source=f"{source}, against")
+        if not set(of) & set(against):
+            raise ConfigError(f"{source}: `of` and `against` have no seed in common")
+        if of == against:
+            raise ConfigError(f"{source}: `of` and `against` are the same cells")
+    return Plan(claim, digest(entry), suite, quantities, of, against)
+
+
+def _variants(claim: Claim) -> tuple[Component, ...]:
+    name, options = claim.quantity.name, claim.quantity.options
+    return tuple(
+        Component(name=name, options={**options, **variant}) for variant in claim.variant or ({},)
+    )
+
+
+def _check_apart(plans: tuple[Plan, ...], source: str) -> None:
+    """Refuse two claims, or two suites, that would be written to one place."""
+    seen: dict[str, Suite] = {ANSWERS: Suite(ANSWERS, "", ())}
+    ids: set[str] = set()
+    for plan in plans:
+        if plan.claim.id in ids:
+            raise ConfigError(f"{source}: two claims have the id {plan.claim.id!r}")
+        ids.add(plan.claim.id)
+        if seen.setdefault(plan.suite.name, plan.suite) != plan.suite:
+            raise ConfigError(
+                f"{source}: a suite other than that of claim {plan.claim.id} would be written to "
+                f"the folder {plan.suite.name!r} too; give it another name"
+            )

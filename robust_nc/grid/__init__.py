@@ -1,0 +1,1 @@
+"""The grid of measures of one model: conditions, taps, groupings, splits, as rows."""

@@ -1,0 +1,108 @@
+"""Rows of what leaped: rates, matrix, landing, per class, severity, return, leap layers."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robust_nc.geometry.classwise import leap_rates, vulnerability
+from robust_nc.geometry.layers import leap_layer, leap_layer_histogram
+from robust_nc.geometry.leaps import Leaps
+from robust_nc.geometry.severity import mean_severity, return_rate, severity_null
+from robust_nc.grid.rows import Row, class_rows, valued
+
+DENSE_CLASSES = 20  # leap matrices of more classes leave out their zeros
+LANDING_BINS, LANDING_RANGE = 40, (-0.5, 1.5)
+
+_NO_LEAPS = "undefined: no example leaped"
+_NOTES = dict.fromkeys(("severity", "severity_null", "return_rate"), _NO_LEAPS)
+
+
+class Context(NamedTuple):
+    """What leaps are seen beside.
+
+    `distances` (K, K) between classes or None; `noisy` (N,) nearest vertices with noise on top of
+    the attack or None; `collapse` each class's own clean `nc1`.
+    """
+
+    distances: Tensor | None
+    noisy: Tensor | None
+    collapse: tuple[float | None, ...]
+
+
+def leap_rows(leaps: Leaps, context: Context) -> list[Row]:
+    """Rates, matrix and landing histogram of one tap under one condition."""
+    common: Row = {"grouping": "none", "vertices": "clean-train", "n": leaps.num_examples}
+    sizes = _sizes(leaps)
+    rows = [
+        common
+        | {"measure": name, "value": value, "note": leaps.notes.get(name, "")}
+        | {"n": sizes.get(name, leaps.num_examples)}
+        for name, value in leaps.measures().items()
+    ]
+    rows.append(common | {"measure": "undefined", "value": leaps.undefined})
+    sparse = len(leaps.matrix) > DENSE_CLASSES
+    for i, line in enumerate(leaps.matrix.tolist()):
+        rows += [
+            common | {"measure": "leap_matrix", "i": i, "j": j, "value": count}
+            for j, count in enumerate(line)
+            if count or not sparse
+        ]
+    low, high = LANDING_RANGE
+    counts = torch.histc(leaps.t.double().clamp(low, high), LANDING_BINS, low, high)
+    rows += [
+        common | {"measure": "landing_histogram", "i": i, "value": count, "n": len(leaps.t)}
+        for i, count in enumerate(counts.tolist())
+    ]
+    rows += _beside(leaps, context, common | {"n": sizes["landed"]})
+    return rows + _class_rows(leaps, context, common)
+
+
+def _sizes(leaps: Leaps) -> dict[str, int]:
+    """Over how many examples the measures are that are not over all of them."""
+    leaped = int((leaps.origin != leaps.destination).sum())
+    return dict.fromkeys(("landing_fraction", "landing_median", "off_edge"), len(leaps.t)) | (
+        dict.fromkeys(("mean_row_entropy", "nearest_share", "t_selected", "landed"), leaped)
+    )
+
+
+def _beside(leaps: Leaps, context: Context, common: Row) -> list[Row]:
+    """How far leaps go in the class hierarchy, and whether noise brings them back."""
+    rows = []
+    if context.distances is not None:
+        for name, measure in {"severity": mean_severity, "severity_null": severity_null}.items():
+            value = measure(leaps.origin, leaps.destination, context.distances)
+            rows.append(common | valued(name, value, _NOTES))
+    if context.noisy is not None:
+        value = return_rate(leaps.origin, leaps.destination, context.noisy)
+        rows.append(common | valued("return_rate", value, _NOTES))
+    return rows
+
+
+def _class_rows(leaps: Leaps, context: Context, common: Row) -> list[Row]:
+    """Leap rate of each class, and whether classes that collapsed less leap more."""
+    leaped = leaps.origin != leaps.destination
+    found = leap_rates(leaps.labels, leaped, len(leaps.matrix))
+    rows = class_rows(common | {"measure": "leap_rate_class"}, found.rates, list(found.counts))
+    related = vulnerability(context.collapse, found.rates)
+    why = related.notes.get("spearman", "")
+    row = {"measure": "vulnerability_correlation", "value": related.spearman, "note": why}
+    return [*rows, common | row | {"n": related.num_classes}]
+
+
+def layer_rows(leaps: dict[str, Leaps], depths: dict[str, int]) -> list[Row]:
+    """Count examples by their leap layer; tap "none" for those that end where they began."""
+    found = list(leaps.values())
+    layers = leap_layer(
+        [each.origin for each in found], [each.destination for each in found], found[-1].labels
+    )
+    layer = leap_layer_histogram(layers, len(found))
+    counted = sum(layer.counts) + layer.none
+    common = {"measure": "leap_layer", "vertices": "clean-train", "grouping": "none", "n": counted}
+    places = [(tap, depths[tap]) for tap in leaps]
+    return [
+        common | {"tap": tap, "depth": depth, "value": count}
+        for (tap, depth), count in zip(
+            [*places, ("none", -1)], [*layer.counts, layer.none], strict=True
+        )
+    ]

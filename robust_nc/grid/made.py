@@ -1,0 +1,123 @@
+"""Make the conditions of one split, one after another, so that few images are held at a time."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from torch import Tensor
+
+from robust_nc.exceptions import InputError
+from robust_nc.grid.conditions import NOISES, TARGETS, Aim, attack_images, noisy_images
+from robust_nc.grid.side import CLEAN, Side
+from robust_nc.grid.subject import Condition, Examples, Subject
+from robust_nc.runtime import stream_key
+
+ATTACKED = "attacked"
+
+Report = Callable[[float, str], None]
+
+
+def check_targets(subject: Subject) -> None:
+    """Refuse targets by hierarchy without a hierarchy, before anything is attacked."""
+    if "hierarchy" in subject.settings.targets and subject.distances is None:
+        raise InputError(
+            "targets by 'hierarchy' need distances between the classes; give profile(distances=) "
+            "a (K, K) matrix, or leave 'hierarchy' out of measure.targets"
+        )
+
+
+def conditions(
+    subject: Subject, examples: Examples, side: Side, report: Report
+) -> Iterator[Condition]:
+    """Yield clean, attacked, noise of the attack's size, then one per choice of targets.
+
+    `side` gives the clean features and vertices of the last tap, which targets are chosen by.
+    """
+    yield Condition(CLEAN, examples.images)
+    key = examples.key(subject.seed)
+    attacked = attack(subject, examples, None, partial(_told, report, "attack"))
+    yield Condition(ATTACKED, attacked, None, _on_top(subject, examples, attacked, key))
+    for kind in NOISES:
+        yield Condition(kind, _noise(subject, examples, examples.images, attacked, kind, key))
+    for kind in subject.settings.targets:
+        targets = _targets(subject, examples, side, kind, key)
+        found = attack(
+            subject, examples, targets, partial(_told, report, f"attack, {kind} targets")
+        )
+        yield Condition(kind, found, targets, _on_top(subject, examples, found, key))
+
+
+def attack(
+    subject: Subject,
+    examples: Examples,
+    targets: Tensor | None,
+    report: Callable[[float], None],
+    *,
+    radius: float | None = None,
+) -> Tensor:
+    """Run the geometry attack on a split, in the subject's ball or one of another radius."""
+    ball = subject.ball if radius is None else dataclasses.replace(subject.ball, eps=radius)
+    return attack_images(
+        subject.model,
+        examples.images,
+        examples.labels,
+        ball,
+        subject.attacking,
+        targets=targets,
+        seed=examples.key(subject.seed),
+        ids=examples.ids,
+        batch_size=subject.settings.batch_size,
+        report=report,
+    )
+
+
+def stated(subject: Subject, condition: str) -> dict[str, object]:
+    """Say what was done to the images of a condition: columns `eps` and `attack`."""
+    if condition == CLEAN:
+        return {"eps": 0.0, "attack": ""}
+    text = str(subject.attacking)
+    if condition in NOISES:
+        text = f"{condition} noise, {NOISES[condition]} of: {text}"
+    elif condition in TARGETS:
+        text = f"{condition} targets, {text}"
+    return {"eps": subject.ball.eps, "attack": text}
+
+
+def _told(report: Report, what: str, share: float) -> None:
+    report(share, what)
+
+
+def _on_top(subject: Subject, examples: Examples, attacked: Tensor, key: int) -> Tensor:
+    """Gaussian noise of the attack's size, on top of the attack."""
+    mirrored = 2 * attacked - examples.images  # as far from the attacked image as that is from its
+    key = stream_key(key, "return")
+    return _noise(subject, examples, attacked, mirrored, "gaussian", key)
+
+
+def _noise(
+    subject: Subject, examples: Examples, origin: Tensor, other: Tensor, kind: str, key: int
+) -> Tensor:
+    return noisy_images(
+        origin,
+        other,
+        subject.ball,
+        kind=kind,
+        seed=key,
+        ids=examples.ids,
+        batch_size=subject.settings.batch_size,
+    )
+
+
+def _targets(subject: Subject, examples: Examples, side: Side, kind: str, key: int) -> Tensor:
+    tap = subject.taps[-1]
+    features, vertices = side.clean_features(tap), side.reference[tap].means
+    device = features.device
+    aim = Aim(
+        labels=examples.labels.to(device),
+        features=features,
+        vertices=vertices.to(device),
+        distances=None if subject.distances is None else subject.distances.to(device),
+        seed=key,
+        ids=examples.ids.to(device),
+    )
+    return TARGETS[kind](aim).cpu()

@@ -1,0 +1,91 @@
+"""What is measured, on which examples, and what all measures of one model share."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from robust_nc.config import MeasureConfig
+from robust_nc.geometry.moments import Moments
+from robust_nc.grid.conditions import Attacking
+from robust_nc.grid.meters import Head
+from robust_nc.grid.tapbank import all_taps
+from robust_nc.models.classifier import Classifier
+from robust_nc.runtime import stream_key
+from robust_nc.threat import Ball
+
+Reference = dict[str, Moments]  # by tap: moments of the clean training features by true label
+
+
+class Subject(NamedTuple):
+    """A model and how it is measured; `taps` in depth order, `distances` (K, K) between classes."""
+
+    model: nn.Module
+    taps: tuple[str, ...]
+    num_classes: int
+    ball: Ball
+    attacking: Attacking
+    settings: MeasureConfig
+    seed: int
+    distances: Tensor | None
+
+    @property
+    def depths(self) -> dict[str, int]:
+        """Place of each tap among all of the model's."""
+        known = all_taps(self.model)
+        places = known if set(self.taps) <= set(known) else self.taps
+        return {tap: places.index(tap) for tap in self.taps}
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """How the outputs of layers become rows."""
+        feature = self.settings.feature
+        return ("gap", "flatten") if feature == "both" else (feature,)
+
+    def head(self, tap: str, dim: int) -> Head | None:
+        """Return the head where its rows live in the feature space of this tap."""
+        if tap != self.taps[-1] or tap != all_taps(self.model)[-1]:
+            return None
+        if isinstance(self.model, Classifier):
+            frame = self.model.head.frame()
+            weight = self.model.head.vertices().detach()
+            return Head(weight, None if frame is None else frame.detach())
+        layers = [module for module in self.model.modules() if isinstance(module, nn.Linear)]
+        if not layers or layers[-1].weight.shape != (self.num_classes, dim):
+            return None
+        return Head(layers[-1].weight.detach(), None)
+
+
+class Examples(NamedTuple):
+    """Images `(N, C, H, W)` float32, labels and ids `(N,)` of one split, on the CPU."""
+
+    split: str
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+
+    def first(self, limit: int) -> "Examples":
+        """Take the first examples."""
+        return Examples(self.split, *(part[:limit] for part in self[1:]))
+
+    def key(self, seed: int) -> int:
+        """Return the seed of all draws on this split."""
+        return stream_key(seed, "geometry", self.split)
+
+
+class Condition(NamedTuple):
+    """What was done to the images: `(N, C, H, W)`, with the targets `(N,)` of a targeted attack.
+
+    `noisy` are the images with noise on top of the attack, or None.
+    """
+
+    name: str
+    images: Tensor
+    targets: Tensor | None = None
+    noisy: Tensor | None = None
+
+
+def concatenated(split: str, images: list[Tensor], labels: list[Tensor]) -> Examples:
+    """Join batches; ids are places."""
+    joined = torch.cat(labels)
+    return Examples(split, torch.cat(images), joined, torch.arange(len(joined)))

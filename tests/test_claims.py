@@ -1,0 +1,649 @@
+"""Claims: reading, quantities, decisions against SciPy, answers, and the command end to end."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import helpers_report
+import numpy as np
+import pytest
+from helpers_runner import TINY, Ran, cli
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from robust_nc.claims.answering import answer_claims, missing_cells
+from robust_nc.claims.answers import Answer, read_answers, write_answer
+from robust_nc.claims.deciding import Test as Trial
+from robust_nc.claims.deciding import combine, decide, holm, p_value
+from robust_nc.claims.page import answers_page, answers_table, number
+from robust_nc.claims.quantities import QUANTITIES, UndefinedError, meaning, measure
+from robust_nc.claims.reading import Claims, holds_claims, read_claims
+from robust_nc.config import Component, component
+from robust_nc.exceptions import ConfigError, RecordError
+from robust_nc.files import digest, sha256_of
+from robust_nc.record import tidy, write_record, write_rows
+from robust_nc.store import record_path, rows_path
+from robust_nc.suite import read_suite, suite_names
+
+VALUES = st.lists(st.floats(-5, 5), min_size=3, max_size=8).filter(lambda v: np.std(v) > 1e-3)
+
+
+class TestDeciding:
+    @settings(deadline=None, max_examples=60)
+    @given(VALUES, st.floats(-1, 1), st.floats(0, 1))
+    def test_p_equals_scipy_and_agrees_with_the_interval(self, values, reference, effect):
+        trial = Trial("above", reference, effect, tuple(values))
+        side = 1 if np.mean(values) >= reference else -1
+        oracle = stats.ttest_1samp(
+            values, reference + side * effect, alternative="greater" if side > 0 else "less"
+        )
+        p = p_value(trial)
+        assert p == pytest.approx(min(1.0, 2 * oracle.pvalue), abs=1e-12)
+        (decision,) = decide([trial])
+        assert (decision.verdict != "undecided") == (p < 0.05)
+        wanted = {True: "supported", False: "contradicted"}[side > 0]
+        assert decision.verdict in {wanted, "undecided"}
+        low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+        assert decision.interval[1:3] == (pytest.approx(low), pytest.approx(high))
+
+    @settings(deadline=None, max_examples=60)
+    @given(VALUES, st.floats(0.1, 3))
+    def test_equality_is_two_one_sided_tests(self, values, margin):
+        trial = Trial("equal", 0.0, margin, tuple(values))
+        (decision,) = decide([trial])
+        tost = max(
+            stats.ttest_1samp(values, -margin, alternative="greater").pvalue,
+            stats.ttest_1samp(values, margin, alternative="less").pvalue,
+        )
+        assert (decision.verdict == "supported") == (tost < 0.05)
+        if abs(np.mean(values)) < margin:
+            assert p_value(trial) == pytest.approx(tost, abs=1e-12)
+
+    @settings(deadline=None, max_examples=100)
+    @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+    def test_holm_equals_its_definition(self, ps):
+        found = holm(ps)
+        order = np.argsort(ps, kind="stable")
+        running = 0.0
+        for rank, index in enumerate(order):
+            running = max(running, min(1.0, (len(ps) - rank) * ps[index]))
+            assert found[index].p == pytest.approx(running)
+        # The level says the same as the adjusted p, but for rounding at the threshold itself.
+        for p, adjusted in zip(ps, found, strict=True):
+            if abs(adjusted.p - 0.05) > 1e-9:
+                assert (p < 1 - adjusted.level) == (adjusted.p < 0.05)
+
+    def test_decisions_agree_with_adjusted_p_values(self):
+        draw = np.random.default_rng(0)
+        for _ in range(200):
+            trials = [
+                Trial("below", 0.0, 0.1, tuple(draw.normal(mean, 0.2, 5)))
+                for mean in draw.uniform(-1, 1, 6)
+            ]
+            for decision in decide(trials):
+                assert (decision.verdict != "undecided") == (decision.p_holm < 0.05)
+
+    def test_more_tests_make_each_harder(self):
+        trial = Trial("above", 0.0, 0.0, (0.1, 0.3, 0.2, 0.4, 0.1))
+        alone, among = decide([trial])[0], decide([trial] * 20)[0]
+        assert (alone.verdict, among.verdict) == ("supported", "undecided")
+        assert alone.level == pytest.approx(0.95)
+        assert among.level == pytest.approx(1 - 0.05 / 20)
+
+    @pytest.mark.parametrize(
+        ("expect", "mean", "verdict"),
+        [
+            ("above", 0.8, "supported"),
+            ("above", 0.2, "contradicted"),
+            ("above", 0.55, "undecided"),
+            ("below", 0.8, "contradicted"),
+            ("below", 0.2, "supported"),
+            ("below", 0.45, "undecided"),
+            ("equal", 0.51, "supported"),
+            ("equal", 0.8, "contradicted"),
+            ("equal", 0.2, "contradicted"),
+        ],
+    )
+    @pytest.mark.parametrize("noise", [0.01, 0.0])
+    def test_every_verdict_with_and_without_spread(self, expect, mean, verdict, noise):
+        values = tuple(mean + noise * step for step in (-1, -0.5, 0, 0.5, 1))
+        (decision,) = decide([Trial(expect, 0.5, 0.1, values)])
+        assert decision.verdict == verdict
+        assert all(math.isfinite(value) for value in (*decision.interval[:3], decision.p))
+
+    def test_an_interval_over_the_end_of_the_margin_is_undecided(self):
+        (decision,) = decide([Trial("equal", 0.5, 0.1, (0.59, 0.6, 0.61, 0.6, 0.6))])
+        assert decision.verdict == "undecided"
+
+    def test_a_barred_test_counts_and_is_not_decided(self):
+        sure = Trial("above", 0.0, 0.1, (0.5, 0.51, 0.52, 0.53, 0.5))
+        barred = sure._replace(bar="because")
+        decision, other = decide([barred, sure])
+        assert (decision.verdict, decision.reason, decision.p_holm) == ("undecided", "because", 1)
+        assert other.level == pytest.approx(0.975)
+
+    def test_few_values_have_a_range_and_no_interval(self):
+        for values in ((0.9, 0.7), (0.7,)):
+            (decision,) = decide([Trial("above", 0.0, 0.1, values)])
+            assert decision.verdict == "undecided"
+            assert decision.interval[1:3] == (min(values), max(values))
+            assert (decision.level, decision.p, decision.p_holm) == (None, None, None)
+        assert decide([Trial("above", 0.0, 0.1, ())])[0].interval is None
+
+    def test_variants_must_agree(self):
+        up, down, open_ = decide(
+            [
+                Trial("above", 0.0, 0.1, tuple(np.linspace(*ends, 5)))
+                for ends in ((1, 1.1), (-1, -1.1), (-1, 1))
+            ]
+        )
+        assert combine([up, up])[0] == "supported"
+        assert combine([down, down])[0] == "contradicted"
+        assert combine([up, down]) == combine([up, open_]) == ("undecided", "its variants differ")
+
+
+AT = {"tap": "penultimate", "depth": 3, "feature": "gap", "split": "train", "n": 100}
+
+
+def planted(**changes: Any) -> list[dict[str, Any]]:
+    """Rows of a cell: nc1 0.01 clean, 1 landed and 10 null, and so on; `changes` by quantity."""
+    told = {"clean": 0.01, "landed_nc1": 1.0, "null": 10.0, "landed": 0.2, "train": 1.0}
+    told |= {"block1": 0.6, "block2": 0.6, "block2_flatten": 0.6, "late": 0.5, "network": 0.5}
+    told |= changes
+    true = AT | {"condition": "clean", "grouping": "true", "vertices": "same", "measure": "nc1"}
+    hit = AT | {"condition": "attacked", "attack": "pgd 20", "eps": 0.1}
+    there = hit | {"grouping": "landed"}
+    leap = hit | {"grouping": "none", "vertices": "clean-train"}
+    test = hit | {"split": "test", "attack": "pgd", "n": 50, "grouping": "true"}
+    vertex = test | {"measure": "ncc_adaptive"}
+    output = {"tap": "output", "depth": -1}
+    return [
+        true | {"value": told["clean"]},
+        true | {"value": 99.0, "epoch": 4},
+        true | {"value": 98.0, "split": "test", "n": 60},
+        true | {"value": 97.0, "tap": "block2"},
+        true | {"value": 96.0, "feature": "flatten"},
+        true | {"value": 50.0, "condition": "attacked"},
+        there | {"measure": "nc1", "vertices": "same", "value": told["landed_nc1"]},
+        there | {"measure": "nc1_landed_null", "vertices": "clean-train", "value": told["null"]},
+        leap | {"measure": "landed", "value": told["landed"], "note": "no leaps"},
+        leap | {"measure": "landed", "value": 0.7, "condition": "gaussian"},
+        leap | {"measure": "landed", "value": 0.3, "i": 2},
+        AT | output | {"condition": "clean", "measure": "accuracy", "value": told["train"]},
+        vertex | {"tap": "block1", "value": told["block1"]},
+        vertex | {"tap": "block2", "value": told["block2"]},
+        vertex | {"tap": "block2", "value": told["block2_flatten"], "feature": "flatten"},
+        vertex | {"value": told["late"]},
+        test | output | {"measure": "robust_accuracy", "value": told["network"]},
+        test | output | {"measure": "robust_accuracy", "value": 0.9, "attack": "x", "n": 70},
+    ]
+
+
+def value(name: str, *, without: str = "", changes: dict[str, Any] | None = None, **options: Any):
+    rows = [row for row in planted(**(changes or {})) if row["measure"] != without]
+    return measure(Component(name=name, options=options), tidy(rows))
+
+
+class TestQuantities:
+    @pytest.mark.parametrize(
+        ("name", "options", "wanted"),
+        [
+            ("kept_collapse", {}, 1 / 3),
+            ("landed", {}, 0.2),
+            ("landed", {"condition": "gaussian"}, 0.7),
+            ("nc1_clean", {}, -2.0),
+            ("nc1_log10", {"tap": "block2"}, math.log10(97)),
+            ("nc1_log10", {"split": "test"}, math.log10(98)),
+            ("nc1_clean", {"feature": "flatten"}, math.log10(96)),
+            ("nc1_attacked", {}, math.log10(50)),
+            ("nc1_landed", {}, 0.0),
+            ("train_accuracy", {}, 1.0),
+            ("ncc_adaptive", {"tap": "block1"}, 0.6),
+            ("vertex_over_network", {}, 0.0),
+            ("early_over_late", {}, 0.1),
+            ("early_over_late", {"early": "block1"}, 0.1),
+            ("early_over_late", {"feature": "flatten"}, 0.1),
+        ],
+    )
+    def test_a_quantity_is_read_from_its_rows(self, name, options, wanted):
+        assert value(name, **options) == pytest.approx(wanted, abs=1e-12)
+
+    def test_kept_collapse_is_one_where_nothing_is_lost_and_zero_for_noise(self):
+        assert value("kept_collapse", changes={"landed_nc1": 0.01}) == pytest.approx(1)
+        assert value("kept_collapse", changes={"landed_nc1": 10.0}) == pytest.approx(0)
+
+    @pytest.mark.parametrize(
+        ("name", "changes", "reason"),
+        [
+            ("landed", {"landed": math.nan}, "landed: no leaps"),
+            ("nc1_clean", {"clean": 0.0}, "no logarithm"),
+            ("kept_collapse", {"clean": 11.0}, "no more collapsed"),
+            ("kept_collapse", {"null": 0.0}, "no logarithm"),
+        ],
+    )
+    def test_what_is_undefined_says_why(self, name, changes, reason):
+        with pytest.raises(UndefinedError, match=reason):
+            value(name, changes=changes)
+
+    def test_what_was_not_measured_is_another_error(self):
+        with pytest.raises(RecordError, match="measure 'alignment_angle'") as raised:
+            value("alignment_angle")
+        assert not isinstance(raised.value, UndefinedError)
+        with pytest.raises(RecordError, match="taps that were measured: block1, block2"):
+            value("ncc_adaptive", tap="block9")
+        with pytest.raises(RecordError, match="2 different rows"):
+            value("robust_accuracy")
+
+    def test_values_over_different_examples_are_not_compared(self):
+        rows = [row | ({"n": 51} if row.get("tap") == "block2" else {}) for row in planted()]
+        with pytest.raises(RecordError, match="51 and over 50"):
+            measure(Component(name="early_over_late"), tidy(rows))
+
+    def test_each_has_one_sentence(self):
+        for name in QUANTITIES.names():
+            assert 10 < len(meaning(Component(name=name))) <= 100
+        assert meaning(component("nc1_log10")).startswith("decimal logarithm of NC1;")
+
+
+SUITE = """
+name = "planted"
+[base.train]
+epochs = 4
+[grid]
+"train.objective" = [
+  "standard",
+  { name = "trades", steps = 3 },
+  { name = "trades", steps = 3, bn_mode = "frozen" },
+]
+seed = [0, 1, 2, 3, 4]
+"""
+ENTRY = {
+    "id": "T1",
+    "says": "It is *low*.",
+    "source": "Somebody, 2020",
+    "suite": "planted.toml",
+    "quantity": "landed",
+    "of": {"train.objective": "standard"},
+    "expect": "below",
+    "reference": 0.5,
+    "effect": 0.1,
+}
+
+
+def toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f'"{key}" = {toml(item)}' for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return json.dumps(value)
+
+
+def write_claims(folder: Path, *entries: dict[str, Any], suite: str = SUITE) -> str:
+    """Write a suite and claims about it: `ENTRY` with changes (None: the key is left out)."""
+    (folder / "planted.toml").write_text(suite)
+    text = ""
+    for entry in entries or ({},):
+        whole = {key: item for key, item in (ENTRY | entry).items() if item is not None}
+        text += "[[claim]]\n" + "".join(f"{key} = {toml(item)}\n" for key, item in whole.items())
+    (folder / "claims.toml").write_text(text)
+    return str(folder / "claims.toml")
+
+
+class TestReading:
+    def test_a_claim_finds_its_cells(self, tmp_path):
+        (plan,) = read_claims(write_claims(tmp_path)).plans
+        assert list(plan.of) == [0, 1, 2, 3, 4]
+        assert {cell.config.train.objective.name for cell in plan.of.values()} == {"standard"}
+        assert plan.against is None
+        assert plan.digest == digest(ENTRY)
+
+    def test_an_option_tells_parts_apart_and_a_default_counts(self, tmp_path):
+        of = {"train.objective": {"name": "trades", "bn_mode": "eval"}}
+        against = {"train.objective": {"name": "trades", "bn_mode": "frozen"}, "train.epochs": 4}
+        (plan,) = read_claims(write_claims(tmp_path, {"of": of, "against": against})).plans
+        assert plan.against is not None
+        modes = [
+            {cell.config.train.objective.options.get("bn_mode") for cell in side.values()}
+            for side in (plan.of, plan.against)
+        ]
+        assert modes == [{None}, {"frozen"}]
+
+    def test_the_digest_is_that_of_the_words(self, tmp_path):
+        first, second = (
+            read_claims(write_claims(tmp_path, {"effect": effect})).plans[0].digest
+            for effect in (0.1, 0.2)
+        )
+        assert first == digest(ENTRY)
+        assert first != second
+
+    @pytest.mark.parametrize(
+        ("entry", "sentence"),
+        [
+            ({"expct": "above"}, "unknown key 'expct' (did you mean 'expect'?)"),
+            ({"expect": "abov"}, "expect: input should be 'above', 'below' or 'equal'"),
+            ({"quantity": "landd"}, "unknown quantity 'landd'; did you mean 'landed'"),
+            ({"quantity": {"name": "landed", "tab": "x"}}, "no option 'tab' (did you mean 'tap'?)"),
+            ({"quantity": {"name": "landed", "split": "all"}}, "should be 'train' or 'test'"),
+            ({"variant": [{"featur": "gap"}]}, "did you mean 'feature'"),
+            ({"beside": ["nc1clean"]}, "did you mean 'nc1_clean'"),
+            ({"premise": {"train_acuracy": 0.9}}, "did you mean 'train_accuracy'"),
+            ({"suite": "quikstart"}, "unknown suite 'quikstart'; did you mean 'quickstart'"),
+            ({"suite": "gone.toml"}, "gone.toml cannot be read"),
+            ({"suite": None}, "suite: field required"),
+            ({"says": ""}, "says: string should have at least 1 character"),
+            ({"id": "a/b"}, "id: string should match pattern"),
+            ({"effect": -0.1}, "effect: input should be greater than or equal to 0"),
+            ({"expect": "equal", "effect": 0.0}, "equal needs a margin"),
+            ({"of": {"train.objectiv": "pgd"}}, "did you mean 'objective'"),
+            ({"of": {"train": {"objective": "pgd"}}}, "'train' is a table"),
+            ({"of": {"seed": 1}}, "seed is what a claim is averaged over"),
+            ({"of": {"train.objective": "pgd"}}, "no cell of the suite planted has"),
+            ({"of": {"train.objective": "trades"}}, "2 models of the suite planted have"),
+            (
+                {"of": {"train.objective": {"name": "trades", "bnmode": "eval"}}},
+                "did you mean 'bn_mode'",
+            ),
+            ({"against": {"train.objective": "standard"}}, "are the same cells"),
+        ],
+    )
+    def test_a_bad_claim_gets_one_sentence(self, tmp_path, entry, sentence):
+        path = write_claims(tmp_path, entry)
+        with pytest.raises(ConfigError) as raised:
+            read_claims(path)
+        assert sentence in str(raised.value)
+        assert "claims.toml" in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+    @pytest.mark.parametrize(
+        ("text", "sentence"),
+        [
+            ("claim = ", "is not TOML"),
+            ("[[claims]]", "did you mean 'claim'"),
+            ("claim = 3", "claims are tables [[claim]]"),
+            ("claim = []", "at least one is needed"),
+        ],
+    )
+    def test_a_bad_file_gets_one_sentence(self, tmp_path, text, sentence):
+        (tmp_path / "claims.toml").write_text(text)
+        with pytest.raises(ConfigError) as raised:
+            read_claims(str(tmp_path / "claims.toml"))
+        assert sentence in str(raised.value)
+
+    def test_what_would_be_written_to_one_place_is_refused(self, tmp_path):
+        with pytest.raises(ConfigError, match="two claims have the id 'T1'"):
+            read_claims(write_claims(tmp_path, {}, {}))
+        path = write_claims(tmp_path, {}, {"id": "T2", "suite": "other.toml"})
+        (tmp_path / "other.toml").write_text(SUITE.replace("epochs = 4", "epochs = 5"))
+        with pytest.raises(ConfigError, match="claim T2 would be written to the folder 'planted'"):
+            read_claims(path)
+
+    def test_claims_are_told_from_suites(self, tmp_path):
+        assert holds_claims(write_claims(tmp_path))
+        assert holds_claims("claims")
+        assert not holds_claims(str(tmp_path / "planted.toml"))
+        assert not holds_claims(str(tmp_path / "gone.toml"))
+        assert not holds_claims("quickstart")
+        assert "claims" not in suite_names()
+
+
+def write_cells(claims: Claims, out: Path, *, device: str = "cpu", **changes: Any) -> None:
+    """Write the records of all cells that claims need; a change is a function of the seed."""
+    for plan in claims.plans:
+        for cell in (*plan.of.values(), *(plan.against or {}).values()):
+            seed, folder = cell.config.seed, out / plan.suite.name
+            told = {name: change(seed) for name, change in changes.items()}
+            told.setdefault("landed", 0.2 + 0.001 * seed)
+            rows = write_rows(rows_path(folder, cell.model, cell.id), tidy(planted(**told)))
+            record = helpers_report.record_of(cell.config, model=cell.model, rows=rows)
+            object.__setattr__(record, "hardware", {"device": device})
+            write_record(record_path(folder, cell.model, cell.id), record)
+
+
+def answered(
+    folder: Path, *entries: dict[str, Any], suite: str = SUITE, **cells: Any
+) -> tuple[Answer, ...]:
+    claims = read_claims(write_claims(folder, *entries, suite=suite))
+    write_cells(claims, folder / "out", **cells)
+    return answer_claims(claims, folder / "out")
+
+
+class TestAnswers:
+    def test_a_claim_is_supported(self, tmp_path):
+        (answer,) = answered(tmp_path, {"beside": ["nc1_clean", "alignment_angle"]})
+        assert answer.verdict == "supported"
+        (test,) = answer.tests
+        values = [0.2 + 0.001 * seed for seed in range(5)]
+        assert [one.value for one in test.summary.values] == pytest.approx(values)
+        low, high = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
+        found = test.summary
+        assert (found.mean, found.low, found.high) == pytest.approx((np.mean(values), low, high))
+        assert found.level == pytest.approx(0.95)
+        first, second = answer.beside
+        assert (first.summary.mean, first.summary.low, first.summary.high) == (-2, -2, -2)
+        assert (second.summary.mean, len(second.summary.missing)) == (None, 5)
+
+    def test_an_answer_holds_what_is_needed_to_check_it(self, tmp_path):
+        (answer,) = answered(tmp_path)
+        assert answer.scale.dataset == "digits"
+        assert (answer.scale.ball, answer.scale.epochs) == ("Linf 8/255", 4)
+        assert (answer.scale.train_measured, answer.scale.test_measured) == (100, 60)
+        assert answer.scale.seeds == (0, 1, 2, 3, 4)
+        assert answer.versions == ({"robust_nc": "0.1.0", "torch": "2.13.0"},)
+        assert answer.hardware == ({"device": "cpu"},)
+        for used in answer.records:
+            path = record_path(tmp_path / "out" / "planted", used.model, used.cell)
+            assert used.record == sha256_of(path)
+            assert used.rows == sha256_of(path.with_suffix(".parquet"))
+        write_answer(tmp_path / "answers", answer)
+        assert read_answers(tmp_path / "answers") == (answer,)
+
+    @pytest.mark.parametrize(
+        ("landed", "verdict"),
+        [
+            (lambda seed: 0.8 + 0.001 * seed, "contradicted"),
+            (lambda seed: 0.45 + 0.001 * seed, "undecided"),
+            (lambda seed: 0.2 * seed, "undecided"),
+            (lambda seed: 0.2, "supported"),
+        ],
+    )
+    def test_other_values_other_verdicts(self, tmp_path, landed, verdict):
+        assert answered(tmp_path, landed=landed)[0].verdict == verdict
+
+    def test_pairs_are_by_seed(self, tmp_path):
+        pair = {
+            "of": {"train.objective": {"name": "trades", "bn_mode": "frozen"}},
+            "against": {"train.objective": "standard"},
+            "reference": 0.0,
+            "expect": "equal",
+        }
+        (answer,) = answered(tmp_path, pair, landed=lambda seed: 0.1 * seed)
+        values = answer.tests[0].summary.values
+        assert [one.value for one in values] == [0, 0, 0, 0, 0]
+        assert [one.of for one in values] == [one.against for one in values]
+        assert answer.verdict == "supported"
+        assert (answer.tests[0].p, answer.tests[0].summary.level) == (0, 0.9)
+        assert {used.side for used in answer.records} == {"of", "against"}
+
+    def test_a_premise_that_fails_leaves_it_undecided(self, tmp_path):
+        entry = {"premise": {"train_accuracy": 0.999}}
+        (answer,) = answered(tmp_path, entry, train=lambda seed: 0.998 if seed == 3 else 1.0)
+        assert answer.verdict == "undecided"
+        assert answer.reason == "the premise on train_accuracy fails in 1 of 5 cells"
+        assert [one.holds for one in answer.premise] == [True, True, True, False, True]
+        assert answered(tmp_path, entry, train=lambda seed: 0.999)[0].verdict == "supported"
+
+    def test_seeds_that_are_too_few(self, tmp_path):
+        for seeds, device, verdict in (
+            ("[0, 1, 2, 3]", "cpu", "undecided"),
+            ("[0, 1, 2, 3]", "cuda", "supported"),
+            ("[0, 1]", "cuda", "undecided"),
+        ):
+            suite = SUITE.replace("[0, 1, 2, 3, 4]", seeds)
+            (answer,) = answered(tmp_path, suite=suite, device=device)
+            assert answer.verdict == verdict
+        summary = answer.tests[0].summary
+        assert (summary.low, summary.high, summary.level) == (0.2, 0.201, None)
+        assert "0.2005 (0.2 to 0.201)" in answers_page([answer])
+
+    def test_a_seed_without_a_value_is_named(self, tmp_path):
+        (answer,) = answered(tmp_path, landed=lambda seed: math.nan if seed == 2 else 0.2)
+        (gone,) = answer.tests[0].summary.missing
+        assert (gone.seed, gone.reason) == (2, "landed: no leaps")
+        assert answer.reason == "4 seeds with a value, and on a CPU a decision needs 5"
+        (answer,) = answered(tmp_path, landed=lambda seed: math.nan)
+        assert answer.tests[0].summary.mean is None
+        assert answer.verdict == "undecided"
+        assert "seed 4: landed: no leaps" in answers_page([answer])
+
+    def test_variants_that_differ_leave_it_undecided(self, tmp_path):
+        entry = {
+            "quantity": "early_over_late",
+            "expect": "above",
+            "reference": 0.0,
+            "effect": 0.02,
+            "variant": [{"feature": "gap"}, {"feature": "flatten"}],
+        }
+        (answer,) = answered(tmp_path, entry)
+        assert answer.verdict == "supported"
+        assert [test.quantity for test in answer.tests] == [
+            "early_over_late(feature=gap)",
+            "early_over_late(feature=flatten)",
+        ]
+        (answer,) = answered(tmp_path, entry, block2_flatten=lambda seed: 0.5)
+        assert [test.verdict for test in answer.tests] == ["supported", "undecided"]
+        assert (answer.verdict, answer.reason) == ("undecided", "its variants differ")
+        assert answer.family == 2
+
+    def test_all_claims_of_a_file_are_one_family(self, tmp_path):
+        answers = answered(tmp_path, {}, {"id": "T2", "quantity": "nc1_clean"}, {"id": "T3"})
+        assert {answer.family for answer in answers} == {3}
+        levels = [answer.tests[0].summary.level for answer in answers]
+        assert sorted(levels) == pytest.approx([0.95, 0.975, 1 - 0.05 / 3])
+
+    def test_missing_and_damaged_cells_leave_no_half_answer(self, tmp_path):
+        claims = read_claims(write_claims(tmp_path))
+        write_cells(claims, tmp_path / "out")
+        assert missing_cells(claims, tmp_path / "out") == ()
+        first, second, *_ = claims.plans[0].of.values()
+        record_path(tmp_path / "out" / "planted", first.model, first.id).unlink()
+        rows_path(tmp_path / "out" / "planted", second.model, second.id).write_text("x")
+        names = [
+            f"planted: {cell.model} seed {k} ({cell.id})" for k, cell in enumerate((first, second))
+        ]
+        assert list(missing_cells(claims, tmp_path / "out")) == names
+        with pytest.raises(RecordError, match="no claim is answered") as raised:
+            answer_claims(claims, tmp_path / "out")
+        assert all(name in str(raised.value) for name in names)
+
+    def test_what_decides_must_have_been_measured(self, tmp_path):
+        with pytest.raises(RecordError, match="no row has"):
+            answered(tmp_path, {"quantity": "alignment_angle"})
+
+
+class TestPage:
+    def test_every_claim_has_its_section_and_its_numbers(self, tmp_path):
+        answers = answered(
+            tmp_path,
+            {"premise": {"train_accuracy": 0.999}, "beside": ["nc1_clean"]},
+            {"id": "T2", "quantity": "kept_collapse", "variant": [{"split": "train"}]},
+        )
+        for answer in answers:
+            write_answer(tmp_path / "answers", answer)
+        page = answers_page(answers, description="Of ours.", folder="../answers/")
+        assert page.startswith("# Claims and answers\n\nOf ours.\n")
+        table = answers_table(answers)
+        for path in sorted((tmp_path / "answers").glob("*.json")):
+            told = json.loads(path.read_text())
+            name = told["claim"]["id"]
+            assert f"## {name}: {told['verdict']}\n" in page
+            assert f"({'../answers/'}{name}.json)" in page
+            section = page.split(f"## {name}: ")[1].split("\n## ")[0]
+            assert told["claim"]["source"] in section
+            for test in told["tests"]:
+                summary = test["summary"]
+                numbers = [summary[key] for key in ("mean", "low", "high")]
+                mean, low, high = map(number, numbers)
+                assert f"{mean} [{low}, {high}]" in section
+                assert f"{mean} [{low}, {high}]" in table
+                assert f"adjusted {number(test['p_holm'])}" in section
+                for one in summary["values"]:
+                    assert f"| {one['seed']} | {number(one['value'])} |" in section
+        assert "`train_accuracy` at least 0.999 holds in 5 of 5 cells (least 1)" in page
+        assert "It is \\*low\\*." in page
+
+    def test_the_table_aligns(self, tmp_path):
+        lines = answers_table(answered(tmp_path)).splitlines()
+        assert len(lines) == 3
+        assert lines[0].index("quantity") == lines[2].index("landed")
+
+
+CLAIM = """
+[[claim]]
+id = "E1"
+says = "Attacked examples land at other vertices."
+source = "a test"
+suite = "tiny.toml"
+quantity = "leap_rate"
+of = { "model.head" = "linear" }
+against = { "model.head" = "etf" }
+expect = "above"
+effect = 0.1
+beside = ["nc1_clean"]
+"""
+
+
+def run(folder: Path, *options: object) -> Ran:
+    return cli("run", folder / "mine.toml", "--out", folder / "out", "--workers", 1, *options)
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ran]:
+    folder = tmp_path_factory.mktemp("claims")
+    grid = '[grid]\n"model.head" = ["linear", "etf"]\n"measure.taps" = [["penultimate"]]\n'
+    (folder / "tiny.toml").write_text(TINY + grid)
+    (folder / "mine.toml").write_text(CLAIM)
+    return folder, run(folder)
+
+
+class TestCommand:
+    def test_claims_are_answered_end_to_end(self, ended):
+        folder, ran = ended
+        assert ran.code == 0, ran.err
+        assert "E1" in ran.out
+        assert "leap_rate" in ran.out
+        assert "2 cells made, 0 kept, 0 failed" in ran.err
+        (answer,) = read_answers(folder / "out" / "answers")
+        assert answer.verdict == "undecided"
+        assert answer.reason == "1 seed with a value, and on a CPU a decision needs 5"
+        assert (folder / "out" / "answers" / "claims.md").read_text() == answers_page([answer])
+        assert len(list((folder / "out" / "tiny").rglob("*.parquet"))) == 2
+
+    def test_answers_come_from_the_records_alone(self, ended, tmp_path):
+        shutil.copytree(ended[0], tmp_path, dirs_exist_ok=True)
+        before = (tmp_path / "out" / "answers" / "E1.json").read_text()
+        shutil.rmtree(tmp_path / "out" / "answers")
+        shutil.rmtree(tmp_path / "out" / "tiny" / "checkpoints")
+        ran = run(tmp_path, "--overwrite", "only-cache")
+        assert (ran.code, ran.out) == (0, ended[1].out)
+        assert (tmp_path / "out" / "answers" / "E1.json").read_text() == before
+
+    def test_missing_cells_are_named_and_nothing_is_answered(self, ended, tmp_path):
+        shutil.copytree(ended[0], tmp_path, dirs_exist_ok=True)
+        shutil.rmtree(tmp_path / "out" / "answers")
+        cell = read_suite(str(tmp_path / "tiny.toml")).cells[0]
+        record_path(tmp_path / "out" / "tiny", cell.model, cell.id).unlink()
+        ran = run(tmp_path, "--overwrite", "only-cache")
+        assert (ran.code, ran.out) == (1, "")
+        assert f"tiny: {cell.model} seed 0 ({cell.id})" in ran.err
+        assert not (tmp_path / "out" / "answers").exists()
+
+    def test_a_bad_claim_ends_before_anything_runs(self, tmp_path):
+        (tmp_path / "mine.toml").write_text(CLAIM.replace("leap_rate", "leaprate"))
+        (tmp_path / "tiny.toml").write_text(TINY)
+        ran = run(tmp_path)
+        assert (ran.code, ran.out) == (2, "")
+        assert "did you mean 'leap_rate'" in ran.err
+        assert not (tmp_path / "out").exists()
