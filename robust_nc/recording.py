@@ -179,8 +179,13 @@ def _summary(rows: pd.DataFrame) -> dict[str, float | None]:
 
 
 def _one(rows: pd.DataFrame, where: dict[str, str]) -> "pd.Series[Any] | None":
-    """Return the one row of the finished weights that matches, or None."""
+    """Return the one row of the finished weights that matches, or None.
+
+    Where layers were read in two ways, that of the pooled features.
+    """
     chosen = rows["epoch"] == -1
+    if (rows["feature"] == "gap").any():
+        chosen &= rows["feature"] != "flatten"
     for column, value in where.items():
         chosen &= rows[column] == value
     found = rows[chosen]

@@ -211,6 +211,25 @@ class TestQuantities:
     def test_a_quantity_is_read_from_its_rows(self, name, options, wanted):
         assert value(name, **options) == pytest.approx(wanted, abs=1e-12)
 
+    def test_collapse_at_a_train_accuracy_is_that_of_the_first_epoch_that_reaches_it(self):
+        rows = []
+        for epoch, (accuracy, nc1) in enumerate(
+            [(0.5, 4.0), (0.8, 2.0), (0.7, 1.0), (0.9, 0.1)], 1
+        ):
+            at = AT | {"epoch": epoch, "condition": "clean"}
+            rows.append(at | {"measure": "nc1_trace", "grouping": "true", "value": nc1})
+            rows.append(at | {"tap": "output", "measure": "accuracy", "value": accuracy})
+            rows.append(rows[-1] | {"split": "validation", "value": 1.0})
+
+        def found(accuracy: float) -> float:
+            part = Component(name="nc1_trace_log10_at", options={"accuracy": accuracy})
+            return measure(part, tidy(rows))
+
+        assert found(0.8) == pytest.approx(math.log10(2))
+        assert found(0.81) == pytest.approx(-1)
+        with pytest.raises(UndefinedError, match=r"no epoch has a train accuracy of 0\.95"):
+            found(0.95)
+
     def test_kept_collapse_is_one_where_nothing_is_lost_and_zero_for_noise(self):
         assert value("kept_collapse", changes={"landed_nc1": 0.01}) == pytest.approx(1)
         assert value("kept_collapse", changes={"landed_nc1": 10.0}) == pytest.approx(0)

@@ -109,11 +109,14 @@ class TestTheGridIsWhole:
     def test_what_was_done_is_stated(self, rows):
         assert (chosen(rows, condition="clean")["eps"] == 0).all()
         assert (chosen(rows, condition="clean")["attack"] == "").all()
-        for condition in ("attacked", *NOISES):
+        for condition in ("attacked", *NOISES, "cyclic"):
             here = chosen(rows, condition=condition)
             assert (here["eps"] == 0.1).all()
-            assert here["attack"].str.contains("4 steps, 1 restarts").all()
             assert condition == "attacked" or here["attack"].str.startswith(condition).all()
+            paths = here["measure"].str.startswith(("trajectory", "vertex"))
+            assert here[paths]["attack"].str.endswith("from the image, 4 steps").all()
+            assert here[~paths]["attack"].str.contains("4 steps, 1 restarts").all()
+        assert set(chosen(rows, condition="sweep")["eps"]) == {0, 0.05, 0.1}
 
     def test_measures_of_the_head_stand_at_the_penultimate_tap_only(self, rows):
         here = rows[rows["measure"].isin(["nc3", "nc2_angle_head"]) & rows["value"].notna()]

@@ -33,7 +33,7 @@ _NAMES = (
     *("kept_collapse", "landed", "landing_fraction", "off_edge", "leap_rate", "displacement"),
     *("nc1_log10", "nc1_clean", "nc1_attacked", "nc1_landed", "alignment_angle"),
     *("ncc", "ncc_adaptive", "ncc_transferred", "vertex_over_network", "early_over_late"),
-    *("train_accuracy", "robust_accuracy"),
+    *("train_accuracy", "robust_accuracy", "nc1_trace_log10_at"),
 )
 QUANTITIES = Registry("quantity", "quantities", {name: f"{_HERE}:{name}" for name in _NAMES})
 
@@ -246,6 +246,23 @@ def train_accuracy(rows: pd.DataFrame) -> float:
     """Clean accuracy of the network on the training examples that were measured."""
     at = {"tap": "output", "condition": "clean", "split": "train", "grouping": "none"}
     return _row(rows, at | {"measure": "accuracy"}).value
+
+
+def nc1_trace_log10_at(rows: pd.DataFrame, *, accuracy: float) -> float:
+    """log10 of the trace form of NC1 in the first epoch whose train accuracy reaches a level.
+
+    Both are those of the clean training examples that are watched between epochs: models that fit
+    their data to different degrees are compared where they fit alike.
+    """
+    watched = rows[rows["epoch"].ge(0) & (rows["split"] == "train")].sort_values("epoch")
+    reached = watched[(watched["measure"] == "accuracy") & watched["value"].ge(accuracy)]
+    if reached.empty:
+        raise UndefinedError(f"no epoch has a train accuracy of {accuracy:g}")
+    there = watched["epoch"] == reached["epoch"].iloc[0]
+    found = watched[there & (watched["measure"] == "nc1_trace")]
+    if len(found) != 1 or not found["value"].iloc[0] > 0:
+        raise UndefinedError(f"nc1_trace was not measured in epoch {reached['epoch'].iloc[0]}")
+    return math.log10(found["value"].iloc[0])
 
 
 def robust_accuracy(rows: pd.DataFrame, *, feature: Feature = "gap") -> float:

@@ -4,10 +4,10 @@ A thousand means at D = 65,536 take 500 MiB in float64, so the table that they c
 and its centred rows are made some columns at a time.
 
 >>> import torch
->>> means = torch.tensor([[0.0, 2], [4, 2], [9, 9]], dtype=torch.float64)
->>> groups = Groups.of(means, torch.tensor([3, 1, 1]) * 2)
+>>> means = torch.tensor([[0.0, 2], [4, 2], [8, 8]], dtype=torch.float64)
+>>> groups = Groups.of(means, torch.tensor([4, 2, 2]))
 >>> groups.rows[0].tolist(), groups.offset.tolist()
-([-4.333333333333333, -2.333333333333333], [-1.7333333333333334, -0.9333333333333333])
+([-4.0, -2.0], [-1.0, -0.5])
 >>> torch.equal(groups.gram(), groups.rows @ groups.rows.T)
 True
 """

@@ -1,7 +1,7 @@
 """The figures of a set of results: plots side by side, and all of them as files.
 
 >>> sorted(PLOTS)[:3]
-['accuracy_against_eps', 'collapse_over_epochs', 'collapse_per_layer']
+['accuracy_against_eps', 'alignment_angles', 'collapse_against_eps']
 """
 
 import logging
