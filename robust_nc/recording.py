@@ -93,7 +93,7 @@ def make_record(cell: Cell, suite: str, made: Made) -> Record:
         ),
         verdict=_verdict(made.best),
         scores=_scores(made),
-        summary=_summary(made.rows),
+        summary=summary(made.rows),
         rows=made.file,
         warnings=_cautions(made),
         seconds=made.seconds,
@@ -170,7 +170,8 @@ def _interval(successes: int, count: int) -> Score:
     return Score(value=found.value, low=found.low, high=found.high, n=count)
 
 
-def _summary(rows: pd.DataFrame) -> dict[str, float | None]:
+def summary(rows: pd.DataFrame) -> dict[str, float | None]:
+    """Return the headline measures of the penultimate tap; None for what was not measured."""
     found = {key: _one(rows, {"tap": "penultimate"} | at) for key, at in _SUMMARY.items()}
     return {
         key: None if row is None or pd.isna(row["value"]) else float(row["value"])

@@ -24,6 +24,7 @@ from robust_nc.record import (
     write_record,
     write_rows,
 )
+from robust_nc.recording import summary
 
 
 @pytest.fixture
@@ -133,3 +134,13 @@ def test_tidy_fills_what_a_row_leaves_out() -> None:
     assert frame.loc[0, ["epoch", "i", "note"]].tolist() == [-1, -1, ""]
     assert np.isnan(frame.loc[1, "value"])
     assert tidy([]).columns.tolist() == list(COLUMNS)
+
+
+def test_headline_measures_are_those_of_pooled_features() -> None:
+    """A cell that was measured in both ways has each of them twice."""
+    at = {"tap": "penultimate", "split": "train", "condition": "clean", "epoch": -1}
+    nc1 = at | {"grouping": "true", "vertices": "same", "measure": "nc1"}
+    rows = [nc1 | {"feature": "flatten", "value": 9.0}, nc1 | {"feature": "gap", "value": 4.0}]
+    assert summary(tidy(rows))["nc1_clean"] == 4
+    assert summary(tidy(rows[:1]))["nc1_clean"] == 9
+    assert summary(tidy(rows))["leap_rate"] is None
