@@ -33,7 +33,8 @@ def run(
     """Train, attack, measure and record every cell of a suite; run again to go on.
 
     Args:
-        suite: Name of a suite that comes with the package, or a path that ends with .toml.
+        suite: Name of a suite that comes with the package, `claims` (runs what the claims of the
+            literature are decided on, and answers them), or a path that ends with .toml.
         out: Folder for records, checkpoints and logs (default: out/<suite>).
         overwrite: never: keep every cell that has a record; only-missing: also redo damaged ones;
             always: start over; only-cache: compute nothing, say what is missing.
