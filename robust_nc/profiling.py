@@ -13,6 +13,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -27,11 +28,11 @@ from robust_nc.exceptions import InputError
 from robust_nc.geometry.severity import check_distances
 from robust_nc.grid.conditions import Attacking
 from robust_nc.grid.extras import extra_rows
-from robust_nc.grid.made import Report, check_targets, conditions, stated
+from robust_nc.grid.made import Report, check_settings, conditions, stated
 from robust_nc.grid.radii import radius_rows
 from robust_nc.grid.rows import Row
 from robust_nc.grid.side import Side
-from robust_nc.grid.subject import Examples, Reference, Subject, concatenated
+from robust_nc.grid.subject import Examples, Reference, Subject, drawn
 from robust_nc.grid.tapbank import chosen_taps
 from robust_nc.models.classifier import Classifier
 from robust_nc.record import tidy
@@ -84,7 +85,8 @@ def profile(
     """Measure collapse, leaps and all that goes with them, over the whole grid of one model.
 
     `batches` yields pairs of images `(n, C, H, W)` float32 in [0, 1] and labels `(n,)` int64; a
-    mapping gives them as `train` (its clean class means are the vertices) and `test`. `model` maps
+    mapping gives them as `train` (its clean class means are the vertices) and `test`; where only
+    some are measured, they are drawn from all. `model` maps
     images to logits `(N, K)` and is left as it was found; it is measured in eval mode, attacked on
     its weights as they are. `measure` chooses taps, conditions and sizes (all examples given are
     measured, whatever it limits). `distances` (K, K) between classes adds severity; `initial`, the
@@ -98,22 +100,26 @@ def profile(
     if TRAIN not in named or set(named) - {TRAIN, TEST}:
         raise InputError(f"batches must be those of train, or train and test, found {set(named)}")
     sets = {name: _gathered(name, named[name]) for name in (TRAIN, TEST) if name in named}
-    with untouched(model), torch.no_grad():
-        logits = model(sets[TRAIN].images[:2].to(device_of(model)))
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise InputError("the model must return logits (N, K), found another shape or type")
+    num_classes = _num_classes(model, sets[TRAIN].images[:2])
     for examples in sets.values():
-        check_labels(examples.labels, len(examples.labels), logits.shape[1])
-    return _profile(
+        check_labels(examples.labels, len(examples.labels), num_classes)
+    found = _measure(
         model,
         sets,
         ball,
         settings,
-        num_classes=logits.shape[1],
+        num_classes=num_classes,
         distances=distances,
         initial=initial,
         seed=seed,
         report=report or (lambda share, text: None),
+    )
+    vertices = {(f, tap): m.means for f, r in found.references.items() for tap, m in r.items()}
+    return Profile(
+        frame=tidy(found.rows),
+        taps=found.subject.taps,
+        vertices=vertices,
+        logit_scale=found.subject.attacking.scale,
     )
 
 
@@ -132,7 +138,7 @@ def profile_cell(
         TRAIN: _unit(TRAIN, spread(train, settings.train_examples or len(train.labels))),
         TEST: _unit(TEST, _first(test, settings.test_examples)),
     }
-    return _profile(
+    found = _measure(
         model,
         sets,
         config.threat.ball(),
@@ -142,10 +148,17 @@ def profile_cell(
         initial=initial,
         seed=config.seed,
         report=report,
-    ).frame
+    )
+    return tidy(found.rows)
 
 
-def _profile(
+class _Measured(NamedTuple):
+    subject: Subject
+    rows: list[Row]
+    references: dict[str, Reference]
+
+
+def _measure(
     model: nn.Module,
     sets: dict[str, Examples],
     ball: Ball,
@@ -156,9 +169,10 @@ def _profile(
     initial: nn.Module | None,
     seed: int,
     report: Report,
-) -> Profile:
+) -> _Measured:
     _check_enough(sets[TRAIN].labels, num_classes)
-    with untouched(model), full_precision():
+    # A caller's inference mode would forbid gradients.
+    with torch.inference_mode(False), untouched(model), full_precision():
         calibration = sets[TRAIN].images[:CALIBRATION].to(device_of(model))
         scale = CONTROLS.load("logit_scale")(model, calibration)
         subject = Subject(
@@ -171,7 +185,7 @@ def _profile(
             seed=seed,
             distances=None if distances is None else check_distances(distances, num_classes),
         )
-        check_targets(subject)
+        check_settings(subject)
         rows: list[Row] = []
         references: dict[str, Reference] = {}
         for split, examples in sets.items():
@@ -181,8 +195,7 @@ def _profile(
         if settings.radii:
             rows += radius_rows(subject, examples, references, told)
         rows += extra_rows(subject, examples, references, initial, told)
-    vertices = {(f, tap): m.means for f, r in references.items() for tap, m in r.items()}
-    return Profile(frame=tidy(rows), taps=subject.taps, vertices=vertices, logit_scale=scale)
+    return _Measured(subject, rows, references)
 
 
 def _split_rows(
@@ -216,9 +229,28 @@ def _gathered(split: str, batches: Batches) -> Examples:
         images.append(check_images(pair[0], what=f"images of batch {number} of {split}").cpu())
         what = f"labels of batch {number} of {split}"
         labels.append(check_labels(pair[1], len(images[-1]), what=what).cpu())
+        if images[-1].shape[1:] != images[0].shape[1:]:
+            raise InputError(
+                f"all images must have one shape, found {tuple(images[0].shape[1:])} and, in batch "
+                f"{number} of {split}, {tuple(images[-1].shape[1:])}"
+            )
     if not images or not sum(map(len, images)):
         raise InputError(f"batches of {split} hold no examples")
-    return concatenated(split, images, labels)
+    return drawn(split, images, labels)
+
+
+def _num_classes(model: nn.Module, images: Tensor) -> int:
+    """Ask the model for logits, and say so where it gives none."""
+    with torch.inference_mode(False), untouched(model), torch.no_grad():
+        try:
+            logits = model(images.to(device_of(model)))
+        except RuntimeError as error:
+            raise InputError(
+                f"the model fails on float32 images of shape {tuple(images.shape)}: {error}"
+            ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise InputError("the model must return logits (N, K), found another shape or type")
+    return logits.shape[1]
 
 
 def _unit(name: str, split: Split) -> Examples:

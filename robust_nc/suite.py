@@ -145,6 +145,13 @@ def _check_names(config: RunConfig, source: str) -> None:
             check_options(registry, part, given)
         find_protocol(config.evaluation.protocol)
         find_protocol(config.evaluation.sweep_protocol)
+        if config.measure.adaptive is not None:
+            find_protocol(config.measure.adaptive)
+        if "hierarchy" in config.measure.targets:
+            raise ConfigError(
+                "measure.targets: 'hierarchy' needs distances between the classes, which a suite "
+                "cannot give yet; use profile(distances=) from Python"
+            )
         if config.evaluation.attack is not None:
             find_attack(config.evaluation.attack.name, config.evaluation.attack.options)
         for eps in (config.threat.eps, *config.evaluation.sweep):

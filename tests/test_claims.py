@@ -86,6 +86,26 @@ class TestDeciding:
             for decision in decide(trials):
                 assert (decision.verdict != "undecided") == (decision.p_holm < 0.05)
 
+    def test_equality_is_contradicted_only_after_the_adjustment(self):
+        draw = np.random.default_rng(0)
+        found: set[tuple[str, bool]] = set()
+        for _ in range(200):
+            trials = [
+                Trial("equal", 0.0, 0.3, tuple(draw.normal(mean, 0.2, 5)))
+                for mean in draw.uniform(-1, 1, 6)
+            ]
+            for trial, decision in zip(trials, decide(trials), strict=True):
+                within = abs(np.mean(trial.values)) < 0.3
+                assert (decision.verdict == "contradicted") == (
+                    not within and decision.p_holm < 0.05
+                )
+                assert (decision.verdict == "supported") == (within and decision.p < 0.05)
+                assert (decision.level == 0.9) == (decision.verdict == "supported")
+                found.add((decision.verdict, decision.p < 0.05))
+        assert found == {(word, True) for word in ("supported", "contradicted", "undecided")} | {
+            ("undecided", False)
+        }
+
     def test_more_tests_make_each_harder(self):
         trial = Trial("above", 0.0, 0.0, (0.1, 0.3, 0.2, 0.4, 0.1))
         alone, among = decide([trial])[0], decide([trial] * 20)[0]
@@ -151,6 +171,7 @@ AT = {"tap": "penultimate", "depth": 3, "feature": "gap", "split": "train", "n":
 def planted(**changes: Any) -> list[dict[str, Any]]:
     """Rows of a cell: nc1 0.01 clean, 1 landed and 10 null, and so on; `changes` by quantity."""
     told = {"clean": 0.01, "landed_nc1": 1.0, "null": 10.0, "landed": 0.2, "train": 1.0}
+    told |= {"warned": "", "doubted": ""}
     told |= {"block1": 0.6, "block2": 0.6, "block2_flatten": 0.6, "late": 0.5, "network": 0.5}
     told |= changes
     true = AT | {"condition": "clean", "grouping": "true", "vertices": "same", "measure": "nc1"}
@@ -158,7 +179,7 @@ def planted(**changes: Any) -> list[dict[str, Any]]:
     there = hit | {"grouping": "landed"}
     leap = hit | {"grouping": "none", "vertices": "clean-train"}
     test = hit | {"split": "test", "attack": "pgd", "n": 50, "grouping": "true"}
-    vertex = test | {"measure": "ncc_adaptive"}
+    vertex = test | {"measure": "ncc_adaptive", "note": told["warned"]}
     output = {"tap": "output", "depth": -1}
     return [
         true | {"value": told["clean"]},
@@ -177,7 +198,9 @@ def planted(**changes: Any) -> list[dict[str, Any]]:
         vertex | {"tap": "block2", "value": told["block2"]},
         vertex | {"tap": "block2", "value": told["block2_flatten"], "feature": "flatten"},
         vertex | {"value": told["late"]},
-        test | output | {"measure": "robust_accuracy", "value": told["network"]},
+        test
+        | output
+        | {"measure": "robust_accuracy", "value": told["network"], "note": told["doubted"]},
         test | output | {"measure": "robust_accuracy", "value": 0.9, "attack": "x", "n": 70},
     ]
 
@@ -220,6 +243,9 @@ class TestQuantities:
             rows.append(at | {"measure": "nc1_trace", "grouping": "true", "value": nc1})
             rows.append(at | {"tap": "output", "measure": "accuracy", "value": accuracy})
             rows.append(rows[-1] | {"split": "validation", "value": 1.0})
+            decoys = {"condition": "attacked"}, {"tap": "block2"}, {"grouping": "landed"}
+            rows += [row | decoy | {"value": 1.0} for row in rows[-3:-1] for decoy in decoys[:2]]
+            rows.append(rows[-7] | decoys[2])
 
         def found(accuracy: float) -> float:
             part = Component(name="nc1_trace_log10_at", options={"accuracy": accuracy})
@@ -290,6 +316,9 @@ ENTRY = {
     "reference": 0.5,
     "effect": 0.1,
 }
+
+
+TRADES = {"train.objective": {"name": "trades", "bn_mode": "frozen"}}
 
 
 def toml(value: Any) -> str:
@@ -366,6 +395,12 @@ class TestReading:
                 "did you mean 'bn_mode'",
             ),
             ({"against": {"train.objective": "standard"}}, "are the same cells"),
+            ({"variant": [{}, {"tap": "block1"}, {"tap": "block1"}]}, "landed(feature=gap"),
+            ({"variant": [{}, {"feature": "gap"}]}, "two variants are the same quantity landed"),
+            ({"quantity": {"name": "landed", "tap": "blok2"}}, "did you mean 'block2'"),
+            ({"quantity": {"name": "early_over_late", "early": "blok1"}}, "did you mean 'block1'"),
+            ({"variant": [{}, {"tap": "penultimat"}]}, "did you mean 'penultimate'"),
+            ({"beside": [{"name": "ncc", "tap": "x9"}]}, "unknown tap for 'ncc' of 'small_cnn'"),
         ],
     )
     def test_a_bad_claim_gets_one_sentence(self, tmp_path, entry, sentence):
@@ -375,6 +410,33 @@ class TestReading:
         assert sentence in str(raised.value)
         assert "claims.toml" in str(raised.value)
         assert "\n" not in str(raised.value)
+
+    def test_a_tap_that_the_suite_leaves_out_is_refused_on_either_side(self, tmp_path):
+        entry = {"quantity": {"name": "landed", "tap": "block1"}}
+        suite = SUITE.replace("[grid]", '[base.measure]\ntaps = ["block2"]\n[grid]')
+        for name in ("block1", "penultimate"):
+            entry = {"quantity": {"name": "landed", "tap": name}}
+            with pytest.raises(ConfigError, match=r"Valid: block2$"):
+                read_claims(write_claims(tmp_path, entry, suite=suite))
+        both = SUITE + '"model.backbone" = ["small_cnn", "preact_resnet18"]\n'
+        sides = {
+            side: {"train.objective": "standard", "model.backbone": name}
+            for side, name in (("of", "small_cnn"), ("against", "preact_resnet18"))
+        }
+        entry = {"quantity": {"name": "landed", "tap": "layer1"}}
+        with pytest.raises(ConfigError, match="unknown tap for 'landed' of 'small_cnn'"):
+            read_claims(write_claims(tmp_path, entry | sides, suite=both))
+        entry = {"quantity": {"name": "landed", "tap": "block3"}}
+        with pytest.raises(ConfigError, match="unknown tap for 'landed' of 'preact_resnet18'"):
+            read_claims(write_claims(tmp_path, entry | sides, suite=both))
+
+    def test_taps_are_known_whatever_the_sizes_of_the_data_are(self, tmp_path):
+        model = "[base.model]\nmean = [0.5]\nstd = [0.5]\n[grid]"
+        entry = {"quantity": {"name": "landed", "tap": "block1"}}
+        (plan,) = read_claims(
+            write_claims(tmp_path, entry, suite=SUITE.replace("[grid]", model))
+        ).plans
+        assert plan.quantities[0].options == {"tap": "block1"}
 
     @pytest.mark.parametrize(
         ("text", "sentence"),
@@ -535,6 +597,42 @@ class TestAnswers:
         assert [test.verdict for test in answer.tests] == ["supported", "undecided"]
         assert (answer.verdict, answer.reason) == ("undecided", "its variants differ")
         assert answer.family == 2
+
+    def test_warnings_of_adaptive_verdicts_are_told(self, tmp_path):
+        answers = answered(
+            tmp_path,
+            {"quantity": "vertex_over_network", "expect": "equal", "reference": 0.0},
+            {"id": "T2", "quantity": "early_over_late", "reference": 0.0},
+            {"id": "T3", "quantity": "ncc_adaptive", "against": TRADES},
+            {"id": "T4"},
+            warned=lambda seed: "transfer-stronger, masked-gradients" if seed < 2 else "",
+            doubted=lambda seed: "masked-gradients" if seed == 4 else "",
+        )
+        found = [[(one.side, one.seed) for one in answer.tests[0].notes] for answer in answers]
+        of = [("of", 0), ("of", 1)]
+        assert found == [
+            [*of, ("of", 4)],
+            of,
+            [*of[:1], ("against", 0), *of[1:], ("against", 1)],
+            [],
+        ]
+        assert answers[0].tests[0].notes[2].note == "masked-gradients"
+        write_answer(tmp_path / "answers", answers[0])
+        assert read_answers(tmp_path / "answers") == (answers[0],)
+        first, second, third, fourth = answers_page(answers).split("\n## ")[1:]
+        both = "transfer-stronger, masked-gradients in"
+        assert f"- notes of the rows: masked-gradients in 1 of 5 cells; {both} 2 of 5" in first
+        assert f"- notes of the rows: {both} 2 of 5 cells\n" in second
+        assert f"- notes of the rows: {both} 4 of 10 cells\n" in third
+        assert "notes of the rows" not in fourth
+
+    def test_p_is_named_after_where_the_mean_lies(self, tmp_path):
+        entry = {"expect": "equal", "reference": 0.5}
+        near = answered(tmp_path, entry, landed=lambda seed: 0.45 + 0.2 * (seed % 2))
+        far = answered(tmp_path, entry, landed=lambda seed: 0.55 + 0.2 * (seed % 2))
+        assert [one.verdict for one in (*near, *far)] == ["undecided", "undecided"]
+        assert "larger of two one-sided p" in answers_page(near).split("## T1")[1]
+        assert "larger of two one-sided p" not in answers_page(far).split("## T1")[1]
 
     def test_all_claims_of_a_file_are_one_family(self, tmp_path):
         answers = answered(tmp_path, {}, {"id": "T2", "quantity": "nc1_clean"}, {"id": "T3"})

@@ -16,6 +16,7 @@ from robust_nc.claims.answers import (
     Answer,
     Beside,
     Missing,
+    Note,
     Premise,
     Scale,
     SeedValue,
@@ -24,6 +25,7 @@ from robust_nc.claims.answers import (
     Used,
 )
 from robust_nc.claims.deciding import Decision, Test, combine, decide, value_range
+from robust_nc.claims.inputs import notes
 from robust_nc.claims.quantities import UndefinedError, meaning, measure
 from robust_nc.claims.reading import Claims, Plan
 from robust_nc.config import Component, plain
@@ -59,11 +61,12 @@ class _Asked(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """A quantity of every seed, and which cells have no value of it."""
+    """A quantity of every seed, which cells have no value of it, and what their rows note."""
 
     part: Component
     values: tuple[SeedValue, ...]
     missing: tuple[Missing, ...]
+    notes: tuple[Note, ...] = ()
 
 
 def missing_cells(claims: Claims, out: Path) -> tuple[str, ...]:
@@ -157,18 +160,21 @@ def _value(part: Component, rows: pd.DataFrame) -> tuple[float | None, str]:
 
 def _found(asked: _Asked, part: Component) -> _Found:
     of, against = asked.sides["of"], asked.sides.get("against", {})
-    values, missing = [], []
+    values, missing, noted = [], [], []
     for seed in of:
         found: dict[str, float | None] = {}
         for side, cells in asked.sides.items():
             found[side], reason = _value(part, cells[seed].rows)
             if found[side] is None:
                 missing.append(Missing(side=side, seed=seed, reason=reason))
+                continue
+            texts = notes(part, cells[seed].rows)
+            noted += [Note(side=side, seed=seed, note=text) for text in texts]
         first, second = found["of"], found.get("against")
         if first is not None and (not against or second is not None):
             value = first - (second or 0.0)
             values.append(SeedValue(seed=seed, of=first, against=second, value=value))
-    return _Found(part, tuple(values), tuple(missing))
+    return _Found(part, tuple(values), tuple(missing), tuple(noted))
 
 
 def _test(asked: _Asked, premises: tuple[Premise, ...], found: _Found) -> Test:
@@ -227,6 +233,7 @@ def _tested(found: _Found, decision: Decision) -> Tested:
         p_holm=decision.p_holm,
         verdict=decision.verdict,
         reason=decision.reason,
+        notes=found.notes,
     )
 
 

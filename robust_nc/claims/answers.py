@@ -40,6 +40,15 @@ class Missing:
 
 
 @configuration
+class Note:
+    """What the rows of a cell say about its value: names of warnings of adaptive verdicts."""
+
+    side: str
+    seed: int
+    note: str
+
+
+@configuration
 class Summary:
     """Values by seed, their mean, and its interval: Student t at `level`, or (None) the range."""
 
@@ -61,6 +70,7 @@ class Tested:
     p_holm: float | None
     verdict: Word
     reason: str
+    notes: tuple[Note, ...] = ()
 
 
 @configuration

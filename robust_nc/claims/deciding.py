@@ -109,7 +109,7 @@ def decide(tests: Sequence[Test]) -> list[Decision]:
 
     A test that is barred, or has fewer than 3 values, stays in the family with p = 1: the others
     get no easier for it. "equal" is supported by its 90 % interval, which is not adjusted, and
-    contradicted by the adjusted one.
+    contradicted by the adjusted one alone.
     """
     raw = [p_value(test) for test in tests]
     counted = [1.0 if p is None or test.bar else p for test, p in zip(tests, raw, strict=True)]
@@ -146,10 +146,13 @@ def _decision(test: Test, p: float | None, adjusted: Adjusted) -> Decision:
         return Decision("undecided", reason, value_range(test.values), None, None, None)
     level = adjusted.level
     interval = mean_interval(test.values, level)
-    if test.expect == "equal" and not test.bar and not _beyond(test, interval):
-        # The mean is not far off: the 90 % interval says whether it is near.
-        level, interval = EQUAL_LEVEL, mean_interval(test.values, EQUAL_LEVEL)
     word, reason = _judge(test, interval)
+    if test.expect == "equal" and not test.bar and word == "undecided":
+        # Only support comes from the interval that is not adjusted.
+        near = mean_interval(test.values, EQUAL_LEVEL)
+        if _within(test, near):
+            word, reason = "supported", "the 90 % interval lies within the margin"
+            level, interval = EQUAL_LEVEL, near
     return Decision(word, reason, interval, level, p, adjusted.p)
 
 
@@ -159,16 +162,18 @@ def _beyond(test: Test, interval: Interval) -> int:
     return int(low > test.effect) - int(high < -test.effect)
 
 
+def _within(test: Test, interval: Interval) -> bool:
+    low, high = interval.low - test.reference, interval.high - test.reference
+    return -test.effect < low and high < test.effect
+
+
 def _judge(test: Test, interval: Interval) -> tuple[Word, str]:
     if test.bar:
         return "undecided", test.bar
     side = _beyond(test, interval)
-    low, high = interval.low - test.reference, interval.high - test.reference
     if test.expect == "equal":
         if side:
             return "contradicted", "the interval lies wholly outside the margin"
-        if -test.effect < low and high < test.effect:
-            return "supported", "the 90 % interval lies within the margin"
         return "undecided", "the interval reaches over an end of the margin"
     if side == 0:
         return "undecided", "the interval reaches into what is too small to matter"

@@ -11,7 +11,7 @@ Every number is that of the answer, in four digits.
 from collections.abc import Iterable, Sequence
 
 from robust_nc.claims.answers import Answer, Beside, Scale, Summary, Tested
-from robust_nc.claims.deciding import EQUAL_LEVEL
+from robust_nc.claims.reading import Claim
 from robust_nc.config import plain
 from robust_nc.report.formats import count, escape_markdown
 from robust_nc.report.gather import part_label
@@ -23,14 +23,14 @@ _LEFT = 5  # so many columns are words
 _RULE = """\
 How a claim is decided: its file fixes one quantity, the direction, the smallest effect that matters
 and the premise before the run. A claim is *supported* or *contradicted* where the Student t
-interval over seeds lies wholly beyond that effect on one side, and *undecided* otherwise. p is
-two-sided and is that of a mean no further from the reference than the effect; Holm's method adjusts
-it for all {family} tests of the file, and an interval has the level at which that method judges its
-test (95 % or more). A claim that two quantities are *equal* is supported where the 90 % interval
-lies within the margin; that interval is not adjusted, and its p is the larger of two one-sided
-tests. Each variant of a claim is a test of its own, and all must agree. A test that cannot be
-decided counts with p = 1 among the others. Intervals of what stands beside a claim are 95 %,
-without adjustment."""
+interval over seeds lies wholly beyond that effect on one side, and *undecided* otherwise. p is two-
+sided and is that of a mean no further from the reference than the effect; Holm's method adjusts it
+for all {family} tests of the file, and an interval has the level at which that method judges its
+test (95 % or more). A claim that two quantities are *equal* is supported where the 90 % interval,
+which is not adjusted, lies within the margin, and contradicted only where the adjusted one lies
+wholly outside it; of a mean within the margin, p is the larger of two one-sided tests. Each variant
+of a claim is a test of its own, and all must agree. A test that cannot be decided counts with p = 1
+among the others. Intervals of what stands beside a claim are 95 %, without adjustment."""
 
 
 def answers_table(answers: Sequence[Answer]) -> str:
@@ -159,8 +159,7 @@ def _test_words(answer: Answer, test: Tested) -> str:
     summary, n = test.summary, len(test.summary.values)
     about = f"`{test.quantity}` over {count(n, n, 'seed')}: {spread(summary)}"
     if test.p is not None:
-        one_sided = answer.claim.expect == "equal" and summary.level == EQUAL_LEVEL
-        kind = "larger of two one-sided p" if one_sided else "p"
+        kind = "larger of two one-sided p" if _near(answer.claim, summary) else "p"
         about += f"; {kind} {number(test.p)}, adjusted {number(test.p_holm)}"
     if len(answer.tests) > 1:
         about += f"; {test.verdict}: {test.reason}"
@@ -168,7 +167,29 @@ def _test_words(answer: Answer, test: Tested) -> str:
         f"\n- no value of {one.side}, seed {one.seed}: {escape_markdown(one.reason)}"
         for one in summary.missing
     ]
-    return f"{about}.{''.join(gone)}"
+    return f"{about}.{''.join(gone)}{_notes(answer, test)}"
+
+
+def _near(claim: Claim, summary: Summary) -> bool:
+    """Whether equality was asked, and the mean lies within the margin."""
+    if claim.expect != "equal" or summary.mean is None:
+        return False
+    return abs(summary.mean - claim.reference) < claim.effect
+
+
+def _notes(answer: Answer, test: Tested) -> str:
+    """Write what the rows note, each with the cells that do, as an item of a list."""
+    cells = {
+        text: {(one.side, one.seed) for one in test.notes if one.note == text}
+        for text in sorted({one.note for one in test.notes})
+    }
+    if not cells:
+        return ""
+    told = (
+        f"{escape_markdown(text)} in {len(at)} of {len(answer.records)} cells"
+        for text, at in cells.items()
+    )
+    return f"\n- notes of the rows: {'; '.join(told)}"
 
 
 def _premise(answer: Answer) -> str:

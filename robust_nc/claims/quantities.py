@@ -42,10 +42,13 @@ class UndefinedError(RecordError):
     """A quantity that was measured and has no value; the sentence is the reason."""
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
+    """The value of one row, and what it was measured on and with."""
+
     value: float
     n: int
     attack: str
+    note: str
 
 
 def measure(part: Component, rows: pd.DataFrame) -> float:
@@ -215,22 +218,22 @@ def ncc_adaptive(
     rows: pd.DataFrame, *, tap: str = "penultimate", feature: Feature = "gap"
 ) -> float:
     """Robust test accuracy of the nearest vertex under attacks aimed at it."""
-    return _vertex(rows, "ncc_adaptive", tap, feature).value
+    return vertex_row(rows, "ncc_adaptive", tap, feature).value
 
 
 def ncc_transferred(
     rows: pd.DataFrame, *, tap: str = "penultimate", feature: Feature = "gap"
 ) -> float:
     """Test accuracy of the nearest vertex under attacks aimed at the network."""
-    return _vertex(rows, "ncc_transferred", tap, feature).value
+    return vertex_row(rows, "ncc_transferred", tap, feature).value
 
 
 def vertex_over_network(
     rows: pd.DataFrame, *, tap: str = "penultimate", feature: Feature = "gap"
 ) -> float:
     """Robust test accuracy of the nearest vertex, attacked adaptively, less the network's own."""
-    vertex = _vertex(rows, "ncc_adaptive", tap, feature)
-    network = _vertex(rows, "robust_accuracy", "output", feature, attack=vertex.attack)
+    vertex = vertex_row(rows, "ncc_adaptive", tap, feature)
+    network = vertex_row(rows, "robust_accuracy", "output", feature, attack=vertex.attack)
     return _difference(vertex, network)
 
 
@@ -238,8 +241,8 @@ def early_over_late(
     rows: pd.DataFrame, *, early: str = "block2", feature: Feature = "gap"
 ) -> float:
     """Robust test accuracy of the nearest vertex, attacked at each tap: early less penultimate."""
-    first = _vertex(rows, "ncc_adaptive", early, feature)
-    return _difference(first, _vertex(rows, "ncc_adaptive", "penultimate", feature))
+    first = vertex_row(rows, "ncc_adaptive", early, feature)
+    return _difference(first, vertex_row(rows, "ncc_adaptive", "penultimate", feature))
 
 
 def train_accuracy(rows: pd.DataFrame) -> float:
@@ -254,11 +257,14 @@ def nc1_trace_log10_at(rows: pd.DataFrame, *, accuracy: float) -> float:
     Both are those of the clean training examples that are watched between epochs: models that fit
     their data to different degrees are compared where they fit alike.
     """
-    watched = rows[rows["epoch"].ge(0) & (rows["split"] == "train")].sort_values("epoch")
-    reached = watched[(watched["measure"] == "accuracy") & watched["value"].ge(accuracy)]
+    clean = (rows["split"] == "train") & (rows["condition"] == "clean")
+    watched = rows[rows["epoch"].ge(0) & clean].sort_values("epoch")
+    right = (watched["tap"] == "output") & (watched["measure"] == "accuracy")
+    reached = watched[right & watched["value"].ge(accuracy)]
     if reached.empty:
         raise UndefinedError(f"no epoch has a train accuracy of {accuracy:g}")
     there = watched["epoch"] == reached["epoch"].iloc[0]
+    there &= (watched["tap"] == "penultimate") & (watched["grouping"] == "true")
     found = watched[there & (watched["measure"] == "nc1_trace")]
     if len(found) != 1 or not found["value"].iloc[0] > 0:
         raise UndefinedError(f"nc1_trace was not measured in epoch {reached['epoch'].iloc[0]}")
@@ -267,7 +273,7 @@ def nc1_trace_log10_at(rows: pd.DataFrame, *, accuracy: float) -> float:
 
 def robust_accuracy(rows: pd.DataFrame, *, feature: Feature = "gap") -> float:
     """Robust test accuracy of the network, judged beside the nearest vertices of its taps."""
-    return _vertex(rows, "robust_accuracy", "output", feature).value
+    return vertex_row(rows, "robust_accuracy", "output", feature).value
 
 
 _NC1 = {"measure": "nc1", "vertices": "same"}
@@ -278,7 +284,7 @@ def _leap(rows: pd.DataFrame, name: str, place: tuple[str, str, str, str]) -> fl
     return _row(rows, at | {"grouping": "none", "measure": name}).value
 
 
-def _vertex(rows: pd.DataFrame, name: str, tap: str, feature: str, attack: str = "") -> _Row:
+def vertex_row(rows: pd.DataFrame, name: str, tap: str, feature: str, attack: str = "") -> Row:
     """Return a value of an adaptive verdict; `attack` where it must be of one protocol."""
     at = {"tap": tap, "split": "test", "measure": name} | ({"attack": attack} if attack else {})
     features = set(_matching(rows, at)["feature"])
@@ -294,7 +300,7 @@ def _positive(rows: pd.DataFrame, where: Mapping[str, str]) -> float:
     return value
 
 
-def _difference(first: _Row, second: _Row) -> float:
+def _difference(first: Row, second: Row) -> float:
     if first.n != second.n:
         raise RecordError(
             f"values over {first.n} and over {second.n} examples cannot be compared; "
@@ -303,7 +309,7 @@ def _difference(first: _Row, second: _Row) -> float:
     return first.value - second.value
 
 
-def _row(rows: pd.DataFrame, where: Mapping[str, str]) -> _Row:
+def _row(rows: pd.DataFrame, where: Mapping[str, str]) -> Row:
     """Return the one value that matches; copies of it under several features are one."""
     found = _matching(rows, where).drop_duplicates(["value", "n", "attack"])
     stated = ", ".join(f"{column} {value!r}" for column, value in where.items())
@@ -316,7 +322,7 @@ def _row(rows: pd.DataFrame, where: Mapping[str, str]) -> _Row:
     one: Any = found.iloc[0]
     if pd.isna(one["value"]):
         raise UndefinedError(f"{where['measure']}: {one['note'] or 'no value, without a reason'}")
-    return _Row(float(one["value"]), int(one["n"]), str(one["attack"]))
+    return Row(float(one["value"]), int(one["n"]), str(one["attack"]), str(one["note"]))
 
 
 def _matching(rows: pd.DataFrame, where: Mapping[str, str]) -> pd.DataFrame:

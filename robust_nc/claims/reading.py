@@ -18,7 +18,9 @@
 [('M1', [0, 1])]
 """
 
+import dataclasses
 import tomllib
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -27,10 +29,13 @@ from pydantic import Field
 
 from robust_nc.claims.choosing import choose
 from robust_nc.claims.deciding import Expect
-from robust_nc.claims.quantities import QUANTITIES
-from robust_nc.config import Component, Part, check_options, configuration, read
-from robust_nc.exceptions import ConfigError, unknown_name
-from robust_nc.files import digest
+from robust_nc.claims.inputs import taps, whole
+from robust_nc.config import Component, Part, RunConfig, configuration, plain, read
+from robust_nc.exceptions import ConfigError, InputError, unknown_name
+from robust_nc.files import canonical_json, digest
+from robust_nc.grid.tapbank import chosen_taps
+from robust_nc.models.build import build_model
+from robust_nc.report.gather import part_label
 from robust_nc.suite import CLAIMS, Cell, Suite, read_suite
 
 ANSWERS = "answers"  # the folder of the answers, beside those of the suites
@@ -137,8 +142,9 @@ def _plan(entry: dict[str, Any], folder: Path, source: str) -> Plan:
         raise ConfigError(f"{source}: equal needs a margin, that is an effect above 0")
     quantities = _variants(claim)
     try:
-        for part in (*quantities, *claim.beside, *(Component(name=name) for name in claim.premise)):
-            check_options(QUANTITIES, part, {"rows"})
+        for part in (*claim.beside, *(Component(name=name) for name in claim.premise)):
+            whole(part)
+        _check_variants(quantities)
         beside = claim.suite.endswith(".toml")
         suite = read_suite(str(folder / claim.suite) if beside else claim.suite)
     except ConfigError as error:
@@ -151,6 +157,9 @@ def _plan(entry: dict[str, Any], folder: Path, source: str) -> Plan:
             raise ConfigError(f"{source}: `of` and `against` have no seed in common")
         if of == against:
             raise ConfigError(f"{source}: `of` and `against` are the same cells")
+    for side in (of,) if against is None else (of, against):
+        one = next(iter(side.values()))  # the cells of a side differ in the seed alone
+        _check_taps(one.config, (*quantities, *claim.beside), source)
     return Plan(claim, digest(entry), suite, quantities, of, against)
 
 
@@ -159,6 +168,42 @@ def _variants(claim: Claim) -> tuple[Component, ...]:
     return tuple(
         Component(name=name, options={**options, **variant}) for variant in claim.variant or ({},)
     )
+
+
+def _check_variants(quantities: tuple[Component, ...]) -> None:
+    """Refuse options that do not fit, and a quantity that would count twice in Holm's family."""
+    seen: set[str] = set()
+    for part in quantities:
+        text = canonical_json(plain(whole(part)))
+        if text in seen:
+            raise ConfigError(
+                f"two variants are the same quantity {part_label(plain(part))}, defaults counted; "
+                "each would count as a test of its own, so leave one out"
+            )
+        seen.add(text)
+
+
+def _check_taps(config: RunConfig, parts: Iterable[Component], source: str) -> None:
+    """Refuse a tap that no cell with this configuration measures."""
+    wanted = [(part, tap) for part in parts for tap in taps(part)]
+    if config.measure.taps is None and all(tap == "penultimate" for _, tap in wanted):
+        return  # every backbone has it
+    known = _measured(config)
+    for part, tap in wanted:
+        if known is not None and tap not in known:
+            where = f"{part.name!r} of {config.model.backbone.name!r}"
+            raise ConfigError(f"{source}: {unknown_name(f'tap for {where}', tap, known)}")
+
+
+def _measured(config: RunConfig) -> tuple[str, ...] | None:
+    """Name the taps that a cell measures; None where only the data set's sizes can tell."""
+    plainly = dataclasses.replace(
+        config.model, head=Component(name="linear"), num_classes=None, mean=None, std=None
+    )
+    try:
+        return chosen_taps(build_model(plainly), config.measure.taps)
+    except InputError:
+        return None
 
 
 def _check_apart(plans: tuple[Plan, ...], source: str) -> None:

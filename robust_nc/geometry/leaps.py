@@ -53,6 +53,7 @@ class Leaps:
     - `displacement`: mean |h' - h| over the mean distance between vertices.
     - `agreement`: among examples that leaped or whose prediction flipped, share that did both.
     - `labels`, `origin` a, `destination` b' (N,), for leap layers and null models.
+    - `counts`: by measure, the examples that it is over, where these are not all N.
     """
 
     leap_rate: float | None
@@ -74,6 +75,7 @@ class Leaps:
     labels: Tensor
     origin: Tensor
     destination: Tensor
+    counts: Mapping[str, int]
     notes: Mapping[str, str]
 
     def measures(self) -> dict[str, float | None]:
@@ -201,6 +203,8 @@ def summarise(row: Row, frame: Frame, *, destined: bool, predicted: bool) -> Lea
     leaps_per_row = (matrix.sum(1) - matrix.diagonal()).tolist()
     weighted = [e * n for e, n in zip(entropies, leaps_per_row, strict=True) if e is not None]
     t, selected = row.t[on_edge], row.t_selected[leaped & torch.isfinite(row.t_selected)]
+    judged, either = leaped & torch.isfinite(radius), leaped | row.flipped
+    several = ("mean_row_entropy", "nearest_share")
     values: dict[str, float | None] = {
         "leap_rate": _mean(leaped),
         "mean_row_entropy": sum(weighted) / sum(leaps_per_row) if weighted else None,
@@ -209,9 +213,9 @@ def summarise(row: Row, frame: Frame, *, destined: bool, predicted: bool) -> Lea
         "landing_median": float(t.quantile(0.5)) if len(t) else None,
         "off_edge": _mean(row.off[on_edge]),
         "t_selected": _mean(selected) if destined else None,
-        "landed": _mean(near[leaped & torch.isfinite(radius)]),
+        "landed": _mean(near[judged]),
         "displacement": _mean(row.moved / scale) if scale > 0 else None,
-        "agreement": _mean((leaped & row.flipped)[leaped | row.flipped]) if predicted else None,
+        "agreement": _mean((leaped & row.flipped)[either]) if predicted else None,
     }
     return Leaps(
         **values,
@@ -224,6 +228,10 @@ def summarise(row: Row, frame: Frame, *, destined: bool, predicted: bool) -> Lea
         labels=row.labels,
         origin=row.origin,
         destination=row.destination,
+        counts=dict.fromkeys(several, int(leaped.sum()))
+        | dict.fromkeys(("landing_fraction", "landing_median", "off_edge"), len(t))
+        | {"t_selected": len(selected), "landed": int(judged.sum())}
+        | {"agreement": int(either.sum()) if predicted else 0},
         notes={name: _NOTES[name] for name in MEASURES if values[name] is None},
     )
 

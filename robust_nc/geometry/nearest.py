@@ -134,6 +134,11 @@ class NearestMeter:
         self._differ += other._differ
         return self
 
+    @property
+    def counted(self) -> tuple[int, int]:
+        """Examples behind `ncc` and behind `nc4`."""
+        return self._seen, self._compared
+
     def ncc(self) -> float | None:
         """Accuracy of the nearest-vertex classifier; None without examples."""
         return self._correct / self._seen if self._seen else None

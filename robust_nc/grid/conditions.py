@@ -82,6 +82,7 @@ TARGETS: dict[str, Callable[[Aim], Labels]] = {
     "farthest": _farthest,
     "hierarchy": _hierarchy,
 }
+BY_FEATURES = ("nearest", "farthest")  # the others need no features
 
 
 def attack_images(

@@ -7,9 +7,8 @@ from torch import nn
 
 from robust_nc.grid.adaptive import adaptive_rows
 from robust_nc.grid.agop import agop_rows
-from robust_nc.grid.made import ATTACKED, Report, attack, stated
-from robust_nc.grid.rows import Row
-from robust_nc.grid.side import CLEAN
+from robust_nc.grid.made import Report, attack, stated
+from robust_nc.grid.rows import ATTACKED, CLEAN, Row
 from robust_nc.grid.subject import Examples, Reference, Subject
 from robust_nc.grid.trajectory import trajectory_rows
 
@@ -36,7 +35,7 @@ def extra_rows(
         report(0.0, "gradient products")
         rows += _agop(subject, examples, initial)
     depths = subject.depths
-    return [{"depth": depths.get(row["tap"], -1)} | row for row in rows]
+    return [row | {"depth": depths.get(row["tap"], -1)} for row in rows]
 
 
 def _trajectories(

@@ -33,11 +33,10 @@ class Context(NamedTuple):
 def leap_rows(leaps: Leaps, context: Context) -> list[Row]:
     """Rates, matrix and landing histogram of one tap under one condition."""
     common: Row = {"grouping": "none", "vertices": "clean-train", "n": leaps.num_examples}
-    sizes = _sizes(leaps)
     rows = [
         common
         | {"measure": name, "value": value, "note": leaps.notes.get(name, "")}
-        | {"n": sizes.get(name, leaps.num_examples)}
+        | {"n": leaps.counts.get(name, leaps.num_examples)}
         for name, value in leaps.measures().items()
     ]
     rows.append(common | {"measure": "undefined", "value": leaps.undefined})
@@ -54,16 +53,9 @@ def leap_rows(leaps: Leaps, context: Context) -> list[Row]:
         common | {"measure": "landing_histogram", "i": i, "value": count, "n": len(leaps.t)}
         for i, count in enumerate(counts.tolist())
     ]
-    rows += _beside(leaps, context, common | {"n": sizes["landed"]})
-    return rows + _class_rows(leaps, context, common)
-
-
-def _sizes(leaps: Leaps) -> dict[str, int]:
-    """Over how many examples the measures are that are not over all of them."""
     leaped = int((leaps.origin != leaps.destination).sum())
-    return dict.fromkeys(("landing_fraction", "landing_median", "off_edge"), len(leaps.t)) | (
-        dict.fromkeys(("mean_row_entropy", "nearest_share", "t_selected", "landed"), leaped)
-    )
+    rows += _beside(leaps, context, common | {"n": leaped})
+    return rows + _class_rows(leaps, context, common)
 
 
 def _beside(leaps: Leaps, context: Context, common: Row) -> list[Row]:

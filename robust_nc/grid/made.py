@@ -4,26 +4,40 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from robust_nc.exceptions import InputError
-from robust_nc.grid.conditions import NOISES, TARGETS, Aim, attack_images, noisy_images
-from robust_nc.grid.side import CLEAN, Side
+from robust_nc.geometry.severity import farthest_classes
+from robust_nc.grid.conditions import (
+    BY_FEATURES,
+    NOISES,
+    TARGETS,
+    Aim,
+    attack_images,
+    noisy_images,
+)
+from robust_nc.grid.rows import ATTACKED, CLEAN
+from robust_nc.grid.side import Side
 from robust_nc.grid.subject import Condition, Examples, Subject
+from robust_nc.plugins import find_protocol
 from robust_nc.runtime import stream_key
-
-ATTACKED = "attacked"
 
 Report = Callable[[float, str], None]
 
 
-def check_targets(subject: Subject) -> None:
-    """Refuse targets by hierarchy without a hierarchy, before anything is attacked."""
-    if "hierarchy" in subject.settings.targets and subject.distances is None:
+def check_settings(subject: Subject) -> None:
+    """Refuse what would fail later, before anything is attacked."""
+    if subject.settings.adaptive is not None:
+        find_protocol(subject.settings.adaptive)
+    if "hierarchy" not in subject.settings.targets:
+        return
+    if subject.distances is None:
         raise InputError(
             "targets by 'hierarchy' need distances between the classes; give profile(distances=) "
             "a (K, K) matrix, or leave 'hierarchy' out of measure.targets"
         )
+    farthest_classes(subject.distances, torch.arange(subject.num_classes))
 
 
 def conditions(
@@ -39,6 +53,7 @@ def conditions(
     yield Condition(ATTACKED, attacked, None, _on_top(subject, examples, attacked, key))
     for kind in NOISES:
         yield Condition(kind, _noise(subject, examples, examples.images, attacked, kind, key))
+    del attacked  # one condition at a time
     for kind in subject.settings.targets:
         targets = _targets(subject, examples, side, kind, key)
         found = attack(
@@ -109,15 +124,23 @@ def _noise(
 
 
 def _targets(subject: Subject, examples: Examples, side: Side, kind: str, key: int) -> Tensor:
+    """Choose targets, batch by batch where they depend on the clean features of the last tap."""
     tap = subject.taps[-1]
-    features, vertices = side.clean_features(tap), side.reference[tap].means
-    device = features.device
-    aim = Aim(
-        labels=examples.labels.to(device),
-        features=features,
-        vertices=vertices.to(device),
-        distances=None if subject.distances is None else subject.distances.to(device),
-        seed=key,
-        ids=examples.ids.to(device),
-    )
-    return TARGETS[kind](aim).cpu()
+    vertices = side.reference[tap].means
+    device, distances = vertices.device, subject.distances
+    whole = [(slice(0, len(examples.labels)), vertices[:0])]
+    batches = ((batch.rows, batch.features[tap]) for batch in side.bank.batches(CLEAN))
+    chosen = [
+        TARGETS[kind](
+            Aim(
+                labels=examples.labels[rows].to(device),
+                features=features,
+                vertices=vertices,
+                distances=None if distances is None else distances.to(device),
+                seed=key,
+                ids=examples.ids[rows].to(device),
+            )
+        ).cpu()
+        for rows, features in (batches if kind in BY_FEATURES else whole)
+    ]
+    return torch.cat(chosen)

@@ -21,7 +21,7 @@ from robust_nc.grid.rows import Row, class_rows, valued
 from robust_nc.registry import METRICS
 
 _FLOAT = 8
-_COPIES = 4  # K x D matrices of float64 that a part holds at its peak
+_COPIES = 9  # K x D matrices of float64 that a part holds at its peak, as measured
 _NO_VERTEX = "undefined: no example of a class with a vertex"
 _NOTES = {
     "ncc": _NO_VERTEX,
@@ -104,6 +104,12 @@ class GroupPart:
         return self._moments.means
 
     @property
+    def counts(self) -> list[int]:
+        """Examples of each group."""
+        sizes: list[int] = self._moments.counts.tolist()
+        return sizes
+
+    @property
     def per_class(self) -> tuple[float | None, ...]:
         """Each group's own contribution to `nc1`."""
         assert self._projection is not None
@@ -128,8 +134,7 @@ class GroupPart:
         rows += [common | row for row in _registered(self._moments)]
         if self.grouping == "true":
             rows.append(common | valued("etf_distance", etf_distance(self.means), _NOTES))
-            sizes = self._moments.counts.tolist()
-            rows += class_rows(common | {"measure": "nc1_class"}, self.per_class, sizes)
+            rows += class_rows(common | {"measure": "nc1_class"}, self.per_class, self.counts)
         if self.grouping == "landed":
             noise = isotropic_null(self._moments, self._reference.means, seed=self._seed)
             values = {"nc1_landed_null": noise.nc1, "nc1_trace_landed_null": noise.nc1_trace}
@@ -189,13 +194,17 @@ class ReferencePart:
 
     def rows(self) -> list[Row]:
         """Measures against the clean training vertices, and the null of leaping alone."""
-        common = {"grouping": "true", "vertices": "clean-train", "n": self._cleanref.count}
+        common: Row = {"grouping": "true", "vertices": "clean-train"}
+        seen, compared = self._nearest.counted
         values = {
-            "ncc": self._nearest.ncc(),
-            "nc4": self._nearest.nc4(),
-            "nc1_cleanref": self._cleanref.nc1(),
+            "ncc": (self._nearest.ncc(), seen),
+            "nc4": (self._nearest.nc4(), compared),
+            "nc1_cleanref": (self._cleanref.nc1(), self._cleanref.count),
         }
-        rows = [common | valued(name, value, _NOTES) for name, value in values.items()]
+        rows = [
+            common | {"n": count} | valued(name, value, _NOTES)
+            for name, (value, count) in values.items()
+        ]
         leaps = self.leaps()
         if leaps is None:
             return rows

@@ -1,6 +1,7 @@
 """Leaps and collapse against the radius of the attack, and the radius at which leaps set in."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -10,13 +11,13 @@ from robust_nc.geometry.moments import Moments
 from robust_nc.geometry.nearest import nearest_vertex
 from robust_nc.geometry.radius import collapse_radius
 from robust_nc.grid.made import Report, attack
-from robust_nc.grid.rows import Row
-from robust_nc.grid.side import CLEAN
+from robust_nc.grid.meters import part_bytes
+from robust_nc.grid.rounds import rounds, twins
+from robust_nc.grid.rows import CLEAN, SWEEP, Row
 from robust_nc.grid.subject import Examples, Reference, Subject
 from robust_nc.grid.tapbank import TapBank
 from robust_nc.report.statistics import wilson
 
-SWEEP = "sweep"
 LEVEL = 0.1  # the leap rate that the collapse radius is read at
 
 
@@ -30,8 +31,11 @@ def radius_rows(
 
     `references` by feature. Radius 0 is the clean images: nothing leaps there.
     """
+    if not subject.ball.eps:
+        return []
     factors = sorted({0.0, *subject.settings.radii})
     rows: list[Row] = []
+    banks = {feature: _bank(subject, examples, feature) for feature in references}
     for done, factor in enumerate(factors):
         report(done / len(factors), f"attack at {factor:g} eps")
         eps = factor * subject.ball.eps
@@ -39,7 +43,7 @@ def radius_rows(
         if factor:
             images = attack(subject, examples, None, lambda share: None, radius=eps)
         for feature, reference in references.items():
-            found = _measure(subject, examples, images, feature, reference)
+            found = _measure(examples, banks[feature], images if factor else None, reference)
             rows += [{"feature": feature, "eps": eps} | row for row in found]
     for feature in references:
         mine = [row for row in rows if row["feature"] == feature]
@@ -49,47 +53,70 @@ def radius_rows(
     return [common | {"depth": depths[row["tap"]]} | row for row in rows]
 
 
-def _measure(
-    subject: Subject, examples: Examples, images: Tensor, feature: str, reference: Reference
-) -> list[Row]:
-    """One sweep over the features of one radius."""
-    bank = TapBank(
-        subject.model,
-        {CLEAN: examples.images, SWEEP: images},
-        feature=feature,
-        batch_size=subject.settings.batch_size,
-        taps=subject.taps,
-        budget=0,  # one sweep needs nothing twice
+def _bank(subject: Subject, examples: Examples, feature: str) -> TapBank:
+    size, taps = subject.settings.batch_size, subject.taps
+    return TapBank(
+        subject.model, {CLEAN: examples.images}, feature=feature, batch_size=size, taps=taps
     )
-    meters = {tap: LeapMeter(moments.means) for tap, moments in reference.items()}
+
+
+def _measure(
+    examples: Examples, bank: TapBank, images: Tensor | None, reference: Reference
+) -> list[Row]:
+    """Measure one radius (no images: radius 0), as many taps at a time as memory allows."""
+    if images is not None:
+        bank.add(SWEEP, images)
+    condition = CLEAN if images is None else SWEEP
+    plans = [_Tap(tap, moments) for tap, moments in reference.items()]
+    rows = [
+        row
+        for chosen in rounds(plans)
+        for row in _measure_taps(examples.labels, bank, condition, chosen)
+    ]
+    count = len(examples.labels)
+    share = int((bank.predicted(condition) == examples.labels).sum()) / count
+    if images is not None:
+        bank.drop({SWEEP})
+    return [*rows, {"tap": "output", "measure": "accuracy", "value": share, "n": count}]
+
+
+class _Tap(NamedTuple):
+    """One tap of the sweep."""
+
+    name: str
+    reference: Moments
+
+    @property
+    def nbytes(self) -> int:
+        """Most bytes that its sums hold at a time."""
+        return part_bytes(self.reference.num_groups, self.reference.dim)
+
+
+def _measure_taps(labels: Tensor, bank: TapBank, condition: str, taps: list[_Tap]) -> Iterator[Row]:
+    """One sweep over the features of one radius."""
+    meters = {tap.name: LeapMeter(tap.reference.means) for tap in taps}
     groupings = {
-        (tap, name): Moments(moments.num_groups, moments.dim, device=moments.device)
-        for tap, moments in reference.items()
+        (tap.name, name): Moments(
+            tap.reference.num_groups, tap.reference.dim, device=tap.reference.device
+        )
+        for tap in taps
         for name in ("true", "landed")
     }
-    right = 0
-    for clean, here in zip(bank.batches(CLEAN), bank.batches(SWEEP), strict=True):
-        labels = examples.labels[here.rows].to(here.predicted.device)
-        right += int((here.predicted == labels).sum())
+    for clean, here in twins(bank, condition):
+        mine = labels[here.rows].to(here.predicted.device)
         for tap, meter in meters.items():
             features = here.features[tap]
-            meter.update(clean.features[tap], features, labels)
-            groupings[tap, "true"].update(features, labels)
+            meter.update(clean.features[tap], features, mine)
+            groupings[tap, "true"].update(features, mine)
             groupings[tap, "landed"].update(features, nearest_vertex(features, meter.vertices))
-    count = len(examples.labels)
-    rows: list[Row] = [
-        {"tap": tap, "grouping": name, "vertices": "same", "measure": "nc1_trace"}
-        | {"value": found.nc1_trace, "n": found.num_examples}
-        | {"note": found.notes.get("nc1_trace", "")}
-        for (tap, name), moments in groupings.items()
-        for found in (collapse(moments),)
-    ]
-    common: Row = {"grouping": "none", "vertices": "clean-train", "n": count}
-    rows += [
-        common | {"tap": tap, "measure": "leap_rate", "value": meter.compute().leap_rate}
-        for tap, meter in meters.items()
-    ]
-    return [*rows, {"tap": "output", "measure": "accuracy", "value": right / count, "n": count}]
+    for (tap, name), moments in groupings.items():
+        found = collapse(moments)
+        place = {"tap": tap, "grouping": name, "vertices": "same", "measure": "nc1_trace"}
+        note = found.notes.get("nc1_trace", "")
+        yield place | {"value": found.nc1_trace, "n": found.num_examples, "note": note}
+    common: Row = {"grouping": "none", "vertices": "clean-train", "n": len(labels)}
+    for tap, meter in meters.items():
+        yield common | {"tap": tap, "measure": "leap_rate", "value": meter.compute().leap_rate}
 
 
 def _radius(tap: str, rows: list[Row]) -> list[Row]:
@@ -114,6 +141,8 @@ def _radius(tap: str, rows: list[Row]) -> list[Row]:
     values = {"collapse_radius": radius.value, "collapse_radius_low": radius.low}
     values["collapse_radius_high"] = radius.high
     return [
-        common | {"measure": name, "value": value, "note": beyond if value is None else radius.note}
+        common
+        | {"measure": name, "value": value, "note": beyond if value is None else ""}
+        | ({"note": radius.note} if name == "collapse_radius" else {})
         for name, value in values.items()
     ]

@@ -12,7 +12,8 @@ from typing import NamedTuple, Protocol, TypeVar
 from torch import Tensor
 
 from robust_nc.grid.meters import Batch, Part
-from robust_nc.grid.tapbank import TapBank
+from robust_nc.grid.rows import CLEAN
+from robust_nc.grid.tapbank import TapBank, TapBatch
 
 BUDGET = 2**31  # bytes of sums held at a time; a part that needs more has a round of its own
 
@@ -66,34 +67,56 @@ def rounds(jobs: Sequence[S], *, budget: int = BUDGET) -> Iterator[list[S]]:
 
 
 def sweep(plans: Sequence[Plan], inputs: Inputs) -> list[Job]:
-    """Pass the features of a condition twice through the parts of one round."""
+    """Pass the features of a condition through the parts of one round, twice where one needs it."""
     jobs = [Job(plan.tap, plan.make()) for plan in plans]
     for batch in _batches(inputs):
         for job in jobs:
             job.part.first(batch[job.tap])
-    for batch in _batches(inputs):
+    for batch in _batches(inputs, second=True):
         for job in jobs:
             job.part.second(batch[job.tap])
     return jobs
 
 
-def _batches(inputs: Inputs) -> Iterator[dict[str, Batch]]:
-    """Yield batches of a condition beside their clean twins, by tap."""
-    bank, here_name = inputs.bank, inputs.condition
-    noisy_batches = iter(bank.batches(inputs.noisy)) if inputs.noisy else None
-    for clean, here in zip(bank.batches("clean"), bank.batches(here_name), strict=True):
-        device = here.predicted.device
-        noisy = None if noisy_batches is None else next(noisy_batches).features
-        targets = None if inputs.targets is None else inputs.targets[here.rows].to(device)
-        yield {
-            tap: Batch(
-                clean=clean.features[tap],
-                here=here.features[tap],
-                noisy=None if noisy is None else noisy[tap],
-                labels=inputs.labels[here.rows].to(device),
-                clean_predicted=clean.predicted,
-                predicted=here.predicted,
-                target=targets,
-            )
-            for tap in bank.taps
-        }
+def twins(bank: TapBank, condition: str) -> Iterator[tuple[TapBatch, TapBatch]]:
+    """Yield the batches of the clean images, each beside that of a condition."""
+    if condition == CLEAN:
+        yield from ((batch, batch) for batch in bank.batches(CLEAN))
+    else:
+        yield from zip(bank.batches(CLEAN), bank.batches(condition), strict=True)
+
+
+def _batches(inputs: Inputs, *, second: bool = False) -> Iterator[dict[str, Batch]]:
+    """Yield batches of a condition by tap; in the second sweep with nothing beside them."""
+    bank = inputs.bank
+    pairs: Iterator[tuple[TapBatch, TapBatch]]
+    if second:
+        pairs = ((here, here) for here in bank.batches(inputs.condition))
+    else:
+        pairs = twins(bank, inputs.condition)
+    if second or inputs.noisy is None:
+        for clean, here in pairs:
+            yield _by_tap(inputs, clean, here, None)
+    else:
+        for (clean, here), noisy in zip(pairs, bank.batches(inputs.noisy), strict=True):
+            yield _by_tap(inputs, clean, here, noisy)
+
+
+def _by_tap(
+    inputs: Inputs, clean: TapBatch, here: TapBatch, noisy: TapBatch | None
+) -> dict[str, Batch]:
+    device = here.predicted.device
+    targets = None if inputs.targets is None else inputs.targets[here.rows].to(device)
+    labels = inputs.labels[here.rows].to(device)
+    return {
+        tap: Batch(
+            clean=clean.features[tap],
+            here=here.features[tap],
+            noisy=None if noisy is None else noisy.features[tap],
+            labels=labels,
+            clean_predicted=clean.predicted,
+            predicted=here.predicted,
+            target=targets,
+        )
+        for tap in inputs.bank.taps
+    }

@@ -9,6 +9,8 @@ from typing import Any
 
 Row = dict[str, Any]
 
+CLEAN, ATTACKED, SWEEP = "clean", "attacked", "sweep"  # conditions; the others by their kind
+
 _NO_SPREAD = "undefined: the means coincide, or fewer than two groups have two examples"
 
 

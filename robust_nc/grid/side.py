@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from robust_nc.geometry.alignment import measure_alignment
@@ -11,11 +10,10 @@ from robust_nc.geometry.moments import Moments
 from robust_nc.grid.leap_rows import Context, layer_rows, leap_rows
 from robust_nc.grid.meters import GroupPart, ReferencePart, part_bytes
 from robust_nc.grid.rounds import Inputs, Plan, rounds, sweep
-from robust_nc.grid.rows import Row, class_rows
+from robust_nc.grid.rows import CLEAN, Row, class_rows
 from robust_nc.grid.subject import Condition, Examples, Reference, Subject
 from robust_nc.grid.tapbank import TapBank
 
-CLEAN = "clean"
 _NOISY = "noisy"
 _LEAK = "label_leak: the target follows from the label"
 _LEAKING = ("cyclic", "hierarchy")  # targets that are a function of the true label
@@ -67,10 +65,6 @@ class Side:
         rows.append(self._accuracy(condition.name))
         self._leave(condition)
         return [self._noted(row, condition.name) for row in rows]
-
-    def clean_features(self, tap: str) -> Tensor:
-        """Clean features `(N, D)` of one tap, on the model's device."""
-        return torch.cat([batch.features[tap] for batch in self.bank.batches(CLEAN)])
 
     def _vertices(self) -> Reference:
         """Moments of the clean features by true label, for every tap."""

@@ -11,7 +11,7 @@ from robust_nc.grid.conditions import Attacking
 from robust_nc.grid.meters import Head
 from robust_nc.grid.tapbank import all_taps
 from robust_nc.models.classifier import Classifier
-from robust_nc.runtime import stream_key
+from robust_nc.runtime import generator, stream_key
 from robust_nc.threat import Ball
 
 Reference = dict[str, Moments]  # by tap: moments of the clean training features by true label
@@ -85,7 +85,11 @@ class Condition(NamedTuple):
     noisy: Tensor | None = None
 
 
-def concatenated(split: str, images: list[Tensor], labels: list[Tensor]) -> Examples:
-    """Join batches; ids are places."""
+def drawn(split: str, images: list[Tensor], labels: list[Tensor]) -> Examples:
+    """Join batches, in an order of chance (data come by class, often); ids are the places given.
+
+    So the first examples, where not all are taken, are a sample of all.
+    """
     joined = torch.cat(labels)
-    return Examples(split, torch.cat(images), joined, torch.arange(len(joined)))
+    order = torch.randperm(len(joined), generator=generator(0, "profile-order", split))
+    return Examples(split, torch.cat(images)[order], joined[order], order)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robust_nc.exceptions import unknown_name
+from robust_nc.exceptions import InputError, unknown_name
 from robust_nc.models.taps import HasTaps, module_taps, read_taps
 from robust_nc.runtime import device_of
 
@@ -34,6 +34,8 @@ def chosen_taps(model: nn.Module, taps: tuple[str, ...] | None) -> tuple[str, ..
     known = all_taps(model)
     if taps is None:
         return known
+    if not taps:
+        raise InputError(f"taps names no layer; valid: {', '.join(known)}, or None for all")
     if not isinstance(model, HasTaps):
         modules = [name for name, _ in model.named_modules() if name]
         known = (*dict.fromkeys([*modules, *known]),)
@@ -90,21 +92,31 @@ class TapBank:
         if condition in self._kept:
             yield from self._kept[condition]
             return
-        fresh: list[TapBatch] = []
+        fresh: list[TapBatch] | None = []
         predicted = []
-        size = 0
-        for batch in self._compute(self.images[condition]):
-            size += _size(batch)
-            predicted.append(batch.predicted.cpu())
-            if size <= self._budget:
-                fresh.append(batch)
-            else:
-                fresh.clear()
-            yield batch
+        finished = False
+        try:
+            for batch in self._compute(self.images[condition]):
+                predicted.append(batch.predicted.cpu())
+                fresh = self._charged(fresh, batch)
+                yield batch
+            finished = True
+        finally:  # also where whoever asked stops half-way
+            if fresh is not None and finished and condition not in self._kept:
+                self._kept[condition] = fresh
+            elif fresh is not None:
+                self._budget += sum(map(_size, fresh))
         self._predicted[condition] = torch.cat(predicted)
-        if fresh and condition not in self._kept and size <= self._budget:
-            self._budget -= size
-            self._kept[condition] = fresh
+
+    def _charged(self, fresh: list[TapBatch] | None, batch: TapBatch) -> list[TapBatch] | None:
+        """Keep one more batch, or none of them once they do not fit any more."""
+        if fresh is None:
+            return None
+        if _size(batch) > self._budget:
+            self._budget += sum(map(_size, fresh))
+            return None
+        self._budget -= _size(batch)
+        return [*fresh, batch]
 
     def predicted(self, condition: str) -> Tensor:
         """Return the network's predictions `(N,)` under a condition, on the CPU."""

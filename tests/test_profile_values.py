@@ -1,0 +1,331 @@
+"""Rows of a profile against what the features give by hand, on the test split of a small model."""
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from helpers_training import digits, small_config, small_run
+from scipy import stats
+from torch import Tensor, nn
+
+from robust_nc.attacks.noise import matched_noise
+from robust_nc.config import MeasureConfig
+from robust_nc.data.base import Split
+from robust_nc.geometry.alignment import measure_alignment
+from robust_nc.grid.conditions import Attacking, attack_images
+from robust_nc.models.classifier import Classifier
+from robust_nc.profiling import Profile, profile
+from robust_nc.report.statistics import wilson
+from robust_nc.runtime import stream_key, untouched
+from robust_nc.threat import Ball
+
+EPS, LEVEL, CLASSES = 0.1, 0.1, 10
+BALL = Ball("Linf", EPS)
+TAPS = ("block1", "block3", "penultimate")
+WHOLE = MeasureConfig(taps=TAPS, steps=3, targets=("cyclic",), radii=(0.5, 1.0), trajectories=0)
+BARE = MeasureConfig(taps=TAPS, steps=2, targets=(), radii=(), trajectories=0)
+PLACES = torch.arange(float(CLASSES))
+DISTANCES = (PLACES[:, None] - PLACES).abs()
+
+by_tap = pytest.mark.parametrize("tap", TAPS)
+
+
+class Hand(NamedTuple):
+    """Features `(N, D)` float64 by tap, and logits `(N, K)`, of the test images; labels `(N,)`."""
+
+    clean: dict[str, Tensor]
+    attacked: dict[str, Tensor]
+    noisy: dict[str, Tensor]
+    before: Tensor
+    after: Tensor
+    labels: Tensor
+
+
+def by_hand(model: Classifier, test: Split, found: Profile, steps: int) -> Hand:
+    """Attack the test images, and put noise of the attack's size on top."""
+    images, ids, key = (
+        test.images,
+        torch.arange(len(test.images)),
+        stream_key(0, "geometry", "test"),
+    )
+    attacking = Attacking(steps, 1, found.logit_scale)
+    draws: dict[str, Any] = {"seed": key, "ids": ids}
+    with untouched(model):
+        attacked = attack_images(
+            model, images, test.labels, BALL, attacking, **draws, batch_size=256, report=print
+        )
+        draws["seed"] = stream_key(key, "return")
+        noisy = matched_noise(attacked, attacked + (attacked - images), **draws)
+        with torch.no_grad():
+            read = [model.tapped(points, taps=TAPS) for points in (images, attacked, noisy)]
+    features = [{tap: each.features[tap].double() for tap in TAPS} for each in read]
+    return Hand(*features, read[0].logits, read[1].logits, test.labels)
+
+
+def class_means(features: Tensor, labels: Tensor) -> Tensor:
+    return torch.stack([features[labels == k].mean(0) for k in range(CLASSES)])
+
+
+def nearest(features: Tensor, vertices: Tensor) -> Tensor:
+    """Nearest vertex by the distance itself; a row of NaN is no vertex."""
+    apart = (features[:, None] - vertices[None]).norm(dim=2)
+    return apart.nan_to_num(torch.inf).argmin(1)
+
+
+def ends(found: Profile, hand: Hand, tap: str) -> tuple[Tensor, Tensor]:
+    """Nearest clean vertices of the clean and of the attacked examples."""
+    vertices = found.vertices["gap", tap]
+    return nearest(hand.clean[tap], vertices), nearest(hand.attacked[tap], vertices)
+
+
+def batches(split: Split) -> list[tuple[Tensor, Tensor]]:
+    return [(split.images, split.labels)]
+
+
+def only(split: Split, kept: Tensor | slice) -> Split:
+    return Split(*(part[kept] for part in split))
+
+
+def row(found: Profile, measure: str, **where: Any) -> Any:
+    rows = found.values(measure, **where)
+    assert len(rows) == 1, f"{len(rows)} rows of {measure} for {where}"
+    return rows.iloc[0]
+
+
+def series(found: Profile, measure: str, by: str = "i", **where: Any) -> list[float]:
+    rows = found.values(measure, **where).sort_values(by)
+    assert rows[by].is_unique
+    return rows["value"].tolist()
+
+
+@pytest.fixture(scope="module")
+def model() -> Classifier:
+    return small_run(small_config(epochs=4, examples=250, train={"lr": 0.2})).last
+
+
+@pytest.fixture(scope="module")
+def test() -> Split:
+    return digits("test", 80)
+
+
+@pytest.fixture(scope="module")
+def found(model: Classifier, test: Split) -> Profile:
+    sets = {"train": batches(digits("train", 120)), "test": batches(test)}
+    return profile(model, sets, BALL, measure=WHOLE, distances=DISTANCES)
+
+
+@pytest.fixture(scope="module")
+def hand(model: Classifier, test: Split, found: Profile) -> Hand:
+    return by_hand(model, test, found, WHOLE.steps)
+
+
+@by_tap
+class TestTheTestSplit:
+    here = {"condition": "attacked", "split": "test"}
+
+    def test_alignment_is_with_the_clean_means_of_the_same_examples(self, found, hand, tap):
+        clean, attacked = (class_means(each[tap], hand.labels) for each in hand[:2])
+        wanted = measure_alignment(clean, attacked)
+        angles = series(found, "alignment_angle_class", tap=tap, **self.here)
+        assert angles == pytest.approx(wanted.angles, rel=1e-5)
+        for name, value in wanted.measures().items():
+            assert row(found, name, tap=tap, **self.here)["value"] == pytest.approx(value, rel=1e-5)
+
+    @pytest.mark.parametrize("condition", ["attacked", "gaussian", "cyclic"])
+    def test_vulnerability_ranks_clean_collapse_beside_leap_rates(self, found, tap, condition):
+        here = {"tap": tap, "split": "test"}
+        collapse = series(found, "nc1_class", condition="clean", grouping="true", **here)
+        rates = series(found, "leap_rate_class", condition=condition, **here)
+        assert len(collapse) == len(rates) == CLASSES
+        wanted = stats.spearmanr(collapse, rates).statistic
+        value = row(found, "vulnerability_correlation", condition=condition, **here)["value"]
+        assert value == pytest.approx(wanted, abs=1e-12)
+
+    def test_leaps_start_at_the_nearest_vertex_whatever_the_label(self, found, hand, tap):
+        origin, landed = ends(found, hand, tap)
+        assert (origin != hand.labels).any()
+        matrix = torch.zeros(CLASSES, CLASSES, dtype=torch.int64)
+        matrix.index_put_((origin, landed), torch.tensor(1), accumulate=True)
+        rows = found.values("leap_matrix", tap=tap, **self.here).sort_values(["i", "j"])
+        assert rows["value"].tolist() == matrix.flatten().tolist()
+        leaped, labels = origin != landed, hand.labels
+        wanted = [float(leaped[labels == k].double().mean()) for k in range(CLASSES)]
+        assert series(found, "leap_rate_class", tap=tap, **self.here) == pytest.approx(wanted)
+
+    @pytest.mark.parametrize("condition", ["attacked", "cyclic"])
+    def test_severity_weighs_the_leap_matrix_with_the_distances(self, found, tap, condition):
+        here = {"tap": tap, "condition": condition, "split": "test"}
+        counts = found.values("leap_matrix", **here).sort_values(["i", "j"])["value"]
+        matrix = torch.tensor(counts.tolist()).view(CLASSES, CLASSES).fill_diagonal_(0)
+        leaps = float(matrix.sum())
+        assert leaps > 0
+        severity = row(found, "severity", **here)
+        assert severity["value"] == pytest.approx(float((matrix * DISTANCES).sum()) / leaps)
+        assert severity["n"] == leaps
+        expected = DISTANCES.sum(1) / (CLASSES - 1)
+        wanted = float((matrix.sum(1) * expected).sum()) / leaps
+        assert row(found, "severity_null", **here)["value"] == pytest.approx(wanted)
+
+    def test_noise_on_top_has_the_size_of_the_attack(self, found, hand, tap):
+        origin, landed = ends(found, hand, tap)
+        noisy = nearest(hand.noisy[tap], found.vertices["gap", tap])
+        leaped = origin != landed
+        wanted = float((noisy == origin)[leaped].double().mean())
+        returned = row(found, "return_rate", tap=tap, **self.here)
+        assert returned["value"] == pytest.approx(wanted)
+        assert returned["n"] == int(leaped.sum())
+
+
+@by_tap
+class TestTheSweep:
+    @pytest.mark.parametrize("grouping", ["true", "landed"])
+    def test_at_the_radius_of_the_ball_it_groups_as_the_attack_does(self, found, tap, grouping):
+        here = {"tap": tap, "split": "test", "eps": EPS, "grouping": grouping}
+        swept = row(found, "nc1_trace", condition="sweep", **here)
+        attacked = row(found, "nc1_trace", condition="attacked", **here)
+        assert swept["value"] == pytest.approx(attacked["value"], rel=1e-9)
+        assert swept["n"] == attacked["n"]
+
+    def test_at_the_radius_of_the_ball_as_many_leap(self, found, tap):
+        here = {"tap": tap, "split": "test", "eps": EPS}
+        swept, attacked = (
+            row(found, "leap_rate", condition=name, **here)["value"]
+            for name in ("sweep", "attacked")
+        )
+        assert swept == attacked > 0
+
+    def test_the_bounds_are_those_of_the_examples_there_are(self, found, test, tap):
+        """From 0 at eps 0 the bounds go straight to those of eps / 2, beyond the level."""
+        here = {"tap": tap, "condition": "sweep"}
+        first = row(found, "leap_rate", eps=EPS / 2, **here)
+        assert first["n"] == len(test.labels)
+        rate = wilson(round(first["value"] * len(test.labels)), len(test.labels))
+        assert LEVEL < rate.low
+        ends = {"": rate.value, "_low": rate.high, "_high": rate.low}
+        for end, bound in ends.items():
+            radius = row(found, f"collapse_radius{end}", **here)
+            assert radius["value"] == pytest.approx(LEVEL / bound * EPS / 2)
+            assert radius["note"] == ""
+            assert radius["n"] == len(test.labels)
+
+
+class TestARadiusThatIsNotReached:
+    def test_its_lower_end_has_a_value_and_nothing_to_excuse(self, model, test):
+        """Of 20 examples none leaps: the upper bound of that is z^2 / (20 + z^2) = 0.161."""
+        settings = MeasureConfig(
+            taps=("penultimate",), steps=1, targets=(), radii=(1.0,), trajectories=0
+        )
+        few = {"train": batches(digits("train", 80)), "test": batches(only(test, slice(0, 20)))}
+        found = profile(model, few, Ball("Linf", 1e-6), measure=settings)
+        here = {"tap": "penultimate", "condition": "sweep"}
+        assert series(found, "leap_rate", by="eps", **here) == [0, 0]
+        low = row(found, "collapse_radius_low", **here)
+        square = float(stats.norm.ppf(0.975)) ** 2
+        assert low["value"] == pytest.approx(LEVEL * 1e-6 * (20 + square) / square)
+        assert low["note"] == ""
+        for name in ("collapse_radius", "collapse_radius_high"):
+            beyond = row(found, name, **here)
+            assert beyond["value"] != beyond["value"]
+            assert beyond["note"].startswith("> 1e-06")
+
+
+@pytest.fixture(scope="module")
+def sparse_train() -> Split:
+    """Without classes 8 and 9, and with one example of class 1."""
+    train = digits("train", 120)
+    ones = (train.labels == 1).nonzero().flatten()
+    return only(train, (train.labels < 8).index_fill(0, ones[1:], False))
+
+
+@pytest.fixture(scope="module")
+def sparse_test(test: Split) -> Split:
+    """Without class 0."""
+    return only(test, test.labels != 0)
+
+
+@pytest.fixture(scope="module")
+def sparse(model: Classifier, sparse_train: Split, sparse_test: Split) -> Profile:
+    sets = {"train": batches(sparse_train), "test": batches(sparse_test)}
+    return profile(model, sets, BALL, measure=BARE)
+
+
+@pytest.fixture(scope="module")
+def sparse_hand(model: Classifier, sparse_test: Split, sparse: Profile) -> Hand:
+    return by_hand(model, sparse_test, sparse, BARE.steps)
+
+
+class TestExamplesBehindAValue:
+    here = {"condition": "attacked", "split": "test"}
+
+    @by_tap
+    @pytest.mark.parametrize("condition", ["clean", "attacked"])
+    def test_all_test_examples_have_a_nearest_vertex(self, sparse, sparse_hand, tap, condition):
+        here = {"tap": tap, "condition": condition, "split": "test"}
+        features, logits = (
+            (sparse_hand.clean, sparse_hand.before)
+            if condition == "clean"
+            else (sparse_hand.attacked, sparse_hand.after)
+        )
+        place = nearest(features[tap], sparse.vertices["gap", tap])
+        ncc, nc4 = (row(sparse, name, **here) for name in ("ncc", "nc4"))
+        assert ncc["n"] == nc4["n"] == len(sparse_hand.labels)
+        assert ncc["value"] == pytest.approx(float((place == sparse_hand.labels).double().mean()))
+        assert nc4["value"] == pytest.approx(float((place != logits.argmax(1)).double().mean()))
+        reference = row(sparse, "nc1_cleanref", **here)
+        assert reference["n"] == int(((sparse_hand.labels != 1) & (sparse_hand.labels < 8)).sum())
+
+    @by_tap
+    def test_its_own_examples_count_where_their_class_has_a_vertex(self, sparse, sparse_train, tap):
+        here = {"tap": tap, "condition": "clean", "split": "train"}
+        kept = int((sparse_train.labels != 1).sum())
+        assert kept == len(sparse_train.labels) - 1
+        assert row(sparse, "ncc", **here)["n"] == kept
+        assert row(sparse, "nc1", grouping="true", **here)["n"] == kept
+
+    @by_tap
+    def test_a_class_has_its_own_examples(self, sparse, sparse_hand, tap):
+        rows = sparse.values("alignment_angle_class", tap=tap, **self.here).sort_values("i")
+        counts = torch.bincount(sparse_hand.labels, minlength=CLASSES).tolist()
+        assert rows["n"].tolist() == counts
+        assert rows["i"][rows["value"].isna()].tolist() == [0]
+
+    @by_tap
+    def test_agreement_is_over_those_that_leaped_or_flipped(self, sparse, sparse_hand, tap):
+        origin, landed = ends(sparse, sparse_hand, tap)
+        flipped = sparse_hand.before.argmax(1) != sparse_hand.after.argmax(1)
+        either = (origin != landed) | flipped
+        agreement = row(sparse, "agreement", tap=tap, **self.here)
+        assert agreement["n"] == int(either.sum()) < len(sparse_hand.labels)
+        both = (origin != landed) & flipped
+        assert agreement["value"] == pytest.approx(int(both.sum()) / int(either.sum()))
+
+    @by_tap
+    def test_landed_is_over_leaps_onto_classes_with_a_radius(self, sparse, sparse_hand, tap):
+        origin, landed = ends(sparse, sparse_hand, tap)
+        reached = set(sparse_hand.labels[origin == sparse_hand.labels].tolist())
+        known = torch.tensor([place in reached for place in landed.tolist()])
+        leaped = origin != landed
+        assert (leaped & ~known).any()
+        assert row(sparse, "landed", tap=tap, **self.here)["n"] == int((leaped & known).sum())
+
+
+class TestDepth:
+    def test_every_row_of_a_tap_has_one_depth(self):
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.ReLU()]
+        layers += [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 12), nn.ReLU()]
+        network = nn.Sequential(*layers, nn.Linear(12, CLASSES))
+        settings = MeasureConfig(
+            taps=("5", "penultimate"),
+            steps=1,
+            targets=(),
+            radii=(1.0,),
+            trajectories=8,
+            adaptive="pgd",
+            adaptive_examples=6,
+        )
+        found = profile(network, batches(digits("train", 60)), BALL, measure=settings)
+        assert {"ncc_adaptive", "trajectory_t"} <= set(found.frame["measure"])
+        depths = found.frame.groupby("tap")["depth"].unique().map(list).to_dict()
+        alike = dict.fromkeys(set(depths) - {"5", "penultimate"}, [-1])
+        assert depths == {"5": [0], "penultimate": [1], **alike}
