@@ -395,7 +395,10 @@ class TestReading:
                 "did you mean 'bn_mode'",
             ),
             ({"against": {"train.objective": "standard"}}, "are the same cells"),
-            ({"variant": [{}, {"tap": "block1"}, {"tap": "block1"}]}, "landed(feature=gap"),
+            (
+                {"variant": [{}, {"tap": "block1"}, {"tap": "block1"}]},
+                "quantity landed(tap=block1)",
+            ),
             ({"variant": [{}, {"feature": "gap"}]}, "two variants are the same quantity landed"),
             ({"quantity": {"name": "landed", "tap": "blok2"}}, "did you mean 'block2'"),
             ({"quantity": {"name": "early_over_late", "early": "blok1"}}, "did you mean 'block1'"),

@@ -27,6 +27,8 @@ BARE = MeasureConfig(taps=TAPS, steps=2, targets=(), radii=(), trajectories=0)
 PLACES = torch.arange(float(CLASSES))
 DISTANCES = (PLACES[:, None] - PLACES).abs()
 
+ATTACKED = {"condition": "attacked", "split": "test"}
+
 by_tap = pytest.mark.parametrize("tap", TAPS)
 
 
@@ -121,15 +123,13 @@ def hand(model: Classifier, test: Split, found: Profile) -> Hand:
 
 @by_tap
 class TestTheTestSplit:
-    here = {"condition": "attacked", "split": "test"}
-
     def test_alignment_is_with_the_clean_means_of_the_same_examples(self, found, hand, tap):
         clean, attacked = (class_means(each[tap], hand.labels) for each in hand[:2])
         wanted = measure_alignment(clean, attacked)
-        angles = series(found, "alignment_angle_class", tap=tap, **self.here)
+        angles = series(found, "alignment_angle_class", tap=tap, **ATTACKED)
         assert angles == pytest.approx(wanted.angles, rel=1e-5)
         for name, value in wanted.measures().items():
-            assert row(found, name, tap=tap, **self.here)["value"] == pytest.approx(value, rel=1e-5)
+            assert row(found, name, tap=tap, **ATTACKED)["value"] == pytest.approx(value, rel=1e-5)
 
     @pytest.mark.parametrize("condition", ["attacked", "gaussian", "cyclic"])
     def test_vulnerability_ranks_clean_collapse_beside_leap_rates(self, found, tap, condition):
@@ -146,11 +146,11 @@ class TestTheTestSplit:
         assert (origin != hand.labels).any()
         matrix = torch.zeros(CLASSES, CLASSES, dtype=torch.int64)
         matrix.index_put_((origin, landed), torch.tensor(1), accumulate=True)
-        rows = found.values("leap_matrix", tap=tap, **self.here).sort_values(["i", "j"])
+        rows = found.values("leap_matrix", tap=tap, **ATTACKED).sort_values(["i", "j"])
         assert rows["value"].tolist() == matrix.flatten().tolist()
         leaped, labels = origin != landed, hand.labels
         wanted = [float(leaped[labels == k].double().mean()) for k in range(CLASSES)]
-        assert series(found, "leap_rate_class", tap=tap, **self.here) == pytest.approx(wanted)
+        assert series(found, "leap_rate_class", tap=tap, **ATTACKED) == pytest.approx(wanted)
 
     @pytest.mark.parametrize("condition", ["attacked", "cyclic"])
     def test_severity_weighs_the_leap_matrix_with_the_distances(self, found, tap, condition):
@@ -171,7 +171,7 @@ class TestTheTestSplit:
         noisy = nearest(hand.noisy[tap], found.vertices["gap", tap])
         leaped = origin != landed
         wanted = float((noisy == origin)[leaped].double().mean())
-        returned = row(found, "return_rate", tap=tap, **self.here)
+        returned = row(found, "return_rate", tap=tap, **ATTACKED)
         assert returned["value"] == pytest.approx(wanted)
         assert returned["n"] == int(leaped.sum())
 
@@ -200,9 +200,9 @@ class TestTheSweep:
         first = row(found, "leap_rate", eps=EPS / 2, **here)
         assert first["n"] == len(test.labels)
         rate = wilson(round(first["value"] * len(test.labels)), len(test.labels))
-        assert LEVEL < rate.low
-        ends = {"": rate.value, "_low": rate.high, "_high": rate.low}
-        for end, bound in ends.items():
+        assert rate.low > LEVEL
+        bounds = {"": rate.value, "_low": rate.high, "_high": rate.low}
+        for end, bound in bounds.items():
             radius = row(found, f"collapse_radius{end}", **here)
             assert radius["value"] == pytest.approx(LEVEL / bound * EPS / 2)
             assert radius["note"] == ""
@@ -255,8 +255,6 @@ def sparse_hand(model: Classifier, sparse_test: Split, sparse: Profile) -> Hand:
 
 
 class TestExamplesBehindAValue:
-    here = {"condition": "attacked", "split": "test"}
-
     @by_tap
     @pytest.mark.parametrize("condition", ["clean", "attacked"])
     def test_all_test_examples_have_a_nearest_vertex(self, sparse, sparse_hand, tap, condition):
@@ -281,10 +279,11 @@ class TestExamplesBehindAValue:
         assert kept == len(sparse_train.labels) - 1
         assert row(sparse, "ncc", **here)["n"] == kept
         assert row(sparse, "nc1", grouping="true", **here)["n"] == kept
+        assert row(sparse, "nc4", **here)["n"] == len(sparse_train.labels)
 
     @by_tap
     def test_a_class_has_its_own_examples(self, sparse, sparse_hand, tap):
-        rows = sparse.values("alignment_angle_class", tap=tap, **self.here).sort_values("i")
+        rows = sparse.values("alignment_angle_class", tap=tap, **ATTACKED).sort_values("i")
         counts = torch.bincount(sparse_hand.labels, minlength=CLASSES).tolist()
         assert rows["n"].tolist() == counts
         assert rows["i"][rows["value"].isna()].tolist() == [0]
@@ -294,7 +293,7 @@ class TestExamplesBehindAValue:
         origin, landed = ends(sparse, sparse_hand, tap)
         flipped = sparse_hand.before.argmax(1) != sparse_hand.after.argmax(1)
         either = (origin != landed) | flipped
-        agreement = row(sparse, "agreement", tap=tap, **self.here)
+        agreement = row(sparse, "agreement", tap=tap, **ATTACKED)
         assert agreement["n"] == int(either.sum()) < len(sparse_hand.labels)
         both = (origin != landed) & flipped
         assert agreement["value"] == pytest.approx(int(both.sum()) / int(either.sum()))
@@ -306,7 +305,7 @@ class TestExamplesBehindAValue:
         known = torch.tensor([place in reached for place in landed.tolist()])
         leaped = origin != landed
         assert (leaped & ~known).any()
-        assert row(sparse, "landed", tap=tap, **self.here)["n"] == int((leaped & known).sum())
+        assert row(sparse, "landed", tap=tap, **ATTACKED)["n"] == int((leaped & known).sum())
 
 
 class TestDepth:
@@ -327,5 +326,5 @@ class TestDepth:
         found = profile(network, batches(digits("train", 60)), BALL, measure=settings)
         assert {"ncc_adaptive", "trajectory_t"} <= set(found.frame["measure"])
         depths = found.frame.groupby("tap")["depth"].unique().map(list).to_dict()
-        alike = dict.fromkeys(set(depths) - {"5", "penultimate"}, [-1])
-        assert depths == {"5": [0], "penultimate": [1], **alike}
+        assert (depths.pop("5"), depths.pop("penultimate")) == ([0], [1])
+        assert all(places == [-1] for places in depths.values())

@@ -13,7 +13,7 @@ from robust_nc.geometry.alignment import etf_distance
 from robust_nc.geometry.collapse import collapse
 from robust_nc.geometry.leaps import LeapMeter, Leaps
 from robust_nc.geometry.moments import Moments
-from robust_nc.geometry.nearest import NearestMeter, nearest_vertex
+from robust_nc.geometry.nearest import NearestMeter
 from robust_nc.geometry.nulls import isotropic_null, joint_counts, leap_null
 from robust_nc.geometry.projection import Projection
 from robust_nc.geometry.scatter import MAX_DIM, TotalScatter
@@ -79,7 +79,7 @@ class GroupPart:
 
     def __init__(self, grouping: str, reference: Moments, head: Head | None, *, seed: int) -> None:
         self.grouping = grouping
-        self._vertices = reference.means if grouping == "landed" else None
+        self._vertices = reference.groups() if grouping == "landed" else None
         self._reference = reference
         self._head = head
         self._seed = seed
@@ -144,7 +144,7 @@ class GroupPart:
 
     def _groups(self, batch: Batch) -> Tensor:
         if self._vertices is not None:
-            return nearest_vertex(batch.here, self._vertices)
+            return self._vertices.nearest(batch.here)
         if self.grouping == "target":
             assert batch.target is not None
             return batch.target
@@ -179,7 +179,7 @@ class ReferencePart:
             flipped=batch.predicted != batch.clean_predicted,
         )
         if batch.noisy is not None:
-            self._noisy.append(nearest_vertex(batch.noisy, self._reference.means))
+            self._noisy.append(self._reference.groups().nearest(batch.noisy))
 
     def second(self, batch: Batch) -> None:
         """Nothing to add."""
