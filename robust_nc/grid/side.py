@@ -118,8 +118,8 @@ class Side:
             common | {"measure": name, "value": value, "note": found.notes.get(name, "")}
             for name, value in found.measures().items()
         ]
-        sizes = [len(self._examples.labels)] * len(found.angles)
-        return rows + class_rows(common | {"measure": "alignment_angle_class"}, found.angles, sizes)
+        classes = common | {"measure": "alignment_angle_class"}
+        return rows + class_rows(classes, found.angles, part.counts)
 
     def _place(self, tap: str) -> Row:
         return {"tap": tap, "depth": self._subject.depths[tap]}
