@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from robust_nc.claims.answers import read_answers
+from robust_nc.claims.page import answers_page
+from robust_nc.claims.reading import read_claims
+from robust_nc.files import sha256_of
 from robust_nc.registry import METRICS
 from robust_nc.store import read_all
 from robust_nc.suite import read_suite
@@ -76,6 +80,21 @@ def test_the_page_on_measures_lists_every_measure() -> None:
         measure = METRICS.load(name)
         better = {True: "higher", False: "lower", None: ""}[measure.higher_is_better]
         assert f"| `{name}` | {measure.description} | {better} |" in page.replace("\\|", "|")
+
+
+def test_the_page_of_claims_is_what_the_answers_say() -> None:
+    """Numbers of the page are those of the answers, of claims that are as they were decided."""
+    claims, folder = read_claims(), "results/claims/answers/"
+    found = {answer.claim.id: answer for answer in read_answers(ROOT / folder)}
+    answers = [found.pop(plan.claim.id) for plan in claims.plans]
+    assert not found
+    assert [one.claim_digest for one in answers] == [plan.digest for plan in claims.plans]
+    page = answers_page(answers, description=claims.description, folder=f"../{folder}")
+    assert (ROOT / "docs/claims.md").read_text().startswith(page)
+    for answer in answers:
+        for used in answer.records:
+            record = ROOT / "results" / answer.claim.suite / used.model / f"{used.cell}.json"
+            assert sha256_of(record) == used.record
 
 
 @pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").rglob("*.md")))
