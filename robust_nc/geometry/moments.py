@@ -21,7 +21,7 @@ from robust_nc.exceptions import InputError
 from robust_nc.geometry.groups import Groups
 from robust_nc.geometry.inputs import as_features
 
-__all__ = ["Groups", "Moments", "blocks"]
+__all__ = ["Groups", "Moments", "Shifted", "blocks"]
 
 # Values converted to float64 at a time: 2 MiB stay in the cache, and the allocator keeps them,
 # where the pages of a larger piece are given back and cleared again for the next.
@@ -32,6 +32,26 @@ def blocks(num_rows: int, dim: int, *, scale: int = 1) -> Iterator[slice]:
     """Cut rows so that a float64 copy of one piece stays small; `scale` times as large."""
     step = max(1, scale * _BLOCK // max(dim, 1))
     return (slice(start, start + step) for start in range(0, num_rows, step))
+
+
+class Shifted:
+    """Cuts features into float64 pieces around a shift, in memory that is used again and again.
+
+    A piece holds until the next is asked for. Fresh memory for each would be cleared by the system
+    first, depending on the state of the allocator: that takes up to four times the sums themselves.
+    """
+
+    def __init__(self) -> None:
+        self._scratch: Tensor | None = None
+
+    def pieces(self, features: Tensor, shift: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield rows, and `features[rows] - shift` on the device of the shift `(D,)`."""
+        for rows in blocks(*features.shape):
+            part = features[rows].to(shift.device)
+            scratch = self._scratch
+            if scratch is None or len(scratch) < len(part) or scratch.device != shift.device:
+                self._scratch = scratch = torch.empty_like(part, dtype=torch.float64)
+            yield rows, torch.sub(part, shift, out=scratch[: len(part)])
 
 
 class Moments:
@@ -52,6 +72,7 @@ class Moments:
         self.edition = 0
         self._follow = device is None
         self._shift: Tensor | None = None
+        self._shifted = Shifted()
         self._counts = torch.zeros(num_groups, dtype=torch.int64, device=device)
         self._sums = torch.zeros(num_groups, dim, dtype=torch.float64, device=device)
         self._squares = torch.zeros(num_groups, dtype=torch.float64, device=device)
@@ -68,8 +89,7 @@ class Moments:
         groups = groups.to(self.device)
         self.edition += 1
         self._counts += torch.bincount(groups, minlength=self.num_groups)
-        for rows in blocks(len(features), self.dim):
-            shifted = features[rows].to(self.device) - self._shift
+        for rows, shifted in self._shifted.pieces(features, self._shift):
             lengths = torch.linalg.vector_norm(shifted, dim=1).square_()
             self._squares.index_add_(0, groups[rows], lengths)
             self._sums.index_add_(0, groups[rows], shifted)

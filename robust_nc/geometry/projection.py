@@ -25,7 +25,7 @@ from robust_nc.checks import check_labels
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.groups import Groups
 from robust_nc.geometry.inputs import check_features
-from robust_nc.geometry.moments import Moments, blocks
+from robust_nc.geometry.moments import Moments, Shifted
 from robust_nc.geometry.span import Span
 
 _EPS = torch.finfo(torch.float64).eps
@@ -66,12 +66,13 @@ class Thin(NamedTuple):
     matrix: Tensor
     centre: Tensor
     means: Tensor
+    shifted: Shifted
 
     @classmethod
     def of(cls, groups: Groups) -> "Thin":
         """Whiten by the thin SVD."""
         matrix = whitening(groups.weighted_rows())
-        return cls(matrix, groups.centre, groups.rows @ matrix.T)
+        return cls(matrix, groups.centre, groups.rows @ matrix.T, Shifted())
 
     @property
     def rank(self) -> int:
@@ -80,8 +81,7 @@ class Thin(NamedTuple):
 
     def images(self, features: Tensor, place: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield rows and S^-1 V^T (h - mu) there, `(n, r)`; mu is the mean at `place`, 0..K'-1."""
-        for rows in blocks(*features.shape):
-            shifted = features[rows].to(self.centre.device) - self.centre
+        for rows, shifted in self.shifted.pieces(features, self.centre):
             # With few rows in front, half the time of the product the other way round.
             yield rows, (self.matrix @ shifted.T).T - self.means[place[rows]]
 
