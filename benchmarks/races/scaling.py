@@ -62,8 +62,9 @@ def measure(
     for values, labels in features():
         moments.update(values, labels)
     projection = Projection(moments) if exact else None
-    for values, labels in features() if projection is not None else ():
-        projection.update(values, labels)
+    if projection is not None:
+        for values, labels in features():
+            projection.update(values, labels)
     return collapse(moments, projection=projection).nc1
 
 
@@ -85,15 +86,14 @@ def sweep(*, repeats: int, base: Setting = BASE) -> list[Point]:
 
 def draw(points: list[Point], path: Path) -> None:
     """Plot seconds against N, K and D with a line of slope 1, at one column's width."""
-    import matplotlib as mpl
     import pandas as pd
     import seaborn as sns
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
     frame = pd.DataFrame(points)
     sns.set_theme(style="whitegrid", context="paper", palette="colorblind", font_scale=0.85)
-    figure, axes = mpl.pyplot.subplots(3, 1, figsize=(3.4, 5.2), layout="constrained")
-    for ax, axis in zip(axes, GRID, strict=True):
+    figure = Figure(figsize=(3.4, 5.2), layout="constrained")
+    for ax, axis in zip(figure.subplots(3, 1), GRID, strict=True):
         part = frame[frame["axis"] == axis]
         sns.lineplot(
             part, x="value", y="seconds", hue="measures", style="measures", markers=True, ax=ax
@@ -110,7 +110,6 @@ def draw(points: list[Point], path: Path) -> None:
     figure.legend(handles, names, loc="outside upper center", ncols=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=200)
-    mpl.pyplot.close(figure)
 
 
 def table(points: list[Point]) -> str:
