@@ -21,7 +21,7 @@ from robust_nc.plugins import find_attack
 from robust_nc.profiling import profile_cell, sweep_rows
 from robust_nc.record import tidy, write_record, write_rows
 from robust_nc.recording import Made, make_record
-from robust_nc.runtime import default_device
+from robust_nc.runtime import default_device, device_of
 from robust_nc.store import checkpoint_folder, record_path, remove_file, rows_path, verdict_log
 from robust_nc.suite import Cell
 from robust_nc.training.checkpoint import read_manifest
@@ -142,7 +142,9 @@ def _measure(trained: Trained, test: Split, cell: Cell, report: Report) -> pd.Da
         report(CellEvent(cell.id, share, status))
 
     config = cell.config
-    initial = build_model(trained.model, seed=config.seed) if config.measure.agop_examples else None
+    initial = None
+    if config.measure.agop_examples:
+        initial = build_model(trained.model, seed=config.seed).to(device_of(trained.last))
     geometry = profile_cell(trained.last, trained.train, test, config, initial=initial, report=show)
     sweep = sweep_rows(trained.best, test, config)
     sizes = {
