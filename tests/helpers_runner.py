@@ -89,13 +89,17 @@ def cli(*arguments: object) -> Ran:
 
 
 def start(*arguments: object, stdout: Any = subprocess.PIPE) -> "subprocess.Popen[str]":
-    """Start the command line in a process group of its own."""
+    """Start the command line in a process group of its own.
+
+    Tests that run in the background of a shell ignore Ctrl-C, and so would what they start.
+    """
     return subprocess.Popen(
         [sys.executable, "-c", "from robust_nc.cli import main; main()", *map(str, arguments)],
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
