@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from robust_nc.geometry.measures import Measure
 from robust_nc.geometry.moments import Moments
 
 
@@ -51,3 +52,11 @@ def reduce_moments(rank: int, world: int, folder: str) -> None:
     assert Moments(2, 2).all_reduce().total == 0
     dist.destroy_process_group()
     Path(folder, f"done-{rank}").touch()
+
+
+def _total(moments: Moments) -> float | None:
+    return moments.total_variance or None
+
+
+# A measure from outside, as another package would register it.
+TOTAL = Measure("total_of_ours", None, "total", "mean squared distance from the mean", _total)

@@ -14,7 +14,6 @@ from robust_nc.geometry.severity import (
     check_distances,
     farthest_classes,
     mean_severity,
-    nearest_classes,
     return_rate,
     severity_null,
 )
@@ -122,9 +121,8 @@ def test_severity_agrees_with_the_oracle(seed: int, num_classes: int) -> None:
     assert severity_null(origin, destination, distances) == pytest.approx(null)
     returned = oracle.return_rate(*arrays, noisy.numpy())
     assert return_rate(origin, destination, noisy) == pytest.approx(returned)
-    far, near = oracle.extreme_classes(origin.numpy(), distances.numpy())
+    far = oracle.farthest_classes(origin.numpy(), distances.numpy())
     assert farthest_classes(distances, origin).tolist() == far
-    assert nearest_classes(distances, origin).tolist() == near
     order = torch.randperm(num_classes, generator=torch.Generator().manual_seed(seed))
     renamed = torch.empty_like(distances)
     renamed[order[:, None], order] = 3 * distances
@@ -150,11 +148,10 @@ def test_where_nobody_leaps_there_is_no_severity() -> None:
         assert return_rate(some, some, some) is None
 
 
-def test_ties_go_to_the_lowest_class_and_zero_is_no_neighbour() -> None:
+def test_ties_go_to_the_lowest_class() -> None:
     distances = check_distances([[0, 0, 2, 2], [0, 0, 2, 2], [2, 2, 0, 1], [2, 2, 1, 0]], 4)
     labels = torch.arange(4)
     assert farthest_classes(distances, labels).tolist() == [2, 2, 0, 0]
-    assert nearest_classes(distances, labels).tolist() == [2, 2, 3, 2]
 
 
 @pytest.mark.parametrize(
@@ -199,6 +196,6 @@ def test_what_does_not_fit_is_answered_in_one_sentence() -> None:
     with pytest.raises(InputError, match="2 noisy classes"):
         return_rate(three, three, three[:2])
     with pytest.raises(InputError, match=r"labels must be in 0\.\.2"):
-        nearest_classes(distances, three + 1)
+        farthest_classes(distances, three + 1)
     with pytest.raises(InputError, match="class 1 has distance 0 to every class"):
         farthest_classes(torch.zeros(3, 3), three[1:])

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from helpers_geometry import TOTAL
 from helpers_training import digits, small_config, small_run
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from robust_nc.grid import side
 from robust_nc.grid.conditions import TARGETS, Aim
 from robust_nc.profiling import Profile, profile
 from robust_nc.record import COLUMNS
+from robust_nc.registry import METRICS
 from robust_nc.threat import Ball
 
 EPS, GAIN, EDGE = 0.1, 6.0, 0.6
@@ -192,6 +194,16 @@ class TestAnyModule:
             assert rates[0] <= rates[1] <= value(found, "ncc_clean", tap=tap)
         assert value(found, "agop_trace", condition="clean") > 0
         assert set(found.values("nfm_agop")["condition"]) == {"clean", "attacked"}
+
+
+def test_a_registered_measure_with_a_function_becomes_a_row(monkeypatch):
+    monkeypatch.setitem(METRICS._all(), TOTAL.name, "helpers_geometry:TOTAL")
+    found = profile(Planted(), planted_batches(), Ball("Linf", EPS), measure=SMALL)
+    rows = found.values(TOTAL.name, condition="clean", grouping="true")
+    assert rows["tap"].tolist() == list(found.taps)
+    assert rows["value"].tolist() == pytest.approx([(EDGE / 2) ** 2] * 3)
+    attacked = found.values(TOTAL.name, condition="attacked", tap="penultimate")
+    assert set(attacked["grouping"]) == {"true", "predicted", "landed"}
 
 
 class TestTargets:

@@ -11,7 +11,7 @@ the answers say that it is. Options are checked as those of every registered par
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
@@ -97,64 +97,36 @@ def kept_collapse(
     return math.log10(null / found) / whole
 
 
-def landed(
-    rows: pd.DataFrame,
-    *,
-    condition: Attacked = "attacked",
-    tap: str = "penultimate",
-    feature: Feature = "gap",
-    split: Split = "train",
-) -> float:
-    """Share of leaps that end as near to the new vertex as clean examples lie."""
-    return _leap(rows, "landed", (condition, tap, feature, split))
+def _of_leaps(measure: str, says: str) -> Callable[..., float]:
+    """Make the quantity that is one measure of the leaps of a tap."""
+
+    def quantity(
+        rows: pd.DataFrame,
+        *,
+        condition: Attacked = "attacked",
+        tap: str = "penultimate",
+        feature: Feature = "gap",
+        split: Split = "train",
+    ) -> float:
+        at = {"tap": tap, "feature": feature, "split": split, "condition": condition}
+        return _row(rows, at | {"grouping": "none", "measure": measure}).value
+
+    quantity.__doc__ = says
+    return quantity
 
 
-def landing_fraction(
-    rows: pd.DataFrame,
-    *,
-    condition: Attacked = "attacked",
-    tap: str = "penultimate",
-    feature: Feature = "gap",
-    split: Split = "train",
-) -> float:
-    """Mean way along the edge to the vertex of the new prediction; 1 is the whole edge."""
-    return _leap(rows, "landing_fraction", (condition, tap, feature, split))
-
-
-def off_edge(
-    rows: pd.DataFrame,
-    *,
-    condition: Attacked = "attacked",
-    tap: str = "penultimate",
-    feature: Feature = "gap",
-    split: Split = "train",
-) -> float:
-    """Mean distance from that edge, in edge lengths."""
-    return _leap(rows, "off_edge", (condition, tap, feature, split))
-
-
-def leap_rate(
-    rows: pd.DataFrame,
-    *,
-    condition: Attacked = "attacked",
-    tap: str = "penultimate",
-    feature: Feature = "gap",
-    split: Split = "train",
-) -> float:
-    """Share of examples that end at another vertex."""
-    return _leap(rows, "leap_rate", (condition, tap, feature, split))
-
-
-def displacement(
-    rows: pd.DataFrame,
-    *,
-    condition: Attacked = "attacked",
-    tap: str = "penultimate",
-    feature: Feature = "gap",
-    split: Split = "train",
-) -> float:
-    """Mean move of the features over the mean distance of two vertices."""
-    return _leap(rows, "displacement", (condition, tap, feature, split))
+landed = _of_leaps(
+    "landed", "Share of leaps that end as near to the new vertex as clean examples lie."
+)
+landing_fraction = _of_leaps(
+    "landing_fraction",
+    "Mean way along the edge to the vertex of the new prediction; 1 is the whole edge.",
+)
+off_edge = _of_leaps("off_edge", "Mean distance from that edge, in edge lengths.")
+leap_rate = _of_leaps("leap_rate", "Share of examples that end at another vertex.")
+displacement = _of_leaps(
+    "displacement", "Mean move of the features over the mean distance of two vertices."
+)
 
 
 def nc1_log10(
@@ -277,11 +249,6 @@ def robust_accuracy(rows: pd.DataFrame, *, feature: Feature = "gap") -> float:
 
 
 _NC1 = {"measure": "nc1", "vertices": "same"}
-
-
-def _leap(rows: pd.DataFrame, name: str, place: tuple[str, str, str, str]) -> float:
-    at = dict(zip(("condition", "tap", "feature", "split"), place, strict=True))
-    return _row(rows, at | {"grouping": "none", "measure": name}).value
 
 
 def vertex_row(rows: pd.DataFrame, name: str, tap: str, feature: str, attack: str = "") -> Row:

@@ -8,8 +8,8 @@ ancestor in a tree of classes (Bertinetto et al., CVPR 2020), for instance.
 >>> origin, destination = torch.tensor([0, 0, 1]), torch.tensor([1, 2, 1])
 >>> mean_severity(origin, destination, distances), severity_null(origin, destination, distances)
 (1.5, 1.5)
->>> farthest_classes(distances, origin).tolist(), nearest_classes(distances, origin).tolist()
-([2, 2, 2], [1, 1, 0])
+>>> farthest_classes(distances, origin).tolist()
+[2, 2, 2]
 """
 
 from typing import Any
@@ -100,18 +100,10 @@ def farthest_classes(distances: Tensor, labels: Tensor) -> Tensor:
     `distances` (K, K) as `check_distances` returns them. Raises `InputError` for labels out of
     range, and where all classes are at distance 0 from a label.
     """
-    return _chosen(distances, labels, distances.argmax(1))
-
-
-def nearest_classes(distances: Tensor, labels: Tensor) -> Tensor:
-    """Return for labels `(N,)` the class at the smallest distance above 0, ties to the lowest."""
-    return _chosen(distances, labels, distances.masked_fill(distances == 0, torch.inf).argmin(1))
-
-
-def _chosen(distances: Tensor, labels: Tensor, choice: Tensor) -> Tensor:
     labels = check_labels(labels, len(labels), len(distances))
     alone = (distances == 0).all(1).to(labels.device)[labels]
     if bool(alone.any()):
         first = int(labels[alone][0])
         raise InputError(f"class {first} has distance 0 to every class; give it another distance")
-    return choice.to(labels.device)[labels]
+    farthest: Tensor = distances.argmax(1).to(labels.device)[labels]
+    return farthest

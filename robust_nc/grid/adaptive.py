@@ -92,12 +92,7 @@ def attack_tap(
     if not len(images):
         raise InputError("a verdict on a tap needs examples, found none")
     trial = _Trial(images, labels, ball, protocol, seed, ids, batch_size)
-    network = trial.judge(model, None) if against_network is None else against_network
-    if network.adversarials.shape != images.shape:
-        raise InputError(
-            f"against_network holds points of shape {tuple(network.adversarials.shape)} for images "
-            f"of shape {tuple(images.shape)}; it must be the verdict on the same examples"
-        )
+    network = trial.network(model, against_network, None)
     classifier = nearest_vertex_classifier(model, tap, vertices, images, feature=feature)
     return _verdict(classifier, trial, network, report)
 
@@ -115,6 +110,7 @@ def adaptive_rows(
     seed: int,
     ids: Tensor | None = None,
     batch_size: int | None = None,
+    against_network: Outcome | None = None,
     report: Report | None = None,
 ) -> list[Row]:
     """Return `ncc_clean`, `ncc_transferred` and `ncc_adaptive` of each tap, side by side.
@@ -122,7 +118,8 @@ def adaptive_rows(
     All are of the same examples and of one protocol; before them stands the network's own
     `robust_accuracy`. `vertices` maps each tap to its clean class means (K, D). The names of the
     warnings of a verdict are in the note of its row. Taps with equal features share one verdict,
-    made at the last of them. `report` gets the share that is done and what is going on.
+    made at the last of them. `against_network` as for `attack_tap`. `report` gets the share that is
+    done and what is going on.
 
     Raises `InputError` without examples, `UnknownNameError` for a tap without vertices, and what
     `attack_tap` raises.
@@ -136,7 +133,7 @@ def adaptive_rows(
     trial = _Trial(images, labels, ball, protocol, seed, ids, batch_size)
     stages = _Stages(report, 1 + len(taps))
     with untouched(model), full_precision():
-        network = trial.judge(model, stages.begin("output"))
+        network = trial.network(model, against_network, stages.begin("output"))
         known = {tap: vertices[tap] for tap in taps}
         twins = _same_features(model, known, (images, network.adversarials), feature)
         verdicts = {}
@@ -178,6 +175,23 @@ class _Trial(NamedTuple):
             batch_size=self.batch_size,
             report=report,
         )
+
+    def network(
+        self,
+        model: nn.Module,
+        given: Outcome | None,
+        report: Callable[[Progress], None] | None,
+    ) -> Outcome:
+        """Return the verdict on the network itself: the one given, or made here."""
+        if given is None:
+            return self.judge(model, report)
+        if given.adversarials.shape != self.images.shape:
+            raise InputError(
+                f"against_network holds points of shape {tuple(given.adversarials.shape)} for "
+                f"images of shape {tuple(self.images.shape)}; it must be the verdict on the same "
+                "examples"
+            )
+        return given
 
     def stands(self, model: nn.Module, points: Tensor) -> Tensor:
         """Whether a model is right at points made before, `(N,)`; judged as all others are."""

@@ -1,10 +1,10 @@
 """What is measured on a few examples only: adaptive attacks per tap, trajectories, AGOP."""
 
-from collections.abc import Callable
 from functools import partial
 
 from torch import nn
 
+from robust_nc.evaluation import Outcome, evaluate
 from robust_nc.grid.adaptive import adaptive_rows
 from robust_nc.grid.agop import agop_rows
 from robust_nc.grid.made import Report, attack, stated
@@ -22,14 +22,15 @@ def extra_rows(
 ) -> list[Row]:
     """Return the rows of all that the settings ask for, from the first examples of a split."""
     rows: list[Row] = []
+    network = _judged(subject, examples, report)
     for feature, reference in references.items():
         common: Row = {"feature": feature, "split": examples.split}
         if subject.settings.trajectories:
             found = _trajectories(subject, examples, feature, reference)
             rows += [stated(subject, ATTACKED) | common | row for row in found]
-        if subject.settings.adaptive is not None:
+        if network is not None:
             told = partial(_prefixed, report, f"adaptive attack ({feature})")
-            found = _adaptive(subject, examples, feature, reference, told)
+            found = _adaptive(subject, examples, feature, reference, network, told)
             rows += [row | common for row in found]
     if subject.settings.agop_examples:
         report(0.0, "gradient products")
@@ -57,12 +58,30 @@ def _trajectories(
     )
 
 
+def _judged(subject: Subject, examples: Examples, report: Report) -> Outcome | None:
+    """Judge the network itself, once for all features; None where no tap is to be attacked."""
+    if subject.settings.adaptive is None:
+        return None
+    some = examples.first(subject.settings.adaptive_examples)
+    return evaluate(
+        subject.model,
+        some.images,
+        some.labels,
+        subject.ball,
+        protocol=subject.settings.adaptive,
+        seed=subject.seed,
+        ids=some.ids,
+        report=lambda now: report(now.share, f"adaptive attack, network: {now}"),
+    )
+
+
 def _adaptive(
     subject: Subject,
     examples: Examples,
     feature: str,
     reference: Reference,
-    report: Callable[[float, str], None],
+    network: Outcome,
+    report: Report,
 ) -> list[Row]:
     assert subject.settings.adaptive is not None
     some = examples.first(subject.settings.adaptive_examples)
@@ -77,6 +96,7 @@ def _adaptive(
         protocol=subject.settings.adaptive,
         seed=subject.seed,
         ids=some.ids,
+        against_network=network,
         report=report,
     )
 

@@ -21,7 +21,7 @@ from robust_nc.grid.rows import Row, class_rows, valued
 from robust_nc.registry import METRICS
 
 _FLOAT = 8
-_COPIES = 9  # K x D matrices of float64 that a part holds at its peak, as measured
+_COPIES = 12  # K x D matrices of float64 that a part holds at its peak: a slow test measures it
 _NO_VERTEX = "undefined: no example of a class with a vertex"
 _NOTES = {
     "ncc": _NO_VERTEX,
@@ -163,6 +163,7 @@ class ReferencePart:
         self._cleanref = Projection(reference)
         self._nearest = NearestMeter(reference, leave_one_out=own)
         self._meter = LeapMeter(reference.means) if leaping else None
+        self._groups = reference.groups()
         self._noisy: list[Tensor] = []
 
     def first(self, batch: Batch) -> None:
@@ -179,7 +180,7 @@ class ReferencePart:
             flipped=batch.predicted != batch.clean_predicted,
         )
         if batch.noisy is not None:
-            self._noisy.append(self._reference.groups().nearest(batch.noisy))
+            self._noisy.append(self._groups.nearest(batch.noisy))
 
     def second(self, batch: Batch) -> None:
         """Nothing to add."""

@@ -46,11 +46,10 @@ def return_rate(origin: Labels, destination: Labels, noisy: Labels) -> float:
     return sum(back) / len(back)
 
 
-def extreme_classes(labels: Labels, distances: Array) -> tuple[list[int], list[int]]:
-    """Per label the farthest class and the nearest at a distance above 0; the first of ties."""
-    far, near = [], []
+def farthest_classes(labels: Labels, distances: Array) -> list[int]:
+    """Per label the farthest class; the first of ties."""
+    far = []
     for label in labels:
         others = [(d, k) for k, d in enumerate(distances[label]) if d > 0]
         far.append(min(k for d, k in others if d == max(others)[0]))
-        near.append(min(k for d, k in others if d == min(others)[0]))
-    return far, near
+    return far
