@@ -46,7 +46,8 @@ test-slow: .venv/stamp  ## The slow tier
 	$(BIN)/python -m pytest -n 2 -m slow
 
 test-peers: .venv-peers/stamp  ## The tests that need the libraries of others
-	$(PEERS)/python -m pytest -m peers tests/test_external.py tests/test_peers.py tests/test_zoo.py
+	$(PEERS)/python -m pytest -m peers tests/test_external.py tests/test_peers.py tests/test_timm.py \
+	  tests/test_zoo.py
 
 coverage: .venv/stamp  ## All tests but the slow ones, with line coverage (at least 90 %)
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term

@@ -19,6 +19,9 @@ PGD_WORST = EvaluationProtocol(
     "pgd", (("pgd-ce", PGD(steps=20)), ("pgd-margin", PGD(steps=20, loss="margin")))
 )
 
+# What most papers report: blind where the loss saturates or the logits are bounded.
+PGD_CE = EvaluationProtocol("pgd_ce", (("pgd-ce", PGD(steps=20)),))
+
 _TARGETS = 9
 _FAB_T = ("fab-t", FAB(num_targets=_TARGETS))
 _SQUARE = ("square", Square())

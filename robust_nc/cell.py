@@ -4,18 +4,24 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
-from torch import nn
+from torch import Tensor
 
-from robust_nc.config import RunConfig, training_id
+from robust_nc.config import RunConfig
 from robust_nc.data.base import Split
 from robust_nc.data.load import dataset_info, read_split, to_unit
 from robust_nc.evaluation import Outcome, evaluate
-from robust_nc.exceptions import RecordError
+from robust_nc.exceptions import ConfigError, RecordError
+from robust_nc.geometry.dilation import MEASURES
+from robust_nc.grid.conditions import BY_TREE
+from robust_nc.grid.corrupted import CorruptionSource, corruption_source
 from robust_nc.grid.tapbank import chosen_taps
+from robust_nc.hierarchy.tree import tree_of
 from robust_nc.models.build import build_model
+from robust_nc.models.classifier import Classifier
+from robust_nc.naming import training_id
 from robust_nc.pacing import Progress
 from robust_nc.plugins import find_attack
 from robust_nc.profiling import profile_cell, sweep_rows
@@ -25,9 +31,11 @@ from robust_nc.runtime import default_device, device_of
 from robust_nc.store import checkpoint_folder, record_path, remove_file, rows_path, verdict_log
 from robust_nc.suite import Cell
 from robust_nc.training.checkpoint import read_manifest
+from robust_nc.training.memorization import TEST_EXAMPLES, TRAIN_EXAMPLES
 from robust_nc.training.progress import TrainEvent, describe_event
 from robust_nc.training.run import Trained, resolve_model, train_cell
-from robust_nc.training.watch import VALIDATION_EXAMPLES
+from robust_nc.training.watch import VALIDATION_EXAMPLES, spread
+from robust_nc.verdicts import Verdicts, curve_rows, verdict_rows
 
 
 class CellEvent(NamedTuple):
@@ -55,7 +63,8 @@ Report = Callable[[CellEvent], None]
 def run_cell(cell: Cell, suite: str, out: Path, root: Path | None, *, report: Report) -> CellResult:
     """Train (or resume, or take the finished checkpoint), attack, measure, and write the record."""
     config, clock = cell.config, _Clock()
-    test = _check(config, root)
+    given = _check(config, root)
+    test = given.test
     folder = checkpoint_folder(out, training_id(config))
 
     def on_epoch(event: TrainEvent) -> None:
@@ -63,28 +72,65 @@ def run_cell(cell: Cell, suite: str, out: Path, root: Path | None, *, report: Re
 
     trained = train_cell(config, root=root, folder=folder, device=default_device(), report=on_epoch)
     clock.stage("train")
-    best = _judge(trained.best, test, cell, verdict_log(out, cell.id, "best"), report)
-    last = best
-    if not _same_weights(folder):
-        last = _judge(trained.last, test, cell, verdict_log(out, cell.id, "last"), report)
+    verdicts = _judge_all(trained, test, cell, out, folder, report)
     clock.stage("attack")
-    rows = _measure(trained, test, cell, report)
+    rows = _measure(trained, given, cell, report)
+    rows = pd.concat([rows, tidy(verdict_rows(verdicts, config.evaluation))], ignore_index=True)
     clock.stage("measure")
     file = write_rows(rows_path(out, cell.model, cell.id), rows)
-    made = Made(trained, test, best, last, rows, file, folder, clock.seconds)
+    made = Made(trained, test, verdicts, rows, file, folder, clock.seconds)
     record = make_record(cell, suite, made)
     write_record(record_path(out, cell.model, cell.id), record)
-    for which in ("best", "last"):
+    for which in Verdicts._fields:
         remove_file(verdict_log(out, cell.id, which))
     clean, robust = record.scores["clean"].value, record.scores["robust"].value
     return CellResult(cell.id, cell.model, config.seed, clean, robust, sum(clock.seconds.values()))
 
 
-def _check(config: RunConfig, root: Path | None) -> Split:
-    """Refuse now what would else end the cell after its training; return the test split."""
+class _Given(NamedTuple):
+    """The test split, distances between its classes `(K, K)` or None, corrupted images or None."""
+
+    test: Split
+    distances: Tensor | None
+    corrupted: CorruptionSource | None
+
+
+def _check(config: RunConfig, root: Path | None) -> _Given:
+    """Gather what the cell needs, and refuse now what would else end it after its training."""
     info = dataset_info(config.data.dataset, root)
-    chosen_taps(build_model(resolve_model(config.model, info)), config.measure.taps)
-    return read_split(config.data.dataset, "test", root=root, limit=config.data.test_limit)
+    model = resolve_model(config.model, info, hierarchy=config.data.hierarchy)
+    chosen_taps(build_model(model), config.measure.taps)
+    tree = tree_of(config.data.hierarchy, info.name)
+    if tree is not None:
+        tree.check_classes(info.class_names)
+    elif set(config.measure.targets) & set(BY_TREE):
+        raise ConfigError(
+            f"measure.targets: {' and '.join(BY_TREE)} need a tree of the classes, and {info.name} "
+            "has none of its own; set data.hierarchy to a TOML or JSON file"
+        )
+    test = read_split(config.data.dataset, "test", root=root, limit=config.data.test_limit)
+    corrupted = None
+    if config.measure.corruptions:
+        corrupted = corruption_source(info.name, root)
+    return _Given(test, None if tree is None else tree.distances(), corrupted)
+
+
+def _judge_all(
+    trained: Trained, test: Split, cell: Cell, out: Path, folder: Path, report: Report
+) -> Verdicts:
+    """Judge the best and the last weights, and the best ones by the weaker protocol beside."""
+    settings = cell.config.evaluation
+
+    def judge(model: Classifier, which: str, protocol: str) -> Outcome:
+        return _judge(model, test, cell, protocol, verdict_log(out, cell.id, which), report)
+
+    best = last = judge(trained.best, "best", settings.protocol)
+    if not _same_weights(folder):
+        last = judge(trained.last, "last", settings.protocol)
+    beside = None
+    if settings.beside is not None:
+        beside = judge(trained.best, "beside", settings.beside)
+    return Verdicts(best, last, beside)
 
 
 def _same_weights(folder: Path) -> bool:
@@ -106,7 +152,9 @@ class _Clock:
         self._began = now
 
 
-def _judge(model: nn.Module, test: Split, cell: Cell, log: Path, report: Report) -> Outcome:
+def _judge(
+    model: Classifier, test: Split, cell: Cell, protocol: str, log: Path, report: Report
+) -> Outcome:
     """Make the verdict on the first examples of test; killed, it goes on from its log."""
 
     def show(progress: Progress) -> None:
@@ -120,7 +168,7 @@ def _judge(model: nn.Module, test: Split, cell: Cell, log: Path, report: Report)
         to_unit(test.images[:count]),
         test.labels[:count],
         config.threat.ball(),
-        protocol=settings.protocol,
+        protocol=protocol,
         attack=None if own is None else find_attack(own.name, own.options),
         seed=config.seed,
         batch_size=settings.batch_size,
@@ -135,7 +183,7 @@ def _judge(model: nn.Module, test: Split, cell: Cell, log: Path, report: Report)
         return judge()
 
 
-def _measure(trained: Trained, test: Split, cell: Cell, report: Report) -> pd.DataFrame:
+def _measure(trained: Trained, given: _Given, cell: Cell, report: Report) -> pd.DataFrame:
     """Geometry of the last weights, accuracy against eps, and the curves of the training."""
 
     def show(share: float, status: str) -> None:
@@ -145,36 +193,31 @@ def _measure(trained: Trained, test: Split, cell: Cell, report: Report) -> pd.Da
     initial = None
     if config.measure.agop_examples:
         initial = build_model(trained.model, seed=config.seed).to(device_of(trained.last))
-    geometry = profile_cell(trained.last, trained.train, test, config, initial=initial, report=show)
-    sweep = sweep_rows(trained.best, test, config)
-    sizes = {
-        "train": min(config.train.collapse_examples, len(trained.train.labels)),
-        "validation": min(VALIDATION_EXAMPLES, len(trained.validation.labels)),
-    }
-    curves = [row for entry in trained.history for row in _curve_rows(entry, sizes)]
+    learnt = trained.train._replace(labels=trained.altered.original)
+    geometry = profile_cell(
+        trained.last,
+        learnt,
+        given.test,
+        config,
+        given=None if config.data.noise is None else trained.train.labels,
+        distances=given.distances,
+        corrupted=given.corrupted,
+        initial=initial,
+        report=show,
+    )
+    sweep = sweep_rows(trained.best, given.test, config)
+    sizes = _sizes(trained, config)
+    curves = [row for entry in trained.history for row in curve_rows(entry, sizes)]
     return pd.concat([geometry, tidy([*sweep, *curves])], ignore_index=True)
 
 
-# Keys of the training log, and where their values stand in the tidy rows.
-_CURVES: dict[str, dict[str, Any]] = {
-    "nc1_trace": {"tap": "penultimate", "grouping": "true", "measure": "nc1_trace"},
-    "nc2_angle": {"tap": "penultimate", "grouping": "true", "measure": "nc2_angle"},
-    "train_accuracy": {"measure": "accuracy"},
-    "validation_clean": {"measure": "accuracy", "split": "validation"},
-    "validation_attacked": {
-        "measure": "accuracy",
-        "split": "validation",
-        "condition": "attacked",
-    },
-}
-
-
-def _curve_rows(entry: dict[str, Any], sizes: dict[str, int]) -> list[dict[str, Any]]:
-    """Turn one epoch of the training log into rows; `sizes` are examples by split."""
-    common = {"tap": "output", "condition": "clean", "split": "train", "epoch": entry["epoch"]}
-    rows = [
-        common | place | {"value": float(entry[key])}
-        for key, place in _CURVES.items()
-        if entry.get(key) is not None
-    ]
-    return [row | {"n": sizes[row["split"]]} for row in rows]
+def _sizes(trained: Trained, config: RunConfig) -> dict[str, int]:
+    """Examples behind each value that was taken between epochs, by split or measure."""
+    watched = spread(trained.train, TRAIN_EXAMPLES).ids
+    corrupted = int(trained.altered.wrong_among(watched).sum())
+    return {
+        "train": min(config.train.collapse_examples, len(trained.train.labels)),
+        "validation": min(VALIDATION_EXAMPLES, len(trained.validation.labels)),
+        "dilation": min(TEST_EXAMPLES, trained.info.sizes["test"]),
+        **dict.fromkeys((*MEASURES, "memorised"), corrupted),
+    }

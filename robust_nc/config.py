@@ -22,7 +22,6 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from robust_nc.exceptions import ConfigError
-from robust_nc.files import digest
 from robust_nc.registry import Registry
 from robust_nc.threat import Ball, parse_eps
 
@@ -67,20 +66,32 @@ def component(value: str | Mapping[str, Any] | Component) -> Component:
 
 @configuration
 class DataConfig:
-    """Which images. `validation` is the share of train that is held out to choose `best`."""
+    """Which images. `validation` is the share of train that is held out to choose `best`.
+
+    `imbalance` thins out classes, then `noise` gives training images wrong labels; what is held out
+    keeps its balance and its labels. `hierarchy` is the tree of the classes: one of the package's
+    names, or a path to a TOML or JSON file (None: the data set's own, where it has one).
+    """
 
     dataset: Part = Field(default_factory=lambda: Component(name="digits"))
     train_limit: Positive | None = None
     test_limit: Positive | None = None
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
     augment: tuple[Literal["crop", "flip"], ...] = ()
+    imbalance: Part | None = None
+    noise: Part | None = None
+    hierarchy: str | None = None
 
 
 @configuration
 class ModelConfig:
-    """Normalise -> backbone -> head. `None`: as the data set says (else 10 and (3, 32, 32))."""
+    """Normalise -> backbone (-> neck) -> head.
+
+    Sizes that are None: as the data set says (else 10 and (3, 32, 32)).
+    """
 
     backbone: Part = Field(default_factory=lambda: Component(name="small_cnn"))
+    neck: Part | None = None
     head: Part = Field(default_factory=lambda: Component(name="linear"))
     num_classes: Annotated[int, Field(ge=2)] | None = None
     image_shape: tuple[Positive, Positive, Positive] | None = None
@@ -92,7 +103,11 @@ class ModelConfig:
 
 @configuration
 class TrainConfig:
-    """How to train. `objective` is the defense; SGD with momentum on the stated schedule."""
+    """How to train. `objective` is the defense; SGD with momentum on the stated schedule.
+
+    The backbone learns at `backbone_lr` times the rate of the rest. With `averaging` the weights
+    that are validated, chosen and kept are averages over the steps.
+    """
 
     objective: Part = Field(default_factory=lambda: Component(name="standard"))
     loss: Part = Field(default_factory=lambda: Component(name="ce"))
@@ -103,6 +118,8 @@ class TrainConfig:
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    backbone_lr: Annotated[float, Field(ge=0)] = 1.0
+    averaging: Part | None = None
     precision: Literal["float32", "bf16"] = "float32"
     channels_last: bool = False
     compile: bool = False
@@ -128,10 +145,12 @@ class EvaluationConfig:
     """How the verdict is made: `protocol` on the first `examples` test images (None: all).
 
     `attack` joins the worst case: a registered name, `library:Name`, or the author's own
-    `module:factory`, with options. The sweep over radii has a protocol of its own.
+    `module:factory`, with options. `beside` is a weaker protocol whose verdict is told beside it.
+    The sweep over radii has a protocol of its own.
     """
 
     protocol: str = "standard"
+    beside: str | None = None
     attack: Part | None = None
     examples: Positive | None = None
     batch_size: Positive | None = None
@@ -139,6 +158,9 @@ class EvaluationConfig:
     sweep: tuple[Eps, ...] = ()
     sweep_examples: Positive = 500
     sweep_protocol: str = "pgd"
+
+
+Target = Literal["cyclic", "random", "nearest", "farthest", "hierarchy", "severest"]
 
 
 @configuration
@@ -150,6 +172,7 @@ class MeasureConfig:
     (on test). `adaptive`: the protocol that attacks the nearest-vertex classifier of every tap, on
     `adaptive_examples` test images (None: leave it out). `trajectories` and `agop_examples`: test
     images whose way over the attack's steps, and whose gradient products, are measured (0: none).
+    `corruptions`: common corruptions of test images ("all": the fifteen), at `severities`.
     """
 
     feature: Literal["gap", "flatten", "both"] = "gap"
@@ -159,7 +182,7 @@ class MeasureConfig:
     steps: Positive = 20
     restarts: Positive = 1
     batch_size: Positive = 256
-    targets: tuple[Literal["cyclic", "random", "nearest", "farthest", "hierarchy"], ...] = (
+    targets: tuple[Target, ...] = (
         "cyclic",
         "random",
         "nearest",
@@ -170,6 +193,8 @@ class MeasureConfig:
     adaptive_examples: Positive = 200
     trajectories: Annotated[int, Field(ge=0)] = 64
     agop_examples: Annotated[int, Field(ge=0)] = 0
+    corruptions: tuple[str, ...] = ()
+    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (1, 2, 3, 4, 5)
 
 
 @configuration
@@ -204,23 +229,6 @@ def plain(config: object) -> dict[str, Any]:
     return values
 
 
-def cell_id(config: RunConfig) -> str:
-    """Name a cell: the first 16 hexadecimal digits of the digest of its full configuration."""
-    return digest(plain(config))[:16]
-
-
-def training_part(config: RunConfig) -> dict[str, Any]:
-    """Return what the weights depend on: all but how they are judged and measured."""
-    values = plain(config)
-    data = {key: value for key, value in values["data"].items() if key != "test_limit"}
-    return {"data": data} | {key: values[key] for key in ("model", "train", "threat", "seed")}
-
-
-def training_id(config: RunConfig) -> str:
-    """Name the weights of a cell: cells that differ only in how they are judged share them."""
-    return digest(training_part(config))[:16]
-
-
 def build(registry: Registry, part: Component, **given: object) -> Any:
     """Call the registered class or function with a part's options, checked strictly, and `given`.
 
@@ -252,6 +260,11 @@ def check_options(
         key: _option(registry, part, key, parameters[key].annotation, value)
         for key, value in part.options.items()
     }
+
+
+def option_names(registry: Registry, name: str) -> tuple[str, ...]:
+    """Return all parameters of a registered part: its options, and what is given to it."""
+    return tuple(_parameters(registry.load(name)))
 
 
 def _parameters(target: Any) -> dict[str, inspect.Parameter]:

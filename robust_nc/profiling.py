@@ -27,6 +27,7 @@ from robust_nc.evaluation import evaluate
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.severity import check_distances
 from robust_nc.grid.conditions import Attacking
+from robust_nc.grid.corrupted import CorruptionSource, corrupted_rows
 from robust_nc.grid.extras import extra_rows
 from robust_nc.grid.made import Report, check_settings, conditions, stated
 from robust_nc.grid.radii import radius_rows
@@ -129,22 +130,33 @@ def profile_cell(
     test: Split,
     config: RunConfig,
     *,
+    given: Tensor | None = None,
+    distances: Tensor | None = None,
+    corrupted: CorruptionSource | None = None,
     initial: nn.Module | None = None,
     report: Report,
 ) -> pd.DataFrame:
-    """Profile the model of a suite's cell on the examples that its configuration asks for."""
+    """Profile the model of a suite's cell on the examples that its configuration asks for.
+
+    `given` (N,) are the labels that training saw, where some were wrong: `train` has the right
+    ones. `corrupted` are corrupted test images, where they are not to be made; `distances` and
+    `initial` as for `profile`.
+    """
     settings = config.measure
-    sets = {
-        TRAIN: _unit(TRAIN, spread(train, settings.train_examples or len(train.labels))),
-        TEST: _unit(TEST, _first(test, settings.test_examples)),
-    }
+    limit = settings.train_examples or len(train.labels)
+    learnt = _unit(TRAIN, spread(train, limit))
+    if given is not None:
+        wrong = spread(train._replace(labels=given), limit).labels != learnt.labels
+        learnt = learnt._replace(wrong=wrong)
+    sets = {TRAIN: learnt, TEST: _unit(TEST, _first(test, settings.test_examples))}
     found = _measure(
         model,
         sets,
         config.threat.ball(),
         settings,
         num_classes=model.num_classes,
-        distances=None,
+        distances=distances,
+        corrupted=corrupted,
         initial=initial,
         seed=config.seed,
         report=report,
@@ -166,6 +178,7 @@ def _measure(
     *,
     num_classes: int,
     distances: Tensor | None,
+    corrupted: CorruptionSource | None = None,
     initial: nn.Module | None,
     seed: int,
     report: Report,
@@ -194,6 +207,8 @@ def _measure(
         told = partial(_told, report, examples.split)
         if settings.radii:
             rows += radius_rows(subject, examples, references, told)
+        if settings.corruptions:
+            rows += corrupted_rows(subject, examples, references, told, source=corrupted)
         rows += extra_rows(subject, examples, references, initial, told)
     return _Measured(subject, rows, references)
 

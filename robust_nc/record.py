@@ -28,9 +28,9 @@ COLUMNS = {
     "tap": "str",  # "penultimate", ...; "output" for logits and accuracies
     "depth": "int64",  # 0 is the first tap
     "feature": "str",  # gap | flatten
-    "condition": "str",  # clean | attacked | gaussian | sign
+    "condition": "str",  # clean | attacked | gaussian | sign | corrupted | ...
     "eps": "float64",
-    "attack": "str",  # loss, steps, restarts of the attack; "" for clean
+    "attack": "str",  # loss, steps, restarts of the attack, or "fog/3"; "" for clean
     "split": "str",  # train | test
     "grouping": "str",  # true | predicted | landed | none
     "vertices": "str",  # clean-train | same | none
@@ -81,7 +81,12 @@ class Passes:
 
 @configuration
 class Facts:
-    """The examples that were judged: which data set, which of its images, and their fingerprint."""
+    """The examples that were judged: which data set, which of its images, and their fingerprint.
+
+    `train_examples` is what training saw, `wrong_labels` how many of them had a wrong label, and
+    `noise` the share of wrong labels to expect; None in records of earlier versions, and without
+    noise.
+    """
 
     dataset: str
     split: str
@@ -89,6 +94,9 @@ class Facts:
     which: str
     fingerprint: str
     num_classes: int
+    train_examples: int | None = None
+    wrong_labels: int | None = None
+    noise: float | None = None
 
 
 @configuration

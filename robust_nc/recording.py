@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 from torch import Tensor
 
-from robust_nc.config import RunConfig, plain
+from robust_nc.config import RunConfig
 from robust_nc.data.base import Split
 from robust_nc.data.load import fingerprint
 from robust_nc.environment import hardware, versions
 from robust_nc.evaluation import CLEAN, Outcome
+from robust_nc.naming import identifying
 from robust_nc.record import (
     AttackUse,
     Caution,
@@ -26,11 +27,13 @@ from robust_nc.record import (
     Weights,
     pack_flags,
 )
+from robust_nc.report.shots import shot_scores
 from robust_nc.report.statistics import wilson
 from robust_nc.runtime import default_device
 from robust_nc.suite import Cell
 from robust_nc.training.checkpoint import read_manifest
 from robust_nc.training.run import Trained
+from robust_nc.verdicts import Verdicts
 
 # Headline measures of the penultimate tap, and the row that each is taken from.
 _TRUE = {"split": "train", "grouping": "true", "vertices": "same"}
@@ -55,12 +58,11 @@ _SUMMARY: dict[str, dict[str, str]] = {
 
 
 class Made(NamedTuple):
-    """What a cell made: weights, test data, verdicts on best and last, rows, and the time taken."""
+    """What a cell made: weights, test data, verdicts, rows, and the time taken."""
 
     trained: Trained
     test: Split
-    best: Outcome
-    last: Outcome
+    verdicts: Verdicts
     rows: pd.DataFrame
     file: File
     folder: Path
@@ -76,7 +78,7 @@ def make_record(cell: Cell, suite: str, made: Made) -> Record:
         model=cell.model,
         objective=config.train.objective.name,
         head=config.model.head.name,
-        config=plain(config),
+        config=identifying(config),
         seed=config.seed,
         data=_facts(config, made, model.num_classes),
         weights=Weights(
@@ -85,14 +87,14 @@ def make_record(cell: Cell, suite: str, made: Made) -> Record:
             last=_weights(made.folder, "last"),
         ),
         protocol=config.evaluation.protocol,
-        attacks=_attacks(made.best),
-        accelerated=made.best.accelerated,
+        attacks=_attacks(made.verdicts.best),
+        accelerated=made.verdicts.best.accelerated,
         passes=Passes(
-            forward=int(made.best.forward_passes.sum()),
-            backward=int(made.best.backward_passes.sum()),
+            forward=int(made.verdicts.best.forward_passes.sum()),
+            backward=int(made.verdicts.best.backward_passes.sum()),
         ),
-        verdict=_verdict(made.best),
-        scores=_scores(made),
+        verdict=_verdict(made.verdicts.best),
+        scores=_scores(config, made),
         summary=summary(made.rows),
         rows=made.file,
         warnings=_cautions(made),
@@ -104,7 +106,7 @@ def make_record(cell: Cell, suite: str, made: Made) -> Record:
 
 
 def _facts(config: RunConfig, made: Made, num_classes: int) -> Facts:
-    count = len(made.best.robust)
+    count, altered = len(made.verdicts.best.robust), made.trained.altered
     return Facts(
         dataset=config.data.dataset.name,
         split="test",
@@ -112,6 +114,9 @@ def _facts(config: RunConfig, made: Made, num_classes: int) -> Facts:
         which=f"the first {count} of test in the official order",
         fingerprint=fingerprint(Split(*(part[:count] for part in made.test))),
         num_classes=num_classes,
+        train_examples=len(altered.original),
+        wrong_labels=None if altered.effective_rate is None else int(altered.wrong.sum()),
+        noise=altered.effective_rate,
     )
 
 
@@ -143,22 +148,39 @@ def _verdict(outcome: Outcome) -> Verdict:
 
 
 def _cautions(made: Made) -> tuple[Caution, ...]:
-    found = {warned.name: warned.message for warned in (*made.last.warnings, *made.best.warnings)}
+    warnings = (*made.verdicts.last.warnings, *made.verdicts.best.warnings)
+    found = {warned.name: warned.message for warned in warnings}
     return tuple(Caution(name=name, message=message) for name, message in found.items())
 
 
-def _scores(made: Made) -> dict[str, Score]:
+def _scores(config: RunConfig, made: Made) -> dict[str, Score]:
     scores = {
-        "clean": _score(made.best.clean_correct),
-        "robust": _score(made.best.robust),
-        "clean_last": _score(made.last.clean_correct),
-        "robust_last": _score(made.last.robust),
+        "clean": _score(made.verdicts.best.clean_correct),
+        "robust": _score(made.verdicts.best.robust),
+        "clean_last": _score(made.verdicts.last.clean_correct),
+        "robust_last": _score(made.verdicts.last.robust),
     }
+    if made.verdicts.beside is not None:
+        scores["robust_beside"] = _score(made.verdicts.beside.robust)
+    if config.data.imbalance is not None:
+        scores |= _shot_scores(made)
     row = _one(made.rows, {"tap": "output", "measure": "accuracy", **_CLEAN_TRAIN})
     if row is not None:
         count = int(row["n"])
         scores["clean_train"] = _interval(round(float(row["value"]) * count), count)
     return scores
+
+
+def _shot_scores(made: Made) -> dict[str, Score]:
+    """Accuracies on classes with many, a medium number of and few training examples."""
+    best, count = made.verdicts.best, len(made.verdicts.best.robust)
+    counts = made.trained.altered.original.bincount(minlength=made.trained.info.num_classes)
+    labels = made.test.labels[:count]
+    return {
+        f"{name}_{shot}": score
+        for name, flags in (("clean", best.clean_correct), ("robust", best.robust))
+        for shot, score in shot_scores(counts, labels, flags).items()
+    }
 
 
 def _score(flags: Tensor) -> Score:

@@ -3,8 +3,8 @@
 Entries are lazy `"module:attribute"` strings, so that importing the package imports no part of it.
 Another package adds its own through entry points, e.g. `[project.entry-points."robust_nc.heads"]`.
 
->>> HEADS.names()
-('etf', 'linear')
+>>> NECKS.names()
+('transform',)
 """
 
 import importlib
@@ -73,19 +73,29 @@ BACKBONES = Registry(
     "backbone",
     "backbones",
     {
+        "deep_rfm": "robust_nc.models.deep_rfm_backbone:DeepRfmBackbone",
         "mlp": "robust_nc.models.backbones:Mlp",
         "preact_resnet18": "robust_nc.models.resnet:PreActResNet18",
         "small_cnn": "robust_nc.models.backbones:SmallCnn",
+        "timm": "robust_nc.models.timm_backbone:TimmBackbone",
         "vgg11_bn": "robust_nc.models.vgg:Vgg11Bn",
+        "vit": "robust_nc.models.vit:Vit",
+        "wide_resnet": "robust_nc.models.wide_resnet:WideResNet",
     },
 )
+
+NECKS = Registry("neck", "necks", {"transform": "robust_nc.models.necks:Transform"})
 
 HEADS = Registry(
     "head",
     "heads",
     {
-        "etf": "robust_nc.models.heads:EtfHead",
+        "etf": "robust_nc.models.fixed_heads:EtfHead",
+        "haframe": "robust_nc.models.fixed_heads:HaFrameHead",
         "linear": "robust_nc.models.heads:LinearHead",
+        "nearest_etf": "robust_nc.models.nearest_etf:NearestEtfHead",
+        "orthogonal": "robust_nc.models.fixed_heads:OrthogonalHead",
+        "prototype": "robust_nc.models.heads:PrototypeHead",
     },
 )
 
@@ -93,6 +103,10 @@ OBJECTIVES = Registry(
     "objective",
     "objectives",
     {
+        "awp": "robust_nc.training.awp:Awp",
+        "deep_rfm": "robust_nc.training.deep_rfm:DeepRfm",
+        "fgsm": "robust_nc.training.defenses:Fgsm",
+        "mart": "robust_nc.training.defenses:Mart",
         "pgd": "robust_nc.training.objectives:Pgd",
         "standard": "robust_nc.training.objectives:Standard",
         "trades": "robust_nc.training.objectives:Trades",
@@ -104,7 +118,40 @@ LOSSES = Registry(
     "losses",
     {
         "ce": "robust_nc.training.losses:cross_entropy",
+        "dot_regression": "robust_nc.training.feature_losses:dot_regression",
+        "haframe": "robust_nc.training.feature_losses:haframe",
+        "label_relaxation": "robust_nc.training.losses:label_relaxation",
+        "label_smoothing": "robust_nc.training.losses:label_smoothing",
+        "margin": "robust_nc.training.losses:margin",
         "mse": "robust_nc.training.losses:squared_error",
+    },
+)
+
+AVERAGINGS = Registry(
+    "averaging of weights",
+    "averagings",
+    {
+        "ema": "robust_nc.training.averaging:Ema",
+        "swa": "robust_nc.training.averaging:Swa",
+    },
+)
+
+LABEL_NOISES = Registry(
+    "label noise",
+    "label_noises",
+    {
+        "pair": "robust_nc.data.noise:Pair",
+        "per_class": "robust_nc.data.noise:PerClass",
+        "symmetric": "robust_nc.data.noise:Symmetric",
+    },
+)
+
+IMBALANCES = Registry(
+    "imbalance",
+    "imbalances",
+    {
+        "exponential": "robust_nc.data.imbalance:Exponential",
+        "step": "robust_nc.data.imbalance:Step",
     },
 )
 
@@ -154,6 +201,7 @@ CONTROLS = Registry(
     {
         "logit_scale": "robust_nc.attacks.ensemble:logit_scale",
         "matched_noise": "robust_nc.attacks.noise:matched_noise",
+        "severest": "robust_nc.attacks.severity:Severest",
         "trajectory": "robust_nc.attacks.trajectory:trajectory",
     },
 )
@@ -166,6 +214,7 @@ PROTOCOLS = Registry(
         "fast": "robust_nc.attacks.protocols:FAST",
         "fgsm": "robust_nc.attacks.protocols:FGSM_ONLY",
         "pgd": "robust_nc.attacks.protocols:PGD_WORST",
+        "pgd_ce": "robust_nc.attacks.protocols:PGD_CE",
         "plus": "robust_nc.attacks.protocols:PLUS",
         "rand": "robust_nc.attacks.protocols:RAND",
         "standard": "robust_nc.attacks.protocols:STANDARD",
@@ -186,14 +235,31 @@ METRICS = Registry(
         "collapse_radius": "robust_nc.geometry.measures:COLLAPSE_RADIUS",
         "collapse_radius_high": "robust_nc.geometry.measures:COLLAPSE_RADIUS_HIGH",
         "collapse_radius_low": "robust_nc.geometry.measures:COLLAPSE_RADIUS_LOW",
+        "corruption_accuracy": "robust_nc.geometry.measures:CORRUPTION_ACCURACY",
+        "corruption_bias": "robust_nc.geometry.measures:CORRUPTION_BIAS",
+        "dilation": "robust_nc.geometry.measures:DILATION",
         "displacement": "robust_nc.geometry.measures:DISPLACEMENT",
         "etf_distance": "robust_nc.geometry.measures:ETF_DISTANCE",
+        "hd_1": "robust_nc.geometry.measures:HD_1",
+        "hd_20": "robust_nc.geometry.measures:HD_20",
+        "hd_5": "robust_nc.geometry.measures:HD_5",
+        "hier_ndcg": "robust_nc.geometry.measures:HIER_NDCG",
+        "induced_severity": "robust_nc.geometry.measures:INDUCED_SEVERITY",
         "landed": "robust_nc.geometry.measures:LANDED",
         "landing_fraction": "robust_nc.geometry.measures:LANDING_FRACTION",
         "landing_median": "robust_nc.geometry.measures:LANDING_MEDIAN",
         "leap_rate": "robust_nc.geometry.measures:LEAP_RATE",
         "leap_rate_class": "robust_nc.geometry.measures:LEAP_RATE_CLASS",
+        "leap_rate_right": "robust_nc.geometry.measures:LEAP_RATE_RIGHT",
+        "leap_rate_wrong": "robust_nc.geometry.measures:LEAP_RATE_WRONG",
+        "mce": "robust_nc.geometry.measures:MCE",
         "mean_row_entropy": "robust_nc.geometry.measures:MEAN_ROW_ENTROPY",
+        "memorised": "robust_nc.geometry.measures:MEMORISED",
+        "memorised_off_edge": "robust_nc.geometry.measures:MEMORISED_OFF_EDGE",
+        "memorised_way": "robust_nc.geometry.measures:MEMORISED_WAY",
+        "memorization": "robust_nc.geometry.measures:MEMORIZATION",
+        "memorization_relative": "robust_nc.geometry.measures:MEMORIZATION_RELATIVE",
+        "mistake_severity": "robust_nc.geometry.measures:MISTAKE_SEVERITY",
         "nc1": "robust_nc.geometry.measures:NC1",
         "nc1_class": "robust_nc.geometry.measures:NC1_CLASS",
         "nc1_cleanref": "robust_nc.geometry.measures:NC1_CLEANREF",

@@ -14,9 +14,9 @@ from typing import Literal, NamedTuple, TextIO
 import torch
 
 from robust_nc.cell import CellEvent, CellResult, run_cell
-from robust_nc.config import training_id
 from robust_nc.exceptions import RecordError, StorageError
 from robust_nc.launch import Task, run_tasks
+from robust_nc.naming import training_id
 from robust_nc.record import read_record
 from robust_nc.store import (
     checkpoint_folder,
@@ -27,6 +27,7 @@ from robust_nc.store import (
     verdict_log,
 )
 from robust_nc.suite import Cell, Suite
+from robust_nc.verdicts import Verdicts
 
 Overwrite = Literal["never", "always", "only-missing", "only-cache"]
 
@@ -74,7 +75,7 @@ def run_suite(
             for cell in todo:
                 remove_tree(checkpoint_folder(out, training_id(cell.config)))
                 remove_file(record_path(out, cell.model, cell.id))
-                for which in ("best", "last"):
+                for which in Verdicts._fields:
                     remove_file(verdict_log(out, cell.id, which))
         return _run(todo, suite, out, kept, hooks=hooks, workers=workers, root=root)
 

@@ -31,7 +31,7 @@ def checkpoint_folder(out: Path, cell: str) -> Path:
 
 
 def verdict_log(out: Path, cell: str, which: str) -> Path:
-    """Path of the log of an unfinished verdict on a cell's `best` or `last` weights."""
+    """Path of the log of an unfinished verdict on a cell: `best`, `last` or `beside`."""
     return out / "cache" / f"{cell}-{which}.jsonl"
 
 

@@ -1,6 +1,7 @@
 """Suites: a TOML grid of experiments, expanded into cells.
 
 `[base]` is a configuration, `[grid]` lists values for dotted keys; a cell is one point of the grid.
+`grid.together` lists tables of dotted keys that change together.
 
 >>> suite = read_suite("quickstart")
 >>> sorted({cell.config.model.head.name for cell in suite.cells})
@@ -10,20 +11,27 @@
 import itertools
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from robust_nc.config import Component, RunConfig, cell_id, check_options, plain, read
+from robust_nc.config import Component, RunConfig, build, check_options, plain, read
+from robust_nc.corrupting import check_corruptions
 from robust_nc.exceptions import ConfigError, unknown_name
 from robust_nc.files import digest
+from robust_nc.hierarchy.tree import read_hierarchy
+from robust_nc.naming import cell_id
 from robust_nc.plugins import find_attack, find_protocol
 from robust_nc.registry import (
+    AVERAGINGS,
     BACKBONES,
     DATASETS,
     HEADS,
+    IMBALANCES,
+    LABEL_NOISES,
     LOSSES,
+    NECKS,
     OBJECTIVES,
     SCHEDULES,
     Registry,
@@ -31,6 +39,7 @@ from robust_nc.registry import (
 from robust_nc.threat import Ball
 
 CLAIMS = "claims"  # benchmarks/claims.toml holds claims about suites, and is none itself
+TOGETHER = "together"
 _KEYS = ("name", "description", "base", "grid")
 _LONGEST = 120  # characters of a model's name: it becomes a folder
 _NAMED = ("model.backbone", "model.head", "train.objective")
@@ -81,7 +90,7 @@ def read_suite(name: str) -> Suite:
     ]
     for config in configs:
         _check_names(config, source)
-    cells = _cells(configs, tuple(values.get("grid", {})))
+    cells = _cells(configs, _grid_keys(values.get("grid", {})))
     return Suite(title, str(values.get("description", "")), cells)
 
 
@@ -105,13 +114,34 @@ def _points(base: object, grid: object, source: str) -> list[dict[str, Any]]:
     for key, choices in grid.items():
         if not isinstance(choices, list) or not choices:
             raise ConfigError(f"{source}: grid.{key} must be a list of values, found {choices!r}")
+    axes = [_axis(key, choices, source) for key, choices in grid.items()]
     points = []
-    for combination in itertools.product(*grid.values()):
+    for combination in itertools.product(*axes):
         point = base
-        for key, value in zip(grid, combination, strict=True):
-            point = with_value(point, key.split("."), value)
+        for changes in combination:
+            for key, value in changes.items():
+                point = with_value(point, key.split("."), value)
         points.append(point)
     return points
+
+
+def _axis(key: str, choices: list[Any], source: str) -> list[dict[str, Any]]:
+    """Return what each choice of one entry of the grid sets: dotted keys and values."""
+    if key != TOGETHER:
+        return [{key: choice} for choice in choices]
+    for choice in choices:
+        if not isinstance(choice, dict) or not choice:
+            raise ConfigError(
+                f"{source}: grid.{TOGETHER} must list tables of dotted keys in quotes, such as "
+                f"{{ 'model.head' = 'etf', 'train.loss' = 'mse' }}, found {choice!r}"
+            )
+    return choices
+
+
+def _grid_keys(grid: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return all dotted keys that a grid varies, in order."""
+    inside = [key for choice in grid.get(TOGETHER, []) for key in choice]
+    return tuple(dict.fromkeys([*inside, *(key for key in grid if key != TOGETHER)]))
 
 
 def with_value(values: Mapping[str, Any], path: list[str], value: object) -> dict[str, Any]:
@@ -131,33 +161,50 @@ def with_value(values: Mapping[str, Any], path: list[str], value: object) -> dic
 
 def _check_names(config: RunConfig, source: str) -> None:
     """Refuse unknown names, options and balls now, not after an hour of training."""
-    from_context = {"num_classes", "dim", "seed", "normalise_features", "temperature"}
-    parts: tuple[tuple[Registry, Component, set[str]], ...] = (
-        (DATASETS, config.data.dataset, set()),
-        (BACKBONES, config.model.backbone, {"image_shape"}),
-        (HEADS, config.model.head, from_context),
-        (OBJECTIVES, config.train.objective, {"ball", "loss"}),
-        (LOSSES, config.train.loss, {"logits", "labels"}),
-        (SCHEDULES, config.train.schedule, set()),
-    )
     try:
-        for registry, part, given in parts:
-            check_options(registry, part, given)
-        find_protocol(config.evaluation.protocol)
-        find_protocol(config.evaluation.sweep_protocol)
-        if config.measure.adaptive is not None:
-            find_protocol(config.measure.adaptive)
-        if "hierarchy" in config.measure.targets:
-            raise ConfigError(
-                "measure.targets: 'hierarchy' needs distances between the classes, which a suite "
-                "cannot give yet; use profile(distances=) from Python"
-            )
+        for registry, part, given in _parts(config):
+            if part is not None and given:
+                check_options(registry, part, given)
+            elif part is not None:
+                build(registry, part)  # made of its options alone: their values are checked too
+        for protocol in _protocols(config):
+            find_protocol(protocol)
         if config.evaluation.attack is not None:
             find_attack(config.evaluation.attack.name, config.evaluation.attack.options)
+        if config.data.hierarchy is not None:
+            read_hierarchy(config.data.hierarchy)
+        check_corruptions(config.measure.corruptions)
         for eps in (config.threat.eps, *config.evaluation.sweep):
             Ball(config.threat.norm, eps)
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from None
+
+
+def _parts(config: RunConfig) -> tuple[tuple[Registry, Component | None, set[str]], ...]:
+    """Return the parts of a configuration, each with its table and what the run gives to it."""
+    from_context = {"num_classes", "dim", "seed", "normalise_features", "temperature"}
+    return (
+        (DATASETS, config.data.dataset, set()),
+        (IMBALANCES, config.data.imbalance, set()),
+        (LABEL_NOISES, config.data.noise, set()),
+        (BACKBONES, config.model.backbone, {"image_shape"}),
+        (NECKS, config.model.neck, {"num_classes", "dim"}),
+        (HEADS, config.model.head, from_context),
+        (OBJECTIVES, config.train.objective, {"ball", "loss"}),
+        (LOSSES, config.train.loss, {"logits", "seen", "labels", "progress"}),
+        (SCHEDULES, config.train.schedule, set()),
+        (AVERAGINGS, config.train.averaging, set()),
+    )
+
+
+def _protocols(config: RunConfig) -> Iterator[str]:
+    """Yield the names of all protocols that a configuration asks for."""
+    settings = config.evaluation
+    for name in (settings.protocol, settings.beside, settings.sweep_protocol):
+        if name is not None:
+            yield name
+    if config.measure.adaptive is not None:
+        yield config.measure.adaptive
 
 
 def _cells(configs: list[RunConfig], keys: tuple[str, ...]) -> tuple[Cell, ...]:
@@ -168,7 +215,7 @@ def _cells(configs: list[RunConfig], keys: tuple[str, ...]) -> tuple[Cell, ...]:
     cells: dict[str, Cell] = {}
     for config in configs:
         group = digest({**plain(config), "seed": 0})
-        name = "-".join(_word(config, key, varying) for key in told)
+        name = "-".join(filter(None, (_word(config, key, varying) for key in told)))
         if len(name) > _LONGEST:
             name = f"{name[: _LONGEST - 7]}-{group[:6]}"
         if names.setdefault(name, group) != group:
@@ -196,8 +243,13 @@ def _varying_options(configs: list[RunConfig], keys: tuple[str, ...]) -> dict[st
 
 
 def _word(config: RunConfig, key: str, varying: Mapping[str, list[str]]) -> str:
-    """Say what a key is set to: the name of a part with the options that tell it from others."""
+    """Say what a key is set to: the name of a part with the options that tell it from others.
+
+    Nothing where it is not set.
+    """
     value = value_at(config, key)
+    if value is None:
+        return ""
     if isinstance(value, dict) and "options" in value:
         options = value["options"]
         told = [f"-{o}={options[o]}" for o in varying[f"{key}/{value['name']}"] if o in options]

@@ -7,11 +7,9 @@ from robust_nc.config import (
     Component,
     RunConfig,
     build,
-    cell_id,
     component,
     plain,
     read,
-    training_id,
 )
 from robust_nc.exceptions import ConfigError
 from robust_nc.registry import Registry
@@ -37,22 +35,6 @@ def test_a_configuration_survives_json() -> None:
     config = read(RunConfig, {"train": {"objective": {"name": "pgd", "steps": 5}}, "seed": 3})
     assert read(RunConfig, plain(config)) == config
     assert config.train.objective == Component(name="pgd", options={"steps": 5})
-
-
-def test_the_digest_follows_the_values_and_not_their_order() -> None:
-    one = read(RunConfig, {"seed": 1, "train": {"epochs": 3, "lr": 0.2}})
-    other = read(RunConfig, {"train": {"lr": 0.2, "epochs": 3}, "seed": 1})
-    assert cell_id(one) == cell_id(other)
-    assert cell_id(one) != cell_id(read(RunConfig, {"seed": 2, "train": {"epochs": 3, "lr": 0.2}}))
-
-
-def test_cells_that_are_only_judged_differently_share_their_weights() -> None:
-    base = RunConfig()
-    judged = read(RunConfig, {"evaluation": {"examples": 7}, "measure": {"steps": 3}})
-    trained = read(RunConfig, {"train": {"epochs": 7}})
-    assert cell_id(base) != cell_id(judged)
-    assert training_id(base) == training_id(judged)
-    assert training_id(base) != training_id(trained)
 
 
 @pytest.mark.parametrize(

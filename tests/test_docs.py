@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers_runner import cli
 
 from robust_nc.claims.answers import read_answers
 from robust_nc.claims.page import answers_page
 from robust_nc.claims.reading import read_claims
 from robust_nc.files import sha256_of
+from robust_nc.hierarchy.tree import read_hierarchy
 from robust_nc.registry import METRICS
 from robust_nc.store import read_all
 from robust_nc.suite import read_suite
@@ -58,8 +60,8 @@ def follow(page: str, folder: Path) -> str:
 
 def test_the_page_on_defenses_can_be_followed(tmp_path: Path) -> None:
     printed = follow("docs/adding_a_defense.md", tmp_path)
-    records = [stored.record for stored in read_all(tmp_path / "out" / "gaussian")]
-    assert {record.objective for record in records} == {"standard", "gaussian"}
+    records = [stored.record for stored in read_all(tmp_path / "out" / "one-step")]
+    assert {record.objective for record in records} == {"standard", "one_step"}
     assert all(record.model in printed for record in records)
 
 
@@ -68,10 +70,13 @@ def test_the_page_on_attacks_can_be_followed(tmp_path: Path) -> None:
     assert re.fullmatch(r"clean \d+\.\d%, robust \d+\.\d%\n", printed)
 
 
-def test_the_suite_of_the_page_can_be_read(tmp_path: Path) -> None:
-    ((_, name, text),) = [block for block in blocks("docs/suites.md") if block[0] == "toml"]
-    (tmp_path / name).write_text(text)
-    assert len(read_suite(str(tmp_path / name)).cells) == 2
+def test_the_suites_of_the_page_can_be_run_and_its_tree_read(tmp_path: Path) -> None:
+    for _, name, text in [block for block in blocks("docs/suites.md") if block[0] == "toml"]:
+        (tmp_path / name).write_text(text)
+    assert len(read_suite(str(tmp_path / "suite.toml")).cells) == 2
+    assert read_hierarchy(str(tmp_path / "tree.toml")).distances()[0].tolist() == [0, 1, 2]
+    ran = cli("run", tmp_path / "more.toml", "--out", tmp_path / "out", "--workers", 1)
+    assert "4 cells made, 0 kept, 0 failed" in ran.err
 
 
 def test_the_page_on_measures_lists_every_measure() -> None:

@@ -1,110 +1,202 @@
-"""Heads and frames: exact simplices, uniform orientation, per-example logits, nothing learnt."""
+"""What every head keeps, and the learnable ones: a stated map, one row at a time, exact."""
+
+import copy
+import json
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
 
-from robust_nc.exceptions import InputError
-from robust_nc.models.frames import haar_orthonormal, simplex_etf
-from robust_nc.models.heads import EtfHead, Head, LinearHead, unit_rows
+from robust_nc.config import Component, build
+from robust_nc.exceptions import ConfigError, InputError
+from robust_nc.models.fixed_heads import EtfHead
+from robust_nc.models.heads import Head, LinearHead, PrototypeHead, unit_rows
+from robust_nc.registry import HEADS
 
-
-def gram_error(frame: torch.Tensor) -> float:
-    k = len(frame)
-    wanted = (k * torch.eye(k, dtype=torch.float64) - 1) / (k - 1)
-    return float((frame.double() @ frame.double().T - wanted).abs().max())
-
-
-@pytest.mark.parametrize(
-    ("num_classes", "dim"),
-    [(2, 1), (2, 5), (10, 9), (10, 10), (10, 512), (1000, 999), (1000, 1024)],
-)
-def test_simplex_has_unit_rows_and_equal_angles(num_classes, dim):
-    frame = simplex_etf(num_classes, dim, seed=0)
-    assert frame.shape == (num_classes, dim)
-    assert frame.dtype == torch.float32
-    assert gram_error(frame) < 1e-6
-    assert float(frame.double().sum(0).abs().max()) < 1e-5
-
-
-@settings(deadline=None, max_examples=25)
-@given(num_classes=st.integers(2, 60), extra=st.integers(0, 40), seed=st.integers(0, 2**31))
-def test_simplex_of_any_size_and_seed(num_classes, extra, seed):
-    assert gram_error(simplex_etf(num_classes, num_classes - 1 + extra, seed=seed)) < 1e-6
-
-
-@pytest.mark.parametrize(("num_classes", "dim"), [(10, 8), (1000, 512), (1, 4)])
-def test_frames_that_do_not_exist_are_refused(num_classes, dim):
-    with pytest.raises(InputError, match=r"dimensions, found|at least 2 classes, found 1"):
-        simplex_etf(num_classes, dim, seed=0)
+K, D = 10, 12
+TREE = {"hierarchy": "digits"}
+TABLE = [
+    ("linear", {}, {}),
+    ("linear", {"bias": False}, {"temperature": 0.1}),
+    ("linear", {}, {"normalise_features": True, "temperature": 2.0}),
+    ("linear", {"normalise_weight": True}, {}),
+    ("linear", {"normalise_weight": True}, {"normalise_features": True, "temperature": 0.5}),
+    ("linear", {"normalise_weight": True, "bias": False, "scale": 30.0}, {}),
+    ("prototype", {}, {}),
+    ("prototype", {}, {"normalise_features": True, "temperature": 0.1}),
+    ("etf", {"scale": 3.0}, {"temperature": 0.5}),
+    ("etf", {}, {"normalise_features": True}),
+    ("orthogonal", {}, {}),
+    ("orthogonal", {}, {"normalise_features": True, "temperature": 4.0}),
+    ("haframe", TREE, {}),
+    ("haframe", TREE | {"gamma": 5.0, "scale": 8.0}, {"normalise_features": True}),
+    ("nearest_etf", {}, {}),
+    ("nearest_etf", {"tau": 2.0, "momentum": 0.5, "delta": 0.0}, {"temperature": 0.5}),
+]
+LEARNT = {"linear", "prototype"}
+every_head = pytest.mark.parametrize(("name", "options", "model"), TABLE)
 
 
-def test_orientation_is_uniform():
-    # Without the signs of R, the first entry of every Q is negative; a uniform matrix in place
-    # of the Gaussian favours (1, ..., 1). A Haar column has mean 0 and covariance I / D.
-    draws = torch.stack([haar_orthonormal(3, 2, seed=seed) for seed in range(1500)])
-    for column in range(2):
-        rows = draws[:, :, column]
-        assert float(rows.mean(0).abs().max()) < 4 * (3 * 1500) ** -0.5
-        assert float((rows.T @ rows / 1500 - torch.eye(3) / 3).abs().max()) < 0.03
-    torch.testing.assert_close(
-        draws.mT @ draws, torch.eye(2, dtype=torch.float64).expand(1500, 2, 2)
-    )
+def make(name: str, options: dict, model: dict, *, size: tuple[int, int] = (K, D), seed=0) -> Head:
+    """Build a head as a suite does, and show it a batch as a training does."""
+    given = {"normalise_features": False, "temperature": 1.0} | model
+    part = Component(name=name, options=options)
+    head = build(HEADS, part, num_classes=size[0], dim=size[1], seed=seed, **given)
+    features, labels = batch(size, seed=seed + 1)
+    head.observe(features, labels)
+    return head
 
 
-def test_a_seed_names_a_frame():
-    assert torch.equal(simplex_etf(5, 8, seed=1), simplex_etf(5, 8, seed=1))
-    assert not torch.equal(simplex_etf(5, 8, seed=1), simplex_etf(5, 8, seed=2))
+def batch(size: tuple[int, int] = (K, D), *, seed: int = 9) -> tuple[Tensor, Tensor]:
+    num_classes, dim = size
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(40, dim, generator=generator)
+    return features, torch.randint(num_classes, (40,), generator=generator)
 
 
-def heads() -> list[Head]:
-    return [
-        LinearHead(4, 6, seed=0),
-        LinearHead(4, 6, seed=0, bias=False, temperature=0.1),
-        LinearHead(4, 6, seed=0, normalise_features=True, temperature=2.0),
-        EtfHead(4, 6, seed=0, scale=3.0, temperature=0.5),
-        EtfHead(4, 6, seed=0, normalise_features=True),
-    ]
+def state(head: Head) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
 
 
-@pytest.mark.parametrize("head", heads())
-def test_logits_are_the_stated_linear_map(head):
-    features = torch.randn(7, 6, generator=torch.Generator().manual_seed(0))
-    rows = features / features.norm(dim=1, keepdim=True) if head.normalise_features else features
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def test_the_table_knows_every_head():
+    assert {name for name, _, _ in TABLE} == set(HEADS.names())
+
+
+@every_head
+def test_logits_are_the_stated_map(name, options, model):
+    head, (features, _) = make(name, options, model), batch()
+    unit = features / features.norm(dim=1, keepdim=True)
+    rows = unit if model.get("normalise_features") or name == "nearest_etf" else features
     shift = head.bias_vector()
     wanted = rows @ head.vertices().T + (0 if shift is None else shift)
-    torch.testing.assert_close(head(features), wanted)
-    order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
-    torch.testing.assert_close(head(features[order]), head(features)[order])
-    torch.testing.assert_close(torch.cat([head(row[None]) for row in features]), head(features))
+    if name == "prototype":
+        wanted = wanted - rows.square().sum(1, keepdim=True) / head.temperature
+    torch.testing.assert_close(head(features), wanted, rtol=1e-5, atol=1e-4)
 
 
-def test_temperature_divides_the_logits():
-    features = torch.randn(3, 6)
-    for kind in (LinearHead, EtfHead):
-        cold, warm = (kind(4, 6, seed=0, temperature=t) for t in (1.0, 4.0))
-        torch.testing.assert_close(cold(features) / 4, warm(features))
+@every_head
+def test_temperature_divides_the_logits(name, options, model):
+    features, _ = batch()
+    warm = make(name, options, model | {"temperature": 4 * model.get("temperature", 1.0)})
+    torch.testing.assert_close(make(name, options, model)(features) / 4, warm(features))
 
 
-def test_etf_is_a_buffer_without_gradient():
-    head = EtfHead(4, 6, seed=0)
-    assert not list(head.parameters())
-    assert list(head.state_dict()) == ["fixed_frame"]
-    features = torch.randn(2, 6, requires_grad=True)
-    head(features).sum().backward()
+@every_head
+def test_each_row_is_judged_alone_in_eval_mode(name, options, model):
+    head, (features, _) = make(name, options, model).eval(), batch()
+    together = head(features)
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(head(features[order]), together[order])
+    torch.testing.assert_close(torch.cat([head(part) for part in features.split(7)]), together)
+    torch.testing.assert_close(torch.cat([head(row[None]) for row in features]), together)
+    assert head(features[:0]).shape == (0, K)
+
+
+@every_head
+def test_saved_and_loaded_to_the_bit(name, options, model, tmp_path: Path):
+    head, (features, labels) = make(name, options, model), batch()
+    safetensors.torch.save_file(state(head), tmp_path / "head.safetensors")
+    other = make(name, options, model, seed=5)
+    assert not torch.equal(other(features), head(features))
+    other.load_state_dict(safetensors.torch.load_file(tmp_path / "head.safetensors"))
+    assert torch.equal(other(features), head(features))
+    for each in (head, other):
+        each.observe(features, labels)
+    assert same(state(head), state(other))
+    assert torch.equal(other(features), head(features))
+
+
+@every_head
+def test_a_seed_names_a_head(name, options, model):
+    features, _ = batch()
+    before = torch.random.get_rng_state()
+    one, two, other = (make(name, options, model, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert same(state(one), state(two))
+    assert torch.equal(one(features), two(features))
+    assert not torch.allclose(one.vertices(), other.vertices())
+
+
+@every_head
+def test_only_what_is_learnt_moves(name, options, model):
+    head, (features, labels) = make(name, options, model).train(), batch()
+    features.requires_grad_()
+    before, buffers = state(head), {n for n, _ in head.named_buffers()}
+    parameters = dict(head.named_parameters())
+    assert bool(parameters) == (name in LEARNT)
+    F.cross_entropy(head(features), labels).backward()
     assert features.grad is not None
-    assert not head.fixed_frame.requires_grad
-    assert head.bias_vector() is None
-    assert gram_error(head.frame()) < 1e-6
+    assert bool(features.grad.any())
+    for parameter in parameters.values():
+        assert parameter.grad is not None
+    if parameters:
+        torch.optim.SGD(parameters.values(), lr=1.0, weight_decay=0.1).step()
+    after = state(head)
+    assert {n for n in before if not torch.equal(before[n], after[n])} == set(parameters)
+    assert not any(dict(head.named_buffers())[n].requires_grad for n in buffers)
+    frame = head.frame()
+    assert (frame is None) == (name in LEARNT)
+    if frame is not None:
+        torch.testing.assert_close(frame.norm(dim=1), torch.ones(K))
 
 
-def test_etf_scale_follows_the_features():
-    assert float(EtfHead(4, 6, seed=0).vertices().norm(dim=1).mean()) == pytest.approx(1)
-    cosine = EtfHead(10, 16, seed=0, normalise_features=True)
-    assert float(cosine.vertices().norm(dim=1).mean()) == pytest.approx(16)
-    best = torch.nn.functional.cross_entropy(cosine(cosine.frame()), torch.arange(10))
-    assert float(best) < 1e-5
+@every_head
+def test_a_copy_goes_its_own_way(name, options, model):
+    head, (features, _) = make(name, options, model), batch()
+    twin = copy.deepcopy(head)
+    assert torch.equal(twin(features), head(features))
+    before = state(head)
+    for tensor in twin.state_dict().values():
+        tensor.zero_()
+    assert same(state(head), before)
+
+
+@every_head
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_features_of_any_precision(name, options, model, dtype):
+    head, (features, labels) = make(name, options, model), batch()
+    head.observe(features.to(dtype), labels)
+    wanted = head(features.to(dtype).float())
+    assert wanted.dtype == torch.float32
+    assert torch.equal(head(features.to(dtype)), wanted)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(head(features.to(dtype)), wanted)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 1000])
+@pytest.mark.parametrize("name", HEADS.names())
+def test_from_two_to_a_thousand_classes(name, num_classes, tmp_path: Path):
+    options = {}
+    if name == "haframe":
+        groups = [[label // 10, label // 100] for label in range(num_classes)]
+        (tmp_path / "tree.json").write_text(json.dumps({"groups": groups}))
+        options = {"hierarchy": str(tmp_path / "tree.json")}
+    head = make(name, options, {}, size=(num_classes, num_classes))
+    features, _ = batch((num_classes, num_classes))
+    logits = head(features)
+    assert logits.shape == (40, num_classes)
+    assert bool(torch.isfinite(logits).all())
+    if (frame := head.frame()) is not None:
+        near = head(frame)
+        assert torch.equal(near.argmax(1), torch.arange(num_classes))
+
+
+def test_options_are_checked_by_their_types():
+    for name, options, sentence in [
+        ("linear", {"bias": 1}, "option 'bias'"),
+        ("etf", {"scale": "16"}, "option 'scale'"),
+        ("haframe", {"hierarchy": 10}, "option 'hierarchy'"),
+        ("nearest_etf", {"mometum": 0.5}, "did you mean 'momentum'"),
+    ]:
+        with pytest.raises(ConfigError, match=sentence):
+            make(name, options, {})
 
 
 def test_linear_head_is_learnt_and_has_no_frame():
@@ -125,6 +217,66 @@ def test_head_computes_in_its_own_precision_under_autocast():
     assert torch.equal(head(features), features @ head.frame().T)
 
 
+def test_a_cosine_head_has_cosines_times_scale():
+    features, _ = batch()
+    head = LinearHead(K, D, seed=0, bias=False, normalise_features=True, normalise_weight=True)
+    torch.testing.assert_close(
+        head(features), 16 * F.cosine_similarity(features[:, None], head.weight[None], dim=2)
+    )
+    torch.testing.assert_close(head.vertices().norm(dim=1), torch.full((K,), 16.0))
+    assert LinearHead(K, D, seed=0, normalise_features=True).scale == 1
+    for options, length in [({}, 1.0), ({"scale": 3.0, "temperature": 0.1}, 30.0)]:
+        plain = LinearHead(K, D, seed=0, normalise_weight=True, **options)
+        torch.testing.assert_close(plain.vertices().norm(dim=1), torch.full((K,), length))
+    before = head(features)
+    with torch.no_grad():
+        head.weight *= 1000
+    torch.testing.assert_close(head(features), before)
+
+
+def test_scale_leaves_the_bias_alone():
+    one, ten = (LinearHead(K, D, seed=0, scale=scale, temperature=2.0) for scale in (1.0, 10.0))
+    assert torch.equal(one.bias_vector(), ten.bias_vector())
+    assert torch.equal(ten.bias_vector(), ten.bias / 2)
+    torch.testing.assert_close(ten.vertices(), ten.weight * 5)
+
+
+def test_prototype_logits_are_squared_distances():
+    features, labels = batch()
+    head = PrototypeHead(K, D, seed=0, temperature=0.5)
+    with torch.no_grad():
+        head.prototypes += torch.randn(K, D, generator=torch.Generator().manual_seed(1))
+    apart = features[:, None] - head.prototypes[None]
+    torch.testing.assert_close(head(features), -2 * apart.square().sum(2))
+    F.cross_entropy(head(features), labels).backward()
+    found, head.prototypes.grad = head.prototypes.grad, None
+    F.cross_entropy(-2 * apart.square().sum(2), labels).backward()
+    torch.testing.assert_close(found, head.prototypes.grad)
+
+
+def test_prototype_logits_far_from_the_origin():
+    # |h|^2 is 1e8 here: without the shift, float32 has no digit left of a distance of 1.
+    features, _ = batch()
+    head = PrototypeHead(K, D, seed=0)
+    wanted = head(features)
+    with torch.no_grad():
+        head.prototypes += 4096
+    torch.testing.assert_close(head(features + 4096), wanted, rtol=1e-3, atol=1e-2)
+
+
+def test_prototypes_learn_their_places():
+    features, labels = torch.eye(K, D) * 3, torch.arange(K)
+    head = PrototypeHead(K, D, seed=0)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.5)
+    for _ in range(60):
+        optimizer.zero_grad()
+        F.cross_entropy(head(features), labels).backward()
+        optimizer.step()
+    assert float(F.cross_entropy(head(features), labels).detach()) < 0.05
+    nearest = torch.cdist(features, head.prototypes.detach()).argmin(1)
+    assert torch.equal(nearest, labels)
+
+
 def test_unit_rows_of_tiny_and_zero_features():
     rows = torch.tensor([[3.0, 4.0], [3e-4, 4e-4], [3e8, 4e8], [0.0, 0.0]], requires_grad=True)
     unit = unit_rows(rows)
@@ -142,8 +294,7 @@ def test_unit_rows_of_tiny_and_zero_features():
         (lambda: LinearHead(4, 0, seed=0), "at least 1 dimension, found 0"),
         (lambda: LinearHead(4, 6, seed=0, temperature=0.0), "temperature must be .* found 0"),
         (lambda: EtfHead(4, 6, seed=0, temperature=float("nan")), "temperature must be"),
-        (lambda: EtfHead(4, 6, seed=0, scale=float("inf")), "scale must be finite .* found inf"),
-        (lambda: EtfHead(4, 2, seed=0), "at least 3 dimensions, found 2"),
+        (lambda: LinearHead(4, 6, seed=0, scale=0.0), "scale must be finite and above 0, found 0"),
     ],
 )
 def test_heads_that_cannot_be_are_refused(build, sentence):

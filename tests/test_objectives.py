@@ -1,5 +1,7 @@
 """Objectives: their values against the formulas, batch norm, and what they are for."""
 
+import dataclasses
+
 import pytest
 import torch
 from helpers_training import digits, small_config, small_model, small_run
@@ -8,11 +10,24 @@ from torch.nn import functional as F
 
 from robust_nc.attacks.pgd import PGD
 from robust_nc.config import Component, build
+from robust_nc.data.load import dataset_info
 from robust_nc.exceptions import ConfigError
+from robust_nc.models.build import build_model
+from robust_nc.models.classifier import Classifier
+from robust_nc.models.fixed_heads import EtfHead
 from robust_nc.registry import LOSSES, OBJECTIVES
 from robust_nc.threat import Ball
-from robust_nc.training.losses import build_loss, cross_entropy, kl_divergence, squared_error
+from robust_nc.training.losses import (
+    FeatureLoss,
+    Seen,
+    build_loss,
+    cross_entropy,
+    kl_divergence,
+    squared_error,
+)
 from robust_nc.training.objectives import Pgd, Standard, Trades
+from robust_nc.training.outer import at_progress
+from robust_nc.training.run import resolve_model
 
 BALL = Ball("Linf", 0.1)
 
@@ -44,6 +59,30 @@ def call(objective, model):
     return objective(model, images, labels, seed=1, ids=ids)
 
 
+def with_head(head: str, **options: object) -> Classifier:
+    config = dataclasses.replace(small_config().model, head=Component(name=head, options=options))
+    return build_model(resolve_model(config, dataset_info("digits")))
+
+
+def descend(model: nn.Module, objective: str, loss: str, *, half: bool = False) -> list[float]:
+    """Values over ten steps of SGD on one batch."""
+    images, labels, ids = digits()
+    options = {} if objective == "standard" else {"steps": 2}
+    part = Component(name=objective, options=options)
+    built = build(OBJECTIVES, part, ball=BALL, loss=build_loss(Component(name=loss)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    values = []
+    for _ in range(10):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            value = built(model, images, labels, seed=1, ids=ids).value
+        assert value.dtype == torch.float32
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    return values
+
+
 def test_losses_are_the_formulas():
     logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 0.5]])
     labels = torch.tensor([0, 2])
@@ -62,8 +101,12 @@ def test_losses_are_the_formulas():
 def test_losses_of_half_precision_logits_are_float32():
     logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
     labels = torch.tensor([0, 1, 2, 0])
+    features = torch.randn(4, 5, generator=torch.Generator().manual_seed(1)).bfloat16()
+    seen = Seen(logits, features, EtfHead(3, 5, seed=0))
     for name in LOSSES.names():
-        assert build_loss(Component(name=name))(logits, labels).dtype == torch.float32
+        loss = build_loss(Component(name=name))
+        given = seen if isinstance(loss, FeatureLoss) else logits
+        assert loss(given, labels).dtype == torch.float32
 
 
 def test_a_loss_with_a_wrong_option_is_refused():
@@ -196,3 +239,65 @@ def test_training_against_attacks_lowers_the_attacked_error():
         accuracies[name] = float((last(points).argmax(1) == labels).float().mean())
     assert accuracies["pgd"] > accuracies["standard"] + 0.1
     assert accuracies["trades"] > accuracies["standard"] + 0.1
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bf16"])
+@pytest.mark.parametrize("objective", ["standard", "pgd", "trades"])
+@pytest.mark.parametrize("loss", LOSSES.names())
+def test_every_loss_falls_inside_every_objective(loss, objective, half):
+    values = descend(with_head("etf"), objective, loss, half=half)
+    assert values[-1] < 0.9 * values[0]
+
+
+@pytest.mark.parametrize("objective", ["standard", "pgd", "trades"])
+@pytest.mark.parametrize(
+    ("loss", "head", "options"),
+    [
+        ("dot_regression", "linear", {}),
+        ("dot_regression", "prototype", {}),
+        ("dot_regression", "nearest_etf", {}),
+        ("haframe", "orthogonal", {}),
+        ("haframe", "haframe", {"hierarchy": "digits"}),
+        ("haframe", "nearest_etf", {}),
+    ],
+)
+def test_losses_of_features_fall_with_every_head_that_fits(loss, head, options, objective):
+    values = descend(with_head(head, **options), objective, loss)
+    assert values[-1] < values[0]
+
+
+@pytest.mark.parametrize("objective", ["standard", "pgd", "trades"])
+def test_a_loss_of_features_is_the_outer_loss_and_not_the_inner_one(objective):
+    images, labels, ids = digits()
+    model = with_head("etf").eval()
+    options = {} if objective == "standard" else {"steps": 2}
+    part = Component(name=objective, options=options)
+    loss = build_loss(Component(name="dot_regression"))
+    found, plain = (
+        build(OBJECTIVES, part, ball=BALL, loss=each)(model, images, labels, seed=3, ids=ids)
+        for each in (loss, cross_entropy)
+    )
+    points = images
+    if objective == "pgd":
+        points = PGD(steps=2, keep_best=False)(
+            model, images, labels, BALL, goal="maximise", seed=3, ids=ids
+        )
+    features = model.features(points)
+    cosines = F.cosine_similarity(features, model.head.frame()[labels])
+    gap = (cosines - 1).square().mean() / 2 - F.cross_entropy(model(points), labels)
+    torch.testing.assert_close(found.value - plain.value, gap, rtol=1e-4, atol=1e-5)
+
+
+def test_a_scheduled_loss_follows_the_training():
+    images, labels, ids = digits()
+    model = with_head("etf").eval()
+    options = {"alpha": 1.0, "schedule": "linear_increase"}
+    scheduled = Standard(build_loss(Component(name="haframe", options=options)))
+
+    def value(objective):
+        return objective(model, images, labels, seed=0, ids=ids).value
+
+    ends = [value(at_progress(scheduled, progress)) for progress in (0.0, 1.0)]
+    torch.testing.assert_close(ends[0], value(Standard(cross_entropy)))
+    torch.testing.assert_close(value(at_progress(scheduled, 0.25)), torch.lerp(*ends, 0.25))
+    assert abs(float(ends[1].detach() - ends[0].detach())) > 0.1

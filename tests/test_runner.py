@@ -26,8 +26,8 @@ from helpers_runner import (
     write_suite,
 )
 
-from robust_nc.config import cell_id, training_id
 from robust_nc.exceptions import StorageError
+from robust_nc.naming import cell_id, training_id
 from robust_nc.record import Record, same_record
 from robust_nc.runner import SuiteReport, run_suite
 from robust_nc.store import checkpoint_folder, record_path, rows_path

@@ -47,9 +47,38 @@ def test_the_grid_overrides_the_base_and_names_stay_apart(tmp_path: Path) -> Non
     assert cells[2].model == cells[3].model == "small_cnn-linear-pgd-steps=4-epochs=5"
 
 
+def test_keys_may_change_together(tmp_path: Path) -> None:
+    text = """
+    name = "own"
+    [grid]
+    together = [
+      { "model.head" = "linear" },
+      { "model.head" = "etf", "train.loss" = "mse", "model.normalise_features" = true },
+    ]
+    seed = [0, 1]
+    """
+    cells = read_suite(written(tmp_path, text)).cells
+    plain, fixed = cells[0], cells[2]
+    assert [cell.config.seed for cell in cells] == [0, 1, 0, 1]
+    assert (plain.config.model.head.name, plain.config.train.loss.name) == ("linear", "ce")
+    assert (fixed.config.model.head.name, fixed.config.train.loss.name) == ("etf", "mse")
+    assert plain.model == "small_cnn-linear-standard-ce-normalise_features=False"
+    assert fixed.model == "small_cnn-etf-standard-mse-normalise_features=True"
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
+        ("[grid]\ntogether = ['etf']", "grid.together must list tables of dotted keys in quotes"),
+        ("[grid]\ntogether = [{ 'model.haed' = 'etf' }]", "did you mean 'head'"),
+        ("[base.data]\nhierarchy = 'cifar'", "'cifar'"),
+        ("[base.data]\nnoise = {name='symmetric', rate=1.5}", "1.5"),
+        ("[base.data]\nimbalance = 'exponental'", "did you mean 'exponential'"),
+        ("[base.train]\naveraging = 'emma'", "did you mean 'ema'"),
+        ("[base.model]\nneck = 'transfrom'", "did you mean 'transform'"),
+        ("[base.measure]\ncorruptions = ['fogg']", "did you mean 'fog'"),
+        ("[base.measure]\nseverities = [6]", "measure.severities"),
+        ("[base.evaluation]\nbeside = 'pgd_cee'", "did you mean 'pgd_ce'"),
         ("name = ", "is not TOML"),
         ('nmae = "x"', "did you mean 'name'"),
         ("[base.trian]\n", "unknown key 'trian' (did you mean 'train'?)"),

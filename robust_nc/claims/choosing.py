@@ -16,10 +16,14 @@ from typing import Any
 from robust_nc.config import RunConfig, read
 from robust_nc.exceptions import ConfigError, unknown_name
 from robust_nc.registry import (
+    AVERAGINGS,
     BACKBONES,
     DATASETS,
     HEADS,
+    IMBALANCES,
+    LABEL_NOISES,
     LOSSES,
+    NECKS,
     OBJECTIVES,
     SCHEDULES,
     Registry,
@@ -28,10 +32,14 @@ from robust_nc.suite import Cell, Suite, value_at, with_value
 
 _REGISTRIES: dict[str, Registry] = {
     "data.dataset": DATASETS,
+    "data.imbalance": IMBALANCES,
+    "data.noise": LABEL_NOISES,
     "model.backbone": BACKBONES,
     "model.head": HEADS,
-    "train.objective": OBJECTIVES,
+    "model.neck": NECKS,
+    "train.averaging": AVERAGINGS,
     "train.loss": LOSSES,
+    "train.objective": OBJECTIVES,
     "train.schedule": SCHEDULES,
 }
 

@@ -11,44 +11,50 @@ the answers say that it is. Options are checked as those of every registered par
 """
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
 
 import pandas as pd
 
+from robust_nc.claims.found import (
+    Attacked,
+    Condition,
+    Feature,
+    Grouping,
+    Row,
+    Split,
+    UndefinedError,
+    difference,
+    matching,
+    one_row,
+    positive,
+)
 from robust_nc.config import Component, build
-from robust_nc.exceptions import RecordError
 from robust_nc.registry import Registry
 
-Attacked = Literal[
-    "attacked", "cyclic", "random", "nearest", "farthest", "hierarchy", "gaussian", "sign"
-]
-Condition = Literal["clean", Attacked]
-Feature = Literal["gap", "flatten"]
-Grouping = Literal["true", "predicted", "target", "landed"]
-Split = Literal["train", "test"]
-
-_HERE = "robust_nc.claims.quantities"
-_NAMES = (
+_GEOMETRY = (
     *("kept_collapse", "landed", "landing_fraction", "off_edge", "leap_rate", "displacement"),
     *("nc1_log10", "nc1_clean", "nc1_attacked", "nc1_landed", "alignment_angle"),
     *("ncc", "ncc_adaptive", "ncc_transferred", "vertex_over_network", "early_over_late"),
     *("train_accuracy", "robust_accuracy", "nc1_trace_log10_at"),
 )
-QUANTITIES = Registry("quantity", "quantities", {name: f"{_HERE}:{name}" for name in _NAMES})
-
-
-class UndefinedError(RecordError):
-    """A quantity that was measured and has no value; the sentence is the reason."""
-
-
-class Row(NamedTuple):
-    """The value of one row, and what it was measured on and with."""
-
-    value: float
-    n: int
-    attack: str
-    note: str
+_BEYOND = (
+    *("accuracy", "clean_verdict", "robust_verdict", "flattery"),
+    *(
+        "mistake_severity",
+        "hd",
+        "leap_severity",
+        "epochs_to",
+        "fall_over_depth",
+        "feature_correlation",
+    ),
+    *("memorised_way", "dilation_log10", "dilation_with_memorization", "wrong_over_right"),
+)
+QUANTITIES = Registry(
+    "quantity",
+    "quantities",
+    {name: f"robust_nc.claims.quantities:{name}" for name in _GEOMETRY}
+    | {name: f"robust_nc.claims.beyond:{name}" for name in _BEYOND},
+)
 
 
 def measure(part: Component, rows: pd.DataFrame) -> float:
@@ -86,9 +92,9 @@ def kept_collapse(
     """
     at = {"tap": tap, "feature": feature, "split": split}
     there = at | {"condition": condition, "grouping": "landed"}
-    null = _positive(rows, there | {"measure": "nc1_landed_null"})
-    found = _positive(rows, there | _NC1)
-    clean = _positive(rows, at | _NC1 | {"condition": "clean", "grouping": "true"})
+    null = positive(rows, there | {"measure": "nc1_landed_null"})
+    found = positive(rows, there | _NC1)
+    clean = positive(rows, at | _NC1 | {"condition": "clean", "grouping": "true"})
     whole = math.log10(null / clean)
     if whole <= 0:
         raise UndefinedError(
@@ -109,7 +115,7 @@ def _of_leaps(measure: str, says: str) -> Callable[..., float]:
         split: Split = "train",
     ) -> float:
         at = {"tap": tap, "feature": feature, "split": split, "condition": condition}
-        return _row(rows, at | {"grouping": "none", "measure": measure}).value
+        return one_row(rows, at | {"grouping": "none", "measure": measure}).value
 
     quantity.__doc__ = says
     return quantity
@@ -140,7 +146,7 @@ def nc1_log10(
 ) -> float:
     """Decimal logarithm of NC1; lower is more collapsed."""
     at = {"tap": tap, "feature": feature, "split": split, "condition": condition}
-    return math.log10(_positive(rows, at | _NC1 | {"grouping": grouping}))
+    return math.log10(positive(rows, at | _NC1 | {"grouping": grouping}))
 
 
 def nc1_clean(rows: pd.DataFrame, *, tap: str = "penultimate", feature: Feature = "gap") -> float:
@@ -170,7 +176,7 @@ def alignment_angle(
 ) -> float:
     """Mean angle in degrees between the clean and the attacked mean of a class."""
     at = {"tap": tap, "feature": feature, "split": split, "condition": condition}
-    return _row(rows, at | {"measure": "alignment_angle"}).value
+    return one_row(rows, at | {"measure": "alignment_angle"}).value
 
 
 def ncc(
@@ -183,7 +189,7 @@ def ncc(
 ) -> float:
     """Accuracy of the nearest vertex on these examples, however they were attacked."""
     at = {"tap": tap, "feature": feature, "split": split, "condition": condition}
-    return _row(rows, at | {"grouping": "true", "measure": "ncc"}).value
+    return one_row(rows, at | {"grouping": "true", "measure": "ncc"}).value
 
 
 def ncc_adaptive(
@@ -206,7 +212,7 @@ def vertex_over_network(
     """Robust test accuracy of the nearest vertex, attacked adaptively, less the network's own."""
     vertex = vertex_row(rows, "ncc_adaptive", tap, feature)
     network = vertex_row(rows, "robust_accuracy", "output", feature, attack=vertex.attack)
-    return _difference(vertex, network)
+    return difference(vertex, network)
 
 
 def early_over_late(
@@ -214,13 +220,13 @@ def early_over_late(
 ) -> float:
     """Robust test accuracy of the nearest vertex, attacked at each tap: early less penultimate."""
     first = vertex_row(rows, "ncc_adaptive", early, feature)
-    return _difference(first, vertex_row(rows, "ncc_adaptive", "penultimate", feature))
+    return difference(first, vertex_row(rows, "ncc_adaptive", "penultimate", feature))
 
 
 def train_accuracy(rows: pd.DataFrame) -> float:
     """Clean accuracy of the network on the training examples that were measured."""
     at = {"tap": "output", "condition": "clean", "split": "train", "grouping": "none"}
-    return _row(rows, at | {"measure": "accuracy"}).value
+    return one_row(rows, at | {"measure": "accuracy"}).value
 
 
 def nc1_trace_log10_at(rows: pd.DataFrame, *, accuracy: float) -> float:
@@ -254,47 +260,7 @@ _NC1 = {"measure": "nc1", "vertices": "same"}
 def vertex_row(rows: pd.DataFrame, name: str, tap: str, feature: str, attack: str = "") -> Row:
     """Return a value of an adaptive verdict; `attack` where it must be of one protocol."""
     at = {"tap": tap, "split": "test", "measure": name} | ({"attack": attack} if attack else {})
-    features = set(_matching(rows, at)["feature"])
+    features = set(matching(rows, at)["feature"])
     if tap in {"penultimate", "output"} and features and feature not in features:
-        return _row(rows, at)  # vectors: pooled or flattened, they are the same
-    return _row(rows, at | {"feature": feature})
-
-
-def _positive(rows: pd.DataFrame, where: Mapping[str, str]) -> float:
-    value = _row(rows, where).value
-    if value <= 0:
-        raise UndefinedError(f"{where['measure']} is {value:g}, which has no logarithm")
-    return value
-
-
-def _difference(first: Row, second: Row) -> float:
-    if first.n != second.n:
-        raise RecordError(
-            f"values over {first.n} and over {second.n} examples cannot be compared; "
-            "measure both on the same"
-        )
-    return first.value - second.value
-
-
-def _row(rows: pd.DataFrame, where: Mapping[str, str]) -> Row:
-    """Return the one value that matches; copies of it under several features are one."""
-    found = _matching(rows, where).drop_duplicates(["value", "n", "attack"])
-    stated = ", ".join(f"{column} {value!r}" for column, value in where.items())
-    if len(found) == 0:
-        taps = sorted(set(rows["tap"]) - {"", "none"})
-        raise RecordError(f"no row has {stated}; taps that were measured: {', '.join(taps)}")
-    if len(found) > 1:
-        attacks = sorted(set(found["attack"]))
-        raise RecordError(f"{len(found)} different rows have {stated}; attacks: {attacks}")
-    one: Any = found.iloc[0]
-    if pd.isna(one["value"]):
-        raise UndefinedError(f"{where['measure']}: {one['note'] or 'no value, without a reason'}")
-    return Row(float(one["value"]), int(one["n"]), str(one["attack"]), str(one["note"]))
-
-
-def _matching(rows: pd.DataFrame, where: Mapping[str, str]) -> pd.DataFrame:
-    chosen = (rows["epoch"] == -1) & (rows["i"] == -1) & (rows["j"] == -1)
-    for column, value in where.items():
-        # An accuracy has no groups; whoever wrote it may have left the column empty.
-        chosen &= rows[column].isin(["none", ""]) if value == "none" else rows[column] == value
-    return rows[chosen]
+        return one_row(rows, at)  # vectors: pooled or flattened, they are the same
+    return one_row(rows, at | {"feature": feature})

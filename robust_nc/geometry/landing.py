@@ -40,6 +40,38 @@ def make_frame(vertices: Vertices) -> Frame:
     return Frame(centred, squared.fill_diagonal_(torch.nan))
 
 
+class Way(NamedTuple):
+    """Ways along edges a -> b, `(n,)` float64 each; not finite where there is no edge.
+
+    `t` the fraction of the edge, `off` the distance from it in edge lengths; `length` is that of
+    the edge, |mu_b - mu_a|.
+    """
+
+    t: Tensor
+    off: Tensor
+    length: Tensor
+
+
+def along_edges(
+    inner: Float64[Tensor, "n k"],
+    moved: Float64[Tensor, " n"],
+    start: Labels,
+    end: Labels,
+    frame: Frame,
+) -> Way:
+    """Measure displacements d along edges from `start` a to `end` b, `(n,)` each.
+
+    `inner` are <d, mu_k> with the centred vertices, `moved` |d|. With e = mu_b - mu_a:
+    t = <d, e> / |e|^2, off^2 = (|d|^2 - t^2 |e|^2) / |e|^2. An attacked example that leaps and a
+    mislabelled one that is memorised are both displaced along an edge.
+    """
+    squared = frame.squared[start, end]
+    far, near = inner.gather(1, torch.stack([end, start], 1)).unbind(1)
+    t = (far - near) / squared
+    off = (moved.square() / squared - t.square()).clamp_min(0).sqrt()
+    return Way(t, off, squared.sqrt())
+
+
 class Row(NamedTuple):
     """What is kept of each example, `(n,)` each: a few numbers, never features."""
 
@@ -79,24 +111,13 @@ def measure_rows(
     flipped: Tensor | None,
     frame: Frame,
 ) -> Row:
-    """Measure some examples in float64.
-
-    With e = mu_b - mu_a: t = <h' - h, e> / |e|^2, off^2 = (|h' - h|^2 - t^2 |e|^2) / |e|^2.
-    """
+    """Measure some examples in float64: displacements h' - h from the nearest clean vertex a."""
     before, after = _place(clean, frame.centred), _place(attacked, frame.centred)
     inner = after.inner - before.inner
     moved = torch.linalg.vector_norm(attacked.double() - clean, dim=1)
-
-    def along(end: Tensor) -> tuple[Tensor, Tensor]:
-        squared = frame.squared[before.nearest, end]
-        ends = torch.stack([end, before.nearest], 1)
-        far, near = inner.gather(1, ends).unbind(1)
-        return (far - near) / squared, squared
-
     t = off = torch.full_like(moved, torch.nan)
     if destinations is not None:
-        t, squared = along(destinations)
-        off = (moved.square() / squared - t.square()).clamp_min(0).sqrt()
+        t, off, _ = along_edges(inner, moved, before.nearest, destinations, frame)
     return Row(
         labels=labels,
         origin=before.nearest,
@@ -106,7 +127,7 @@ def measure_rows(
         moved=moved,
         t=t,
         off=off,
-        t_selected=along(after.nearest)[0],
+        t_selected=along_edges(inner, moved, before.nearest, after.nearest, frame).t,
         flipped=torch.zeros_like(labels, dtype=torch.bool) if flipped is None else flipped.bool(),
     )
 

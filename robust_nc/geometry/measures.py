@@ -157,3 +157,62 @@ SVD_NC1_LINEAR = Measure("svd_nc1_linear", False, "NC1 of S V^T x", "after the l
 SVD_NC1_ACTIVATION = Measure(
     "svd_nc1_activation", False, "NC1 of s(W x)", "after its activation as well"
 )
+MEMORIZATION = Measure(
+    "memorization", False, "memorization", "mean distance of corrupted examples from own class mean"
+)
+MEMORIZATION_RELATIVE = Measure(
+    "memorization_relative",
+    False,
+    "memorization (relative)",
+    "memorization over the mean distance between vertices",
+)
+CORRUPTION_BIAS = Measure(
+    "corruption_bias",
+    True,
+    "corruption bias",
+    "way left from a corrupted example to its assigned vertex",
+)
+MEMORISED_WAY = Measure(
+    "memorised_way", False, "memorised way", "mean way from original to assigned vertex, 1 is all"
+)
+MEMORISED_OFF_EDGE = Measure(
+    "memorised_off_edge",
+    None,
+    "memorised off edge",
+    "mean distance from that edge, in edge lengths",
+)
+MEMORISED = Measure(
+    "memorised", False, "memorised", "share of wrongly labelled examples that are fitted"
+)
+DILATION = Measure("dilation", False, "dilation", "trace NC1 of the test features")
+LEAP_RATE_WRONG = Measure(
+    "leap_rate_wrong",
+    False,
+    "leap rate (wrong label)",
+    "leap rate of examples trained on a wrong label",
+)
+LEAP_RATE_RIGHT = Measure(
+    "leap_rate_right",
+    False,
+    "leap rate (right label)",
+    "leap rate of examples trained on the right label",
+)
+CORRUPTION_ACCURACY = Measure(
+    "corruption_accuracy", True, "corruption acc.", "mean accuracy over corruptions and severities"
+)
+MCE = Measure("mce", False, "mCE", "mean corruption error, not divided by a baseline's")
+MISTAKE_SEVERITY = Measure(
+    "mistake_severity", False, "mistake severity", "mean class distance of the mistakes"
+)
+INDUCED_SEVERITY = Measure(
+    "induced_severity",
+    False,
+    "induced severity",
+    "mistake severity where the clean prediction is right",
+)
+HD_1 = Measure("hd_1", False, "HD@1", "mean class distance of the prediction")
+HD_5 = Measure("hd_5", False, "HD@5", "mean class distance of the 5 likeliest classes")
+HD_20 = Measure("hd_20", False, "HD@20", "mean class distance of the 20 likeliest classes")
+HIER_NDCG = Measure(
+    "hier_ndcg", True, "hierarchical NDCG", "how well logits rank classes by distance; 1 is best"
+)

@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from robust_nc.geometry.severity import farthest_classes
 from robust_nc.registry import ATTACKS, CONTROLS
 from robust_nc.runtime import device_of, keyed_uniform
 from robust_nc.threat import Ball
-from robust_nc.types import Labels
+from robust_nc.types import Attack, Labels
 
 NOISES = {"gaussian": "L2", "sign": "Linf"}  # which norm of the attack each control matches
 
@@ -83,6 +83,8 @@ TARGETS: dict[str, Callable[[Aim], Labels]] = {
     "hierarchy": _hierarchy,
 }
 BY_FEATURES = ("nearest", "farthest")  # the others need no features
+SEVEREST = "severest"  # per example the target that turns out farthest; no function of an Aim
+BY_TREE = ("hierarchy", SEVEREST)  # these need distances between the classes
 
 
 def attack_images(
@@ -97,14 +99,15 @@ def attack_images(
     ids: Tensor,
     batch_size: int,
     report: Callable[[float], None],
+    distances: Tensor | None = None,
 ) -> Tensor:
     """Attack to the end (`goal="maximise"`), untargeted or towards `targets` (N,).
 
+    With `distances` (K, K) between the classes, towards the farthest class that can be reached.
     Returns images `(N, C, H, W)` in the ball, on the CPU.
     """
     device = device_of(model)
-    options = {"steps": attacking.steps, "restarts": attacking.restarts, "scale": attacking.scale}
-    attack = build(ATTACKS, Component(name="geometry", options=options))
+    attack = _attack(attacking, distances)
     made = [images[:0]]
     for rows in torch.split(torch.arange(len(images)), batch_size):
         origin, wanted, keys = (part[rows].to(device) for part in (images, labels, ids))
@@ -115,6 +118,15 @@ def attack_images(
         made.append(ball.project(found, origin).cpu())
         report((int(rows[-1]) + 1) / len(images))
     return torch.cat(made)
+
+
+def _attack(attacking: Attacking, distances: Tensor | None) -> Attack:
+    """The geometry attack; with distances, the one that tries target after target with it."""
+    options: dict[str, Any] = dict(attacking._asdict())
+    if distances is None:
+        return cast(Attack, build(ATTACKS, Component(name="geometry", options=options)))
+    table = tuple(tuple(row) for row in distances.tolist())
+    return cast(Attack, CONTROLS.load(SEVEREST)(distances=table, **options))
 
 
 def noisy_images(

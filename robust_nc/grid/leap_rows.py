@@ -16,18 +16,24 @@ LANDING_BINS, LANDING_RANGE = 40, (-0.5, 1.5)
 
 _NO_LEAPS = "undefined: no example leaped"
 _NOTES = dict.fromkeys(("severity", "severity_null", "return_rate"), _NO_LEAPS)
+_BY_LABEL = {
+    "leap_rate_wrong": "undefined: no example was given a wrong label",
+    "leap_rate_right": "undefined: every example was given a wrong label",
+}
 
 
 class Context(NamedTuple):
     """What leaps are seen beside.
 
     `distances` (K, K) between classes or None; `noisy` (N,) nearest vertices with noise on top of
-    the attack or None; `collapse` each class's own clean `nc1`.
+    the attack or None; `collapse` each class's own clean `nc1`; `wrong` (N,) bool examples that
+    training saw under a wrong label, or None.
     """
 
     distances: Tensor | None
     noisy: Tensor | None
     collapse: tuple[float | None, ...]
+    wrong: Tensor | None = None
 
 
 def leap_rows(leaps: Leaps, context: Context) -> list[Row]:
@@ -55,6 +61,8 @@ def leap_rows(leaps: Leaps, context: Context) -> list[Row]:
     ]
     leaped = int((leaps.origin != leaps.destination).sum())
     rows += _beside(leaps, context, common | {"n": leaped})
+    if context.wrong is not None:
+        rows += _by_label(leaps, context.wrong, common)
     return rows + _class_rows(leaps, context, common)
 
 
@@ -68,6 +76,18 @@ def _beside(leaps: Leaps, context: Context, common: Row) -> list[Row]:
     if context.noisy is not None:
         value = return_rate(leaps.origin, leaps.destination, context.noisy)
         rows.append(common | valued("return_rate", value, _NOTES))
+    return rows
+
+
+def _by_label(leaps: Leaps, wrong: Tensor, common: Row) -> list[Row]:
+    """Leap rate of the examples that training saw under a wrong label, and of the others."""
+    leaped = leaps.origin != leaps.destination
+    wrong = wrong.to(leaped.device)
+    rows = []
+    for name, chosen in zip(_BY_LABEL, (wrong, ~wrong), strict=True):
+        count = int(chosen.sum())
+        rate = int((leaped & chosen).sum()) / count if count else None
+        rows.append(common | valued(name, rate, _BY_LABEL) | {"n": count})
     return rows
 
 

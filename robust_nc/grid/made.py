@@ -11,7 +11,9 @@ from robust_nc.exceptions import InputError
 from robust_nc.geometry.severity import farthest_classes
 from robust_nc.grid.conditions import (
     BY_FEATURES,
+    BY_TREE,
     NOISES,
+    SEVEREST,
     TARGETS,
     Aim,
     attack_images,
@@ -30,12 +32,13 @@ def check_settings(subject: Subject) -> None:
     """Refuse what would fail later, before anything is attacked."""
     if subject.settings.adaptive is not None:
         find_protocol(subject.settings.adaptive)
-    if "hierarchy" not in subject.settings.targets:
+    by_tree = [kind for kind in subject.settings.targets if kind in BY_TREE]
+    if not by_tree:
         return
     if subject.distances is None:
         raise InputError(
-            "targets by 'hierarchy' need distances between the classes; give profile(distances=) "
-            "a (K, K) matrix, or leave 'hierarchy' out of measure.targets"
+            f"targets by {by_tree[0]!r} need distances between the classes; give "
+            f"profile(distances=) a (K, K) matrix, or leave {by_tree[0]!r} out of measure.targets"
         )
     farthest_classes(subject.distances, torch.arange(subject.num_classes))
 
@@ -55,10 +58,13 @@ def conditions(
         yield Condition(kind, _noise(subject, examples, examples.images, attacked, kind, key))
     del attacked  # one condition at a time
     for kind in subject.settings.targets:
-        targets = _targets(subject, examples, side, kind, key)
-        found = attack(
-            subject, examples, targets, partial(_told, report, f"attack, {kind} targets")
-        )
+        told = partial(_told, report, f"attack, {kind} targets")
+        if kind == SEVEREST:
+            targets = None  # the prediction says which target it came to
+            found = attack(subject, examples, None, told, distances=subject.distances)
+        else:
+            targets = _targets(subject, examples, side, kind, key)
+            found = attack(subject, examples, targets, told)
         yield Condition(kind, found, targets, _on_top(subject, examples, found, key))
 
 
@@ -69,8 +75,12 @@ def attack(
     report: Callable[[float], None],
     *,
     radius: float | None = None,
+    distances: Tensor | None = None,
 ) -> Tensor:
-    """Run the geometry attack on a split, in the subject's ball or one of another radius."""
+    """Run the geometry attack on a split, in the subject's ball or one of another radius.
+
+    With `distances` (K, K) it tries target after target for the farthest mistake.
+    """
     ball = subject.ball if radius is None else dataclasses.replace(subject.ball, eps=radius)
     return attack_images(
         subject.model,
@@ -83,6 +93,7 @@ def attack(
         ids=examples.ids,
         batch_size=subject.settings.batch_size,
         report=report,
+        distances=distances,
     )
 
 
@@ -93,7 +104,7 @@ def stated(subject: Subject, condition: str) -> dict[str, object]:
     text = str(subject.attacking)
     if condition in NOISES:
         text = f"{condition} noise, {NOISES[condition]} of: {text}"
-    elif condition in TARGETS:
+    elif condition in (*TARGETS, SEVEREST):
         text = f"{condition} targets, {text}"
     return {"eps": subject.ball.eps, "attack": text}
 

@@ -9,6 +9,7 @@ from robust_nc.geometry.leaps import Leaps
 from robust_nc.geometry.moments import Moments
 from robust_nc.grid.leap_rows import Context, layer_rows, leap_rows
 from robust_nc.grid.meters import GroupPart, ReferencePart, part_bytes
+from robust_nc.grid.outputs import Outputs, output_rows
 from robust_nc.grid.rounds import Inputs, Plan, rounds, sweep
 from robust_nc.grid.rows import CLEAN, Row, class_rows
 from robust_nc.grid.subject import Condition, Examples, Reference, Subject
@@ -58,11 +59,13 @@ class Side:
                 if isinstance(part, ReferencePart) and found is not None:
                     leaps[tap], noisy[tap] = found, part.noisy()
         for tap, found in leaps.items():
-            context = Context(self._subject.distances, noisy[tap], self._collapse[tap])
+            context = Context(
+                self._subject.distances, noisy[tap], self._collapse[tap], self._examples.wrong
+            )
             rows += [self._place(tap) | row for row in leap_rows(found, context)]
         if leaps:
             rows += layer_rows(leaps, self._subject.depths)
-        rows.append(self._accuracy(condition.name))
+        rows += self._outputs(condition.name)
         self._leave(condition)
         return [self._noted(row, condition.name) for row in rows]
 
@@ -124,12 +127,11 @@ class Side:
     def _place(self, tap: str) -> Row:
         return {"tap": tap, "depth": self._subject.depths[tap]}
 
-    def _accuracy(self, condition: str) -> Row:
-        """Accuracy of the network itself on these images."""
-        labels = self._examples.labels
-        right = int((self.bank.predicted(condition) == labels).sum())
-        value = {"measure": "accuracy", "value": right / len(labels), "n": len(labels)}
-        return {"tap": "output"} | value
+    def _outputs(self, condition: str) -> list[Row]:
+        """What the network itself answers on these images."""
+        clean = None if condition == CLEAN else self.bank.logits(CLEAN)
+        outputs = Outputs(self.bank.logits(condition), clean)
+        return output_rows(outputs, self._examples.labels, self._subject.distances)
 
     def _noted(self, row: Row, condition: str) -> Row:
         """Add the columns that all rows of a condition share."""

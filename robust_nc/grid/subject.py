@@ -57,16 +57,22 @@ class Subject(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """Images `(N, C, H, W)` float32, labels and ids `(N,)` of one split, on the CPU."""
+    """Images `(N, C, H, W)` float32, labels and ids `(N,)` of one split, on the CPU.
+
+    `wrong` (N,) bool: examples that training saw under a wrong label; None where labels are right.
+    """
 
     split: str
     images: Tensor
     labels: Tensor
     ids: Tensor
+    wrong: Tensor | None = None
 
     def first(self, limit: int) -> "Examples":
         """Take the first examples."""
-        return Examples(self.split, *(part[:limit] for part in self[1:]))
+        wrong = None if self.wrong is None else self.wrong[:limit]
+        images, labels, ids = self.images[:limit], self.labels[:limit], self.ids[:limit]
+        return Examples(self.split, images, labels, ids, wrong)
 
     def key(self, seed: int) -> int:
         """Return the seed of all draws on this split."""

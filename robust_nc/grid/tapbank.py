@@ -46,10 +46,11 @@ def chosen_taps(model: nn.Module, taps: tuple[str, ...] | None) -> tuple[str, ..
 
 
 class TapBatch(NamedTuple):
-    """Rows `rows` of a condition: predictions `(n,)` and features `(n, D)` by tap."""
+    """Rows `rows` of a condition: predictions `(n,)`, logits `(n, K)`, features `(n, D)` by tap."""
 
     rows: slice
     predicted: Tensor
+    logits: Tensor
     features: dict[str, Tensor]
 
 
@@ -73,7 +74,7 @@ class TapBank:
         self._batch_size = batch_size
         self._budget = budget
         self._kept: dict[str, list[TapBatch]] = {}
-        self._predicted: dict[str, Tensor] = {}
+        self._logits: dict[str, Tensor] = {}
 
     def add(self, condition: str, images: Tensor) -> None:
         """Take the images of one more condition."""
@@ -83,7 +84,7 @@ class TapBank:
         """Forget conditions and what was kept of them."""
         for condition in conditions:
             del self.images[condition]
-            self._predicted.pop(condition, None)
+            self._logits.pop(condition, None)
             kept = self._kept.pop(condition, [])
             self._budget += sum(map(_size, kept))
 
@@ -93,11 +94,11 @@ class TapBank:
             yield from self._kept[condition]
             return
         fresh: list[TapBatch] | None = []
-        predicted = []
+        logits = []
         finished = False
         try:
             for batch in self._compute(self.images[condition]):
-                predicted.append(batch.predicted.cpu())
+                logits.append(batch.logits.cpu())
                 fresh = self._charged(fresh, batch)
                 yield batch
             finished = True
@@ -106,7 +107,7 @@ class TapBank:
                 self._kept[condition] = fresh
             elif fresh is not None:
                 self._budget += sum(map(_size, fresh))
-        self._predicted[condition] = torch.cat(predicted)
+        self._logits[condition] = torch.cat(logits)
 
     def _charged(self, fresh: list[TapBatch] | None, batch: TapBatch) -> list[TapBatch] | None:
         """Keep one more batch, or none of them once they do not fit any more."""
@@ -120,10 +121,14 @@ class TapBank:
 
     def predicted(self, condition: str) -> Tensor:
         """Return the network's predictions `(N,)` under a condition, on the CPU."""
-        if condition not in self._predicted:
+        return self.logits(condition).argmax(1)
+
+    def logits(self, condition: str) -> Tensor:
+        """Return the network's logits `(N, K)` under a condition, on the CPU."""
+        if condition not in self._logits:
             for _ in self.batches(condition):
                 pass
-        return self._predicted[condition]
+        return self._logits[condition]
 
     def dims(self) -> dict[str, int]:
         """D of every tap."""
@@ -136,7 +141,7 @@ class TapBank:
         for start in range(0, len(images), self._batch_size):
             rows = slice(start, min(start + self._batch_size, len(images)))
             read = read_taps(self._model, images[rows].to(device), self.taps, feature=self._feature)
-            yield TapBatch(rows, read.logits.argmax(1), dict(read.features))
+            yield TapBatch(rows, read.logits.argmax(1), read.logits, dict(read.features))
 
 
 def _size(batch: TapBatch) -> int:

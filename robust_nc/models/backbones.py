@@ -13,7 +13,9 @@ torch.Size([2, 32])
 from collections.abc import Iterator
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from robust_nc.exceptions import InputError
 from robust_nc.types import Features, Images
@@ -87,6 +89,31 @@ def at_least(name: str, value: int, least: int) -> int:
     if value < least:
         raise InputError(f"{name} must be at least {least}, found {value}")
     return value
+
+
+class PreActBlock(nn.Module):
+    """x + conv(relu(norm(conv(relu(norm(x)))))) (He et al., ECCV 2016), of 3 x 3 convolutions.
+
+    Where the shape changes, x is normalised and activated before its shortcut, a 1 x 1 convolution.
+    `dropout` drops values between the two convolutions, in train mode.
+    """
+
+    def __init__(self, inputs: int, width: int, *, stride: int = 1, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride=stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        projects = stride != 1 or inputs != width
+        self.shortcut = nn.Conv2d(inputs, width, 1, stride=stride, bias=False) if projects else None
+
+    def forward(self, images: Images) -> Tensor:
+        """Return the sum of the shortcut and the residual."""
+        active = F.relu(self.norm1(images), inplace=True)
+        shortcut = images if self.shortcut is None else self.shortcut(active)
+        hidden = F.relu(self.norm2(self.conv1(active)), inplace=True)
+        return torch.add(shortcut, self.conv2(self.dropout(hidden)))
 
 
 class Mlp(Backbone):

@@ -13,7 +13,8 @@ from robust_nc.exceptions import ConfigError
 from robust_nc.models.backbones import Backbone
 from robust_nc.models.classifier import Classifier, Normalise
 from robust_nc.models.heads import Head
-from robust_nc.registry import BACKBONES, HEADS
+from robust_nc.models.necks import Necked
+from robust_nc.registry import BACKBONES, HEADS, NECKS
 from robust_nc.runtime import generator
 
 NUM_CLASSES = 10
@@ -26,10 +27,12 @@ def build_model(config: ModelConfig, *, seed: int = 0) -> Classifier:
 
     Fields that are None: 10 classes, images (3, 32, 32), mean and std 0.5 in every channel, which
     brings pixels into [-1, 1]. Backbone and head draw from streams of their own, so models of one
-    seed that differ in the head share the backbone to the bit; the global generator is left as it
-    was. Raises `ConfigError` for wrong options, `InputError` for sizes that do not fit.
+    seed that differ in the head share the backbone to the bit; a neck draws after the backbone,
+    which is the same with and without. The global generator is left as it was. Raises
+    `ConfigError` for wrong options, `InputError` for sizes that do not fit.
     """
     image_shape = config.image_shape or IMAGE_SHAPE
+    num_classes = config.num_classes or NUM_CLASSES
     normalise = Normalise(
         _per_channel("mean", config.mean, image_shape[0], MEAN),
         _per_channel("std", config.std, image_shape[0], STD),
@@ -38,10 +41,13 @@ def build_model(config: ModelConfig, *, seed: int = 0) -> Classifier:
         # torch.manual_seed would reseed the accelerators as well, which the fork does not restore.
         torch.default_generator.manual_seed(generator(seed, "init-backbone").initial_seed())
         backbone: Backbone = build(BACKBONES, config.backbone, image_shape=image_shape)
+        if config.neck is not None:
+            neck = build(NECKS, config.neck, dim=backbone.dim, num_classes=num_classes)
+            backbone = Necked(backbone, neck)
         head: Head = build(
             HEADS,
             config.head,
-            num_classes=config.num_classes or NUM_CLASSES,
+            num_classes=num_classes,
             dim=backbone.dim,
             seed=seed,
             normalise_features=config.normalise_features,

@@ -74,9 +74,14 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(N, K)`."""
-        self._check(images)
-        logits: Tensor = self.head(self.backbone(self.normalise(images)))
+        logits: Tensor = self.head(self.features(images))
         return logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the features `(N, D)` that the head reads."""
+        self._check(images)
+        features: Tensor = self.backbone(self.normalise(images))
+        return features
 
     def tapped(
         self, images: Tensor, *, taps: Collection[str] | None = None, feature: str = "gap"

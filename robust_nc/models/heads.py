@@ -1,19 +1,20 @@
-"""Heads: features `(N, D)` to logits `(N, K)`, learnable or fixed.
+"""Heads: features `(N, D)` to logits `(N, K)`. What they share, and those that are learnt.
 
 >>> import torch
->>> head = EtfHead(3, 8, seed=0)
->>> head(torch.ones(1, 8)).shape, len(list(head.parameters()))
-(torch.Size([1, 3]), 0)
+>>> head = LinearHead(3, 8, seed=0)
+>>> head(torch.ones(1, 8)).shape, head.vertices().shape
+(torch.Size([1, 3]), torch.Size([3, 8]))
 """
+
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_nc.exceptions import InputError
-from robust_nc.models.frames import simplex_etf
 from robust_nc.runtime import generator
-from robust_nc.types import Features, Logits, Vertices
+from robust_nc.types import Features, Labels, Logits, Vertices
 
 _SMALLEST_SQUARE = 1e-12
 _SCALE_OF_COSINES = 16.0
@@ -25,8 +26,11 @@ class Head(nn.Module):
     g is the identity, or features / |features| with `normalise_features`. `temperature` divides
     the logits; it is part of `vertices()` and of `bias_vector()`, so that the line above is exact.
     A subclass sets those two, and `frame()` where its vertices are fixed. Logits are computed in
-    the precision of the head, also under autocast, and each row from its own features only.
+    the precision of the head, also under autocast, and each row from its own features only. A head
+    with `observes` learns from features without a gradient: training shows it every batch.
     """
+
+    observes: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -60,6 +64,9 @@ class Head(nn.Module):
         """Return the fixed target frame, unit rows `(K, D)`; None where vertices are learnt."""
         return None
 
+    def observe(self, features: Features, labels: Labels) -> None:
+        """Learn from the features of a training batch; called once per step, before its logits."""
+
     def forward(self, features: Features) -> Logits:
         """Return logits."""
         vertices = self.vertices()
@@ -75,7 +82,13 @@ class Head(nn.Module):
 
 
 class LinearHead(Head):
-    """Learnable weight `(K, D)` and bias, drawn uniformly from +-1/sqrt(D)."""
+    """Learnable weight `(K, D)` and bias, drawn uniformly from +-1/sqrt(D).
+
+    logits = (scale * g(features) w^T + bias) / temperature. With `normalise_weight` the rows w are
+    those of the weight at unit length. `scale` None stands for 1, and for 16 where features and
+    rows are both of unit length: cosines in [-1, 1] alone would leave a cross-entropy of 1.4 on a
+    perfectly classified example of 10 classes. A `temperature` below 1 enlarges the logits further.
+    """
 
     def __init__(
         self,
@@ -86,34 +99,36 @@ class LinearHead(Head):
         normalise_features: bool = False,
         temperature: float = 1.0,
         bias: bool = True,
+        normalise_weight: bool = False,
+        scale: float | None = None,
     ) -> None:
         super().__init__(
             num_classes, dim, normalise_features=normalise_features, temperature=temperature
         )
+        self.normalise_weight = normalise_weight
+        self.scale = choose_scale(scale, cosines=normalise_features and normalise_weight)
         source = generator(seed, "init-head")
         bound = dim**-0.5
         self.weight = nn.Parameter(_uniform((num_classes, dim), bound, source))
         self.bias = nn.Parameter(_uniform((num_classes,), bound, source)) if bias else None
 
     def vertices(self) -> Vertices:
-        """Weight over temperature."""
-        return self.weight / self.temperature
+        """Weight, or its rows at unit length, times scale over temperature."""
+        rows = unit_rows(self.weight) if self.normalise_weight else self.weight
+        return rows * (self.scale / self.temperature)
 
     def bias_vector(self) -> Tensor | None:
         """Bias over temperature."""
         return None if self.bias is None else self.bias / self.temperature
 
 
-class EtfHead(Head):
-    """Fixed simplex ETF, no bias, nothing learnt (Yang et al., NeurIPS 2022).
+class PrototypeHead(Head):
+    """Learnable prototypes mu `(K, D)`, drawn uniformly from +-1/sqrt(D).
 
-    The frame is a buffer, drawn uniformly among all orientations. logits = scale / temperature *
-    g(features) frame^T. `scale` None stands for 1 with plain features, whose length the backbone
-    learns, and for 16 with `normalise_features`: cosines in [-1, 1] alone would leave a
-    cross-entropy of 1.4 on a perfectly classified example of 10 classes.
+    logits = -|g(features) - mu|^2 / temperature. They equal g(features) vertices()^T +
+    bias_vector(), with vertices 2 mu / temperature and bias -|mu|^2 / temperature, up to
+    -|g(features)|^2 / temperature: one number per example, which no softmax and no margin sees.
     """
-
-    fixed_frame: Tensor
 
     def __init__(
         self,
@@ -123,25 +138,41 @@ class EtfHead(Head):
         seed: int,
         normalise_features: bool = False,
         temperature: float = 1.0,
-        scale: float | None = None,
     ) -> None:
         super().__init__(
             num_classes, dim, normalise_features=normalise_features, temperature=temperature
         )
-        if scale is None:
-            scale = _SCALE_OF_COSINES if normalise_features else 1.0
-        if not 0 < scale < float("inf"):
-            raise InputError(f"scale must be finite and above 0, found {scale}")
-        self.scale = scale
-        self.register_buffer("fixed_frame", simplex_etf(num_classes, dim, seed=seed))
+        draws = _uniform((num_classes, dim), dim**-0.5, generator(seed, "init-head"))
+        self.prototypes = nn.Parameter(draws)
 
     def vertices(self) -> Vertices:
-        """Frame times scale over temperature."""
-        return self.fixed_frame * (self.scale / self.temperature)
+        """Twice the prototypes over temperature."""
+        return self.prototypes * (2 / self.temperature)
 
-    def frame(self) -> Vertices:
-        """Return the simplex ETF itself, unit rows."""
-        return self.fixed_frame
+    def bias_vector(self) -> Tensor:
+        """Minus the squared lengths of the prototypes over temperature."""
+        return -self.prototypes.square().sum(1) / self.temperature
+
+    def forward(self, features: Features) -> Logits:
+        """Return logits, at most 0 up to rounding."""
+        with torch.autocast(features.device.type, enabled=False):
+            inputs = features.to(self.prototypes.dtype)
+            if self.normalise_features:
+                inputs = unit_rows(inputs)
+            # Seen from the prototypes' middle: what all of them share would drown the difference.
+            middle = self.prototypes.detach().mean(0)
+            inputs, rows = inputs - middle, self.prototypes - middle
+            lengths = inputs.square().sum(1, keepdim=True) + rows.square().sum(1)
+            return (2 * F.linear(inputs, rows) - lengths) / self.temperature
+
+
+def choose_scale(scale: float | None, *, cosines: bool) -> float:
+    """Return a factor of the logits, by default 16 for cosines and 1 for anything else."""
+    if scale is None:
+        return _SCALE_OF_COSINES if cosines else 1.0
+    if not 0 < scale < float("inf"):
+        raise InputError(f"scale must be finite and above 0, found {scale}")
+    return scale
 
 
 def unit_rows(rows: Features) -> Features:

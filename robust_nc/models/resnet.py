@@ -11,11 +11,16 @@ With 10 classes and a linear head it has 11,172,170 parameters:
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_nc.models.backbones import PENULTIMATE, Backbone, ImageShape, initialise
+from robust_nc.models.backbones import (
+    PENULTIMATE,
+    Backbone,
+    ImageShape,
+    PreActBlock,
+    initialise,
+)
 from robust_nc.types import Images
 
 _STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))  # (width, stride of the first block)
@@ -38,7 +43,9 @@ class PreActResNet18(Backbone):
         self.stem = nn.Conv2d(image_shape[0], 64, 3, padding=1, bias=False)
         inputs = 64
         for stage, (width, stride) in enumerate(_STAGES, start=1):
-            pair = nn.Sequential(_Block(inputs, width, stride=stride), _Block(width, width))
+            pair = nn.Sequential(
+                PreActBlock(inputs, width, stride=stride), PreActBlock(width, width)
+            )
             self.add_module(f"layer{stage}", pair)
             inputs = width
         self.norm = nn.BatchNorm2d(512)
@@ -51,23 +58,3 @@ class PreActResNet18(Backbone):
             output = self.get_submodule(name)(output)
             yield name, output
         yield PENULTIMATE, F.relu(self.norm(output)).mean((2, 3))
-
-
-class _Block(nn.Module):
-    """x + conv(relu(norm(conv(relu(norm(x)))))), with a projection where the shape changes."""
-
-    def __init__(self, inputs: int, width: int, *, stride: int = 1) -> None:
-        super().__init__()
-        self.norm1 = nn.BatchNorm2d(inputs)
-        self.conv1 = nn.Conv2d(inputs, width, 3, stride=stride, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        projects = stride != 1 or inputs != width
-        self.shortcut = nn.Conv2d(inputs, width, 1, stride=stride, bias=False) if projects else None
-
-    def forward(self, images: Images) -> Tensor:
-        """Return the sum of the shortcut and the residual."""
-        active = F.relu(self.norm1(images), inplace=True)
-        shortcut = images if self.shortcut is None else self.shortcut(active)
-        residual = self.conv2(F.relu(self.norm2(self.conv1(active)), inplace=True))
-        return torch.add(shortcut, residual)

@@ -96,6 +96,18 @@ def percent(value: float, low: float = math.nan, high: float = math.nan) -> str:
     return f"{100 * value:.1f}{ends}"
 
 
+def points(value: float) -> str:
+    """Write a difference of shares in points.
+
+    >>> points(0.081), points(0.0), points(float("nan"))
+    ('+8.1', '0.0', '-')
+    """
+    rounded = round(100 * value, 1) if math.isfinite(value) else math.nan
+    if rounded == 0:
+        return "0.0"
+    return f"{rounded:+.1f}" if math.isfinite(rounded) else MISSING
+
+
 def short(value: float) -> str:
     """Write a number in three digits.
 
@@ -131,7 +143,12 @@ def count(low: int, high: int, noun: str) -> str:
 
 
 def _board_section(frame: pd.DataFrame) -> Section:
-    headers = ("#", "model", "seeds", "clean %", "robust %", "leap %", "landed %", "NC1 clean")
+    gaps = "gap" in frame and bool(frame["gap"].notna().any())
+    headers = (
+        *("#", "model", "seeds", "clean %", "robust %"),
+        *(("gap",) if gaps else ()),
+        *("leap %", "landed %", "NC1 clean", "NC1 attacked (null)", "NC1 landed (null)"),
+    )
     rows = [
         (
             str(row["rank"]),
@@ -139,6 +156,7 @@ def _board_section(frame: pd.DataFrame) -> Section:
             str(row["seeds"]),
             percent(row["clean"], row["clean_low"], row["clean_high"]),
             percent(row["robust"], row["robust_low"], row["robust_high"]),
+            *((points(row["gap"]),) if gaps else ()),
             percent(row["leap_rate"]),
             percent(row["landed"]),
             short(row["nc1_clean"]),
@@ -147,9 +165,11 @@ def _board_section(frame: pd.DataFrame) -> Section:
         )
         for name, row in zip(display_names(frame), frame.to_dict("records"), strict=True)
     ]
-    caption = f"{_over(frame)}; {interval_note(set(frame['interval']))}; {NULLS}"
-    pairs = ("NC1 attacked (null)", "NC1 landed (null)")
-    return Section(_title(frame), caption, (*headers, *pairs), rows, names=2)
+    notes = [_over(frame), interval_note(set(frame["interval"]))]
+    if gaps:
+        weaker = " and ".join(sorted(set(frame["beside"]) - {""}))
+        notes.append(f"gap: points by which {weaker} flatters")
+    return Section(_title(frame), "; ".join([*notes, NULLS]), headers, rows, names=2)
 
 
 def _paired_section(frame: pd.DataFrame) -> Section:

@@ -44,6 +44,7 @@ TARGETS = {
     "nearest": "nearest",
     "farthest": "farthest",
     "hierarchy": "hierarchy",
+    "severest": "severest",
 }
 _SHARES = {"leap_rate": "leaped", "landed": "of these, landed"}
 _SHARE_COLOURS = dict(zip(_SHARES.values(), ("#d55e00", "#029e73"), strict=True))

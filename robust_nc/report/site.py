@@ -25,6 +25,7 @@ from robust_nc.report.formats import (
     count,
     display_names,
     percent,
+    points,
     sections,
     short,
 )
@@ -42,6 +43,7 @@ _BOARD = (
     ("model", "model", "model"),
     ("robust %", "robust", "interval"),
     ("clean %", "clean", "interval"),
+    ("gap", "gap", "points"),
     ("seeds", "seeds", "count"),
     ("leap %", "leap_rate", "percent"),
     ("landed %", "landed", "percent"),
@@ -219,7 +221,8 @@ def _cell(row: Mapping[Any, Any], key: str, kind: str) -> Cell:
 def _number(value: float, kind: str) -> Cell:
     if kind == "count":
         return Cell(f"{value:,.0f}" if math.isfinite(value) else "-", value, number=True)
-    return Cell(percent(value) if kind == "percent" else short(value), value, number=True)
+    write = {"percent": percent, "points": points}.get(kind, short)
+    return Cell(write(value), value, number=True)
 
 
 def _differences(records: Sequence[Stored]) -> list[Grid]:

@@ -43,7 +43,7 @@ COLUMNS = (
     *("rank", "model", "backbone", "head", "objective", "suite", "dataset", "ball"),
     *("norm", "eps", "protocol", "seeds", "examples"),
     *("clean", "clean_low", "clean_high", "robust", "robust_low", "robust_high", "interval"),
-    *("robust_last", *SUMMARIES),
+    *("beside", "robust_beside", "gap", "robust_last", *SUMMARIES),
     *("parameters", "passes_per_example", "warnings", "images", "recipe"),
 )
 PAIRED_COLUMNS = (
@@ -59,9 +59,11 @@ def leaderboard(results: str | Path | Sequence[Stored]) -> pd.DataFrame:
     `examples` examples; `interval` says what low and high are: `t95` (Student t over at least 3
     seeds, cut to [0, 1]), `range` (of 2 seeds), `wilson` (over the examples of one seed). `clean`
     and `robust` are of the weights that validation chose; `robust_last` and the measures are of the
-    last weights, means over seeds, NaN where any seed lacks one. `rank` counts within one data set,
-    ball, protocol and set of examples (`images`, their fingerprint). `recipe` is the digest of the
-    configuration without its seed. Raises `RecordError` if there are no records, or one is damaged.
+    last weights, means over seeds, NaN where any seed lacks one. `robust_beside` is the accuracy
+    under the weaker protocol `beside`, and `gap` by how much that flatters. `rank` counts within
+    one data set, ball, protocol and set of examples (`images`, their fingerprint). `recipe` is the
+    digest of the configuration without its seed. Raises `RecordError` if there are no records, or
+    one is damaged.
 
     >>> from robust_nc.exceptions import RecordError
     >>> try:
@@ -120,8 +122,9 @@ def _row(what: Identity, members: list[Record]) -> dict[str, Any]:
     row: dict[str, Any] = {**what._asdict(), "seeds": len(members)}
     for name, found in zip(SCORES, (clean, robust), strict=True):
         row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-    measures = ("robust_last", *SUMMARIES)
+    measures = ("robust_beside", "robust_last", *SUMMARIES)
     row |= {name: _mean([_value(record, name) for record in members]) for name in measures}
+    row |= {"beside": _beside(members[0]), "gap": row["robust_beside"] - robust.value}
     return {
         **row,
         "interval": robust.kind if math.isfinite(robust.value) else clean.kind,
@@ -129,6 +132,11 @@ def _row(what: Identity, members: list[Record]) -> dict[str, Any]:
         "passes_per_example": _mean([_passes(record) for record in members]),
         "warnings": ", ".join(sorted({one.name for record in members for one in record.warnings})),
     }
+
+
+def _beside(record: Record) -> str:
+    settings = record.config.get("evaluation")
+    return str(settings.get("beside") or "") if isinstance(settings, dict) else ""
 
 
 def _share(members: list[Record], name: str) -> Interval:

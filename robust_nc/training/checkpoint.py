@@ -31,7 +31,9 @@ SCHEMA = 1
 class Snapshot(NamedTuple):
     """All that a resumed training needs: tensors on the CPU, and where it stands.
 
-    `best_score` is the validation accuracy under attack, then clean, of `best_epoch`.
+    `best_score` is the validation accuracy under attack, then clean, of `best_epoch`. With an
+    average of weights, `weights` are that average, `averaged` says how many are in it, and `raw`
+    are those that the training goes on with.
     """
 
     epoch: int
@@ -42,6 +44,8 @@ class Snapshot(NamedTuple):
     best_epoch: int
     best_score: tuple[float, float]
     history: list[dict[str, Any]]
+    raw: Tensors | None = None
+    averaged: int = 0
 
 
 class TensorFile(NamedTuple):
@@ -90,10 +94,15 @@ class Checkpoints:
             "step": snapshot.step,
             "tensors": last._asdict(),
         }
+        keep = {best.name, last.name, momentum.name}
+        if snapshot.raw is not None:
+            raw = write_tensors(self.folder, "raw", snapshot.raw)
+            resume |= {"averaged": snapshot.averaged, "raw": raw._asdict()}
+            keep.add(raw.name)
         # `best` first: `last` says that all is there.
         self._write("best", about | {"epoch": snapshot.best_epoch, "tensors": best._asdict()})
         self._write("last", about | resume)
-        _remove_unnamed(self.folder, keep={best.name, last.name, momentum.name})
+        _remove_unnamed(self.folder, keep)
 
     def load(self) -> Snapshot | None:
         """Return the last snapshot, or None where there is none.
@@ -107,6 +116,7 @@ class Checkpoints:
         check_same_config(about.get("config"), self.config, path)
         try:
             best = TensorFile(**about["best"])
+            raw = TensorFile(**about["raw"]) if "raw" in about else None
             self._best = (int(about["best_epoch"]), best)
             robust, clean = about["best_score"]
             return Snapshot(
@@ -118,6 +128,8 @@ class Checkpoints:
                 best_epoch=int(about["best_epoch"]),
                 best_score=(float(robust), float(clean)),
                 history=list(about["history"]),
+                raw=read_tensors(self.folder, raw) if raw else None,
+                averaged=int(about["averaged"]) if raw else 0,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(path, f"it lacks or garbles {error}") from error
@@ -203,7 +215,7 @@ def _flat(value: object, prefix: str = "") -> dict[str, object]:
 
 
 def _remove_unnamed(folder: Path, keep: set[str]) -> None:
-    for kind in ("best", "last", "momentum"):
+    for kind in ("best", "last", "momentum", "raw"):
         for path in folder.glob(f"{kind}-*.safetensors"):
             if path.name not in keep:
                 try:

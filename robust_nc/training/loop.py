@@ -2,7 +2,8 @@
 
 `best` is the epoch of highest accuracy on held-out train images, under PGD-10 for a defense and
 clean for standard training (`Objective.best_by`); among equals, for a defense, the one of higher
-clean accuracy, then the later. `last` is the model itself.
+clean accuracy, then the later. `last` is the model itself. Where weights are averaged, all of this
+is about their average, which is the model in the end.
 
 >>> import torch
 >>> from robust_nc.config import TrainConfig
@@ -20,6 +21,7 @@ clean accuracy, then the later. `last` is the model itself.
 """
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
@@ -30,12 +32,14 @@ from torch import nn
 from robust_nc.config import TrainConfig, build
 from robust_nc.data.batches import Batch, Batches
 from robust_nc.exceptions import InputError, TrainingError
-from robust_nc.registry import SCHEDULES
+from robust_nc.registry import AVERAGINGS, SCHEDULES
 from robust_nc.runtime import device_of, generator, stream_key, untouched
+from robust_nc.training.averaging import STATISTICS_BATCHES, Average
 from robust_nc.training.checkpoint import Checkpoints, Snapshot
 from robust_nc.training.log import Row, append_log, start_log
 from robust_nc.training.meter import Meter, not_finite
 from robust_nc.training.objectives import Objective
+from robust_nc.training.outer import at_progress
 from robust_nc.training.progress import Pace, Report, TrainEvent
 from robust_nc.training.schedule import Schedule
 from robust_nc.training.state import (
@@ -103,6 +107,8 @@ class Trainer:
         self.save_seconds = save_seconds
         self.schedule: Schedule = build(SCHEDULES, config.schedule)
         self.optimizer = make_optimizer(model, config)
+        averaging = config.averaging and build(AVERAGINGS, config.averaging)
+        self.average = Average(model, averaging) if averaging else None
         self.epoch = 0
         self.step = 0
         self.history: list[Row] = []
@@ -116,6 +122,11 @@ class Trainer:
         """Steps of the whole training."""
         return self.config.epochs * len(self.batches)
 
+    @property
+    def shown(self) -> nn.Module:
+        """The model that is measured and kept: the average of weights, once there is one."""
+        return self.average.model if self.average and self.average.count else self.model
+
     def fit(self) -> Fitted:
         """Train from where the checkpoints stand to the last epoch."""
         self._resume()
@@ -128,6 +139,8 @@ class Trainer:
                 self._end_epoch(row)
         if self.config.epochs == 0 and self.checkpoints:
             self.checkpoints.save(self._snapshot())
+        if self.shown is not self.model:
+            self.model.load_state_dict(self.shown.state_dict())
         self.model.eval()
         return Fitted(self.best_weights, self.best_epoch, self.history)
 
@@ -158,21 +171,25 @@ class Trainer:
     def _step(self, runner: nn.Module, batch: Batch, meter: Meter) -> float:
         lr = self.schedule.lr_at(self.step / self.steps, self.config.lr, epochs=self.config.epochs)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["factor"]
         loss = self._loss(runner, batch, meter)
         self.optimizer.zero_grad(set_to_none=True)
         loss.value.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.step += 1
+        if self.average:
+            ends = self.step % len(self.batches) == 0
+            self.average.update(self.model, progress=self.step / self.steps, epoch_ends=ends)
         meter.add(loss.logs, len(batch.labels))
         return lr
 
     def _loss(self, runner: nn.Module, batch: Batch, meter: Meter) -> Loss:
         key = stream_key(self.seed, "train-attack", self.step)
         half = self.config.precision == "bf16"
+        objective: Objective = at_progress(self.objective, self.step / self.steps)
         try:
             with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=half):
-                return self.objective(runner, batch.images, batch.labels, seed=key, ids=batch.ids)
+                return objective(runner, batch.images, batch.labels, seed=key, ids=batch.ids)
         except InputError as error:
             # An inner attack refuses logits that are not finite; say where training broke instead.
             meter.check()
@@ -185,11 +202,13 @@ class Trainer:
         self.epoch += 1
         if not finite_weights(self.model):
             raise not_finite("a weight", self.epoch, self.step)
+        if self.average and self.average.needs_statistics:
+            self._take_statistics(self.average)
         final = self.epoch == self.config.epochs
         if self.validate and (final or self.epoch % self.config.validate_every == 0):
             row |= self._validated(self.validate)
         if self.probe and (final or self.epoch % self.config.collapse_every == 0):
-            row |= self.probe(self.model)
+            row |= self.probe(self.shown)
         self._choose(row)
         self.history.append(row)
         if self.checkpoints:
@@ -198,9 +217,17 @@ class Trainer:
                 self.checkpoints.save(self._snapshot())
                 self._saved_at = time.monotonic()
 
+    def _take_statistics(self, average: Average) -> None:
+        """Show the average what training shows, attacked where the objective attacks."""
+        meter = Meter(self.epoch, self.step)
+        with average.statistics() as model:
+            batches = self.batches.epoch(self.epoch)
+            for batch in itertools.islice(batches, STATISTICS_BATCHES):
+                self._loss(model, batch, meter)
+
     def _validated(self, validate: Watch) -> Row:
         try:
-            return validate(self.model)
+            return validate(self.shown)
         except InputError as error:
             raise not_finite("a logit of the validation", self.epoch, self.step) from error
 
@@ -214,19 +241,21 @@ class Trainer:
             (attacked, clean) if self.objective.best_by == "validation_attacked" else (clean, 0.0)
         )
         if score >= self.best_score:
-            self.best_weights = weights_of(self.model)
+            self.best_weights = weights_of(self.shown)
             self.best_epoch, self.best_score = self.epoch, score
 
     def _snapshot(self) -> Snapshot:
         return Snapshot(
             epoch=self.epoch,
             step=self.step,
-            weights=weights_of(self.model),
+            weights=weights_of(self.shown),
             momentum=momentum_of(self.model, self.optimizer),
             best_weights=self.best_weights,
             best_epoch=self.best_epoch,
             best_score=self.best_score,
             history=self.history,
+            raw=weights_of(self.model) if self.shown is not self.model else None,
+            averaged=self.average.count if self.average else 0,
         )
 
     def _resume(self) -> None:
@@ -234,7 +263,10 @@ class Trainer:
             return
         snapshot = self.checkpoints.load()
         if snapshot:
-            load_weights(self.model, snapshot.weights)
+            load_weights(self.model, snapshot.weights if snapshot.raw is None else snapshot.raw)
+            if self.average and snapshot.raw is not None:
+                load_weights(self.average.model, snapshot.weights)
+                self.average.count = snapshot.averaged
             load_momentum(self.model, self.optimizer, snapshot.momentum)
             self.epoch, self.step, self.history = snapshot.epoch, snapshot.step, snapshot.history
             self.best_weights = snapshot.best_weights

@@ -1,42 +1,150 @@
 """Training losses, one value per example: `(logits (N, K), labels (N,)) -> (N,)`.
 
+Values are float32, or float64 for float64 logits. Options are checked when a suite is read and by
+`build_loss`. A loss whose first parameter is `seen` reads more than logits: features and head
+(`FeatureLoss`); those stand in `feature_losses`.
+
 >>> import torch
 >>> cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3])).tolist() == [torch.tensor(4.0).log()] * 2
 True
+>>> logits, labels = torch.tensor([[8.0, 0.0, 0.0], [0.0, 0.0, 0.0]]), torch.tensor([0, 1])
+>>> [round(value, 3) for value in label_relaxation(logits, labels).tolist()]
+[0.0, 0.704]
+>>> build_loss(Component(name="margin", options={"kappa": 0.5}))(logits, labels).tolist()
+[0.0, 0.5]
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple
 
+import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from robust_nc.config import Component, check_options
+from robust_nc.models.heads import Head
 from robust_nc.registry import LOSSES
 from robust_nc.types import Labels, Logits, PerExample
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+_GIVEN = ("logits", "seen", "labels", "progress")
+
+
+class Seen(NamedTuple):
+    """What a batch became: logits `(N, K)`, the features `(N, D)` that the head read, the head."""
+
+    logits: Tensor
+    features: Tensor
+    head: Head
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureLoss:
+    """A loss of `Seen` and labels; one with a parameter `progress` changes over the training."""
+
+    function: Callable[..., Tensor]
+    options: Mapping[str, Any]
+    progress: float = 0.0
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the loss depends on how much of the training is done."""
+        return "progress" in inspect.signature(self.function).parameters
+
+    def at(self, progress: float) -> "FeatureLoss":
+        """Return the loss at a share of the training, in [0, 1]."""
+        return dataclasses.replace(self, progress=progress)
+
+    def __call__(self, seen: Seen, labels: Tensor) -> Tensor:
+        """Return one value per example, `(N,)`."""
+        moment = {"progress": self.progress} if self.scheduled else {}
+        return self.function(seen, labels, **self.options, **moment)
 
 
 def cross_entropy(logits: Logits, labels: Labels) -> PerExample:
-    """-log softmax(logits)_y, in nats; float32 whatever the precision of the logits."""
-    return F.cross_entropy(logits.float(), labels, reduction="none")
+    """-log softmax(logits)_y, in nats."""
+    return F.cross_entropy(widened(logits), labels, reduction="none")
 
 
-def squared_error(logits: Logits, labels: Labels) -> PerExample:
-    """Mean over the K classes of (logit - one-hot)^2, in float32."""
-    target = F.one_hot(labels, logits.shape[1]).float()
-    return (logits.float() - target).square().mean(1)
+def label_smoothing(logits: Logits, labels: Labels, *, alpha: BelowOne = 0.1) -> PerExample:
+    """Cross-entropy to (1 - alpha) one-hot + alpha / K, in nats (Szegedy et al., CVPR 2016).
+
+    Not 0 at its best, where softmax(logits) is that target. `alpha` in [0, 1); 0: cross-entropy.
+    """
+    return F.cross_entropy(widened(logits), labels, reduction="none", label_smoothing=alpha)
+
+
+def label_relaxation(logits: Logits, labels: Labels, *, alpha: BelowOne = 0.1) -> PerExample:
+    """KL divergence, in nats, to the nearest distribution that gives y at least 1 - alpha.
+
+    With p = softmax(logits): 0 where p_y > 1 - alpha, else KL(p^r || p) with p^r_y = 1 - alpha and
+    alpha shared among the other classes in proportion to p (Lienen and Huellermeier, AAAI 2021).
+    That p^r is the nearest one, so the gradient is p - p^r, whether or not p^r is held constant.
+    What the proportions leave is (1 - alpha) log((1 - alpha) / p_y) + alpha log(alpha / (1 - p_y)).
+    `alpha` in [0, 1); 0: cross-entropy.
+    """
+    log_p = F.log_softmax(widened(logits), 1)
+    log_right = log_p.gather(1, labels[:, None]).squeeze(1)
+    log_wrong = _others(log_p, labels).logsumexp(1)
+    entropy = -sum(share * math.log(share) for share in (1 - alpha, alpha) if share > 0)
+    divergence = -(1 - alpha) * log_right - alpha * log_wrong - entropy
+    return divergence.where(log_right <= math.log1p(-alpha), 0.0)
+
+
+def squared_error(
+    logits: Logits, labels: Labels, *, target: Literal["one_hot", "signed"] = "one_hot"
+) -> PerExample:
+    """Mean over the K classes of (logit - target)^2.
+
+    `target`: 1 for the label's class, and for the others 0 ("one_hot") or -1 ("signed").
+    """
+    values = widened(logits)
+    wanted = F.one_hot(labels, logits.shape[1]).to(values.dtype)
+    if target == "signed":
+        wanted = 2 * wanted - 1
+    return (values - wanted).square().mean(1)
+
+
+def margin(logits: Logits, labels: Labels, *, kappa: NotNegative = 1.0) -> PerExample:
+    """max(0, kappa + largest other logit - the label's): the multi-class hinge.
+
+    With `kappa` 1 that of Crammer and Singer (JMLR 2001); 0 asks for no more than a right answer,
+    and any other is the confidence of Carlini and Wagner (S&P 2017), shifted to end at 0. An
+    example whose label leads by `kappa` moves nothing.
+    """
+    values = widened(logits)
+    right = values.gather(1, labels[:, None]).squeeze(1)
+    return (kappa + _others(values, labels).amax(1) - right).relu()
 
 
 def kl_divergence(logits: Logits, reference: Logits) -> PerExample:
     """KL(softmax(reference) || softmax(logits)) in nats; gradients flow into both."""
-    p = F.log_softmax(reference.float(), 1)
-    return (p.exp() * (p - F.log_softmax(logits.float(), 1))).sum(1)
+    p = F.log_softmax(widened(reference), 1)
+    return (p.exp() * (p - F.log_softmax(widened(logits), 1))).sum(1)
 
 
-def build_loss(part: Component) -> PerExampleLoss:
+def widened(values: Tensor) -> Tensor:
+    """Bring to float32 what is less precise; float64 stays float64."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def build_loss(part: Component) -> PerExampleLoss | FeatureLoss:
     """Return the registered loss with its options fixed; raises `ConfigError` for a wrong one."""
-    options = check_options(LOSSES, part, ("logits", "labels"))
-    loss: PerExampleLoss = functools.partial(LOSSES.load(part.name), **options)
+    options = check_options(LOSSES, part, _GIVEN)
+    function = LOSSES.load(part.name)
+    if "seen" in inspect.signature(function).parameters:
+        return FeatureLoss(function, options)
+    loss: PerExampleLoss = functools.partial(function, **options)
     return loss
+
+
+def _others(values: Logits, labels: Labels) -> Logits:
+    """Put -inf in place of the label's value."""
+    return values.scatter(1, labels[:, None], -torch.inf)

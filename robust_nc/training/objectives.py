@@ -22,10 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from robust_nc.config import Component, build
+from robust_nc.data.base import Split
 from robust_nc.exceptions import ConfigError
+from robust_nc.models.classifier import Classifier
 from robust_nc.registry import ATTACKS
 from robust_nc.threat import Ball
-from robust_nc.training.losses import PerExampleLoss, kl_divergence
+from robust_nc.training.losses import FeatureLoss, PerExampleLoss, kl_divergence
+from robust_nc.training.outer import outer
+from robust_nc.training.progress import Report
 from robust_nc.types import Attack, Images, Labels, Logits, Loss
 
 BnMode = Literal["eval", "train", "frozen"]
@@ -48,6 +52,17 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
+class ClosedForm(Protocol):
+    """An objective without steps: it solves for the weights at once, with `train.epochs = 0`."""
+
+    def solve(
+        self, model: Classifier, train: Split, *, seed: int, report: Report | None = None
+    ) -> None:
+        """Put the solution for these training examples into the model."""
+        ...
+
+
 @dataclass(frozen=True)
 class Standard:
     """The mean loss on clean images. Its best epoch is chosen on clean images too.
@@ -55,16 +70,15 @@ class Standard:
     Chosen under attack it would be one of the first, hardly trained ones.
     """
 
-    loss: PerExampleLoss
+    loss: PerExampleLoss | FeatureLoss
     best_by: ClassVar[BestBy] = "validation_clean"
 
     def __call__(
         self, model: nn.Module, images: Images, labels: Labels, *, seed: int, ids: Tensor
     ) -> Loss:
         """Return the loss with `clean_correct`."""
-        logits = model(images)
-        value = self.loss(logits, labels).mean()
-        return _logged(value, {"clean_correct": _correct(logits, labels)})
+        found = outer(model, images, labels, self.loss)
+        return logged(found.losses.mean(), {"clean_correct": correct(found.logits, labels)})
 
 
 @dataclass(frozen=True)
@@ -78,7 +92,7 @@ class Pgd:
     """
 
     ball: Ball
-    loss: PerExampleLoss
+    loss: PerExampleLoss | FeatureLoss
     steps: int = 10
     step_size: float | None = None
     random_start: bool = True
@@ -86,25 +100,24 @@ class Pgd:
     best_by: ClassVar[BestBy] = "validation_attacked"
 
     def __post_init__(self) -> None:
-        _check_steps(self.steps, self.step_size)
+        check_steps(self.steps, self.step_size)
 
     @cached_property
     def inner(self) -> Attack:
         """The inner attack."""
         initial = "uniform" if self.random_start else "none"
-        return _inner("ce", initial, self.steps, self.step_size, self.bn_mode)
+        return inner_attack("ce", initial, self.steps, self.step_size, self.bn_mode)
 
     def __call__(
         self, model: nn.Module, images: Images, labels: Labels, *, seed: int, ids: Tensor
     ) -> Loss:
         """Return the loss with `attacked_correct`."""
-        with _batch_norm(model, self.bn_mode):
+        with batch_norm(model, self.bn_mode):
             attacked = self.inner(
                 model, images, labels, self.ball, goal="maximise", seed=seed, ids=ids
             )
-            logits = model(attacked)
-        value = self.loss(logits, labels).mean()
-        return _logged(value, {"attacked_correct": _correct(logits, labels)})
+            found = outer(model, attacked, labels, self.loss)
+        return logged(found.losses.mean(), {"attacked_correct": correct(found.logits, labels)})
 
 
 @dataclass(frozen=True)
@@ -116,7 +129,7 @@ class Trades:
     """
 
     ball: Ball
-    loss: PerExampleLoss
+    loss: PerExampleLoss | FeatureLoss
     beta: float = 6.0
     steps: int = 10
     step_size: float | None = None
@@ -124,35 +137,38 @@ class Trades:
     best_by: ClassVar[BestBy] = "validation_attacked"
 
     def __post_init__(self) -> None:
-        _check_steps(self.steps, self.step_size)
+        check_steps(self.steps, self.step_size)
         if self.beta < 0:
             raise ConfigError(f"beta must be at least 0, found {self.beta}")
 
     @cached_property
     def inner(self) -> Attack:
         """The inner attack."""
-        return _inner("kl", "gaussian", self.steps, self.step_size, self.bn_mode)
+        return inner_attack("kl", "gaussian", self.steps, self.step_size, self.bn_mode)
 
     def __call__(
         self, model: nn.Module, images: Images, labels: Labels, *, seed: int, ids: Tensor
     ) -> Loss:
         """Return the loss with `clean_correct` and `attacked_correct`."""
-        with _batch_norm(model, self.bn_mode):
+        with batch_norm(model, self.bn_mode):
             attacked = self.inner(
                 model, images, labels, self.ball, goal="maximise", seed=seed, ids=ids
             )
-            clean_logits = model(images)
+            clean = outer(model, images, labels, self.loss)
             attacked_logits = model(attacked)
-        divergence = kl_divergence(attacked_logits, clean_logits).mean()
-        value = self.loss(clean_logits, labels).mean() + self.beta * divergence
+        divergence = kl_divergence(attacked_logits, clean.logits).mean()
+        value = clean.losses.mean() + self.beta * divergence
         accuracies = {
-            "clean_correct": _correct(clean_logits, labels),
-            "attacked_correct": _correct(attacked_logits, labels),
+            "clean_correct": correct(clean.logits, labels),
+            "attacked_correct": correct(attacked_logits, labels),
         }
-        return _logged(value, accuracies)
+        return logged(value, accuracies)
 
 
-def _inner(loss: str, initial: str, steps: int, step_size: float | None, bn_mode: BnMode) -> Attack:
+def inner_attack(
+    loss: str, initial: str, steps: int, step_size: float | None, bn_mode: BnMode
+) -> Attack:
+    """Return the attack inside a training: PGD on the model in the mode of `bn_mode`."""
     options: dict[str, Any] = {
         "loss": loss,
         "initial": initial,
@@ -166,7 +182,7 @@ def _inner(loss: str, initial: str, steps: int, step_size: float | None, bn_mode
 
 
 @contextlib.contextmanager
-def _batch_norm(model: nn.Module, bn_mode: BnMode) -> Iterator[None]:
+def batch_norm(model: nn.Module, bn_mode: BnMode) -> Iterator[None]:
     """Hold the model in eval mode where batch norm is frozen, then put every flag back."""
     if bn_mode != "frozen":
         yield
@@ -180,15 +196,18 @@ def _batch_norm(model: nn.Module, bn_mode: BnMode) -> Iterator[None]:
             module.training = flag
 
 
-def _correct(logits: Logits, labels: Labels) -> Tensor:
+def correct(logits: Logits, labels: Labels) -> Tensor:
+    """Accuracy on the batch, a scalar on its device."""
     return (logits.detach().argmax(1) == labels).mean(dtype=torch.float32)
 
 
-def _logged(value: Tensor, accuracies: dict[str, Tensor]) -> Loss:
+def logged(value: Tensor, accuracies: dict[str, Tensor]) -> Loss:
+    """Return the loss with its own value among the logs."""
     return Loss(value, {"loss": value.detach(), **accuracies})
 
 
-def _check_steps(steps: int, step_size: float | None) -> None:
+def check_steps(steps: int, step_size: float | None) -> None:
+    """Refuse an inner attack that cannot be."""
     if steps < 1:
         raise ConfigError(f"steps must be at least 1, found {steps}")
     if step_size is not None and not step_size > 0:

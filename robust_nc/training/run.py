@@ -14,14 +14,25 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from robust_nc.config import ModelConfig, RunConfig, build, plain, read, training_part
+from robust_nc.config import (
+    Component,
+    ModelConfig,
+    RunConfig,
+    build,
+    option_names,
+    plain,
+    read,
+)
+from robust_nc.data.alter import Altered, alter
 from robust_nc.data.base import DatasetInfo, Split
 from robust_nc.data.batches import Batches, hold_out
 from robust_nc.data.load import dataset_info, read_split
 from robust_nc.exceptions import CheckpointError, ConfigError, InputError
+from robust_nc.hierarchy.tree import hierarchy_names
 from robust_nc.models.build import build_model
 from robust_nc.models.classifier import Classifier
-from robust_nc.registry import OBJECTIVES
+from robust_nc.naming import training_part
+from robust_nc.registry import HEADS, OBJECTIVES
 from robust_nc.runtime import default_device
 from robust_nc.training.checkpoint import (
     Checkpoints,
@@ -31,9 +42,10 @@ from robust_nc.training.checkpoint import (
     read_tensors,
 )
 from robust_nc.training.log import Row
-from robust_nc.training.loop import SAVE_SECONDS, Trainer
+from robust_nc.training.loop import SAVE_SECONDS, Trainer, Watch
 from robust_nc.training.losses import build_loss
-from robust_nc.training.objectives import Objective
+from robust_nc.training.memorization import MemorizationProbe
+from robust_nc.training.objectives import ClosedForm, Objective
 from robust_nc.training.progress import Bars, Report
 from robust_nc.training.state import load_weights
 from robust_nc.training.watch import CollapseProbe, Validator, spread
@@ -42,9 +54,10 @@ from robust_nc.training.watch import CollapseProbe, Validator, spread
 class Trained(NamedTuple):
     """A finished training. `best` and `last` are in eval mode, on the device of the training.
 
-    `history` has one row per epoch; `train` is what the model learnt from, `validation` what was
-    held out of the train split to choose `best`; `model` is the configuration with its sizes;
-    `seconds` is what the training steps took, over all sessions and without the validation.
+    `history` has one row per epoch; `train` is what the model learnt from, with the labels it was
+    given, and `altered` what was done to them; `validation` is what was held out of the train split
+    to choose `best`; `model` is the configuration with its sizes; `seconds` is what the training
+    steps took, over all sessions and without the validation.
     """
 
     best: Classifier
@@ -53,6 +66,7 @@ class Trained(NamedTuple):
     history: list[Row]
     seconds: float
     train: Split
+    altered: Altered
     validation: Split
     info: DatasetInfo
     model: ModelConfig
@@ -87,17 +101,20 @@ def train_cell(
     """
     place = torch.device(device) if device is not None else default_device()
     info = dataset_info(config.data.dataset, root)
-    shapes = resolve_model(config.model, info)
+    shapes = resolve_model(config.model, info, hierarchy=config.data.hierarchy)
     model = build_model(shapes, seed=config.seed).to(place)
     objective = build_objective(config)
-    everything = read_split(config.data.dataset, "train", root=root, limit=config.data.train_limit)
-    learnt, held_out = hold_out(everything, config.data.validation, seed=config.seed)
-    facts = {"model": plain(shapes)}
+    altered, held_out = training_data(config, info, root)
+    checkpoints = None
+    if folder:
+        checkpoints = Checkpoints(folder, training_part(config), facts={"model": plain(shapes)})
+    if isinstance(objective, ClosedForm):
+        _solve(objective, model, altered.split, config, checkpoints, report)
     trainer = Trainer(
         model,
         objective,
         Batches(
-            learnt,
+            altered.split,
             batch_size=config.train.batch_size,
             device=place,
             augment=config.data.augment,
@@ -106,8 +123,8 @@ def train_cell(
         config.train,
         seed=config.seed,
         validate=_validator(held_out, config, place),
-        probe=CollapseProbe(spread(learnt, config.train.collapse_examples), device=place),
-        checkpoints=Checkpoints(folder, training_part(config), facts=facts) if folder else None,
+        probe=_probe(altered, config, root, place),
+        checkpoints=checkpoints,
         report=report,
         save_seconds=save_seconds,
     )
@@ -120,11 +137,29 @@ def train_cell(
         best_epoch=fitted.best_epoch,
         history=fitted.history,
         seconds=sum(row["seconds"] for row in fitted.history),
-        train=learnt,
+        train=altered.split,
+        altered=altered,
         validation=held_out,
         info=info,
         model=shapes,
     )
+
+
+def training_data(
+    config: RunConfig, info: DatasetInfo, root: Path | str | None
+) -> tuple[Altered, Split]:
+    """Read what a cell learns from, thinned out and mislabelled as it says, and the validation."""
+    data = config.data
+    everything = read_split(data.dataset, "train", root=root, limit=data.train_limit)
+    learnt, held_out = hold_out(everything, data.validation, seed=config.seed)
+    altered = alter(
+        learnt,
+        imbalance=data.imbalance,
+        noise=data.noise,
+        num_classes=info.num_classes,
+        seed=config.seed,
+    )
+    return altered, held_out
 
 
 def build_objective(config: RunConfig) -> Objective:
@@ -138,10 +173,13 @@ def build_objective(config: RunConfig) -> Objective:
     return objective
 
 
-def resolve_model(model: ModelConfig, info: DatasetInfo) -> ModelConfig:
-    """Fill in the sizes that the data set gives; raises `ConfigError` where they contradict it.
+def resolve_model(
+    model: ModelConfig, info: DatasetInfo, *, hierarchy: str | None = None
+) -> ModelConfig:
+    """Fill in what the data set gives; raises `ConfigError` where the model contradicts it.
 
-    Data of one class are refused: there is nothing to tell apart.
+    That is sizes, and for a head with an option `hierarchy` the tree of the classes: `hierarchy`,
+    or the data set's own. Data of one class are refused: there is nothing to tell apart.
     """
     if info.num_classes < 2:
         raise InputError(f"{info.name} has one class only; at least two are needed")
@@ -152,7 +190,25 @@ def resolve_model(model: ModelConfig, info: DatasetInfo) -> ModelConfig:
                 f"model.{name} is {wanted}, but {info.name} has {found}; leave it out to take the "
                 "data set's"
             )
-    return dataclasses.replace(model, num_classes=info.num_classes, image_shape=info.image_shape)
+    return dataclasses.replace(
+        model,
+        head=_with_tree(model.head, info, hierarchy),
+        num_classes=info.num_classes,
+        image_shape=info.image_shape,
+    )
+
+
+def _with_tree(head: Component, info: DatasetInfo, hierarchy: str | None) -> Component:
+    """Give the head the tree of the classes where it takes one and names none."""
+    if "hierarchy" not in option_names(HEADS, head.name) or "hierarchy" in head.options:
+        return head
+    name = hierarchy or (info.name if info.name in hierarchy_names() else None)
+    if name is None:
+        raise ConfigError(
+            f"head {head.name!r} needs a tree of the classes, and {info.name} has none of its own; "
+            "set data.hierarchy to a TOML or JSON file"
+        )
+    return Component(name=head.name, options={**head.options, "hierarchy": name})
 
 
 def load_classifier(folder: Path, *, which: Literal["best", "last"] = "best") -> Classifier:
@@ -178,3 +234,34 @@ def _validator(held_out: Split, config: RunConfig, device: torch.device) -> Vali
     if not len(held_out.labels):
         return None
     return Validator(held_out, config.threat.ball(), seed=config.seed, device=device)
+
+
+def _probe(
+    altered: Altered, config: RunConfig, root: Path | str | None, device: torch.device
+) -> Watch:
+    """Collapse after each epoch; with wrong labels, memorization and dilation too."""
+    examples = spread(altered.split, config.train.collapse_examples)
+    collapse = CollapseProbe(examples, device=device)
+    if config.data.noise is None:
+        return collapse
+    test = read_split(config.data.dataset, "test", root=root)
+    memorization = MemorizationProbe(altered.split, altered.original, test, device=device)
+    return lambda model: collapse(model) | memorization(model)
+
+
+def _solve(
+    objective: ClosedForm,
+    model: Classifier,
+    learnt: Split,
+    config: RunConfig,
+    checkpoints: Checkpoints | None,
+    report: Report | None,
+) -> None:
+    """Fit in closed form, unless a checkpoint has the solution."""
+    if config.train.epochs:
+        raise ConfigError(
+            f"objective {config.train.objective.name!r} has a closed form and takes no steps: set "
+            f"train.epochs = 0, found {config.train.epochs}"
+        )
+    if checkpoints is None or checkpoints.load() is None:
+        objective.solve(model, learnt, seed=config.seed, report=report)

@@ -7,27 +7,64 @@
 True
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from robust_nc.config import TrainConfig
 from robust_nc.exceptions import CheckpointError, ConfigError
+from robust_nc.models.backbones import Backbone
+from robust_nc.models.necks import without_neck
 from robust_nc.runtime import device_of, untouched
 
 Tensors = dict[str, Tensor]
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
-    """SGD with momentum and weight decay on all learnable parameters."""
+    """SGD with momentum and weight decay on all learnable parameters.
+
+    A group's `factor` times the scheduled rate is its rate. With `backbone_lr = 0` the parameters
+    of the backbone stop being learnable.
+    """
     if config.nesterov and config.momentum == 0:
         raise ConfigError("train.nesterov needs train.momentum above 0, found 0")
     return torch.optim.SGD(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        _groups(model, config.backbone_lr),
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
     )
+
+
+def _groups(model: nn.Module, backbone_lr: float) -> list[dict[str, Any]]:
+    """Return the learnable parameters in groups of one rate."""
+    learnable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if backbone_lr == 1:
+        return [{"params": learnable, "factor": 1.0}]
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, nn.Module):
+        raise ConfigError(
+            f"train.backbone_lr needs a model with a backbone, and {type(model).__name__} has "
+            "none; leave it out"
+        )
+    if isinstance(backbone, Backbone):
+        backbone = without_neck(backbone)
+    if backbone_lr == 0:
+        backbone.requires_grad_(False)
+    inside = {id(parameter) for parameter in backbone.parameters()}
+    groups = [
+        {"params": [p for p in learnable if id(p) not in inside], "factor": 1.0},
+        {"params": [p for p in learnable if id(p) in inside], "factor": backbone_lr},
+    ]
+    groups = [group for group in groups if group["params"] and group["factor"]]
+    if not groups:
+        raise ConfigError(
+            "train.backbone_lr is 0 and the head has nothing to learn, so that no parameter is "
+            "left; choose a learnable head, or a backbone_lr above 0"
+        )
+    return groups
 
 
 def weights_of(model: nn.Module) -> Tensors:

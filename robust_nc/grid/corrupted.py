@@ -1,0 +1,206 @@
+"""Accuracy, leaps and collapse under common corruptions, and the means over them.
+
+One corruption at one severity is in memory at a time; each is one pass over the taps.
+
+>>> import torch
+>>> halved = CorruptionSource("halved", lambda name, severity, some: some.images / 2)
+>>> some = Examples("test", torch.ones(2, 1, 4, 4), torch.tensor([0, 1]), torch.arange(2))
+>>> float(halved.images("contrast", 3, some).max())
+0.5
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from robust_nc.corrupting import chosen_corruptions, mean_corruption_error
+from robust_nc.data.cifar_c import CifarC
+from robust_nc.data.corruptions import DISTRIBUTION, corrupt_images, corruption_library
+from robust_nc.data.load import data_root, to_unit
+from robust_nc.exceptions import DataError
+from robust_nc.geometry.collapse import collapse
+from robust_nc.geometry.leaps import LeapMeter
+from robust_nc.geometry.moments import Moments
+from robust_nc.geometry.nearest import nearest_vertex
+from robust_nc.grid.made import Report
+from robust_nc.grid.meters import part_bytes
+from robust_nc.grid.rounds import rounds, twins
+from robust_nc.grid.rows import CLEAN, Row
+from robust_nc.grid.subject import Examples, Reference, Subject
+from robust_nc.grid.tapbank import TapBank
+
+CORRUPTED = "corrupted"  # the condition
+
+_MEASURES = ("leap_rate", "landed", "displacement")
+
+
+class CorruptionSource(NamedTuple):
+    """Where corrupted images come from: what is said of it in notes, and the images.
+
+    `images` takes a corruption, a severity and examples, and returns `(N, C, H, W)` float32 in
+    [0, 1], on the CPU.
+    """
+
+    label: str
+    images: Callable[[str, int, Examples], Tensor]
+
+
+def made_corruptions() -> CorruptionSource:
+    """Make the images; they are the same for every model, whatever its seed.
+
+    Raises `ConfigError` where the library is missing.
+    """
+    corruption_library()
+
+    def images(corruption: str, severity: int, examples: Examples) -> Tensor:
+        return corrupt_images(examples.images, corruption, severity, ids=examples.ids)
+
+    return CorruptionSource(f"made by {DISTRIBUTION} {metadata.version(DISTRIBUTION)}", images)
+
+
+def stored_corruptions(folder: Path) -> CorruptionSource:
+    """Take the images from a folder of the CIFAR-10-C layout; ids are places in the test split."""
+    stored = CifarC(folder)
+    stored.names()
+
+    def images(corruption: str, severity: int, examples: Examples) -> Tensor:
+        found = stored.at(corruption, severity, ids=examples.ids, labels=examples.labels)
+        if found.shape != examples.images.shape:
+            raise DataError(
+                f"{folder} has images of the shape {tuple(found.shape[1:])}, the test split of "
+                f"{tuple(examples.images.shape[1:])}"
+            )
+        return to_unit(found)
+
+    return CorruptionSource(f"from {folder.name}", images)
+
+
+def corruption_source(dataset: str, root: Path | str | None = None) -> CorruptionSource:
+    """Return the stored corruptions of a data set where `<root>/<dataset>-c` is, else made ones."""
+    folder = data_root(root) / f"{dataset}-c"
+    return stored_corruptions(folder) if folder.is_dir() else made_corruptions()
+
+
+def corrupted_rows(
+    subject: Subject,
+    examples: Examples,
+    references: Mapping[str, Reference],
+    report: Report,
+    *,
+    source: CorruptionSource | None = None,
+) -> list[Row]:
+    """Measure every corruption at every severity that the settings ask for, and their means.
+
+    `references` by feature; without `source`, the images are made. Column `attack` names the
+    corruption and severity ("fog/3"), in the means how many there are. `corruption_accuracy` is
+    the mean accuracy over severities, then corruptions, as on RobustBench's leaderboard of
+    CIFAR-10-C; `mce` is the mean error, not divided by that of another network.
+    """
+    source = source or made_corruptions()
+    names = chosen_corruptions(subject.settings.corruptions)
+    severities = sorted(set(subject.settings.severities))
+    if not names or not severities:
+        return []
+    banks = {feature: _bank(subject, examples, feature) for feature in references}
+    found: dict[str, list[float]] = {name: [] for name in names}
+    rows: list[Row] = []
+    for done, (name, severity) in enumerate((n, s) for n in names for s in severities):
+        report(done / (len(names) * len(severities)), f"corruption {name}/{severity}")
+        images = source.images(name, severity, examples)
+        for feature, reference in references.items():
+            place: Row = {"feature": feature, "attack": f"{name}/{severity}"}
+            measured = _measure(examples, banks[feature], images, reference)
+            rows += [place | row for row in measured]
+        found[name].append(rows[-1]["value"])
+    rows += _means(found, severities, tuple(references), source.label)
+    common: Row = {"condition": CORRUPTED, "split": examples.split}
+    depths = {**subject.depths, "output": -1}
+    whole = {"n": len(examples.labels)}
+    return [common | whole | {"depth": depths[row["tap"]]} | row for row in rows]
+
+
+def _bank(subject: Subject, examples: Examples, feature: str) -> TapBank:
+    size, taps = subject.settings.batch_size, subject.taps
+    return TapBank(
+        subject.model, {CLEAN: examples.images}, feature=feature, batch_size=size, taps=taps
+    )
+
+
+def _means(
+    accuracies: Mapping[str, list[float]],
+    severities: list[int],
+    features: tuple[str, ...],
+    label: str,
+) -> list[Row]:
+    error = mean_corruption_error(accuracies)
+    levels = ", ".join(map(str, severities))
+    place: Row = {"attack": f"{len(accuracies)} corruptions, severities {levels}", "note": label}
+    values = {"corruption_accuracy": 1 - error, "mce": error}
+    return [
+        place | {"feature": feature} | _of_network(name, value)
+        for feature in features
+        for name, value in values.items()
+    ]
+
+
+def _of_network(measure: str, value: float) -> Row:
+    return {"tap": "output", "measure": measure, "value": value}
+
+
+class _Tap(NamedTuple):
+    """One tap under one corruption."""
+
+    name: str
+    reference: Moments
+
+    @property
+    def nbytes(self) -> int:
+        """Most bytes that its sums hold at a time."""
+        return part_bytes(self.reference.num_groups, self.reference.dim)
+
+
+def _measure(examples: Examples, bank: TapBank, images: Tensor, reference: Reference) -> list[Row]:
+    """Measure the taps, as many at a time as memory allows; the accuracy comes last."""
+    bank.add(CORRUPTED, images)
+    rows = [
+        row
+        for chosen in rounds([_Tap(tap, moments) for tap, moments in reference.items()])
+        for row in _measure_taps(examples.labels, bank, chosen)
+    ]
+    share = int((bank.predicted(CORRUPTED) == examples.labels).sum()) / len(examples.labels)
+    bank.drop({CORRUPTED})
+    return [*rows, _of_network("accuracy", share)]
+
+
+def _measure_taps(labels: Tensor, bank: TapBank, taps: list[_Tap]) -> Iterator[Row]:
+    """One sweep over the features of the corrupted images, beside the clean ones."""
+    meters = {tap.name: LeapMeter(tap.reference.means) for tap in taps}
+    groupings = {
+        (tap.name, name): Moments(
+            tap.reference.num_groups, tap.reference.dim, device=tap.reference.device
+        )
+        for tap in taps
+        for name in ("true", "landed")
+    }
+    for clean, here in twins(bank, CORRUPTED):
+        mine = labels[here.rows].to(here.predicted.device)
+        for tap, meter in meters.items():
+            features = here.features[tap]
+            meter.update(clean.features[tap], features, mine)
+            groupings[tap, "true"].update(features, mine)
+            groupings[tap, "landed"].update(features, nearest_vertex(features, meter.vertices))
+    for (tap, name), moments in groupings.items():
+        found = collapse(moments)
+        place = {"tap": tap, "grouping": name, "vertices": "same", "measure": "nc1_trace"}
+        note = found.notes.get("nc1_trace", "")
+        yield place | {"value": found.nc1_trace, "n": found.num_examples, "note": note}
+    for tap, meter in meters.items():
+        leaps = meter.compute()
+        common: Row = {"tap": tap, "grouping": "none", "vertices": "clean-train"}
+        for name in _MEASURES:
+            value = {"measure": name, "value": getattr(leaps, name)}
+            count = leaps.counts.get(name, leaps.num_examples)
+            yield common | value | {"n": count, "note": leaps.notes.get(name, "")}

@@ -1,0 +1,65 @@
+"""Rows of the network's own answers: how often it is right, and how bad its mistakes are in a tree.
+
+>>> import torch
+>>> labels, distances = torch.tensor([0, 1, 1]), torch.tensor([[0.0, 1], [1, 0]])
+>>> clean = torch.tensor([[2.0, 1], [0, 1], [1, 0]])
+>>> rows = output_rows(Outputs(clean.flip(1), clean), labels, distances)
+>>> for row in rows[:2]:
+...     print(row["measure"], round(row["value"], 2), row["n"])
+accuracy 0.33 3
+mistake_severity 1.0 2
+"""
+
+from functools import reduce
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robust_nc.geometry.hierarchical import OutputSums, output_measures, output_sums
+from robust_nc.geometry.severity import mean_severity
+from robust_nc.grid.rows import Row, valued
+
+_AT_ONCE = 4096  # examples whose logits are ranked together
+
+
+class Outputs(NamedTuple):
+    """Logits `(N, K)` under a condition; of the clean images too, where they are others."""
+
+    logits: Tensor
+    clean: Tensor | None = None
+
+
+def output_rows(outputs: Outputs, labels: Tensor, distances: Tensor | None) -> list[Row]:
+    """Accuracy; with distances (K, K) between classes also severity of mistakes and ranking.
+
+    `induced_severity` is `mistake_severity` over the examples that are right on clean images: the
+    mistakes that the condition made.
+    """
+    predicted = outputs.logits.argmax(1)
+    right, count = int((predicted == labels).sum()), len(labels)
+    rows: list[Row] = [{"measure": "accuracy", "value": right / count, "n": count}]
+    if distances is not None:
+        found = output_measures(_summed(outputs.logits, labels, distances))
+        rows += [
+            valued(name, value, found.notes) | {"n": found.counts[name]}
+            for name, value in found.values.items()
+            if name != "accuracy"
+        ]
+        if outputs.clean is not None:
+            kept = outputs.clean.argmax(1) == labels
+            rows.append(_induced(labels[kept], predicted[kept], distances))
+    return [{"tap": "output"} | row for row in rows]
+
+
+def _summed(logits: Tensor, labels: Tensor, distances: Tensor) -> OutputSums:
+    parts = zip(torch.split(logits, _AT_ONCE), torch.split(labels, _AT_ONCE), strict=True)
+    return reduce(OutputSums.merge, (output_sums(z, y, distances) for z, y in parts))
+
+
+def _induced(labels: Tensor, predicted: Tensor, distances: Tensor) -> Row:
+    """Severity of the mistakes among examples that were right."""
+    value = mean_severity(labels, predicted, distances)
+    mistakes = int((labels != predicted).sum())
+    why = {"induced_severity": "undefined: no example that is right on clean images became wrong"}
+    return valued("induced_severity", value, why) | {"n": mistakes}

@@ -1,0 +1,1 @@
+"""Trees of classes, and the distances between classes that they give."""

@@ -1,0 +1,408 @@
+"""Averages of weights and the backbone's own rate: formulas, resume to the bit, what is kept."""
+
+import json
+
+import pytest
+import torch
+from helpers_training import (
+    digits,
+    same_weights,
+    small_config,
+    small_model,
+    small_run,
+    without_times,
+)
+from safetensors.torch import load_file
+from torch import nn
+from torch.optim.swa_utils import update_bn
+
+from robust_nc.attacks.pgd import PGD
+from robust_nc.config import TrainConfig, read
+from robust_nc.data.batches import Batches
+from robust_nc.exceptions import CheckpointError, ConfigError
+from robust_nc.models.classifier import Classifier
+from robust_nc.models.fixed_heads import EtfHead
+from robust_nc.models.heads import LinearHead
+from robust_nc.threat import Ball
+from robust_nc.training.averaging import Average, Ema, Swa
+from robust_nc.training.loop import Trainer
+from robust_nc.training.losses import cross_entropy
+from robust_nc.training.objectives import Standard
+from robust_nc.training.progress import TrainEvent
+from robust_nc.training.run import load_classifier
+
+EMA = {"name": "ema", "decay": 0.8}
+SWA = {"name": "swa", "start": 0.5}
+PGD_2 = {"name": "pgd", "steps": 2}
+
+
+class StoppedError(Exception):
+    """Ends a training from outside."""
+
+
+def stop_after(epoch: int):
+    def report(event: TrainEvent) -> None:
+        if event.epoch > epoch:
+            raise StoppedError
+
+    return report
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def trainer_of(model: nn.Module, *, epochs: int = 4, train=None, **options) -> Trainer:
+    values = {"epochs": epochs, "batch_size": 20, "lr": 0.05, **(train or {})}
+    config = read(TrainConfig, values)
+    batches = Batches(digits("train", 60), batch_size=config.batch_size, device="cpu")
+    return Trainer(model, Standard(cross_entropy), batches, config, seed=0, **options)
+
+
+def watched(model: nn.Module, train) -> tuple[Trainer, list, list]:
+    """A trainer, the raw weights after each step, and what is validated after each epoch."""
+    steps: list[dict[str, torch.Tensor]] = []
+    shown: list[dict[str, torch.Tensor]] = []
+
+    def validate(found: nn.Module) -> dict[str, float | None]:
+        shown.append(state(found))
+        return {"validation_clean": 0.5, "validation_attacked": 0.5}
+
+    def probe(found: nn.Module) -> dict[str, float | None]:
+        assert all(torch.equal(tensor, shown[-1][n]) for n, tensor in found.state_dict().items())
+        return {}
+
+    trainer = trainer_of(model, train=train, validate=validate, probe=probe)
+    step = trainer.optimizer.step
+
+    def stepped() -> None:
+        step()
+        steps.append(state(model))
+
+    trainer.optimizer.step = stepped
+    return trainer, steps, shown
+
+
+class TestEma:
+    def test_it_is_the_moving_average_with_its_warm_up(self):
+        model = small_model()
+        mean = state(model)
+        trainer, steps, shown = watched(model, {"averaging": EMA})
+        fitted = trainer.fit()
+        assert len(steps) == 12
+        best = shown[fitted.best_epoch - 1]
+        assert all(torch.equal(tensor, best[n]) for n, tensor in fitted.best_weights.items())
+        for count, weights in enumerate(steps):
+            decay = min(0.8, (1 + count) / (10 + count))
+            for name, tensor in weights.items():
+                mean[name] = (
+                    decay * mean[name].double() + (1 - decay) * tensor.double()
+                    if tensor.is_floating_point()
+                    else tensor
+                )
+        for name, tensor in model.state_dict().items():
+            assert torch.allclose(tensor.double(), mean[name].double(), atol=1e-6), name
+            assert torch.equal(tensor, shown[-1][name]), name
+        assert not torch.equal(steps[-1]["head.weight"], model.head.weight)
+        assert int(next(t for n, t in mean.items() if "tracked" in n)) == 12
+
+    def test_a_decay_of_zero_is_no_averaging(self):
+        models = small_model(), small_model()
+        trainer_of(models[0]).fit()
+        trainer_of(models[1], train={"averaging": {"name": "ema", "decay": 0.0}}).fit()
+        assert same_weights(*models)
+
+
+class TestSwa:
+    def test_it_is_the_mean_of_the_ends_of_epochs(self):
+        model = small_model()
+        trainer, steps, shown = watched(model, {"averaging": SWA})
+        trainer.fit()
+        ends = steps[2::3]
+        for epoch, weights in enumerate(shown):  # epoch 1 is before the start
+            taken = ends[1 : epoch + 1] or ends[:1]
+            for name in dict(model.named_parameters()):
+                mean = torch.stack([end[name].double() for end in taken]).mean(0)
+                assert torch.allclose(weights[name].double(), mean, atol=1e-6), (epoch, name)
+        assert torch.equal(model.head.weight, shown[-1]["head.weight"])
+
+    def test_batch_norm_takes_its_statistics_anew(self):
+        model = small_model()
+        trainer, steps, _ = watched(model, {"averaging": SWA})
+        trainer.fit()
+        wanted = small_model()
+        wanted.load_state_dict(model.state_dict())
+        update_bn((batch.images for batch in trainer.batches.epoch(4)), wanted)
+        for name, buffer in wanted.named_buffers():
+            if "running" in name:
+                assert torch.allclose(buffer, model.state_dict()[name], atol=1e-6), name
+                assert not torch.allclose(buffer, steps[-1][name], atol=1e-4), name
+            elif "tracked" in name:
+                assert int(model.state_dict()[name]) == 12  # those of the training
+        norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
+        assert all(norm.momentum == 0.1 for norm in norms)
+
+    def test_statistics_are_those_of_attacked_images_where_training_attacks(self):
+        runs = [
+            small_run(small_config(objective=objective, train={"averaging": SWA, "lr": 1e-9}))
+            for objective in ("standard", {"name": "pgd", "steps": 2, "bn_mode": "eval"})
+        ]
+        first, second = (run.last.state_dict() for run in runs)
+        name = next(name for name in first if "running_var" in name)
+        assert not torch.allclose(first[name], second[name], rtol=1e-3)
+
+    def test_frozen_batch_norm_stays_frozen(self):
+        objective = {"name": "pgd", "steps": 2, "bn_mode": "frozen"}
+        last = small_run(small_config(objective=objective, train={"averaging": SWA})).last
+        start = small_model().state_dict()
+        for name, buffer in last.named_buffers():
+            assert torch.equal(buffer, start[name]), name
+
+    def test_a_model_without_batch_norm_needs_no_statistics(self):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        trainer = trainer_of(model, train={"averaging": SWA})
+        trainer.fit()
+        assert trainer.average.count == 3
+        assert not trainer.average.needs_statistics
+
+
+class ObservingHead(LinearHead):
+    """Keeps the mean feature of the last batch, and how many it has seen."""
+
+    observes = True
+
+    def __init__(self, num_classes: int, dim: int) -> None:
+        super().__init__(num_classes, dim, seed=0)
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def observe(self, features: torch.Tensor, labels: torch.Tensor) -> None:
+        self.mean.copy_(features.mean(0))
+        self.count += 1
+
+
+def with_head(make) -> Classifier:
+    plain = small_model()
+    return Classifier(plain.normalise, plain.backbone, make(10, plain.backbone.dim))
+
+
+class TestHeads:
+    @pytest.mark.parametrize("averaging", [EMA, SWA])
+    def test_what_a_head_observes_is_copied(self, averaging):
+        model = with_head(ObservingHead)
+        trainer, steps, shown = watched(model, {"averaging": averaging})
+        trainer.fit()
+        for name in ("head.mean", "head.count"):
+            assert torch.equal(shown[-1][name], steps[-1][name])
+        assert int(model.head.count) == 12
+        assert not torch.equal(shown[-1]["head.weight"], steps[-1]["head.weight"])
+
+    def test_a_fixed_frame_stays_itself(self):
+        model = with_head(lambda classes, dim: EtfHead(classes, dim, seed=0))
+        frame = model.head.fixed_frame.clone()
+        trainer_of(model, train={"averaging": EMA}).fit()
+        assert torch.equal(model.head.fixed_frame, frame)
+
+
+@pytest.mark.parametrize("averaging", [EMA, SWA], ids=["ema", "swa"])
+class TestResume:
+    @pytest.mark.parametrize("objective", ["standard", PGD_2], ids=["standard", "pgd"])
+    def test_a_resumed_training_equals_one_that_never_stopped(self, tmp_path, averaging, objective):
+        config = small_config(objective=objective, epochs=4, train={"averaging": averaging})
+        whole = small_run(config, tmp_path / "whole", save_seconds=0.0)
+        for epoch in (1, 3):
+            with pytest.raises(StoppedError):
+                small_run(config, tmp_path / "cut", save_seconds=0.0, report=stop_after(epoch))
+        resumed = small_run(config, tmp_path / "cut", save_seconds=0.0)
+        assert same_weights(resumed.last, whole.last)
+        assert same_weights(resumed.best, whole.best)
+        assert resumed.best_epoch == whole.best_epoch
+        assert without_times(resumed.history) == without_times(whole.history)
+        names = [
+            sorted(path.name for path in (tmp_path / folder).glob("*.safetensors"))
+            for folder in ("whole", "cut")
+        ]
+        assert names[0] == names[1]
+        assert [name.split("-")[0] for name in names[0]] == ["best", "last", "momentum", "raw"]
+
+    def test_a_finished_training_is_the_average(self, tmp_path, averaging):
+        config = small_config(epochs=3, train={"averaging": averaging})
+        first = small_run(config, tmp_path)
+        again = small_run(config, tmp_path)
+        assert same_weights(again.last, first.last)
+        assert same_weights(load_classifier(tmp_path, which="last"), first.last)
+        assert same_weights(load_classifier(tmp_path), first.best)
+
+    def test_the_raw_training_is_the_one_without_averaging(self, tmp_path, averaging):
+        plain = small_run(small_config(epochs=3))
+        averaged = small_run(small_config(epochs=3, train={"averaging": averaging}), tmp_path)
+        (file,) = tmp_path.glob("raw-*.safetensors")
+        raw, wanted = load_file(file), plain.last.state_dict()
+        assert raw.keys() == wanted.keys()
+        assert all(torch.equal(raw[name], wanted[name]) for name in raw)
+        assert not same_weights(averaged.last, plain.last)
+        losses = [[row["train_loss"] for row in run.history] for run in (plain, averaged)]
+        assert losses[0] == losses[1]
+
+
+def test_damaged_raw_weights_are_named_with_a_remedy(tmp_path):
+    config = small_config(epochs=2, train={"averaging": EMA})
+    small_run(config, tmp_path)
+    (path,) = tmp_path.glob("raw-*")
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(CheckpointError, match=f"{path.name} is damaged.*delete {tmp_path}"):
+        small_run(config, tmp_path)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=path.name):
+        small_run(config, tmp_path)
+    path.write_bytes(content)
+    last = tmp_path / "last.json"
+    about = json.loads(last.read_text())
+    last.write_text(json.dumps({key: about[key] for key in about if key != "averaged"}))
+    with pytest.raises(CheckpointError, match="averaged"):
+        small_run(config, tmp_path)
+
+
+def test_a_checkpoint_without_averaging_has_the_format_it_had(tmp_path):
+    small_run(small_config(epochs=2), tmp_path)
+    about = json.loads((tmp_path / "last.json").read_text())
+    assert not {"raw", "averaged"} & about.keys()
+    assert not list(tmp_path.glob("raw-*"))
+
+
+def test_swa_that_has_not_begun_saves_the_model_itself(tmp_path):
+    config = small_config(epochs=4, train={"averaging": {"name": "swa", "start": 0.75}})
+    with pytest.raises(StoppedError):
+        small_run(config, tmp_path, save_seconds=0.0, report=stop_after(2))
+    assert not list(tmp_path.glob("raw-*"))
+
+
+def test_training_goes_on_from_the_same_random_draws():
+    """Batch-norm statistics are taken in train mode, where dropout draws."""
+
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        layers = [nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 8), nn.BatchNorm1d(8)]
+        return nn.Sequential(*layers, nn.Linear(8, 10))
+
+    trainers = [trainer_of(model(), train=train) for train in ({}, {"averaging": SWA})]
+    losses = [[row["train_loss"] for row in t.fit().history] for t in trainers]
+    assert losses[0] == losses[1]
+
+
+def test_an_average_is_as_robust_as_its_defense():
+    accuracies = []
+    pgd = {"name": "pgd", "steps": 4}
+    for objective, averaging in (("standard", None), (pgd, "ema"), (pgd, "swa")):
+        train = {"averaging": averaging and {"name": averaging}}
+        last = small_run(
+            small_config(objective=objective, epochs=8, eps=0.15, examples=500, train=train)
+        ).last
+        images, labels, ids = digits("test", 200)
+        points = PGD(steps=10)(last, images, labels, Ball("Linf", 0.15), seed=9, ids=ids)
+        accuracies.append(float((last(points).argmax(1) == labels).float().mean()))
+    assert min(accuracies[1:]) > accuracies[0] + 0.1
+
+
+class TestBackboneRate:
+    def after_a_step(self, factor: float) -> tuple[dict, dict, Trainer]:
+        model = small_model()
+        train = {
+            "backbone_lr": factor,
+            "batch_size": 60,
+            "schedule": "constant",
+            "weight_decay": 0.1,
+        }
+        trainer = trainer_of(model, epochs=1, train=train)
+        before = state(model)
+        trainer.fit()
+        return before, state(model), trainer
+
+    @pytest.mark.parametrize("factor", [0.1, 2.0])
+    def test_the_backbone_learns_at_its_own_rate(self, factor):
+        before, usual, _ = self.after_a_step(1.0)
+        _, other, _ = self.after_a_step(factor)
+        for name, _ in small_model().named_parameters():
+            wanted = factor if name.startswith("backbone.") else 1.0
+            step, found = usual[name] - before[name], other[name] - before[name]
+            assert torch.allclose(found, wanted * step, rtol=1e-3, atol=1e-7), name
+            assert bool(step.abs().max() > 1e-6)
+
+    def test_at_rate_zero_the_backbone_is_frozen(self):
+        before, after, trainer = self.after_a_step(0.0)
+        for name, parameter in trainer.model.named_parameters():
+            frozen = name.startswith("backbone.")
+            assert torch.equal(before[name], after[name]) == frozen, name
+            assert (parameter.grad is None) == frozen, name
+        assert {name.split(".")[0] for name in trainer._snapshot().momentum} == {"head"}
+
+    @pytest.mark.parametrize("factor", [0.0, 0.5])
+    def test_it_resumes_to_the_bit(self, tmp_path, factor):
+        config = small_config(epochs=3, train={"backbone_lr": factor, "averaging": EMA})
+        whole = small_run(config)
+        with pytest.raises(StoppedError):
+            small_run(config, tmp_path, save_seconds=0.0, report=stop_after(2))
+        resumed = small_run(config, tmp_path)
+        assert same_weights(resumed.last, whole.last)
+        assert without_times(resumed.history) == without_times(whole.history)
+
+    def test_the_rate_of_the_log_is_that_of_the_head(self):
+        train = {"backbone_lr": 0.5, "lr": 0.1, "schedule": "constant"}
+        history = small_run(small_config(epochs=1, train=train)).history
+        assert history[0]["lr"] == pytest.approx(0.1)
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("averaging", "why"),
+        [
+            ({"name": "ema", "decay": 1.0}, "decay must be at least 0 and below 1, found 1.0"),
+            ({"name": "ema", "decay": -0.1}, "decay must be at least 0 and below 1, found -0.1"),
+            ({"name": "swa", "start": 1.5}, "start is a share of the training.*found 1.5"),
+            ({"name": "swa", "begin": 0.5}, "no option 'begin'.*valid: start"),
+            ("emma", "unknown averaging of weights 'emma'; did you mean 'ema'"),
+        ],
+    )
+    def test_a_bad_option(self, averaging, why):
+        with pytest.raises(ConfigError, match=why) as caught:
+            small_run(small_config(train={"averaging": averaging}))
+        assert "\n" not in str(caught.value)
+
+    def test_a_rate_for_a_backbone_that_is_not_there(self):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        with pytest.raises(ConfigError, match="Sequential has none; leave it out"):
+            trainer_of(model, train={"backbone_lr": 0.1})
+
+    def test_nothing_left_to_learn(self):
+        model = with_head(lambda classes, dim: EtfHead(classes, dim, seed=0))
+        with pytest.raises(ConfigError, match="no parameter is left"):
+            trainer_of(model, train={"backbone_lr": 0})
+
+
+def test_shares_are_the_formulas():
+    assert [Ema(0.5).share(t, progress=0.0, epoch_ends=False) for t in (0, 8, 100)] == [
+        pytest.approx(value) for value in (0.9, 0.5, 0.5)
+    ]
+    swa = Swa(0.5)
+    assert swa.share(0, progress=0.5, epoch_ends=True) == 1
+    assert swa.share(3, progress=0.9, epoch_ends=True) == 0.25
+    assert swa.share(0, progress=0.4, epoch_ends=True) == 0
+    assert swa.share(3, progress=0.9, epoch_ends=False) == 0
+
+
+def test_statistics_are_put_back_when_the_pass_fails():
+    average = Average(small_model(), Swa(0.0))
+    before = {n: b for n, b in state(average.model).items() if "running" not in n}
+
+    def fail() -> None:
+        with average.statistics() as model:
+            model(digits().images)
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        fail()
+    assert all(torch.equal(average.model.state_dict()[name], before[name]) for name in before)
+    assert not average.model.training
+    norms = [part for part in average.model.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert all(norm.momentum == 0.1 for norm in norms)

@@ -1,0 +1,337 @@
+"""Deep RFM as a network: solved on digits, attacked, profiled, kept; and what is refused."""
+
+import pytest
+import torch
+from helpers_models import make
+from reference import deep_rfm as oracle
+from torch import Tensor
+
+import robust_nc
+from robust_nc.config import MeasureConfig, ModelConfig, RunConfig, build, component, read
+from robust_nc.data.base import Split, numbered
+from robust_nc.data.load import read_split, to_unit
+from robust_nc.exceptions import ConfigError, InputError
+from robust_nc.geometry.collapse import collapse
+from robust_nc.geometry.moments import Moments
+from robust_nc.models.build import build_model
+from robust_nc.models.classifier import Classifier
+from robust_nc.models.deep_rfm import DeepRFM
+from robust_nc.models.deep_rfm_backbone import DeepRfmBackbone
+from robust_nc.registry import OBJECTIVES
+from robust_nc.threat import Ball
+from robust_nc.training.checkpoint import read_tensors, write_tensors
+from robust_nc.training.deep_rfm import DeepRfm
+from robust_nc.training.progress import TrainEvent
+from robust_nc.training.run import build_objective
+from robust_nc.training.state import load_weights, weights_of
+from robust_nc.training.watch import spread
+
+LINEAR = {"name": "linear", "bias": False}
+DIGITS = {"name": "deep_rfm", "layers": 3, "width": 256, "centers": 600}
+SMALL = {"name": "deep_rfm", "layers": 2, "width": 24, "centers": 30}
+SHAPE = (1, 4, 4)
+
+
+def solved(model: Classifier, split: Split) -> tuple[Classifier, DeepRFM, Split]:
+    """Solve the backbone and head of a model; return it with the machine and the centers."""
+    chosen = spread(split, model.backbone.dim)
+    with torch.no_grad():
+        images = model.normalise(to_unit(chosen.images))
+    assert isinstance(model.backbone, DeepRfmBackbone)
+    machine = model.backbone.solve(images, chosen.labels, model.head)
+    return model.eval(), machine, chosen._replace(images=to_unit(chosen.images))
+
+
+@pytest.fixture(scope="module")
+def on_digits() -> tuple[Classifier, DeepRFM, Split]:
+    return solved(make(DIGITS, LINEAR, shape=(1, 8, 8)), read_split("digits", "train"))
+
+
+@pytest.fixture(scope="module")
+def test_images() -> Split:
+    found = read_split("digits", "test")
+    return found._replace(images=to_unit(found.images))
+
+
+def toy(count: int = 30, *, classes: int = 3, seed: int = 0) -> Split:
+    source = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    patterns = torch.rand(classes, *SHAPE, generator=torch.Generator().manual_seed(9))
+    noise = torch.rand(count, *SHAPE, generator=source)
+    return numbered(0.6 * patterns[labels] + 0.4 * noise, labels)
+
+
+def toy_model(backbone: object = SMALL, head: object = LINEAR, *, seed: int = 0, **options):
+    return make(backbone, head, shape=SHAPE, num_classes=3, seed=seed, **options)
+
+
+def flat(model: Classifier, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.normalise(images).flatten(1)
+
+
+class TestOnDigits:
+    def test_it_classifies_and_pgd_lowers_that(self, on_digits, test_images):
+        model, _, _ = on_digits
+        with torch.no_grad():
+            right = model(test_images.images).argmax(1) == test_images.labels
+        assert float(right.double().mean()) > 0.9
+        images, labels = test_images.images[:50], test_images.labels[:50]
+        outcome = robust_nc.evaluate(model, images, labels, Ball("Linf", 0.1), protocol="pgd")
+        assert outcome.clean_accuracy > 0.9
+        assert outcome.robust_accuracy < outcome.clean_accuracy - 0.1
+
+    def test_logits_and_taps_are_those_of_the_machine(self, on_digits, test_images):
+        model, machine, centers = on_digits
+        for images in (test_images.images, centers.images):
+            rows = flat(model, images)
+            with torch.no_grad():
+                read = model.tapped(images)
+            torch.testing.assert_close(
+                read.logits.double(), machine.decision(rows), rtol=0, atol=1e-4
+            )
+            for layer in (1, 2, 3):
+                torch.testing.assert_close(
+                    read.features[f"layer{layer}"].double(),
+                    machine.transform(rows, layer),
+                    rtol=0,
+                    atol=1e-5,
+                )
+        assert tuple(read.features) == ("layer1", "layer2", "layer3", "penultimate")
+        assert read.features["penultimate"].shape == (600, 600)
+        torch.testing.assert_close(read.features["penultimate"].diagonal(), torch.ones(600))
+
+    def test_nc1_falls_with_depth_on_train(self, on_digits):
+        model, machine, centers = on_digits
+        moments = {tap: Moments(10, 256) for tap in model.taps[:-1]}
+        with torch.no_grad():
+            features = model.tapped(centers.images).features
+        for tap, meter in moments.items():
+            meter.update(features[tap], centers.labels)
+        measured = [collapse(meter).nc1_trace for meter in moments.values()]
+        seen = machine.layers_.query("point == 'X'")["nc1_trace"].to_list()
+        assert measured[:2] == pytest.approx(seen[1:], rel=1e-4)
+        assert seen[0] > measured[0] > measured[1] > measured[2]
+
+    def test_the_profile_has_rows_for_all_taps(self, on_digits):
+        model, _, centers = on_digits
+        some = centers.at(torch.arange(200))
+        found = robust_nc.profile(
+            model,
+            [(some.images, some.labels)],
+            Ball("Linf", 0.05),
+            measure=MeasureConfig(steps=2, radii=(), trajectories=0),
+        )
+        assert found.taps == model.taps
+        rows = found.values(
+            "nc1_trace", condition="clean", grouping="true", split="train", feature="gap"
+        ).set_index("tap")["value"]
+        assert set(rows.index) == set(model.taps)
+        assert rows["layer1"] > rows["layer2"] > rows["layer3"]
+
+    def test_saved_and_loaded_to_the_bit(self, on_digits, test_images, tmp_path):
+        model, _, _ = on_digits
+        file = write_tensors(tmp_path, "best", weights_of(model))
+        fresh = make(DIGITS, LINEAR, shape=(1, 8, 8), seed=5).eval()
+        with torch.no_grad():
+            wanted = model(test_images.images)
+            assert not torch.equal(fresh(test_images.images), wanted)
+            load_weights(fresh, read_tensors(tmp_path, file))
+            assert torch.equal(fresh(test_images.images), wanted)
+
+    def test_a_row_depends_on_its_own_image(self, on_digits, test_images):
+        model, _, _ = on_digits
+        images = test_images.images[:64]
+        with torch.no_grad():
+            whole = model(images)
+            parts = torch.cat([model(part) for part in images.flip(0).split(7)]).flip(0)
+        torch.testing.assert_close(parts, whole, rtol=0, atol=1e-4)
+
+
+class TestSmall:
+    @pytest.mark.parametrize("agop", [True, False])
+    @pytest.mark.parametrize("activation", ["relu", "cosine"])
+    @pytest.mark.parametrize("kernel", ["laplace", "gaussian"])
+    def test_logits_equal_the_oracle(self, kernel, activation, agop):
+        options = {"kernel": kernel, "activation": activation, "agop": agop, "ridge": 0.05}
+        model = toy_model(SMALL | options)
+        layers = list(model.backbone.layers)
+        maps = [
+            (
+                layer.random.double().numpy(),
+                None if layer.phase is None else layer.phase.double().numpy(),
+            )
+            for layer in layers
+        ]
+        model, _, _ = solved(model, toy())
+        others = toy(seed=1).images
+        expected = oracle.deep_rfm(
+            flat(model, toy().images).double().numpy(),
+            toy().labels.numpy(),
+            flat(model, others).double().numpy(),
+            maps,
+            name=kernel,
+            bandwidth=2.0,
+            ridge=0.05,
+            use_agop=agop,
+        )
+        found = model(others).detach().double()
+        torch.testing.assert_close(found, torch.from_numpy(expected.outputs), rtol=0, atol=1e-4)
+
+    @pytest.mark.parametrize("kernel", ["laplace", "gaussian"])
+    def test_gradients_equal_finite_differences(self, kernel):
+        model = solved(toy_model(SMALL | {"kernel": kernel}), toy())[0].double()
+        images = toy(3, seed=1).images.double().requires_grad_()
+        assert torch.autograd.gradcheck(model, (images,), eps=1e-6, atol=1e-5)
+
+    def test_gradients_are_finite_at_a_center_and_for_an_image_of_zeros(self):
+        model, _, centers = solved(toy_model(), toy())
+        images = torch.cat([centers.images, torch.full((1, *SHAPE), 0.5)])  # 0 once normalised
+        images.requires_grad_()
+        (gradient,) = torch.autograd.grad(model(images).square().sum(), images)
+        assert bool(gradient.isfinite().all())
+        assert float(gradient.flatten(1).norm(dim=1)[:-1].min()) > 0
+
+    def test_solving_again_changes_nothing(self):
+        model, _, _ = solved(toy_model(), toy())
+        before = weights_of(model)
+        state = torch.random.get_rng_state()
+        solved(model, toy())
+        assert torch.equal(torch.random.get_rng_state(), state)
+        after = weights_of(model)
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+    def test_all_that_is_fitted_is_kept_and_nothing_else_of_the_backbone_is_learnt(self):
+        fresh, (model, _, _) = weights_of(toy_model()), solved(toy_model(), toy())
+        after = weights_of(model)
+        assert {name: t.shape for name, t in fresh.items()} == {
+            n: t.shape for n, t in after.items()
+        }
+        changed = {name for name in fresh if not torch.equal(fresh[name], after[name])}
+        assert changed == {
+            "backbone.centers",
+            "backbone.layers.0.weight",
+            "backbone.layers.1.weight",
+            "head.weight",
+        }
+        assert [name for name, _ in model.named_parameters()] == ["head.weight"]
+
+    def test_cosine_features_are_kept_with_their_phases(self):
+        model, _, _ = solved(toy_model(SMALL | {"activation": "cosine"}), toy())
+        fresh = toy_model(SMALL | {"activation": "cosine"}, seed=3).eval()
+        load_weights(fresh, weights_of(model))
+        assert torch.equal(fresh(toy().images), model(toy().images))
+
+    def test_the_network_does_not_hold_the_machine_too(self):
+        model, _, _ = solved(toy_model(), toy())
+        assert "centers_" not in vars(model.backbone._unfitted)
+
+    def test_without_the_agop_the_random_maps_stay(self):
+        model, _, _ = solved(toy_model(SMALL | {"agop": False}), toy())
+        for layer in model.backbone.layers:
+            assert torch.equal(layer.weight, layer.random)
+
+    def test_a_temperature_leaves_the_logits_as_they_are(self):
+        hot = ModelConfig(
+            backbone=component(SMALL),
+            head=component(LINEAR),
+            num_classes=3,
+            image_shape=SHAPE,
+            temperature=4.0,
+        )
+        warm, _, _ = solved(build_model(hot), toy())
+        plain, _, _ = solved(toy_model(), toy())
+        torch.testing.assert_close(warm(toy().images), plain(toy().images))
+
+    def test_classes_that_the_centers_lack(self):
+        model = make(SMALL, LINEAR, shape=SHAPE, num_classes=7)
+        model, _, _ = solved(model, toy())
+        logits = model(toy().images)
+        assert logits.shape == (30, 7)
+        assert torch.equal(logits.argmax(1), toy().labels)
+
+    def test_before_it_is_solved_it_is_a_random_network(self):
+        one, other = toy_model(seed=1), toy_model(seed=2)
+        images = toy().images
+        assert not torch.equal(one(images), other(images))
+        assert torch.equal(one(images), toy_model(seed=1)(images))
+        one(images).square().sum().backward()
+        assert float(one.head.weight.grad.abs().min()) > 0
+
+
+class TestObjective:
+    def test_solves_on_centers_spread_over_the_split(self):
+        model, split = toy_model(), toy(50, classes=3)
+        events: list[TrainEvent] = []
+        DeepRfm().solve(model, split, seed=0, report=events.append)
+        chosen = spread(split, 30)
+        assert not torch.equal(chosen.ids, torch.arange(30))
+        expected, _, _ = solved(toy_model(), chosen)
+        assert torch.equal(model.eval()(split.images), expected(split.images))
+        shares = [event.share for event in events]
+        assert shares == sorted(shares)
+        assert shares[-1] == 1
+
+    def test_bytes_are_brought_into_the_unit_range(self):
+        split = toy()
+        stored = split._replace(images=(split.images * 255).round().to(torch.uint8))
+        model = toy_model()
+        DeepRfm().solve(model, stored, seed=0)
+        expected, _, _ = solved(toy_model(), split._replace(images=to_unit(stored.images)))
+        assert torch.equal(model(split.images), expected(split.images))
+
+    def test_is_built_from_a_configuration_and_takes_no_step(self):
+        config = read(RunConfig, {"train": {"objective": "deep_rfm", "epochs": 0}})
+        objective = build_objective(config)
+        assert isinstance(objective, DeepRfm)
+        assert objective.best_by == "validation_clean"
+        split = toy()
+        with pytest.raises(ConfigError, match=r"closed form.*set train\.epochs = 0"):
+            objective(toy_model(), split.images, split.labels, seed=0, ids=split.ids)
+        with pytest.raises(ConfigError, match="no option 'steps'"):
+            build(OBJECTIVES, component({"name": "deep_rfm", "steps": 3}))
+
+    def test_other_models_are_refused(self):
+        with pytest.raises(ConfigError, match="fits the backbone 'deep_rfm', found 'mlp'"):
+            DeepRfm().solve(toy_model("mlp"), toy(), seed=0)
+        for model in (
+            toy_model(head="linear"),
+            toy_model(head="etf"),
+            toy_model(normalise_features=True),
+        ):
+            with pytest.raises(ConfigError, match="linear head that has no bias"):
+                DeepRfm().solve(model, toy(), seed=0)
+
+    def test_too_few_images_are_refused_with_the_number_to_set(self):
+        with pytest.raises(InputError, match=r"30 centers.*only 20 training images.*centers to 20"):
+            DeepRfm().solve(toy_model(), toy(20), seed=0)
+
+
+def test_another_number_of_images_than_of_centers():
+    model = toy_model()
+    split = toy(40)
+    with pytest.raises(InputError, match=r"30 centers.*found 40.*centers to 40"):
+        model.backbone.solve(split.images, split.labels, model.head)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"layers": 0}, "layers must be at least 1"),
+        ({"centers": 1}, "centers must be at least 2"),
+        ({"width": 0}, "width must be at least 1"),
+        ({"ridge": 0.0}, "ridge must be finite and above 0"),
+        ({"bandwidth": -1.0}, "bandwidth must be finite and above 0"),
+        ({"kernel": "laplac"}, "'kernel': input should be 'laplace' or 'gaussian'"),
+        ({"agop": 1}, "'agop'"),
+        ({"depth": 3}, "no option 'depth'"),
+    ],
+)
+def test_options_that_cannot_be(options, words):
+    with pytest.raises((ConfigError, InputError), match=words):
+        toy_model(SMALL | options)
+
+
+def test_another_image_size():
+    with pytest.raises(InputError, match=r"deep_rfm takes images of shape \(1, 4, 4\)"):
+        toy_model()(torch.rand(2, 1, 5, 5))

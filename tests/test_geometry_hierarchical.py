@@ -1,0 +1,178 @@
+"""Measures of outputs in a tree: definitions, closed forms, and what must not change them."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import hierarchical as oracle
+from torch import Tensor
+
+from robust_nc.exceptions import InputError
+from robust_nc.geometry.hierarchical import OutputSums, output_measures, output_sums
+from robust_nc.hierarchy.tree import read_hierarchy
+
+CIFAR10 = read_hierarchy("cifar10").distances()
+CIFAR100 = read_hierarchy("cifar100").distances()
+
+
+def measured(logits: Tensor, labels: Tensor, distances: Tensor) -> dict[str, float | None]:
+    return output_measures(output_sums(logits, labels, distances)).values
+
+
+def batch(
+    count: int, num_classes: int, *, seed: int, levels: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Random logits, with ties where they take few `levels`, and labels."""
+    draws = torch.Generator().manual_seed(seed)
+    logits = torch.randn(count, num_classes, generator=draws)
+    if levels is not None:
+        logits = (logits * levels / 4).round()
+    return logits, torch.randint(num_classes, (count,), generator=draws)
+
+
+def small_tree(num_classes: int) -> Tensor:
+    """Pairs of classes in groups of two pairs: distances 1, 2, 3."""
+    labels = torch.arange(num_classes)
+    same = [labels[:, None] // size == labels // size for size in (1, 2, 4)]
+    return 3.0 - sum(each.double() for each in same)
+
+
+def by_distance(distances: Tensor, labels: Tensor, *, falling: bool = False) -> Tensor:
+    """Logits that rank every class by its distance from the label."""
+    return distances[labels] if falling else -distances[labels]
+
+
+class TestValues:
+    @pytest.mark.parametrize("levels", [None, 3], ids=["distinct", "tied"])
+    @pytest.mark.parametrize("num_classes", [2, 3, 6])
+    def test_the_definitions(self, num_classes, levels):
+        logits, labels = batch(12, num_classes, seed=num_classes, levels=levels)
+        distances = small_tree(num_classes)
+        found = measured(logits, labels, distances)
+        arrays = (logits.double().numpy(), labels.numpy(), distances.numpy())
+        assert found["mistake_severity"] == pytest.approx(oracle.severity(*arrays), rel=1e-12)
+        assert found["hier_ndcg"] == pytest.approx(oracle.ndcg(*arrays), rel=1e-12)
+        for k in (1, 5, 20):
+            wanted = oracle.hd(*arrays, k) if k <= num_classes else None
+            assert found[f"hd_{k}"] == (wanted and pytest.approx(wanted, rel=1e-12))
+
+    def test_the_order_by_distance_is_the_best_there_is(self):
+        labels = torch.arange(100)
+        best = measured(by_distance(CIFAR100, labels), labels, CIFAR100)
+        assert best["accuracy"] == 1
+        assert best["mistake_severity"] is None
+        assert best["hd_1"] == 0
+        assert best["hd_5"] == 4 / 5  # the label, and four of its superclass
+        assert best["hier_ndcg"] == pytest.approx(1, abs=1e-12)
+        worst = measured(by_distance(CIFAR100, labels, falling=True), labels, CIFAR100)
+        assert worst["mistake_severity"] == worst["hd_1"] == worst["hd_5"] == worst["hd_20"] == 5
+        chance = measured(torch.zeros(100, 100), labels, CIFAR100)
+        assert 0 < worst["hier_ndcg"] < chance["hier_ndcg"] < 1
+        assert chance["hd_20"] == pytest.approx(float(CIFAR100.mean()))
+
+    def test_the_ranking_measure_sees_what_the_others_do_not(self):
+        """Two rankings that share their first five classes, in a better and a worse order."""
+        labels = torch.tensor([3])  # cat: dog at 1, four animals at 2, vehicles at 3
+        near_first = torch.tensor([[0.0, 1, 7, 9, 6, 8, 5, 2, 3, 4]])
+        far_first = torch.tensor([[0.0, 1, 8, 9, 7, 5, 6, 2, 3, 4]])
+        better, worse = (measured(z, labels, CIFAR10) for z in (near_first, far_first))
+        for name in ("accuracy", "mistake_severity", "hd_1", "hd_5"):
+            assert better[name] == worse[name]
+        assert better["hier_ndcg"] > worse["hier_ndcg"]
+
+    def test_in_a_flat_tree_ranking_is_where_the_label_stands(self):
+        distances = 1 - torch.eye(4)
+        logits = torch.tensor([[4.0, 3, 2, 1]] * 4)
+        sums = [output_sums(logits[k : k + 1], torch.tensor([k]), distances) for k in range(4)]
+        values = [output_measures(each).values["hier_ndcg"] for each in sums]
+        assert values == pytest.approx([1 / np.log2(2 + place) for place in range(4)], rel=1e-12)
+
+
+class TestInvariance:
+    @given(
+        seed=st.integers(0, 2**30),
+        num_classes=st.integers(2, 30),
+        levels=st.sampled_from([None, 2, 9]),
+    )
+    @settings(max_examples=40, deadline=None)
+    def test_names_orders_scales_and_batches_change_nothing(self, seed, num_classes, levels):
+        logits, labels = batch(23, num_classes, seed=seed, levels=levels)
+        distances = small_tree(num_classes)
+        draws = torch.Generator().manual_seed(seed + 1)
+        found = measured(logits, labels, distances)
+        order = torch.randperm(num_classes, generator=draws)
+        place = order.argsort()
+        ranked = {"hd_1", "hd_5", "hd_20", "hier_ndcg"}  # a tied prediction is the first class
+        names = ranked if levels else found.keys()
+        renamed = measured(logits[:, order], place[labels], distances[order[:, None], order])
+        rows = torch.randperm(23, generator=draws)
+        same = measured(4 * logits[rows], labels[rows], distances)
+        stretched = measured(logits, labels, 7 * distances)
+        parts = zip(logits.split(5), labels.split(5), strict=True)
+        sums = [output_sums(*part, distances) for part in parts]
+        merged = output_measures(functools.reduce(OutputSums.merge, sums)).values
+        for name, value in found.items():
+            close = None if value is None else pytest.approx(value, rel=1e-9, abs=1e-12)
+            assert same[name] == close
+            assert merged[name] == close
+            if name in names:
+                assert renamed[name] == close
+            far = 1 if name in ("accuracy", "hier_ndcg") else 7
+            assert stretched[name] == (value and pytest.approx(far * value, rel=1e-9))
+
+    @given(seed=st.integers(0, 2**30))
+    @settings(max_examples=30, deadline=None)
+    def test_bounds(self, seed):
+        logits, labels = batch(9, 10, seed=seed, levels=4)
+        found = measured(logits, labels, CIFAR10)
+        best = measured(by_distance(CIFAR10, labels), labels, CIFAR10)
+        worst = measured(by_distance(CIFAR10, labels, falling=True), labels, CIFAR10)
+        for name in ("hd_1", "hd_5"):
+            assert best[name] <= found[name] <= worst[name]
+        assert 0 < worst["hier_ndcg"] <= found["hier_ndcg"] <= best["hier_ndcg"] == pytest.approx(1)
+        assert found["mistake_severity"] is None or 1 <= found["mistake_severity"] <= 3
+
+
+class TestUndefined:
+    def test_nothing_is_none_with_a_reason(self):
+        sums = output_sums(torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64), small_tree(6))
+        found = output_measures(sums)
+        assert set(found.values.values()) == {None}
+        assert set(found.notes) == set(found.values)
+        assert found.notes["hd_1"] == "undefined: no example"
+        assert found.notes["hd_20"] == "undefined: fewer than 20 classes"
+        assert found.counts == dict.fromkeys(found.values, 0)
+
+    def test_counts_are_of_what_each_value_is_over(self):
+        logits = torch.tensor([[2.0, 1, 0], [2, 1, 0], [2, 1, 0]])
+        found = output_measures(output_sums(logits, torch.tensor([0, 0, 2]), small_tree(3)))
+        assert found.counts["mistake_severity"] == 1
+        assert found.counts["hd_1"] == found.counts["accuracy"] == 3
+        assert found.notes.keys() == {"hd_5", "hd_20"}
+
+    def test_no_distance_no_ranking(self):
+        found = output_measures(output_sums(torch.eye(2), torch.tensor([0, 0]), torch.zeros(2, 2)))
+        assert found.values["hier_ndcg"] is None
+        assert found.notes["hier_ndcg"] == "undefined: all classes are at distance 0"
+        assert found.values["mistake_severity"] == 0
+
+    @pytest.mark.parametrize(
+        ("logits", "labels", "message"),
+        [
+            (torch.zeros(2, 3), [0, 1], r"logits must have shape \(N, 4\), .* found \(2, 3\)"),
+            (torch.zeros(4), [0], r"found \(4,\)"),
+            (torch.full((1, 4), torch.nan), [0], r"logits must be numbers, found NaN"),
+            (torch.zeros(1, 4), [4], r"labels must be in 0..3, found 4"),
+            (torch.zeros(2, 4), [1], r"found 1 labels for 2"),
+        ],
+    )
+    def test_faults(self, logits, labels, message):
+        with pytest.raises(InputError, match=message):
+            output_sums(logits, torch.tensor(labels), small_tree(4))
+
+    def test_a_class_that_is_ruled_out_comes_last(self):
+        logits = torch.tensor([[-torch.inf, 1.0, 0.0]])
+        assert measured(logits, torch.tensor([1]), small_tree(3))["hd_1"] == 0

@@ -1,0 +1,173 @@
+"""Rows of what the network answers, by hand; and the condition of the severest mistakes."""
+
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from helpers_training import digits, small_config, small_run
+from torch import Tensor, nn
+
+from robust_nc.config import MeasureConfig
+from robust_nc.data.base import Split
+from robust_nc.exceptions import InputError
+from robust_nc.geometry.hierarchical import output_measures, output_sums
+from robust_nc.grid.conditions import Attacking, attack_images
+from robust_nc.grid.outputs import Outputs, output_rows
+from robust_nc.grid.tapbank import TapBank
+from robust_nc.hierarchy.tree import read_hierarchy
+from robust_nc.models.classifier import Classifier
+from robust_nc.profiling import Profile, profile
+from robust_nc.runtime import stream_key
+from robust_nc.threat import Ball
+
+DISTANCES = read_hierarchy("digits").distances()
+BALL = Ball("Linf", 0.1)
+RANKED = ("mistake_severity", "hd_1", "hd_5", "hd_20", "hier_ndcg")
+CONDITIONS = ("clean", "attacked", "gaussian", "sign", "hierarchy", "severest")
+SETTINGS = MeasureConfig(
+    taps=("penultimate",), steps=5, targets=("hierarchy", "severest"), radii=(), trajectories=0
+)
+TEST = 80
+
+
+def batches(split: Split) -> list[tuple[Tensor, Tensor]]:
+    return [(split.images, split.labels)]
+
+
+def outputs(found: Profile, condition: str, split: str = "test") -> pd.DataFrame:
+    rows = found.frame
+    rows = rows[(rows["tap"] == "output") & (rows["split"] == split)]
+    return rows[rows["condition"] == condition].set_index("measure")
+
+
+@pytest.fixture(scope="module")
+def model() -> Classifier:
+    return small_run(small_config(epochs=4, examples=250, train={"lr": 0.2})).last
+
+
+@pytest.fixture(scope="module")
+def test() -> Split:
+    return digits("test", TEST)
+
+
+@pytest.fixture(scope="module")
+def found(model: Classifier, test: Split) -> Profile:
+    sets = {"train": batches(digits("train", 120)), "test": batches(test)}
+    return profile(model, sets, BALL, measure=SETTINGS, distances=DISTANCES)
+
+
+def by_hand(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    return output_measures(output_sums(logits, labels, DISTANCES)).values
+
+
+class TestRows:
+    @pytest.mark.parametrize("condition", CONDITIONS)
+    def test_every_condition_has_them_once(self, found, condition):
+        rows = outputs(found, condition)
+        induced = set() if condition == "clean" else {"induced_severity"}
+        assert rows.index.is_unique
+        assert set(rows.index) == {"accuracy", *RANKED} | induced
+        assert rows.loc["hd_1", "n"] == TEST
+        mistakes = round((1 - rows.loc["accuracy", "value"]) * TEST)
+        assert rows.loc["mistake_severity", "n"] == mistakes
+        assert rows.loc["hd_20", "note"] == "undefined: fewer than 20 classes"
+        assert pd.isna(rows.loc["hd_20", "value"])
+        assert (rows["depth"] == -1).all()
+
+    @pytest.mark.parametrize("condition", ["clean", "attacked", "severest"])
+    def test_values_by_hand(self, model, test, found, condition):
+        images = test.images
+        if condition != "clean":
+            images = attack_images(
+                model,
+                test.images,
+                test.labels,
+                BALL,
+                Attacking(SETTINGS.steps, SETTINGS.restarts, found.logit_scale),
+                seed=stream_key(0, "geometry", "test"),
+                ids=torch.arange(TEST),
+                batch_size=256,
+                report=lambda share: None,
+                distances=DISTANCES if condition == "severest" else None,
+            )
+        with torch.no_grad():
+            clean, logits = model(test.images), model(images)
+        rows, wanted = outputs(found, condition), by_hand(logits, test.labels)
+        for name in {*wanted} - {"hd_20"}:
+            assert rows.loc[name, "value"] == pytest.approx(wanted[name], rel=1e-6)
+        assert wanted["hd_1"] == pytest.approx(
+            (1 - wanted["accuracy"]) * wanted["mistake_severity"]
+        )
+        if condition != "clean":
+            made = (clean.argmax(1) == test.labels) & (logits.argmax(1) != test.labels)
+            severity = DISTANCES[test.labels, logits.argmax(1)][made].mean()
+            assert rows.loc["induced_severity", "value"] == pytest.approx(float(severity))
+            assert rows.loc["induced_severity", "n"] == int(made.sum())
+
+    def test_the_severest_mistakes_are_the_worst(self, found):
+        far = {name: outputs(found, name).loc["hd_1", "value"] for name in CONDITIONS}
+        assert far["severest"] == max(far.values())
+        assert far["severest"] > far["hierarchy"]
+        assert far["severest"] > far["attacked"] > far["clean"]
+        ranks = {name: outputs(found, name).loc["hier_ndcg", "value"] for name in CONDITIONS}
+        assert ranks["severest"] < ranks["clean"]
+
+    def test_the_row_says_how_it_was_attacked(self, found):
+        rows = found.values("leap_rate", condition="severest", split="test")
+        assert rows["attack"].str.startswith("severest targets, pgd ce/").all()
+        assert "target" not in set(found.frame[found.frame["condition"] == "severest"]["grouping"])
+        assert not found.values("severity", condition="severest").empty
+
+    def test_without_distances_there_is_accuracy_alone(self):
+        labels = torch.tensor([0, 1, 1])
+        rows = output_rows(Outputs(torch.eye(3), torch.eye(3)), labels, None)
+        assert rows == [{"tap": "output", "measure": "accuracy", "value": 2 / 3, "n": 3}]
+
+    def test_nothing_induced_is_none_with_the_reason(self):
+        labels = torch.tensor([0, 1, 1])
+        *_, row = output_rows(Outputs(torch.eye(3), torch.eye(3)), labels, 1 - torch.eye(3))
+        assert (row["measure"], row["value"], row["n"]) == ("induced_severity", None, 0)
+        assert row["note"].startswith("undefined: no example that is right")
+
+    def test_large_sets_are_ranked_in_parts(self, monkeypatch):
+        logits = torch.randn(30, 10, generator=torch.Generator().manual_seed(0))
+        labels = torch.arange(30) % 10
+        whole = output_rows(Outputs(logits), labels, DISTANCES)
+        monkeypatch.setattr("robust_nc.grid.outputs._AT_ONCE", 7)
+        for one, other in zip(whole, output_rows(Outputs(logits), labels, DISTANCES), strict=True):
+            assert one == other | {"value": one["value"] and pytest.approx(one["value"])}
+
+
+def test_the_severest_targets_need_distances(model):
+    settings = MeasureConfig(steps=1, targets=("severest",), radii=(), trajectories=0)
+    with pytest.raises(InputError, match=r"targets by 'severest' need .*profile\(distances=\)"):
+        profile(model, batches(digits("train", 80)), BALL, measure=settings)
+
+
+class TestBank:
+    class Watched(nn.Sequential):
+        passes = 0
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.passes += 1
+            return super().forward(images)
+
+    @pytest.mark.parametrize("budget", [0, 2**20], ids=["nothing kept", "kept"])
+    def test_logits_come_with_the_features(self, budget):
+        model = self.Watched(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+        images = digits("test", 20).images
+        options = {"feature": "gap", "batch_size": 6, "budget": budget}
+        bank = TapBank(model, {"clean": images}, **options)
+        seen = torch.cat([batch.logits for batch in bank.batches("clean")])
+        assert model.passes == 4
+        assert torch.equal(bank.logits("clean"), seen)
+        assert torch.equal(bank.predicted("clean"), seen.argmax(1))
+        assert model.passes == 4
+        with torch.no_grad():
+            torch.testing.assert_close(seen, model(images), rtol=1e-5, atol=1e-6)
+        bank.add("dark", 0.5 * images)
+        assert not torch.equal(bank.logits("dark"), seen)
+        bank.drop({"dark"})
+        bank.add("dark", images)
+        assert torch.equal(bank.logits("dark"), seen)

@@ -1,0 +1,175 @@
+"""Memorization between epochs, without a trace, and whether memorised examples leap."""
+
+import copy
+
+import pytest
+import torch
+from helpers_data import random_split
+from helpers_training import digits, same_weights, small_config, small_model
+from torch import Tensor, nn
+
+from robust_nc.data.base import Split
+from robust_nc.data.batches import Batches
+from robust_nc.data.noise import Symmetric
+from robust_nc.exceptions import InputError
+from robust_nc.geometry.dilation import MEASURES, measure_memorization
+from robust_nc.geometry.leaps import measure_leaps
+from robust_nc.grid.leap_rows import Context, leap_rows
+from robust_nc.grid.subject import Examples, drawn
+from robust_nc.models.classifier import Classifier
+from robust_nc.runtime import untouched
+from robust_nc.training.loop import Trainer
+from robust_nc.training.losses import cross_entropy
+from robust_nc.training.memorization import TEST_EXAMPLES, TRAIN_EXAMPLES, MemorizationProbe
+from robust_nc.training.objectives import Standard
+
+NAMES = {*MEASURES, "memorised", "dilation"}
+
+
+def mislabelled(rate: float = 0.3, limit: int = 300) -> tuple[Split, Tensor]:
+    clean = digits(limit=limit)
+    noise = Symmetric(rate, redraw=False)
+    given = noise(clean.labels, 10, seed=0, ids=clean.ids)
+    return clean._replace(labels=given), clean.labels
+
+
+def read(model: Classifier, split: Split) -> tuple[Tensor, Tensor]:
+    with untouched(model), torch.no_grad():
+        seen = model.tapped(split.images, taps=("penultimate",))
+    return seen.features["penultimate"], seen.logits.argmax(1)
+
+
+def test_the_probe_measures_the_penultimate_features() -> None:
+    train, original = mislabelled(limit=700)
+    model, test = small_model(), digits("test", 120)
+    found = MemorizationProbe(train, original, test, device="cpu")(model)
+    features, predicted = read(model, train)
+    wanted = measure_memorization(features, train.labels, original, num_classes=10).measures()
+    assert set(found) == NAMES
+    for name, value in wanted.items():
+        assert found[name] == pytest.approx(value), name
+    wrong = train.labels != original
+    assert found["memorised"] == float((predicted == train.labels)[wrong].double().mean())
+    h, y = read(model, test)[0].double(), test.labels
+    means = torch.stack([h[y == k].mean(0) for k in range(10)])
+    within = (h - means[y]).square().sum(1).mean()
+    between = (means - h.mean(0)).square().sum(1).mean()
+    assert found["dilation"] == pytest.approx(float(within / between))
+
+
+def test_ids_of_the_data_do_not_matter_to_the_probe() -> None:
+    """Held-out and thinned-out examples leave gaps in the ids: places count, not ids."""
+    train, original = mislabelled()
+    model, test = small_model(), digits("test", 60)
+    found = MemorizationProbe(train, original, test, device="cpu")(model)
+    moved = train._replace(ids=train.ids * 5 + 1000)
+    assert MemorizationProbe(moved, original, test, device="cpu")(model) == found
+
+
+def test_at_most_so_many_examples_are_measured_evenly_spread() -> None:
+    many = random_split(5_000, shape=(1, 8, 8), classes=10)
+    probe = MemorizationProbe(many, many.labels, many, device="cpu")
+    assert probe.train.num_examples == TRAIN_EXAMPLES
+    assert probe.test.num_examples == TEST_EXAMPLES
+    last = list(probe.train.ordered())[-1]
+    assert int(last.ids[-1]) > 4_900
+    assert torch.equal(probe.original[last.ids], last.labels)
+
+
+def test_a_network_that_fits_wrong_labels_is_seen_to_memorise_them() -> None:
+    train, original = mislabelled(limit=200)
+    model, test = small_model(), digits("test", 100)
+    config = small_config(epochs=30, train={"lr": 0.1}).train
+    probe = MemorizationProbe(train, original, test, device="cpu")
+    before = probe(model)
+    batches = Batches(train, batch_size=50, device="cpu")
+    Trainer(model, Standard(cross_entropy), batches, config, seed=0).fit()
+    after = probe(model)
+    values = {name: (before[name], after[name]) for name in NAMES}
+    assert all(value is not None for pair in values.values() for value in pair)
+    assert before["memorised"] < 0.4
+    assert after["memorised"] > 0.9
+    assert before["memorised_way"] < 0.25
+    assert after["memorised_way"] > before["memorised_way"] + 0.3
+
+
+def test_the_probe_leaves_no_trace() -> None:
+    train, original = mislabelled()
+    model = small_model().train()
+    before = copy.deepcopy(model)
+    state = torch.get_rng_state()
+    MemorizationProbe(train, original, digits("test", 60), device="cpu")(model)
+    assert same_weights(model, before)
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_is_undefined_has_no_value() -> None:
+    model, test = small_model(), digits("test", 60)
+    clean = digits()
+    found = MemorizationProbe(clean, clean.labels, test, device="cpu")(model)
+    assert [name for name, value in found.items() if value is not None] == ["dilation"]
+    train, original = mislabelled(rate=1.0)
+    found = MemorizationProbe(train, original, test, device="cpu")(model)
+    assert {name for name, value in found.items() if value is not None} == {"dilation", "memorised"}
+    nn.init.constant_(next(model.backbone.parameters()), torch.nan)
+    found = MemorizationProbe(*mislabelled(), test, device="cpu")(model)
+    assert found == dict.fromkeys(NAMES)
+
+
+def test_labels_of_other_examples_are_refused() -> None:
+    train, original = mislabelled()
+    with pytest.raises(InputError, match="found 299 original labels for 300"):
+        MemorizationProbe(train, original[1:], digits("test"), device="cpu")
+    other = MemorizationProbe(train, original + 1, digits("test"), device="cpu")
+    with pytest.raises(InputError, match=r"in 0\.\.9, found 10"):
+        other(small_model())
+
+
+def some_leaps() -> tuple[object, ...]:
+    """Six examples of two classes, of which the first, second and last leap."""
+    vertices = torch.tensor([[0.0, 0], [4, 0]])
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    ends = torch.tensor([1, 1, 0, 1, 1, 0])
+    return measure_leaps(vertices[labels], vertices[ends], labels, vertices), (None, None)
+
+
+def rates(wrong: Tensor | None) -> dict[str, tuple[object, ...]]:
+    leaps, collapse = some_leaps()
+    rows = leap_rows(leaps, Context(None, None, collapse, wrong))
+    return {
+        row["measure"]: (row["value"], row["n"], row["note"], row["vertices"])
+        for row in rows
+        if row["measure"] in ("leap_rate_wrong", "leap_rate_right")
+    }
+
+
+def test_leaps_are_told_apart_by_whether_the_label_was_wrong() -> None:
+    found = rates(torch.tensor([True, False, False, False, False, True]))
+    assert found == {
+        "leap_rate_wrong": (1.0, 2, "", "clean-train"),
+        "leap_rate_right": (0.25, 4, "", "clean-train"),
+    }
+    assert rates(None) == {}
+    none = rates(torch.zeros(6, dtype=torch.bool))
+    assert none["leap_rate_wrong"][:2] == (None, 0)
+    assert "no example was given a wrong label" in none["leap_rate_wrong"][2]
+    assert none["leap_rate_right"][0] == 0.5
+    every = rates(torch.ones(6, dtype=torch.bool))
+    assert every["leap_rate_right"][:2] == (None, 0)
+    assert "every example" in every["leap_rate_right"][2]
+
+
+def test_examples_take_their_flags_along() -> None:
+    images, labels = torch.rand(5, 1, 2, 2), torch.arange(5)
+    plain = Examples("train", images, labels, labels)
+    assert plain.wrong is None
+    assert plain.first(2).wrong is None
+    wrong = torch.tensor([True, False, True, False, True])
+    first = plain._replace(wrong=wrong).first(3)
+    assert first.wrong is not None
+    assert first.wrong.tolist() == [True, False, True]
+    assert torch.equal(first.images, images[:3])
+    assert first.ids.tolist() == [0, 1, 2]
+    assert drawn("test", [images], [labels]).wrong is None
