@@ -43,6 +43,19 @@ def test_the_terminal_table_fits_and_says_over_how_many() -> None:
     assert text.index("small_cnn-etf-pgd") < text.index("small_cnn-linear-pgd")
 
 
+@pytest.mark.parametrize("style", ["table", "latex", "markdown"])
+def test_the_gap_to_a_weaker_protocol_is_told_where_there_is_one(style: str) -> None:
+    frame = frame_of()
+    assert "gap" not in format_table(frame, style)
+    told = frame.assign(beside="pgd_ce", gap=[0.0812, math.nan])
+    text = format_table(told, style)
+    assert "gap: points by which" in " ".join(text.split())
+    rows = [line for line in text.splitlines() if "pgd" in line and "[" in line]
+    assert ["+8.1" in row for row in rows] == [True, False]
+    if style == "table":
+        assert max(map(len, text.splitlines())) <= formats.WIDTH
+
+
 def test_csv_holds_all_columns_as_numbers() -> None:
     frame = frame_of()
     found = pd.read_csv(io.StringIO(format_table(frame, "csv")))
