@@ -16,9 +16,9 @@ from robust_nc.evaluation import Outcome, evaluate
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.geometry.dilation import MEASURES
 from robust_nc.grid.conditions import BY_TREE
-from robust_nc.grid.corrupted import CorruptionSource, corruption_source
+from robust_nc.grid.corrupted import CorruptionSource, check_corrupted, corruption_source
 from robust_nc.grid.tapbank import chosen_taps
-from robust_nc.hierarchy.tree import tree_of
+from robust_nc.hierarchy.tree import Hierarchy, tree_of
 from robust_nc.models.build import build_model
 from robust_nc.models.classifier import Classifier
 from robust_nc.naming import training_id
@@ -33,7 +33,7 @@ from robust_nc.suite import Cell
 from robust_nc.training.checkpoint import read_manifest
 from robust_nc.training.memorization import TEST_EXAMPLES, TRAIN_EXAMPLES
 from robust_nc.training.progress import TrainEvent, describe_event
-from robust_nc.training.run import Trained, resolve_model, train_cell
+from robust_nc.training.run import Trained, check_training, train_cell
 from robust_nc.training.watch import VALIDATION_EXAMPLES, spread
 from robust_nc.verdicts import Verdicts, curve_rows, verdict_rows
 
@@ -63,7 +63,7 @@ Report = Callable[[CellEvent], None]
 def run_cell(cell: Cell, suite: str, out: Path, root: Path | None, *, report: Report) -> CellResult:
     """Train (or resume, or take the finished checkpoint), attack, measure, and write the record."""
     config, clock = cell.config, _Clock()
-    given = _check(config, root)
+    given = _gather(config, root)
     test = given.test
     folder = checkpoint_folder(out, training_id(config))
 
@@ -95,11 +95,13 @@ class _Given(NamedTuple):
     corrupted: CorruptionSource | None
 
 
-def _check(config: RunConfig, root: Path | None) -> _Given:
-    """Gather what the cell needs, and refuse now what would else end it after its training."""
+def check_cell(config: RunConfig, root: Path | None) -> Hierarchy | None:
+    """Refuse a configuration that could not be trained or measured; return the classes' tree.
+
+    Builds all parts and reads no images. Raises `ConfigError`, `InputError` or `DataError`.
+    """
     info = dataset_info(config.data.dataset, root)
-    model = resolve_model(config.model, info, hierarchy=config.data.hierarchy)
-    chosen_taps(build_model(model), config.measure.taps)
+    chosen_taps(check_training(config, info), config.measure.taps)
     tree = tree_of(config.data.hierarchy, info.name)
     if tree is not None:
         tree.check_classes(info.class_names)
@@ -108,10 +110,17 @@ def _check(config: RunConfig, root: Path | None) -> _Given:
             f"measure.targets: {' and '.join(BY_TREE)} need a tree of the classes, and {info.name} "
             "has none of its own; set data.hierarchy to a TOML or JSON file"
         )
+    return tree
+
+
+def _gather(config: RunConfig, root: Path | None) -> _Given:
+    """Gather what the cell needs, and refuse now what would else end it after its training."""
+    tree = check_cell(config, root)
     test = read_split(config.data.dataset, "test", root=root, limit=config.data.test_limit)
     corrupted = None
     if config.measure.corruptions:
-        corrupted = corruption_source(info.name, root)
+        corrupted = corruption_source(dataset_info(config.data.dataset, root).name, root)
+        check_corrupted(corrupted, config.measure, test)
     return _Given(test, None if tree is None else tree.distances(), corrupted)
 
 

@@ -194,7 +194,9 @@ class MeasureConfig:
     trajectories: Annotated[int, Field(ge=0)] = 64
     agop_examples: Annotated[int, Field(ge=0)] = 0
     corruptions: tuple[str, ...] = ()
-    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (1, 2, 3, 4, 5)
+    severities: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1)] = (
+        *(1, 2, 3, 4, 5),
+    )
 
 
 @configuration

@@ -11,6 +11,7 @@ Perturbations"). Nothing here needs the library that makes them (`data.corruptio
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 
 from robust_nc.exceptions import InputError, unknown_name
 
@@ -44,9 +45,12 @@ def check_corruptions(names: Iterable[str]) -> None:
 
 
 def check_severity(severity: int) -> None:
-    """Refuse what is no severity."""
-    if isinstance(severity, bool) or severity not in SEVERITIES:
-        raise InputError(f"the severity of a corruption must be 1, 2, 3, 4 or 5, found {severity}")
+    """Refuse what is no severity; 3.0 is none either, for severities are places in a list."""
+    whole = isinstance(severity, Integral) and not isinstance(severity, bool)
+    if not whole or severity not in SEVERITIES:
+        raise InputError(
+            f"the severity of a corruption must be 1, 2, 3, 4 or 5, an int, found {severity!r}"
+        )
 
 
 def chosen_corruptions(names: Iterable[str]) -> tuple[str, ...]:

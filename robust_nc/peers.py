@@ -16,7 +16,10 @@ from typing import NamedTuple
 from robust_nc.exceptions import ConfigError
 
 _REINSTALL = "pip install --no-deps --force-reinstall robustbench==1.1.1"
-_MAKE = "`make peers` builds an environment where all of them work together"
+_MAKE = (
+    "`make peers` in a checkout of robust_nc builds .venv-peers, where it and the libraries of "
+    "others work together"
+)
 
 
 class Peer(NamedTuple):
@@ -42,6 +45,7 @@ class State(NamedTuple):
 PEERS = (
     Peer("pyautoattack", "pyautoattack", "attacks; reference for ours", "pyautoattack==0.2.0"),
     Peer("torchvision", "torchvision", "models of others", None),
+    Peer("timm", "timm", "backbones of others", None),
     Peer("torchattacks", "torchattacks", "attacks of others", None),
     Peer("foolbox", "foolbox", "attacks of others", "foolbox==3.3.4"),
     Peer("adv_lib", "adv-lib", "attacks of others", None),

@@ -146,8 +146,7 @@ def profile_cell(
     limit = settings.train_examples or len(train.labels)
     learnt = _unit(TRAIN, spread(train, limit))
     if given is not None:
-        wrong = spread(train._replace(labels=given), limit).labels != learnt.labels
-        learnt = learnt._replace(wrong=wrong)
+        learnt = learnt._replace(given=spread(train._replace(labels=given), limit).labels)
     sets = {TRAIN: learnt, TEST: _unit(TEST, _first(test, settings.test_examples))}
     found = _measure(
         model,

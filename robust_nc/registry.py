@@ -250,6 +250,7 @@ METRICS = Registry(
         "landing_median": "robust_nc.geometry.measures:LANDING_MEDIAN",
         "leap_rate": "robust_nc.geometry.measures:LEAP_RATE",
         "leap_rate_class": "robust_nc.geometry.measures:LEAP_RATE_CLASS",
+        "leap_rate_memorised": "robust_nc.geometry.measures:LEAP_RATE_MEMORISED",
         "leap_rate_right": "robust_nc.geometry.measures:LEAP_RATE_RIGHT",
         "leap_rate_wrong": "robust_nc.geometry.measures:LEAP_RATE_WRONG",
         "mce": "robust_nc.geometry.measures:MCE",

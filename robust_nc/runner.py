@@ -13,8 +13,15 @@ from typing import Literal, NamedTuple, TextIO
 
 import torch
 
-from robust_nc.cell import CellEvent, CellResult, run_cell
-from robust_nc.exceptions import RecordError, StorageError
+from robust_nc.cell import CellEvent, CellResult, check_cell, run_cell
+from robust_nc.data.load import dataset_info
+from robust_nc.exceptions import (
+    ConfigError,
+    DataError,
+    InputError,
+    RecordError,
+    StorageError,
+)
 from robust_nc.launch import Task, run_tasks
 from robust_nc.naming import training_id
 from robust_nc.record import read_record
@@ -71,6 +78,7 @@ def run_suite(
         remove_unfinished(out)
         todo = [cell for cell in suite.cells if _needed(cell, out, overwrite)]
         kept = len(suite.cells) - len(todo)
+        _check(todo, root)
         if overwrite == "always":
             for cell in todo:
                 remove_tree(checkpoint_folder(out, training_id(cell.config)))
@@ -78,6 +86,25 @@ def run_suite(
                 for which in Verdicts._fields:
                     remove_file(verdict_log(out, cell.id, which))
         return _run(todo, suite, out, kept, hooks=hooks, workers=workers, root=root)
+
+
+def _check(todo: list[Cell], root: Path | None) -> None:
+    """Refuse cells that cannot be made before the first is; those of one model are one.
+
+    Data that cannot be used end their own cells alone.
+    """
+    checked = {cell.model: cell for cell in reversed(todo)}
+    for cell in reversed(checked.values()):
+        try:
+            few = dataset_info(cell.config.data.dataset, root).num_classes < 2
+        except (DataError, InputError):
+            continue
+        if few:
+            continue
+        try:
+            check_cell(cell.config, root)
+        except (ConfigError, InputError) as error:
+            raise ConfigError(f"{cell.model}: {error}") from None
 
 
 def _run(

@@ -8,6 +8,7 @@
 ['etf', 'linear']
 """
 
+import dataclasses
 import itertools
 import re
 import tomllib
@@ -20,7 +21,7 @@ from robust_nc.config import Component, RunConfig, build, check_options, plain, 
 from robust_nc.corrupting import check_corruptions
 from robust_nc.exceptions import ConfigError, unknown_name
 from robust_nc.files import digest
-from robust_nc.hierarchy.tree import read_hierarchy
+from robust_nc.hierarchy.tree import embedded
 from robust_nc.naming import cell_id
 from robust_nc.plugins import find_attack, find_protocol
 from robust_nc.registry import (
@@ -40,6 +41,7 @@ from robust_nc.threat import Ball
 
 CLAIMS = "claims"  # benchmarks/claims.toml holds claims about suites, and is none itself
 TOGETHER = "together"
+_TABLES = tuple(field.name for field in dataclasses.fields(RunConfig) if field.name != "seed")
 _KEYS = ("name", "description", "base", "grid")
 _LONGEST = 120  # characters of a model's name: it becomes a folder
 _NAMED = ("model.backbone", "model.head", "train.objective")
@@ -84,10 +86,8 @@ def read_suite(name: str) -> Suite:
     title = values.get("name", Path(name).stem)
     if not isinstance(title, str) or not title or "/" in title or title[0] == ".":
         raise ConfigError(f"{source}: name must be a plain word, found {title!r}")
-    configs = [
-        read(RunConfig, point, source=source)
-        for point in _points(values.get("base", {}), values.get("grid", {}), source)
-    ]
+    points = _points(values.get("base", {}), values.get("grid", {}), source)
+    configs = [_with_trees(read(RunConfig, point, source=source), source) for point in points]
     for config in configs:
         _check_names(config, source)
     cells = _cells(configs, _grid_keys(values.get("grid", {})))
@@ -114,6 +114,13 @@ def _points(base: object, grid: object, source: str) -> list[dict[str, Any]]:
     for key, choices in grid.items():
         if not isinstance(choices, list) or not choices:
             raise ConfigError(f"{source}: grid.{key} must be a list of values, found {choices!r}")
+    inside = {
+        key for choice in grid.get(TOGETHER, []) if isinstance(choice, dict) for key in choice
+    }
+    for key in inside & set(grid):
+        raise ConfigError(
+            f"{source}: grid.{TOGETHER} and grid both set {key!r}; give it in one of them"
+        )
     axes = [_axis(key, choices, source) for key, choices in grid.items()]
     points = []
     for combination in itertools.product(*axes):
@@ -130,7 +137,8 @@ def _axis(key: str, choices: list[Any], source: str) -> list[dict[str, Any]]:
     if key != TOGETHER:
         return [{key: choice} for choice in choices]
     for choice in choices:
-        if not isinstance(choice, dict) or not choice:
+        whole = isinstance(choice, dict) and choice and not set(choice) & set(_TABLES)
+        if not whole:
             raise ConfigError(
                 f"{source}: grid.{TOGETHER} must list tables of dotted keys in quotes, such as "
                 f"{{ 'model.head' = 'etf', 'train.loss' = 'mse' }}, found {choice!r}"
@@ -159,6 +167,23 @@ def with_value(values: Mapping[str, Any], path: list[str], value: object) -> dic
     }
 
 
+def _with_trees(config: RunConfig, source: str) -> RunConfig:
+    """Put trees of classes that are files into the configuration, which then needs no file."""
+    data, head = config.data, config.model.head
+    named = head.options.get("hierarchy")
+    try:
+        if data.hierarchy is not None:
+            data = dataclasses.replace(data, hierarchy=embedded(data.hierarchy))
+        if isinstance(named, str):
+            options = {**head.options, "hierarchy": embedded(named)}
+            head = dataclasses.replace(head, options=options)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    return dataclasses.replace(
+        config, data=data, model=dataclasses.replace(config.model, head=head)
+    )
+
+
 def _check_names(config: RunConfig, source: str) -> None:
     """Refuse unknown names, options and balls now, not after an hour of training."""
     try:
@@ -169,10 +194,13 @@ def _check_names(config: RunConfig, source: str) -> None:
                 build(registry, part)  # made of its options alone: their values are checked too
         for protocol in _protocols(config):
             find_protocol(protocol)
+        if config.evaluation.beside == config.evaluation.protocol:
+            raise ConfigError(
+                f"evaluation.beside and evaluation.protocol are both {config.evaluation.beside!r}; "
+                "let beside name a weaker protocol, such as 'pgd_ce', or leave it out"
+            )
         if config.evaluation.attack is not None:
             find_attack(config.evaluation.attack.name, config.evaluation.attack.options)
-        if config.data.hierarchy is not None:
-            read_hierarchy(config.data.hierarchy)
         check_corruptions(config.measure.corruptions)
         for eps in (config.threat.eps, *config.evaluation.sweep):
             Ball(config.threat.norm, eps)

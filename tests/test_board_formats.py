@@ -54,6 +54,28 @@ def test_the_gap_to_a_weaker_protocol_is_told_where_there_is_one(style: str) -> 
     assert ["+8.1" in row for row in rows] == [True, False]
     if style == "table":
         assert max(map(len, text.splitlines())) <= formats.WIDTH
+    else:
+        assert "gap, points" in text
+
+
+@pytest.mark.parametrize(("beside", "words"), [("cw", "cw flatters;"), ("ce", "ce, cw flatter;")])
+def test_the_caption_names_every_weaker_protocol(beside: str, words: str) -> None:
+    told = frame_of().assign(beside=[beside, "cw"], gap=0.1)
+    assert f"gap: points by which {words}" in format_table(told, "latex")
+
+
+def test_long_names_break_after_hyphens_in_the_terminal() -> None:
+    name = "wide_resnet28_10-label_relaxation-haframe-cosine_schedule-transform_neck"
+    text = format_table(frame_of().assign(model=[name, "short"]), "table")
+    first = next(line for line in text.splitlines() if "wide_resnet28_10-" in line).index("wide")
+    parts = []
+    for line in text[text.index("wide_resnet28_10-") - first :].splitlines():
+        parts.append(line[first:].split(" ")[0])
+        if "".join(parts) == name:
+            break
+    assert "".join(parts) == name
+    assert len(parts) > 1
+    assert all(part.endswith("-") for part in parts[:-1])
 
 
 def test_csv_holds_all_columns_as_numbers() -> None:

@@ -109,6 +109,11 @@ def _pickled(folder: Path) -> None:
     np.save(folder / "fog.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
 
 
+def _folder(folder: Path) -> None:
+    (folder / "fog.npy").unlink()
+    (folder / "fog.npy").mkdir()
+
+
 def _several(folder: Path) -> None:
     with (folder / "fog.npy").open("wb") as file:
         np.savez(file, a=images(), b=images())
@@ -125,10 +130,11 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "labels one-hot": (_array("labels", np.eye(30)), r"must have the shape \(N,\)"),
     "labels negative": (_array("labels", labels() - 1), "must be in 0 or more, found -1"),
     "no labels": (lambda folder: (folder / "labels.npy").unlink(), "labels.npy is not there"),
-    "cut off": (_cut, "cannot be read without unpickling"),
-    "no array": (_bytes("fog", b"fog"), "cannot be read without unpickling"),
-    "no byte": (_bytes("fog", b""), "cannot be read without unpickling"),
-    "a pickle": (_pickled, "cannot be read without unpickling"),
+    "cut off": (_cut, "is not a whole .npy file"),
+    "no array": (_bytes("fog", b"fog"), "is not a whole .npy file"),
+    "no byte": (_bytes("fog", b""), "is not a whole .npy file"),
+    "a pickle": (_pickled, "is not a whole .npy file"),
+    "a folder": (_folder, "cannot be read: .*directory"),
     "several arrays": (_several, "several arrays"),
 }
 

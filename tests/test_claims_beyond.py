@@ -40,19 +40,22 @@ def planted() -> list[dict[str, Any]]:
         LEAP | {"split": "test", "measure": "severity", "value": 1.8},
         LEAP | {"split": "train", "measure": "severity", "value": 9.0},
         LEAP | {"split": "train", "measure": "leap_rate_wrong", "value": 0.7, "n": 10},
+        LEAP | {"split": "train", "measure": "leap_rate_memorised", "value": 0.5, "n": 4},
         LEAP | {"split": "train", "measure": "leap_rate_right", "value": 0.4, "n": 50},
         NC1 | {"tap": "layer1", "value": 10.0},
         NC1 | {"tap": "layer4", "value": 0.1},
         NC1 | {"tap": "penultimate", "value": 1.0},
         NFM | {"tap": "block1", "measure": "nfm_agop_root", "value": 0.4},
-        NFM | {"tap": "head", "measure": "nfm_agop_root", "value": 0.8},
-        NFM | {"tap": "head", "measure": "nfm_agop_root", "value": float("nan"), "feature": "gap"},
-        NFM | {"tap": "head", "measure": "nfm_agop_root_centred", "value": 0.1},
-        NFM | {"tap": "head", "measure": "nfm_agop", "value": 1.0},
+        NFM | {"tap": "block2", "measure": "nfm_agop_root", "value": 0.8},
+        NFM | {"tap": "block3", "measure": "nfm_agop_root", "value": float("nan")},
+        NFM | {"tap": "head", "measure": "nfm_agop_root", "value": 1.0},
+        NFM | {"tap": "block1", "measure": "nfm_agop_root_centred", "value": 0.1},
+        NFM | {"tap": "block1", "measure": "nfm_agop", "value": 0.9},
         *curve("accuracy", [0.5, 0.93, 0.9, 0.96], split="validation", tap="output"),
         *curve("accuracy", [0.99] * 4, tap="output"),
         *curve("memorised_way", [0.1, 0.3, 0.2, 0.6]),
         *curve("dilation", [1.0, 3.0, 2.0, 10.0], split="test"),
+        *curve("memorised", [0.0, 0.2, 0.4, 0.9]),
     ]
 
 
@@ -77,14 +80,16 @@ def value(name: str, *, without: str = "", **options: Any) -> float:
         ("hd", {}, 0.2),
         ("hd", {"k": 5}, 1.2),
         ("leap_severity", {}, 1.8),
-        ("wrong_over_right", {}, 0.3),
+        ("wrong_over_right", {}, 0.1),
+        ("wrong_over_right", {"which": "wrong"}, 0.3),
         ("fall_over_depth", {"last": "layer4"}, -2.0),
         ("fall_over_depth", {}, -1.0),
         ("feature_correlation", {}, 0.6),
         ("feature_correlation", {"centred": True}, 0.1),
-        ("feature_correlation", {"root": False}, 1.0),
+        ("feature_correlation", {"root": False}, 0.9),
         ("epochs_to", {"accuracy": 0.9}, 2.0),
         ("epochs_to", {"accuracy": 0.95}, 4.0),
+        ("memorised", {}, 0.9),
         ("memorised_way", {}, 0.6),
         ("dilation_log10", {}, 1.0),
         ("dilation_with_memorization", {}, 1.0),
@@ -109,6 +114,20 @@ def test_what_has_no_value_is_undefined():
     flat = [row | {"value": 1.0} if row["measure"] == "dilation" else row for row in planted()]
     with pytest.raises(UndefinedError, match="does not change over the epochs"):
         measure(Component(name="dilation_with_memorization"), tidy(flat))
+
+
+def test_dilation_may_be_asked_from_its_least_on():
+    """Before it, test features gather because the network learns."""
+    dilations = [9.0, 5.0, 1.0, 2.0, 3.0]
+    ways = [0.1, 0.2, 0.3, 0.4, 0.5]
+    rows = tidy([*curve("memorised_way", ways), *curve("dilation", dilations, split="test")])
+
+    def found(since: str) -> float:
+        part = Component(name="dilation_with_memorization", options={"since": since})
+        return measure(part, rows)
+
+    assert found("start") == pytest.approx(-0.6)
+    assert found("least") == pytest.approx(1.0)
 
 
 def test_options_are_checked():

@@ -3,6 +3,7 @@
 import importlib
 import sys
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -226,6 +227,11 @@ class TestRefusals:
         with pytest.raises(UnknownNameError, match="'frost'"):
             corrupt_images(pictures((1, 8, 8)), "forst", 1, ids=torch.arange(3))
 
+    def test_all_is_not_one(self) -> None:
+        with pytest.raises(UnknownNameError, match="unknown corruption 'all'") as error:
+            corrupt_images(pictures((1, 8, 8)), "all", 3, ids=torch.arange(3))
+        assert "all" not in str(error.value).split("Valid: ")[1].split(", ")
+
     def test_all_stands_for_the_fifteen(self) -> None:
         check_corruptions(["all"])
         assert chosen_corruptions(["all"]) == CORRUPTIONS
@@ -233,8 +239,8 @@ class TestRefusals:
         assert len(set(chosen_corruptions(["snow", "all"]))) == 15
         assert chosen_corruptions([]) == ()
 
-    @pytest.mark.parametrize("severity", [0, 6, True, 2.5])
-    def test_severities(self, severity: int) -> None:
+    @pytest.mark.parametrize("severity", [0, 6, True, 2.5, 3.0, "3"])
+    def test_severities(self, severity: Any) -> None:
         with pytest.raises(InputError, match="must be 1, 2, 3, 4 or 5"):
             corrupt_images(pictures((1, 8, 8)), "fog", severity, ids=torch.arange(3))
 

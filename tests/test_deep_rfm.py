@@ -317,6 +317,9 @@ def test_data_that_cannot_be_fitted():
         machine.fit(features, labels[:-1])
     with pytest.raises(InputError, match="finite"):
         machine.fit(features / 0, labels)
+    one = draw_map(5, 4, "relu", 2.0, None)
+    with pytest.raises(InputError, match="one for each of the 2 layers, found 1"):
+        DeepRFM(2, width=4).fit(features, labels, maps=[one])
     with pytest.raises(InputError, match="layer 1 sees all examples at one point"):
         machine.fit(torch.ones(24, 5), labels)
     with pytest.raises(InputError, match="ridge=1e-300; raise it"):

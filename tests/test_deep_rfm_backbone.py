@@ -302,6 +302,19 @@ class TestObjective:
             with pytest.raises(ConfigError, match="linear head that has no bias"):
                 DeepRfm().solve(model, toy(), seed=0)
 
+    def test_a_neck_is_refused_and_the_backbone_behind_it_named(self):
+        told = ((SMALL, r"leave out model\.neck"), ("mlp", "'deep_rfm', found 'mlp'"))
+        for backbone, words in told:
+            config = ModelConfig(
+                backbone=component(backbone),
+                neck=component("transform"),
+                head=component(LINEAR),
+                num_classes=3,
+                image_shape=SHAPE,
+            )
+            with pytest.raises(ConfigError, match=words):
+                DeepRfm().solve(build_model(config), toy(), seed=0)
+
     def test_too_few_images_are_refused_with_the_number_to_set(self):
         with pytest.raises(InputError, match=r"30 centers.*only 20 training images.*centers to 20"):
             DeepRfm().solve(toy_model(), toy(20), seed=0)

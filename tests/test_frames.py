@@ -1,5 +1,6 @@
 """Frames: exact Gram matrices, golden values, uniform orientation, the nearest simplex."""
 
+import numpy as np
 import pytest
 import torch
 from helpers_geometry import rotation
@@ -304,6 +305,18 @@ def test_nearest_etf_takes_no_gradient_and_leaves_its_input():
     assert gram_error(nearest_etf(torch.eye(4, 5, dtype=torch.int64))) < 1e-6
 
 
+@pytest.mark.parametrize("kind", [np.asarray, lambda values: values.tolist()])
+def test_arrays_and_lists_are_taken_as_tensors_are(kind):
+    tree, means = balanced(2, 2), cloud(4, 5).double()
+    assert haframe_floor(kind(tree), 2.0) == haframe_floor(tree, 2.0)
+    assert torch.equal(similarities(kind(tree), 2.0), similarities(tree, 2.0))
+    wanted = haframe(tree, 8, gamma=2.0, seed=0)
+    assert torch.equal(haframe(kind(tree), 8, gamma=2.0, seed=0), wanted)
+    toward = simplex_etf(4, 5, seed=0).double()
+    found = nearest_etf(kind(means), toward=kind(toward), delta=0.1)
+    assert torch.equal(found, nearest_etf(means, toward=toward, delta=0.1))
+
+
 LOOP = torch.tensor([[0, 1, 9, 1], [1, 0, 1, 9], [9, 1, 0, 1], [1, 9, 1, 0]])
 TREE = balanced(2, 2)
 BROKEN = TREE.clone()
@@ -317,6 +330,10 @@ BROKEN[0, 1] = 5
         (lambda: simplex_etf(1000, 512, seed=0), "at least 999 dimensions, found 512"),
         (lambda: simplex_etf(1, 4, seed=0), "at least 2 classes, found 1"),
         (lambda: orthogonal_frame(5, 4, seed=0), "at least 5 dimensions, found 4"),
+        (lambda: orthogonal_frame(0, 9, seed=0), "at least 2 classes, found 0"),
+        (lambda: orthogonal_frame(1, 9, seed=0), "at least 2 classes, found 1"),
+        (lambda: haframe([["a"]], 2, gamma=2.0, seed=0), "distances must be numbers"),
+        (lambda: nearest_etf([[1.0], [1.0, 2.0]]), "class means must be numbers in rows"),
         (lambda: haframe(TREE, 2, gamma=2.0, seed=0), "found 2; choose a wider"),
         (lambda: haframe(TREE, 8, gamma=0.0, seed=0), "gamma must be finite and above 0, found 0"),
         (lambda: haframe_floor(TREE, float("inf")), "gamma must be .* found inf"),

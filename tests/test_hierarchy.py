@@ -192,6 +192,26 @@ class TestWays:
         assert bool((found[:, None] <= widest).all())
         check_distances(found, len(groups))
 
+    def test_parents_take_a_number_for_the_name_that_it_is(self, tmp_path):
+        parents = {"1": "a", "2": "a", "0": "b", "a": "r", "b": "r"}
+        for names in (["1", "2", "0"], ["0", "1", "2"]):
+            values = {"classes": names, "parents": parents}
+            distances = read_hierarchy(written(tmp_path, values)).distances()
+            assert float(distances[names.index("1"), names.index("2")]) == 1
+            assert distances.sum() == 2 * (1 + 2 + 2)
+        wide = {"classes": ["0", "1", "10", "2"], "parents": dict.fromkeys(["0", "1", "2"], "a")}
+        wide["parents"] |= {"10": "b", "a": "r", "b": "r"}
+        assert read_hierarchy(written(tmp_path, wide)).groups == ((0,), (0,), (1,), (0,))
+        labels = {"classes": ["x", "y", "z"], "parents": {"1": "a", "y": "a", "0": "r", "a": "r"}}
+        with pytest.raises(ConfigError, match=r"parents.y: class 'y' is at parents.1 already"):
+            read_hierarchy(written(tmp_path, labels))
+
+    def test_a_path_is_read_as_its_text(self, tmp_path):
+        own = written(tmp_path, {"tree": [[0, 1], [2]]})
+        assert read_hierarchy(Path(own)) == read_hierarchy(own)
+        with pytest.raises(ConfigError, match=r"gone.toml cannot be read"):
+            read_hierarchy(tmp_path / "gone.toml")
+
     @given(nested())
     @settings(max_examples=30, deadline=None)
     def test_parents_say_the_same_as_lists(self, tree):
@@ -222,6 +242,7 @@ FAULTS = {
     "two forms": ({"tree": [0], "groups": [[0]]}, r"found tree and groups"),
     "classes twice": ({"classes": ["a", "a"], "tree": ["a"]}, r"classes: 'a' is there more than"),
     "classes no list": ({"classes": "ab", "tree": [0]}, r"classes: must be a list of names"),
+    "classes empty": ({"classes": [], "tree": [0, 1]}, r"classes: is empty; name every class"),
     "tree no list": ({"tree": 3}, r"tree: must be a table or a list, found 3"),
     "unknown class": (
         {"classes": NAMES, "tree": {"a": ["ant", "be"]}},

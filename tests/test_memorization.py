@@ -8,16 +8,20 @@ from helpers_data import random_split
 from helpers_training import digits, same_weights, small_config, small_model
 from torch import Tensor, nn
 
+from robust_nc.config import MeasureConfig
 from robust_nc.data.base import Split
 from robust_nc.data.batches import Batches
 from robust_nc.data.noise import Symmetric
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.dilation import MEASURES, measure_memorization
 from robust_nc.geometry.leaps import measure_leaps
-from robust_nc.grid.leap_rows import Context, leap_rows
-from robust_nc.grid.subject import Examples, drawn
+from robust_nc.grid import made
+from robust_nc.grid.conditions import Attacking
+from robust_nc.grid.leap_rows import Context, Given, leap_rows
+from robust_nc.grid.subject import Examples, Subject, drawn
 from robust_nc.models.classifier import Classifier
 from robust_nc.runtime import untouched
+from robust_nc.threat import Ball
 from robust_nc.training.loop import Trainer
 from robust_nc.training.losses import cross_entropy
 from robust_nc.training.memorization import TEST_EXAMPLES, TRAIN_EXAMPLES, MemorizationProbe
@@ -135,41 +139,74 @@ def some_leaps() -> tuple[object, ...]:
     return measure_leaps(vertices[labels], vertices[ends], labels, vertices), (None, None)
 
 
-def rates(wrong: Tensor | None) -> dict[str, tuple[object, ...]]:
+def rates(wrong: Tensor | None, predicted: Tensor | None = None) -> dict[str, tuple[object, ...]]:
     leaps, collapse = some_leaps()
-    rows = leap_rows(leaps, Context(None, None, collapse, wrong))
+    given = None
+    if wrong is not None:
+        labels = torch.where(wrong, 1 - leaps.labels, leaps.labels)
+        given = Given(labels, leaps.labels if predicted is None else predicted)
+    rows = leap_rows(leaps, Context(None, None, collapse, given))
     return {
         row["measure"]: (row["value"], row["n"], row["note"], row["vertices"])
         for row in rows
-        if row["measure"] in ("leap_rate_wrong", "leap_rate_right")
+        if row["measure"] in ("leap_rate_wrong", "leap_rate_right", "leap_rate_memorised")
     }
 
 
 def test_leaps_are_told_apart_by_whether_the_label_was_wrong() -> None:
-    found = rates(torch.tensor([True, False, False, False, False, True]))
+    wrong = torch.tensor([True, False, True, False, False, True])
+    found = rates(wrong, torch.tensor([1, 1, 1, 1, 1, 1]))
     assert found == {
-        "leap_rate_wrong": (1.0, 2, "", "clean-train"),
-        "leap_rate_right": (0.25, 4, "", "clean-train"),
+        "leap_rate_wrong": (2 / 3, 3, "", "clean-train"),
+        "leap_rate_right": (1 / 3, 3, "", "clean-train"),
+        "leap_rate_memorised": (0.5, 2, "", "clean-train"),
     }
     assert rates(None) == {}
     none = rates(torch.zeros(6, dtype=torch.bool))
     assert none["leap_rate_wrong"][:2] == (None, 0)
     assert "no example was given a wrong label" in none["leap_rate_wrong"][2]
     assert none["leap_rate_right"][0] == 0.5
+    assert none["leap_rate_memorised"][:2] == (None, 0)
+    assert "no wrong label is what the network says" in none["leap_rate_memorised"][2]
     every = rates(torch.ones(6, dtype=torch.bool))
     assert every["leap_rate_right"][:2] == (None, 0)
     assert "every example" in every["leap_rate_right"][2]
 
 
-def test_examples_take_their_flags_along() -> None:
+def test_attacks_on_train_aim_away_from_the_labels_that_training_saw(monkeypatch) -> None:
+    """A network that has fitted a wrong label is not moved by an attack on the right one."""
+    seen = []
+
+    def spy(model, images, labels, *rest, **options):
+        seen.append(labels.tolist())
+        return images
+
+    monkeypatch.setattr(made, "attack_images", spy)
+    labels = torch.tensor([0, 1, 2])
+    examples = Examples("train", torch.rand(3, 1, 8, 8), labels, labels, given=labels.flip(0))
+    subject = Subject(
+        model=small_model(),
+        taps=("penultimate",),
+        num_classes=10,
+        ball=Ball("Linf", 0.1),
+        attacking=Attacking(1, 1, 1.0),
+        settings=MeasureConfig(),
+        seed=0,
+        distances=None,
+    )
+    made.attack(subject, examples, None, lambda share: None)
+    made.attack(subject, examples._replace(given=None), None, lambda share: None)
+    assert seen == [[2, 1, 0], [0, 1, 2]]
+
+
+def test_examples_take_the_labels_along_that_training_saw() -> None:
     images, labels = torch.rand(5, 1, 2, 2), torch.arange(5)
     plain = Examples("train", images, labels, labels)
-    assert plain.wrong is None
-    assert plain.first(2).wrong is None
-    wrong = torch.tensor([True, False, True, False, True])
-    first = plain._replace(wrong=wrong).first(3)
-    assert first.wrong is not None
-    assert first.wrong.tolist() == [True, False, True]
+    assert plain.first(2).given is None
+    assert plain.attacked_labels.tolist() == labels.tolist()
+    first = plain._replace(given=labels.flip(0)).first(3)
+    assert first.attacked_labels.tolist() == [4, 3, 2]
+    assert first.labels.tolist() == [0, 1, 2]
     assert torch.equal(first.images, images[:3])
     assert first.ids.tolist() == [0, 1, 2]
-    assert drawn("test", [images], [labels]).wrong is None
+    assert drawn("test", [images], [labels]).given is None

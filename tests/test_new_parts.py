@@ -99,11 +99,14 @@ def test_training_rows_go_by_the_right_labels_and_know_the_wrong_ones(made) -> N
     clean = (rows["condition"] == "clean") & (rows["tap"] == "output") & (rows["epoch"] == -1)
     fitted = rows[clean & (rows["split"] == "train") & (rows["measure"] == "accuracy")]
     assert fitted["n"].tolist() == [150]
+    last = (rows["measure"] == "accuracy") & (rows["split"] == "train") & (rows["epoch"] == 2)
+    assert abs(fitted["value"].item() - rows[last]["value"].item()) < 0.2  # both by right labels
     leaped = rows[(rows["tap"] == "penultimate") & (rows["condition"] == "attacked")]
     leaped = leaped[leaped["split"] == "train"].set_index("measure")
     wrong, right = (leaped.loc[f"leap_rate_{name}"] for name in ("wrong", "right"))
     assert wrong["n"] + right["n"] == 150
     whole = leaped.loc["leap_rate"]["value"] * 150
     assert wrong["value"] * wrong["n"] + right["value"] * right["n"] == pytest.approx(whole)
+    assert leaped.loc["leap_rate_memorised"]["n"] <= wrong["n"]
     test = rows[(rows["split"] == "test") & (rows["measure"] == "leap_rate_wrong")]
     assert test.empty

@@ -120,6 +120,26 @@ class TestDoctor:
         assert ran.code == 1
         assert "broken: shaky: RuntimeError: no [luck]" in ran.out
 
+    def test_what_adapters_and_corruptions_need_is_listed(self, monkeypatch):
+        parts = {part.distribution: part for part in doctor._PARTS}
+        missing = parts["timm"], parts["imagecorruptions-imaug"]
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        monkeypatch.setattr(doctor, "_PARTS", missing)
+        ran = cli("doctor")
+        assert ran.code == 0
+        cells = [line.split("\u2502") for line in ran.out.splitlines() if line[:1] == "\u2502"]
+        told = "".join(row[3].strip() for row in cells).replace(" ", "")
+        assert told == 'notinstalled;makepeersnotinstalled;pipinstall"robust_nc[corruptions]"'
+
+    def test_the_namesake_of_the_library_of_corruptions_is_broken(self, site, monkeypatch):
+        part = next(part for part in doctor._PARTS if part.module == "imagecorruptions")
+        assert doctor._state(part).works
+        install(site, "imagecorruptions", "1.1.2", {"__init__.py": "glass_blur = lambda x: x"})
+        monkeypatch.delitem(sys.modules, "imagecorruptions")
+        found = doctor._state(part)
+        assert found.works is False
+        assert "pip uninstall imagecorruptions" in found.remedy
+
     def test_a_missing_part_does_not(self, monkeypatch):
         monkeypatch.setattr(doctor, "_PARTS", (Peer("not_there", "not-there", "tests", None),))
         ran = cli("doctor")

@@ -76,6 +76,31 @@ def test_numbers_stand_in_the_board_to_sort_by(page: Path) -> None:
     assert "nan" not in page.read_text().lower().replace("nanoseconds", "")
 
 
+def test_the_gap_stands_on_boards_with_a_weaker_protocol(
+    records: list[Stored], page: Path, tmp_path: Path
+) -> None:
+    assert not {"gap", "gap, points"} & set(Page(page.read_text()).words)
+    assert "gap to robust" not in page.read_text()
+    first, *others = records
+    told = dataclasses.replace(
+        first.record,
+        config={**first.record.config, "evaluation": {"beside": "pgd_ce"}},
+        scores={**first.record.scores, "robust_beside": first.record.scores["robust"]},
+    )
+    one = first._replace(record=told)
+    elsewhere = [
+        stored._replace(
+            record=dataclasses.replace(
+                stored.record, data=dataclasses.replace(stored.record.data, dataset="other")
+            )
+        )
+        for stored in others
+    ]
+    found = Page(write_site([one, *elsewhere], tmp_path / "site").read_text())
+    assert found.words.count("gap, points") == 1  # of two boards
+    assert found.words.count("gap") == 1
+
+
 def test_links_lead_to_places_on_the_page(page: Path) -> None:
     found = Page(page.read_text())
     places = {identifier for _, attributes in found.tags if (identifier := attributes.get("id"))}

@@ -200,7 +200,9 @@ def test_options_are_checked_without_timm():
 
 def test_where_timm_is_missing_the_sentence_says_what_to_do(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"^timm is not installed here; `make peers` builds"):
+    with pytest.raises(
+        ConfigError, match=r"^timm is not installed here; `make peers` in a checkout"
+    ):
         make(named("resnet18"))
 
 

@@ -112,6 +112,11 @@ def fall_over_depth(
     return math.log10(late / early)
 
 
+def memorised(rows: pd.DataFrame) -> float:
+    """Share of the wrongly labelled examples that the network has fitted at the end."""
+    return _last(rows, "memorised", "train")
+
+
 def feature_correlation(
     rows: pd.DataFrame,
     *,
@@ -119,9 +124,13 @@ def feature_correlation(
     root: bool = True,
     centred: bool = False,
 ) -> float:
-    """Correlation of a layer's W^T W with the AGOP (or its root), mean over layers."""
+    """Correlation of a layer's W^T W with the AGOP (or its root), mean over layers but the last.
+
+    The layer that gives the logits correlates by construction.
+    """
     name = f"nfm_agop{'_root' if root else ''}{'_centred' if centred else ''}"
     found = matching(rows, {"measure": name, "condition": condition})
+    found = found[found["tap"] != "head"]
     values = found.drop_duplicates(["tap", "value"])["value"].dropna()
     if values.empty:
         raise RecordError(f"no row has measure {name!r}; set measure.agop_examples")
@@ -138,13 +147,19 @@ def dilation_log10(rows: pd.DataFrame) -> float:
     return math.log10(_last(rows, "dilation", "test"))
 
 
-def dilation_with_memorization(rows: pd.DataFrame) -> float:
-    """Rank correlation over epochs of memorization and dilation."""
-    both = pd.concat(
-        [_curve(rows, "memorised_way", split="train"), _curve(rows, "dilation", split="test")],
-        axis=1,
-    ).dropna()
-    found = float(both.rank().corr().iloc[0, 1])
+def dilation_with_memorization(
+    rows: pd.DataFrame, *, since: Literal["start", "least"] = "start"
+) -> float:
+    """Rank correlation over epochs of memorization and dilation.
+
+    Over all epochs, or since the one of least dilation: before it, test features gather because the
+    network learns.
+    """
+    dilated = _curve(rows, "dilation", split="test")
+    if since == "least":
+        dilated = dilated.loc[dilated.idxmin() :]
+    both = pd.concat([_curve(rows, "memorised_way", split="train"), dilated], axis=1).dropna()
+    found = float(both.rank().corr().to_numpy()[0, 1])
     if math.isnan(found):
         raise UndefinedError("memorization or dilation does not change over the epochs")
     return found
@@ -153,13 +168,14 @@ def dilation_with_memorization(rows: pd.DataFrame) -> float:
 def wrong_over_right(
     rows: pd.DataFrame,
     *,
+    which: Literal["memorised", "wrong"] = "memorised",
     condition: Attacked = "attacked",
     tap: str = "penultimate",
     feature: Feature = "gap",
 ) -> float:
-    """Leap rate of wrongly labelled training examples less that of the others."""
+    """Leap rate of training examples with a wrong label, memorised or all, less that of others."""
     at = {"tap": tap, "feature": feature, "split": "train", "condition": condition}
-    wrong = one_row(rows, at | {"measure": "leap_rate_wrong"})
+    wrong = one_row(rows, at | {"measure": f"leap_rate_{which}"})
     return wrong.value - one_row(rows, at | {"measure": "leap_rate_right"}).value
 
 

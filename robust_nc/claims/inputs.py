@@ -30,6 +30,8 @@ def taps(part: Component) -> tuple[str, ...]:
     options = whole(part).options
     if "early" in options:
         return (options["early"], "penultimate")
+    if "first" in options:
+        return (options["first"], options["last"])
     return (options["tap"],) if "tap" in options else ()
 
 

@@ -47,7 +47,13 @@ _BEYOND = (
         "fall_over_depth",
         "feature_correlation",
     ),
-    *("memorised_way", "dilation_log10", "dilation_with_memorization", "wrong_over_right"),
+    *(
+        "memorised",
+        "memorised_way",
+        "dilation_log10",
+        "dilation_with_memorization",
+        "wrong_over_right",
+    ),
 )
 QUANTITIES = Registry(
     "quantity",

@@ -2,16 +2,21 @@
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
+from robust_nc.data.corruptions import DISTRIBUTION, corruption_library
 from robust_nc.environment import hardware, versions
+from robust_nc.exceptions import ConfigError
 from robust_nc.peers import PEERS, Peer, State, state
 from robust_nc.runtime import default_device
 
+_CORRUPTIONS = "imagecorruptions"
 _PARTS = (
     Peer("seaborn", "seaborn", "figures", "seaborn"),
     Peer("pyarrow", "pyarrow", "rows of records", "pyarrow"),
     Peer("sklearn", "scikit-learn", "the digits data", "scikit-learn"),
+    Peer(_CORRUPTIONS, DISTRIBUTION, "common corruptions", '"robust_nc[corruptions]"'),
     *PEERS,
 )
 _WORDS = {True: "works", False: "broken", None: "not installed"}
@@ -23,7 +28,7 @@ def doctor_command() -> int:
     facts = {**versions(), **{key: str(value) for key, value in _machine().items()}}
     for key, value in facts.items():
         console.print(f"{key:>16}  {value}", highlight=False)
-    found = [(part, state(part)) for part in _PARTS]
+    found = [(part, _state(part)) for part in _PARTS]
     console.print(_table(found))
     for part, known in found:
         if known.works is not None and known.remedy:
@@ -33,12 +38,23 @@ def doctor_command() -> int:
     return 1 if any(known.works is False for _, known in found) else 0
 
 
+def _state(part: Peer) -> State:
+    """Return the state of a part; another package may be where that of corruptions should be."""
+    known = state(part)
+    if part.module == _CORRUPTIONS and known.works:
+        try:
+            corruption_library()
+        except ConfigError as error:
+            return State(known.version, False, str(error))
+    return known
+
+
 def _table(found: list[tuple[Peer, State]]) -> Table:
-    table = Table("part", "version", "state", "for")
+    table = Table(Column("part", no_wrap=True), "version", Column("state", overflow="fold"), "for")
     for part, known in found:
         word = _WORDS[known.works]
         told = f"{word}; {known.remedy}" if known.works is None else word
-        table.add_row(part.distribution, known.version, told, part.purpose)
+        table.add_row(part.distribution, known.version, Text(told), part.purpose)
     return table
 
 

@@ -114,8 +114,13 @@ def _mapped(path: Path) -> np.ndarray:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{path} is not there") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} cannot be read without unpickling: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    except (ValueError, EOFError):  # NumPy's words are advice to allow pickles
+        raise DataError(
+            f"{path} is not a whole .npy file of numbers; fetch it again, or save it with "
+            "numpy.save"
+        ) from None
     if not isinstance(found, np.ndarray):
         found.close()
         raise DataError(f"{path} holds several arrays; save one with numpy.save")

@@ -35,8 +35,8 @@ from PIL import Image
 from torch import Tensor
 
 from robust_nc.checks import check_images
-from robust_nc.corrupting import check_severity, chosen_corruptions
-from robust_nc.exceptions import ConfigError, InputError
+from robust_nc.corrupting import CORRUPTIONS, check_severity
+from robust_nc.exceptions import ConfigError, InputError, unknown_name
 from robust_nc.runtime import keyed_uniform
 
 DISTRIBUTION = "imagecorruptions-imaug"
@@ -95,7 +95,8 @@ def corrupt_images(
     a time. Raises `InputError` for images or a severity that cannot be used, `UnknownNameError`
     for a corruption, `ConfigError` where the library is missing.
     """
-    (corruption,) = chosen_corruptions([corruption])
+    if corruption not in CORRUPTIONS:
+        raise unknown_name("corruption", corruption, CORRUPTIONS)
     check_severity(severity)
     pixels = _stored(check_images(images))
     if len(ids) != len(pixels):

@@ -185,6 +185,12 @@ MEMORISED = Measure(
     "memorised", False, "memorised", "share of wrongly labelled examples that are fitted"
 )
 DILATION = Measure("dilation", False, "dilation", "trace NC1 of the test features")
+LEAP_RATE_MEMORISED = Measure(
+    "leap_rate_memorised",
+    False,
+    "leap rate (memorised)",
+    "leap rate of wrong labels that are fitted",
+)
 LEAP_RATE_WRONG = Measure(
     "leap_rate_wrong",
     False,

@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from robust_nc.config import MeasureConfig
 from robust_nc.corrupting import chosen_corruptions, mean_corruption_error
+from robust_nc.data.base import Split, first
 from robust_nc.data.cifar_c import CifarC
 from robust_nc.data.corruptions import DISTRIBUTION, corrupt_images, corruption_library
 from robust_nc.data.load import data_root, to_unit
@@ -33,6 +35,7 @@ from robust_nc.grid.subject import Examples, Reference, Subject
 from robust_nc.grid.tapbank import TapBank
 
 CORRUPTED = "corrupted"  # the condition
+_CHECKED = 10  # test images that are tried before a long run
 
 _MEASURES = ("leap_rate", "landed", "displacement")
 
@@ -82,6 +85,15 @@ def corruption_source(dataset: str, root: Path | str | None = None) -> Corruptio
     """Return the stored corruptions of a data set where `<root>/<dataset>-c` is, else made ones."""
     folder = data_root(root) / f"{dataset}-c"
     return stored_corruptions(folder) if folder.is_dir() else made_corruptions()
+
+
+def check_corrupted(source: CorruptionSource, settings: MeasureConfig, test: Split) -> None:
+    """Ask for a few images of every corruption at every severity, before anything long begins."""
+    some = first(test, min(_CHECKED, len(test.labels)))
+    examples = Examples("test", to_unit(some.images), some.labels, some.ids)
+    for name in chosen_corruptions(settings.corruptions):
+        for severity in settings.severities:
+            source.images(name, severity, examples)
 
 
 def corrupted_rows(

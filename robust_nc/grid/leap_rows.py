@@ -19,21 +19,29 @@ _NOTES = dict.fromkeys(("severity", "severity_null", "return_rate"), _NO_LEAPS)
 _BY_LABEL = {
     "leap_rate_wrong": "undefined: no example was given a wrong label",
     "leap_rate_right": "undefined: every example was given a wrong label",
+    "leap_rate_memorised": "undefined: no wrong label is what the network says",
 }
+
+
+class Given(NamedTuple):
+    """Labels `(N,)` that training saw, and what the network says of the clean images `(N,)`."""
+
+    labels: Tensor
+    predicted: Tensor
 
 
 class Context(NamedTuple):
     """What leaps are seen beside.
 
     `distances` (K, K) between classes or None; `noisy` (N,) nearest vertices with noise on top of
-    the attack or None; `collapse` each class's own clean `nc1`; `wrong` (N,) bool examples that
-    training saw under a wrong label, or None.
+    the attack or None; `collapse` each class's own clean `nc1`; `given` where training saw wrong
+    labels.
     """
 
     distances: Tensor | None
     noisy: Tensor | None
     collapse: tuple[float | None, ...]
-    wrong: Tensor | None = None
+    given: Given | None = None
 
 
 def leap_rows(leaps: Leaps, context: Context) -> list[Row]:
@@ -61,8 +69,8 @@ def leap_rows(leaps: Leaps, context: Context) -> list[Row]:
     ]
     leaped = int((leaps.origin != leaps.destination).sum())
     rows += _beside(leaps, context, common | {"n": leaped})
-    if context.wrong is not None:
-        rows += _by_label(leaps, context.wrong, common)
+    if context.given is not None:
+        rows += _by_label(leaps, context.given, common)
     return rows + _class_rows(leaps, context, common)
 
 
@@ -79,12 +87,14 @@ def _beside(leaps: Leaps, context: Context, common: Row) -> list[Row]:
     return rows
 
 
-def _by_label(leaps: Leaps, wrong: Tensor, common: Row) -> list[Row]:
-    """Leap rate of the examples that training saw under a wrong label, and of the others."""
+def _by_label(leaps: Leaps, given: Given, common: Row) -> list[Row]:
+    """Leap rates by whether the label was wrong, and of wrong ones that the network has learnt."""
     leaped = leaps.origin != leaps.destination
-    wrong = wrong.to(leaped.device)
+    labels, predicted = (part.to(leaped.device) for part in given)
+    wrong = labels != leaps.labels.to(leaped.device)
+    groups = (wrong, ~wrong, wrong & (predicted == labels))
     rows = []
-    for name, chosen in zip(_BY_LABEL, (wrong, ~wrong), strict=True):
+    for name, chosen in zip(_BY_LABEL, groups, strict=True):
         count = int(chosen.sum())
         rate = int((leaped & chosen).sum()) / count if count else None
         rows.append(common | valued(name, rate, _BY_LABEL) | {"n": count})

@@ -85,7 +85,7 @@ def attack(
     return attack_images(
         subject.model,
         examples.images,
-        examples.labels,
+        examples.attacked_labels,
         ball,
         subject.attacking,
         targets=targets,
@@ -144,7 +144,7 @@ def _targets(subject: Subject, examples: Examples, side: Side, kind: str, key: i
     chosen = [
         TARGETS[kind](
             Aim(
-                labels=examples.labels[rows].to(device),
+                labels=examples.attacked_labels[rows].to(device),
                 features=features,
                 vertices=vertices,
                 distances=None if distances is None else distances.to(device),

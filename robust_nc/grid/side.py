@@ -7,7 +7,7 @@ from torch import Tensor
 from robust_nc.geometry.alignment import measure_alignment
 from robust_nc.geometry.leaps import Leaps
 from robust_nc.geometry.moments import Moments
-from robust_nc.grid.leap_rows import Context, layer_rows, leap_rows
+from robust_nc.grid.leap_rows import Context, Given, layer_rows, leap_rows
 from robust_nc.grid.meters import GroupPart, ReferencePart, part_bytes
 from robust_nc.grid.outputs import Outputs, output_rows
 from robust_nc.grid.rounds import Inputs, Plan, rounds, sweep
@@ -60,7 +60,7 @@ class Side:
                     leaps[tap], noisy[tap] = found, part.noisy()
         for tap, found in leaps.items():
             context = Context(
-                self._subject.distances, noisy[tap], self._collapse[tap], self._examples.wrong
+                self._subject.distances, noisy[tap], self._collapse[tap], self._given()
             )
             rows += [self._place(tap) | row for row in leap_rows(found, context)]
         if leaps:
@@ -123,6 +123,11 @@ class Side:
         ]
         classes = common | {"measure": "alignment_angle_class"}
         return rows + class_rows(classes, found.angles, part.counts)
+
+    def _given(self) -> Given | None:
+        """What training saw, where some labels were wrong."""
+        given = self._examples.given
+        return None if given is None else Given(given, self.bank.predicted(CLEAN))
 
     def _place(self, tap: str) -> Row:
         return {"tap": tap, "depth": self._subject.depths[tap]}

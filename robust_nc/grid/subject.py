@@ -59,20 +59,26 @@ class Subject(NamedTuple):
 class Examples(NamedTuple):
     """Images `(N, C, H, W)` float32, labels and ids `(N,)` of one split, on the CPU.
 
-    `wrong` (N,) bool: examples that training saw under a wrong label; None where labels are right.
+    `given` (N,): the labels that training saw, where some were wrong; attacks aim away from those,
+    since a network that has fitted a wrong label is not moved by an attack on the right one.
     """
 
     split: str
     images: Tensor
     labels: Tensor
     ids: Tensor
-    wrong: Tensor | None = None
+    given: Tensor | None = None
+
+    @property
+    def attacked_labels(self) -> Tensor:
+        """Labels `(N,)` that attacks aim away from."""
+        return self.labels if self.given is None else self.given
 
     def first(self, limit: int) -> "Examples":
         """Take the first examples."""
-        wrong = None if self.wrong is None else self.wrong[:limit]
+        given = None if self.given is None else self.given[:limit]
         images, labels, ids = self.images[:limit], self.labels[:limit], self.ids[:limit]
-        return Examples(self.split, images, labels, ids, wrong)
+        return Examples(self.split, images, labels, ids, given)
 
     def key(self, seed: int) -> int:
         """Return the seed of all draws on this split."""

@@ -63,8 +63,11 @@ def parse(text: str, file: str) -> Found:
     if forms == ["groups"]:
         found = _from_groups(values["groups"], classes, file)
     else:
-        listed = _from_tree if forms == ["tree"] else _from_parents
-        found = _grouped(list(listed(values[forms[0]], file)), classes, file)
+        if forms == ["tree"]:
+            leaves = _from_tree(values["tree"], file)
+        else:
+            leaves = _from_parents(values["parents"], classes or (), file)
+        found = _grouped(list(leaves), classes, file)
     if "pairs_by_distance" in values:
         _check_pairs(found.groups, values["pairs_by_distance"], file)
     return found
@@ -94,6 +97,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _classes(values: object, file: str) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(name, str) for name in values):
         raise ConfigError(f"{file}, classes: must be a list of names, found {values!r}")
+    if not values:
+        raise ConfigError(f"{file}, classes: is empty; name every class, or leave it out")
     repeated = [name for name, times in Counter(values).items() if times > 1]
     if repeated:
         raise ConfigError(f"{file}, classes: {repeated[0]!r} is there more than once")
@@ -124,8 +129,8 @@ def _from_tree(tree: object, file: str) -> Iterator[_Leaf]:
         waiting += [(where, value, (place, *above)) for where, value in reversed(inner)]
 
 
-def _from_parents(parents: object, file: str) -> Iterator[_Leaf]:
-    """Yield what is nobody's parent, with all that is above it."""
+def _from_parents(parents: object, classes: tuple[str, ...], file: str) -> Iterator[_Leaf]:
+    """Yield what is nobody's parent, with all that is above it; keys can write a label as text."""
     if not isinstance(parents, dict) or not all(isinstance(p, str) for p in parents.values()):
         raise ConfigError(f"{file}, parents: must be a table of names, found {parents!r}")
     if not parents:
@@ -136,7 +141,8 @@ def _from_parents(parents: object, file: str) -> Iterator[_Leaf]:
         above = _way_up(name, parents, file)
         tops[above[-1]] = name
         if name not in inner:
-            yield _Leaf(int(name) if name.isdecimal() else name, f"parents.{name}", tuple(above))
+            label = name not in classes and name.isdecimal()
+            yield _Leaf(int(name) if label else name, f"parents.{name}", tuple(above))
     if len(tops) > 1:
         (one, below), (other, beside) = list(tops.items())[:2]
         raise ConfigError(

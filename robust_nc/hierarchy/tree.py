@@ -11,6 +11,7 @@ unequal depths; so the distances are ultrametric whatever the shape of the tree.
 ('cifar10', 'cifar100', 'digits', 'fashion_mnist')
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -117,17 +118,28 @@ def hierarchy_names() -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in files if file.suffix in _SUFFIXES))
 
 
-def read_hierarchy(name: str) -> Hierarchy:
+def read_hierarchy(name: str | Path) -> Hierarchy:
     """Read one of the package's trees by name, or one from a path ending in .toml or .json.
 
     Raises `ConfigError` that names the file, the place in it, what was found and what is valid.
     """
-    text, file = _find(name)
+    text, file = _find(str(name))
     found = parse(text, file)
     try:
         return Hierarchy(Path(file).stem, found.classes, found.groups)
     except InputError as error:
         raise ConfigError(f"{file}: {str(error).removeprefix(f'{Path(file).stem}: ')}") from None
+
+
+def embedded(name: str) -> str:
+    """Return a tree's name as it is, and for a path the text of the tree, in one line of JSON.
+
+    `read_hierarchy` reads that too: what holds it needs the file no longer, and changes with it.
+    """
+    if name in hierarchy_names() or _is_text(name):
+        return name
+    tree = read_hierarchy(name)
+    return json.dumps({"classes": tree.classes, "groups": tree.groups}, separators=(",", ":"))
 
 
 def tree_of(name: str | None, dataset_name: str) -> Hierarchy | None:
@@ -139,6 +151,8 @@ def tree_of(name: str | None, dataset_name: str) -> Hierarchy | None:
 
 def _find(name: str) -> tuple[str, str]:
     """Return the text of a tree and the name of its file."""
+    if _is_text(name):
+        return name, "embedded.json"
     if name.endswith(_SUFFIXES):
         try:
             return Path(name).read_text(encoding="utf-8"), name
@@ -150,3 +164,7 @@ def _find(name: str) -> tuple[str, str]:
     folder = resources.files("robust_nc.hierarchy")
     file = next(f"{name}{suffix}" for suffix in _SUFFIXES if (folder / f"{name}{suffix}").is_file())
     return (folder / file).read_text(encoding="utf-8"), file
+
+
+def _is_text(name: str) -> bool:
+    return name.startswith("{")

@@ -163,8 +163,8 @@ class DeepRFM:
 
         `num_classes` K (None: as the labels say); `maps` are the random maps of the layers (None:
         drawn from `seed`); `report` is called with a share in [0, 1] and a line. Raises
-        `InputError` for features or labels that cannot be used, and for features that are all the
-        same.
+        `InputError` for features or labels that cannot be used, for features that are all the same,
+        and for another number of maps than of layers.
         """
         rows = as_features(features, "features").double()
         labels = check_labels(labels, len(rows), num_classes).to(rows.device)
@@ -173,7 +173,10 @@ class DeepRFM:
         targets = rows.new_full((len(rows), num_classes or int(labels.max()) + 1), -1.0)
         targets[torch.arange(len(rows), device=rows.device), labels] = 1.0
         drawn = self._draw(rows.shape[1]) if maps is None else maps
-        assert len(drawn) == self.num_layers
+        if len(drawn) != self.num_layers:
+            raise InputError(
+                f"maps must be one for each of the {self.num_layers} layers, found {len(drawn)}"
+            )
         maps = [phi.double(rows.device) for phi in drawn]
         roots: list[Tensor | None] = []
         measured: list[dict[str, Any]] = []

@@ -91,12 +91,7 @@ class DeepRfmBackbone(Backbone):
         random maps are those that the backbone was built with. Raises `ConfigError` for a head that
         is not linear without bias, `InputError` for another number of images than of centers.
         """
-        if not (isinstance(head, LinearHead) and head.bias is None and not head.normalise_features):
-            raise ConfigError(
-                "deep_rfm is solved for a linear head that has no bias and takes its features as "
-                "they are; set head = { name = 'linear', bias = false } and normalise_features = "
-                "false"
-            )
+        head = plain_head(head)
         if len(images) != self.dim:
             raise InputError(
                 f"deep_rfm has {self.dim} centers and needs that many training images, found "
@@ -146,3 +141,20 @@ class _Layer(nn.Module):
     def forward(self, rows: Features) -> Tensor:
         """Return the features `(N, width)`."""
         return RandomMap(self.weight, self.phase)(rows)
+
+
+def plain_head(head: Head) -> LinearHead:
+    """Return a head that deep_rfm can be solved for, or raise `ConfigError`."""
+    if not (
+        isinstance(head, LinearHead)
+        and head.bias is None
+        and not head.normalise_features
+        and not head.normalise_weight
+        and head.scale == 1
+    ):
+        raise ConfigError(
+            "deep_rfm is solved for a linear head that has no bias and changes neither features "
+            "nor weight; set head = { name = 'linear', bias = false } and "
+            "normalise_features = false"
+        )
+    return head

@@ -13,10 +13,13 @@ distance of the two classes in a tree.
 [1.0, -0.0707, -0.4646, -0.4646]
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from robust_nc.exceptions import InputError
+from robust_nc.geometry.inputs import as_tensor
 from robust_nc.geometry.simplex import centred
 from robust_nc.runtime import generator
 from robust_nc.types import Vertices
@@ -40,7 +43,7 @@ def simplex_etf(num_classes: int, dim: int, *, seed: int) -> Vertices:
     return frame.float()
 
 
-def nearest_etf(means: Tensor, *, toward: Tensor | None = None, delta: float | int = 0.0) -> Tensor:
+def nearest_etf(means: Any, *, toward: Any = None, delta: float | int = 0.0) -> Tensor:
     """Return the simplex ETF nearest to class means `(K, D)`: `(K, D)`, unit rows.
 
     With H (D x K) the means centred at their unweighted mean, of unit Frobenius norm, it minimises
@@ -56,6 +59,7 @@ def nearest_etf(means: Tensor, *, toward: Tensor | None = None, delta: float | i
     means, float64 where they are, else float32, without a gradient. Raises `InputError` for means
     that are not finite, D < K - 1, or a `toward` of another shape.
     """
+    means = as_tensor(means, "class means")
     rows = _class_rows(means)
     num_classes = len(rows)
     basis = _orthogonal_to_ones(num_classes)
@@ -64,12 +68,13 @@ def nearest_etf(means: Tensor, *, toward: Tensor | None = None, delta: float | i
     if not 0 <= delta < float("inf"):
         raise InputError(f"delta must be finite and at least 0, found {delta}")
     if delta > 0:
+        toward = None if toward is None else as_tensor(toward, "toward")
         if toward is None or toward.shape != means.shape:
             raise InputError(
                 f"delta above 0 needs `toward`, an ETF of the means' shape {tuple(means.shape)}, "
                 f"found {None if toward is None else tuple(toward.shape)}"
             )
-        held = toward.detach().to(pull) * ((num_classes - 1) / num_classes) ** 0.5
+        held = toward.to(pull) * ((num_classes - 1) / num_classes) ** 0.5
         pull = pull + delta * held.T @ basis
     left, _, right = torch.linalg.svd(pull, full_matrices=False)
     scale = (num_classes / (num_classes - 1)) ** 0.5
@@ -78,7 +83,12 @@ def nearest_etf(means: Tensor, *, toward: Tensor | None = None, delta: float | i
 
 
 def orthogonal_frame(num_classes: int, dim: int, *, seed: int) -> Vertices:
-    """Return uniformly random orthonormal rows, float32 `(K, dim)`; `InputError` for dim < K."""
+    """Return uniformly random orthonormal rows, float32 `(K, dim)`.
+
+    Raises `InputError` for K < 2 and for dim < K.
+    """
+    if num_classes < 2:
+        raise InputError(f"orthogonal rows need at least 2 classes, found {num_classes}")
     if dim < num_classes:
         raise InputError(
             f"{num_classes} orthogonal rows need features of at least {num_classes} dimensions, "
@@ -87,7 +97,7 @@ def orthogonal_frame(num_classes: int, dim: int, *, seed: int) -> Vertices:
     return haar_orthonormal(dim, num_classes, seed=seed).T.float()
 
 
-def haframe(distances: Tensor, dim: int, *, gamma: float | int, seed: int) -> Tensor:
+def haframe(distances: Any, dim: int, *, gamma: float | int, seed: int) -> Tensor:
     """Return a hierarchy-aware frame, float32 `(K, dim)`, unit rows, randomly oriented.
 
     Its Gram matrix is `similarities(distances, gamma)`, S = V L V^T (Liang and Davis, arXiv
@@ -95,6 +105,7 @@ def haframe(distances: Tensor, dim: int, *, gamma: float | int, seed: int) -> Te
     floor is above -1, because S then has rank K - 1. For gamma to infinity it is a simplex ETF.
     Raises `InputError` for too few dimensions, and for distances that are not those of a tree.
     """
+    distances = as_tensor(distances, "distances")
     root = _root(similarities(distances, gamma))
     num_classes, rank = root.shape
     if dim < rank:
@@ -107,7 +118,7 @@ def haframe(distances: Tensor, dim: int, *, gamma: float | int, seed: int) -> Te
     return frame.float().to(distances.device)
 
 
-def similarities(distances: Tensor, gamma: float | int) -> Tensor:
+def similarities(distances: Any, gamma: float | int) -> Tensor:
     """Cosines of the hierarchy-aware frame, float64 `(K, K)` on the CPU, ones on the diagonal.
 
     S = (1 - s) exp(-gamma D / d_max) + s with s the smallest that leaves S positive semidefinite
@@ -118,7 +129,7 @@ def similarities(distances: Tensor, gamma: float | int) -> Tensor:
     return ((1 - floor) * decays + floor).fill_diagonal_(1)
 
 
-def haframe_floor(distances: Tensor, gamma: float | int) -> float:
+def haframe_floor(distances: Any, gamma: float | int) -> float:
     """Return s_min, in [-1, 0): the cosine that classes would have at an infinite distance.
 
     s_min = max(-1, -1 / (m - 1)) with m = 1^T E^-1 1 and E = exp(-gamma D / d_max): S is singular
@@ -170,15 +181,16 @@ def _floor(decays: Tensor) -> float:
     return -1 / (mass - 1) if mass > 2 else -1.0
 
 
-def _decays(distances: Tensor, gamma: float | int) -> Tensor:
+def _decays(distances: Any, gamma: float | int) -> Tensor:
     """exp(-gamma D / d_max), float64 on the CPU, once D is one that a tree could have."""
+    distances = as_tensor(distances, "distances")
     if distances.ndim != 2 or len(distances) != distances.shape[1] or len(distances) < 2:
         raise InputError(
             f"distances must be (K, K) for at least 2 classes, found {tuple(distances.shape)}"
         )
     if not 0 < gamma < float("inf"):
         raise InputError(f"gamma must be finite and above 0, found {gamma}")
-    values = distances.detach().cpu().double()
+    values = distances.cpu().double()
     apart = ~torch.eye(len(values), dtype=torch.bool)
     usable = torch.isfinite(values).all() and torch.allclose(values, values.T)
     if not usable or bool(values.diagonal().any()) or bool((values[apart] <= 0).any()):
@@ -194,7 +206,7 @@ def _class_rows(means: Tensor) -> Tensor:
     if means.ndim != 2:
         raise InputError(f"class means must be (K, D), found {tuple(means.shape)}")
     _check_simplex(*means.shape)
-    rows = means.detach().cpu().double()
+    rows = means.cpu().double()
     if not bool(torch.isfinite(rows).all()):
         raise InputError("class means must be finite; give every class a mean")
     return centred(rows)

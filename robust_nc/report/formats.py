@@ -11,12 +11,14 @@ terminal would obey are replaced.
 
 import io
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import pandas as pd
 from rich.box import Box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +27,7 @@ from robust_nc.exceptions import RecordError, unknown_name
 Style = Literal["table", "csv", "latex", "markdown"]
 
 WIDTH = 132
+GAP = "gap, points"
 MISSING = "-"
 INTERVALS = {
     "t95": "95 % Student t interval over seeds",
@@ -142,11 +145,16 @@ def count(low: int, high: int, noun: str) -> str:
     return f"{number} {noun}{'' if high == 1 else 's'}"
 
 
+def has_gap(frame: pd.DataFrame) -> bool:
+    """Whether any model of a board was judged by a weaker protocol, too."""
+    return "gap" in frame and bool(frame["gap"].notna().any())
+
+
 def _board_section(frame: pd.DataFrame) -> Section:
-    gaps = "gap" in frame and bool(frame["gap"].notna().any())
+    gaps = has_gap(frame)
     headers = (
         *("#", "model", "seeds", "clean %", "robust %"),
-        *(("gap",) if gaps else ()),
+        *((GAP,) if gaps else ()),
         *("leap %", "landed %", "NC1 clean", "NC1 attacked (null)", "NC1 landed (null)"),
     )
     rows = [
@@ -167,8 +175,9 @@ def _board_section(frame: pd.DataFrame) -> Section:
     ]
     notes = [_over(frame), interval_note(set(frame["interval"]))]
     if gaps:
-        weaker = " and ".join(sorted(set(frame["beside"]) - {""}))
-        notes.append(f"gap: points by which {weaker} flatters")
+        weaker = sorted(set(frame["beside"]) - {""})
+        verb = "flatters" if len(weaker) == 1 else "flatter"
+        notes.append(f"gap: points by which {', '.join(weaker)} {verb}")
     return Section(_title(frame), "; ".join([*notes, NULLS]), headers, rows, names=2)
 
 
@@ -206,6 +215,18 @@ def _over(frame: pd.DataFrame) -> str:
     return f"{examples}, {seeds}"
 
 
+class _Name(NamedTuple):
+    """A name in a column that may be too narrow for it: broken after a hyphen where it has one."""
+
+    text: str
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement.get(console, options, Text(self.text))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text("\n".join(textwrap.wrap(self.text, options.max_width)))
+
+
 def _terminal(section: Section) -> str:
     table = Table(
         title=Text(_printable(section.title)),
@@ -226,7 +247,8 @@ def _terminal(section: Section) -> str:
             overflow="fold",
         )
     for row in section.rows:
-        table.add_row(*[Text(_printable(cell)) for cell in row])
+        cells = enumerate(map(_printable, row))
+        table.add_row(*[_Name(text) if i < section.names else Text(text) for i, text in cells])
     console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
     with console.capture() as captured:
         console.print(table)

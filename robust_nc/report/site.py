@@ -21,9 +21,11 @@ from robust_nc.record import Record, Stored
 from robust_nc.report.drawing import Wanted, select, taps_in_order
 from robust_nc.report.figures import save_each
 from robust_nc.report.formats import (
+    GAP,
     NULLS,
     count,
     display_names,
+    has_gap,
     percent,
     points,
     sections,
@@ -43,7 +45,7 @@ _BOARD = (
     ("model", "model", "model"),
     ("robust %", "robust", "interval"),
     ("clean %", "clean", "interval"),
-    ("gap", "gap", "points"),
+    (GAP, "gap", "points"),
     ("seeds", "seeds", "count"),
     ("leap %", "leap_rate", "percent"),
     ("landed %", "landed", "percent"),
@@ -138,6 +140,7 @@ def write_site(records: Sequence[Stored], out: Path) -> Path:
             commands=[f"robust-nc run {shlex.quote(suite)}" for suite in suites],
             baseline=BASELINE,
             nulls=NULLS,
+            gaps=has_gap(board),
         )
     )
     write_text(out / "index.html", page + "\n")
@@ -190,21 +193,24 @@ def _pairs(values: Mapping[str, object]) -> str:
 
 def _boards(board: pd.DataFrame, names: list[str]) -> list[Grid]:
     shown = board.assign(shown=names, link=[f"#model-{i}" for i in range(len(board))])
-    return [
-        Grid(
-            title=section.title,
-            caption=section.caption.removesuffix(f"; {NULLS}"),
-            headers=[header for header, _, _ in _BOARD],
-            rows=[
-                [_cell(row, key, kind) for _, key, kind in _BOARD]
-                for row in part.to_dict("records")
-            ],
-            sorted_by=_SORTED_BY,
+    grids = []
+    for section, (_, part) in zip(
+        sections(board), shown.groupby(list(BOARD), sort=False), strict=True
+    ):
+        columns = [column for column in _BOARD if column[0] != GAP or has_gap(part)]
+        grids.append(
+            Grid(
+                title=section.title,
+                caption=section.caption.removesuffix(f"; {NULLS}"),
+                headers=[header for header, _, _ in columns],
+                rows=[
+                    [_cell(row, key, kind) for _, key, kind in columns]
+                    for row in part.to_dict("records")
+                ],
+                sorted_by=_SORTED_BY,
+            )
         )
-        for section, (_, part) in zip(
-            sections(board), shown.groupby(list(BOARD), sort=False), strict=True
-        )
-    ]
+    return grids
 
 
 def _cell(row: Mapping[Any, Any], key: str, kind: str) -> Cell:

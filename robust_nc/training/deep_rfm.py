@@ -25,7 +25,8 @@ from robust_nc.data.base import Split
 from robust_nc.data.load import to_unit
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.models.classifier import Classifier
-from robust_nc.models.deep_rfm_backbone import DeepRfmBackbone
+from robust_nc.models.deep_rfm_backbone import DeepRfmBackbone, plain_head
+from robust_nc.models.necks import without_neck
 from robust_nc.runtime import device_of
 from robust_nc.training.objectives import BestBy
 from robust_nc.training.progress import Report, TrainEvent
@@ -44,22 +45,35 @@ class DeepRfm:
 
     best_by: ClassVar[BestBy] = "validation_clean"
 
-    def solve(
-        self, model: Classifier, train: Split, *, seed: int, report: Report | None = None
-    ) -> None:
-        """Fit the backbone and the head of `model` to the training images, in place.
+    def check(self, model: Classifier) -> DeepRfmBackbone:
+        """Return the backbone to fit.
 
-        `seed` changes nothing: the random maps are those that the model was built with. Raises
-        `ConfigError` for another backbone, or a head that is not linear without bias, `InputError`
-        for fewer training images than centers.
+        Raises `ConfigError` for another one, a neck, or a head that is not linear without bias.
         """
-        del seed
-        backbone = model.backbone
+        backbone = without_neck(model.backbone)
         if not isinstance(backbone, DeepRfmBackbone):
             raise ConfigError(
                 f"the objective deep_rfm fits the backbone 'deep_rfm', found {backbone.name!r}; "
                 "set backbone = 'deep_rfm', or choose another objective"
             )
+        if backbone is not model.backbone:
+            raise ConfigError(
+                "the objective deep_rfm fits its backbone and a head that reads it, and nothing "
+                "between them; leave out model.neck"
+            )
+        plain_head(model.head)
+        return backbone
+
+    def solve(
+        self, model: Classifier, train: Split, *, seed: int, report: Report | None = None
+    ) -> None:
+        """Fit the backbone and the head of `model` to the training images, in place.
+
+        `seed` changes nothing: the random maps are those that the model was built with. Raises as
+        `check`, and `InputError` for fewer training images than centers.
+        """
+        del seed
+        backbone = self.check(model)
         if len(train.labels) < backbone.dim:
             raise InputError(
                 f"deep_rfm has {backbone.dim} centers, but there are only {len(train.labels)} "

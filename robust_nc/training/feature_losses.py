@@ -104,7 +104,7 @@ def _frame(head: Head) -> Vertices:
     if frame is None:
         raise ConfigError(
             f"the loss 'haframe' reads the head's fixed frame, and {type(head).__name__} has none; "
-            "choose the head 'haframe', 'etf' or 'orthogonal', or another loss"
+            "choose the head 'haframe', 'etf', 'nearest_etf' or 'orthogonal', or another loss"
         )
     return frame
 

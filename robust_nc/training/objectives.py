@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from robust_nc.config import Component, build
 from robust_nc.data.base import Split
 from robust_nc.exceptions import ConfigError
+from robust_nc.models.backbones import Backbone
 from robust_nc.models.classifier import Classifier
 from robust_nc.registry import ATTACKS
 from robust_nc.threat import Ball
@@ -55,6 +56,10 @@ class Objective(Protocol):
 @runtime_checkable
 class ClosedForm(Protocol):
     """An objective without steps: it solves for the weights at once, with `train.epochs = 0`."""
+
+    def check(self, model: Classifier) -> Backbone:
+        """Return the backbone to solve for; raise `ConfigError` for a model that does not fit."""
+        ...
 
     def solve(
         self, model: Classifier, train: Split, *, seed: int, report: Report | None = None

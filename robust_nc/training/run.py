@@ -27,12 +27,13 @@ from robust_nc.data.alter import Altered, alter
 from robust_nc.data.base import DatasetInfo, Split
 from robust_nc.data.batches import Batches, hold_out
 from robust_nc.data.load import dataset_info, read_split
+from robust_nc.data.noise import LabelNoise
 from robust_nc.exceptions import CheckpointError, ConfigError, InputError
-from robust_nc.hierarchy.tree import hierarchy_names
+from robust_nc.hierarchy.tree import embedded, hierarchy_names, read_hierarchy
 from robust_nc.models.build import build_model
 from robust_nc.models.classifier import Classifier
 from robust_nc.naming import training_part
-from robust_nc.registry import HEADS, OBJECTIVES
+from robust_nc.registry import HEADS, LABEL_NOISES, OBJECTIVES
 from robust_nc.runtime import default_device
 from robust_nc.training.checkpoint import (
     Checkpoints,
@@ -43,11 +44,11 @@ from robust_nc.training.checkpoint import (
 )
 from robust_nc.training.log import Row
 from robust_nc.training.loop import SAVE_SECONDS, Trainer, Watch
-from robust_nc.training.losses import build_loss
+from robust_nc.training.losses import FeatureLoss, Seen, build_loss
 from robust_nc.training.memorization import MemorizationProbe
 from robust_nc.training.objectives import ClosedForm, Objective
 from robust_nc.training.progress import Bars, Report
-from robust_nc.training.state import load_weights
+from robust_nc.training.state import load_weights, make_optimizer
 from robust_nc.training.watch import CollapseProbe, Validator, spread
 
 
@@ -145,6 +146,49 @@ def train_cell(
     )
 
 
+def check_training(config: RunConfig, info: DatasetInfo) -> Classifier:
+    """Refuse what could only fail later, and return the untrained model.
+
+    Builds all parts and asks the loss for two examples; reads no data.
+    """
+    model = build_model(
+        resolve_model(config.model, info, hierarchy=config.data.hierarchy), seed=config.seed
+    )
+    objective = build_objective(config)
+    make_optimizer(model, config.train)
+    if config.data.noise is not None:
+        noise: LabelNoise = build(LABEL_NOISES, config.data.noise)
+        noise.effective_rate(torch.arange(info.num_classes), info.num_classes)
+    if isinstance(objective, ClosedForm):
+        _check_closed(config)
+        objective.check(model)
+        return model
+    loss = build_loss(config.train.loss)
+    if config.train.compile and (isinstance(loss, FeatureLoss) or model.head.observes):
+        raise ConfigError(
+            f"train.compile does not go with the loss {config.train.loss.name!r} and the head "
+            f"{config.model.head.name!r}, which read the features before the head; set it to false"
+        )
+    if isinstance(loss, FeatureLoss):
+        features = torch.zeros(2, model.head.dim)
+        loss(Seen(model.head(features), features, model.head), torch.tensor([0, 1]))
+    return model
+
+
+def _check_closed(config: RunConfig) -> None:
+    name, settings = config.train.objective.name, config.train
+    if settings.epochs:
+        raise ConfigError(
+            f"objective {name!r} has a closed form and takes no steps: set train.epochs = 0, "
+            f"found {settings.epochs}"
+        )
+    if settings.loss.name != "ce" or settings.averaging is not None:
+        raise ConfigError(
+            f"objective {name!r} has a closed form: leave out train.loss and train.averaging, "
+            "which it would not use"
+        )
+
+
 def training_data(
     config: RunConfig, info: DatasetInfo, root: Path | str | None
 ) -> tuple[Altered, Split]:
@@ -200,15 +244,17 @@ def resolve_model(
 
 def _with_tree(head: Component, info: DatasetInfo, hierarchy: str | None) -> Component:
     """Give the head the tree of the classes where it takes one and names none."""
-    if "hierarchy" not in option_names(HEADS, head.name) or "hierarchy" in head.options:
+    if "hierarchy" not in option_names(HEADS, head.name):
         return head
-    name = hierarchy or (info.name if info.name in hierarchy_names() else None)
+    own = info.name if info.name in hierarchy_names() else None
+    name = head.options.get("hierarchy") or hierarchy or own
     if name is None:
         raise ConfigError(
             f"head {head.name!r} needs a tree of the classes, and {info.name} has none of its own; "
             "set data.hierarchy to a TOML or JSON file"
         )
-    return Component(name=head.name, options={**head.options, "hierarchy": name})
+    read_hierarchy(name).check_classes(info.class_names)
+    return Component(name=head.name, options={**head.options, "hierarchy": embedded(name)})
 
 
 def load_classifier(folder: Path, *, which: Literal["best", "last"] = "best") -> Classifier:
@@ -239,8 +285,9 @@ def _validator(held_out: Split, config: RunConfig, device: torch.device) -> Vali
 def _probe(
     altered: Altered, config: RunConfig, root: Path | str | None, device: torch.device
 ) -> Watch:
-    """Collapse after each epoch; with wrong labels, memorization and dilation too."""
-    examples = spread(altered.split, config.train.collapse_examples)
+    """Collapse after each epoch, by the right labels; where some are wrong, memorization too."""
+    right = altered.split._replace(labels=altered.original)
+    examples = spread(right, config.train.collapse_examples)
     collapse = CollapseProbe(examples, device=device)
     if config.data.noise is None:
         return collapse
@@ -258,10 +305,6 @@ def _solve(
     report: Report | None,
 ) -> None:
     """Fit in closed form, unless a checkpoint has the solution."""
-    if config.train.epochs:
-        raise ConfigError(
-            f"objective {config.train.objective.name!r} has a closed form and takes no steps: set "
-            f"train.epochs = 0, found {config.train.epochs}"
-        )
+    _check_closed(config)
     if checkpoints is None or checkpoints.load() is None:
         objective.solve(model, learnt, seed=config.seed, report=report)
