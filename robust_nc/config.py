@@ -105,7 +105,8 @@ class ModelConfig:
 class TrainConfig:
     """How to train. `objective` is the defense; SGD with momentum on the stated schedule.
 
-    The backbone learns at `backbone_lr` times the rate of the rest. With `averaging` the weights
+    The backbone learns at `backbone_lr` times the rate of the rest; at 0 its parameters stay as drawn
+    (its batch norm statistics move). With `averaging` the weights
     that are validated, chosen and kept are averages over the steps.
     """
 
