@@ -105,9 +105,9 @@ class ModelConfig:
 class TrainConfig:
     """How to train. `objective` is the defense; SGD with momentum on the stated schedule.
 
-    The backbone learns at `backbone_lr` times the rate of the rest; at 0 its parameters stay as drawn
-    (its batch norm statistics move). With `averaging` the weights
-    that are validated, chosen and kept are averages over the steps.
+    The backbone learns at `backbone_lr` times the rate of the rest; at 0 its parameters stay as
+    they were drawn, though its batch norm statistics move. With `averaging` the weights that are
+    validated, chosen and kept are averages over the steps.
     """
 
     objective: Part = Field(default_factory=lambda: Component(name="standard"))

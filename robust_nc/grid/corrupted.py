@@ -114,7 +114,7 @@ def corrupted_rows(
     source = source or made_corruptions()
     names = chosen_corruptions(subject.settings.corruptions)
     severities = sorted(set(subject.settings.severities))
-    if not names or not severities:
+    if not names:
         return []
     banks = {feature: _bank(subject, examples, feature) for feature in references}
     found: dict[str, list[float]] = {name: [] for name in names}
