@@ -19,8 +19,8 @@ from torch.func import functional_call
 
 from robust_nc.exceptions import ConfigError
 from robust_nc.threat import Ball
-from robust_nc.training.losses import FeatureLoss, PerExampleLoss, kl_divergence
-from robust_nc.training.objectives import BestBy, BnMode, Pgd, Trades, batch_norm, correct, logged
+from robust_nc.training.losses import FeatureLoss, PerExampleLoss
+from robust_nc.training.objectives import BestBy, BnMode, Pgd, Trades, batch_norm
 from robust_nc.training.outer import Outer
 from robust_nc.types import Images, Labels, Loss
 
@@ -108,21 +108,11 @@ class _Step(nn.Module):
     def __init__(self, model: nn.Module, base: Pgd | Trades, *, observe: bool = True) -> None:
         super().__init__()
         self.outer = Outer(model, base.loss, observe=observe)
-        self.beta = base.beta if isinstance(base, Trades) else None
+        self.base = base
 
     def forward(self, images: Images, attacked: Images, labels: Labels) -> Loss:
         """Return the base's loss and accuracies."""
-        if self.beta is None:
-            found = self.outer(attacked, labels)
-            return logged(found.losses.mean(), {"attacked_correct": correct(found.logits, labels)})
-        clean = self.outer(images, labels)
-        logits = self.outer.model(attacked)
-        value = clean.losses.mean() + self.beta * kl_divergence(logits, clean.logits).mean()
-        accuracies = {
-            "clean_correct": correct(clean.logits, labels),
-            "attacked_correct": correct(logits, labels),
-        }
-        return logged(value, accuracies)
+        return self.base.outer_loss(self.outer, images, attacked, labels)
 
 
 def _of_its_length(slope: Tensor, weight: Tensor) -> Tensor:

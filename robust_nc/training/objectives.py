@@ -29,7 +29,7 @@ from robust_nc.models.classifier import Classifier
 from robust_nc.registry import ATTACKS
 from robust_nc.threat import Ball
 from robust_nc.training.losses import FeatureLoss, PerExampleLoss, kl_divergence
-from robust_nc.training.outer import outer
+from robust_nc.training.outer import Outer, outer
 from robust_nc.training.progress import Report
 from robust_nc.types import Attack, Images, Labels, Logits, Loss
 
@@ -121,7 +121,11 @@ class Pgd:
             attacked = self.inner(
                 model, images, labels, self.ball, goal="maximise", seed=seed, ids=ids
             )
-            found = outer(model, attacked, labels, self.loss)
+            return self.outer_loss(Outer(model, self.loss), images, attacked, labels)
+
+    def outer_loss(self, outer: Outer, images: Images, attacked: Images, labels: Labels) -> Loss:
+        """Return the loss on images once attacked."""
+        found = outer(attacked, labels)
         return logged(found.losses.mean(), {"attacked_correct": correct(found.logits, labels)})
 
 
@@ -159,8 +163,12 @@ class Trades:
             attacked = self.inner(
                 model, images, labels, self.ball, goal="maximise", seed=seed, ids=ids
             )
-            clean = outer(model, images, labels, self.loss)
-            attacked_logits = model(attacked)
+            return self.outer_loss(Outer(model, self.loss), images, attacked, labels)
+
+    def outer_loss(self, outer: Outer, images: Images, attacked: Images, labels: Labels) -> Loss:
+        """Return the loss on images once attacked."""
+        clean = outer(images, labels)
+        attacked_logits = outer.model(attacked)
         divergence = kl_divergence(attacked_logits, clean.logits).mean()
         value = clean.losses.mean() + self.beta * divergence
         accuracies = {
