@@ -79,6 +79,12 @@ def test_the_suites_of_the_page_can_be_run_and_its_tree_read(tmp_path: Path) -> 
     assert "4 cells made, 0 kept, 0 failed" in ran.err
 
 
+def test_the_python_of_the_page_on_systems_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    code = "\n".join(t for language, _, t in blocks("docs/systems.md") if language == "python")
+    exec(compile(code, "systems.md", "exec"), {})
+    assert "nc1_trace" in capsys.readouterr().out
+
+
 def test_the_page_on_measures_lists_every_measure() -> None:
     page = (ROOT / "docs/measures.md").read_text()
     for name in METRICS.names():
