@@ -38,7 +38,7 @@ COLUMNS = {
     "measure": "str",
     "i": "int64",  # -1 where the value is a scalar
     "j": "int64",
-    "value": "float64",
+    "value": "float64",  # 7 digits of it in a file
     "n": "int64",
     "note": "str",
 }
@@ -185,10 +185,28 @@ def tidy(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def write_rows(path: Path, frame: pd.DataFrame) -> File:
-    """Write tidy rows as parquet, atomically, and return the reference for the record."""
+    """Write tidy rows as parquet, atomically, and return the reference for the record.
+
+    Values are kept to the 7 digits of float32 where its range allows: half as large a file.
+    """
+    frame = frame.assign(value=_seven_digits(frame["value"].to_numpy(np.float64)))
     with atomic(path) as temporary:
-        frame.to_parquet(temporary, index=False, compression="zstd")
+        frame.to_parquet(
+            temporary,
+            index=False,
+            compression="zstd",
+            compression_level=19,
+            use_dictionary=[column for column in frame.columns if column != "value"],
+            column_encoding={"value": "BYTE_STREAM_SPLIT"},
+        )
     return File(path=path.name, sha256=sha256_of(path))
+
+
+def _seven_digits(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = values.astype(np.float32).astype(np.float64)
+    lost = ~np.isclose(rounded, values, rtol=1e-6, atol=0, equal_nan=True)
+    return np.where(lost, values, rounded)
 
 
 def write_record(path: Path, record: Record) -> None:

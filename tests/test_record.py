@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import helpers_report as helpers
@@ -144,3 +145,12 @@ def test_headline_measures_are_those_of_pooled_features() -> None:
     assert summary(tidy(rows))["nc1_clean"] == 4
     assert summary(tidy(rows[:1]))["nc1_clean"] == 9
     assert summary(tidy(rows))["leap_rate"] is None
+
+
+def test_values_keep_seven_digits_and_their_range(tmp_path: Path) -> None:
+    values = [1 / 3, -math.pi * 1e-5, 12_345.0, 0.0, 1e300, 1e-300, math.nan, math.inf]
+    file = write_rows(tmp_path / "rows.parquet", tidy([{"value": value} for value in values]))
+    found = pd.read_parquet(tmp_path / file.path)["value"].tolist()
+    assert found == pytest.approx(values, rel=1e-6, abs=0, nan_ok=True)
+    assert found[0] != values[0]
+    assert found[2:6] == values[2:6]
