@@ -170,7 +170,8 @@ def _judge(
         report(CellEvent(cell.id, progress.share, str(progress)))
 
     config, settings = cell.config, cell.config.evaluation
-    count, own = settings.examples or len(test.labels), settings.attack
+    count, beside = settings.examples or len(test.labels), protocol == settings.beside
+    own = None if beside else settings.attack  # which would make a weaker protocol stronger
     judge = partial(
         evaluate,
         model,
@@ -183,6 +184,7 @@ def _judge(
         batch_size=settings.batch_size,
         precision=settings.precision,
         log=log,
+        checks=not beside,
         report=show,
     )
     try:

@@ -115,3 +115,20 @@ def test_training_rows_go_by_the_right_labels_and_know_the_wrong_ones(made) -> N
     assert leaped.loc["leap_rate_memorised"]["n"] <= wrong["n"]
     test = rows[(rows["split"] == "test") & (rows["measure"] == "leap_rate_wrong")]
     assert test.empty
+
+
+def test_an_attack_of_ones_own_does_not_join_the_weaker_protocol(tmp_path: Path) -> None:
+    """Else the gap would leave out what that attack alone breaks."""
+    text = SUITE.replace('protocol = "pgd"', 'protocol = "fgsm"')
+    text = text.replace(
+        'beside = "fgsm"', 'beside = "clean"\nattack = { name = "pgd", steps = 20 }'
+    )
+    text = text.replace('corruptions = ["contrast"]', "").replace(
+        'targets = ["severest"]', "targets = []"
+    )
+    (tmp_path / "own.toml").write_text(text)
+    ran = cli("run", tmp_path / "own.toml", "--out", tmp_path / "out", "--workers", 1)
+    assert ran.code == 0, ran.err
+    (stored,) = read_all(tmp_path / "out")
+    scores = stored.record.scores
+    assert scores["robust_beside"].value == scores["clean"].value > scores["robust"].value

@@ -76,19 +76,6 @@ def hd(
     return one_row(rows, at | {"measure": f"hd_{k}"}).value
 
 
-def leap_severity(
-    rows: pd.DataFrame,
-    *,
-    condition: Attacked = "attacked",
-    tap: str = "penultimate",
-    feature: Feature = "gap",
-    split: Split = "test",
-) -> float:
-    """Mean distance in the class tree that leaps go."""
-    at = {"tap": tap, "feature": feature, "split": split, "condition": condition}
-    return one_row(rows, at | {"grouping": "none", "measure": "severity"}).value
-
-
 def epochs_to(rows: pd.DataFrame, *, accuracy: float) -> float:
     """First epoch whose clean accuracy on held-out images reaches a level."""
     curve = _curve(rows, "accuracy", split="validation")

@@ -33,27 +33,14 @@ from robust_nc.registry import Registry
 
 _GEOMETRY = (
     *("kept_collapse", "landed", "landing_fraction", "off_edge", "leap_rate", "displacement"),
-    *("nc1_log10", "nc1_clean", "nc1_attacked", "nc1_landed", "alignment_angle"),
+    *("leap_severity", "nc1_log10", "nc1_clean", "nc1_attacked", "nc1_landed", "alignment_angle"),
     *("ncc", "ncc_adaptive", "ncc_transferred", "vertex_over_network", "early_over_late"),
     *("train_accuracy", "robust_accuracy", "nc1_trace_log10_at"),
 )
 _BEYOND = (
-    *("accuracy", "clean_verdict", "robust_verdict", "flattery"),
-    *(
-        "mistake_severity",
-        "hd",
-        "leap_severity",
-        "epochs_to",
-        "fall_over_depth",
-        "feature_correlation",
-    ),
-    *(
-        "memorised",
-        "memorised_way",
-        "dilation_log10",
-        "dilation_with_memorization",
-        "wrong_over_right",
-    ),
+    *("accuracy", "clean_verdict", "robust_verdict", "flattery", "mistake_severity", "hd"),
+    *("epochs_to", "fall_over_depth", "feature_correlation", "wrong_over_right"),
+    *("memorised", "memorised_way", "dilation_log10", "dilation_with_memorization"),
 )
 QUANTITIES = Registry(
     "quantity",
@@ -109,7 +96,7 @@ def kept_collapse(
     return math.log10(null / found) / whole
 
 
-def _of_leaps(measure: str, says: str) -> Callable[..., float]:
+def _of_leaps(measure: str, says: str, *, on: Split = "train") -> Callable[..., float]:
     """Make the quantity that is one measure of the leaps of a tap."""
 
     def quantity(
@@ -118,7 +105,7 @@ def _of_leaps(measure: str, says: str) -> Callable[..., float]:
         condition: Attacked = "attacked",
         tap: str = "penultimate",
         feature: Feature = "gap",
-        split: Split = "train",
+        split: Split = on,
     ) -> float:
         at = {"tap": tap, "feature": feature, "split": split, "condition": condition}
         return one_row(rows, at | {"grouping": "none", "measure": measure}).value
@@ -139,6 +126,9 @@ leap_rate = _of_leaps("leap_rate", "Share of examples that end at another vertex
 displacement = _of_leaps(
     "displacement", "Mean move of the features over the mean distance of two vertices."
 )
+
+
+leap_severity = _of_leaps("severity", "Mean distance in the class tree that leaps go.", on="test")
 
 
 def nc1_log10(

@@ -9,7 +9,7 @@ One corruption at one severity is in memory at a time; each is one pass over the
 0.5
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -23,14 +23,10 @@ from robust_nc.data.cifar_c import CifarC
 from robust_nc.data.corruptions import DISTRIBUTION, corrupt_images, corruption_library
 from robust_nc.data.load import data_root, to_unit
 from robust_nc.exceptions import DataError
-from robust_nc.geometry.collapse import collapse
-from robust_nc.geometry.leaps import LeapMeter
-from robust_nc.geometry.moments import Moments
-from robust_nc.geometry.nearest import nearest_vertex
+from robust_nc.grid.cheap import Tap, clean_bank, tap_rows
 from robust_nc.grid.made import Report
-from robust_nc.grid.meters import part_bytes
-from robust_nc.grid.rounds import rounds, twins
-from robust_nc.grid.rows import CLEAN, Row
+from robust_nc.grid.rounds import rounds
+from robust_nc.grid.rows import Row
 from robust_nc.grid.subject import Examples, Reference, Subject
 from robust_nc.grid.tapbank import TapBank
 
@@ -116,7 +112,7 @@ def corrupted_rows(
     severities = sorted(set(subject.settings.severities))
     if not names:
         return []
-    banks = {feature: _bank(subject, examples, feature) for feature in references}
+    banks = {feature: clean_bank(subject, examples, feature) for feature in references}
     found: dict[str, list[float]] = {name: [] for name in names}
     rows: list[Row] = []
     for done, (name, severity) in enumerate((n, s) for n in names for s in severities):
@@ -132,13 +128,6 @@ def corrupted_rows(
     depths = {**subject.depths, "output": -1}
     whole = {"n": len(examples.labels)}
     return [common | whole | {"depth": depths[row["tap"]]} | row for row in rows]
-
-
-def _bank(subject: Subject, examples: Examples, feature: str) -> TapBank:
-    size, taps = subject.settings.batch_size, subject.taps
-    return TapBank(
-        subject.model, {CLEAN: examples.images}, feature=feature, batch_size=size, taps=taps
-    )
 
 
 def _means(
@@ -162,57 +151,14 @@ def _of_network(measure: str, value: float) -> Row:
     return {"tap": "output", "measure": measure, "value": value}
 
 
-class _Tap(NamedTuple):
-    """One tap under one corruption."""
-
-    name: str
-    reference: Moments
-
-    @property
-    def nbytes(self) -> int:
-        """Most bytes that its sums hold at a time."""
-        return part_bytes(self.reference.num_groups, self.reference.dim)
-
-
 def _measure(examples: Examples, bank: TapBank, images: Tensor, reference: Reference) -> list[Row]:
     """Measure the taps, as many at a time as memory allows; the accuracy comes last."""
     bank.add(CORRUPTED, images)
     rows = [
         row
-        for chosen in rounds([_Tap(tap, moments) for tap, moments in reference.items()])
-        for row in _measure_taps(examples.labels, bank, chosen)
+        for chosen in rounds([Tap(tap, moments) for tap, moments in reference.items()])
+        for row in tap_rows(examples.labels, bank, CORRUPTED, chosen, _MEASURES)
     ]
     share = int((bank.predicted(CORRUPTED) == examples.labels).sum()) / len(examples.labels)
     bank.drop({CORRUPTED})
     return [*rows, _of_network("accuracy", share)]
-
-
-def _measure_taps(labels: Tensor, bank: TapBank, taps: list[_Tap]) -> Iterator[Row]:
-    """One sweep over the features of the corrupted images, beside the clean ones."""
-    meters = {tap.name: LeapMeter(tap.reference.means) for tap in taps}
-    groupings = {
-        (tap.name, name): Moments(
-            tap.reference.num_groups, tap.reference.dim, device=tap.reference.device
-        )
-        for tap in taps
-        for name in ("true", "landed")
-    }
-    for clean, here in twins(bank, CORRUPTED):
-        mine = labels[here.rows].to(here.predicted.device)
-        for tap, meter in meters.items():
-            features = here.features[tap]
-            meter.update(clean.features[tap], features, mine)
-            groupings[tap, "true"].update(features, mine)
-            groupings[tap, "landed"].update(features, nearest_vertex(features, meter.vertices))
-    for (tap, name), moments in groupings.items():
-        found = collapse(moments)
-        place = {"tap": tap, "grouping": name, "vertices": "same", "measure": "nc1_trace"}
-        note = found.notes.get("nc1_trace", "")
-        yield place | {"value": found.nc1_trace, "n": found.num_examples, "note": note}
-    for tap, meter in meters.items():
-        leaps = meter.compute()
-        common: Row = {"tap": tap, "grouping": "none", "vertices": "clean-train"}
-        for name in _MEASURES:
-            value = {"measure": name, "value": getattr(leaps, name)}
-            count = leaps.counts.get(name, leaps.num_examples)
-            yield common | value | {"n": count, "note": leaps.notes.get(name, "")}

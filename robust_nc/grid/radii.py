@@ -1,18 +1,13 @@
 """Leaps and collapse against the radius of the attack, and the radius at which leaps set in."""
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
 
 from torch import Tensor
 
-from robust_nc.geometry.collapse import collapse
-from robust_nc.geometry.leaps import LeapMeter
-from robust_nc.geometry.moments import Moments
-from robust_nc.geometry.nearest import nearest_vertex
 from robust_nc.geometry.radius import collapse_radius
+from robust_nc.grid.cheap import Tap, clean_bank, tap_rows
 from robust_nc.grid.made import Report, attack
-from robust_nc.grid.meters import part_bytes
-from robust_nc.grid.rounds import rounds, twins
+from robust_nc.grid.rounds import rounds
 from robust_nc.grid.rows import CLEAN, SWEEP, Row
 from robust_nc.grid.subject import Examples, Reference, Subject
 from robust_nc.grid.tapbank import TapBank
@@ -35,7 +30,7 @@ def radius_rows(
         return []
     factors = sorted({0.0, *subject.settings.radii})
     rows: list[Row] = []
-    banks = {feature: _bank(subject, examples, feature) for feature in references}
+    banks = {feature: clean_bank(subject, examples, feature) for feature in references}
     for done, factor in enumerate(factors):
         report(done / len(factors), f"attack at {factor:g} eps")
         eps = factor * subject.ball.eps
@@ -53,13 +48,6 @@ def radius_rows(
     return [common | {"depth": depths[row["tap"]]} | row for row in rows]
 
 
-def _bank(subject: Subject, examples: Examples, feature: str) -> TapBank:
-    size, taps = subject.settings.batch_size, subject.taps
-    return TapBank(
-        subject.model, {CLEAN: examples.images}, feature=feature, batch_size=size, taps=taps
-    )
-
-
 def _measure(
     examples: Examples, bank: TapBank, images: Tensor | None, reference: Reference
 ) -> list[Row]:
@@ -67,56 +55,17 @@ def _measure(
     if images is not None:
         bank.add(SWEEP, images)
     condition = CLEAN if images is None else SWEEP
-    plans = [_Tap(tap, moments) for tap, moments in reference.items()]
+    plans = [Tap(tap, moments) for tap, moments in reference.items()]
     rows = [
         row
         for chosen in rounds(plans)
-        for row in _measure_taps(examples.labels, bank, condition, chosen)
+        for row in tap_rows(examples.labels, bank, condition, chosen, ("leap_rate",))
     ]
     count = len(examples.labels)
     share = int((bank.predicted(condition) == examples.labels).sum()) / count
     if images is not None:
         bank.drop({SWEEP})
     return [*rows, {"tap": "output", "measure": "accuracy", "value": share, "n": count}]
-
-
-class _Tap(NamedTuple):
-    """One tap of the sweep."""
-
-    name: str
-    reference: Moments
-
-    @property
-    def nbytes(self) -> int:
-        """Most bytes that its sums hold at a time."""
-        return part_bytes(self.reference.num_groups, self.reference.dim)
-
-
-def _measure_taps(labels: Tensor, bank: TapBank, condition: str, taps: list[_Tap]) -> Iterator[Row]:
-    """One sweep over the features of one radius."""
-    meters = {tap.name: LeapMeter(tap.reference.means) for tap in taps}
-    groupings = {
-        (tap.name, name): Moments(
-            tap.reference.num_groups, tap.reference.dim, device=tap.reference.device
-        )
-        for tap in taps
-        for name in ("true", "landed")
-    }
-    for clean, here in twins(bank, condition):
-        mine = labels[here.rows].to(here.predicted.device)
-        for tap, meter in meters.items():
-            features = here.features[tap]
-            meter.update(clean.features[tap], features, mine)
-            groupings[tap, "true"].update(features, mine)
-            groupings[tap, "landed"].update(features, nearest_vertex(features, meter.vertices))
-    for (tap, name), moments in groupings.items():
-        found = collapse(moments)
-        place = {"tap": tap, "grouping": name, "vertices": "same", "measure": "nc1_trace"}
-        note = found.notes.get("nc1_trace", "")
-        yield place | {"value": found.nc1_trace, "n": found.num_examples, "note": note}
-    common: Row = {"grouping": "none", "vertices": "clean-train", "n": len(labels)}
-    for tap, meter in meters.items():
-        yield common | {"tap": tap, "measure": "leap_rate", "value": meter.compute().leap_rate}
 
 
 def _radius(tap: str, rows: list[Row]) -> list[Row]:

@@ -6,6 +6,8 @@
 (torch.Size([1, 3]), 0)
 """
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from robust_nc.exceptions import InputError
@@ -50,46 +52,39 @@ class FixedHead(Head):
         return self.fixed_frame
 
 
-class EtfHead(FixedHead):
+class _DrawnHead(FixedHead):
+    """A fixed frame that `draw` makes of sizes and seed."""
+
+    draw: Callable[..., Vertices]
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        seed: int,
+        normalise_features: bool = False,
+        temperature: float = 1.0,
+        scale: float | None = None,
+    ) -> None:
+        super().__init__(
+            type(self).draw(num_classes, dim, seed=seed),
+            normalise_features=normalise_features,
+            temperature=temperature,
+            scale=scale,
+        )
+
+
+class EtfHead(_DrawnHead):
     """Fixed simplex ETF, drawn uniformly among all orientations (Yang et al., NeurIPS 2022)."""
 
-    def __init__(
-        self,
-        num_classes: int,
-        dim: int,
-        *,
-        seed: int,
-        normalise_features: bool = False,
-        temperature: float = 1.0,
-        scale: float | None = None,
-    ) -> None:
-        super().__init__(
-            simplex_etf(num_classes, dim, seed=seed),
-            normalise_features=normalise_features,
-            temperature=temperature,
-            scale=scale,
-        )
+    draw = staticmethod(simplex_etf)
 
 
-class OrthogonalHead(FixedHead):
+class OrthogonalHead(_DrawnHead):
     """Fixed orthonormal rows, drawn uniformly; needs at least K dimensions."""
 
-    def __init__(
-        self,
-        num_classes: int,
-        dim: int,
-        *,
-        seed: int,
-        normalise_features: bool = False,
-        temperature: float = 1.0,
-        scale: float | None = None,
-    ) -> None:
-        super().__init__(
-            orthogonal_frame(num_classes, dim, seed=seed),
-            normalise_features=normalise_features,
-            temperature=temperature,
-            scale=scale,
-        )
+    draw = staticmethod(orthogonal_frame)
 
 
 class HaFrameHead(FixedHead):

@@ -1,6 +1,7 @@
 """More defenses to compare: FGSM with a random start, and MART.
 
 >>> import torch
+>>> from robust_nc.threat import Ball
 >>> from robust_nc.training.losses import cross_entropy
 >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
 >>> images, labels = torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 1])
@@ -11,30 +12,22 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
 
 from robust_nc.exceptions import ConfigError
-from robust_nc.threat import Ball
 from robust_nc.training.losses import (
-    FeatureLoss,
-    PerExampleLoss,
     cross_entropy,
     kl_divergence,
 )
 from robust_nc.training.objectives import (
-    BestBy,
-    BnMode,
     Pgd,
-    batch_norm,
-    check_steps,
+    Trades,
     correct,
     inner_attack,
     logged,
 )
-from robust_nc.training.outer import outer
+from robust_nc.training.outer import Outer
 from robust_nc.types import Attack, Images, Labels, Logits, Loss, PerExample
 
 _FGSM_STEP = 1.25  # in units of eps, as in the paper
@@ -57,7 +50,7 @@ class Fgsm(Pgd):
 
 
 @dataclass(frozen=True)
-class Mart:
+class Mart(Trades):
     """Misclassification-aware training (Wang et al., ICLR 2020).
 
     BCE(attacked) + beta (1 - p_y(clean)) KL(p(clean) || p(attacked)), with BCE as in
@@ -67,18 +60,10 @@ class Mart:
     cross-entropy is refused. `step_size` and `bn_mode` as for `Pgd`.
     """
 
-    ball: Ball
-    loss: PerExampleLoss | FeatureLoss
     beta: float = 5.0
-    steps: int = 10
-    step_size: float | None = None
-    bn_mode: BnMode = "eval"
-    best_by: ClassVar[BestBy] = "validation_attacked"
 
     def __post_init__(self) -> None:
-        check_steps(self.steps, self.step_size)
-        if self.beta < 0:
-            raise ConfigError(f"beta must be at least 0, found {self.beta}")
+        super().__post_init__()
         # What `build_loss` returns is a partial of the function.
         if getattr(self.loss, "func", self.loss) is not cross_entropy:
             raise ConfigError('mart brings its own loss; set train.loss = "ce", or leave it out')
@@ -88,22 +73,15 @@ class Mart:
         """The inner attack."""
         return inner_attack("ce", "gaussian", self.steps, self.step_size, self.bn_mode)
 
-    def __call__(
-        self, model: nn.Module, images: Images, labels: Labels, *, seed: int, ids: Tensor
-    ) -> Loss:
+    def outer_loss(self, outer: Outer, images: Images, attacked: Images, labels: Labels) -> Loss:
         """Return the loss with `clean_correct` and `attacked_correct`."""
-        with batch_norm(model, self.bn_mode):
-            points = self.inner(
-                model, images, labels, self.ball, goal="maximise", seed=seed, ids=ids
-            )
-            clean = outer(model, images, labels, self.loss)
-            attacked = model(points)
+        clean, logits = outer(images, labels), outer.model(attacked)
         doubt = -torch.expm1(-clean.losses)  # 1 - p_y, from the cross-entropy
-        divergence = kl_divergence(attacked, clean.logits)
-        value = boosted_cross_entropy(attacked, labels) + self.beta * doubt * divergence
+        divergence = kl_divergence(logits, clean.logits)
+        value = boosted_cross_entropy(logits, labels) + self.beta * doubt * divergence
         accuracies = {
             "clean_correct": correct(clean.logits, labels),
-            "attacked_correct": correct(attacked, labels),
+            "attacked_correct": correct(logits, labels),
         }
         return logged(value.mean(), accuracies)
 

@@ -13,6 +13,7 @@ are batch means that stay on the device, so that a step never waits for it.
 """
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -86,8 +87,39 @@ class Standard:
         return logged(found.losses.mean(), {"clean_correct": correct(found.logits, labels)})
 
 
+class Adversarial(ABC):
+    """Base of defenses that attack each batch: `inner` makes the images, `outer_loss` the loss.
+
+    A subclass is a frozen dataclass with the fields below.
+    """
+
+    ball: Ball
+    loss: PerExampleLoss | FeatureLoss
+    bn_mode: BnMode
+    best_by: ClassVar[BestBy] = "validation_attacked"
+
+    @property
+    @abstractmethod
+    def inner(self) -> Attack:
+        """The inner attack."""
+
+    @abstractmethod
+    def outer_loss(self, outer: Outer, images: Images, attacked: Images, labels: Labels) -> Loss:
+        """Return the loss on images once attacked, with accuracies."""
+
+    def __call__(
+        self, model: nn.Module, images: Images, labels: Labels, *, seed: int, ids: Tensor
+    ) -> Loss:
+        """Attack, and return the loss with accuracies."""
+        with batch_norm(model, self.bn_mode):
+            attacked = self.inner(
+                model, images, labels, self.ball, goal="maximise", seed=seed, ids=ids
+            )
+            return self.outer_loss(Outer(model, self.loss), images, attacked, labels)
+
+
 @dataclass(frozen=True)
-class Pgd:
+class Pgd(Adversarial):
     """Adversarial training: the mean loss on attacked images only (Madry et al., ICLR 2018).
 
     The inner attack ascends the cross-entropy for `steps` of `step_size` (default
@@ -102,7 +134,6 @@ class Pgd:
     step_size: float | None = None
     random_start: bool = True
     bn_mode: BnMode = "eval"
-    best_by: ClassVar[BestBy] = "validation_attacked"
 
     def __post_init__(self) -> None:
         check_steps(self.steps, self.step_size)
@@ -113,24 +144,14 @@ class Pgd:
         initial = "uniform" if self.random_start else "none"
         return inner_attack("ce", initial, self.steps, self.step_size, self.bn_mode)
 
-    def __call__(
-        self, model: nn.Module, images: Images, labels: Labels, *, seed: int, ids: Tensor
-    ) -> Loss:
-        """Return the loss with `attacked_correct`."""
-        with batch_norm(model, self.bn_mode):
-            attacked = self.inner(
-                model, images, labels, self.ball, goal="maximise", seed=seed, ids=ids
-            )
-            return self.outer_loss(Outer(model, self.loss), images, attacked, labels)
-
     def outer_loss(self, outer: Outer, images: Images, attacked: Images, labels: Labels) -> Loss:
-        """Return the loss on images once attacked."""
+        """Return the loss with `attacked_correct`."""
         found = outer(attacked, labels)
         return logged(found.losses.mean(), {"attacked_correct": correct(found.logits, labels)})
 
 
 @dataclass(frozen=True)
-class Trades:
+class Trades(Adversarial):
     """The clean loss plus beta KL(p(clean) || p(attacked)) (Zhang et al., ICML 2019, equation 5).
 
     The inner attack ascends that divergence from 0.001 N(0, 1) around the image. Clean and attacked
@@ -143,7 +164,6 @@ class Trades:
     steps: int = 10
     step_size: float | None = None
     bn_mode: BnMode = "eval"
-    best_by: ClassVar[BestBy] = "validation_attacked"
 
     def __post_init__(self) -> None:
         check_steps(self.steps, self.step_size)
@@ -155,18 +175,8 @@ class Trades:
         """The inner attack."""
         return inner_attack("kl", "gaussian", self.steps, self.step_size, self.bn_mode)
 
-    def __call__(
-        self, model: nn.Module, images: Images, labels: Labels, *, seed: int, ids: Tensor
-    ) -> Loss:
-        """Return the loss with `clean_correct` and `attacked_correct`."""
-        with batch_norm(model, self.bn_mode):
-            attacked = self.inner(
-                model, images, labels, self.ball, goal="maximise", seed=seed, ids=ids
-            )
-            return self.outer_loss(Outer(model, self.loss), images, attacked, labels)
-
     def outer_loss(self, outer: Outer, images: Images, attacked: Images, labels: Labels) -> Loss:
-        """Return the loss on images once attacked."""
+        """Return the loss with `clean_correct` and `attacked_correct`."""
         clean = outer(images, labels)
         attacked_logits = outer.model(attacked)
         divergence = kl_divergence(attacked_logits, clean.logits).mean()
