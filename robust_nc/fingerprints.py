@@ -8,9 +8,12 @@ False
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from robust_nc.files import digest
 
 
 def tensors_digest(tensors: Iterable[Tensor]) -> str:
@@ -18,5 +21,18 @@ def tensors_digest(tensors: Iterable[Tensor]) -> str:
     total = hashlib.sha256()
     for tensor in tensors:
         total.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        # As bytes: NumPy has no bfloat16.
+        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        total.update(content.numpy().data)
     return total.hexdigest()
+
+
+def state_digests(model: nn.Module) -> dict[str, str]:
+    """First 16 hexadecimal digits of the SHA-256 of each parameter and buffer, by its name."""
+    state = model.state_dict()
+    return {name: tensors_digest([state[name]])[:16] for name in sorted(state)}
+
+
+def state_digest(digests: Mapping[str, str]) -> str:
+    """SHA-256 of all of a model's tensors, from `state_digests`: what names its weights."""
+    return digest(dict(digests))

@@ -10,7 +10,7 @@ hexadecimal bit strings in the order of ids (`pack_flags`).
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from pydantic import Field
 from robust_nc.config import configuration, plain, read
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.files import atomic, canonical_json, sha256_of, write_text
+from robust_nc.untrusted import file_name, read_json
 
 SCHEMA = 1
 
@@ -103,11 +104,46 @@ class Facts:
 
 @configuration
 class Weights:
-    """The weights: `best` (by validation) made the verdict, `last` the geometry; paths from out."""
+    """The weights: `best` (by validation) made the verdict, `last` the geometry; paths from out.
+
+    None for a model that came finished. `state` is the digest of the tensors that the verdict is
+    about (`fingerprints.state_digest`); None in records of earlier versions.
+    """
 
     parameters: int
-    best: File
-    last: File
+    best: File | None = None
+    last: File | None = None
+    state: str | None = None
+
+
+@configuration
+class EvidenceFile:
+    """The file of adversarial examples: its name, SHA-256, size and the examples that it breaks.
+
+    It lies beside the record, or elsewhere: then only its digest is known here. A file that was cut
+    to travel holds the first `rows` examples, and `full` is the SHA-256 of that of all; else None.
+    """
+
+    name: str
+    sha256: str
+    bytes: Annotated[int, Field(ge=0)]
+    broken: Annotated[int, Field(ge=0)]
+    rows: Annotated[int, Field(ge=1)] | None = None
+    full: str | None = None
+
+
+@configuration
+class Card:
+    """What the authors say of a model: text, shown and never believed."""
+
+    name: str = ""
+    authors: str = ""
+    paper: str = ""
+    link: str = ""
+    venue: str = ""
+    architecture: str = ""
+    extra_data: bool | None = None
+    notes: str = ""
 
 
 @configuration
@@ -132,6 +168,7 @@ class Record:
     """One evaluated cell. `summary` holds the headline measures of the penultimate tap.
 
     `accelerated` says how the model was made faster for the attacks (the verdict is its own).
+    `seals` are digests of the other fields (`seals.sealed`); none in records of earlier versions.
     """
 
     schema_version: int = SCHEMA
@@ -157,6 +194,9 @@ class Record:
     versions: dict[str, str] = Field(default_factory=dict)
     hardware: dict[str, Any] = Field(default_factory=dict)
     created: str
+    card: Card | None = None
+    evidence: EvidenceFile | None = None
+    seals: dict[str, str] = Field(default_factory=dict)
 
 
 class Stored(NamedTuple):
@@ -167,7 +207,7 @@ class Stored(NamedTuple):
 
     def rows(self) -> pd.DataFrame:
         """Read the tidy rows (columns `COLUMNS`), checked against their SHA-256."""
-        path = self.path.parent / self.record.rows.path
+        path = self.path.parent / file_name(self.record.rows.path, what=f"rows of {self.path}")
         if not path.is_file():
             raise RecordError(
                 f"{self.path} names {path.name}, which is missing; run its cell again"
@@ -222,10 +262,7 @@ def write_record(path: Path, record: Record) -> None:
 
 def read_record(path: Path) -> Stored:
     """Read and check one record, or raise `RecordError` that says what is wrong with it."""
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path} cannot be read as a record: {error}") from None
+    values = read_json(path)
     version = values.get("schema_version") if isinstance(values, dict) else None
     if version != SCHEMA:
         raise RecordError(f"{path} has schema version {version!r}; this version reads {SCHEMA}")
@@ -255,7 +292,7 @@ def unpack_flags(text: str) -> npt.NDArray[np.bool_]:
 
 def same_record(first: Record, second: Record) -> bool:
     """Whether two records agree in all but when and how long they were made."""
-    varying = ("created", "seconds", "hardware", "versions")
+    varying = ("created", "seconds", "hardware", "versions", "seals")
     left, right = plain(first), plain(second)
     for key in varying:
         left.pop(key), right.pop(key)

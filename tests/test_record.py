@@ -63,7 +63,7 @@ def test_values_are_numbers(stored: Stored) -> None:
 def test_truncated_record_is_refused(stored: Stored) -> None:
     text = stored.path.read_text()
     stored.path.write_text(text[: len(text) // 2])
-    with pytest.raises(RecordError, match="cannot be read as a record"):
+    with pytest.raises(RecordError, match="is not JSON"):
         read_record(stored.path)
 
 

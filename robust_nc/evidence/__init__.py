@@ -1,0 +1,1 @@
+"""Evidence: the adversarial examples that prove an upper bound, and what checks them."""

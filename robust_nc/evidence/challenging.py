@@ -1,0 +1,195 @@
+"""Lowering a record: adversarial examples against what it claims to be robust.
+
+>>> import torch
+>>> tried = Tried(*(torch.arange(0),) * 5, claimed=90, examples=100)
+>>> tried._replace(counted=torch.arange(5)).left
+0.85
+"""
+
+import glob
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from robust_nc.config import plain, read
+from robust_nc.environment import hardware, versions
+from robust_nc.evidence.matching import Finding, inside, name_rows
+from robust_nc.evidence.originals import Examples, ball_of
+from robust_nc.evidence.points import read_points
+from robust_nc.evidence.rejudging import TOLERANCE, look_again
+from robust_nc.evidence.standing import Challenge, challenge_path, standing
+from robust_nc.exceptions import ConfigError, InputError, RecordError, UnknownNameError
+from robust_nc.files import atomic, canonical_json, sha256_of, write_text
+from robust_nc.plugins import find_protocol
+from robust_nc.record import Record, Stored, unpack_flags
+from robust_nc.runtime import device_of
+from robust_nc.untrusted import read_json
+
+
+class Tried(NamedTuple):
+    """What came of a challenge, by rows of the record, each `(n,)` int64.
+
+    `counted` lower the record; `near` are misclassified by less than the tolerance; `withstood` are
+    not misclassified; `outside` lie outside of the ball or the pixel bounds; `known` were not
+    claimed robust, or no longer. `claimed` of `examples` were robust before.
+    """
+
+    counted: Tensor
+    near: Tensor
+    withstood: Tensor
+    outside: Tensor
+    known: Tensor
+    claimed: int
+    examples: int
+
+    @property
+    def before(self) -> float:
+        """Robust accuracy before the challenge."""
+        return self.claimed / self.examples
+
+    @property
+    def left(self) -> float:
+        """Robust accuracy after it."""
+        return (self.claimed - len(self.counted)) / self.examples
+
+
+def try_points(
+    stored: Stored,
+    model: nn.Module,
+    examples: Examples,
+    rows: Tensor,
+    points: Tensor,
+    *,
+    robust: Tensor | None = None,
+) -> Tried:
+    """Judge `points` (B, C, H, W), meant to break the examples `rows` (B,) of a record.
+
+    A point counts if its example is claimed robust, it lies in the ball and the bounds of its
+    original, and the model misclassifies it by more than 1e-3 of the range of its logits. Of
+    several for one example, one has to. Nothing is projected. `robust` (N,) are the flags to lower
+    (None: what earlier challenges left). Raises `RecordError` for rows and shapes that do not fit
+    the record, `InputError` for a model that fails.
+    """
+    count = len(examples.labels)
+    _check(rows, points, examples)
+    robust = torch.from_numpy(standing(stored).robust) if robust is None else robust
+    if len(robust) != count:
+        raise RecordError(f"{stored.path} has flags of {len(robust)} examples, its data {count}")
+    claimed = robust[rows]
+    placed = inside(ball_of(stored.record.config), points, examples.images[rows])
+    asked = claimed & placed
+    seen = look_again(
+        model,
+        points[asked],
+        examples.labels[rows[asked]],
+        draws=_draws(stored.record),
+        seed=stored.record.seed,
+        what="the points of the challenge",
+    )
+    sure = seen.flipped & (seen.margins > TOLERANCE * seen.ranges)
+    counted = _others(rows[asked][sure])
+    near = _others(rows[asked][seen.flipped], counted)
+    return Tried(
+        counted=counted,
+        near=near,
+        withstood=_others(rows[asked], counted, near),
+        outside=_others(rows[~placed & claimed], counted, near),
+        known=_others(rows[~claimed]),
+        claimed=int(robust.sum()),
+        examples=count,
+    )
+
+
+def write_challenge(
+    stored: Stored, tried: Tried, evidence: Path, model: nn.Module, *, folder: Path | None = None
+) -> Path:
+    """Write a challenge and a copy of its evidence beside the record (or into `folder`).
+
+    Returns the path of the challenge; its evidence has the same name and the ending it had.
+    """
+    assert len(tried.counted), "a challenge that lowers nothing"
+    found = sha256_of(evidence)
+    record = stored.path if folder is None else folder / stored.path.name
+    path = challenge_path(record, found)
+    copy = path.with_suffix(".npz" if evidence.suffix == ".npz" else ".evidence")
+    if not (copy.exists() and copy.samefile(evidence)):
+        with atomic(copy) as temporary:
+            shutil.copyfile(evidence, temporary)
+    values = Challenge(
+        cell=stored.record.cell,
+        evidence=found,
+        broken=tuple(tried.counted.tolist()),
+        versions=versions(),
+        hardware=hardware(device_of(model)),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    write_text(path, canonical_json(plain(values)) + "\n")
+    return path
+
+
+def challenge_findings(stored: Stored, model: nn.Module, examples: Examples) -> list[Finding]:
+    """Try the challenges that lie beside a record again; name those that do not hold.
+
+    Empty where all hold, or there are none.
+    """
+    found = []
+    for path in sorted(stored.path.parent.glob(f"{glob.escape(stored.path.stem)}.*.challenge")):
+        try:
+            reason = _refusal(path, stored, model, examples)
+        except (RecordError, ConfigError, InputError) as error:
+            reason = str(error)
+        if reason:
+            found.append(Finding(f"challenge {path.name}", reason))
+    return found
+
+
+def _refusal(path: Path, stored: Stored, model: nn.Module, examples: Examples) -> str:
+    """Say why a challenge does not hold, "" where it does."""
+    told = read(Challenge, read_json(path), source=path.name)
+    if told.cell != stored.record.cell:
+        return f"it is against the cell {told.cell[:40]!r}"
+    copies = [path.with_suffix(ending) for ending in (".npz", ".evidence")]
+    copy = next((each for each in copies if each.is_file()), None)
+    if copy is None:
+        return "its evidence is not beside it, so nothing bears it out"
+    if sha256_of(copy) != told.evidence:
+        return f"{copy.name} is not the evidence that it names"
+    points = read_points(copy, examples.images)
+    claimed = torch.from_numpy(unpack_flags(stored.record.verdict.robust))
+    tried = try_points(stored, model, examples, points.rows, points.points, robust=claimed)
+    held = {*tried.counted.tolist(), *tried.near.tolist()}
+    unproven = sorted(set(told.broken) - held)
+    return f"its evidence does not break {name_rows(unproven)}" if unproven else ""
+
+
+def _check(rows: Tensor, points: Tensor, examples: Examples) -> None:
+    count = len(examples.labels)
+    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < count:
+        raise RecordError(
+            f"the evidence names the rows {int(rows.min())} to {int(rows.max())}, but the record "
+            f"has 0 to {count - 1}"
+        )
+    wanted = (len(rows), *examples.images.shape[1:])
+    if tuple(points.shape) != wanted:
+        raise RecordError(
+            f"the evidence must have images of shape {wanted}, found {tuple(points.shape)}"
+        )
+
+
+def _draws(record: Record) -> int:
+    try:
+        return find_protocol(record.protocol).draws
+    except UnknownNameError:  # of a suite with attacks of its own
+        return 1
+
+
+def _others(rows: Tensor, *without: Tensor) -> Tensor:
+    """Return the rows, each once, that none of the others has."""
+    return torch.tensor(
+        sorted(set(rows.tolist()).difference(*(part.tolist() for part in without))),
+        dtype=torch.int64,
+    )

@@ -1,0 +1,85 @@
+"""The images that a record is about, read from their data set, and the ball that it speaks of.
+
+>>> from robust_nc.config import RunConfig, plain
+>>> from robust_nc.evidence.originals import ball_of
+>>> str(ball_of(plain(RunConfig())))
+'Linf 8/255'
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from robust_nc.config import Component, ThreatConfig, read
+from robust_nc.data.load import fingerprint, read_split, to_unit
+from robust_nc.exceptions import ConfigError, DataError, InputError, RecordError
+from robust_nc.record import Record
+from robust_nc.threat import Ball
+
+
+class Examples(NamedTuple):
+    """The N examples of a record: images `(N, C, H, W)` float32, labels and ids `(N,)` int64.
+
+    `fingerprint` is that of the examples as they are stored.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+    fingerprint: str
+
+
+def examples_of(record: Record, root: Path | None) -> Examples:
+    """Read the examples that a record was judged on.
+
+    Raises `RecordError` for a configuration that names no data, `DataError` where they are not
+    here, or are others than those of the record's fingerprint.
+    """
+    part, count = dataset_of(record.config), record.data.examples
+    try:
+        split = read_split(part, record.data.split, root=root, limit=count)
+    except (ConfigError, InputError) as error:
+        raise DataError(f"{part.name} of the record is not to be had here: {error}") from None
+    found = fingerprint(split)
+    if found != record.data.fingerprint:
+        raise DataError(
+            f"the first {count} images of {record.data.split} of {part.name} here are others than "
+            f"the record's (fingerprint {found[:16]}, not {record.data.fingerprint[:16]})"
+        )
+    return Examples(to_unit(split.images), split.labels, split.ids, found)
+
+
+def dataset_of(config: Mapping[str, Any]) -> Component:
+    """Return the data set that a record's configuration names, or raise `RecordError`.
+
+    A path of a stranger is looked at only if it is a plain file or folder.
+    """
+    part: Component = _table(config, "data", "dataset", Component)
+    path = part.options.get("path")
+    if isinstance(path, str):
+        place = Path(path).expanduser()
+        if not (place.is_file() or place.is_dir()):
+            raise DataError(f"the record's images lie in {path[:120]!r}, which is not here")
+    return part
+
+
+def ball_of(config: Mapping[str, Any]) -> Ball:
+    """Return the ball that a record's configuration names, or raise `RecordError`."""
+    threat: ThreatConfig = _table(config, "threat", None, ThreatConfig)
+    try:
+        return threat.ball()
+    except (InputError, ConfigError) as error:
+        raise RecordError(f"config.threat: {error}") from None
+
+
+def _table(config: Mapping[str, Any], table: str, key: str | None, kind: Any) -> Any:
+    place = table if key is None else f"{table}.{key}"
+    values = config.get(table)
+    if key is not None:
+        values = values.get(key) if isinstance(values, Mapping) else None
+    try:
+        return read(kind, values, source=f"config.{place}")
+    except ConfigError as error:
+        raise RecordError(str(error)) from None

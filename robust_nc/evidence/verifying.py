@@ -1,0 +1,199 @@
+"""Checking the evidence of a record: without its model, and with it.
+
+With the model, two forward passes prove an upper bound on its robust accuracy.
+
+>>> nothing = Verification()
+>>> nothing.proves, nothing.upper is None
+(False, True)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from robust_nc.evidence.contents import Evidence
+from robust_nc.evidence.file import read_evidence
+from robust_nc.evidence.matching import (
+    MOST_NAMED,
+    Finding,
+    draws_finding,
+    header_findings,
+    name_rows,
+    original_findings,
+)
+from robust_nc.evidence.originals import Examples
+from robust_nc.evidence.rejudging import Repeated, look_again, repeated_clean, repeated_flips
+from robust_nc.exceptions import InputError, RecordError
+from robust_nc.files import sha256_of
+from robust_nc.fingerprints import state_digest, state_digests
+from robust_nc.record import Stored
+from robust_nc.untrusted import file_name
+
+
+@dataclass(kw_only=True, eq=False)
+class Verification:
+    """What was found: all that is wrong, and all that could not be checked.
+
+    `adversarials`, `clean` are the verdicts made again, by example (None without a model or the
+    images); `same_model` whether its tensors are those that were judged (None: not known); `upper`
+    the share of examples that are not proven to be broken, an upper bound on robust accuracy.
+    """
+
+    wrong: list[Finding] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+    evidence: Evidence | None = None
+    rows: int | None = None  # of evidence that was cut: the first examples, which it is about
+    placed: bool = False  # labels compared, and each adversarial in the ball of its original
+    same_model: bool | None = None
+    adversarials: Repeated | None = None
+    clean: Repeated | None = None
+    upper: float | None = None
+
+    @property
+    def proves(self) -> bool:
+        """Whether the upper bound is proven, and nothing at all is wrong."""
+        known = self.upper is not None and self.rows is None
+        return known and bool(self.same_model) and not self.wrong
+
+
+def verify(stored: Stored, *, examples: Examples | None, model: nn.Module | None) -> Verification:
+    """Check the evidence beside a record, as far as what is given allows.
+
+    `examples` are those of the record (`originals.examples_of`), `model` maps images to logits and
+    is left as it was found. Nothing is raised for what is wrong with the evidence.
+    """
+    found = Verification()
+    found.evidence = _evidence(stored, examples, found)
+    if found.evidence is not None:
+        found.wrong += header_findings(stored.record, found.evidence, found.rows)
+        examples = _first(examples, found.rows)
+        if examples is not None:
+            misplaced = original_findings(found.evidence, examples)
+            found.placed = not misplaced
+            found.wrong += misplaced
+    if model is not None:
+        _compare_weights(stored, model, found)
+        if found.evidence is not None and examples is not None:
+            _look(stored, model, examples, found)
+    return found
+
+
+def evidence_path(stored: Stored) -> Path | None:
+    """Return where the evidence of a record lies, or None where it has none or it is elsewhere.
+
+    Raises `RecordError` for a name that is a path.
+    """
+    if stored.record.evidence is None:
+        return None
+    path = stored.path.parent / file_name(stored.record.evidence.name, what="evidence.name")
+    return path if path.is_file() else None
+
+
+def _evidence(stored: Stored, examples: Examples | None, found: Verification) -> Evidence | None:
+    """Read the evidence; a file that was changed is named and still looked into."""
+    told = stored.record.evidence
+    if told is None:
+        found.unchecked.append("the record carries no evidence")
+        return None
+    try:
+        path = evidence_path(stored)
+    except RecordError as error:
+        found.wrong.append(Finding("evidence.name", str(error)))
+        return None
+    if path is None:
+        found.unchecked.append(
+            f"its evidence {told.name} ({told.bytes:,} bytes, SHA-256 {told.sha256[:16]}...) is "
+            "not beside it"
+        )
+        return None
+    size, digest = path.stat().st_size, sha256_of(path)
+    full = told.full is not None and digest == told.full
+    found.rows = None if full else told.rows
+    if found.rows is not None:
+        found.unchecked.append(
+            f"examples after the first {found.rows:,}: their evidence is in another file, with "
+            f"SHA-256 {str(told.full)[:16]}..."
+        )
+    if not full and (size, digest) != (told.bytes, told.sha256):
+        text = f"{path.name} is not the file that the record names: {size:,} bytes with SHA-256 "
+        text += f"{digest[:16]}..., not {told.bytes:,} bytes with {told.sha256[:16]}..."
+        found.wrong.append(Finding("evidence.sha256", text))
+    try:
+        examples = _first(examples, found.rows)
+        return read_evidence(path, None if examples is None else examples.images)
+    except (RecordError, InputError) as error:
+        found.wrong.append(Finding("evidence", str(error)))
+        return None
+
+
+def _first(examples: Examples | None, rows: int | None) -> Examples | None:
+    """Return the first examples (all for None); `fingerprint` stays that of all."""
+    if examples is None:
+        return None
+    parts = (examples.images, examples.labels, examples.ids)
+    return Examples(*(part[:rows] for part in parts), examples.fingerprint)
+
+
+def _compare_weights(stored: Stored, model: nn.Module, found: Verification) -> None:
+    """Compare digests of tensors with those of the evidence, else with the record's digest."""
+    digests, state = state_digests(model), stored.record.weights.state
+    if found.evidence is not None:
+        found.same_model = dict(found.evidence.weights) == digests
+        if not found.same_model:
+            found.wrong.append(Finding("model", _differing(found.evidence.weights, digests)))
+    elif state is not None:
+        found.same_model = state == state_digest(digests)
+        if not found.same_model:
+            text = "this is another model: its tensors do not have the digest weights.state"
+            found.wrong.append(Finding("model", text))
+    else:
+        found.unchecked.append("the record does not say which tensors were judged")
+
+
+def _differing(told: Mapping[str, str], here: Mapping[str, str]) -> str:
+    names = sorted(name for name in told.keys() | here.keys() if told.get(name) != here.get(name))
+    more = len(names) - MOST_NAMED
+    shown = ", ".join(name[:80] for name in names[:MOST_NAMED])
+    shown += f" and {more} more" if more > 0 else ""
+    differ = "tensor differs" if len(names) == 1 else "tensors differ"
+    return f"this is another model: {len(names)} {differ} from what was judged: {shown}"
+
+
+def _look(stored: Stored, model: nn.Module, examples: Examples, found: Verification) -> None:
+    """Pass every clean image and every adversarial through the model."""
+    evidence = found.evidence
+    assert evidence is not None
+    if not found.placed or draws_finding(stored.record, evidence) is not None:
+        found.unchecked.append("verdicts were not made again: the evidence does not fit the data")
+        return
+    labels, draws, seed = examples.labels, evidence.draws, evidence.seed
+    try:
+        clean = look_again(
+            model, examples.images, labels, draws=draws, seed=seed, what="clean images"
+        )
+        attacked = look_again(
+            model,
+            evidence.adversarials,
+            labels[evidence.broken],
+            draws=draws,
+            seed=seed,
+            what="adversarial images",
+        )
+    except InputError as error:
+        found.wrong.append(Finding("model", str(error)))
+        return
+    found.clean = repeated_clean(clean, evidence.clean_correct, draws)
+    found.adversarials = repeated_flips(attacked, evidence.margins, draws)
+    _refuted(found, "clean verdict", found.clean.refuted.nonzero().flatten())
+    _refuted(found, "adversarial", evidence.broken[found.adversarials.refuted])
+    wrong = ~evidence.clean_correct & found.clean.proven
+    broken = int(found.adversarials.proven.sum()) + int(wrong.sum())
+    found.upper = (len(labels) - broken) / max(len(labels), 1)
+
+
+def _refuted(found: Verification, what: str, rows: Tensor) -> None:
+    if len(rows):
+        text = f"the model refutes {len(rows)}: {name_rows(rows.tolist())}"
+        found.wrong.append(Finding(f"{what}s", text))

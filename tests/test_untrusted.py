@@ -1,0 +1,87 @@
+"""What strangers wrote is read strictly: one sentence for whatever is no plain, bounded JSON."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from robust_nc.exceptions import RecordError
+from robust_nc.untrusted import MAX_DEPTH, file_name, parse_json, read_bounded, read_json
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+VALUES = st.recursive(
+    LEAVES.filter(lambda v: not isinstance(v, float) or abs(v) != float("inf")),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(VALUES)
+def test_plain_json_is_read_as_it_was_written(value: Any) -> None:
+    assert parse_json(json.dumps(value), what="x") == value
+
+
+@given(st.text())
+def test_any_text_is_read_or_refused_in_one_sentence(text: str) -> None:
+    try:
+        found = parse_json(text, what="x")
+    except RecordError:
+        return
+    assert found == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"a": NaN}', "holds NaN"),
+        ("[Infinity]", "holds Infinity"),
+        ("[-Infinity]", "holds -Infinity"),
+        ("[1e999]", "holds 1e999"),
+        ('{"a": {"b": 1, "b": 2}}', "key 'b' twice"),
+        ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), f"nested {MAX_DEPTH + 1} deep"),
+        ("[" * 200_000, "nested 200000 deep"),
+        ('{"a": 1', "is not JSON"),
+        ("[" + "9" * 5_000 + "]", "is not JSON"),
+    ],
+)
+def test_what_is_no_strict_json_is_named(text: str, told: str) -> None:
+    with pytest.raises(RecordError, match=told):
+        parse_json(text, what="card")
+
+
+def test_brackets_in_text_are_no_nesting() -> None:
+    assert parse_json(json.dumps("[" * 1_000 + '\\"{'), what="x") == "[" * 1_000 + '\\"{'
+
+
+def test_a_file_is_read_to_its_limit_and_no_further(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('"1234"')
+    assert read_json(path, limit=6) == "1234"
+    with pytest.raises(RecordError, match="larger than 5 bytes"):
+        read_json(path, limit=5)
+
+
+def test_what_is_no_file_or_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="not there"):
+        read_bounded(tmp_path, limit=10)
+    path = tmp_path / "a.json"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(RecordError, match="not UTF-8"):
+        read_json(path)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "0f3.evidence", "A-b_c=1+2.json"])
+def test_plain_file_names_pass(name: str) -> None:
+    assert file_name(name, what="rows") == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../a", "a/b", "/etc/passwd", ".hidden", "a\\b", "a\0b", "a" * 121, "a\n"],
+)
+def test_names_that_leave_their_folder_are_refused(name: str) -> None:
+    with pytest.raises(RecordError, match="plain file name"):
+        file_name(name, what="rows")
