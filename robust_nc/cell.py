@@ -10,7 +10,7 @@ import pandas as pd
 from torch import Tensor
 
 from robust_nc.config import RunConfig
-from robust_nc.data.base import Split
+from robust_nc.data.base import Split, first
 from robust_nc.data.load import dataset_info, read_split, to_unit
 from robust_nc.evaluation import Outcome, evaluate
 from robust_nc.exceptions import ConfigError, RecordError
@@ -26,9 +26,16 @@ from robust_nc.pacing import Progress
 from robust_nc.plugins import find_attack
 from robust_nc.profiling import profile_cell, sweep_rows
 from robust_nc.record import tidy, write_record, write_rows
-from robust_nc.recording import Made, make_record
+from robust_nc.recording import Made, keep_evidence, make_record
 from robust_nc.runtime import default_device, device_of
-from robust_nc.store import checkpoint_folder, record_path, remove_file, rows_path, verdict_log
+from robust_nc.store import (
+    checkpoint_folder,
+    evidence_path,
+    record_path,
+    remove_file,
+    rows_path,
+    verdict_log,
+)
 from robust_nc.suite import Cell
 from robust_nc.training.checkpoint import read_manifest
 from robust_nc.training.memorization import TEST_EXAMPLES, TRAIN_EXAMPLES
@@ -74,13 +81,28 @@ def run_cell(cell: Cell, suite: str, out: Path, root: Path | None, *, report: Re
     clock.stage("train")
     verdicts = _judge_all(trained, test, cell, out, folder, report)
     clock.stage("attack")
+    path = record_path(out, cell.model, cell.id)
+    judged = first(test, len(verdicts.best.robust))
+    settings = config.evaluation
+    report(CellEvent(cell.id, 1.0, "evidence"))
+    kept = keep_evidence(
+        evidence_path(path),
+        trained.best,
+        judged,
+        verdicts.best,
+        config.threat.ball(),
+        protocol=settings.protocol,
+        seed=config.seed,
+        batch_size=settings.batch_size,
+    )
+    clock.stage("evidence")
     rows = _measure(trained, given, cell, report)
-    rows = pd.concat([rows, tidy(verdict_rows(verdicts, config.evaluation))], ignore_index=True)
+    rows = pd.concat([rows, tidy(verdict_rows(verdicts, settings))], ignore_index=True)
     clock.stage("measure")
     file = write_rows(rows_path(out, cell.model, cell.id), rows)
-    made = Made(trained, test, verdicts, rows, file, folder, clock.seconds)
+    made = Made(trained, judged, verdicts, kept, rows, file, folder, clock.seconds)
     record = make_record(cell, suite, made)
-    write_record(record_path(out, cell.model, cell.id), record)
+    write_record(path, record)
     for which in Verdicts._fields:
         remove_file(verdict_log(out, cell.id, which))
     clean, robust = record.scores["clean"].value, record.scores["robust"].value

@@ -1,17 +1,21 @@
-"""Attacks and protocols by name: registered here, from another library, or the user's own.
+"""Parts by name: registered here, from another library, or the user's own code.
 
 >>> type(find_attack("pgd", {"steps": 5})).__name__
 'PGD'
+>>> split_code("path/to/file.py:factory")
+Code(place='path/to/file.py', name='factory')
 """
 
+import contextlib
 import importlib
 import importlib.util
-import re
 import sys
-from collections.abc import Mapping
+import sysconfig
+import traceback
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from robust_nc.config import Component, build
 from robust_nc.exceptions import ConfigError
@@ -19,7 +23,20 @@ from robust_nc.files import digest
 from robust_nc.registry import ADAPTERS, ATTACKS, PROTOCOLS
 from robust_nc.types import Attack, EvaluationProtocol
 
-_OWN = re.compile(r"(?P<place>[^:]+):(?P<name>[A-Za-z_]\w*)")
+# Files whose lines tell a user nothing about their own: ours, Python's, and what has no file.
+_OF_OTHERS = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<")
+
+
+class Code(NamedTuple):
+    """A name in a module, or in a `.py` file."""
+
+    place: str
+    name: str
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the place is a file."""
+        return self.place.endswith(".py")
 
 
 def find_protocol(name: str) -> EvaluationProtocol:
@@ -37,15 +54,15 @@ def find_attack(reference: str, options: Mapping[str, object] | None = None) -> 
     for a name that leads nowhere or options that do not fit.
     """
     options = dict(options or {})
-    found = _OWN.fullmatch(reference)
-    if found is None:
+    code = split_code(reference)
+    if code is None:
         return cast(Attack, build(ATTACKS, Component(name=reference, options=options)))
-    place, name = found["place"], found["name"]
-    if place in ADAPTERS:
-        return cast(Attack, ADAPTERS.load(place)(name, options))
-    factory = getattr(_module(reference, place), name, None)
+    if code.place in ADAPTERS:
+        return cast(Attack, ADAPTERS.load(code.place)(code.name, options))
+    libraries = ", ".join(ADAPTERS.names())
+    factory = load_code(code, valid=f"a module, a .py file, or one of {libraries}")
     if not callable(factory):
-        raise ConfigError(f"{place} has no callable {name!r}, which {reference!r} names")
+        raise lacks(code)
     return _made(reference, factory, options)
 
 
@@ -62,24 +79,86 @@ def _made(reference: str, factory: Any, options: dict[str, object]) -> Attack:
     return cast(Attack, attack)
 
 
-def _module(reference: str, place: str) -> ModuleType:
-    if place.endswith(".py"):
-        return _file(reference, Path(place))
+def split_code(reference: str) -> Code | None:
+    """Take `package.module:name` or `path/to/file.py:name` apart; None for anything else."""
+    place, colon, name = reference.rpartition(":")
+    if not colon or not place or not name.isidentifier():
+        return None
+    # A path may hold a colon: that of a drive, for instance.
+    return Code(place, name) if ":" not in place or place.endswith(".py") else None
+
+
+def load_code(code: Code, *, valid: str = "a module, or a .py file") -> Any:
+    """Run the module or file that the user names, and return what the name stands for there.
+
+    Raises `ConfigError` where there is none, or where it cannot be run; `valid` says what else
+    could have been named.
+    """
+    with findable(code):
+        module = _file(code) if code.is_file else _module(code, valid)
+        try:
+            return getattr(module, code.name)
+        except AttributeError:
+            raise lacks(code) from None
+
+
+def lacks(code: Code) -> ConfigError:
+    """Say that a place has nothing of that name that could be called."""
+    return ConfigError(
+        f"{code.place} has no callable {code.name!r}, which '{code.place}:{code.name}' names"
+    )
+
+
+@contextlib.contextmanager
+def findable(code: Code) -> Iterator[None]:
+    """Let code import what lies beside its file, as a script may; a module, what lies here."""
+    folder = str(Path(code.place).resolve().parent) if code.is_file else str(Path.cwd())
+    if folder in sys.path:
+        yield
+        return
+    # In front, as a script's folder is; the working folder last, so that it hides nothing.
+    sys.path.insert(0 if code.is_file else len(sys.path), folder)
     try:
-        return importlib.import_module(place)
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # the code may have removed it
+            sys.path.remove(folder)
+
+
+def told(error: BaseException) -> str:
+    """Name an error of a stranger's code in a few words, with the line that raised it.
+
+    >>> told(ZeroDivisionError("by hand"))
+    'ZeroDivisionError: by hand'
+    """
+    said = " ".join(str(error).split())[:300]
+    lines = [
+        f" ({Path(frame.f_code.co_filename).name}, line {line})"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if not frame.f_code.co_filename.startswith(_OF_OTHERS)
+        and "site-packages" not in frame.f_code.co_filename
+    ]
+    return f"{type(error).__name__}{': ' if said else ''}{said}{lines[-1] if lines else ''}"
+
+
+def _module(code: Code, valid: str) -> ModuleType:
+    try:
+        return importlib.import_module(code.place)
     except ModuleNotFoundError as error:
-        libraries = ", ".join(ADAPTERS.names())
+        if error.name is None or not f"{code.place}.".startswith(f"{error.name}."):
+            raise _failed(code, error) from error  # the module is there, what it needs is not
         raise ConfigError(
-            f"{reference!r} names the module {place!r}, which is not found ({error}); valid: a "
-            f"module, a .py file, or one of {libraries}"
+            f"'{code.place}:{code.name}' names the module {code.place!r}, which is not found "
+            f"({error}); valid: {valid}"
         ) from None
-    except Exception as error:  # a stranger's module may raise anything
-        raise _failed(reference, place, error) from error
+    except (Exception, SystemExit) as error:  # a stranger's module may raise anything
+        raise _failed(code, error) from error
 
 
-def _file(reference: str, path: Path) -> ModuleType:
+def _file(code: Code) -> ModuleType:
+    path = Path(code.place)
     if not path.is_file():
-        raise ConfigError(f"{reference!r} names the file {path}, which does not exist")
+        raise ConfigError(f"'{code.place}:{code.name}' names the file {path}, which does not exist")
     name = f"_robust_nc_user_{path.stem}_{digest(str(path.resolve()))[:8]}"
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     assert spec is not None
@@ -88,13 +167,13 @@ def _file(reference: str, path: Path) -> ModuleType:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # a stranger's file may raise anything
-        del sys.modules[spec.name]
-        raise _failed(reference, str(path), error) from error
+    except (Exception, SystemExit) as error:  # a stranger's file may raise anything
+        sys.modules.pop(spec.name, None)
+        raise _failed(code, error) from error
     return module
 
 
-def _failed(reference: str, place: str, error: Exception) -> ConfigError:
+def _failed(code: Code, error: BaseException) -> ConfigError:
     return ConfigError(
-        f"{reference!r} names {place}, which cannot be run: {type(error).__name__}: {error}"
+        f"'{code.place}:{code.name}' names {code.place}, which cannot be run: {told(error)}"
     )

@@ -1,23 +1,34 @@
-"""From what a cell made to its `Record`."""
+"""From verdicts and rows to a `Record`: of a suite's cell, or of any other model that was judged.
+
+>>> import torch
+>>> score(torch.tensor([True, True, False, True])).value
+0.75
+"""
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from torch import Tensor
+from torch import Tensor, nn
 
 from robust_nc.config import RunConfig
 from robust_nc.data.base import Split
-from robust_nc.data.load import fingerprint
+from robust_nc.data.load import fingerprint, to_unit
 from robust_nc.environment import hardware, versions
 from robust_nc.evaluation import CLEAN, Outcome
+from robust_nc.evidence.collecting import collect
+from robust_nc.evidence.file import write_evidence
+from robust_nc.fingerprints import state_digest
 from robust_nc.naming import identifying
+from robust_nc.plugins import find_protocol
 from robust_nc.record import (
     AttackUse,
     Caution,
+    EvidenceFile,
     Facts,
     File,
     Passes,
@@ -30,9 +41,12 @@ from robust_nc.record import (
 from robust_nc.report.shots import shot_scores
 from robust_nc.report.statistics import wilson
 from robust_nc.runtime import default_device
+from robust_nc.seals import sealed
 from robust_nc.suite import Cell
+from robust_nc.threat import Ball
 from robust_nc.training.checkpoint import read_manifest
 from robust_nc.training.run import Trained
+from robust_nc.types import Warned
 from robust_nc.verdicts import Verdicts
 
 # Headline measures of the penultimate tap, and the row that each is taken from.
@@ -54,15 +68,55 @@ _SUMMARY: dict[str, dict[str, str]] = {
     "leap_rate_gaussian": _LEAP | {"condition": "gaussian", "measure": "leap_rate"},
     "landed": _LEAP | {"measure": "landed"},
     "landing_fraction": _LEAP | {"measure": "landing_fraction"},
+    "collapse_radius": _LEAP
+    | {"split": "test", "condition": "sweep", "measure": "collapse_radius"},
 }
+_EVIDENCE_BATCH = 256  # where the configuration leaves it open
+
+
+class Kept(NamedTuple):
+    """The evidence file that was left, digests of the model's tensors and of the examples."""
+
+    file: EvidenceFile
+    state: str
+    fingerprint: str
+
+
+def keep_evidence(
+    path: Path,
+    model: nn.Module,
+    judged: Split,
+    outcome: Outcome,
+    ball: Ball,
+    *,
+    protocol: str,
+    seed: int,
+    batch_size: int | None,
+) -> Kept:
+    """Write the evidence for a verdict on `judged`, made by `protocol` with `seed`, to `path`."""
+    images, found = to_unit(judged.images), fingerprint(judged)
+    evidence = collect(
+        model,
+        images,
+        judged.labels,
+        judged.ids,
+        outcome,
+        ball,
+        fingerprint=found,
+        seed=seed,
+        draws=find_protocol(protocol).draws,
+        batch_size=batch_size or _EVIDENCE_BATCH,
+    )
+    return Kept(write_evidence(path, evidence, images), state_digest(evidence.weights), found)
 
 
 class Made(NamedTuple):
-    """What a cell made: weights, test data, verdicts, rows, and the time taken."""
+    """What a cell made: weights, verdicts on `judged`, rows, evidence, and the time taken."""
 
     trained: Trained
-    test: Split
+    judged: Split
     verdicts: Verdicts
+    kept: Kept
     rows: pd.DataFrame
     file: File
     folder: Path
@@ -71,8 +125,8 @@ class Made(NamedTuple):
 
 def make_record(cell: Cell, suite: str, made: Made) -> Record:
     """Put together the record of a cell."""
-    config, model = cell.config, made.trained.best
-    return Record(
+    config, model, best = cell.config, made.trained.best, made.verdicts.best
+    record = Record(
         cell=cell.id,
         suite=suite,
         model=cell.model,
@@ -85,39 +139,49 @@ def make_record(cell: Cell, suite: str, made: Made) -> Record:
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             best=_weights(made.folder, "best"),
             last=_weights(made.folder, "last"),
+            state=made.kept.state,
         ),
         protocol=config.evaluation.protocol,
-        attacks=_attacks(made.verdicts.best),
-        accelerated=made.verdicts.best.accelerated,
-        passes=Passes(
-            forward=int(made.verdicts.best.forward_passes.sum()),
-            backward=int(made.verdicts.best.backward_passes.sum()),
-        ),
-        verdict=_verdict(made.verdicts.best),
+        attacks=attack_uses(best),
+        accelerated=best.accelerated,
+        passes=passes_spent(best),
+        verdict=verdict_flags(best),
         scores=_scores(config, made),
         summary=summary(made.rows),
         rows=made.file,
-        warnings=_cautions(made),
+        warnings=cautions((*made.verdicts.last.warnings, *best.warnings)),
         seconds=made.seconds,
         versions=versions(),
         hardware=hardware(default_device()),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now(),
+        evidence=made.kept.file,
     )
+    return sealed(record)
+
+
+def now() -> str:
+    """Return the time in UTC, as records state it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _facts(config: RunConfig, made: Made, num_classes: int) -> Facts:
-    count, altered = len(made.verdicts.best.robust), made.trained.altered
+    count, altered = len(made.judged.labels), made.trained.altered
     return Facts(
         dataset=config.data.dataset.name,
         split="test",
         examples=count,
-        which=f"the first {count} of test in the official order",
-        fingerprint=fingerprint(Split(*(part[:count] for part in made.test))),
+        which=which_examples(count),
+        fingerprint=made.kept.fingerprint,
         num_classes=num_classes,
         train_examples=len(altered.original),
         wrong_labels=None if altered.effective_rate is None else int(altered.wrong.sum()),
         noise=altered.effective_rate,
     )
+
+
+def which_examples(count: int) -> str:
+    """Say which examples of the test split were judged."""
+    return f"the first {count} of test in the official order"
 
 
 def _weights(folder: Path, which: str) -> File:
@@ -126,7 +190,8 @@ def _weights(folder: Path, which: str) -> File:
     return File(path=f"{folder.parent.name}/{folder.name}/{file['name']}", sha256=file["sha256"])
 
 
-def _attacks(outcome: Outcome) -> tuple[AttackUse, ...]:
+def attack_uses(outcome: Outcome) -> tuple[AttackUse, ...]:
+    """Say which attacks made a verdict, with all parameters, and what each was first to break."""
     uses = []
     for name, attack in outcome.attacks:
         parameters: dict[str, Any] = {"attack": type(attack).__name__}
@@ -137,7 +202,14 @@ def _attacks(outcome: Outcome) -> tuple[AttackUse, ...]:
     return tuple(uses)
 
 
-def _verdict(outcome: Outcome) -> Verdict:
+def passes_spent(outcome: Outcome) -> Passes:
+    """Sum up what a verdict cost."""
+    forward, backward = outcome.forward_passes.sum(), outcome.backward_passes.sum()
+    return Passes(forward=int(forward), backward=int(backward))
+
+
+def verdict_flags(outcome: Outcome) -> Verdict:
+    """Pack a verdict per example."""
     names = [name for name, _ in outcome.attacks]
     codes = {"": -1, CLEAN: -2} | {name: index for index, name in enumerate(names)}
     return Verdict(
@@ -147,43 +219,50 @@ def _verdict(outcome: Outcome) -> Verdict:
     )
 
 
-def _cautions(made: Made) -> tuple[Caution, ...]:
-    warnings = (*made.verdicts.last.warnings, *made.verdicts.best.warnings)
+def cautions(warnings: Iterable[Warned]) -> tuple[Caution, ...]:
+    """Return warnings as a record has them: of one name, the last."""
     found = {warned.name: warned.message for warned in warnings}
     return tuple(Caution(name=name, message=message) for name, message in found.items())
 
 
 def _scores(config: RunConfig, made: Made) -> dict[str, Score]:
-    scores = {
-        "clean": _score(made.verdicts.best.clean_correct),
-        "robust": _score(made.verdicts.best.robust),
-        "clean_last": _score(made.verdicts.last.clean_correct),
-        "robust_last": _score(made.verdicts.last.robust),
-    }
-    if made.verdicts.beside is not None:
-        scores["robust_beside"] = _score(made.verdicts.beside.robust)
+    last, beside = made.verdicts.last, made.verdicts.beside
+    scores = accuracies(made.verdicts.best) | clean_train(made.rows)
+    scores |= {"clean_last": score(last.clean_correct), "robust_last": score(last.robust)}
+    if beside is not None:
+        scores["robust_beside"] = score(beside.robust)
     if config.data.imbalance is not None:
         scores |= _shot_scores(made)
-    row = _one(made.rows, {"tap": "output", "measure": "accuracy", **_CLEAN_TRAIN})
-    if row is not None:
-        count = int(row["n"])
-        scores["clean_train"] = _interval(round(float(row["value"]) * count), count)
     return scores
+
+
+def accuracies(outcome: Outcome) -> dict[str, Score]:
+    """Return the two scores of a verdict, `clean` and `robust`."""
+    return {"clean": score(outcome.clean_correct), "robust": score(outcome.robust)}
+
+
+def clean_train(rows: pd.DataFrame) -> dict[str, Score]:
+    """Return the accuracy `clean_train` on the training images of the geometry, if it is there."""
+    row = _one(rows, {"tap": "output", "measure": "accuracy", **_CLEAN_TRAIN})
+    if row is None:
+        return {}
+    count = int(row["n"])
+    return {"clean_train": _interval(round(float(row["value"]) * count), count)}
 
 
 def _shot_scores(made: Made) -> dict[str, Score]:
     """Accuracies on classes with many, a medium number of and few training examples."""
-    best, count = made.verdicts.best, len(made.verdicts.best.robust)
+    best = made.verdicts.best
     counts = made.trained.altered.original.bincount(minlength=made.trained.info.num_classes)
-    labels = made.test.labels[:count]
     return {
         f"{name}_{shot}": score
         for name, flags in (("clean", best.clean_correct), ("robust", best.robust))
-        for shot, score in shot_scores(counts, labels, flags).items()
+        for shot, score in shot_scores(counts, made.judged.labels, flags).items()
     }
 
 
-def _score(flags: Tensor) -> Score:
+def score(flags: Tensor) -> Score:
+    """Return the share of flags `(N,)` that are set, with its 95 % interval."""
     return _interval(int(flags.sum()), len(flags))
 
 
@@ -193,24 +272,47 @@ def _interval(successes: int, count: int) -> Score:
 
 
 def summary(rows: pd.DataFrame) -> dict[str, float | None]:
-    """Return the headline measures of the penultimate tap; None for what was not measured."""
+    """Return the headline measures of the penultimate tap; None for what was not measured.
+
+    `collapse_radius_beyond` is the largest radius where no radius reached the level;
+    `leap_layer` the depth of the tap where most leaps begin, None where nothing leaped.
+    """
     found = {key: _one(rows, {"tap": "penultimate"} | at) for key, at in _SUMMARY.items()}
-    return {
+    values = {
         key: None if row is None or pd.isna(row["value"]) else float(row["value"])
         for key, row in found.items()
     }
+    radius = found["collapse_radius"]
+    if radius is None or values["collapse_radius"] is not None:
+        values["collapse_radius_beyond"] = None
+    else:
+        values["collapse_radius_beyond"] = float(radius["eps"])
+    return values | {"leap_layer": _leap_layer(rows)}
+
+
+def _leap_layer(rows: pd.DataFrame) -> float | None:
+    at = (rows["measure"] == "leap_layer") & (rows["tap"] != "none")
+    for column, value in _LEAP.items():
+        at &= rows[column] == value
+    found = rows[at & _finished(rows)].sort_values("depth")
+    if not (found["value"] > 0).any():
+        return None
+    return float(found["depth"].iloc[int(found["value"].argmax())])
 
 
 def _one(rows: pd.DataFrame, where: dict[str, str]) -> "pd.Series[Any] | None":
-    """Return the one row of the finished weights that matches, or None.
-
-    Where layers were read in two ways, that of the pooled features.
-    """
-    chosen = rows["epoch"] == -1
-    if (rows["feature"] == "gap").any():
-        chosen &= rows["feature"] != "flatten"
+    """Return the one row of the finished weights that matches, or None."""
+    chosen = _finished(rows)
     for column, value in where.items():
         chosen &= rows[column] == value
     found = rows[chosen]
     assert len(found) <= 1, f"{len(found)} rows for {where}"
     return found.iloc[0] if len(found) else None
+
+
+def _finished(rows: pd.DataFrame) -> "pd.Series[bool]":
+    """Mark rows of the finished weights; where layers were read in two ways, of the pooled ones."""
+    chosen = rows["epoch"] == -1
+    if (rows["feature"] == "gap").any():
+        chosen &= rows["feature"] != "flatten"
+    return chosen

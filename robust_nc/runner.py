@@ -5,11 +5,10 @@ differ only in how they are judged share their weights, and run one after the ot
 """
 
 import contextlib
-import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple, TextIO
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -20,12 +19,12 @@ from robust_nc.exceptions import (
     DataError,
     InputError,
     RecordError,
-    StorageError,
 )
 from robust_nc.launch import Task, run_tasks
 from robust_nc.naming import training_id
 from robust_nc.record import read_record
 from robust_nc.store import (
+    alone,
     checkpoint_folder,
     record_path,
     remove_file,
@@ -74,7 +73,7 @@ def run_suite(
     if overwrite == "only-cache":
         absent = tuple(cell.id for cell in suite.cells if _needed(cell, out, overwrite))
         return SuiteReport(len(suite.cells) - len(absent), (), {}, absent)
-    with _alone(out):
+    with alone(out):
         remove_unfinished(out)
         todo = [cell for cell in suite.cells if _needed(cell, out, overwrite)]
         kept = len(suite.cells) - len(todo)
@@ -163,31 +162,3 @@ def _needed(cell: Cell, out: Path, overwrite: Overwrite) -> bool:
     except RecordError:
         return True
     return False
-
-
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold the folder's lock; it goes with the process, however that ends."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = _locked(out / ".lock")
-    except BlockingIOError:
-        raise StorageError(
-            f"another run is writing to {out}; wait for it, or choose another --out"
-        ) from None
-    except OSError as error:
-        raise StorageError(
-            f"cannot write to {out}: {error.strerror or error}; choose another place with --out"
-        ) from error
-    with lock:
-        yield
-
-
-def _locked(path: Path) -> TextIO:
-    lock = path.open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise
-    return lock

@@ -5,11 +5,18 @@
 []
 """
 
+import contextlib
+import fcntl
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 from robust_nc.exceptions import RecordError, StorageError
-from robust_nc.record import Stored, read_record
+
+if TYPE_CHECKING:
+    from robust_nc.record import Stored
 
 # Under these folders lie files that are no records.
 NOT_RECORDS = frozenset({"answers", "cache", "checkpoints"})
@@ -25,6 +32,15 @@ def rows_path(out: Path, model: str, cell: str) -> Path:
     return out / model / f"{cell}.parquet"
 
 
+def evidence_path(record: Path) -> Path:
+    """Path of the evidence that lies beside a record.
+
+    >>> evidence_path(Path("out/net/00ff.json")).name
+    '00ff.evidence'
+    """
+    return record.with_suffix(".evidence")
+
+
 def checkpoint_folder(out: Path, cell: str) -> Path:
     """Folder of a cell's checkpoints and training log."""
     return out / "checkpoints" / cell
@@ -35,22 +51,46 @@ def verdict_log(out: Path, cell: str, which: str) -> Path:
     return out / "cache" / f"{cell}-{which}.jsonl"
 
 
-def read_all(root: Path) -> list[Stored]:
+def read_all(root: Path) -> "list[Stored]":
     """Read every record under a folder (or the one record that `root` is), sorted by path.
 
     Raises `RecordError` if the folder is missing, or a record is damaged.
     """
+    from robust_nc.record import read_record  # here: who only lists files need not wait for torch
+
+    paths = [
+        folder / name
+        for folder, names in record_folders(root)
+        for name in names
+        if root.is_file() or is_record_name(name)
+    ]
+    return [read_record(path) for path in sorted(paths)]
+
+
+def record_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Go through the folders in which records may lie: each with the names of its files.
+
+    Hidden folders and `NOT_RECORDS` are left out; a `root` that is a record is all there is. Raises
+    `RecordError` if `root` is missing, or a folder may not be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # one that has gone meanwhile holds nothing
+            raise RecordError(f"{error.filename} cannot be read: {error.strerror or error}")
+
     if root.is_file():
-        return [read_record(root)]
+        yield root.parent, [root.name]
+        return
     if not root.is_dir():
         raise RecordError(f"there is no results folder {root}; run a suite first: robust-nc run")
-    paths = sorted(
-        path
-        for path in root.rglob("*.json")
-        if not NOT_RECORDS & set(path.relative_to(root).parts[:-1])
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-    )
-    return [read_record(path) for path in paths]
+    for folder, folders, names in os.walk(root, onerror=refuse):
+        folders[:] = [n for n in folders if not n.startswith(".") and n not in NOT_RECORDS]
+        yield Path(folder), names
+
+
+def is_record_name(name: str) -> bool:
+    """Whether a file of this name, in one of `record_folders`, is a record."""
+    return name.endswith(".json") and not name.startswith(".")
 
 
 def remove_tree(folder: Path) -> None:
@@ -75,3 +115,34 @@ def remove_unfinished(root: Path) -> None:
     """Remove what writers that were killed left behind (see `files.atomic`)."""
     for path in root.rglob(".*.part"):
         remove_file(path)
+
+
+@contextlib.contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Hold the folder's lock; it goes with the process, however that ends.
+
+    Raises `StorageError` where another process holds it, and where nothing can be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = _locked(out / ".lock")
+    except BlockingIOError:
+        raise StorageError(
+            f"another run is writing to {out}; wait for it, or choose another --out"
+        ) from None
+    except OSError as error:
+        raise StorageError(
+            f"cannot write to {out}: {error.strerror or error}; choose another place with --out"
+        ) from error
+    with lock:
+        yield
+
+
+def _locked(path: Path) -> TextIO:
+    lock = path.open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise
+    return lock

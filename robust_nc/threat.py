@@ -212,7 +212,7 @@ class Ball:
         return f"{self.norm} {format_eps(self.eps)}"
 
 
-def format_eps(eps: float) -> str:
+def format_eps(eps: float | int) -> str:
     """Write eps as people do: in 255ths where it is one, else as a number.
 
     >>> format_eps(8 / 255), format_eps(0.15), format_eps(0.0)

@@ -26,7 +26,7 @@ from robust_nc.exceptions import ConfigError, RobustNCError
 from robust_nc.naming import training_id
 from robust_nc.runner import Hooks, run_suite
 from robust_nc.runtime import default_device
-from robust_nc.store import checkpoint_folder, record_path, rows_path
+from robust_nc.store import checkpoint_folder, evidence_path, record_path, rows_path
 from robust_nc.suite import Cell, Suite, read_suite
 from robust_nc.training.log import read_log
 from robust_nc.training.progress import TrainEvent, describe_event
@@ -154,8 +154,9 @@ def bring(cells: list[Cell], work: Path, out: Path, *, keep: Keep) -> None:
     """Copy records, rows and training logs, and with `keep` weights, in the layout of a run."""
     for cell in cells:
         folder = checkpoint_folder(work, training_id(cell.config))
-        wanted = [rows_path(work, cell.model, cell.id), record_path(work, cell.model, cell.id)]
-        wanted = wanted if wanted[-1].is_file() else []
+        path = record_path(work, cell.model, cell.id)
+        wanted = [rows_path(work, cell.model, cell.id), evidence_path(path), path]
+        wanted = wanted if path.is_file() else []
         wanted.append(folder / "log.jsonl")
         if keep == "all":
             wanted += sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json"))

@@ -2,6 +2,7 @@
 
 Images are uint8 in 0..255 or floats in [0, 1], `(N, H, W)`, `(N, H, W, C)` or `(N, C, H, W)`; the
 channel axis is the one of size 1 or 3. Labels are class numbers `(N,)`. Nothing is unpickled.
+Where no training images are needed, `x_test` and `y_test` (or `images` and `labels`) are enough.
 
 In a suite: `dataset = { name = "npz", path = "mine.npz" }`.
 
@@ -9,13 +10,16 @@ In a suite: `dataset = { name = "npz", path = "mine.npz" }`.
 (5, 3, 8, 8)
 """
 
+import contextlib
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
 from robust_nc.checks import check_images, check_labels
@@ -23,6 +27,7 @@ from robust_nc.data.base import SPLITS, DatasetInfo, Split, check_split, numbere
 from robust_nc.exceptions import DataError, InputError
 
 _CHANNELS = (1, 3)
+_TEST = {"x_test": "images", "y_test": "labels"}  # what else test may be called
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,11 @@ class Npz:
         images, labels = self._images(split), self._labels(split)
         return numbered(images, check_labels(labels, len(images), what=f"y_{split}"))
 
+    def splits(self) -> tuple[str, ...]:
+        """Name the splits that are there."""
+        with self._archive() as archive:
+            return tuple(split for split in SPLITS if _key(archive, f"x_{split}") in archive)
+
     def _images(self, split: str) -> Tensor:
         what = f"x_{split} of {self.path}"
         array = channels_first(self._array(f"x_{split}"), what)
@@ -69,25 +79,36 @@ class Npz:
         return check_labels(array, len(array), what=f"y_{split} of {self.path}")
 
     def _array(self, key: str) -> np.ndarray:
+        with self._archive() as archive:
+            if _key(archive, key) not in archive:
+                raise DataError(
+                    f"{self.path} has no {key}; x_train, y_train, x_test and y_test are needed, "
+                    f"found {', '.join(archive) or 'nothing'}"
+                )
+            array: np.ndarray = archive[_key(archive, key)]
+        if array.ndim == 0 or len(array) == 0:
+            raise DataError(f"{key} of {self.path} is empty")
+        return array
+
+    @contextlib.contextmanager
+    def _archive(self) -> Iterator[NpzFile]:
+        """Open the file; what is wrong with it, then or while it is read, becomes a `DataError`."""
         path = Path(self.path).expanduser()
         try:
             with path.open("rb") as file:
                 archive = np.load(file, allow_pickle=False)
                 if isinstance(archive, np.ndarray):
                     raise DataError(f"{path} is a single array; save several with numpy.savez")
-                if key not in archive:
-                    raise DataError(
-                        f"{path} has no {key}; x_train, y_train, x_test and y_test are needed, "
-                        f"found {', '.join(archive) or 'nothing'}"
-                    )
-                array: np.ndarray = archive[key]
+                yield archive
         except FileNotFoundError:
             raise DataError(f"npz file {path} is not there") from None
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{path} cannot be read without unpickling: {error}") from None
-        if array.ndim == 0 or len(array) == 0:
-            raise DataError(f"{key} of {path} is empty")
-        return array
+
+
+def _key(archive: NpzFile, key: str) -> str:
+    """Return what an array is called in this file."""
+    return key if set(_TEST) & set(archive.files) else _TEST.get(key, key)
 
 
 def channels_first(array: np.ndarray, what: str) -> np.ndarray:

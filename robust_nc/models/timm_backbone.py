@@ -12,7 +12,7 @@ options are checked without it.
 import contextlib
 import difflib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,13 @@ from robust_nc.peers import imported
 from robust_nc.types import Features, Images
 
 _WHOLE = "features"  # the tap of a network that names no stages
+
+
+class Created(NamedTuple):
+    """A network of timm, and whether it takes one image size only."""
+
+    network: nn.Module
+    fixed_size: bool
 
 
 class TimmBackbone(Backbone):
@@ -40,7 +47,7 @@ class TimmBackbone(Backbone):
     name = "timm"
 
     def __init__(self, image_shape: ImageShape, *, model: str, pretrained: bool = False) -> None:
-        network, fixed_size = _create(model, image_shape, pretrained=pretrained)
+        network, fixed_size = create_network(model, image_shape, pretrained=pretrained)
         stages, dim = _probe(network, model, image_shape)
         super().__init__(image_shape, dim=dim, tap_names=(*stages, PENULTIMATE))
         self.network = network
@@ -69,8 +76,14 @@ class TimmBackbone(Backbone):
             )
 
 
-def _create(model: str, image_shape: ImageShape, *, pretrained: bool) -> tuple[nn.Module, bool]:
-    """Build a network of timm without its last layer; whether it takes one image size only."""
+def create_network(
+    model: str, image_shape: ImageShape, *, pretrained: bool = False, num_classes: int = 0
+) -> Created:
+    """Build a network of timm, for 0 classes without its last layer, from the global generator.
+
+    Raises `ConfigError` where timm is missing, has no such model or cannot get the weights,
+    `InputError` for images that the model cannot take.
+    """
     timm: Any = imported("timm", "timm")
     if not timm.is_model(model):
         near = difflib.get_close_matches(model, timm.list_models(), n=3)
@@ -81,7 +94,11 @@ def _create(model: str, image_shape: ImageShape, *, pretrained: bool) -> tuple[n
     sizes: dict[str, Any] = {"img_size": image_shape[1:]} if fixed_size else {}
     try:
         network: nn.Module = timm.create_model(
-            model, pretrained=pretrained, num_classes=0, in_chans=image_shape[0], **sizes
+            model,
+            pretrained=pretrained,
+            num_classes=num_classes,
+            in_chans=image_shape[0],
+            **sizes,
         )
     except Exception as error:  # of the network, of the download, of a check of sizes
         if pretrained:
@@ -90,7 +107,7 @@ def _create(model: str, image_shape: ImageShape, *, pretrained: bool) -> tuple[n
                 "take the internet or timm's cache: set pretrained = false to draw weights"
             ) from None
         raise _unfit(model, image_shape, error) from None
-    return network, fixed_size
+    return Created(network, fixed_size)
 
 
 @torch.no_grad()

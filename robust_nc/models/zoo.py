@@ -12,27 +12,21 @@ robust_nc.exceptions.UnknownNameError: unknown part of a zoo reference 'weight';
 did you mean 'weights'? Valid: dataset, threat_model, weights
 """
 
-import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robust_nc.exceptions import CheckpointError, ConfigError, unknown_name
 from robust_nc.files import sha256_of
+from robust_nc.models.weight_files import fill, read_weights
 from robust_nc.peers import imported
 
 _ZOO = "robustbench"
 _PARTS = ("dataset", "threat_model", "weights")
-_PREFIXES = ("module.", "model.", "_orig_mod.")  # left by wrappers that the zoo's models lack
-_WRAPPED = ("state_dict", "model_state_dict", "last", "model", "net")  # where files keep weights
-# What the constructors set themselves, and older files lack.
-_CONSTANTS = {"mu", "sigma", "mean", "std"}
-# What files hold beside the weights: heads and masks of training.
-_BESIDE = ("model_preact_hl1.", ".scores")
 _SIDE = {"imagenet": 224}  # pixels; 32 elsewhere
 
 
@@ -67,21 +61,21 @@ class Candidate(NamedTuple):
 def load_model(reference: str) -> ZooModel:
     """Build the architecture that a reference names, and load its local weights, strictly.
 
-    The file is read with `weights_only=True`. Raises `ConfigError` for a reference that cannot be
-    used or names several models, `CheckpointError` for a file that is missing, unsafe or of
-    another architecture; a missing one is answered with where it comes from.
+    The file is safetensors, or read with `weights_only=True`. Raises `ConfigError` for a reference
+    that cannot be used or names several models, `CheckpointError` for a file that is missing,
+    unsafe or of another architecture; a missing one is answered with where it comes from.
     """
     asked = read_reference(reference)
     candidates = find(asked)
     path = Path(asked.weights)
     if not asked.weights or not path.is_file():
         raise CheckpointError(_about_missing(asked, candidates))
-    weights = _read(path)
+    weights = read_weights(path)
     fitting: list[tuple[Candidate, nn.Module]] = []
     problems = []
     for candidate in candidates:
         model = _build(asked.name, candidate)
-        problem = _fill(model, weights)
+        problem = fill(model, weights)
         if problem is None:
             fitting.append((candidate, model.eval()))
         else:
@@ -100,11 +94,23 @@ def read_reference(reference: str) -> Reference:
     name, _, query = rest.partition("?")
     if zoo != _ZOO or not colon or not name:
         raise ConfigError(f"expected {_ZOO}:NAME?weights=PATH, found {reference!r}")
-    parts = dict(part.partition("=")[::2] for part in query.split("&") if part)
-    for part in parts:
-        if part not in _PARTS:
-            raise unknown_name("part of a zoo reference", part, _PARTS)
-    return Reference(name, **{key: unquote(value) for key, value in parts.items()})
+    return Reference(name, **read_parts(query, _PARTS, of="a zoo reference"))
+
+
+def read_parts(query: str, valid: Collection[str], *, of: str) -> dict[str, str]:
+    """Take `key=value&key=value` apart, with %XX undone.
+
+    Raises `UnknownNameError` for a key that is not valid, `ConfigError` for one that comes twice.
+    """
+    parts: dict[str, str] = {}
+    for part in filter(None, query.split("&")):
+        key, _, value = part.partition("=")
+        if key not in valid:
+            raise unknown_name(f"part of {of}", key, valid)
+        if key in parts:
+            raise ConfigError(f"{of} names {key} twice: {query!r}")
+        parts[key] = unquote(value)
+    return parts
 
 
 def find(asked: Reference) -> list[Candidate]:
@@ -157,60 +163,6 @@ def _build(name: str, candidate: Candidate) -> nn.Module:
             )
         built: nn.Module = candidate.entry["model"]()
         return built
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """Tensors of a weight file by name, without the wrappers around them."""
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds more than tensors, which is not read from strangers "
-            f"({str(error).splitlines()[0][:100]}); where you trust it, save its state_dict alone"
-        ) from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as weights: {error}") from None
-    while isinstance(found, dict) and not _is_state(found):
-        inner = next((found[key] for key in _WRAPPED if isinstance(found.get(key), dict)), None)
-        if inner is None:
-            break
-        found = inner
-    if not isinstance(found, dict) or not _is_state(found):
-        raise CheckpointError(f"{path} holds no state_dict; its keys: {_keys(found)}")
-    return dict(found)
-
-
-def _is_state(found: Mapping[Any, Any]) -> bool:
-    return bool(found) and all(isinstance(value, Tensor) for value in found.values())
-
-
-def _keys(found: object) -> str:
-    return ", ".join(map(str, list(found)[:5])) if isinstance(found, dict) else type(found).__name__
-
-
-def _fill(model: nn.Module, weights: Mapping[str, Tensor]) -> str | None:
-    """Load weights into a model; what does not fit, None where all does."""
-    wanted = model.state_dict()
-    bare = {_bare(key): value for key, value in weights.items()}
-    state = {key: bare[_bare(key)] for key in wanted if _bare(key) in bare}
-    missing = [k for k in wanted if k not in state and k.split(".")[-1] not in _CONSTANTS]
-    known = {_bare(key) for key in wanted}
-    spare = [k for k in bare if k not in known and not k.startswith(_BESIDE[0])]
-    spare = [k for k in spare if not k.endswith(_BESIDE[1]) and k.split(".")[-1] not in _CONSTANTS]
-    shapes = [k for k, value in state.items() if value.shape != wanted[k].shape]
-    for told, keys in (("lacks", missing), ("holds unknown", spare), ("other shapes in", shapes)):
-        if keys:
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            return f"{told} {', '.join(keys[:3])}{more}"
-    model.load_state_dict({**wanted, **state}, strict=True)
-    return None
-
-
-def _bare(key: str) -> str:
-    """Name of a tensor without the prefixes of wrappers."""
-    while key.startswith(_PREFIXES):
-        key = key.partition(".")[2]
-    return key
 
 
 @torch.no_grad()

@@ -1,0 +1,150 @@
+"""Attacking examples that are claimed to be robust again, and what that says of all of them.
+
+>>> audit = Audit("standard", 0, torch.arange(300), torch.arange(0), torch.zeros(0), 4_000, 10_000)
+>>> audit.most, audit.refutes
+(38, False)
+>>> print(audit)
+none of 300 broken by standard: at most 0.95 % of 4,000 robust examples (38) break (95 %)
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robust_nc.appraisal.bounds import fewest_broken, most_broken
+from robust_nc.evaluation import evaluate
+from robust_nc.evidence.originals import Examples, ball_of
+from robust_nc.evidence.standing import standing
+from robust_nc.evidence.strengthening import look, strengthen
+from robust_nc.exceptions import InputError, UnknownNameError
+from robust_nc.files import atomic
+from robust_nc.pacing import Progress
+from robust_nc.plugins import find_protocol
+from robust_nc.record import Stored
+from robust_nc.runtime import device_of, stream_key, untouched
+from robust_nc.scoring import Scorer
+from robust_nc.threat import Ball
+
+PROTOCOL = "standard"
+_BATCH = 256
+ALLOWED = 0.01  # of the robust examples: an attack with other draws breaks a few that one missed
+
+
+class Audit(NamedTuple):
+    """An audit of `rows` (N,) of `survivors` robust examples, out of `examples` in all.
+
+    `broke` (B,) are the rows that `protocol` broke, by `points` (B, C, H, W).
+    """
+
+    protocol: str
+    seed: int
+    rows: Tensor
+    broke: Tensor
+    points: Tensor
+    survivors: int
+    examples: int
+
+    @property
+    def most(self) -> int:
+        """Upper 95 % bound on how many of the survivors the protocol would break."""
+        return most_broken(len(self.broke), drawn=len(self.rows), population=self.survivors)
+
+    @property
+    def overclaim(self) -> float:
+        """That bound as a share of the survivors."""
+        return self.most / self.survivors
+
+    @property
+    def lowest(self) -> float:
+        """What is left of robust accuracy at that bound."""
+        return (self.survivors - self.most) / self.examples
+
+    @property
+    def refutes(self) -> bool:
+        """Whether (95 %) more than 1 % of the survivors break: more than chance in an attack."""
+        fewest = fewest_broken(len(self.broke), drawn=len(self.rows), population=self.survivors)
+        return fewest > ALLOWED * self.survivors
+
+    def __str__(self) -> str:
+        broke = "none" if not len(self.broke) else f"{len(self.broke):,}"
+        return (
+            f"{broke} of {len(self.rows):,} broken by {self.protocol}: at most "
+            f"{100 * self.overclaim:.2f} % of {self.survivors:,} robust examples "
+            f"({self.most:,}) break (95 %)"
+        )
+
+
+def audit(
+    stored: Stored,
+    model: nn.Module,
+    examples: Examples,
+    *,
+    count: int,
+    seed: int,
+    report: Callable[[Progress], None] | None = None,
+) -> Audit:
+    """Attack `count` of the examples that are still claimed robust (or all), drawn by `seed`.
+
+    With `standard`, or where the record's protocol takes several draws of a random model, with
+    that. Draws of the attack are others than the record's. Raises `InputError` for a count below 1,
+    a negative seed, and where no example is claimed robust.
+    """
+    if count < 1 or seed < 0:
+        raise InputError(
+            f"an audit needs a count of at least 1 and a seed of at least 0, found "
+            f"{count} and {seed}"
+        )
+    survivors = np.flatnonzero(standing(stored).robust)
+    if not len(survivors):
+        raise InputError("there is nothing to audit: no example is claimed robust")
+    draws = np.random.Generator(np.random.PCG64(seed))
+    chosen = draws.choice(survivors, min(count, len(survivors)), replace=False)
+    rows = torch.from_numpy(np.sort(chosen).astype(np.int64))
+    protocol, ball = audit_protocol(stored.record.protocol), ball_of(stored.record.config)
+    outcome = evaluate(
+        model,
+        examples.images[rows],
+        examples.labels[rows],
+        ball,
+        protocol=protocol,
+        seed=stream_key(seed, "audit") & (2**31 - 1),
+        ids=examples.ids[rows],
+        checks=False,
+        report=report,
+    )
+    broke = ~outcome.robust
+    points = outcome.adversarials[broke]
+    return Audit(protocol, seed, rows, rows[broke], points, len(survivors), len(examples.labels))
+
+
+def audit_protocol(own: str) -> str:
+    """Return the protocol to audit with: `standard`, but the record's own for random models."""
+    try:
+        return own if find_protocol(own).draws > 1 else PROTOCOL
+    except UnknownNameError:
+        return PROTOCOL
+
+
+def _pushed(
+    model: nn.Module, points: Tensor, examples: Examples, rows: Tensor, ball: Ball, protocol: str
+) -> Tensor:
+    """Push what broke further, so that it also holds on another machine."""
+    device, scorer = device_of(model), Scorer(model, draws=find_protocol(protocol).draws)
+    found = [points[:0]]
+    with torch.inference_mode(False), untouched(model):
+        for at in torch.split(torch.arange(len(rows)), _BATCH):
+            given = (points[at], examples.images[rows[at]], examples.labels[rows[at]])
+            weak, origins, labels = (part.to(device) for part in given)
+            seen = look(scorer, weak, labels)
+            found.append(strengthen(scorer, weak, seen, origins, labels, ball).points.cpu())
+    return torch.cat(found)
+
+
+def write_broken(path: Path, rows: Tensor, points: Tensor) -> None:
+    """Write examples that `challenge` takes: `ids` (B,) rows, `images` (B, C, H, W) float32."""
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, ids=rows.numpy(), images=points.numpy())

@@ -1,0 +1,52 @@
+"""Exact bounds from a sample that was drawn without replacement (hypergeometric).
+
+>>> most_broken(0, drawn=300, population=4_000)
+38
+"""
+
+import math
+
+from robust_nc.exceptions import InputError
+
+MISS = 20  # bounds hold with probability 1 - 1/20
+
+
+def most_broken(found: int, *, drawn: int, population: int) -> int:
+    """Return the upper 95 % bound on how many of a population break, from `found` of `drawn`.
+
+    It is the largest B with P(X <= found) > 0.05, X hypergeometric: `drawn` out of `population`, of
+    which B break. Integers throughout, so exact. Raises `InputError` for counts that cannot be.
+    """
+    _check(found, drawn, population)
+    low, high = found, population - (drawn - found)  # P falls with B, and is 1 at `found`
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _likely(found, middle, drawn, population):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def fewest_broken(found: int, *, drawn: int, population: int) -> int:
+    """Return the lower 95 % bound: the smallest B with P(X >= found) > 0.05, as `most_broken`."""
+    return population - most_broken(drawn - found, drawn=drawn, population=population)
+
+
+def _likely(found: int, broken: int, drawn: int, population: int) -> bool:
+    """Whether at most `found` of the drawn break with a probability of more than 1 in `MISS`."""
+    whole = population - broken
+    first = max(0, drawn - whole)
+    ways = term = math.comb(broken, first) * math.comb(whole, drawn - first)
+    for x in range(first, min(found, broken, drawn)):
+        term = term * (broken - x) * (drawn - x) // ((x + 1) * (whole - drawn + x + 1))
+        ways += term
+    return found >= first and MISS * ways > math.comb(population, drawn)
+
+
+def _check(found: int, drawn: int, population: int) -> None:
+    if not 0 <= found <= drawn <= population:
+        raise InputError(
+            "a bound needs 0 <= found <= drawn <= population, "
+            f"found {found}, {drawn} and {population}"
+        )

@@ -1,0 +1,173 @@
+"""All that can be checked of one record, and the badges that it earns.
+
+>>> Wanted().audit is None
+True
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from torch import nn
+
+from robust_nc.appraisal.auditing import Audit, audit
+from robust_nc.appraisal.consistency import found_in_flags, inconsistencies, settings_of
+from robust_nc.appraisal.reference import open_model
+from robust_nc.appraisal.remeasuring import CLAIM, Remeasured, remeasure
+from robust_nc.appraisal.settings import Appraisal
+from robust_nc.environment import hardware, versions
+from robust_nc.evidence.challenging import challenge_findings
+from robust_nc.evidence.matching import Finding
+from robust_nc.evidence.originals import Examples, examples_of
+from robust_nc.evidence.standing import PROVEN, SCHEMA_OK, Receipt
+from robust_nc.evidence.verifying import Verification, verify
+from robust_nc.exceptions import DataError, InputError, RecordError
+from robust_nc.files import sha256_of
+from robust_nc.record import Record, Stored
+from robust_nc.runtime import default_device
+
+Tell = Callable[[str], None]
+Show = Callable[[str, float, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What to check with: the model's reference, how many examples to audit by which seed."""
+
+    model: str | None = None
+    audit: int | None = None
+    seed: int = 0
+    root: Path | None = None
+
+
+@dataclass(kw_only=True, eq=False)
+class Checked:
+    """What was found of a record. `unchecked` says what could not be looked at, and why."""
+
+    stored: Stored
+    inconsistent: list[Finding]
+    evidence: Verification = field(default_factory=Verification)
+    challenges: list[Finding] = field(default_factory=list)
+    audit: Audit | None = None
+    geometry: Remeasured | None = None
+    unchecked: list[str] = field(default_factory=list)
+
+    @property
+    def wrong(self) -> list[Finding]:
+        """All that is not as it should be."""
+        found = [*self.inconsistent, *self.evidence.wrong, *self.challenges]
+        if self.audit is not None and self.audit.refutes:
+            found.append(Finding("verdict.robust", "the audit breaks more than 1 % (95 %) of it"))
+        if self.geometry is not None and not self.geometry.consistent:
+            found.append(Finding(f"summary.{CLAIM}", "is not what was measured again"))
+        return found
+
+    @property
+    def badges(self) -> tuple[str, ...]:
+        """Badges earned; none says that all of a record is true."""
+        if self.inconsistent:
+            return ()
+        badges = [SCHEMA_OK]
+        if self.evidence.proves:
+            badges.append(PROVEN)
+        if self.audit is not None and self.evidence.same_model and not self.wrong:
+            badges.append(f"audited {len(self.audit.rows)}")
+        return tuple(badges)
+
+    def receipt(self) -> Receipt:
+        """Put down what was found, for the record as it lies there."""
+        record, repeated = self.stored.record, self.evidence.adversarials
+        return Receipt(
+            record=sha256_of(self.stored.path),
+            evidence=None if record.evidence is None else record.evidence.sha256,
+            badges=self.badges,
+            proven=0 if repeated is None else int(repeated.proven.sum()),
+            tolerated=0 if repeated is None else int(repeated.tolerated.sum()),
+            audited=0 if self.audit is None else len(self.audit.rows),
+            overclaim=None if self.audit is None else self.audit.overclaim,
+            versions=versions(),
+            hardware=hardware(default_device()),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+
+def check(stored: Stored, wanted: Wanted, *, tell: Tell, show: Show) -> Checked:
+    """Check a record with what there is: its data if they are here, its model if it is given.
+
+    `tell` is called with what the user should know, `show` with a stage, a share and a line. Raises
+    for a model that cannot be opened (`ConfigError`, `CheckpointError`, `InputError`); what is
+    wrong with the record is in what is returned.
+    """
+    found = Checked(stored=stored, inconsistent=inconsistencies(stored))
+    examples = _examples(stored.record, wanted.root, found)
+    model = None
+    if wanted.model is not None and examples is None:
+        found.unchecked.append("the model was not asked: that needs the images")
+    elif wanted.model is not None and examples is not None:
+        model = _model(wanted.model, stored.record, examples, tell)
+    show("verify", 0.0, "evidence")
+    found.evidence = verify(stored, examples=examples, model=model)
+    if model is not None and examples is not None and not found_in_flags(found.inconsistent):
+        show("verify", 0.5, "challenges")
+        found.challenges = challenge_findings(stored, model, examples)
+        if wanted.audit is not None:
+            _audit(found, wanted, model, examples, show)
+    return found
+
+
+def _examples(record: Record, root: Path | None, found: Checked) -> Examples | None:
+    try:
+        return examples_of(record, root)
+    except RecordError as error:
+        found.inconsistent.append(Finding("config.data", str(error)))
+    except DataError as error:
+        found.unchecked.append(f"adversarials were not compared with their originals: {error}")
+    return None
+
+
+def _model(reference: str, record: Record, examples: Examples, tell: Tell) -> nn.Module:
+    channels, height, width = examples.images.shape[1:]
+    opened = open_model(
+        reference,
+        num_classes=record.data.num_classes,
+        image_shape=(channels, height, width),
+        tell=tell,
+    )
+    return opened.model.to(default_device()).eval()
+
+
+def _audit(
+    found: Checked, wanted: Wanted, model: nn.Module, examples: Examples, show: Show
+) -> None:
+    """Attack again, and measure the geometry again where the record is of one set of weights."""
+    assert wanted.audit is not None
+    if found.evidence.same_model is False:
+        found.unchecked.append("no audit: the model is another one")
+        return
+    try:
+        found.audit = audit(
+            found.stored,
+            model,
+            examples,
+            count=wanted.audit,
+            seed=wanted.seed,
+            report=lambda progress: show("audit", progress.share, str(progress)),
+        )
+    except InputError as error:
+        found.unchecked.append(f"no audit: {error}")
+    try:
+        settings = settings_of(found.stored.record)
+        if isinstance(settings, Appraisal):
+            found.geometry = remeasure(
+                found.stored.record,
+                settings,
+                model,
+                examples,
+                count=wanted.audit,
+                seed=wanted.seed,
+                root=wanted.root,
+                report=lambda share, text: show("geometry", share, text),
+            )
+    except (RecordError, DataError, InputError) as error:
+        found.unchecked.append(f"geometry was not measured again: {error}")

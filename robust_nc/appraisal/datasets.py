@@ -1,0 +1,110 @@
+"""The images that a model is judged and measured on, as they are named on the command line.
+
+>>> named_dataset("digits")
+Component(name='digits', options={})
+>>> named_dataset("synthetic?train_size=24").options
+{'train_size': 24}
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
+
+from robust_nc.config import Component, build
+from robust_nc.data.base import Dataset, Split, first
+from robust_nc.data.folder import Folder, list_images
+from robust_nc.data.load import data_root
+from robust_nc.data.npz import Npz
+from robust_nc.exceptions import DataError, InputError, UnknownNameError, unknown_name
+from robust_nc.registry import DATASETS
+
+_MOST_CLASSES = 100_000  # a label beyond is no class number
+
+
+class Shape(NamedTuple):
+    """What a model must fit: K, (C, H, W), names of the classes, and whether there is train."""
+
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    has_train: bool
+
+
+class Given(NamedTuple):
+    """A data set: the first examples of its test split, and its training split or None.
+
+    `label` is what the user called it, `examples` how many of test were asked for (None: all).
+    """
+
+    label: str
+    part: Component
+    shape: Shape
+    test: Split
+    examples: int | None
+    train: Split | None
+
+
+def named_dataset(text: str) -> Component:
+    """Return the data set that `text` names: registered, a `.npz` file or a folder of images.
+
+    Options follow a question mark: `my/images?size=64`. Raises `UnknownNameError` otherwise.
+    """
+    place, _, query = text.partition("?")
+    options: dict[str, Any] = {key: _value(value) for key, value in parse_qsl(query)}
+    if place in DATASETS:
+        return Component(name=place, options=options)
+    if place.endswith(".npz"):
+        return Component(name="npz", options={"path": place, **options})
+    if Path(place).expanduser().is_dir():
+        return Component(name="folder", options={"path": place, **options})
+    unknown = unknown_name("data set", place, DATASETS.names())
+    raise UnknownNameError(f"{unknown}, a path that ends with .npz, or a folder of images")
+
+
+def gather(text: str, *, n: int | None, root: Path | None, train: bool) -> Given:
+    """Read the first `n` test images (None: all) and, if `train` asks for them, those of train.
+
+    Raises `ConfigError`, `DataError` or `InputError` that says what is wrong with the data.
+    """
+    part, home = named_dataset(text), data_root(root)
+    dataset: Dataset = build(DATASETS, part)
+    test = dataset.read("test", home)
+    shape = _shape(dataset, test, home)
+    size = len(test.labels)
+    if n is not None and not 1 <= n <= size:
+        raise InputError(f"--n must be in 1..{size}, the test images of {text}; found {n}")
+    learnt = dataset.read("train", home) if train and shape.has_train else None
+    return Given(text, part, shape, first(test, n), None if n == size else n, learnt)
+
+
+def _shape(dataset: Dataset, test: Split, home: Path) -> Shape:
+    if _has_train(dataset):
+        info = dataset.info(home)
+        return Shape(info.num_classes, info.image_shape, info.class_names, has_train=True)
+    if isinstance(dataset, Folder):
+        base = Path(dataset.path).expanduser()
+        names = list_images(base / ("test" if (base / "test").is_dir() else "val")).classes
+    else:
+        count = 1 + int(test.labels.max())
+        if count > _MOST_CLASSES:
+            raise DataError(f"a label is {count - 1}; labels must be class numbers from 0 on")
+        names = tuple(str(index) for index in range(max(2, count)))
+    channels, height, width = test.images.shape[1:]
+    return Shape(len(names), (channels, height, width), names, has_train=False)
+
+
+def _has_train(dataset: Dataset) -> bool:
+    """Whether there are training images; only files of the user's own may lack them."""
+    if isinstance(dataset, Npz):
+        return "train" in dataset.splits()
+    if isinstance(dataset, Folder):
+        return (Path(dataset.path).expanduser() / "train").is_dir()
+    return True
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,259 @@
+"""From a reference to a model: code of one's own, a checkpoint, the Hub, RobustBench, timm.
+
+>>> opened = open_model("torch.nn:Flatten", num_classes=4, image_shape=(1, 2, 2))
+>>> opened.model(torch.zeros(1, 1, 2, 2)).shape, opened.name
+(torch.Size([1, 4]), 'torch.nn-Flatten')
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import torch
+from torch import nn
+
+from robust_nc.appraisal.guard import Tell, strangers_code
+from robust_nc.appraisal.hub_models import CONFIG, fetch, from_folder, looks_like_one
+from robust_nc.appraisal.own_checkpoint import Found, Which, from_checkpoint, from_record
+from robust_nc.appraisal.own_code import from_code
+from robust_nc.appraisal.timm_models import from_timm
+from robust_nc.exceptions import ConfigError, InputError, unknown_name
+from robust_nc.files import digest
+from robust_nc.fingerprints import state_digests
+from robust_nc.models.zoo import load_model, read_parts
+from robust_nc.plugins import Code, split_code
+from robust_nc.scoring import Guarded, checked_logits
+from robust_nc.store import NOT_RECORDS
+
+ImageShape = tuple[int, int, int]
+
+FORMS = (
+    "package.module:factory",
+    "path/to/file.py:factory",
+    "the folder of one of our checkpoints (?which=last)",
+    "a record of ours",
+    "a folder with config.json and model.safetensors (?class=module:Class)",
+    "hf:OWNER/NAME",
+    "robustbench:NAME?weights=FILE",
+    "timm:NAME?weights=FILE",
+)
+
+_KINDS = ("hf:", "robustbench:", "timm:")
+_LONGEST = 80
+_CHECKPOINTS = ("best.json", "last.json")
+
+
+class Opened(NamedTuple):
+    """A model in eval mode on the CPU, as it was asked for, and a name for files about it.
+
+    `digests` are those of its tensors (`state_digests`). `facts` holds "head", "objective" and
+    "backbone" of a model of ours, and nothing of others.
+    """
+
+    model: nn.Module
+    reference: str
+    name: str
+    digests: Mapping[str, str]
+    facts: Mapping[str, str]
+
+
+class _Place(NamedTuple):
+    """A path that is there, and the query behind it."""
+
+    path: Path
+    query: str
+
+
+def open_model(
+    reference: str,
+    *,
+    num_classes: int,
+    image_shape: ImageShape,
+    tell: Tell | None = None,
+) -> Opened:
+    """Return the model that a reference names, one of `FORMS`; a path that exists wins.
+
+    Code runs only where the reference names it. The model must turn images of `image_shape` into
+    logits of at least `num_classes` columns, which two images show. `tell` is told what a user
+    should know. Raises `ConfigError`, `CheckpointError`, `RecordError` or `InputError`, each with
+    one sentence.
+    """
+    if not reference.strip() or "\0" in reference:
+        raise ConfigError(f"found no model in {reference[:80]!r}; valid: {'; '.join(FORMS)}")
+    found = _found(reference, num_classes=num_classes, image_shape=image_shape, tell=tell)
+    with strangers_code(reference, tell):
+        model = found.model.cpu().eval()
+        _check_output(model, reference, num_classes, image_shape, tell)
+        digests = state_digests(model)
+    return Opened(model, reference, name_of(reference), digests, found.facts)
+
+
+def name_of(reference: str) -> str:
+    """Make a short file name of a reference: letters, digits, `.`, `_` and `-`.
+
+    >>> name_of("models/mine.py:net"), name_of("hf:someone/model?revision=main")
+    ('mine-net', 'someone-model-main')
+    """
+    place, query = _taken_apart(reference)
+    code = None if place is not None else _code(reference)
+    if code is not None:
+        told = f"{Path(code.place).stem if code.is_file else code.place}-{code.name}"
+    elif place is not None:
+        told = place.resolve().name.removesuffix(".json")
+        told = place.resolve().parent.name if place.name in _CHECKPOINTS else told
+    else:
+        told = reference.partition("?")[0].removeprefix("hf:")
+    # Of the query only what tells models apart in words: no path of weights, no class.
+    parts = (part.partition("=") for part in query.split("&"))
+    told += "".join(f"-{value}" for key, _, value in parts if key in {"revision", "which"})
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", told).strip("-.")
+    if not name or name in NOT_RECORDS:
+        return f"model-{name or digest(reference)[:8]}"
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 9]}-{digest(reference)[:8]}"
+
+
+def _taken_apart(reference: str) -> tuple[Path | None, str]:
+    """Return the path that is there, if any, and the query."""
+    place = _place(reference)
+    return (place.path, place.query) if place else (None, reference.partition("?")[2])
+
+
+def _found(
+    reference: str, *, num_classes: int, image_shape: ImageShape, tell: Tell | None
+) -> Found:
+    """Dispatch on the form of a reference."""
+    place = _place(reference)
+    if place is not None:
+        return _of_place(place, reference, tell)
+    kind, colon, rest = reference.partition(":")
+    name, _, query = rest.partition("?")
+    if colon and kind == "robustbench":
+        return Found(load_model(reference).model, {})
+    if colon and kind == "timm":
+        parts = read_parts(query, ("weights",), of="a timm reference")
+        model = from_timm(
+            name,
+            weights=parts.get("weights", ""),
+            num_classes=num_classes,
+            image_shape=image_shape,
+            tell=tell,
+        )
+        return Found(model, {})
+    if colon and kind == "hf":
+        parts = read_parts(query, ("class", "revision"), of="an hf reference")
+        folder = fetch(name, revision=parts.get("revision"), tell=tell)
+        return from_folder(folder, class_name=parts.get("class"), reference=reference, tell=tell)
+    code = _code(reference)
+    if code is None:
+        raise _unknown(reference)
+    return Found(from_code(code, tell=tell), {})
+
+
+def _of_place(place: _Place, reference: str, tell: Tell | None) -> Found:
+    """Open what lies at a path."""
+    path, query = place
+    if path.is_dir():
+        if any((path / name).is_file() for name in _CHECKPOINTS):
+            parts = read_parts(query, ("which",), of="a checkpoint reference")
+            which = _which(parts.get("which", "best"))
+            return from_checkpoint(path / f"{which}.json", which=which)
+        if not any(map(looks_like_one, path.iterdir())):
+            raise ConfigError(
+                f"{path} holds no model: neither best.json of one of our checkpoints nor "
+                f"{CONFIG} and model.safetensors; valid: {'; '.join(FORMS)}"
+            )
+        parts = read_parts(query, ("class",), of="the reference of a folder")
+        return from_folder(path, class_name=parts.get("class"), reference=reference, tell=tell)
+    if path.name in _CHECKPOINTS:
+        read_parts(query, (), of="the reference of a checkpoint's JSON")
+        return from_checkpoint(path, which=_which(path.stem))
+    if path.suffix == ".json":
+        parts = read_parts(query, ("which",), of="the reference of a record")
+        return from_record(path, which=_which(parts.get("which", "best")))
+    raise ConfigError(_about_file(path))
+
+
+def _which(name: str) -> Which:
+    if name not in ("best", "last"):
+        raise unknown_name("checkpoint", name, ("best", "last"))
+    return cast(Which, name)
+
+
+def _place(reference: str) -> _Place | None:
+    """Find the path that a reference begins with: all of it, or all before some `?`."""
+    code = _code(reference)
+    if code is not None and _exists(code.place) and code.is_file:
+        return None
+    if _exists(reference):
+        return _Place(Path(reference), "")
+    ends = [mark.start() for mark in re.finditer(r"\?", reference)]
+    for end in reversed(ends):
+        if _exists(reference[:end]):
+            return _Place(Path(reference[:end]), reference[end + 1 :])
+    return None
+
+
+def _code(reference: str) -> Code | None:
+    """Return the code that a reference names; a file that is there may have any path."""
+    code = split_code(reference)
+    if code is None or (code.is_file and _exists(code.place)):
+        return code
+    return None if "?" in reference or reference.startswith(_KINDS) else code
+
+
+def _exists(text: str) -> bool:
+    try:
+        return bool(text) and Path(text).exists()
+    except (OSError, ValueError):  # too long, or no path at all
+        return False
+
+
+def _about_file(path: Path) -> str:
+    """Say what to do with a file that is no model by itself."""
+    if path.suffix == ".py":
+        return f"{path} is a file of code: name the function that returns the model, {path}:NAME"
+    if path.suffix in {".zip", ".tar", ".gz", ".tgz", ".xz", ".7z"}:
+        return f"{path} is an archive, which is not opened; unpack it and name what is in it"
+    if path.suffix in {".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pkl"}:
+        return (
+            f"{path} holds weights without their architecture: name code that builds the model "
+            f"(file.py:factory), or timm:NAME?weights={path}"
+        )
+    return f"{path} is no model; valid: {'; '.join(FORMS)}"
+
+
+def _unknown(reference: str) -> ConfigError:
+    """Answer a reference of no form with all of them."""
+    start, shown = reference.partition("?")[0], reference[:120]
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", start):
+        return ConfigError(
+            f"there is no folder {start!r}; if it is a repository of the Hugging Face Hub, write "
+            f"hf:{shown}"
+        )
+    return ConfigError(
+        f"{shown!r} names no model: it is no path that exists; valid: {'; '.join(FORMS)}"
+    )
+
+
+@torch.no_grad()
+def _check_output(
+    model: nn.Module,
+    reference: str,
+    num_classes: int,
+    image_shape: ImageShape,
+    tell: Tell | None,
+) -> None:
+    """Refuse a model that does not turn images into logits."""
+    size = 2 * image_shape[0] * image_shape[1] * image_shape[2]
+    probe = torch.linspace(0, 9, size).sin().abs().view(2, *image_shape)
+    try:
+        classes = checked_logits(Guarded(model, "a probe"), probe, torch.empty(0)).shape[1]
+    except InputError as error:
+        raise InputError(f"{reference}: {error}") from None
+    if classes < num_classes:
+        raise InputError(
+            f"{reference} tells {classes} classes apart, but the data have {num_classes}"
+        )
+    if classes > num_classes and tell is not None:
+        tell(f"{reference} has {classes} classes, the data {num_classes}: all of them count")

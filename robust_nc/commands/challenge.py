@@ -1,0 +1,91 @@
+"""`robust-nc challenge`: lower a record by adversarial examples that hold.
+
+>>> import inspect
+>>> list(inspect.signature(challenge_command).parameters)
+['record', 'evidence', 'model', 'out', 'root', 'stderr']
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from robust_nc.appraisal.consistency import found_in_flags, inconsistencies
+from robust_nc.appraisal.reference import open_model
+from robust_nc.commands.verify import shown
+from robust_nc.evidence.challenging import Tried, try_points, write_challenge
+from robust_nc.evidence.originals import examples_of
+from robust_nc.evidence.points import read_points
+from robust_nc.exceptions import RecordError
+from robust_nc.fingerprints import state_digest, state_digests
+from robust_nc.record import Record, read_record
+from robust_nc.runtime import default_device
+
+
+def challenge_command(
+    record: Path,
+    evidence: Path,
+    model: str,
+    out: Path | None,
+    root: Path | None,
+    stderr: Console,
+) -> int:
+    """Try the evidence against a record; 0 where it lowers it, 1 where nothing counts."""
+    stored = read_record(record)
+    if found_in_flags(inconsistencies(stored)):
+        raise RecordError(f"{record} contradicts itself; see `robust-nc verify {record}`")
+    examples = examples_of(stored.record, root)
+    points = read_points(evidence, examples.images)
+    channels, height, width = examples.images.shape[1:]
+
+    def tell(text: str) -> None:
+        stderr.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    with contextlib.redirect_stdout(sys.stderr):  # the code of a model may print
+        opened = open_model(
+            model,
+            num_classes=stored.record.data.num_classes,
+            image_shape=(channels, height, width),
+            tell=tell,
+        )
+        judge = opened.model.to(default_device()).eval()
+        _check_model(stored.record, state_digest(state_digests(judge)), tell)
+        tried = try_points(stored, judge, examples, points.rows, points.points)
+    for line in _lines(tried):
+        print(shown(line))
+    if not len(tried.counted):
+        return 1
+    path = write_challenge(stored, tried, evidence, judge, folder=out)
+    tell(f"wrote {path}, and its evidence beside it")
+    return 0
+
+
+def _check_model(record: Record, state: str, tell: Callable[[str], None]) -> None:
+    """Refuse a challenge by another model than the record's."""
+    if record.weights.state is None:
+        tell("the record does not say which tensors were judged, so any model is taken for its own")
+    elif record.weights.state != state:
+        raise RecordError(
+            f"this is another model than the one of the record: its tensors have the digest "
+            f"{state[:16]}, those that were judged {record.weights.state[:16]}"
+        )
+
+
+def _lines(tried: Tried) -> list[str]:
+    left_out = {
+        "lie outside of the ball or the pixel bounds": tried.outside,
+        "are misclassified by less than the tolerance": tried.near,
+        "are classified correctly": tried.withstood,
+        "were not claimed robust": tried.known,
+    }
+    found = [f"{len(rows):,} {why}: not counted" for why, rows in left_out.items() if len(rows)]
+    if len(tried.counted):
+        found.append(
+            f"{len(tried.counted):,} examples count: robust accuracy falls from "
+            f"{tried.before:.2%} to {tried.left:.2%}"
+        )
+    else:
+        found.append(f"nothing counts: robust accuracy stays at {tried.before:.2%}")
+    return found

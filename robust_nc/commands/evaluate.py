@@ -1,0 +1,160 @@
+"""`robust-nc evaluate`: someone's model, judged, with the verdict on stdout.
+
+>>> Asked(model="net.py:make", dataset="digits", norm="Linf", eps="8/255").protocol
+'standard'
+"""
+
+import contextlib
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from robust_nc.appraisal.appraise import Event, Request, appraise
+from robust_nc.appraisal.card import read_card
+from robust_nc.appraisal.telling import verdict_text
+from robust_nc.record import Stored
+from robust_nc.threat import Ball, parse_eps
+
+_SECONDS = 15.0  # between two lines where there is no terminal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What was typed, as `robust_nc.cli.evaluate` says."""
+
+    model: str
+    dataset: str
+    norm: str
+    eps: str
+    protocol: str = "standard"
+    n: int | None = None
+    out: Path | None = None
+    taps: tuple[str, ...] | None = None
+    geometry: bool = True
+    attack: str | None = None
+    card: Path | None = None
+    seed: int = 0
+    batch_size: int | None = None
+    root: Path | None = None
+
+
+def evaluate_command(asked: Asked, stderr: Console) -> int:
+    """Judge a model, show the verdict, and return the exit code."""
+    say = partial(stderr.print, markup=False, highlight=False, soft_wrap=True)
+    request = _request(asked)
+    try:
+        # The code of a model may print; stdout is for the verdict.
+        with contextlib.redirect_stdout(sys.stderr), Screen(stderr) as screen:
+            found = appraise(request, tell=screen.line, report=screen.event)
+            if not found.made:
+                screen.line(
+                    f"{found.stored.path} is there already and is shown as it is; to judge the "
+                    "model anew, choose another --out"
+                )
+            page = _page(found.stored, screen)
+        print(verdict_text(found.stored, page=page, root=asked.root))
+        return 0
+    except KeyboardInterrupt:
+        say(f"interrupted; nothing finished is lost. Go on with: {_command(asked)}")
+        return 130
+
+
+def _request(asked: Asked) -> Request:
+    return Request(
+        model=asked.model,
+        dataset=asked.dataset,
+        ball=Ball(asked.norm, parse_eps(asked.eps)),
+        protocol=asked.protocol,
+        n=asked.n,
+        out=asked.out,
+        taps=asked.taps,
+        geometry=asked.geometry,
+        attack=asked.attack,
+        card=None if asked.card is None else read_card(asked.card),
+        seed=asked.seed,
+        batch_size=asked.batch_size,
+        root=asked.root,
+    )
+
+
+def _page(stored: Stored, screen: "Screen") -> Path | None:
+    """Write the report page, where what draws it is installed."""
+    try:
+        from robust_nc.report.site import write_site
+    except ImportError as error:
+        screen.line(
+            f"no page: {error.name} is not installed; pip install 'robust_nc[report]', then "
+            f"robust-nc board {shlex.quote(str(stored.path.parent))} --format html"
+        )
+        return None
+    screen.event(Event("page", 0.0, "draw the report"))
+    return write_site([stored], stored.path.parent)
+
+
+def _command(asked: Asked) -> str:
+    """Say what to type to go on."""
+    words = ["robust-nc", "evaluate", asked.model, "--dataset", asked.dataset]
+    words += ["--norm", asked.norm, "--eps", asked.eps, "--protocol", asked.protocol]
+    options = {
+        "--n": asked.n,
+        "--out": asked.out,
+        "--attack": asked.attack,
+        "--card": asked.card,
+        "--seed": asked.seed or None,
+        "--batch-size": asked.batch_size,
+        "--root": asked.root,
+    }
+    words += [str(part) for pair in options.items() if pair[1] is not None for part in pair]
+    words += [] if asked.taps is None else ["--taps", *asked.taps]
+    return shlex.join(words if asked.geometry else [*words, "--no-geometry"])
+
+
+class Screen:
+    """A bar for the current stage on a terminal; a line now and then elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._console = console
+        self._task: TaskID | None = None
+        self._stage = ""
+        self._said = -_SECONDS
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def event(self, event: Event) -> None:
+        """Show where the current stage stands."""
+        fresh = event.stage != self._stage
+        self._stage = event.stage
+        if not self._console.is_terminal:
+            if fresh or time.monotonic() - self._said >= _SECONDS:
+                self._said = time.monotonic()
+                self.line(f"{event.stage}: {event.status}")
+            return
+        if fresh and self._task is not None:
+            self._progress.remove_task(self._task)
+        if fresh or self._task is None:
+            self._task = self._progress.add_task(event.stage, total=1.0, status="")
+        self._progress.update(self._task, completed=event.share, status=event.status)
+
+    def line(self, text: str) -> None:
+        """Say one thing to the user."""
+        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)

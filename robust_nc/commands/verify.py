@@ -1,0 +1,182 @@
+"""`robust-nc verify`: one screen per record, badges for what was checked and nothing more.
+
+>>> shown("a name with \\x1b[31m colours")
+'a name with ?[31m colours'
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from robust_nc.appraisal.appraise import Event
+from robust_nc.appraisal.auditing import write_broken
+from robust_nc.appraisal.checking import Checked, Wanted, check
+from robust_nc.appraisal.consistency import is_sealed
+from robust_nc.appraisal.remeasuring import CLAIM
+from robust_nc.commands.evaluate import Screen
+from robust_nc.config import plain
+from robust_nc.evidence.originals import ball_of
+from robust_nc.evidence.rejudging import Repeated
+from robust_nc.evidence.standing import receipt_path, standing
+from robust_nc.exceptions import ConfigError, RecordError
+from robust_nc.files import canonical_json, write_text
+from robust_nc.record import Stored, read_record
+from robust_nc.store import is_record_name, record_folders
+
+_MOST_LINES = 12  # findings that are shown of one record
+
+
+def verify_command(
+    records: tuple[Path, ...],
+    model: str | None,
+    audit: int | None,
+    seed: int | None,
+    save: bool,
+    root: Path | None,
+    stderr: Console,
+) -> int:
+    """Check records, one after another; 1 where anything is wrong with any of them."""
+    if audit is not None and model is None:
+        raise ConfigError("--audit attacks the model again; name it with --model")
+    if audit is not None and audit < 1:
+        raise ConfigError(f"--audit must be at least 1, found {audit}")
+    if seed is not None and seed < 0:
+        raise ConfigError(f"--seed must be at least 0, found {seed}")
+    drawn = int.from_bytes(os.urandom(4)) if seed is None else seed
+    wanted = Wanted(model=model, audit=audit, seed=drawn, root=root)
+    bad = 0
+    paths = record_paths(records)
+    for path in paths:
+        print(shown(str(path)))
+        try:
+            # The code of a model may print; stdout is for what was found.
+            with contextlib.redirect_stdout(sys.stderr), Screen(stderr) as screen:
+                found = check(
+                    read_record(path),
+                    wanted,
+                    tell=screen.line,
+                    show=lambda stage, share, text: screen.event(Event(stage, share, text)),
+                )
+        except RecordError as error:
+            print(f"  INVALID {shown(str(error))}")
+            bad += 1
+            continue
+        for line in lines(found, wanted):
+            print(f"  {shown(line)}")
+        bad += bool(found.wrong)
+        if save:
+            place = receipt_path(path)
+            write_text(place, canonical_json(plain(found.receipt())) + "\n")
+            stderr.print(f"wrote {place}", markup=False, soft_wrap=True)
+    if len(paths) > 1:
+        print(f"{len(paths):,} records, {bad:,} with something wrong")
+    return 1 if bad else 0
+
+
+def record_paths(places: tuple[Path, ...]) -> list[Path]:
+    """Return the records among files and folders, sorted; `RecordError` where there are none."""
+    paths = []
+    for place in places:
+        found = [
+            folder / name
+            for folder, names in record_folders(place)
+            for name in names
+            if place.is_file() or is_record_name(name)
+        ]
+        if not found:
+            raise RecordError(f"{place} holds no records; name a record, or a folder of them")
+        paths += sorted(found)
+    if not paths:
+        raise RecordError("name at least one record, or a folder of them")
+    return paths
+
+
+def lines(found: Checked, wanted: Wanted) -> Iterator[str]:
+    """Say what was found of a record, line by line."""
+    yield _subject(found.stored)
+    sealed = "" if is_sealed(found.stored.record) else ", not sealed (of an earlier version)"
+    yield f"schema       {'WRONG' if found.inconsistent else 'ok'}{sealed}"
+    yield from _evidence_lines(found)
+    yield from _audit_lines(found, wanted)
+    for reason in (*found.evidence.unchecked, *found.unchecked):
+        yield f"not checked  {reason}"
+    for finding in found.wrong[:_MOST_LINES]:
+        yield f"WRONG        {finding}"
+    if len(found.wrong) > _MOST_LINES:
+        yield f"WRONG        and {len(found.wrong) - _MOST_LINES} more"
+    yield f"badges       {', '.join(found.badges) or 'none'}"
+
+
+def _subject(stored: Stored) -> str:
+    record = stored.record
+    try:
+        ball = str(ball_of(record.config))
+    except RecordError:
+        ball = "?"
+    claimed = record.scores.get("robust")
+    share = "" if claimed is None else f", claims {claimed.value:.2%} robust"
+    return (
+        f"{record.model} on {record.data.examples:,} of {record.data.dataset}, {ball}, "
+        f"{record.protocol}{share}"
+    )
+
+
+def _evidence_lines(found: Checked) -> Iterator[str]:
+    seen = found.evidence
+    if seen.evidence is not None:
+        where = "all in the ball and bounds of their originals" if seen.placed else "not placed"
+        yield f"evidence     {len(seen.evidence.broken):,} adversarial images, {where}"
+    if seen.same_model is not None:
+        same = "the one that was judged" if seen.same_model else "ANOTHER ONE"
+        yield f"model        {same}"
+    if seen.clean is not None and seen.adversarials is not None:
+        yield f"clean        {_counts(seen.clean)}"
+        yield f"broken       {_counts(seen.adversarials)}"
+    if seen.upper is not None:
+        word = "is at most" if seen.proves else "would be at most"
+        which = "" if seen.rows is None else f" of the first {seen.rows:,} examples"
+        yield f"bound        robust accuracy{which} {word} {seen.upper:.2%}"
+    if not found.inconsistent:
+        with contextlib.suppress(RecordError):
+            now = standing(found.stored)
+            if now.challenged:
+                yield (
+                    f"challenged   {now.challenged:,} examples: {now.robust.mean():.2%} robust are "
+                    "left"
+                )
+
+
+def _counts(repeated: Repeated) -> str:
+    proven, tolerated, refuted = (
+        int(part.sum()) for part in (repeated.proven, repeated.tolerated, repeated.refuted)
+    )
+    return f"{proven:,} proven, {tolerated:,} within tolerance, {refuted:,} refuted"
+
+
+def _audit_lines(found: Checked, wanted: Wanted) -> Iterator[str]:
+    audit = found.audit
+    if audit is not None:
+        yield f"audit        {audit}"
+        yield f"             then it is robust on at least {audit.lowest:.2%} (seed {audit.seed})"
+        if audit.protocol != found.stored.record.protocol:
+            yield f"             (the record's own protocol is {found.stored.record.protocol})"
+        if len(audit.broke):
+            path = Path(f"{found.stored.record.cell}.audit.npz")
+            write_broken(path, audit.broke, audit.points)
+            yield (
+                f"             what broke is in {path}; it counts with: robust-nc challenge "
+                f"{found.stored.path} --evidence {path} --model {wanted.model}"
+            )
+    if found.geometry is not None:
+        yield f"geometry     {found.geometry}"
+    elif (claimed := found.stored.record.summary.get(CLAIM)) is not None:
+        yield f"geometry     leap rate {claimed:.3f} on test, as claimed"
+
+
+def shown(text: str) -> str:
+    """Return text for a terminal: what a stranger wrote may hold control characters."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

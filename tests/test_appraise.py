@@ -1,0 +1,289 @@
+"""The appraisal of a finished model: one record with evidence, and what is refused."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers_appraisal import judge, write_model
+from PIL import Image
+
+from robust_nc.appraisal.appraise import Appraisement, Event
+from robust_nc.appraisal.datasets import gather, named_dataset
+from robust_nc.appraisal.measuring import measure_settings
+from robust_nc.appraisal.settings import SUITE, Appraisal, appraisal_id
+from robust_nc.config import plain, read
+from robust_nc.data.base import first
+from robust_nc.data.load import fingerprint, load_dataset, read_split
+from robust_nc.exceptions import (
+    ConfigError,
+    DataError,
+    InputError,
+    RobustNCError,
+    StorageError,
+    UnknownNameError,
+)
+from robust_nc.files import sha256_of
+from robust_nc.record import Card, Stored, read_record, unpack_flags
+from robust_nc.seals import broken_seals
+from robust_nc.store import alone, evidence_path, read_all
+from robust_nc.threat import Ball
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def measured(model: str, tmp_path_factory: pytest.TempPathFactory) -> Appraisement:
+    out = tmp_path_factory.mktemp("measured") / "out"
+    return judge(model, out, geometry=True, attack="fgsm")
+
+
+@pytest.fixture(scope="module")
+def plain_one(model: str, tmp_path_factory: pytest.TempPathFactory) -> Stored:
+    return judge(model, tmp_path_factory.mktemp("plain") / "out").stored
+
+
+@pytest.fixture
+def copy(plain_one: Stored, tmp_path: Path) -> Stored:
+    """A finished appraisal, which a test may damage."""
+    shutil.copytree(plain_one.path.parent, tmp_path / "out")
+    return read_record(tmp_path / "out" / plain_one.path.name)
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+class TestTheRecord:
+    def test_a_folder_holds_one_record_that_the_board_finds(self, measured):
+        out = measured.stored.path.parent
+        assert [path.name for path in out.rglob("*.json")] == [measured.stored.path.name]
+        assert read_all(out) == [measured.stored]
+        assert measured.made
+
+    def test_it_says_what_was_judged(self, measured, model):
+        record = measured.stored.record
+        settings = read(Appraisal, record.config)
+        assert record.cell == appraisal_id(settings) == measured.stored.path.stem
+        assert record.suite == SUITE
+        assert settings.model.reference == model
+        assert (settings.threat.norm, settings.threat.eps) == ("Linf", 0.1)
+        assert settings.data.examples == record.data.examples == 40
+        judged = first(read_split("digits", "test"), 40)
+        assert record.data.fingerprint == fingerprint(judged)
+        assert record.config["evaluation"]["attack"]["name"] == "fgsm"
+        assert [use.name for use in record.attacks] == ["pgd-ce", "pgd-margin", "fgsm"]
+
+    def test_scores_are_those_of_the_flags(self, measured):
+        record = measured.stored.record
+        flags = {"clean": record.verdict.clean_correct, "robust": record.verdict.robust}
+        for name, packed in flags.items():
+            assert record.scores[name].value == unpack_flags(packed).mean()
+            assert record.scores[name].n == 40
+        assert 0 < record.scores["robust"].value < record.scores["clean"].value
+        rows = measured.stored.rows()
+        told = rows[(rows["measure"] == "verdict") & (rows["condition"] == "attacked")]
+        assert told["value"].tolist() == pytest.approx([record.scores["robust"].value])
+
+    def test_weights_and_evidence_are_named_by_digests(self, measured):
+        record = measured.stored.record
+        beside = evidence_path(measured.stored.path)
+        assert record.evidence.name == beside.name
+        assert record.evidence.sha256 == sha256_of(beside)
+        assert record.evidence.bytes == beside.stat().st_size
+        flags = unpack_flags(record.verdict.clean_correct) & ~unpack_flags(record.verdict.robust)
+        assert record.evidence.broken == flags.sum()
+        assert record.weights.state == record.config["model"]["state"]
+        assert record.weights.parameters == 64 * 24 + 24 + 24 * 16 + 16 + 160 + 10
+
+    def test_every_field_is_sealed(self, measured):
+        values = json.loads(measured.stored.path.read_text())
+        assert broken_seals(values) == ()
+        values["scores"]["robust"]["value"] += 1e-9
+        assert broken_seals(values) == ("scores",)
+
+    def test_headline_measures_come_from_the_rows(self, measured):
+        found, rows = measured.stored.record.summary, measured.stored.rows()
+        assert found["nc1_clean"] is not None
+        assert 0 < found["leap_rate"] <= 1
+        at = (rows["tap"] == "penultimate") & (rows["split"] == "test")
+        (radius,) = rows[at & (rows["measure"] == "collapse_radius")]["value"]
+        assert found["collapse_radius"] == pytest.approx(radius, rel=1e-6)
+        assert found["collapse_radius_beyond"] is None
+        layers = rows[(rows["measure"] == "leap_layer") & (rows["condition"] == "attacked")]
+        layers = layers[(layers["split"] == "train") & (layers["tap"] != "none")]
+        most = layers[layers["depth"] == found["leap_layer"]]["value"]
+        assert most.item() == layers["value"].max() > 0
+
+    def test_the_tree_of_the_classes_gives_severity(self, measured):
+        rows = measured.stored.rows()
+        assert (rows["measure"] == "severity").any()
+
+
+class TestAgain:
+    def test_a_finished_one_is_shown_as_it_is(self, copy, model):
+        before = files(copy.path.parent)
+        again = judge(model, copy.path.parent)
+        assert not again.made
+        assert again.stored == copy
+        assert files(copy.path.parent) == before
+
+    def test_a_card_can_be_added_later(self, copy, model):
+        card = Card(name="Ours (2026)", authors="A. U. Thor")
+        again = judge(model, copy.path.parent, card=card)
+        assert not again.made
+        stored = read_record(copy.path)
+        assert stored == again.stored
+        assert (stored.record.card, stored.record.model) == (card, "Ours-2026")
+        assert broken_seals(plain(stored.record)) == ()
+        kept = dataclasses.replace(stored.record, card=None, model=copy.record.model, seals={})
+        assert kept == dataclasses.replace(copy.record, seals={})
+
+    def test_another_one_in_the_folder_is_left_alone(self, copy, model):
+        before = files(copy.path.parent)
+        with pytest.raises(ConfigError, match=rf"holds {copy.path.name} \(.* --out") as raised:
+            judge(model, copy.path.parent, ball=Ball("Linf", 0.2))
+        assert str(raised.value).count("\n") == 0
+        assert files(copy.path.parent) == before
+
+    @pytest.mark.parametrize("ending", [".parquet", ".evidence"])
+    def test_what_is_damaged_is_made_anew(self, copy, model, ending):
+        copy.path.with_suffix(ending).write_bytes(b"torn")
+        again = judge(model, copy.path.parent)
+        assert again.made
+        assert again.stored.record.verdict == copy.record.verdict
+        assert again.stored.record.rows == copy.record.rows
+        assert again.stored.record.evidence == copy.record.evidence
+
+    def test_killed_it_goes_on_from_its_log(self, model, tmp_path):
+        def stop(event: Event) -> None:
+            if event.stage == "evidence":
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            judge(model, tmp_path / "out", report=stop)
+        (log,) = (tmp_path / "out" / "cache").iterdir()
+        assert read_all(tmp_path / "out") == []
+        later = judge(model, tmp_path / "out").stored.record
+        whole = judge(model, tmp_path / "undisturbed").stored.record
+        assert (later.verdict, later.passes) == (whole.verdict, whole.passes)
+        assert later.evidence == whole.evidence
+        assert not log.exists()
+
+    def test_a_log_of_other_code_is_thrown_away(self, model, tmp_path):
+        whole = judge(model, tmp_path / "whole").stored
+        log = tmp_path / "out" / "cache" / f"{whole.path.stem}-best.jsonl"
+        log.parent.mkdir(parents=True)
+        log.write_text('{"evaluation": "of another"}\n')
+        assert judge(model, tmp_path / "out").stored.record.verdict == whole.record.verdict
+
+    def test_two_at_once_are_refused(self, model, tmp_path):
+        with alone(tmp_path), pytest.raises(StorageError, match="another run is writing"):
+            judge(model, tmp_path)
+
+
+class TestWhatIsRefused:
+    @pytest.mark.parametrize(
+        ("changed", "error", "words"),
+        [
+            ({"dataset": "digitz"}, UnknownNameError, "did you mean 'digits'.*npz, or a folder"),
+            ({"dataset": "no.npz"}, DataError, r"no\.npz is not there"),
+            ({"dataset": "digits?sise=3"}, ConfigError, "no option 'sise'"),
+            ({"n": 361}, InputError, r"--n must be in 1\.\.360.*found 361"),
+            ({"n": 0}, InputError, "found 0"),
+            ({"protocol": "standart"}, UnknownNameError, "did you mean 'standard'"),
+            ({"attack": "pdg"}, UnknownNameError, "did you mean 'pgd'"),
+            ({"taps": ("1",)}, ConfigError, "leave out --no-geometry"),
+            ({"taps": ("penultimat",), "geometry": True}, UnknownNameError, "'penultimate'"),
+            ({"batch_size": 0}, ConfigError, "--batch-size"),
+            ({"seed": -1}, ConfigError, "--seed"),
+        ],
+    )
+    def test_a_mistake_leaves_nothing_behind(self, model, tmp_path, changed, error, words):
+        with pytest.raises(error, match=words) as raised:
+            judge(model, tmp_path / "out", **changed)
+        assert isinstance(raised.value, RobustNCError)
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("factory", "words"),
+        [
+            ("larger", "larger.*2x64 and 100x24"),
+            ("few", "few tells 4 classes apart.*10"),
+        ],
+    )
+    def test_a_model_for_other_data_is_named(self, model, tmp_path, factory, words):
+        with pytest.raises((ConfigError, InputError), match=words):
+            judge(model.replace(":make", f":{factory}"), tmp_path / "out")
+
+    def test_a_file_in_place_of_the_folder(self, model, tmp_path):
+        (tmp_path / "out").write_text("")
+        with pytest.raises(ConfigError, match="is a file"):
+            judge(model, tmp_path / "out")
+
+
+def test_more_classes_than_the_data_have_are_a_warning(model, tmp_path):
+    found = judge(model.replace(":make", ":many"), tmp_path, protocol="clean")
+    assert [one.name for one in found.stored.record.warnings] == ["spare-classes"]
+
+
+def test_chosen_layers_alone_are_measured(model, tmp_path):
+    found = judge(model, tmp_path, geometry=True, taps=("2",), protocol="clean", n=20)
+    rows = found.stored.rows()
+    assert set(rows[rows["measure"] == "nc1"]["tap"]) == {"2"}
+    assert found.stored.record.config["measure"]["taps"] == ["2"]
+
+
+def npz(path: Path, names: tuple[str, str]) -> str:
+    images, labels = load_dataset("digits", split="test", limit=30)
+    np.savez(path, **dict(zip(names, (images.numpy(), labels.numpy()), strict=True)))
+    return str(path)
+
+
+class TestDataOfOnesOwn:
+    @pytest.mark.parametrize("names", [("x_test", "y_test"), ("images", "labels")])
+    def test_test_images_alone_leave_the_geometry_out(self, model, tmp_path, names):
+        path, said = npz(tmp_path / "mine.npz", names), []
+        found = judge(model, tmp_path / "out", dataset=path, n=None, geometry=True, said=said)
+        assert any("geometry is left out" in line for line in said)
+        record = found.stored.record
+        assert record.config["measure"] is None
+        assert set(found.stored.rows()["measure"]) == {"verdict"}
+        assert set(record.summary.values()) == {None}
+        assert (record.data.dataset, record.data.examples) == ("npz", 30)
+        whole = judge(model, tmp_path / "digits", n=30).stored.record
+        assert record.verdict == whole.verdict
+
+    def test_all_images_by_number_are_all_images(self, model, tmp_path):
+        path = npz(tmp_path / "mine.npz", ("images", "labels"))
+        found = [judge(model, tmp_path / str(n), dataset=path, n=n).stored for n in (30, None)]
+        assert found[0].record.cell == found[1].record.cell
+
+    def test_a_folder_of_images_is_read_in_the_asked_size(self, tmp_path):
+        for split, name in ((s, c) for s in ("train", "test") for c in ("ant", "bee")):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (12, 9), (9, 9, 9)).save(tmp_path / split / name / "0.png")
+        found = gather(f"{tmp_path}?size=8", n=1, root=None, train=True)
+        assert found.shape.image_shape == (3, 8, 8)
+        assert (len(found.test.labels), found.examples, len(found.train.labels)) == (1, 1, 2)
+        shutil.rmtree(tmp_path / "train")
+        found = gather(f"{tmp_path}?size=8", n=None, root=None, train=True)
+        assert (found.shape.class_names, found.train) == (("ant", "bee"), None)
+
+    def test_a_registered_name_goes_before_a_folder(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "digits").mkdir()
+        assert named_dataset("digits").name == "digits"
+        assert named_dataset("./digits").options == {"path": "./digits"}
+
+
+@pytest.mark.parametrize(("n", "train", "test"), [(5, 200, 5), (150, 300, 150), (None, 720, 360)])
+def test_the_geometry_is_as_large_as_the_verdict(n, train, test):
+    settings = measure_settings(gather("digits", n=n, root=None, train=True), ("1",), 32)
+    assert (settings.train_examples, settings.test_examples) == (train, test)
+    assert (settings.taps, settings.batch_size) == (("1",), 32)

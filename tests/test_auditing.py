@@ -1,0 +1,198 @@
+"""An audit: which examples, which bound, and what a claim that is too high looks like."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers_runner import cli
+from helpers_verifying import EXAMPLES, claiming_all, judged, opened, resealed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import hypergeom
+
+from robust_nc.appraisal import auditing
+from robust_nc.appraisal.auditing import Audit, audit, audit_protocol
+from robust_nc.appraisal.bounds import fewest_broken, most_broken
+from robust_nc.appraisal.remeasuring import Remeasured
+from robust_nc.evidence.originals import examples_of
+from robust_nc.evidence.standing import receipt_path
+from robust_nc.exceptions import InputError
+from robust_nc.record import Stored, read_record, unpack_flags
+from robust_nc.untrusted import read_json
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stored, str]:
+    return judged(tmp_path_factory.mktemp("judged"), geometry=True)
+
+
+@pytest.fixture
+def copied(
+    made: tuple[Stored, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Stored, str]:
+    stored, reference = made
+    folder = shutil.copytree(stored.path.parent, tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    return read_record(folder / stored.path.name), reference
+
+
+@pytest.fixture(autouse=True)
+def shorter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Audit with PGD, but for the tests that are marked slow."""
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr(auditing, "PROTOCOL", "pgd")
+
+
+class TestBounds:
+    @settings(max_examples=150, deadline=None)
+    @given(st.data())
+    def test_they_are_those_of_the_definition(self, data):
+        population = data.draw(st.integers(1, 60))
+        drawn = data.draw(st.integers(0, population))
+        found = data.draw(st.integers(0, drawn))
+        broken = np.arange(population + 1)
+        possible = (broken >= found) & (broken <= population - (drawn - found))
+        at_most = hypergeom.cdf(found, population, broken, drawn) > 0.05
+        at_least = hypergeom.sf(found - 1, population, broken, drawn) > 0.05
+        assert most_broken(found, drawn=drawn, population=population) == max(
+            broken[possible & at_most]
+        )
+        assert fewest_broken(found, drawn=drawn, population=population) == min(
+            broken[possible & at_least]
+        )
+
+    def test_none_of_300_is_at_most_one_percent(self):
+        shares = [most_broken(0, drawn=300, population=size) / size for size in (4_000, 10**6)]
+        assert shares == pytest.approx([0.0095, 0.009934])
+        assert math.isclose(shares[1], 1 - 0.05 ** (1 / 300), rel_tol=1e-3)
+
+    def test_all_that_there_are_leave_no_doubt(self):
+        assert most_broken(0, drawn=50, population=50) == 0
+        assert most_broken(7, drawn=50, population=50) == 7
+
+    @pytest.mark.parametrize(("found", "drawn", "population"), [(1, 0, 5), (-1, 2, 5), (0, 6, 5)])
+    def test_counts_that_cannot_be_are_refused(self, found, drawn, population):
+        with pytest.raises(InputError, match="0 <= found <= drawn <= population"):
+            most_broken(found, drawn=drawn, population=population)
+
+    @pytest.mark.parametrize(("broke", "refutes"), [(0, False), (6, False), (7, True), (40, True)])
+    def test_a_few_of_300_are_chance_and_many_are_not(self, broke, refutes):
+        rows = torch.arange(300)
+        found = Audit("standard", 0, rows, rows[:broke], torch.zeros(0), 4_000, 10_000)
+        assert found.refutes == refutes
+
+
+class TestDrawing:
+    def test_the_seed_draws_the_examples_and_only_robust_ones(self, made):
+        stored, reference = made
+        examples, model = examples_of(stored.record, None), opened(reference)
+        first, again, other = (
+            audit(stored, model, examples, count=12, seed=seed) for seed in (1, 1, 2)
+        )
+        assert torch.equal(first.rows, again.rows)
+        assert not torch.equal(first.rows, other.rows)
+        robust = unpack_flags(stored.record.verdict.robust)
+        assert robust[first.rows.numpy()].all()
+        assert len(set(first.rows.tolist())) == 12
+        assert (first.survivors, first.examples) == (int(robust.sum()), EXAMPLES)
+
+    def test_a_count_beyond_the_survivors_takes_them_all(self, made):
+        stored, reference = made
+        examples = examples_of(stored.record, None)
+        found = audit(stored, opened(reference), examples, count=10_000, seed=0)
+        assert len(found.rows) == found.survivors
+        assert found.most == len(found.broke)
+        assert found.lowest == (found.survivors - len(found.broke)) / EXAMPLES
+
+    def test_only_a_random_protocol_audits_itself(self):
+        names = ("fgsm", "standard", "of a suite of one's own")
+        assert {audit_protocol(name) for name in names} == {auditing.PROTOCOL}
+        assert audit_protocol("rand") == "rand"
+
+    @pytest.mark.parametrize(("count", "seed"), [(0, 1), (5, -1)])
+    def test_senseless_settings_are_refused(self, made, count, seed):
+        stored, reference = made
+        examples = examples_of(stored.record, None)
+        with pytest.raises(InputError, match="an audit needs"):
+            audit(stored, opened(reference), examples, count=count, seed=seed)
+
+
+class TestGeometry:
+    @pytest.mark.parametrize(("leaped", "consistent"), [(50, True), (35, True), (20, False)])
+    def test_a_claim_is_held_against_the_interval(self, leaped, consistent):
+        found = Remeasured(claimed=0.5, leaped=leaped, examples=100)
+        assert found.consistent == consistent
+        assert str(found).endswith("consistent")
+        assert ("not" in str(found)) != consistent
+
+
+class TestCommand:
+    @pytest.mark.slow
+    def test_the_audit_is_by_the_standard_protocol(self, copied):
+        stored, reference = copied
+        ran = cli("verify", stored.path, "--model", reference, "--audit", 8, "--seed", 3)
+        assert "of 8 broken by standard" in ran.out
+        assert "the record's own protocol is pgd" in ran.out
+
+    def test_an_honest_record_earns_its_badge(self, copied):
+        stored, reference = copied
+        ran = cli("verify", stored.path, "--model", reference, "--audit", 30, "--seed", 3, "--save")
+        assert ran.code == 0, ran.out + ran.err
+        assert "schema ok, upper bound proven, audited 30" in ran.out
+        assert "of 30 broken by pgd: at most" in ran.out
+        assert "(seed 3)" in ran.out
+        assert "measured again on 30 images: consistent" in ran.out
+        receipt = read_json(receipt_path(stored.path))
+        assert receipt["audited"] == 30
+        assert 0 <= receipt["overclaim"] < 0.5
+
+    def test_a_seed_that_was_not_given_is_told(self, copied):
+        stored, reference = copied
+        outs = [
+            cli("verify", stored.path, "--model", reference, "--audit", 5).out for _ in range(2)
+        ]
+        assert outs[0].partition("(seed ")[2] != outs[1].partition("(seed ")[2]
+
+    def test_who_claims_what_was_broken_is_found_and_can_be_challenged(self, copied):
+        stored, reference = copied
+        liar = claiming_all(stored)
+        ran = cli("verify", liar.path, "--model", reference, "--audit", 60, "--seed", 1)
+        assert ran.code == 1
+        assert "verdict.robust: the audit breaks more than 1 %" in ran.out
+        assert "audited" not in ran.out.splitlines()[-1]
+        points = Path(f"{liar.record.cell}.audit.npz")
+        assert points.is_file()
+        assert f"--evidence {points}" in ran.out
+        challenged = cli("challenge", liar.path, "--evidence", points, "--model", reference)
+        assert challenged.code == 0, challenged.out + challenged.err
+        assert "robust accuracy falls from" in challenged.out
+
+    def test_a_leap_rate_that_was_made_up_is_found(self, copied):
+        stored, reference = copied
+        frame = stored.rows()
+        at = (frame["measure"] == "leap_rate") & (frame["split"] == "test")
+        at &= (frame["tap"] == "penultimate") & (frame["condition"] == "attacked")
+        assert at.sum() == 1
+        claimed = float(frame.loc[at, "value"].iloc[0])
+        invented = {**stored.record.summary, "leap_rate_test": 1.0 if claimed < 0.5 else 0.0}
+        liar = resealed(stored, summary=invented)
+        ran = cli("verify", liar.path, "--model", reference, "--audit", 40, "--seed", 3)
+        assert ran.code == 1
+        assert "summary.leap_rate_test" in ran.out
+        assert "not consistent" in ran.out
+
+    def test_another_model_is_not_audited(self, copied, tmp_path):
+        stored, reference = copied
+        other = resealed(
+            stored,
+            weights=type(stored.record.weights)(parameters=1, state="0" * 64),
+            config=json.loads(json.dumps(stored.record.config)),
+        )
+        (tmp_path / "out" / other.record.evidence.name).unlink()
+        ran = cli("verify", other.path, "--model", reference, "--audit", 5)
+        assert ran.code == 1
+        assert "no audit: the model is another one" in ran.out

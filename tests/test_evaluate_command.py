@@ -1,0 +1,243 @@
+"""`robust-nc evaluate`: what it says where, and what it makes of mistakes."""
+
+import builtins
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers_appraisal import write_model
+from helpers_runner import Ran, cli
+from rich.console import Console
+
+from robust_nc.appraisal.appraise import Event
+from robust_nc.appraisal.card import LONGEST, plain_text, read_card, safe_name
+from robust_nc.commands import evaluate as command
+from robust_nc.exceptions import ConfigError
+from robust_nc.record import Stored, read_record
+from robust_nc.report import site
+from robust_nc.untrusted import file_name
+
+FAST = ("--dataset", "digits", "--protocol", "pgd", "--n", 40)
+CARD = 'name = "Ours"\nauthors = "A. U. Thor"\nextra_data = false\n'
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(autouse=True)
+def quick_page(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Figures take seconds, and have tests of their own."""
+    if "slow" not in request.keywords:
+        monkeypatch.setattr(site, "write_site", lambda records, out: out / "index.html")
+
+
+def record_in(out: Path) -> Stored:
+    (path,) = out.glob("*.json")
+    return read_record(path)
+
+
+def field(ran: Ran, name: str) -> str:
+    """One entry of the verdict, joined to one line."""
+    lines, found = ran.out.splitlines(), []
+    for line in lines:
+        if line.startswith(f"{name}:"):
+            found = [line.partition(":")[2]]
+        elif found and line.startswith(" "):
+            found.append(line)
+        elif found:
+            break
+    return " ".join(" ".join(found).split())
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("verdict") / "out"
+
+
+@pytest.fixture(scope="module")
+def ran(model: str, out: Path) -> Ran:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(site, "write_site", lambda records, out: out / "index.html")
+        return cli("evaluate", model, *FAST, "--eps", "8/255", "--out", out)
+
+
+class TestTheVerdict:
+    def test_it_fits_one_screen(self, ran):
+        assert ran.code == 0, ran.err
+        lines = ran.out.splitlines()
+        assert len(lines) <= 24
+        paths = ("record:", "evidence:", "page:", "model:", "check it:")
+        assert all(len(line) <= 100 for line in lines if not line.startswith(paths))
+
+    def test_it_says_what_was_judged_and_how(self, ran, model):
+        assert ran.out.startswith("net-make on digits, Linf 8/255, protocol pgd\n")
+        assert field(ran, "model") == f"{model} (2,130 parameters)"
+
+    def test_accuracies_have_intervals_and_the_number_of_images(self, ran, out):
+        scores = record_in(out).record.scores
+        for name in ("clean", "robust"):
+            score = scores[name]
+            told = f"{score.value:.1%} [{100 * score.low:.1f}, {100 * score.high:.1f}]"
+            assert field(ran, name).startswith(told)
+        assert "the first 40 of test" in field(ran, "clean")
+
+    def test_each_attack_and_the_passes_are_counted(self, ran, out):
+        record = record_in(out).record
+        told = field(ran, "broken by")
+        for use in record.attacks:
+            assert f"{use.name} {use.broke}" in told
+        assert told.endswith(f"{round(40 * record.scores['robust'].value)} of 40 are left")
+        each = (record.passes.forward + record.passes.backward) / 40
+        assert field(ran, "passes").startswith(f"{each:,.0f} per example")
+
+    def test_the_geometry_names_layers(self, ran, out):
+        summary = record_in(out).record.summary
+        assert field(ran, "leaps").startswith(f"{summary['leap_rate']:.1%} leap")
+        assert f"{summary['nc1_attacked']:.3g} attacked" in field(ran, "NC1")
+        assert "tenth of test images leap" in field(ran, "radius")
+        assert "layers: 2, 4, penultimate" in field(ran, "leap layer")
+
+    def test_it_says_where_all_lies_and_how_to_check_it(self, ran, out, model):
+        path = record_in(out).path
+        assert field(ran, "record") == str(path)
+        assert field(ran, "evidence").startswith(str(path.with_suffix(".evidence")))
+        assert field(ran, "page") == str(out / "index.html")
+        assert field(ran, "check it") == f"robust-nc verify {path} --model {model}"
+
+    def test_progress_and_prints_of_the_model_go_to_stderr(self, ran):
+        assert "a print of the factory" in ran.err
+        assert "a print of the factory" not in ran.out
+        for stage in ("attack: ", "evidence: ", "geometry: ", "page: "):
+            assert stage in ran.err
+
+    def test_a_second_call_shows_the_same(self, ran, out, model):
+        again = cli("evaluate", model, *FAST, "--eps", "8/255", "--out", out)
+        assert (again.code, again.out) == (0, ran.out)
+        assert "is there already" in again.err
+        assert "attack: " not in again.err
+
+
+def test_without_geometry_it_says_so(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = cli("evaluate", model, *FAST, "--eps", 0.1, "--no-geometry", "--root", "data")
+    assert ran.code == 0, ran.err
+    assert field(ran, "geometry").startswith("not measured")
+    path = record_in(tmp_path / "out" / "evaluate" / "net-make").path.relative_to(tmp_path)
+    assert field(ran, "check it") == f"robust-nc verify {path} --model {model} --root data"
+
+
+def test_a_card_names_the_model(model, tmp_path):
+    (tmp_path / "card.toml").write_text(CARD)
+    options = ("--eps", 0.1, "--no-geometry", "--out", tmp_path, "--card", tmp_path / "card.toml")
+    ran = cli("evaluate", model, *FAST, *options)
+    assert ran.code == 0, ran.err
+    assert ran.out.startswith("Ours on digits")
+    card = record_in(tmp_path).record.card
+    assert (card.authors, card.extra_data) == ("A. U. Thor", False)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((*FAST, "--eps", "8"), "did you mean 8/255?"),
+        ((*FAST, "--eps", "eight"), "eps must be a number or a fraction such as 8/255"),
+        ((*FAST,), "--eps"),
+        (("--eps", "0.1"), "--dataset"),
+        ((*FAST, "--eps", "0.1", "--norm", "L3"), "Linf"),
+        ((*FAST, "--eps", "0.1", "--protocol", "fats"), "did you mean 'fast'"),
+        (("--dataset", "cifar11", "--eps", "0.1"), "did you mean 'cifar10'"),
+        (("--dataset", "digits", "--eps", "0.1", "--n", "999"), "1..360"),
+        ((*FAST, "--eps", "0.1", "--card", "no.toml"), "no.toml is not there"),
+    ],
+)
+def test_a_mistake_is_one_answer(model, tmp_path, options, words):
+    ran = cli("evaluate", model, *options, "--out", tmp_path / "out")
+    assert (ran.code, ran.out) == (2, "")
+    assert words in ran.err
+    assert "Traceback" not in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupt_says_what_to_type(model, tmp_path, monkeypatch):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "appraise", interrupted)
+    options = ("--eps", "8/255", "--out", tmp_path, "--no-geometry", "--attack", "fgsm")
+    ran = cli("evaluate", model, *FAST, *options)
+    assert (ran.code, ran.out) == (130, "")
+    assert ran.err.strip().endswith(
+        f"Go on with: robust-nc evaluate {model} --dataset digits --norm Linf --eps 8/255 "
+        f"--protocol pgd --n 40 --out {tmp_path} --attack fgsm --no-geometry"
+    )
+
+
+def test_without_the_extra_there_is_no_page_and_a_remedy(model, tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name == "robust_nc.report.site":
+            raise ImportError("no jinja2", name="jinja2")
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    ran = cli("evaluate", model, *FAST, "--eps", 0.1, "--no-geometry", "--out", tmp_path)
+    assert ran.code == 0, ran.err
+    assert field(ran, "page") == ""
+    assert "no page: jinja2 is not installed" in ran.err
+    assert "robust_nc[report]" in ran.err
+
+
+@pytest.mark.slow
+def test_the_page_is_drawn(model, tmp_path):
+    ran = cli("evaluate", model, *FAST, "--eps", 0.1, "--out", tmp_path)
+    assert ran.code == 0, ran.err
+    assert "net-make" in Path(field(ran, "page")).read_text()
+    assert record_in(tmp_path).record.suite == "evaluated"
+
+
+def test_a_terminal_gets_a_bar_per_stage(capsys):
+    console = Console(force_terminal=True, width=100)
+    with command.Screen(console) as screen:
+        for event in (Event("attack", 0.5, "half"), Event("evidence", 0.0, "round [it]")):
+            screen.event(event)
+        screen.line("a [red]line")
+    shown = capsys.readouterr().out
+    assert "a [red]line" in shown
+    assert "evidence" in shown
+
+
+class TestCards:
+    def write(self, folder: Path, text: str) -> Path:
+        (folder / "card.toml").write_text(text)
+        return folder / "card.toml"
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ('nam = "x"', "unknown key 'nam' .did you mean 'name'.*valid: name, authors"),
+            ("name = 3", "name: .*found 3"),
+            ("name = ", "is not TOML"),
+            (f'notes = "{"x" * (LONGEST + 1)}"', "notes has 2,001 characters; at most 2,000"),
+            ("#" * 70_000, "larger than"),
+        ],
+    )
+    def test_what_is_no_card_is_refused(self, tmp_path, text, words):
+        with pytest.raises(ConfigError, match=words) as raised:
+            read_card(self.write(tmp_path, text))
+        assert "card.toml" in str(raised.value)
+
+    def test_control_characters_are_left_out(self, tmp_path):
+        text = 'name = "A\\u001b[31m\\u202eB\\u0000"\nnotes = "one\\r\\ntwo\\tthree\\u0007"\n'
+        card = read_card(self.write(tmp_path, text))
+        assert (card.name, card.notes) == ("A[31mB", "one\ntwo three")
+
+    def test_other_alphabets_stay(self):
+        assert plain_text("Müller, 李 \u200cو") == "Müller, 李 \u200cو"
+
+    @pytest.mark.parametrize("name", ["../../x", "-rf", "a/b", ".hidden", "Ω", "x" * 500, " "])
+    def test_a_name_becomes_a_file_name_or_nothing(self, name):
+        made = safe_name(name)
+        assert not made or file_name(made, what="name") == made

@@ -1,0 +1,300 @@
+"""Evidence is compared with its record and its images, and the model makes every verdict again."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers_runner import cli
+from helpers_verifying import BALL, EXAMPLES, altered, judged, opened, resealed
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from robust_nc.evidence.file import read_evidence
+from robust_nc.evidence.matching import inside, original_findings
+from robust_nc.evidence.originals import Examples, ball_of, dataset_of, examples_of
+from robust_nc.evidence.rejudging import Looked, look_again, repeated_clean, repeated_flips
+from robust_nc.evidence.standing import Receipt, receipt_path, standing
+from robust_nc.evidence.verifying import evidence_path, verify
+from robust_nc.exceptions import DataError, RecordError
+from robust_nc.record import Stored, read_record
+from robust_nc.threat import Ball
+from robust_nc.untrusted import read_json
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stored, str]:
+    return judged(tmp_path_factory.mktemp("judged"))
+
+
+@pytest.fixture
+def copied(made: tuple[Stored, str], tmp_path: Path) -> tuple[Stored, str]:
+    stored, reference = made
+    folder = shutil.copytree(stored.path.parent, tmp_path / "out")
+    return read_record(folder / stored.path.name), reference
+
+
+def seen(margins: list[float], *, votes: list[int] | None = None) -> Looked:
+    """What a model says of points: one range of logits, 10."""
+    values = torch.tensor(margins)
+    flipped = values > 0
+    counts = flipped.long() if votes is None else torch.tensor(votes)
+    return Looked(flipped if votes is None else counts > 10, counts, values, values * 0 + 10)
+
+
+class TestTolerance:
+    def test_a_flip_is_proven_whatever_its_margin(self):
+        found = repeated_flips(seen([1e-6, 3.0]), torch.tensor([5.0, -1.0]), 1)
+        assert found.proven.tolist() == [True, True]
+
+    @pytest.mark.parametrize(
+        ("here", "stored", "tolerated"),
+        [
+            (-0.004, 0.004, True),  # 8e-4 of the range
+            (0.0, 0.009, True),
+            (-0.004, 0.007, False),  # 1.1e-3 of the range
+            (-0.02, 0.001, False),
+            (-0.001, 0.5, False),  # near here, far there: that is no rounding
+            (-5.0, -5.0, False),  # a stored margin that admits that nothing was broken
+            (-0.001, -0.001, False),
+            (-0.001, float("nan"), False),
+        ],
+    )
+    def test_a_flip_that_is_none_here(self, here, stored, tolerated):
+        found = repeated_flips(seen([here]), torch.tensor([stored]), 1)
+        assert (bool(found.tolerated), bool(found.refuted)) == (tolerated, not tolerated)
+
+    @pytest.mark.parametrize(("margin", "tolerated"), [(0.009, True), (0.011, False)])
+    def test_a_clean_verdict_that_is_another_here(self, margin, tolerated):
+        for sign, correct in ((1, True), (-1, False)):
+            found = repeated_clean(seen([sign * margin]), torch.tensor([correct]), 1)
+            assert bool(found.tolerated) == tolerated
+            assert not found.proven
+
+    def test_few_votes_of_a_random_model_are_no_accident(self):
+        votes = [20, 11, 10, 3, 2, 1, 0]
+        found = repeated_flips(seen([0.0] * 7, votes=votes), torch.zeros(7), 20)
+        assert found.proven.tolist() == [True, True, *[False] * 5]
+        assert found.tolerated.tolist() == [False, False, True, True, True, False, False]
+        clean = repeated_clean(seen([0.0] * 7, votes=votes), torch.zeros(7).bool(), 20)
+        assert torch.equal(clean.proven, found.proven)
+        assert torch.equal(clean.tolerated, found.tolerated)
+
+
+class Noisy(nn.Module):
+    """Answers at random: class 1 with the probability of the first pixel."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        ones = (torch.rand(len(images)) < images[:, 0, 0, 0]).float()
+        return torch.stack([1 - ones, ones], 1)
+
+
+class TestLookingAgain:
+    def test_batches_do_not_matter_and_the_model_is_left_as_it_was(self):
+        model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(4, 3)).train()
+        images, labels = torch.rand(600, 1, 2, 2), torch.arange(600) % 3
+        found = look_again(model, images, labels)
+        assert all(module.training for module in model.modules())
+        with torch.no_grad():
+            logits = model.eval()(images)
+        assert torch.equal(found.flipped, logits.argmax(1) != labels)
+        assert torch.allclose(found.ranges, logits.amax(1) - logits.amin(1))
+
+    def test_draws_of_a_random_model_are_counted_and_keyed(self):
+        images = torch.tensor([0.0, 0.5, 1.0])[:, None, None, None].expand(3, 1, 1, 1)
+        labels = torch.zeros(3, dtype=torch.int64)
+        first = look_again(Noisy(), images, labels, draws=20, seed=3)
+        again = look_again(Noisy(), images, labels, draws=20, seed=3)
+        assert first.votes[[0, 2]].tolist() == [0, 20]
+        assert 0 < int(first.votes[1]) < 20
+        assert torch.equal(first.votes, again.votes)
+
+    def test_nothing_to_look_at(self):
+        found = look_again(nn.Flatten(), torch.zeros(0, 1, 2, 2), torch.zeros(0).long())
+        assert len(found.flipped) == len(found.margins) == 0
+
+
+class TestOriginals:
+    def test_they_are_those_of_the_record(self, made):
+        stored, _ = made
+        examples = examples_of(stored.record, None)
+        assert examples.fingerprint == stored.record.data.fingerprint
+        assert (len(examples.images), examples.images.dtype) == (EXAMPLES, torch.float32)
+        assert ball_of(stored.record.config) == BALL
+
+    def test_other_images_are_said_to_be_others(self, made):
+        stored, _ = made
+        other = dataclasses.replace(stored.record.data, fingerprint="0" * 64)
+        with pytest.raises(DataError, match=r"images of test of digits here are others"):
+            examples_of(dataclasses.replace(stored.record, data=other), None)
+
+    @pytest.mark.parametrize("path", ["no/such.npz", "/dev/zero"])
+    def test_a_path_of_a_stranger_that_is_no_file_is_not_opened(self, path):
+        table = {"data": {"dataset": {"name": "npz", "options": {"path": path}}}}
+        with pytest.raises(DataError, match="not here"):
+            dataset_of(table)
+
+    @pytest.mark.parametrize("config", [{}, {"data": 3}, {"data": {"dataset": None}}])
+    def test_a_configuration_without_data_is_refused(self, config):
+        with pytest.raises(RecordError, match=r"config\.data\.dataset"):
+            dataset_of(config)
+
+    def test_what_is_not_a_number_is_not_in_the_ball(self):
+        origins = torch.full((3, 1, 2, 2), 0.5)
+        points = origins.clone()
+        points[0, 0, 0, 0] = float("nan")
+        points[1] += 0.2
+        assert inside(Ball("Linf", 0.1), points, origins).tolist() == [False, False, True]
+
+
+class TestWhole:
+    def test_without_a_model_nothing_is_wrong_and_nothing_is_proven(self, made):
+        stored, _ = made
+        found = verify(stored, examples=examples_of(stored.record, None), model=None)
+        assert (found.wrong, found.unchecked, found.placed) == ([], [], True)
+        assert not found.proves
+        assert found.upper is None
+
+    def test_with_the_model_the_bound_is_proven(self, made):
+        stored, reference = made
+        examples = examples_of(stored.record, None)
+        found = verify(stored, examples=examples, model=opened(reference))
+        assert (found.wrong, found.unchecked) == ([], [])
+        assert found.proves
+        assert found.clean.proven.all()
+        assert 10 < len(found.adversarials.proven) < EXAMPLES
+        tolerated = int(found.adversarials.tolerated.sum())
+        claimed = stored.record.scores["robust"].value
+        assert found.upper == pytest.approx(claimed + tolerated / EXAMPLES)
+
+    def test_without_images_or_evidence_it_says_what_was_not_checked(self, copied):
+        stored, reference = copied
+        evidence_path(stored).unlink()
+        found = verify(stored, examples=None, model=opened(reference))
+        assert found.wrong == []
+        assert "is not beside it" in found.unchecked[0]
+        assert found.same_model, "weights.state of the record says so"
+        assert not found.proves
+
+    def test_another_model_is_named_by_its_tensors(self, made):
+        stored, reference = made
+        model = opened(reference)
+        with torch.no_grad():
+            model[1].weight[3, 5] += 1e-6
+        found = verify(stored, examples=examples_of(stored.record, None), model=model)
+        (finding,) = found.wrong
+        assert finding.place == "model"
+        assert "another model: 1 tensor differs" in finding.text
+        assert "1.weight" in finding.text
+        assert not found.proves
+
+    def test_a_model_that_breaks_less_refutes(self, made):
+        stored, reference = made
+        model = opened(reference)
+        with torch.no_grad():
+            model[3].weight.zero_()
+            model[3].bias.copy_(torch.arange(10.0))
+        found = verify(stored, examples=examples_of(stored.record, None), model=model)
+        places = {finding.place for finding in found.wrong}
+        assert {"model", "clean verdicts"} <= places
+        assert found.clean.refuted.any()
+
+    def test_a_model_that_cannot_answer_is_a_finding(self, made):
+        stored, _ = made
+        found = verify(stored, examples=examples_of(stored.record, None), model=nn.Flatten())
+        assert {finding.place for finding in found.wrong} >= {"model"}
+
+    def test_an_adversarial_outside_of_the_ball_is_named(self, made):
+        stored, _ = made
+        examples = examples_of(stored.record, None)
+        evidence = read_evidence(evidence_path(stored), examples.images)
+        points = evidence.adversarials.clone()
+        points[4, 0, 2, 2] = (points[4, 0, 2, 2] + 0.5) % 1
+        (finding,) = original_findings(dataclasses.replace(evidence, adversarials=points), examples)
+        assert finding.place == "evidence.adversarials"
+        assert f"example {int(evidence.broken[4])}" in finding.text
+
+    def test_another_label_is_named(self, made):
+        stored, _ = made
+        examples = examples_of(stored.record, None)
+        evidence = read_evidence(evidence_path(stored), examples.images)
+        labels = examples.labels.clone()
+        labels[17] = (labels[17] + 1) % 10
+        changed = Examples(examples.images, labels, examples.ids, examples.fingerprint)
+        (finding,) = original_findings(evidence, changed)
+        assert str(finding) == "evidence.labels: differ from the data's in example 17"
+
+
+class TestCommand:
+    def test_one_screen_says_what_holds(self, copied):
+        stored, reference = copied
+        ran = cli("verify", stored.path, "--model", reference, "--save")
+        assert ran.code == 0, ran.out + ran.err
+        assert len(ran.out.splitlines()) < 24
+        for words in ("schema       ok", "0 refuted", "is at most", "upper bound proven"):
+            assert words in ran.out
+        assert "verified" not in ran.out
+        receipt = read_json(receipt_path(stored.path))
+        assert receipt["badges"] == ["schema ok", "upper bound proven"]
+        assert set(receipt) == {field.name for field in dataclasses.fields(Receipt)}
+        assert standing(stored).badges == ("schema ok", "upper bound proven")
+
+    def test_without_a_model_the_badge_is_schema_ok(self, copied):
+        stored, _ = copied
+        ran = cli("verify", stored.path)
+        assert (ran.code, ran.out.splitlines()[-1]) == (0, "  badges       schema ok")
+
+    def test_one_that_fails_does_not_stop_the_others(self, copied, tmp_path):
+        stored, _ = copied
+        (tmp_path / "out" / "broken.json").write_text("{")
+        altered(stored, lambda values: values.update(seed=7), seal=False)
+        ran = cli("verify", tmp_path / "out", Path("results/hierarchy"))
+        assert ran.code == 1
+        assert "INVALID" in ran.out
+        assert "WRONG        seed" in ran.out
+        assert "2 with something wrong" in ran.out
+
+    def test_records_of_earlier_versions_pass_as_what_they_are(self):
+        ran = cli("verify", Path("results/fixed-heads"))
+        assert ran.code == 0
+        assert "not sealed (of an earlier version)" in ran.out
+        assert "carries no evidence" in ran.out
+
+    def test_a_strangers_text_does_not_drive_the_terminal(self, copied):
+        stored, _ = copied
+        resealed(stored, model="\x1b[2Jclean")
+        ran = cli("verify", stored.path)
+        assert "\x1b" not in ran.out
+        assert "?[2Jclean" in ran.out
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["no/such/place"], "no/such/place"),
+            (["RECORD", "--audit", "5"], "--model"),
+            (["RECORD", "--audit", "0", "--model", "x:y"], "at least 1"),
+            (["RECORD", "--seed", "-1"], "at least 0"),
+            (["RECORD", "--model", "no/such.py:net"], "no/such.py"),
+        ],
+    )
+    def test_bad_input_is_said_in_one_sentence(self, made, arguments, words):
+        stored, _ = made
+        given = [str(stored.path) if word == "RECORD" else word for word in arguments]
+        ran = cli("verify", *given)
+        assert ran.code == 2
+        assert words in ran.err
+        assert "Traceback" not in ran.err
+
+    def test_a_weight_that_changed_in_its_file_is_named(self, made, tmp_path):
+        stored, reference = made
+        folder = shutil.copytree(Path(reference.rpartition(":")[0]).parent, tmp_path / "model")
+        state = load_file(folder / "net.safetensors")
+        state["3.bias"][2] += 1e-4
+        save_file(state, folder / "net.safetensors")
+        ran = cli("verify", stored.path, "--model", f"{folder / 'net.py'}:net")
+        assert ran.code == 1
+        assert "another model: 1 tensor differs" in ran.out
+        assert "3.bias" in ran.out
+        assert json.loads(stored.path.read_text())["cell"] == stored.record.cell
