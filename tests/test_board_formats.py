@@ -11,7 +11,7 @@ import pytest
 
 from robust_nc.exceptions import RecordError, UnknownNameError
 from robust_nc.record import Stored
-from robust_nc.report import formats
+from robust_nc.report import terminal
 from robust_nc.report.formats import escape_latex, escape_markdown
 from robust_nc.report.table import COLUMNS, format_table, leaderboard, paired
 
@@ -32,7 +32,7 @@ def test_the_terminal_table_fits_and_says_over_how_many() -> None:
     long = frame.assign(model=["m" * 90, "short"])
     for table in (frame, long):
         lines = format_table(table, "table").splitlines()
-        assert max(map(len, lines)) <= formats.WIDTH
+        assert max(map(len, lines)) <= terminal.WIDTH
     text = format_table(frame, "table")
     assert text.isascii()
     assert "digits, Linf 0.15, protocol pgd" in text
@@ -53,9 +53,31 @@ def test_the_gap_to_a_weaker_protocol_is_told_where_there_is_one(style: str) -> 
     rows = [line for line in text.splitlines() if "pgd" in line and "[" in line]
     assert ["+8.1" in row for row in rows] == [True, False]
     if style == "table":
-        assert max(map(len, text.splitlines())) <= formats.WIDTH
+        assert max(map(len, text.splitlines())) <= terminal.WIDTH
     else:
         assert "gap, points" in text
+
+
+def test_columns_that_do_not_fit_a_terminal_are_named() -> None:
+    frame = frame_of()
+    wide = frame.assign(collapse_radius=0.123, leap_layer=2.5, badge="upper bound proven")
+    wide = wide.assign(beside="pgd_ce", gap=0.1, nc1_leap_null=3820.0)
+    text = format_table(wide, "table")
+    assert max(map(len, text.splitlines())) <= terminal.WIDTH
+    assert "no room for collapse radius, leap layer: see the other formats" in " ".join(
+        text.split()
+    )
+    assert "small_cnn-" in text
+    assert "proven" in text
+    for style in ("latex", "markdown"):
+        told = format_table(wide, style)
+        assert "collapse radius" in told
+        assert "upper bound proven" in told
+
+
+def test_a_name_stays_on_its_row() -> None:
+    text = format_table(frame_of().assign(model=["two\nlines", "b"]), "table")
+    assert "two?lines" in text
 
 
 @pytest.mark.parametrize(("beside", "words"), [("cw", "cw flatters;"), ("ce", "ce, cw flatter;")])

@@ -17,7 +17,7 @@ from scipy import stats
 from robust_nc.claims.answering import answer_claims, missing_cells
 from robust_nc.claims.answers import Answer, read_answers, write_answer
 from robust_nc.claims.deciding import Test as Trial
-from robust_nc.claims.deciding import combine, decide, holm, p_value
+from robust_nc.claims.deciding import combine, decide, p_value
 from robust_nc.claims.found import UndefinedError
 from robust_nc.claims.page import answers_page, answers_table, number
 from robust_nc.claims.quantities import QUANTITIES, meaning, measure
@@ -26,6 +26,7 @@ from robust_nc.config import Component, component
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.files import digest, sha256_of
 from robust_nc.record import tidy, write_record, write_rows
+from robust_nc.report.significance import holm
 from robust_nc.store import record_path, rows_path
 from robust_nc.suite import read_suite, suite_names
 

@@ -309,7 +309,7 @@ def _used(side: str, seed: int, cell: _Measured) -> Used:
         model=record.model,
         record=sha256_of(cell.stored.path),
         rows=record.rows.sha256,
-        weights=record.weights.last.sha256,
+        weights="" if record.weights.last is None else record.weights.last.sha256,
     )
 
 

@@ -17,12 +17,12 @@ from typing import Literal, NamedTuple
 
 from scipy.special import stdtr
 
+from robust_nc.report.significance import Adjusted, holm
 from robust_nc.report.statistics import MIN_SEEDS_FOR_T, Interval, mean_interval
 
 Expect = Literal["above", "below", "equal"]
 Word = Literal["supported", "contradicted", "undecided"]
 
-ALPHA = 0.05
 EQUAL_LEVEL = 0.9  # of the interval that must lie within the margin: two one-sided tests at 0.05
 
 
@@ -38,13 +38,6 @@ class Test(NamedTuple):
     effect: float
     values: tuple[float, ...]
     bar: str = ""
-
-
-class Adjusted(NamedTuple):
-    """A p-value in Holm's order, and the level of the interval that agrees with it."""
-
-    p: float
-    level: float
 
 
 class Decision(NamedTuple):
@@ -82,26 +75,6 @@ def p_value(test: Test) -> float | None:
         return 0.0 if distance > 0 else 1.0
     tail = float(stdtr(n - 1, -distance / error))
     return tail if equality else min(1.0, 2 * tail)
-
-
-def holm(ps: Sequence[float], alpha: float = ALPHA) -> list[Adjusted]:
-    """Adjust p-values by Holm's step-down method (Scandinavian Journal of Statistics 1979).
-
-    The level that belongs to the k-th smallest of m (k from 0) is 1 - alpha / (m - k) as long as
-    all up to it are rejected; from the first that is not, it stays where that one stood.
-
-    >>> [f"{p:.3f} {level:.4f}" for p, level in holm([0.001, 0.2, 0.02])]
-    ['0.003 0.9833', '0.200 0.9500', '0.040 0.9750']
-    """
-    found: dict[int, Adjusted] = {}
-    highest, share, rejecting = 0.0, alpha, True
-    for rank, index in enumerate(sorted(range(len(ps)), key=lambda index: ps[index])):
-        left = len(ps) - rank
-        highest = max(highest, min(1.0, left * ps[index]))
-        if rejecting:
-            share, rejecting = alpha / left, ps[index] < alpha / left
-        found[index] = Adjusted(highest, 1 - share)
-    return [found[index] for index in range(len(ps))]
 
 
 def decide(tests: Sequence[Test]) -> list[Decision]:

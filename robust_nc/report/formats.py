@@ -9,24 +9,18 @@ terminal would obey are replaced.
 'a\\|b'
 """
 
-import io
 import math
-import textwrap
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import pandas as pd
-from rich.box import Box
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.measure import Measurement
-from rich.table import Table
-from rich.text import Text
 
 from robust_nc.exceptions import RecordError, unknown_name
+from robust_nc.report.terminal import Section as Section
+from robust_nc.report.terminal import printable, terminal_table
 
 Style = Literal["table", "csv", "latex", "markdown"]
 
-WIDTH = 132
 GAP = "gap, points"
 MISSING = "-"
 INTERVALS = {
@@ -34,12 +28,14 @@ INTERVALS = {
     "range": "smallest and largest of 2 seeds",
     "wilson": "95 % Wilson interval over the examples of one seed",
 }
+RANKS = (
+    "#: 1 + the number of rows that are significantly better (exact McNemar over examples or "
+    "paired t over seeds, Holm over the table, 0.05)"
+)
 NULLS = (
     "null of NC1 attacked: each example put on the vertex it leaped to; "
     "null of NC1 landed (grouped by nearest vertex): noise of the same variance"
 )
-# A rule under the header and nothing else, in ASCII for any terminal.
-_RULE = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -49,16 +45,6 @@ _LATEX = {
     "|": r"\textbar{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
-
-
-class Section(NamedTuple):
-    """One table as it is shown: the first `names` columns are names, the others numbers."""
-
-    title: str
-    caption: str
-    headers: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    names: int
 
 
 def format_table(frame: pd.DataFrame, style: Style = "table") -> str:
@@ -74,7 +60,7 @@ def format_table(frame: pd.DataFrame, style: Style = "table") -> str:
         raise RecordError("there is nothing to show: the table has no rows")
     if style == "csv":
         return frame.to_csv(index=False, lineterminator="\n").removesuffix("\n")
-    render = {"table": _terminal, "latex": _latex, "markdown": _markdown}[style]
+    render = {"table": terminal_table, "latex": _latex, "markdown": _markdown}[style]
     return "\n\n".join(render(section) for section in sections(frame))
 
 
@@ -150,16 +136,49 @@ def has_gap(frame: pd.DataFrame) -> bool:
     return "gap" in frame and bool(frame["gap"].notna().any())
 
 
+def rank_text(rank: float) -> str:
+    """Write a rank, or that there is none.
+
+    >>> rank_text(2.0), rank_text(float("nan"))
+    ('2', '-')
+    """
+    return f"{rank:.0f}" if math.isfinite(rank) else MISSING
+
+
+def told_columns(frame: pd.DataFrame) -> dict[str, tuple[str, Callable[[Any], str]]]:
+    """Columns of a board that are shown where any row has something to say: header, writer."""
+    known: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "badge": ("badge", lambda badge: badge or MISSING),
+        "collapse_radius": ("collapse radius", short),
+        "leap_layer": ("leap layer", short),
+    }
+    told = {key for key in known if (frame[key].ne("") & frame[key].notna()).any()}
+    return {key: column for key, column in known.items() if key in told}
+
+
+def standing_notes(frame: pd.DataFrame) -> list[str]:
+    """Say what ranks mean, which rows have none and why, and what challenges took."""
+    notes = [RANKS] if frame["rank"].notna().any() else []
+    reasons = sorted(set(frame["unranked"]) - {""})
+    if reasons:
+        notes.append(f"not ranked (-): {', '.join(reasons)}")
+    taken = int(frame["challenged"].sum())
+    if taken:
+        notes.append(f"after challenges, which took {count(taken, taken, 'example')}")
+    return notes
+
+
 def _board_section(frame: pd.DataFrame) -> Section:
-    gaps = has_gap(frame)
+    gaps, told = has_gap(frame), told_columns(frame)
     headers = (
         *("#", "model", "seeds", "clean %", "robust %"),
         *((GAP,) if gaps else ()),
         *("leap %", "landed %", "NC1 clean", "NC1 attacked (null)", "NC1 landed (null)"),
+        *(header for header, _ in told.values()),
     )
     rows = [
         (
-            str(row["rank"]),
+            rank_text(row["rank"]),
             name,
             str(row["seeds"]),
             percent(row["clean"], row["clean_low"], row["clean_high"]),
@@ -170,15 +189,19 @@ def _board_section(frame: pd.DataFrame) -> Section:
             short(row["nc1_clean"]),
             f"{short(row['nc1_attacked'])} ({short(row['nc1_leap_null'])})",
             f"{short(row['nc1_landed'])} ({short(row['nc1_landed_null'])})",
+            *(write(row[key]) for key, (_, write) in told.items()),
         )
         for name, row in zip(display_names(frame), frame.to_dict("records"), strict=True)
     ]
-    notes = [_over(frame), interval_note(set(frame["interval"]))]
+    notes = [_over(frame), interval_note(set(frame["interval"])), *standing_notes(frame)]
     if gaps:
         weaker = sorted(set(frame["beside"]) - {""})
         verb = "flatters" if len(weaker) == 1 else "flatter"
         notes.append(f"gap: points by which {', '.join(weaker)} {verb}")
-    return Section(_title(frame), "; ".join([*notes, NULLS]), headers, rows, names=2)
+    caption = "; ".join([*notes, NULLS])
+    return Section(
+        _title(frame), caption, headers, rows, names=2, extra=len(told.keys() - {"badge"})
+    )
 
 
 def _paired_section(frame: pd.DataFrame) -> Section:
@@ -213,46 +236,6 @@ def _over(frame: pd.DataFrame) -> str:
     seeds = count(int(frame["seeds"].min()), int(frame["seeds"].max()), "seed")
     examples = count(int(frame["examples"].min()), int(frame["examples"].max()), "example")
     return f"{examples}, {seeds}"
-
-
-class _Name(NamedTuple):
-    """A name in a column that may be too narrow for it: broken after a hyphen where it has one."""
-
-    text: str
-
-    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        return Measurement.get(console, options, Text(self.text))
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Text("\n".join(textwrap.wrap(self.text, options.max_width)))
-
-
-def _terminal(section: Section) -> str:
-    table = Table(
-        title=Text(_printable(section.title)),
-        caption=Text(_printable(section.caption)),
-        title_justify="left",
-        caption_justify="left",
-        box=_RULE,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    for index, header in enumerate(section.headers):
-        name = index < section.names and header != "#"
-        table.add_column(
-            Text(header if name else header.replace(" ", "\n")),
-            justify="left" if name else "right",
-            no_wrap=not name,
-            overflow="fold",
-        )
-    for row in section.rows:
-        cells = enumerate(map(_printable, row))
-        table.add_row(*[_Name(text) if i < section.names else Text(text) for i, text in cells])
-    console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
-    with console.capture() as captured:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 def _latex(section: Section) -> str:
@@ -296,16 +279,12 @@ def _markdown(section: Section) -> str:
 
 def escape_latex(text: str) -> str:
     """Escape what LaTeX would read as commands."""
-    return "".join(_LATEX.get(character, character) for character in _printable(text))
+    return "".join(_LATEX.get(character, character) for character in printable(text))
 
 
 def escape_markdown(text: str) -> str:
     """Escape what Markdown would read as markup, HTML or a column."""
     return "".join(
         f"\\{character}" if character in r"\`*_[]<>|~#&" else character
-        for character in _printable(text)
+        for character in printable(text)
     )
-
-
-def _printable(text: Any) -> str:
-    return "".join(character if character.isprintable() else "?" for character in str(text))

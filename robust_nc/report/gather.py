@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
+from robust_nc.evidence.standing import best_badge, standing, weakest_badge
 from robust_nc.exceptions import InputError, RecordError
 from robust_nc.files import digest
-from robust_nc.record import COLUMNS, Record, Stored
+from robust_nc.record import COLUMNS, Record, Stored, unpack_flags
 from robust_nc.store import read_all
 from robust_nc.threat import Ball
 
@@ -37,6 +40,19 @@ class Identity(NamedTuple):
     head: str
     objective: str
     recipe: str
+
+
+class Judged(NamedTuple):
+    """A model of one seed as it stands: flags `(N,)` after all challenges.
+
+    `challenged` examples were taken by challenges; `badge` is the best that its receipt gives.
+    """
+
+    record: Record
+    clean: npt.NDArray[np.bool_]
+    robust: npt.NDArray[np.bool_]
+    challenged: int
+    badge: str
 
 
 # Columns that `gather_rows` puts in front of the columns of a record's rows.
@@ -79,6 +95,48 @@ def identity(record: Record) -> Identity:
         head=record.head,
         objective=record.objective,
         recipe=digest({key: value for key, value in record.config.items() if key != "seed"}),
+    )
+
+
+def judge(stored: Stored) -> Judged:
+    """Return a record as it stands; raises `RecordError` for damaged flags, receipt or challenge.
+
+    What challenges took is gone from `robust`.
+    """
+    record = stored.record
+    try:
+        clean = unpack_flags(record.verdict.clean_correct)
+        robust = unpack_flags(record.verdict.robust)
+    except RecordError as error:
+        raise RecordError(f"{stored.path} has damaged flags: {error}") from None
+    if not len(clean) == len(robust) == record.data.examples:
+        raise RecordError(
+            f"{stored.path} has flags for {len(clean)} and {len(robust)} examples, and says that "
+            f"it judged {record.data.examples}; make it again"
+        )
+    stands = standing(stored)
+    return Judged(record, clean, stands.robust, stands.challenged, best_badge(stands.badges))
+
+
+def judge_all(members: Sequence[Stored]) -> list[Judged]:
+    """Return the models of one row as they stand, by seed.
+
+    Records of the very same weights (by `Weights.state`) are one model that was judged more than
+    once: an example is robust if no verdict broke it, and the smallest seed stands for them.
+    """
+    models: dict[str, Judged] = {}
+    for stored in sorted(members, key=lambda stored: stored.record.seed):
+        state = stored.record.weights.state or f"seed {stored.record.seed}"
+        found = judge(stored)
+        models[state] = _weaker(models[state], found) if state in models else found
+    return list(models.values())
+
+
+def _weaker(first: Judged, second: Judged) -> Judged:
+    return first._replace(
+        robust=first.robust & second.robust,
+        challenged=first.challenged + second.challenged,
+        badge=weakest_badge([first.badge, second.badge]),
     )
 
 

@@ -1,4 +1,4 @@
-"""The leaderboard: seeds aggregated, with intervals; and two heads compared seed by seed.
+"""The leaderboard: seeds aggregated, with intervals and ranks; two heads compared seed by seed.
 
 >>> import pandas as pd
 >>> sorted(set(COLUMNS) & {"robust", "robust_low", "robust_high", "seeds"})
@@ -16,12 +16,21 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from robust_nc.evidence.standing import weakest_badge
 from robust_nc.exceptions import InputError, unknown_name
 from robust_nc.files import digest
 from robust_nc.record import Record, Stored
+from robust_nc.registry import PROTOCOLS
 from robust_nc.report.formats import format_table
-from robust_nc.report.gather import Identity, identity, read_results
-from robust_nc.report.statistics import Interval, mean_interval, paired_interval
+from robust_nc.report.gather import (
+    Identity,
+    Judged,
+    identity,
+    judge_all,
+    read_results,
+)
+from robust_nc.report.ranking import MIN_EXAMPLES, ranks
+from robust_nc.report.statistics import Interval, mean_interval, paired_interval, wilson
 
 __all__ = ["BOARD", "COLUMNS", "SCORES", "SUMMARIES", "format_table", "leaderboard", "paired"]
 
@@ -38,10 +47,12 @@ SUMMARIES = (
     "nc1_landed",
     "nc1_landed_null",
     "nc2_angle_clean",
+    "collapse_radius",
+    "leap_layer",
 )
 COLUMNS = (
-    *("rank", "model", "backbone", "head", "objective", "suite", "dataset", "ball"),
-    *("norm", "eps", "protocol", "seeds", "examples"),
+    *("rank", "unranked", "model", "backbone", "head", "objective", "suite", "dataset"),
+    *("ball", "norm", "eps", "protocol", "seeds", "examples", "badge", "challenged"),
     *("clean", "clean_low", "clean_high", "robust", "robust_low", "robust_high", "interval"),
     *("beside", "robust_beside", "gap", "robust_last", *SUMMARIES),
     *("parameters", "passes_per_example", "warnings", "images", "recipe"),
@@ -56,14 +67,18 @@ def leaderboard(results: str | Path | Sequence[Stored]) -> pd.DataFrame:
     """Return one row per model (seeds aggregated), best robust accuracy first on each board.
 
     Columns `COLUMNS`. Accuracies are shares in [0, 1], means over `seeds` seeds, each judged on
-    `examples` examples; `interval` says what low and high are: `t95` (Student t over at least 3
-    seeds, cut to [0, 1]), `range` (of 2 seeds), `wilson` (over the examples of one seed). `clean`
-    and `robust` are of the weights that validation chose; `robust_last` and the measures are of the
-    last weights, means over seeds, NaN where any seed lacks one. `robust_beside` is the accuracy
-    under the weaker protocol `beside`, and `gap` by how much that flatters. `rank` counts within
-    one data set, ball, protocol and set of examples (`images`, their fingerprint). `recipe` is the
-    digest of the configuration without its seed. Raises `RecordError` if there are no records, or
-    one is damaged.
+    `examples` examples and after all challenges, which took `challenged` examples; `interval` says
+    what low and high are: `t95` (Student t over at least 3 seeds, cut to [0, 1]), `range` (of 2
+    seeds), `wilson` (over the examples of one seed). `clean` and `robust` are of the weights that
+    validation chose; `robust_last` and the measures are of the last weights, means over seeds, NaN
+    where any seed lacks one. `robust_beside` is the accuracy under the weaker protocol `beside`,
+    and `gap` by how much that flatters. `recipe` is the digest of the configuration without its
+    seed, `badge` the weakest of its seeds' best badges ("" none).
+
+    `rank` is 1 + the number of rows that are significantly better (`report.ranking`), within one
+    data set, ball, protocol and set of examples (`images`, their fingerprint); NaN, with the reason
+    in `unranked`, for fewer than `ranking.MIN_EXAMPLES` examples and for random output. Raises
+    `RecordError` if there are no records, or one, its receipt or a challenge is damaged.
 
     >>> from robust_nc.exceptions import RecordError
     >>> try:
@@ -72,17 +87,21 @@ def leaderboard(results: str | Path | Sequence[Stored]) -> pd.DataFrame:
     ...     print(error)
     there are no records; run a suite first: robust-nc run SUITE
     """
-    groups: dict[Identity, list[Record]] = defaultdict(list)
+    groups: dict[Identity, list[Stored]] = defaultdict(list)
     for stored in read_results(results):
-        groups[identity(stored.record)].append(stored.record)
-    frame = pd.DataFrame([_row(what, members) for what, members in groups.items()])
-    frame["rank"] = (
-        frame.groupby(list(BOARD))["robust"]
-        .rank(method="min", ascending=False, na_option="bottom")
-        .astype("int64")
-    )
-    order = ["dataset", "norm", "eps", "protocol", "examples", "images", "rank", "model", "recipe"]
-    return frame.sort_values(order, ignore_index=True)[list(COLUMNS)]
+        groups[identity(stored.record)].append(stored)
+    models = [judge_all(members) for members in groups.values()]
+    frame = pd.DataFrame([_row(what, each) for what, each in zip(groups, models, strict=True)])
+    frame["unranked"] = [_unranked(row) for row in frame.to_dict("records")]
+    frame["rank"] = math.nan
+    for _, table in frame[frame["unranked"] == ""].groupby(list(BOARD)):
+        rows = [{one.record.seed: one.robust for one in models[i]} for i in table.index]
+        frame.loc[table.index, "rank"] = ranks(rows)
+    order = dict.fromkeys(("dataset", "norm", "eps", *BOARD[2:], "last"), True)
+    order |= {"robust": False, "model": True, "recipe": True}
+    frame = frame.assign(last=frame["unranked"] != "")
+    frame = frame.sort_values(list(order), ascending=list(order.values()), ignore_index=True)
+    return frame[list(COLUMNS)]
 
 
 def paired(
@@ -117,21 +136,36 @@ def paired(
     return frame.sort_values(["dataset", "ball", "protocol", "objective", "model"], kind="stable")
 
 
-def _row(what: Identity, members: list[Record]) -> dict[str, Any]:
-    clean, robust = (_share(members, name) for name in SCORES)
-    row: dict[str, Any] = {**what._asdict(), "seeds": len(members)}
+def _row(what: Identity, models: list[Judged]) -> dict[str, Any]:
+    records = [one.record for one in models]
+    clean, robust = (_share(models, name) for name in SCORES)
+    row: dict[str, Any] = {**what._asdict(), "seeds": len(models)}
     for name, found in zip(SCORES, (clean, robust), strict=True):
         row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
     measures = ("robust_beside", "robust_last", *SUMMARIES)
-    row |= {name: _mean([_value(record, name) for record in members]) for name in measures}
-    row |= {"beside": _beside(members[0]), "gap": row["robust_beside"] - robust.value}
+    row |= {name: _mean([_value(record, name) for record in records]) for name in measures}
+    row |= {"beside": _beside(records[0]), "gap": row["robust_beside"] - robust.value}
     return {
         **row,
+        "badge": weakest_badge([one.badge for one in models]),
+        "challenged": sum(one.challenged for one in models),
         "interval": robust.kind if math.isfinite(robust.value) else clean.kind,
-        "parameters": members[0].weights.parameters,
-        "passes_per_example": _mean([_passes(record) for record in members]),
-        "warnings": ", ".join(sorted({one.name for record in members for one in record.warnings})),
+        "parameters": records[0].weights.parameters,
+        "passes_per_example": _mean([_passes(record) for record in records]),
+        "warnings": ", ".join(sorted({one.name for record in records for one in record.warnings})),
     }
+
+
+def _unranked(row: dict[Any, Any]) -> str:
+    """Say why a row has no rank, "" where it has one."""
+    if not math.isfinite(row["robust"]):
+        return "no verdict"
+    if not row["ball"]:
+        return "no ball"
+    if row["examples"] < MIN_EXAMPLES:
+        return f"fewer than {MIN_EXAMPLES:,} examples"
+    draws = PROTOCOLS.load(row["protocol"]).draws if row["protocol"] in PROTOCOLS else 1
+    return "random output" if draws > 1 or "random-output" in row["warnings"] else ""
 
 
 def _beside(record: Record) -> str:
@@ -139,13 +173,15 @@ def _beside(record: Record) -> str:
     return str(settings.get("beside") or "") if isinstance(settings, dict) else ""
 
 
-def _share(members: list[Record], name: str) -> Interval:
-    if any(name not in record.scores for record in members):
-        return Interval(math.nan, math.nan, math.nan, len(members), "none")
-    if len(members) == 1:
-        score = members[0].scores[name]
-        return Interval(score.value, score.low, score.high, score.n, "wilson")
-    found = mean_interval([record.scores[name].value for record in members])
+def _share(models: list[Judged], name: str) -> Interval:
+    """Share of an accuracy, from the flags as they stand; NaN where a record has no such score."""
+    if any(name not in one.record.scores for one in models):
+        return Interval(math.nan, math.nan, math.nan, len(models), "none")
+    flags = [one.clean if name == "clean" else one.robust for one in models]
+    shares = [wilson(int(each.sum()), len(each)) for each in flags]
+    if len(shares) == 1:
+        return shares[0]
+    found = mean_interval([share.value for share in shares])
     return found._replace(low=max(0.0, found.low), high=min(1.0, found.high))
 
 

@@ -1,0 +1,244 @@
+"""Two models, or two methods over their seeds, compared on the same examples.
+
+>>> both = Discordant(both=200, first=31, second=12, neither=257)
+>>> f"{float(mcnemar(both.first, both.second)):.4f}"
+'0.0054'
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from robust_nc.exceptions import RecordError
+from robust_nc.files import digest
+from robust_nc.record import Record
+from robust_nc.report.gather import Identity, Judged, identity, judge_all, read_results
+from robust_nc.report.ranking import compare_all
+from robust_nc.report.significance import mcnemar, paired_shares, seed_interval
+from robust_nc.report.statistics import MIN_SEEDS_FOR_T, Interval, mean_interval, wilson
+
+ACCURACIES = ("clean", "robust")
+GEOMETRY = (
+    *("leap_rate", "landed", "nc1_clean", "nc1_attacked", "nc1_leap_null", "nc1_landed"),
+    *("nc1_landed_null", "nc2_angle_clean", "collapse_radius", "leap_layer"),
+)
+
+# Data sets that are the same everywhere (checked by their digests when read), so that "the first
+# 200" of one are the first 200 of 500. Other names stand for files of the user's own.
+_OFFICIAL = frozenset({"cifar10", "cifar100", "digits", "fashion_mnist"})
+_FIRST = re.compile(r"the first ([0-9]{1,9}) of (train|test) in the official order")
+
+Flags = npt.NDArray[np.bool_]
+
+
+class Side(NamedTuple):
+    """What is compared: one model or the seeds of one method, as they stand."""
+
+    path: Path
+    name: str
+    models: list[Judged]
+
+    def flags(self, accuracy: str, count: int) -> dict[int, Flags]:
+        """Flags of the first `count` examples, by seed."""
+        return {
+            one.record.seed: (one.clean if accuracy == "clean" else one.robust)[:count]
+            for one in self.models
+        }
+
+
+class Discordant(NamedTuple):
+    """Examples that both models get right, the first alone, the second alone, neither."""
+
+    both: int
+    first: int
+    second: int
+    neither: int
+
+
+class Accuracy(NamedTuple):
+    """One accuracy of both sides, and what separates them; `counts` for two single models.
+
+    `by_seed` maps each seed of either side to the two shares, NaN where a side lacks it.
+    """
+
+    name: str
+    first: Interval
+    second: Interval
+    difference: Interval
+    p: float
+    test: str
+    counts: Discordant | None
+    by_seed: dict[int, tuple[float, float]]
+
+
+class Compared(NamedTuple):
+    """Two sides on their `examples` common examples.
+
+    `same_images` is False where their numbers differ, so that no fingerprint can tell. `geometry`
+    maps measures to the values that the records claim, means over seeds.
+    """
+
+    first: Side
+    second: Side
+    examples: int
+    same_images: bool
+    accuracies: tuple[Accuracy, ...]
+    geometry: dict[str, tuple[float, float]]
+
+
+def compare(first: Path, second: Path) -> Compared:
+    """Compare two records, or two folders with the seeds of one method each.
+
+    Raises `RecordError` where there is none, where a folder holds more than one method, where one
+    is damaged, and where the two were not judged alike: other data, ball or protocol.
+    """
+    sides = (read_side(first), read_side(second))
+    one, other = (side.models[0].record for side in sides)
+    _check_alike(one, other, (first, second))
+    count = min(one.data.examples, other.data.examples)
+    return Compared(
+        *sides,
+        examples=count,
+        same_images=one.data.fingerprint == other.data.fingerprint,
+        accuracies=tuple(_accuracy(name, *sides, count) for name in ACCURACIES),
+        geometry={name: (_claimed(sides[0], name), _claimed(sides[1], name)) for name in GEOMETRY},
+    )
+
+
+def read_side(path: Path) -> Side:
+    """Read one side: a record, or a folder with the seeds of one method."""
+    records = read_results(path)
+    methods = {method(stored.record): stored.record.model for stored in records}
+    if len(methods) > 1:
+        names = ", ".join(sorted(set(methods.values()))[:4])
+        raise RecordError(
+            f"{path} holds {len(methods)} methods ({names}{', ...' if len(methods) > 4 else ''}); "
+            "name one record, or a folder with the seeds of one method"
+        )
+    models = judge_all(records)
+    if len({one.record.seed for one in models}) < len(models):
+        raise RecordError(
+            f"{path} holds two models of one seed; keep one of them, or judge each with the seed "
+            "that it was trained with"
+        )
+    return Side(path, records[0].record.model, models)
+
+
+def method(record: Record) -> Identity:
+    """What the seeds of one method share.
+
+    The models of others are named by where they lie and by their weights; both vary with the seed.
+    """
+    found = identity(record)
+    model = record.config.get("model")
+    if not (isinstance(model, Mapping) and {"reference", "state"} <= set(model)):
+        return found
+    kept = {key: value for key, value in record.config.items() if key not in {"seed", "model"}}
+    return found._replace(model="", recipe=digest(kept))
+
+
+def _check_alike(first: Record, second: Record, paths: tuple[Path, Path]) -> None:
+    one, other = identity(first), identity(second)
+    facts = {
+        "data set": (one.dataset, other.dataset),
+        "split": (first.data.split, second.data.split),
+        "ball": ((one.norm, one.eps), (other.norm, other.eps)),
+        "protocol": (one.protocol, other.protocol),
+    }
+    told = {"ball": (one.ball or "unknown", other.ball or "unknown")}
+    differ = [
+        f"the {name} ({' and '.join(map(str, told.get(name, both)))})"
+        for name, both in facts.items()
+        if both[0] != both[1]
+    ]
+    if not differ and first.data.fingerprint != second.data.fingerprint:
+        if one.examples == other.examples:
+            differ = [f"the images (fingerprints {one.images[:12]} and {other.images[:12]})"]
+        elif not _common_start(first, second):
+            differ = [f"the images ({first.data.which!r} and {second.data.which!r})"]
+    if differ:
+        raise RecordError(
+            f"{paths[0]} and {paths[1]} cannot be compared, they differ in {', '.join(differ)}; "
+            "take two that were judged alike"
+        )
+
+
+def _common_start(first: Record, second: Record) -> bool:
+    """Whether the smaller set of images is surely the start of the larger one."""
+    found = [_FIRST.fullmatch(record.data.which) for record in (first, second)]
+    said = [
+        match is not None
+        and (int(match[1]), match[2]) == (record.data.examples, record.data.split)
+        and record.data.dataset in _OFFICIAL
+        for match, record in zip(found, (first, second), strict=True)
+    ]
+    return all(said) and _source(first) == _source(second)
+
+
+def _source(record: Record) -> Any:
+    data = record.config.get("data")
+    return data.get("dataset") if isinstance(data, Mapping) else None
+
+
+def _accuracy(name: str, first: Side, second: Side, count: int) -> Accuracy:
+    one, other = first.flags(name, count), second.flags(name, count)
+    shares = [{seed: float(flags.mean()) for seed, flags in side.items()} for side in (one, other)]
+    if len(one) == len(other) == 1:
+        return _of_two_models(name, next(iter(one.values())), next(iter(other.values())), shares)
+    found = compare_all([one, other])
+    common = sorted(one.keys() & other.keys())
+    differences = [shares[0][seed] - shares[1][seed] for seed in common]
+    test = f"paired t over {len(common)} seeds"
+    if len(common) < MIN_SEEDS_FOR_T:
+        test = f"largest exact McNemar p of all {len(one)} x {len(other)} pairs of models"
+    mean, against = (_over_seeds(side, count) for side in shares)
+    difference = Interval(mean.value - against.value, math.nan, math.nan, 0, "none")
+    if common:
+        difference = seed_interval(differences, unit=1 / count)
+    p = float(found.p[0, 1])
+    return Accuracy(name, mean, against, difference, p, test, None, _by_seed(shares))
+
+
+def _of_two_models(
+    name: str, first: Flags, second: Flags, shares: Sequence[Mapping[int, float]]
+) -> Accuracy:
+    counts = Discordant(
+        int((first & second).sum()),
+        int((first & ~second).sum()),
+        int((~first & second).sum()),
+        int((~first & ~second).sum()),
+    )
+    return Accuracy(
+        name,
+        wilson(int(first.sum()), len(first)),
+        wilson(int(second.sum()), len(second)),
+        paired_shares(first, second),
+        float(mcnemar(counts.first, counts.second)),
+        "exact McNemar",
+        counts,
+        _by_seed(shares),
+    )
+
+
+def _over_seeds(shares: Mapping[int, float], count: int) -> Interval:
+    if len(shares) == 1:
+        (share,) = shares.values()
+        return wilson(round(share * count), count)
+    found = mean_interval(list(shares.values()))
+    return found._replace(low=max(0.0, found.low), high=min(1.0, found.high))
+
+
+def _by_seed(shares: Sequence[Mapping[int, float]]) -> dict[int, tuple[float, float]]:
+    seeds = sorted({seed for side in shares for seed in side})
+    return {seed: (shares[0].get(seed, math.nan), shares[1].get(seed, math.nan)) for seed in seeds}
+
+
+def _claimed(side: Side, name: str) -> float:
+    values = [one.record.summary.get(name) for one in side.models]
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known and len(known) == len(values) else math.nan

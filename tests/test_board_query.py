@@ -1,0 +1,309 @@
+"""The verb `board`: conditions, order, queries and exports, and what it refuses."""
+
+import io
+import json
+from pathlib import Path
+
+import helpers_report as helpers
+import numpy as np
+import pandas as pd
+import pytest
+from helpers_runner import cli
+from rich.console import Console
+
+from robust_nc.commands import board
+from robust_nc.commands.board import Wanted, board_command
+from robust_nc.exceptions import ConfigError, RecordError, UnknownNameError
+from robust_nc.exchange.published import published_rows
+from robust_nc.report import index
+from robust_nc.report.plain import plain_text
+from robust_nc.report.querying import Condition, kept, ordered, parse_condition
+from robust_nc.report.table import COLUMNS, leaderboard
+
+FRAME = pd.DataFrame(
+    {
+        "model": ["net-trades", "net-pgd", "Net-TRADES-2", "plain"],
+        "head": ["etf", "linear", "etf", "linear"],
+        "robust": [0.5, 0.4, 0.45, np.nan],
+        "eps": [8 / 255, 8 / 255, 4 / 255, 8 / 255],
+        "rank": [1.0, 2.0, np.nan, np.nan],
+    }
+)
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    helpers.write_grid(folder, heads=("linear", "etf"), seeds=2)
+    return folder
+
+
+def shown(
+    results: Path, wanted: Wanted, capsys: pytest.CaptureFixture[str]
+) -> tuple[str, list[str]]:
+    """Output and messages of one call."""
+    stderr = Console(file=io.StringIO(), width=200)
+    assert board_command(results, wanted, stderr) == 0
+    assert isinstance(stderr.file, io.StringIO)
+    return capsys.readouterr().out, stderr.file.getvalue().splitlines()
+
+
+class TestConditions:
+    @pytest.mark.parametrize(
+        ("where", "models"),
+        [
+            (["head=etf"], ["net-trades", "Net-TRADES-2"]),
+            (["head==etf", "robust>=0.5"], ["net-trades"]),
+            (["head != etf"], ["net-pgd", "plain"]),
+            (["model~trades"], ["net-trades", "Net-TRADES-2"]),
+            (["robust>=0.45"], ["net-trades", "Net-TRADES-2"]),
+            (["robust>0.45"], ["net-trades"]),
+            (["robust<0.45"], ["net-pgd"]),
+            (["robust<=0.45"], ["net-pgd", "Net-TRADES-2"]),
+            (["robust!=0.4"], ["net-trades", "Net-TRADES-2"]),
+            (["eps=8/255"], ["net-trades", "net-pgd", "plain"]),
+            (["rank="], ["Net-TRADES-2", "plain"]),
+            (["rank!="], ["net-trades", "net-pgd"]),
+            (["model=plain "], ["plain"]),
+            ([], ["net-trades", "net-pgd", "Net-TRADES-2", "plain"]),
+        ],
+    )
+    def test_rows_that_meet_all_are_kept(self, where: list[str], models: list[str]) -> None:
+        assert kept(FRAME, where)["model"].tolist() == models
+
+    def test_numbers_compare_as_numbers(self) -> None:
+        frame = pd.DataFrame({"seeds": [9, 10, 100]})
+        assert kept(frame, ["seeds>9"])["seeds"].tolist() == [10, 100]
+
+    def test_a_value_may_hold_an_operator(self) -> None:
+        text = "model=normalise_features=True>=x"
+        assert parse_condition(text) == Condition("model", "=", "normalise_features=True>=x")
+
+    def test_an_unknown_column_is_answered_with_the_nearest(self) -> None:
+        with pytest.raises(UnknownNameError, match="did you mean 'robust'"):
+            kept(FRAME, ["robst>0.4"])
+        with pytest.raises(UnknownNameError, match="did you mean 'head'"):
+            ordered(FRAME, "-haed")
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("robust", "--where takes a column"),
+            ("=3", "--where takes a column"),
+            ("robust>much", "holds numbers"),
+            ("robust>1/0", "holds numbers"),
+            ("robust>nan", "holds numbers"),
+            ("robust~4", "looks in text"),
+        ],
+    )
+    def test_what_is_no_condition_is_one_sentence(self, text: str, words: str) -> None:
+        with pytest.raises(ConfigError, match=words):
+            kept(FRAME, [text])
+
+
+class TestOrder:
+    def test_missing_values_come_last_both_ways(self) -> None:
+        assert ordered(FRAME, "robust")["robust"].tolist()[:3] == [0.4, 0.45, 0.5]
+        assert ordered(FRAME, "-robust")["robust"].tolist()[:3] == [0.5, 0.45, 0.4]
+        assert ordered(FRAME, "-robust")["model"].tolist()[3] == "plain"
+
+    def test_equal_rows_keep_their_order(self) -> None:
+        models = ordered(FRAME, "-eps")["model"].tolist()
+        assert models == ["net-trades", "net-pgd", "plain", "Net-TRADES-2"]
+
+    def test_none_leaves_the_order(self) -> None:
+        assert ordered(FRAME, None) is FRAME
+
+
+class TestPlainText:
+    ROWS = (("a|b", 0.123456789, None), ("c_%", float("nan"), True))
+
+    def test_a_table_aligns_numbers_to_the_right(self) -> None:
+        text = plain_text(("name", "value", "flag"), self.ROWS, "table")
+        assert text.splitlines()[2] == "a|b   0.123457  -"
+
+    def test_csv_holds_every_digit(self) -> None:
+        text = plain_text(("name", "value", "flag"), self.ROWS, "csv")
+        assert text.splitlines()[1] == "a|b,0.123456789,"
+
+    def test_markup_is_escaped(self) -> None:
+        assert r"a\|b" in plain_text(("name", "v", "f"), self.ROWS, "markdown")
+        assert r"c\_\%" in plain_text(("name", "v", "f"), self.ROWS, "latex")
+
+    def test_what_a_terminal_would_obey_is_replaced(self) -> None:
+        assert "\x1b" not in plain_text(("name",), [("\x1b[31mred",)], "table")
+
+    def test_no_rows_leave_the_header(self) -> None:
+        assert plain_text(("name", "value"), [], "table").splitlines()[0] == "name  value"
+
+
+class TestBoard:
+    def test_conditions_and_order_reach_every_text(
+        self, results: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        wanted = Wanted("csv", where=("head=etf", "robust>=0.5"), sort="robust")
+        out, _ = shown(results, wanted, capsys)
+        frame = pd.read_csv(io.StringIO(out))
+        assert set(frame["head"]) == {"etf"}
+        assert frame["objective"].tolist() == ["pgd", "trades"]
+        for style in ("table", "latex", "markdown"):
+            out, _ = shown(results, wanted._replace(format=style), capsys)
+            assert "etf-pgd" in out
+            assert "linear" not in out
+
+    def test_conditions_hold_for_differences_too(
+        self, results: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        wanted = Wanted("csv", against="linear", where=("measure=robust",), sort="-difference")
+        out, _ = shown(results, wanted, capsys)
+        assert set(pd.read_csv(io.StringIO(out))["measure"]) == {"robust"}
+
+    def test_nothing_left_is_one_sentence(self, results: Path) -> None:
+        with pytest.raises(RecordError, match="none of 6 rows meets robust>2"):
+            board_command(results, Wanted(where=("robust>2",)), Console())
+
+    def test_published_rows_are_there_and_unverified(
+        self, results: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out, _ = shown(results, Wanted("csv", published=True), capsys)
+        frame = pd.read_csv(io.StringIO(out), keep_default_na=False)
+        assert len(frame) == len(published_rows()) + 6
+        theirs = frame[frame["suite"] == "robustbench"]
+        assert set(theirs["badge"]) == {"unverified"}
+        assert set(theirs["rank"]) == {""}
+
+    def test_a_board_without_records_can_show_the_published(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out, _ = shown(tmp_path, Wanted("csv", published=True), capsys)
+        assert len(out.splitlines()) == 1 + len(published_rows())
+        with pytest.raises(RecordError, match="holds no records"):
+            board_command(tmp_path, Wanted(), Console())
+
+    def test_many_records_are_kept_in_the_index(
+        self, results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before, _ = shown(results, Wanted("csv"), capsys)
+        monkeypatch.setattr(board, "_MANY", 2)
+        first, told = shown(results, Wanted("csv"), capsys)
+        again, silent = shown(results, Wanted("csv"), capsys)
+        assert before == first == again
+        assert any(line.startswith("index: ") for line in told)
+        assert silent == []
+
+
+class TestPage:
+    def test_conditions_say_which_rows_are_on_it(
+        self,
+        results: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        calls = []
+
+        def write_site(records, out, *, published, claims):  # type: ignore[no-untyped-def]
+            calls.append((records, published, claims))
+            return out / "index.html"
+
+        monkeypatch.setattr(board, "_site_writer", lambda: write_site)
+        wanted = Wanted("html", tmp_path, where=("head=etf", "objective=pgd"))
+        _, told = shown(results, wanted, capsys)
+        assert told[-1] == f"wrote {tmp_path / 'index.html'}"
+        shown(results, Wanted("html", tmp_path, published=True), capsys)
+        (some, none, _), (every, theirs, _) = calls
+        assert {one.record.head for one in some} == {"etf"}
+        assert sorted(one.record.seed for one in some) == [0, 1]
+        assert none is None
+        assert len(every) == 12
+        assert set(theirs["badge"]) == {"unverified"}
+
+
+class TestExchange:
+    def test_bibtex_is_of_the_rows(self, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        out, _ = shown(results, Wanted("bibtex"), capsys)
+        assert out.count("@") == 1
+        wanted = Wanted("bibtex", where=("model=Wang2023Better_WRN-70-16",), published=True)
+        out, _ = shown(results, wanted, capsys)
+        assert out.count("\n@") == 1
+        assert "Better Diffusion Models" in out
+
+    def test_model_info_is_of_the_rows(
+        self, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        wanted = Wanted("robustbench", tmp_path, where=("head=etf", "objective=pgd"))
+        _, told = shown(results, wanted, capsys)
+        files = list(tmp_path.rglob("*.json"))
+        assert len(files) == 2
+        assert "wrote 2 files" in told[-1]
+        assert all(isinstance(json.loads(path.read_text()), dict) for path in files)
+
+
+class TestQueries:
+    def test_every_style_answers(
+        self, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        sql = "select head, count(*) as n from records group by head order by head"
+        expected = {
+            "table": "etf     6",
+            "csv": "etf,6",
+            "markdown": "| etf | 6 |",
+            "latex": r"etf & 6 \\",
+        }
+        for style, line in expected.items():
+            out, _ = shown(results, Wanted(style, sql=sql), capsys)  # type: ignore[arg-type]
+            assert line in out.splitlines()
+        path = tmp_path / "answer.csv"
+        out, told = shown(results, Wanted("csv", path, sql=sql), capsys)
+        assert out == ""
+        assert path.read_text() == "head,n\netf,6\nlinear,6\n"
+        assert told[-1] == f"wrote {path}"
+
+    def test_a_long_table_is_cut_and_says_so(
+        self, results: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        sql = "select * from range(1500)"
+        out, told = shown(results, Wanted(sql=sql), capsys)
+        assert len(out.splitlines()) == 1002
+        assert told[-1] == "the first 1,000 of 1,500 rows; --format csv has all"
+        out, _ = shown(results, Wanted("csv", sql=sql), capsys)
+        assert len(out.splitlines()) == 1501
+
+    def test_the_command_line_answers_in_one_sentence(self, results: Path) -> None:
+        ran = cli("board", results, "--sql", "select nosuch from records", "--format", "csv")
+        assert (ran.code, ran.out) == (2, "")
+        assert "nosuch" in ran.err
+        assert "records has path, cell" in ran.err
+        assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        (Wanted("html", sql="select 1"), "written as table, csv, latex or markdown"),
+        (Wanted(sql="select 1", where=("head=etf",)), "--sql goes with"),
+        (Wanted(sql="select 1", published=True), "--sql goes with"),
+        (Wanted("html", sort="robust"), "leave --sort out"),
+        (Wanted("bibtex", against="linear"), "--against is shown as"),
+        (Wanted(against="linear", published=True), "--against is shown as"),
+        (Wanted("robustbench"), "needs --out"),
+        (Wanted("robustbench", Path("x"), published=True), "RobustBench's own files"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    results: Path, wanted: Wanted, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        board_command(results, wanted, Console())
+
+
+def test_conditions_are_on_the_columns_of_the_leaderboard(results: Path) -> None:
+    frame = leaderboard(results)
+    for column in COLUMNS:
+        assert len(ordered(frame, column)) == len(frame)
+    assert index.TABLES == ("records", "rows", "board")

@@ -1,0 +1,260 @@
+"""`robust-nc compare A B`: what it says, and what it refuses."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import helpers_ranking as helpers
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from robust_nc.commands.compare import compare_command
+from robust_nc.exceptions import RecordError
+from robust_nc.record import Record, Stored, write_record
+from robust_nc.report.comparing import Compared, compare
+from robust_nc.report.significance import paired_shares
+from robust_nc.report.statistics import wilson
+from robust_nc.report.table import leaderboard
+
+
+def put(path: Path, record: Record) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_record(path, record)
+    return path
+
+
+def two_records(folder: Path) -> tuple[Path, Path]:
+    first = helpers.record(helpers.flags(600), clean=helpers.flags(900))
+    second = helpers.record(helpers.flags(560, start=30), objective="trades")
+    return put(folder / "a.json", first), put(folder / "b.json", second)
+
+
+def two_methods(folder: Path, seeds: tuple[int, ...], others: tuple[int, ...]) -> tuple[Path, Path]:
+    gains = {0: 41, 1: 35, 2: 50, 3: 44}
+    for seed in seeds:
+        made = helpers.record(helpers.flags(500 + 20 * seed + gains[seed]), seed=seed)
+        put(folder / "a" / f"{seed}.json", made)
+    for seed in others:
+        made = helpers.record(helpers.flags(500 + 20 * seed), seed=seed, objective="trades")
+        put(folder / "b" / f"{seed}.json", made)
+    return folder / "a", folder / "b"
+
+
+def robust(found: Compared):
+    (one,) = (each for each in found.accuracies if each.name == "robust")
+    return one
+
+
+def said(first: Path, second: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    assert compare_command(first, second, Console(file=io.StringIO())) == 0
+    return capsys.readouterr().out
+
+
+def test_two_records_are_compared_example_by_example(tmp_path: Path) -> None:
+    found = compare(*two_records(tmp_path))
+    one = robust(found)
+    # A: 0..599, B: 30..589.
+    assert one.counts == (560, 40, 0, 400)
+    assert one.p == pytest.approx(stats.binomtest(40, 40).pvalue)
+    assert one.difference == paired_shares(helpers.flags(600), helpers.flags(560, start=30))
+    assert one.first == wilson(600, 1000)
+    assert (found.examples, found.same_images) == (1000, True)
+    assert found.accuracies[0].counts == (900, 0, 100, 0)
+
+
+def test_one_screen_tells_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = two_records(tmp_path)
+    text = said(first, second, capsys)
+    lines = text.splitlines()
+    assert len(lines) <= 30
+    assert "digits, Linf 0.15, protocol pgd; the same 1,000 examples of test" in lines
+    (accuracy,) = (line.split() for line in lines if line.startswith("robust %"))
+    assert accuracy[2:5] == ["60.0", "[56.9,", "63.0]"]
+    assert "+4.0" in accuracy
+    assert accuracy[-2:] == ["<", "0.0001"]
+    (counts,) = (line.split() for line in lines if line.startswith("robust  "))
+    assert counts == ["robust", "40", "0", "560", "400"]
+    assert "A is more robust than B (p < 0.0001, level 0.05)." in lines
+    assert "exact McNemar" in text
+    assert "Newcombe" in text
+    assert "as the records claim it" in text
+    assert any(line.startswith("leap %") for line in lines)
+    turned = said(second, first, capsys)
+    assert "B is more robust than A (p < 0.0001, level 0.05)." in turned
+    assert "-4.0" in turned
+
+
+def test_a_record_is_as_good_as_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, _ = two_records(tmp_path)
+    text = said(first, first, capsys)
+    assert "Neither is significantly more robust (p = 1, level 0.05)." in text
+
+
+def test_challenges_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = two_records(tmp_path)
+    cell = json.loads(first.read_text())["cell"]
+    values = {"cell": cell, "evidence": "ab" * 32, "broken": list(range(100)), "created": "today"}
+    first.with_name(f"a.{'ab' * 8}.challenge").write_text(json.dumps(values))
+    assert robust(compare(first, second)).first.value == 0.5
+    text = said(first, second, capsys)
+    assert "challenges took 100 examples" in text
+    assert "B is more robust than A" in text
+
+
+def test_methods_are_compared_seed_by_seed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = two_methods(tmp_path, (0, 1, 2, 3), (1, 2, 0))
+    one = robust(compare(first, second))
+    oracle = stats.ttest_1samp([0.041, 0.035, 0.050], 0)
+    interval = oracle.confidence_interval(0.95)
+    assert one.p == pytest.approx(oracle.pvalue)
+    assert (one.difference.low, one.difference.high) == pytest.approx((interval.low, interval.high))
+    assert one.test == "paired t over 3 seeds"
+    text = said(first, second, capsys)
+    assert "seeds 0, 1, 2, 3" in text
+    (line,) = (line.split() for line in text.splitlines() if line.startswith("robust %, 2"))
+    assert line[3:] == ["59.0", "54.0", "+5.0"]
+    assert "Student t" in text
+    assert "A is more robust than B" in text
+
+
+def test_a_folder_and_the_board_agree(tmp_path: Path) -> None:
+    first, second = two_methods(tmp_path, (0, 1, 2), (0, 1, 2))
+    assert robust(compare(first, second)).p < 0.05
+    frame = leaderboard(tmp_path)
+    assert frame[["objective", "rank"]].values.tolist() == [["pgd", 1], ["trades", 2]]
+
+
+def test_few_common_seeds_are_compared_by_every_pair_of_models(tmp_path: Path) -> None:
+    first, second = two_methods(tmp_path, (0, 1), (1, 2, 3))
+    one = robust(compare(first, second))
+    assert one.test == "largest exact McNemar p of all 2 x 3 pairs of models"
+    # Seed 1 of A (555) lies above seed 2 of B (540), and below its seed 3 (560).
+    assert one.p == 1
+    assert (one.difference.n, one.difference.kind) == (1, "none")
+    single = robust(compare(first, second / "1.json"))
+    # 541 and 555 against 520, nested: 21 and 35 of one kind.
+    assert single.p == pytest.approx(stats.binomtest(21, 21).pvalue)
+
+
+def test_methods_without_a_common_seed_have_no_interval(tmp_path: Path) -> None:
+    first, second = two_methods(tmp_path, (0, 1), (2, 3))
+    difference = robust(compare(first, second)).difference
+    assert difference.value == pytest.approx((541 + 555 - 540 - 560) / 2000)
+    assert np.isnan(difference.low)
+
+
+def shorter(record: Record, n: int) -> Record:
+    found = helpers.record(helpers.flags(n, n), fingerprint="a" * 64)
+    return dataclasses.replace(found, config=record.config)
+
+
+def test_the_first_images_of_an_official_set_are_common(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = helpers.record(helpers.flags(600))
+    short = shorter(long, 500)
+    first, second = put(tmp_path / "a.json", long), put(tmp_path / "b.json", short)
+    found = compare(first, second)
+    assert (found.examples, found.same_images) == (500, False)
+    assert robust(found).counts == (500, 0, 0, 0)
+    assert "which no fingerprint can check" in said(first, second, capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"which": "every third of test"}, r"the images \('the first 1000"),
+        ({"which": "the first 400 of test in the official order"}, r"the images \('the first 1000"),
+        ({"dataset": "npz"}, "the data set"),
+        ({"split": "train"}, "the split"),
+    ],
+)
+def test_other_images_are_refused(tmp_path: Path, change: dict[str, str], words: str) -> None:
+    long = helpers.record(helpers.flags(600))
+    short = shorter(long, 500)
+    short = dataclasses.replace(short, data=dataclasses.replace(short.data, **change))
+    first, second = put(tmp_path / "a.json", long), put(tmp_path / "b.json", short)
+    with pytest.raises(RecordError, match=f"they differ in {words}"):
+        compare(first, second)
+
+
+def test_files_of_the_user_are_common_only_with_one_fingerprint(tmp_path: Path) -> None:
+    long = helpers.record(helpers.flags(600))
+    own = [
+        dataclasses.replace(each, data=dataclasses.replace(each.data, dataset="npz"))
+        for each in (long, shorter(long, 500))
+    ]
+    first, second = (put(tmp_path / f"{i}.json", each) for i, each in enumerate(own))
+    with pytest.raises(RecordError, match=r"they differ in the images \('the first 1000"):
+        compare(first, second)
+    assert compare(first, first).same_images
+
+
+def test_what_was_judged_otherwise_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    first, _ = two_records(tmp_path)
+    made = helpers.record(helpers.flags(600))
+    threat = {**made.config["threat"], "eps": 0.1}
+    other = dataclasses.replace(made, protocol="standard", config={**made.config, "threat": threat})
+    with pytest.raises(RecordError) as raised:
+        compare(first, put(tmp_path / "c.json", other))
+    message = str(raised.value)
+    assert "the ball (Linf 0.15 and Linf 0.1), the protocol (pgd and standard)" in message
+    assert "\n" not in message
+    same_size = helpers.record(helpers.flags(600), fingerprint="b" * 64)
+    with pytest.raises(RecordError, match="fingerprints ffffffffffff and bbbbbbbbbbbb"):
+        compare(first, put(tmp_path / "d.json", same_size))
+
+
+def test_a_folder_of_several_methods_is_refused(tmp_path: Path) -> None:
+    first, second = two_methods(tmp_path, (0,), (0,))
+    with pytest.raises(RecordError, match="holds 2 methods"):
+        compare(tmp_path, first)
+    with pytest.raises(RecordError, match="no results folder"):
+        compare(tmp_path / "none", second)
+
+
+def judged(reference: str, state: str, seed: int, robust: int) -> Record:
+    """A record of a model that came finished: its configuration names file and weights."""
+    made = helpers.record(helpers.flags(robust), seed=seed, state=state)
+    config = {
+        "model": {"reference": reference, "state": state},
+        "threat": made.config["threat"],
+        "seed": seed,
+    }
+    return dataclasses.replace(made, config=config, model=reference)
+
+
+def test_models_of_others_are_seeds_where_a_folder_says_so(tmp_path: Path) -> None:
+    for seed, gain in enumerate((40, 45, 50)):
+        for side, extra in (("a", gain), ("b", 0)):
+            made = judged(f"{side}{seed}.py:net", f"{side}{seed}", seed, 500 + 20 * seed + extra)
+            put(tmp_path / side / f"{seed}.json", made)
+    one = robust(compare(tmp_path / "a", tmp_path / "b"))
+    assert one.test == "paired t over 3 seeds"
+    assert one.difference.value == pytest.approx(0.045)
+    put(tmp_path / "a" / "again.json", judged("x.py:net", "other", 0, 500))
+    with pytest.raises(RecordError, match="two models of one seed"):
+        compare(tmp_path / "a", tmp_path / "b")
+
+
+def test_names_are_printed_and_never_obeyed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nasty = dataclasses.replace(helpers.record(helpers.flags(600)), model="\x1b[31mred\nnew [b]x")
+    path = put(tmp_path / "a.json", nasty)
+    text = said(path, path, capsys)
+    assert "\x1b" not in text
+    assert "?[31mred?new [b]x" in text
+
+
+def test_records_can_be_read_from_where_results_lie(tmp_path: Path) -> None:
+    """The folder of a model, with rows and receipts beside the records."""
+    found = [helpers.written(tmp_path / "m", helpers.flags(600 + s), seed=s) for s in range(3)]
+    (tmp_path / "m" / "x.parquet").write_bytes(b"")
+    assert isinstance(found[0], Stored)
+    assert robust(compare(tmp_path / "m", found[0].path)).p == 1

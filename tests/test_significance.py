@@ -1,0 +1,147 @@
+"""Tests of differences against SciPy, by hand, and against slow code."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from robust_nc.exceptions import InputError
+from robust_nc.report.significance import (
+    holm,
+    mcnemar,
+    paired_shares,
+    paired_t,
+    seed_interval,
+    step_down,
+)
+
+PS = st.lists(st.floats(0, 1), min_size=1, max_size=12)
+
+
+def test_mcnemar_equals_the_exact_binomial_test_on_a_grid() -> None:
+    counts = [*range(13), 40, 41, 250, 1000, 4990]
+    for first, second in itertools.product(counts, repeat=2):
+        oracle = stats.binomtest(first, first + second).pvalue if first + second else 1.0
+        assert float(mcnemar(first, second)) == pytest.approx(oracle, rel=1e-9, abs=1e-300)
+
+
+def test_mcnemar_works_element_by_element_and_is_symmetric() -> None:
+    first, second = np.arange(12).reshape(3, 4), np.array([5, 0, 9, 2])
+    found = mcnemar(first, second)
+    assert found.shape == (3, 4)
+    assert np.array_equal(found, mcnemar(second, first))
+    assert found[1, 2] == float(mcnemar(6, 9))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(-40, 40), min_size=2, max_size=9))
+def test_paired_t_equals_scipy(differences: list[int]) -> None:
+    values = np.array(differences, dtype=float)
+    found = float(paired_t(values.sum(), (values**2).sum(), len(values), unit=1.0))
+    if values.std(ddof=1) >= 1:
+        assert found == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=1e-12)
+
+
+def test_equal_differences_are_no_certainty() -> None:
+    """A spread below one example counts as one: 2 P(T > 3 / (1 / sqrt 3)), two degrees."""
+    found = float(paired_t(9, 27, 3, unit=1.0))
+    assert found == pytest.approx(2 * stats.t.sf(3 * math.sqrt(3), 2))
+    assert 0.03 < found < 0.05
+    assert math.isnan(float(paired_t(3, 9, 1, unit=1.0)))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(-9, 9), min_size=3, max_size=6))
+def test_the_interval_over_seeds_says_what_the_p_value_says(differences: list[int]) -> None:
+    values = np.array(differences, dtype=float)
+    p = float(paired_t(values.sum(), (values**2).sum(), len(values), unit=1.0))
+    found = seed_interval(values.tolist(), unit=1.0)
+    if abs(p - 0.05) > 1e-9:
+        assert (p < 0.05) == (found.low > 0 or found.high < 0)
+
+
+def test_holm_by_hand() -> None:
+    # Sorted: 0.005 x 5, 0.011 x 4, 0.02 x 3, 0.028 x 2, 0.13; the fourth is lifted to the third's.
+    found = step_down([0.02, 0.13, 0.005, 0.028, 0.011])
+    assert found.tolist() == pytest.approx([0.06, 0.13, 0.025, 0.06, 0.044])
+    assert step_down([0.6, 0.7]).tolist() == [1, 1]
+    assert step_down([]).tolist() == []
+
+
+def slowly(ps: list[float], alpha: float) -> set[int]:
+    """Holm as a procedure: take the smallest that is left as long as it is small enough."""
+    left, rejected = dict(enumerate(ps)), set()
+    while left:
+        index = min(left, key=lambda index: left[index])
+        if left[index] * len(left) >= alpha:
+            break
+        rejected.add(index)
+        del left[index]
+    return rejected
+
+
+@settings(deadline=None, max_examples=150)
+@given(PS, st.sampled_from([0.01, 0.05, 0.3]))
+def test_holm_rejects_what_its_procedure_rejects(ps: list[float], alpha: float) -> None:
+    adjusted = step_down(ps)
+    assert {i for i, p in enumerate(adjusted) if p < alpha} == slowly(ps, alpha)
+    assert [one.p for one in holm(ps, alpha)] == adjusted.tolist()
+    assert (adjusted >= np.array(ps)).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(PS, PS)
+def test_more_tests_make_none_easier(ps: list[float], more: list[float]) -> None:
+    assert (step_down([*ps, *more])[: len(ps)] >= step_down(ps) - 1e-15).all()
+
+
+def flags_of(both: int, first: int, second: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+    one = [True] * (both + first) + [False] * (second + neither)
+    other = [True] * both + [False] * first + [True] * second + [False] * neither
+    return np.array(one), np.array(other)
+
+
+@pytest.mark.parametrize("cells", [(36, 12, 2, 0), (5, 60, 1, 40), (300, 20, 31, 649)])
+def test_newcombe_interval_from_its_parts(cells: tuple[int, int, int, int]) -> None:
+    """Method 10 from SciPy's Wilson intervals and NumPy's correlation of the flags."""
+    one, other = flags_of(*cells)
+    ends = [
+        stats.binomtest(int(flags.sum()), len(flags)).proportion_ci(0.95, method="wilson")
+        for flags in (one, other)
+    ]
+    phi, p, q = np.corrcoef(one, other)[0, 1], one.mean(), other.mean()
+    low = (p - ends[0].low) ** 2 - 2 * phi * (p - ends[0].low) * (ends[1].high - q)
+    high = (ends[0].high - p) ** 2 - 2 * phi * (ends[0].high - p) * (q - ends[1].low)
+    found = paired_shares(one, other)
+    assert found.value == pytest.approx(p - q)
+    assert found.low == pytest.approx(p - q - math.sqrt(low + (ends[1].high - q) ** 2))
+    assert found.high == pytest.approx(p - q + math.sqrt(high + (q - ends[1].low) ** 2))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 60), min_size=4, max_size=4).filter(any))
+def test_the_interval_of_a_difference_changes_sides_with_its_arguments(cells: list[int]) -> None:
+    one, other = flags_of(*cells)
+    found, swapped = paired_shares(one, other), paired_shares(other, one)
+    assert -1 <= found.low <= found.value <= found.high <= 1
+    assert (found.low, found.high) == pytest.approx((-swapped.high, -swapped.low))
+
+
+def test_the_interval_of_a_difference_covers_it() -> None:
+    draw = np.random.default_rng(0)
+    shares = (0.45, 0.12, 0.06, 0.37)
+    samples = draw.multinomial(200, shares, size=1000)
+    intervals = [paired_shares(*flags_of(*cells)) for cells in samples]
+    covered = np.mean([one.low <= 0.06 <= one.high for one in intervals])
+    assert 0.93 < covered < 0.975
+
+
+def test_flags_of_other_examples_are_refused() -> None:
+    with pytest.raises(InputError, match="same examples"):
+        paired_shares(np.ones(3, dtype=bool), np.ones(4, dtype=bool))
+    with pytest.raises(InputError, match="same examples"):
+        paired_shares(np.ones(0, dtype=bool), np.ones(0, dtype=bool))
