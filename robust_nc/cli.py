@@ -1,4 +1,4 @@
-"""The command line: `robust-nc run | board | data | doctor`.
+"""The command line: `robust-nc evaluate | verify | run | board | ...`.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 some cells failed or
 are missing or the output cannot be written, 2 bad input, 130 interrupted.
@@ -46,27 +46,180 @@ def run(
     return run_command(suite, out, overwrite, workers, root, _stderr)
 
 
+def evaluate(
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
+    /,
+    dataset: str,
+    eps: str,
+    norm: Literal["Linf", "L2", "L1"] = "Linf",
+    protocol: str = "standard",
+    n: int | None = None,
+    out: Path | None = None,
+    taps: tuple[str, ...] | None = None,
+    geometry: bool = True,
+    attack: str | None = None,
+    card: Path | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    root: Path | None = None,
+) -> int:
+    """Judge a finished model: attack it, measure its layers, leave a record with evidence.
+
+    Args:
+        model: package.module:factory, path/to/file.py:factory, the folder of one of our
+            checkpoints, a folder or id of the Hugging Face Hub (hf:OWNER/NAME for one that is
+            fetched), robustbench:NAME?weights=FILE, or timm:NAME?weights=FILE. Code of a file or
+            module that you name is run.
+        dataset: A data set's name, a .npz file, or a folder of images.
+        eps: Radius of the ball in pixels of [0, 1], such as 8/255 or 0.5.
+        norm: Norm of the ball.
+        protocol: The attacks whose worst case is the verdict.
+        n: Judge the first N test images (default: all).
+        out: Folder for the record, its evidence and the page (default: out/evaluate/<model>).
+        taps: Layers to measure (default: those that are found).
+        geometry: Whether to measure collapse and leaps.
+        attack: An attack of your own that joins the worst case: module:factory or file.py:factory.
+        card: TOML file with name, authors, paper, link, venue, architecture, extra_data, notes.
+        seed: Seed of all draws.
+        batch_size: Images at a time (default: measured).
+        root: Folder of data sets (default: $ROBUST_NC_DATA, else ~/.cache/robust_nc).
+    """
+    from robust_nc.commands.evaluate import Asked, evaluate_command
+
+    asked = Asked(
+        model=model,
+        dataset=dataset,
+        norm=norm,
+        eps=eps,
+        protocol=protocol,
+        n=n,
+        out=out,
+        taps=taps,
+        geometry=geometry,
+        attack=attack,
+        card=card,
+        seed=seed,
+        batch_size=batch_size,
+        root=root,
+    )
+    return evaluate_command(asked, _stderr)
+
+
+def verify(
+    records: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RECORD")],
+    /,
+    model: str | None = None,
+    audit: int | None = None,
+    seed: int | None = None,
+    save: bool = False,
+    root: Path | None = None,
+) -> int:
+    """Check records: schema, digests, and that each adversarial example proves what it should.
+
+    Args:
+        records: Records, or folders of them.
+        model: The model (as for evaluate): then every verdict against it is checked as well.
+        audit: Attack N examples that are claimed robust again, drawn by --seed, and say how much
+            the claim may overstate.
+        seed: Seed of the audit (default: drawn, and told).
+        save: Leave a receipt beside the record, which the board shows as its badge.
+        root: Folder of data sets (default: $ROBUST_NC_DATA, else ~/.cache/robust_nc).
+    """
+    from robust_nc.commands.verify import verify_command
+
+    return verify_command(records, model, audit, seed, save, root, _stderr)
+
+
+def challenge(
+    record: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RECORD")],
+    /,
+    evidence: Path,
+    model: str,
+    out: Path | None = None,
+    root: Path | None = None,
+) -> int:
+    """Lower someone's row: adversarial examples that verify count against the record.
+
+    Args:
+        record: The record that claims too much.
+        evidence: File of adversarial examples: evidence of ours, or an .npz with ids and images.
+        model: The model (as for evaluate).
+        out: Where the challenge goes (default: beside the record).
+        root: Folder of data sets (default: $ROBUST_NC_DATA, else ~/.cache/robust_nc).
+    """
+    from robust_nc.commands.challenge import challenge_command
+
+    return challenge_command(record, evidence, model, out, root, _stderr)
+
+
+def compare(
+    first: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="A")],
+    second: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="B")],
+    /,
+) -> int:
+    """Compare two records on the same examples, or two methods over their common seeds.
+
+    Args:
+        first: A record, or a folder with the seeds of one method.
+        second: The other.
+    """
+    from robust_nc.commands.compare import compare_command
+
+    return compare_command(first, second, _stderr)
+
+
+def submit(
+    record: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RECORD")],
+    /,
+    to: Path = Path("results"),
+    hub: str | None = None,
+    root: Path | None = None,
+) -> int:
+    """Make a record ready for a pull request to the leaderboard, or push it to the Hub.
+
+    Args:
+        record: The record to submit, as `evaluate` or `run` left it.
+        to: The results folder of a clone of the leaderboard.
+        hub: Instead: the repository OWNER/NAME of the Hugging Face Hub to push the card, the record
+            and its evidence to.
+        root: Folder of data sets (default: $ROBUST_NC_DATA, else ~/.cache/robust_nc).
+    """
+    from robust_nc.commands.submit import submit_command
+
+    return submit_command(record, to, hub, root, _stderr)
+
+
 def board(
     results: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RESULTS")] = Path(
         "results"
     ),
     /,
-    format: Literal["table", "csv", "latex", "markdown", "html"] = "table",
+    format: Literal["table", "csv", "latex", "markdown", "bibtex", "robustbench", "html"] = "table",
     out: Path | None = None,
     against: str | None = None,
+    where: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    sort: str | None = None,
+    sql: str | None = None,
+    published: bool = False,
 ) -> int:
     """Show the leaderboard of a results folder.
 
     Args:
         results: Folder with records, searched recursively.
-        format: What to make of it; html writes a page with figures into --out.
+        format: What to make of it; html writes pages with figures into --out, robustbench a
+            folder of model_info files.
+        out: For html and robustbench: the folder (html: default RESULTS). Otherwise a file.
         against: Show, instead of the leaderboard, every head minus this one, seed by seed, with
             paired intervals (the html page has both).
-        out: For html: the folder of the page (default: RESULTS). Otherwise a file to write.
+        where: Keep rows such as head=etf, "robust>=0.4", "model~trades"; once per condition.
+        sort: Column to sort by; --sort=-robust for largest first.
+        sql: Answer a query of your own over the tables records, rows and board of the index.
+        published: Also show RobustBench's published rows, as unverified.
     """
-    from robust_nc.commands.board import board_command
+    from robust_nc.commands.board import Wanted, board_command
 
-    return board_command(results, format, out, against, _stderr)
+    wanted = Wanted(format, out, against, where, sort, sql, published)
+    return board_command(results, wanted, _stderr)
 
 
 def data(
@@ -98,6 +251,11 @@ def main() -> None:
     """Entry point: errors that a user can cause become one sentence and an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
     verbs: dict[str, Callable[..., int]] = {
+        "evaluate": evaluate,
+        "verify": verify,
+        "challenge": challenge,
+        "compare": compare,
+        "submit": submit,
         "run": run,
         "board": board,
         "data": data,

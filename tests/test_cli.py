@@ -93,7 +93,7 @@ class TestBoard:
         ("style", "sign"),
         [
             ("table", "---"),
-            ("csv", "rank,model,"),
+            ("csv", "rank,unranked,model,"),
             ("latex", r"\begin{tabular}"),
             ("markdown", "|"),
         ],
