@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"robust_nc": "robust_nc", "attacks": "robust_nc/attacks"}
 FOLDERS["benchmarks"] = "robust_nc/benchmarks"
-KINDS = {".py", ".toml", ".html", ".css", ".js", ".json", ".typed"}
+KINDS = {".py", ".toml", ".html", ".css", ".js", ".json", ".jsonl", ".typed"}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,86 @@
+"""`robust-nc submit`: a record made ready for a pull request, or pushed to the Hub.
+
+Everything is checked before anything is written or pushed.
+
+>>> from pathlib import Path
+>>> print(steps("net", "00ff", [Path("results/evaluated/net/00ff.json")]).splitlines()[2])
+  git switch -c result-net-00ff
+"""
+
+import shlex
+from pathlib import Path
+
+from rich.console import Console
+
+from robust_nc.appraisal.consistency import inconsistencies
+from robust_nc.evidence.originals import Examples, examples_of
+from robust_nc.evidence.verifying import verify
+from robust_nc.exceptions import DataError, RecordError
+from robust_nc.exchange.belongings import check_whole, evidence_file
+from robust_nc.exchange.hub_push import push, repository
+from robust_nc.exchange.submission import is_cut, ready, remarks
+from robust_nc.exchange.text import one_line
+from robust_nc.record import Stored, read_record
+
+
+def submit_command(
+    record: Path, to: Path, hub: str | None, root: Path | None, stderr: Console
+) -> int:
+    """Check a record and its evidence, and make them ready; say what is left to do."""
+    stored = read_record(record)
+    check_whole(stored)
+    evidence_file(stored)
+    if hub is not None:
+        repository(hub)  # before the checks, which take longer
+    elif not to.is_dir():
+        raise RecordError(
+            f"there is no folder {to}; clone the leaderboard's repository, and run this in the "
+            "clone or name its results folder with --to"
+        )
+    examples = _checked(stored, root, stderr, cut=hub is None and is_cut(stored))
+    for remark in remarks(stored):
+        stderr.print(f"note: {one_line(remark)}", markup=False, soft_wrap=True)
+    if hub is not None:
+        pushed = push(stored, hub)
+        print(f"pushed to https://huggingface.co/{pushed.repository}: {', '.join(pushed.files)}")
+        return 0
+    made = ready(stored, to, None if examples is None else examples.images)
+    for path in made:
+        print(f"{path}  {path.stat().st_size:,} bytes")
+    stderr.print(steps(stored.record.model, stored.record.cell, made), markup=False, soft_wrap=True)
+    return 0
+
+
+def _checked(stored: Stored, root: Path | None, stderr: Console, *, cut: bool) -> Examples | None:
+    """Check the evidence, against the images where they are here; raise for what is wrong.
+
+    `cut`: the evidence will be cut, which is not possible without the images.
+    """
+    try:
+        examples = examples_of(stored.record, root)
+    except DataError as error:
+        if cut:
+            raise
+        stderr.print(f"note: not checked against the images: {error}", markup=False, soft_wrap=True)
+        examples = None
+    wrong = [*inconsistencies(stored), *verify(stored, examples=examples, model=None).wrong]
+    if wrong:
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise RecordError(f"{stored.path} does not hold: {wrong[0]}{more}")
+    return examples
+
+
+def steps(model: str, cell: str, made: list[Path]) -> str:
+    """Say what is left to do in the clone; `made` begins with the record."""
+    name, readme = f"result-{model}-{cell}", made[0].parents[2] / "README.md"
+    return "\n".join(
+        [
+            "",
+            "ready; now, in the clone of the leaderboard:",
+            f"  git switch -c {shlex.quote(name)}",
+            f"  git add {' '.join(shlex.quote(str(path)) for path in made)}",
+            f"  git commit -m {shlex.quote(f'Result of {model}')}",
+            f"  git push -u origin {shlex.quote(name)}",
+            f"and open a pull request; {readme} says what is checked.",
+        ]
+    )

@@ -1,0 +1,1 @@
+"""Exchange with others: RobustBench, the Hugging Face Hub, submissions."""

@@ -1,0 +1,158 @@
+"""Records with cards, challenges and evidence, as strangers may send them."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from helpers_report import config, record_of, write_cell
+from torch import Tensor
+
+from robust_nc.appraisal.settings import Appraisal, Judged, JudgedData, appraisal_id
+from robust_nc.config import Component, EvaluationConfig, ThreatConfig, plain
+from robust_nc.data.load import fingerprint, read_split, to_unit
+from robust_nc.evidence.contents import Evidence
+from robust_nc.evidence.file import write_evidence
+from robust_nc.evidence.standing import challenge_path
+from robust_nc.fingerprints import state_digest
+from robust_nc.record import (
+    Card,
+    Passes,
+    Record,
+    Score,
+    Stored,
+    Verdict,
+    Weights,
+    pack_flags,
+    read_record,
+    tidy,
+    unpack_flags,
+    write_record,
+    write_rows,
+)
+from robust_nc.report.statistics import wilson
+from robust_nc.seals import sealed
+from robust_nc.threat import Ball
+
+TENSORS = {"weight": "0" * 16}
+STATE = state_digest(TENSORS)
+HOSTILE = (
+    "two\nlines\r\n---\nlicense: mit\n---\n# Verified",
+    "{{ config.items() }} {% raw %} ${{ secrets.TOKEN }}",
+    r"\input{/etc/passwd} \write18{rm -rf .} } } @misc{x, title = {",
+    "x" * 10_000,
+    "\x00\x1b[31mred\x07 \u202egnp.exe \ud83d\ude00".encode("utf-16", "surrogatepass").decode(
+        "utf-16"
+    ),
+    "<script>alert(1)</script> <img src=x onerror=alert(1)> [a](javascript:alert(1)) | b |",
+    'quote " colon: # hash & amp * star !tag %percent ~ ^ _ $',
+    "https://evil.example/a}{b\\c",
+    "",
+)
+
+
+def filed(
+    out: Path,
+    *,
+    seed: int = 0,
+    head: str = "etf",
+    card: Card | None = None,
+    protocol: str = "pgd",
+) -> Stored:
+    """Write a sealed synthetic cell: 124 (plus seeds) of 200 robust, 180 right when clean."""
+    stored = write_cell(out, config(seed=seed, head=head))
+    return resealed(dataclasses.replace(stored.record, card=card, protocol=protocol), stored.path)
+
+
+def resealed(record: Record, path: Path) -> Stored:
+    write_record(path, sealed(record))
+    return read_record(path)
+
+
+def challenged(stored: Stored, *, rows: tuple[int, ...]) -> Stored:
+    values = {"cell": stored.record.cell, "evidence": "a" * 64, "broken": rows, "created": "2026"}
+    challenge_path(stored.path, "a" * 64).write_text(json.dumps(values))
+    return stored
+
+
+def evidence_of(record: Record, images: Tensor, ball: Ball) -> Evidence:
+    """Make evidence that fits a record's flags: each broken image is moved within the ball."""
+    count = record.data.examples
+    clean = torch.from_numpy(unpack_flags(record.verdict.clean_correct))
+    robust = torch.from_numpy(unpack_flags(record.verdict.robust))
+    broken = (clean & ~robust).nonzero().flatten()
+    draw = torch.rand(images[broken].shape, generator=torch.Generator().manual_seed(1))
+    moved = ball.project(images[broken] + (draw - 0.5) * 2 * ball.eps, images[broken])
+    ones = torch.ones(count, dtype=torch.int64)
+    return Evidence(
+        ids=torch.arange(count),
+        labels=torch.zeros(count, dtype=torch.int64),
+        clean_correct=clean,
+        robust=robust,
+        broken_by=torch.tensor(record.verdict.broken_by),
+        forwards=ones * 20,
+        backwards=ones * 10,
+        broken=broken,
+        adversarials=moved,
+        margins=torch.ones(len(broken)),
+        ranges=torch.full((len(broken),), 10.0),
+        ball=ball,
+        fingerprint=record.data.fingerprint,
+        weights=TENSORS,
+    )
+
+
+def appraised(out: Path, *, count: int = 200, side: int = 8, seed: int = 0) -> Stored:
+    """Write a sealed appraisal of `count` synthetic images with rows and evidence that fit.
+
+    Every tenth image is misclassified, every fourth of the others is broken.
+    """
+    part = Component(name="synthetic", options={"test_size": count, "image_shape": [1, side, side]})
+    settings = Appraisal(
+        model=Judged(reference="net.py:make", state=STATE),
+        data=JudgedData(dataset=part),
+        threat=ThreatConfig(eps=8 / 255),
+        evaluation=EvaluationConfig(protocol="pgd"),
+        seed=seed,
+    )
+    cell, split = appraisal_id(settings), read_split(part, "test")
+    path = out / f"{cell}.json"
+    clean = np.arange(count) % 10 != 0
+    robust = clean & (np.arange(count) % 4 != 0)
+    codes = tuple(np.where(robust, -1, np.where(clean, 0, -2)).tolist())
+    base = record_of(config(), rows=write_rows(path.with_suffix(".parquet"), tidy([])), model="net")
+    record = dataclasses.replace(
+        base,
+        cell=cell,
+        suite="evaluated",
+        config=plain(settings),
+        seed=seed,
+        data=dataclasses.replace(
+            base.data,
+            dataset="synthetic",
+            examples=count,
+            fingerprint=fingerprint(split),
+            num_classes=10,
+        ),
+        weights=Weights(parameters=5, state=STATE),
+        passes=Passes(forward=20 * count, backward=10 * count),
+        attacks=(dataclasses.replace(base.attacks[0], broke=codes.count(0)),),
+        verdict=Verdict(
+            clean_correct=pack_flags(clean), robust=pack_flags(robust), broken_by=codes
+        ),
+        summary={},
+        scores={"clean": _score(clean), "robust": _score(robust)},
+    )
+    images = to_unit(split.images)
+    evidence = dataclasses.replace(
+        evidence_of(record, images, settings.threat.ball()), ids=split.ids, labels=split.labels
+    )
+    file = write_evidence(path.with_suffix(".evidence"), evidence, images)
+    return resealed(dataclasses.replace(record, evidence=file), path)
+
+
+def _score(flags: npt.NDArray[np.bool_]) -> Score:
+    found = wilson(int(flags.sum()), len(flags))
+    return Score(value=found.value, low=found.low, high=found.high, n=found.n)

@@ -1,0 +1,249 @@
+"""A submission is whole, small enough to be committed, and passes the checks of the tree."""
+
+import dataclasses
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from helpers_exchange import appraised, resealed
+from helpers_results import strangers, wrong_evidence, wrong_record, wrong_standing
+from helpers_runner import cli
+
+from robust_nc.evidence.file import read_evidence
+from robust_nc.evidence.originals import examples_of
+from robust_nc.evidence.standing import challenge_path
+from robust_nc.exceptions import RecordError
+from robust_nc.exchange import submission
+from robust_nc.exchange.submission import ready, remarks
+from robust_nc.files import sha256_of
+from robust_nc.record import Score, Stored, read_record, write_record
+from robust_nc.seals import broken_seals
+
+
+def complaints(path: Path, results: Path) -> list[str]:
+    stored = read_record(path)
+    return [
+        *wrong_record(stored, results),
+        *wrong_evidence(stored),
+        *wrong_standing(stored),
+        *strangers(results, [stored]),
+    ]
+
+
+def test_a_small_record_is_copied_to_the_byte(tmp_path: Path) -> None:
+    stored, results = appraised(tmp_path / "out"), tmp_path / "results"
+    made = ready(stored, results)
+    folder = results / "evaluated" / "net"
+    cell = stored.record.cell
+    assert made[0] == folder / f"{cell}.json"
+    assert {path.name for path in made} == {
+        f"{cell}.{ending}" for ending in ("json", "evidence", "parquet")
+    }
+    assert all(path.read_bytes() == (tmp_path / "out" / path.name).read_bytes() for path in made)
+    assert complaints(made[0], results) == []
+
+
+def test_much_evidence_is_cut_and_the_record_names_what_is_committed(tmp_path: Path) -> None:
+    stored, results = appraised(tmp_path / "out", count=1_500), tmp_path / "results"
+    examples = examples_of(stored.record, None)
+    with pytest.raises(RecordError, match="needs the clean images"):
+        ready(stored, tmp_path / "other")
+    made = ready(stored, results, examples.images)
+    record = read_record(made[0]).record
+    told, full = record.evidence, stored.record.evidence
+    assert told is not None
+    assert full is not None
+    assert (told.rows, told.full) == (1_000, full.sha256)
+    assert told.sha256 == sha256_of(made[1]) != full.sha256
+    assert broken_seals(json.loads(made[0].read_text())) == ()
+    assert complaints(made[0], results) == []
+    assert dataclasses.replace(record, evidence=None, seals={}) == dataclasses.replace(
+        stored.record, evidence=None, seals={}
+    ), "nothing else changed"
+    whole = read_evidence(stored.path.with_suffix(".evidence"), examples.images)
+    cut = read_evidence(made[1], examples.images[:1_000])
+    kept = whole.broken < 1_000
+    assert torch.equal(cut.adversarials, whole.adversarials[kept])
+    assert torch.equal(cut.robust, whole.robust[:1_000])
+    assert told.broken == len(cut.broken) == int(kept.sum())
+
+
+def test_evidence_of_large_images_is_cut_to_its_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submission, "LARGEST", 5_000)
+    stored, results = appraised(tmp_path / "out", count=300), tmp_path / "results"
+    assert stored.path.with_suffix(".evidence").stat().st_size > 5_000
+    made = ready(stored, results, examples_of(stored.record, None).images)
+    told = read_record(made[0]).record.evidence
+    assert told is not None
+    assert told.bytes == made[1].stat().st_size <= 5_000
+    assert told.rows is not None
+    assert 1 <= told.rows < 300
+    assert complaints(made[0], results) == []
+
+
+def test_what_cannot_be_cut_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submission, "LARGEST", 10)
+    stored = appraised(tmp_path / "out", count=50)
+    with pytest.raises(RecordError, match="cannot be cut"):
+        ready(stored, tmp_path / "results", examples_of(stored.record, None).images)
+    assert not [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
+
+
+def test_a_cut_record_can_be_submitted_again_elsewhere(tmp_path: Path) -> None:
+    stored = appraised(tmp_path / "out", count=1_100)
+    images = examples_of(stored.record, None).images
+    first = ready(stored, tmp_path / "first", images)
+    second = ready(read_record(first[0]), tmp_path / "second")
+    assert first[0].read_bytes() == second[0].read_bytes()
+
+
+def test_a_cell_that_is_there_is_refused_and_says_whether_the_score_moved(tmp_path: Path) -> None:
+    stored, results = appraised(tmp_path / "out"), tmp_path / "results"
+    (path, *_) = ready(stored, results)
+    with pytest.raises(RecordError, match=r"same robust accuracy, 70\.0 %; there is nothing"):
+        ready(stored, results)
+    record = stored.record
+    lower = {**record.scores, "robust": Score(value=0.5, low=0.43, high=0.57, n=200)}
+    path.unlink()
+    write_record(results / "elsewhere" / path.name, dataclasses.replace(record, scores=lower))
+    with pytest.raises(RecordError, match=r"moved by \+20.0 points, from 50.0 % to 70.0 %"):
+        ready(stored, results)
+
+
+def changed(stored: Stored, **values: object) -> Stored:
+    """Write a record with other values under its old seals."""
+    plain = json.loads(stored.path.read_text())
+    stored.path.write_text(json.dumps({**plain, **values}))
+    return read_record(stored.path)
+
+
+def test_records_that_are_not_whole_are_refused(tmp_path: Path) -> None:
+    stored, results = appraised(tmp_path / "out"), tmp_path / "results"
+    good = stored.record
+    with pytest.raises(RecordError, match="has no seals"):
+        ready(changed(stored, seals={}), results)
+    with pytest.raises(RecordError, match="changed after it was written, in head"):
+        ready(changed(resealed(good, stored.path), head="better"), results)
+    with pytest.raises(RecordError, match="carries no evidence"):
+        ready(resealed(dataclasses.replace(good, evidence=None), stored.path), results)
+    for names in ({"suite": "../.."}, {"model": "a/b"}, {"model": ".hidden"}):
+        with pytest.raises(RecordError, match="plain file name"):
+            ready(resealed(dataclasses.replace(good, **names), stored.path), results)
+    assert good.evidence is not None
+    for name in ("../x.evidence", "other.json"):
+        wrong = dataclasses.replace(good.evidence, name=name)
+        with pytest.raises(RecordError, match="should be named by its cell"):
+            ready(resealed(dataclasses.replace(good, evidence=wrong), stored.path), results)
+    stored = resealed(good, stored.path)
+    for ending in (".parquet", ".evidence"):
+        path = stored.path.with_suffix(ending)
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + b"!")
+        with pytest.raises(RecordError, match="not the file"):
+            ready(stored, results)
+        path.unlink()
+        with pytest.raises(RecordError, match="must lie beside it"):
+            ready(stored, results)
+        path.write_bytes(content)
+    assert not list(results.rglob("*"))
+
+
+def test_challenges_come_along_and_receipts_stay(tmp_path: Path) -> None:
+    stored, results = appraised(tmp_path / "out"), tmp_path / "results"
+    points = stored.path.with_name("points.npz")
+    points.write_bytes(b"points")
+    path = challenge_path(stored.path, sha256_of(points))
+    points.rename(path.with_suffix(".npz"))
+    values = {"cell": stored.record.cell, "evidence": sha256_of(path.with_suffix(".npz"))}
+    path.write_text(json.dumps({**values, "broken": [1, 2], "created": "2026"}))
+    stored.path.with_suffix(".receipt").write_text("{}")
+    stored = read_record(stored.path)
+    stored.path.with_suffix(".receipt").unlink()
+    made = ready(stored, results)
+    assert {path.suffix for path in made} == {
+        ".json",
+        ".parquet",
+        ".evidence",
+        ".challenge",
+        ".npz",
+    }
+    assert complaints(made[0], results) == []
+    assert any("challenges broke 2 " in remark for remark in remarks(stored))
+
+
+def test_the_submitter_is_told_what_a_reader_will_miss(tmp_path: Path) -> None:
+    told = "\n".join(remarks(appraised(tmp_path)))
+    assert "fewer than 1,000 are not ranked" in told
+    assert "no card" in told
+    assert "fewer than" not in "\n".join(remarks(appraised(tmp_path / "more", count=1_000)))
+
+
+def test_the_command_makes_a_submission_that_verifies(tmp_path: Path) -> None:
+    stored, results = appraised(tmp_path / "out", count=1_200), tmp_path / "results"
+    ran = cli("submit", stored.path, "--to", results)
+    assert ran.code == 2
+    assert "clone the leaderboard" in ran.err
+    results.mkdir()
+    ran = cli("submit", stored.path, "--to", results)
+    assert ran.code == 0, ran.err
+    assert "git switch -c" in ran.err
+    assert "no card" in ran.err
+    (record,) = results.rglob("*.json")
+    assert str(record) in ran.out
+    assert complaints(record, results) == []
+    again = cli("submit", stored.path, "--to", results)
+    assert again.code == 2
+    assert "same robust accuracy" in again.err
+
+
+def test_the_steps_that_are_printed_can_be_followed(tmp_path: Path) -> None:
+    stored, results = appraised(tmp_path / "out"), tmp_path / "clone" / "results"
+    results.mkdir(parents=True)
+    ran = cli("submit", stored.path, "--to", results)
+    who = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+    subprocess.run(["git", "init", "-q"], cwd=results.parent, check=True)
+    lines = [line.strip() for line in ran.err.splitlines() if line.startswith("  git ")]
+    for line in lines[:-1]:
+        line = line.replace("git ", f"git {' '.join(who)} ", 1)
+        subprocess.run(line, shell=True, cwd=results.parent, check=True, capture_output=True)
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=results.parent, check=True, capture_output=True, text=True
+    )
+    assert len(listed.stdout.split()) == 3
+    assert lines[-1].startswith("git push")
+
+
+def test_evidence_that_contradicts_its_record_is_not_made_ready(tmp_path: Path) -> None:
+    stored, results = appraised(tmp_path / "out"), tmp_path / "results"
+    results.mkdir()
+    other = dataclasses.replace(stored.record.passes, forward=7)
+    resealed(dataclasses.replace(stored.record, passes=other), stored.path)
+    ran = cli("submit", stored.path, "--to", results)
+    assert ran.code == 2
+    assert "does not hold: passes.forward" in ran.err
+    assert not list(results.rglob("*.json"))
+
+
+@pytest.mark.parametrize("count", [200, 1_200])
+def test_a_record_of_other_images_than_those_here_is_refused(tmp_path: Path, count: int) -> None:
+    stored, results = appraised(tmp_path / "out", count=count), tmp_path / "results"
+    results.mkdir()
+    other = dataclasses.replace(stored.record.data, fingerprint="0" * 64)
+    stored = resealed(dataclasses.replace(stored.record, data=other), stored.path)
+    ran = cli("submit", stored.path, "--to", results)
+    assert ran.code == 2
+    assert "are others than the record's" in ran.err
+    assert not list(results.rglob("*.json"))
+
+
+def test_a_push_to_the_hub_needs_a_name_first(tmp_path: Path) -> None:
+    stored = appraised(tmp_path)
+    ran = cli("submit", stored.path, "--hub", "no name")
+    assert ran.code == 2
+    assert "OWNER/NAME" in ran.err
