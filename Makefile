@@ -5,10 +5,10 @@ PEERS := .venv-peers/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers demo test test-slow test-peers coverage check format lint types clean
+.PHONY: help setup peers demo test test-slow test-browser test-peers coverage check format lint types clean
 
 help:  ## Say what there is
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 setup: .venv/stamp  ## Make the virtual environment .venv (the other targets do it by themselves)
 
@@ -44,6 +44,9 @@ test: .venv/stamp  ## All tests but the slow ones
 
 test-slow: .venv/stamp  ## The slow tier
 	$(BIN)/python -m pytest -n 2 -m slow
+
+test-browser: .venv/stamp  ## The tests of the page in a Chromium (Debian's package chromium)
+	$(BIN)/python -m pytest -m browser tests/test_site_browser.py tests/test_site_hostile.py
 
 test-peers: .venv-peers/stamp  ## The tests that need the libraries of others
 	$(PEERS)/python -m pytest -m peers tests/test_external.py tests/test_peers.py tests/test_timm.py \

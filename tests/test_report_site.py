@@ -4,16 +4,16 @@ import dataclasses
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import helpers_report as helpers
+import pandas as pd
 import pytest
 
-from robust_nc.exceptions import RecordError
-from robust_nc.record import Caution, Stored, read_record, tidy, write_record, write_rows
+from robust_nc.exceptions import InputError, RecordError
+from robust_nc.record import Caution, EvidenceFile, Stored
 from robust_nc.report.site import write_site
-
-EVIL = "<script>alert('x')</script>\"'&{{7*7}}"
+from robust_nc.report.site_commands import check, reproduce
+from robust_nc.report.site_published import published_boards
 
 
 class Page(HTMLParser):
@@ -51,36 +51,52 @@ def page(records: list[Stored], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return write_site(records, tmp_path_factory.mktemp("site"))
 
 
-def test_the_page_has_every_model_and_figure(records: list[Stored], page: Path) -> None:
+def test_the_page_leads_to_every_model(records: list[Stored], page: Path) -> None:
     found = Page(page.read_text())
-    for name in {stored.record.model for stored in records}:
-        assert found.words.count(name) >= 2  # in the board and as a heading of its own
-    images = found.all("img", "src")
-    assert len(images) == 6
-    assert all((page.parent / image).is_file() for image in images)
-    assert all(alt for alt in found.all("img", "alt"))
-    assert "robust-nc run synthetic" in found.words
-    assert "1 to 2 seeds" not in page.read_text()
+    links = [link for link in found.all("a", "href") if link.startswith("model/")]
+    assert len(links) == len(set(links)) == len({stored.record.model for stored in records}) == 2
+    for link in links:
+        assert re.fullmatch(r"model/small_cnn-(etf|linear)-pgd-[0-9a-f]{8}\.html", link)
+        model = Page((page.parent / link).read_text())
+        assert "robust-nc run synthetic" in model.words
+        assert [word for word in model.words if word.startswith("robust-nc verify small_cnn")]
+        images = model.all("img", "src")
+        assert len(images) == 7
+        assert all(re.fullmatch(r"\.\./figures/[0-9a-f]{16}\.png", image) for image in images)
+        assert all((page.parent / "model" / image).is_file() for image in images)
+        assert all(alt for alt in model.all("img", "alt"))
+        assert {"stem", "penultimate"} <= set(model.words)
     for word in ("Linf 0.15", "digits, 4 classes", "threads 1", "torch 2.13.0"):
         assert word in page.read_text()
 
 
-def test_numbers_stand_in_the_board_to_sort_by(page: Path) -> None:
-    found = Page(page.read_text())
-    values = [float(value) for value in found.all("td", "data-value")]
-    # 124 and 126 of 200 for etf, 120 and 122 for linear.
-    assert values.count(0.625) == 1
-    assert values.count(0.605) == 1
-    assert "62.5 [62.0, 63.0]" in found.words
-    assert found.all("th", "aria-sort") == ["descending"]
-    assert "nan" not in page.read_text().lower().replace("nanoseconds", "")
+def test_figures_stand_side_by_side_on_a_page_of_their_own(page: Path) -> None:
+    found = Page((page.parent / "figures.html").read_text())
+    images = found.all("img", "src")
+    assert "figures/story.png" in images  # which documents point to
+    assert all((page.parent / image).is_file() for image in images)
+    assert "Heads against linear" in found.words
+
+
+def test_only_so_many_models_are_drawn(
+    records: list[Stored], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("robust_nc.report.site.MOST_MODELS", 1)
+    monkeypatch.setattr("robust_nc.report.site_figures.MOST_TOGETHER", 0)
+    site = write_site(records, tmp_path).parent
+    texts = [path.read_text() for path in (site / "model").iterdir()]
+    assert sorted(text.count("<img") for text in texts) == [0, 7]
+    assert sum("drawn for the first 1 models" in text for text in texts) == 1
+    assert all("Layer by layer" in text and "penultimate" in text for text in texts)
+    assert "only 0 models are drawn" in (site / "figures.html").read_text()
 
 
 def test_the_gap_stands_on_boards_with_a_weaker_protocol(
-    records: list[Stored], page: Path, tmp_path: Path
+    records: list[Stored], page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not {"gap", "gap, points"} & set(Page(page.read_text()).words)
-    assert "gap to robust" not in page.read_text()
+    monkeypatch.setattr("robust_nc.report.site.MOST_MODELS", 0)
+    monkeypatch.setattr("robust_nc.report.site_figures.MOST_TOGETHER", 0)
+    assert "gap" not in Page(page.read_text()).all("th", "data-key")
     first, *others = records
     told = dataclasses.replace(
         first.record,
@@ -96,73 +112,73 @@ def test_the_gap_stands_on_boards_with_a_weaker_protocol(
         )
         for stored in others
     ]
-    found = Page(write_site([one, *elsewhere], tmp_path / "site").read_text())
-    assert found.words.count("gap, points") == 1  # of two boards
-    assert found.words.count("gap") == 1
+    text = write_site([one, *elsewhere], tmp_path / "site").read_text()
+    assert Page(text).all("th", "data-key").count("gap") == 2  # all tables have the same columns
+    assert text.count("by how much pgd_ce flatters") == 1  # of two boards
 
 
-def test_links_lead_to_places_on_the_page(page: Path) -> None:
-    found = Page(page.read_text())
-    places = {identifier for _, attributes in found.tags if (identifier := attributes.get("id"))}
-    links = found.all("a", "href")
-    assert len(links) == 2
-    assert all(link.startswith("#") and link[1:] in places for link in links)
+def test_links_lead_to_places_of_the_site(page: Path) -> None:
+    paths = [page, *page.parent.glob("*.html"), *page.parent.glob("model/*.html")]
+    for path in paths:
+        found = Page(path.read_text())
+        places = {identifier for _, facts in found.tags if (identifier := facts.get("id"))}
+        for link in found.all("a", "href"):
+            target, _, place = link.partition("#")
+            assert (path.parent / target).is_file() if target else place in places
 
 
 def test_the_page_needs_nothing_from_elsewhere(page: Path) -> None:
-    text = page.read_text()
-    assert not re.search(r"https?:|//[a-z]|@import|url\(", text)
-    found = Page(text)
-    assert [a for name, a in found.tags if name == "script"] == [{}]
-    assert found.all("link", "href") == ["data:,"]
+    for path in (page, page.parent / "figures.html", *page.parent.glob("model/*.html")):
+        text = path.read_text().replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(r"https?:|//[a-z]|@import|url\(", text)
+        found = Page(text)
+        policy = found.all("meta", "content")[0]
+        assert policy.startswith("default-src 'none'; ")
+        assert "unsafe" not in policy
+        scripts = [facts for name, facts in found.tags if name == "script"]
+        assert len(scripts) == (2 if path == page else 0)
+        assert not any("src" in facts for facts in scripts)
+    style = (page.parent / "style.css").read_text()
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", style)
 
 
-def poisoned(stored: Stored, out: Path) -> Stored:
-    """The same record with a script in every text that a record holds."""
+def test_published_rows_stand_apart(records: list[Stored], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="lack the columns ball, model"):
+        published_boards(pd.DataFrame({"dataset": ["a"], "clean": [0.5], "robust": [0.5]}))
+    row = {"dataset": "cifar10", "ball": "Linf 8/255", "model": "Some2020Net", "clean": 0.9}
+    rows = [{**row, "robust": 0.6, "link": "https://a.org/x"}, {**row, "robust": float("nan")}]
+    (board,) = published_boards(pd.DataFrame(rows))
+    assert [one.page for one in board.rows] == ["https://a.org/x", ""]
+    assert [one.cells[2].text for one in board.rows] == ["60.0", "-"]
+    assert "unverified" in board.caption
 
-    def poison(value: Any, key: str = "") -> Any:
-        if key in {"rows", "config", "verdict", "cell"} or isinstance(value, bool):
-            return value
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            names = [field.name for field in dataclasses.fields(value)]
-            changes = {name: poison(getattr(value, name), name) for name in names}
-            return dataclasses.replace(value, **changes)
-        if isinstance(value, dict):
-            return {
-                f"{k}{EVIL}" if key != "scores" and key != "summary" else k: poison(v)
-                for k, v in value.items()
-            }
-        if isinstance(value, tuple):
-            return tuple(poison(one) for one in value)
-        return EVIL if isinstance(value, str) else value
 
+def test_an_appraisal_tells_how_to_get_it_again(records: list[Stored]) -> None:
     record = dataclasses.replace(
-        stored.record, warnings=(Caution(name="masking", message="careful"),)
+        records[0].record,
+        suite="evaluated",
+        config={
+            "model": {"reference": "my nets/a.py:net"},
+            "threat": {"norm": "Linf", "eps": 8 / 255},
+        },
+        evidence=EvidenceFile(name="a.evidence", sha256="0" * 64, bytes=1000, broken=7),
     )
-    record = poison(record)
-    config = {**record.config, "model": {"backbone": {"name": EVIL}}, "threat": {"norm": EVIL}}
-    rows = tidy(helpers.rows_of("standard", "etf", 0))
-    rows = rows.assign(tap=rows["tap"] + EVIL, feature=EVIL, note=EVIL)
-    file = write_rows(out / "evil.parquet", rows)
-    path = out / "evil.json"
-    write_record(path, dataclasses.replace(record, config=config, rows=file))
-    return read_record(path)
-
-
-def test_everything_from_records_is_escaped(records: list[Stored], tmp_path: Path) -> None:
-    evil = poisoned(records[0], tmp_path)
-    text = write_site([evil], tmp_path / "site").read_text()
-    found = Page(text)
-    assert [name for name, _ in found.tags].count("script") == 1
-    assert text.count("&lt;script&gt;alert") > 20
-    assert "alert('x')" not in text
-    assert "7*7" in text
-    assert not [a for _, a in found.tags if any(name.startswith("on") for name in a)]
-    assert {path.parent for path in tmp_path.rglob("*.png")} == {tmp_path / "site" / "figures"}
+    command = reproduce(record)
+    assert command == (
+        "robust-nc evaluate 'my nets/a.py:net' --dataset digits --norm Linf --eps 8/255 "
+        "--protocol pgd --n 200 --seed 0 --no-geometry"
+    )
+    stored = Stored(record, Path("/results/evaluated/a/b.json"))
+    checked = "robust-nc verify a/b.json --model 'my nets/a.py:net' --audit 300"
+    assert check(stored, Path("/results/evaluated")) == checked
+    for evil in ("--out=/etc", "a\nrm -rf", "x" * 1000, ""):
+        config = {**record.config, "model": {"reference": evil}}
+        assert reproduce(dataclasses.replace(record, config=config)) == ""
 
 
 def test_warnings_are_shown(page: Path) -> None:
-    assert "<strong>gradient masking</strong>: the loss is flat" in page.read_text()
+    text = "".join(path.read_text() for path in page.parent.glob("model/*.html"))
+    assert text.count("<strong>gradient masking</strong>: the loss is flat") == 1
 
 
 def test_nothing_and_damaged_rows_are_refused(records: list[Stored], tmp_path: Path) -> None:

@@ -132,8 +132,8 @@ def _first(examples: Examples | None, rows: int | None) -> Examples | None:
     """Return the first examples (all for None); `fingerprint` stays that of all."""
     if examples is None:
         return None
-    parts = (examples.images, examples.labels, examples.ids)
-    return Examples(*(part[:rows] for part in parts), examples.fingerprint)
+    images, labels, ids = (part[:rows] for part in examples[:3])
+    return examples._replace(images=images, labels=labels, ids=ids)
 
 
 def _compare_weights(stored: Stored, model: nn.Module, found: Verification) -> None:

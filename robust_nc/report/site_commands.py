@@ -1,0 +1,68 @@
+"""What a reader runs to get a row again, or to check it; made from a stranger's configuration.
+
+>>> plain_argument("a b"), plain_argument("--out=/etc"), plain_argument("a\\nb")
+("'a b'", '', '')
+"""
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from robust_nc.record import Record, Stored
+from robust_nc.report.gather import identity
+
+APPRAISED = "evaluated"  # `Record.suite` of a model that came finished
+AUDITED = 300
+_MOST = 300  # characters of an argument
+
+
+def plain_argument(text: str) -> str:
+    """Quote an argument for a shell; "" for one that no reader should paste."""
+    fine = 0 < len(text) <= _MOST and text.isprintable() and text.isascii()
+    return shlex.quote(text) if fine and not text.startswith("-") else ""
+
+
+def reproduce(record: Record) -> str:
+    """Return the command that makes the row again, or "" where it cannot be told safely."""
+    if record.suite != APPRAISED:
+        suite = plain_argument(record.suite)
+        return f"robust-nc run {suite}" if suite else ""
+    told = identity(record)
+    asked = {
+        "--dataset": record.data.dataset,
+        "--norm": told.norm,
+        "--eps": told.ball.removeprefix(f"{told.norm} "),
+        "--protocol": record.protocol,
+        "--n": str(record.data.examples),
+        "--seed": str(record.seed),
+    }
+    words = [plain_argument(reference(record)), *map(plain_argument, asked.values())]
+    if not all(words):
+        return ""
+    options = [f"{name} {word}" for name, word in zip(asked, words[1:], strict=True)]
+    geometry = [] if record.config.get("measure") else ["--no-geometry"]
+    return " ".join(["robust-nc evaluate", words[0], *options, *geometry])
+
+
+def check(stored: Stored, root: Path) -> str:
+    """Return the command that checks the record, in the folder `root`; "" as `reproduce`."""
+    path = plain_argument(os.path.relpath(stored.path, root))
+    if not path:
+        return ""
+    model = plain_argument(reference(stored.record))
+    checked = f" --model {model} --audit {AUDITED}" if model and stored.record.evidence else ""
+    return f"robust-nc verify {path}{checked}"
+
+
+def reference(record: Record) -> str:
+    """Return what a finished model was asked for as; "" for one of a suite."""
+    model = record.config.get("model")
+    found: Any = model.get("reference") if isinstance(model, Mapping) else None
+    return found if isinstance(found, str) else ""
+
+
+def common_root(records: Sequence[Stored]) -> Path:
+    """Return the folder that all records lie in."""
+    return Path(os.path.commonpath([stored.path.parent.resolve() for stored in records]))

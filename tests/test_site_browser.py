@@ -1,0 +1,326 @@
+"""The page in a real Chromium: what a reader does with it, by mouse and by keyboard."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import helpers_browser as browsing
+import helpers_report as helpers
+import pandas as pd
+import pytest
+
+from robust_nc.report.site import write_site
+from robust_nc.report.site_claims import Shown, ShownTest
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium here"),
+]
+
+MODELS = 6  # of the sample site
+PUBLISHED = 2
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with browsing.chromium() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A site with every page: six models (two with figures), two rows of others, one claim."""
+    records = helpers.write_grid(tmp_path_factory.mktemp("grid"), seeds=2)
+    rows = [
+        {
+            "dataset": "cifar10",
+            "ball": "Linf 8/255",
+            "model": f"Someone202{i}",
+            "clean": 0.9,
+            "robust": 0.5 + 0.01 * i,
+            "link": "https://example.org/paper",
+            "authors": "A. Author",
+            "extra_data": True,
+        }
+        for i in range(PUBLISHED)
+    ]
+    test = ShownTest("landed", "0.53 [0.47, 0.58]", "above 0.5", "0.2", "1", "5", "undecided")
+    claim = Shown("C1", "undecided", "It leaps.", "a note", "too close", "digits", (test,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("robust_nc.report.site.MOST_MODELS", 2)
+        patch.setattr("robust_nc.report.site_figures.MOST_TOGETHER", 0)
+        out = tmp_path_factory.mktemp("site")
+        return write_site(records, out, published=pd.DataFrame(rows), claims=[claim]).parent
+
+
+@pytest.fixture
+def opened(browser: Any) -> Iterator[browsing.Opened]:
+    """A page that must end without faults."""
+    with browsing.opened(browser) as found:
+        yield found
+        assert found.faults == []
+
+
+@pytest.fixture
+def page(opened: browsing.Opened, site: Path) -> Any:
+    return opened.go(site / "index.html")
+
+
+def column(page: Any, key: str) -> list[str]:
+    """The texts of a column of our first table, in the order in which they stand."""
+    return page.evaluate(
+        """key => {
+            const table = document.querySelector("table.ours");
+            const at = [...table.tHead.rows[0].cells].findIndex(c => c.dataset.key === key);
+            return [...table.tBodies[0].rows].filter(r => !r.hidden)
+                .map(r => r.cells[at].textContent);
+        }""",
+        key,
+    )
+
+
+def numbers(page: Any, key: str) -> list[float]:
+    return [float(text.split()[0]) for text in column(page, key)]
+
+
+def shown(page: Any) -> str:
+    return page.inner_text("#count")
+
+
+def header(page: Any, key: str) -> Any:
+    return page.locator(f"table.ours th[data-key={key}]")
+
+
+def told(page: Any, words: str) -> None:
+    """Wait for the live region."""
+    page.locator("#count", has_text=words).wait_for()
+
+
+def test_a_click_sorts_and_says_so(page: Any) -> None:
+    assert numbers(page, "robust") == sorted(numbers(page, "robust"), reverse=True)
+    header(page, "nc1_attacked").locator("button").click()
+    assert numbers(page, "nc1_attacked") == sorted(numbers(page, "nc1_attacked"), reverse=True)
+    assert header(page, "nc1_attacked").get_attribute("aria-sort") == "descending"
+    assert page.locator("table.ours th[aria-sort]").count() == 1
+    header(page, "nc1_attacked").locator("button").click()
+    assert numbers(page, "nc1_attacked") == sorted(numbers(page, "nc1_attacked"))
+    assert header(page, "nc1_attacked").get_attribute("aria-sort") == "ascending"
+
+
+def test_keys_sort_and_the_focus_is_seen(page: Any) -> None:
+    button = header(page, "model").locator("button")
+    button.focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Shift+Tab")
+    assert button.evaluate("one => getComputedStyle(one).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    assert column(page, "model") == sorted(column(page, "model"))
+    page.keyboard.press("Space")
+    assert column(page, "model") == sorted(column(page, "model"), reverse=True)
+
+
+def test_a_missing_number_stays_last(page: Any) -> None:
+    for order in ("landed", "-landed"):
+        page.goto(page.url.split("#")[0] + f"#?columns=landed&sort={order}")
+        page.reload()
+        texts = column(page, "landed")
+        assert "-" in texts
+        known = [text for text in texts if text != "-"]
+        assert texts[: len(known)] == known
+
+
+def test_filters_and_search_count_aloud(page: Any) -> None:
+    total = MODELS + PUBLISHED
+    assert shown(page) == f"{total} of {total} rows"
+    assert page.locator("#count").get_attribute("role") == "status"
+    page.select_option("select[name=head]", "etf")
+    told(page, f"3 of {total} rows")
+    assert set(column(page, "head")) == {"etf"}
+    page.fill("input[type=search]", "TRADES etf")
+    told(page, f"1 of {total} rows")
+    page.fill("input[type=search]", "no such model")
+    told(page, "No row matches")
+    page.click("#reset")
+    told(page, f"{total} of {total} rows")
+    page.select_option("select[name=badge]", "unverified")
+    told(page, f"{PUBLISHED} of {total} rows")
+    assert page.locator("section.board:visible").count() == 1
+
+
+def test_columns_are_chosen(page: Any) -> None:
+    assert not header(page, "parameters").is_visible()
+    assert header(page, "nc1_clean").is_visible()
+    page.click("details.columns summary")
+    page.check("input[value=parameters]")
+    page.uncheck("input[value=nc1_clean]")
+    header(page, "parameters").wait_for()
+    header(page, "nc1_clean").wait_for(state="hidden")
+    assert "parameters" in page.url
+
+
+def test_an_address_says_it_all(page: Any, browser: Any) -> None:
+    page.select_option("select[name=objective]", "pgd")
+    told(page, "2 of")
+    page.fill("input[type=search]", "cnn")
+    header(page, "clean").locator("button").click()
+    page.locator("table.ours tbody tr:visible input").nth(0).check()
+    page.locator("table.ours tbody tr:visible input").nth(1).check()
+    page.wait_for_url("**q=cnn**")
+    before = (column(page, "model"), shown(page))
+    with browsing.opened(browser) as other:
+        other.page.goto(page.url)
+        for _ in range(2):
+            assert (column(other.page, "model"), shown(other.page)) == before
+            assert other.page.input_value("input[type=search]") == "cnn"
+            assert header(other.page, "clean").get_attribute("aria-sort") == "descending"
+            assert other.page.locator("table.compared thead a").count() == 2
+            other.page.reload()
+        assert other.faults == []
+
+
+def test_a_foreign_address_does_no_harm(opened: browsing.Opened, site: Path) -> None:
+    page = opened.go(
+        site / "index.html", "#?sort=-%3Cimg%3E&head=%22%3E&columns=__proto__,rank&compare=zz,../x"
+    )
+    assert shown(page).startswith(f"{MODELS + PUBLISHED} of")
+    page.goto(page.url.split("#")[0] + "#published")
+    assert page.locator("#published").is_visible()
+
+
+def test_links_lead_to_models_and_back(page: Any) -> None:
+    page.select_option("select[name=head]", "etf")
+    told(page, "3 of")
+    name = column(page, "model")[0]
+    page.click(f"table.ours th a:text-is('{name}')")
+    page.wait_for_url("**/model/*.html")
+    assert page.inner_text("h1") == name
+    assert "robust-nc run synthetic" in page.inner_text("main")
+    assert "robust-nc verify" in page.inner_text("main")
+    pictures = page.locator("figure img")
+    assert pictures.count() >= 6
+    for index in range(pictures.count()):
+        pictures.nth(index).scroll_into_view_if_needed()
+    page.wait_for_function("() => [...document.images].every(one => one.naturalWidth > 0)")
+    page.go_back()
+    told(page, "3 of")
+    for link in ("Figures", "Claims", "Published", "Leaderboard"):
+        page.click(f"nav a:text-is('{link}')")
+    assert page.inner_text("h1").startswith("robust_nc")
+
+
+def test_models_side_by_side(page: Any) -> None:
+    assert not page.locator("#compare").is_visible()
+    boxes = page.locator("table.ours tbody input")
+    for index in range(3):
+        boxes.nth(index).check()
+    page.click("#show")
+    table = page.locator("table.compared")
+    assert table.locator("thead a").all_inner_texts() == column(page, "model")[:3]
+    rows = {row.locator("th").inner_text(): row for row in table.locator("tbody tr").all()}
+    assert rows["robust %"].locator("td").all_inner_texts() == column(page, "robust")[:3]
+    assert rows["robust %"].locator("circle").count() == 3
+    assert {"NC1 clean", "leap layer", "collapse radius"} <= set(rows)
+    table.locator("button").first.click()
+    assert table.locator("thead a").count() == 2
+    page.click("#clear")
+    assert not page.locator("#compare").is_visible()
+    assert page.locator("table.ours input:checked").count() == 0
+
+
+def test_published_rows_are_plainly_others(page: Any) -> None:
+    table = page.locator("table.theirs")
+    caption = table.locator("caption").inner_text()
+    assert "unverified, as published by RobustBench, 2025-03-31" in caption
+    assert table.locator("td", has_text="unverified").count() == PUBLISHED
+    assert "rank" not in table.locator("thead").inner_text()
+
+
+def test_it_reads_without_scripts(browser: Any, site: Path) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto((site / "index.html").as_uri())
+    assert page.locator("table.ours tbody tr:visible").count() == MODELS
+    assert page.locator("th[data-key=parameters]").is_visible()
+    assert not page.locator("#controls").is_visible()
+    assert page.locator("input:visible").count() == 0
+    context.close()
+
+
+CONTRASTS = """() => {
+    const parse = text => text.match(/[\\d.]+/g).map(Number);
+    const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+        .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, v, k) => sum + v * [0.2126, 0.7152, 0.0722][k], 0);
+    const over = (top, below) => {
+        const a = top.length > 3 ? top[3] : 1;
+        return [0, 1, 2].map(k => a * top[k] + (1 - a) * below[k]);
+    };
+    const ground = one => one === null ? [255, 255, 255]
+        : over(parse(getComputedStyle(one).backgroundColor), ground(one.parentElement));
+    const texts = [...document.querySelectorAll("body *")].filter(one => one.checkVisibility()
+        && [...one.childNodes].some(child => child.nodeType === 3 && child.data.trim()));
+    return texts.map(one => {
+        const [a, b] = [light(parse(getComputedStyle(one).color)), light(ground(one))];
+        return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), one.outerHTML.slice(0, 80)];
+    }).sort((a, b) => a[0] - b[0])[0];
+}"""
+
+
+@pytest.mark.parametrize("width", [browsing.WIDE, browsing.NARROW])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_both_widths_and_both_colours(
+    browser: Any, site: Path, tmp_path: Path, width: int, dark: bool
+) -> None:
+    model = next((site / "model").glob("*.html"))
+    pages = [site / "index.html", model, site / "figures.html", site / "claims.html"]
+    with browsing.opened(browser, width=width, dark=dark) as found:
+        for path in pages:
+            page = found.go(path)
+            picture = tmp_path / f"{path.stem[:20]}-{width}.png"
+            page.screenshot(path=picture)
+            assert picture.stat().st_size > 5000
+            # A table scrolls inside its box, and never the page sideways.
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            contrast, where = page.evaluate(CONTRASTS)
+            assert contrast >= 4.5, where
+            assert not page.evaluate(
+                "[...document.querySelectorAll('table')]"
+                ".filter(one => one.checkVisibility() && !one.caption).length"
+            )
+        assert found.faults == []
+
+
+def test_it_works_from_a_web_host_too(browser: Any, site: Path) -> None:
+    handler = partial(_Quiet, directory=site)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with browsing.opened(browser) as found:
+            found.page.goto(f"http://127.0.0.1:{server.server_port}/index.html")
+            assert shown(found.page).startswith(f"{MODELS + PUBLISHED} of")
+            radius = "getComputedStyle(document.querySelector('.scroll')).borderRadius"
+            assert found.page.evaluate(radius) == "6px"
+            found.page.click("table.ours th a >> nth=0")
+            found.page.locator("figure img").first.scroll_into_view_if_needed()
+            found.page.wait_for_function("() => document.images[0].naturalWidth > 0")
+            assert found.faults == []
+        server.shutdown()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        """Say nothing on stderr."""
+
+
+def test_a_thousand_rows_open_sort_and_filter(opened: browsing.Opened, tmp_path: Path) -> None:
+    page = opened.go(browsing.write_many(tmp_path))
+    milliseconds = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
+    print(f"1,000 rows opened in {milliseconds:.0f} ms")
+    assert shown(page) == "1,000 of 1,000 rows"
+    header(page, "leap_rate").locator("button").click()
+    assert numbers(page, "leap_rate") == sorted(numbers(page, "leap_rate"), reverse=True)
+    page.fill("input[type=search]", "0999")
+    told(page, "1 of 1,000 rows")
