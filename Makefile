@@ -5,7 +5,7 @@ PEERS := .venv-peers/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers demo test test-slow test-browser test-peers coverage check format lint types clean
+.PHONY: help setup peers demo api test test-slow test-browser test-peers coverage check format lint types clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -51,6 +51,12 @@ test-browser: .venv/stamp  ## The tests of the page in a Chromium (Debian's pack
 test-peers: .venv-peers/stamp  ## The tests that need the libraries of others
 	$(PEERS)/python -m pytest -m peers tests/test_external.py tests/test_peers.py tests/test_timm.py \
 	  tests/test_zoo.py
+
+# Annotations that pydantic alone can read are shown as they are written.
+api: .venv/stamp  ## The reference of all public names, from their docstrings, into out/api
+	$(BIN)/python -W ignore::UserWarning -m pdoc --no-show-source --output-directory out/api \
+	  robust_nc robust_nc.attacks robust_nc.geometry.measures robust_nc.models.deep_rfm \
+	  robust_nc.models.frames robust_nc.record robust_nc.report.figures robust_nc.types
 
 coverage: .venv/stamp  ## All tests but the slow ones, with line coverage (at least 90 %)
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term

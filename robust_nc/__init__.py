@@ -10,6 +10,7 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from robust_nc.appraisal.appraise import Request, appraise
     from robust_nc.config import MeasureConfig, ModelConfig, RunConfig
     from robust_nc.data.load import load_dataset
     from robust_nc.evaluation import Outcome, evaluate
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from robust_nc.models.build import build_model
     from robust_nc.models.classifier import Classifier
     from robust_nc.profiling import Profile, profile
+    from robust_nc.record import Record, read_record
+    from robust_nc.report.comparing import compare
     from robust_nc.report.table import leaderboard
     from robust_nc.threat import Ball
     from robust_nc.training.run import train
@@ -33,14 +36,19 @@ _HOMES = {
     "Moments": "geometry.moments",
     "Outcome": "evaluation",
     "Profile": "profiling",
+    "Record": "record",
+    "Request": "appraisal.appraise",
     "RunConfig": "config",
+    "appraise": "appraisal.appraise",
     "build_model": "models.build",
+    "compare": "report.comparing",
     "evaluate": "evaluation",
     "leaderboard": "report.table",
     "load_dataset": "data.load",
     "measure_collapse": "geometry.collapse",
     "measure_leaps": "geometry.leaps",
     "profile": "profiling",
+    "read_record": "record",
     "train": "training.run",
 }
 
@@ -54,14 +62,19 @@ __all__ = [
     "Moments",
     "Outcome",
     "Profile",
+    "Record",
+    "Request",
     "RunConfig",
+    "appraise",
     "build_model",
+    "compare",
     "evaluate",
     "leaderboard",
     "load_dataset",
     "measure_collapse",
     "measure_leaps",
     "profile",
+    "read_record",
     "train",
 ]
 __version__ = _version("robust_nc")

@@ -80,7 +80,8 @@ def parse_json(text: str, *, what: str) -> Any:
 def _check_depth(text: str, what: str) -> None:
     """Refuse deep nesting before the parser recurses into it."""
     deepest = depth = 0
-    for token in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', text, re.DOTALL):
+    # A string that does not end is one token too: from each quote of it anew would never be done.
+    for token in re.finditer(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', text, re.DOTALL):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
         deepest = max(deepest, depth)
     if deepest > MAX_DEPTH:

@@ -21,6 +21,8 @@ from robust_nc.seals import broken_seals
 TREE = 15 * 2**20  # bytes of all tracked files
 RECORD, ROWS = 2 * 2**20, 2**20
 EVIDENCE, EVIDENCE_EXAMPLES = 2_000_000, 1_000
+# Small weights of ours lie here, so that anyone can check what was said of them.
+WEIGHTS, HUB = (EVALUATED, "checkpoints"), {"config.json", "model.safetensors"}
 NAME = re.compile(
     r"(?P<cell>[0-9a-f]{16})\."
     r"(json|parquet|evidence|receipt|[0-9a-f]{16}\.(challenge|evidence|npz))"
@@ -123,6 +125,7 @@ def twins(records: list[Stored]) -> list[str]:
 def strangers(results: Path, records: list[Stored]) -> list[str]:
     """Files below suite/model/ that no record has, and files that are too large."""
     cells = {(stored.path.parent, stored.record.cell) for stored in records}
+    weights = {str(_reference(stored)) for stored in records}
     found = []
     for path in results.rglob("*"):
         place = path.relative_to(results).parts
@@ -130,8 +133,13 @@ def strangers(results: Path, records: list[Stored]) -> list[str]:
             found.append(f"{path} is a link")
         if not path.is_file() or place in {("README.md",)} or place[:2] == ("claims", "answers"):
             continue
+        if place[0] == ".index":  # of `board --sql`, which git ignores
+            continue
         name = NAME.fullmatch(path.name)
-        if len(place) != 3 or not name or (path.parent, name["cell"]) not in cells:
+        known = len(place) == 3 and name and (path.parent, name["cell"]) in cells
+        if place[:2] == WEIGHTS and len(place) == 4 and path.name in HUB:
+            known = f"{results.name}/{'/'.join(place[:-1])}" in weights
+        if not known:
             found.append(f"{path} belongs to no record")
         limit = {".json": RECORD, ".parquet": ROWS, ".evidence": EVIDENCE, ".npz": EVIDENCE}.get(
             path.suffix, ROWS
@@ -139,6 +147,11 @@ def strangers(results: Path, records: list[Stored]) -> list[str]:
         if path.stat().st_size > limit:
             found.append(f"{path} is larger than {limit} bytes")
     return found
+
+
+def _reference(stored: Stored) -> Any:
+    model = stored.record.config.get("model")
+    return model.get("reference") if isinstance(model, dict) else None
 
 
 def base_of(root: Path) -> str | None:

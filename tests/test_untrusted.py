@@ -1,6 +1,7 @@
 """What strangers wrote is read strictly: one sentence for whatever is no plain, bounded JSON."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,13 @@ def test_what_is_no_strict_json_is_named(text: str, told: str) -> None:
 
 def test_brackets_in_text_are_no_nesting() -> None:
     assert parse_json(json.dumps("[" * 1_000 + '\\"{'), what="x") == "[" * 1_000 + '\\"{'
+
+
+def test_text_that_does_not_end_is_refused_at_once() -> None:
+    started = time.monotonic()
+    with pytest.raises(RecordError, match="is not JSON"):
+        parse_json('"' + '\\"' * 200_000, what="x")
+    assert time.monotonic() - started < 5
 
 
 def test_a_file_is_read_to_its_limit_and_no_further(tmp_path: Path) -> None:

@@ -82,7 +82,11 @@ Tell = Callable[[str], None]
 Report = Callable[[Event], None]
 
 
-def appraise(request: Request, *, tell: Tell, report: Report) -> Appraisement:
+def _unheard(_: object) -> None:
+    """Take what nobody listens to."""
+
+
+def appraise(request: Request, *, tell: Tell = _unheard, report: Report = _unheard) -> Appraisement:
     """Judge a model and leave its record, rows and evidence in one folder.
 
     Killed, it goes on from its log. An appraisal that is finished is not done again; another one
