@@ -19,7 +19,8 @@ from robust_nc.exceptions import RobustNCError
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
-_stderr = Console(stderr=True, highlight=False)
+# A reference such as net.py:three is no emoji.
+_stderr = Console(stderr=True, highlight=False, emoji=False)
 
 
 def run(

@@ -71,6 +71,8 @@ def _made(reference: str, factory: Any, options: dict[str, object]) -> Attack:
         attack = factory(**options)
     except TypeError as error:
         raise ConfigError(f"{reference} cannot be called with {options}: {error}") from None
+    except (Exception, SystemExit) as error:  # a stranger's factory may raise anything
+        raise ConfigError(f"{reference} failed: {type(error).__name__}: {error}") from None
     if not callable(attack):
         raise ConfigError(
             f"{reference} must return an attack, a callable as robust_nc.types.Attack says, "

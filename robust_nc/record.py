@@ -25,6 +25,7 @@ from robust_nc.files import atomic, canonical_json, sha256_of, write_text
 from robust_nc.untrusted import file_name, read_json
 
 SCHEMA = 1
+MOST_ROWS = 2_000_000  # that are read of one record
 
 # One row = one value. `i`, `j` index matrices and histograms; `epoch` is -1 for finished weights.
 COLUMNS = {
@@ -214,7 +215,18 @@ class Stored(NamedTuple):
             )
         if sha256_of(path) != self.record.rows.sha256:
             raise RecordError(f"{path} is not the file that {self.path.name} was written with")
+        _check_rows(path)
         return pd.read_parquet(path)
+
+
+def _check_rows(path: Path) -> None:
+    """Refuse a table that is larger than any of ours: equal rows take no room in a file."""
+    try:
+        count = pq.read_metadata(path).num_rows
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path} cannot be read as rows of measures: {error}") from None
+    if count > MOST_ROWS:
+        raise RecordError(f"{path} has {count:,} rows; at most {MOST_ROWS:,} are read")
 
 
 def tidy(rows: list[dict[str, Any]]) -> pd.DataFrame:

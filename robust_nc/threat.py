@@ -215,12 +215,12 @@ class Ball:
 def format_eps(eps: float | int) -> str:
     """Write eps as people do: in 255ths where it is one, else as a number.
 
-    >>> format_eps(8 / 255), format_eps(0.15), format_eps(0.0)
-    ('8/255', '0.15', '0')
+    >>> format_eps(8 / 255), format_eps(0.15), format_eps(0.0), format_eps(1e308)
+    ('8/255', '0.15', '0', '1e+308')
     """
-    levels = eps * 255
+    levels = eps * 255 if eps < 1 else 0.0
     whole = round(levels)
-    return f"{whole}/255" if whole and abs(levels - whole) < 1e-6 and eps < 1 else f"{eps:g}"
+    return f"{whole}/255" if whole and abs(levels - whole) < 1e-6 else f"{eps:g}"
 
 
 def parse_eps(value: object) -> float:

@@ -48,7 +48,7 @@ def read_bounded(path: Path, *, limit: int) -> bytes:
 
 
 def parse_json(text: str, *, what: str) -> Any:
-    """Parse JSON strictly: no NaN, no key twice, nesting of at most `MAX_DEPTH`.
+    """Parse JSON strictly: no NaN, no number beyond 64 bits, no key twice, bounded nesting.
 
     Raises `RecordError` that names `what` and says what is wrong.
     """
@@ -70,9 +70,21 @@ def parse_json(text: str, *, what: str) -> Any:
             raise RecordError(f"{what} holds {digits[:40]}, which no float64 can")
         return value
 
+    def whole(digits: str) -> int:
+        value = int(digits)
+        if not -(2**63) <= value < 2**63:  # arithmetic with floats and arrays would overflow
+            raise RecordError(f"{what} holds {digits[:40]}, which no int64 can")
+        return value
+
     _check_depth(text, what)
     try:
-        return json.loads(text, parse_constant=refuse, object_pairs_hook=once, parse_float=finite)
+        return json.loads(
+            text,
+            parse_constant=refuse,
+            object_pairs_hook=once,
+            parse_float=finite,
+            parse_int=whole,
+        )
     except ValueError as error:
         raise RecordError(f"{what} is not JSON: {error}") from None
 

@@ -17,7 +17,7 @@ CODE = '''
 from pathlib import Path
 
 from safetensors.torch import load_file
-from torch import nn
+from torch import cat, nn
 
 
 def layers(inputs=64, classes=10):
@@ -40,6 +40,16 @@ def many():
 
 def few():
     return layers(classes=4)
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.once = layers(classes=5)
+
+    def forward(self, images):
+        logits = self.once(images)
+        return cat([logits, logits + 1], 1)
 
 
 def larger():

@@ -32,6 +32,7 @@ from robust_nc.record import (
     write_record,
     write_rows,
 )
+from robust_nc.recording import which_examples
 from robust_nc.report.statistics import wilson
 from robust_nc.seals import sealed
 from robust_nc.threat import Ball
@@ -133,6 +134,7 @@ def appraised(out: Path, *, count: int = 200, side: int = 8, seed: int = 0) -> S
             base.data,
             dataset="synthetic",
             examples=count,
+            which=which_examples(count),
             fingerprint=fingerprint(split),
             num_classes=10,
         ),

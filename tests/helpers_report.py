@@ -95,7 +95,7 @@ def record_of(
             dataset=setting.data.dataset.name,
             split="test",
             examples=EXAMPLES,
-            which="the first 200",
+            which=f"the first {EXAMPLES} of test in the official order",
             fingerprint="f" * 64,
             num_classes=CLASSES,
         ),

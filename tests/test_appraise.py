@@ -221,6 +221,13 @@ class TestWhatIsRefused:
         with pytest.raises((ConfigError, InputError), match=words):
             judge(model.replace(":make", f":{factory}"), tmp_path / "out")
 
+    def test_layers_that_cannot_be_read_are_named_before_the_attack(self, model, tmp_path):
+        twice, seen = model.replace(":make", ":Twice"), []
+        with pytest.raises(InputError, match=r"which layer gives the logits.*--no-geometry"):
+            judge(twice, tmp_path / "out", geometry=True, report=seen.append)
+        assert not seen
+        assert judge(twice, tmp_path / "out").made
+
     def test_a_file_in_place_of_the_folder(self, model, tmp_path):
         (tmp_path / "out").write_text("")
         with pytest.raises(ConfigError, match="is a file"):
@@ -280,6 +287,8 @@ class TestDataOfOnesOwn:
         (tmp_path / "digits").mkdir()
         assert named_dataset("digits").name == "digits"
         assert named_dataset("./digits").options == {"path": "./digits"}
+        with pytest.raises(ConfigError, match=r"npz names no \.npz file; give its path"):
+            named_dataset("npz")
 
 
 @pytest.mark.parametrize(("n", "train", "test"), [(5, 200, 5), (150, 300, 150), (None, 720, 360)])

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,8 +19,11 @@ from robust_nc.appraisal import auditing
 from robust_nc.appraisal.auditing import Audit, audit, audit_protocol
 from robust_nc.appraisal.bounds import fewest_broken, most_broken
 from robust_nc.appraisal.remeasuring import Remeasured
+from robust_nc.evidence.file import read_evidence
 from robust_nc.evidence.originals import examples_of
-from robust_nc.evidence.standing import receipt_path
+from robust_nc.evidence.rejudging import TOLERANCE, look_again
+from robust_nc.evidence.standing import challenge_path, receipt_path
+from robust_nc.evidence.verifying import evidence_path
 from robust_nc.exceptions import InputError
 from robust_nc.record import Stored, read_record, unpack_flags
 from robust_nc.untrusted import read_json
@@ -54,16 +58,24 @@ class TestBounds:
         population = data.draw(st.integers(1, 60))
         drawn = data.draw(st.integers(0, population))
         found = data.draw(st.integers(0, drawn))
-        broken = np.arange(population + 1)
-        possible = (broken >= found) & (broken <= population - (drawn - found))
-        at_most = hypergeom.cdf(found, population, broken, drawn) > 0.05
-        at_least = hypergeom.sf(found - 1, population, broken, drawn) > 0.05
+        possible = range(found, population - (drawn - found) + 1)
+
+        def likely(broken, outcomes):  # in whole numbers: of 6, 3 break, 0 of 3 drawn is 1 in 20
+            ways = (
+                math.comb(broken, x) * math.comb(population - broken, drawn - x) for x in outcomes
+            )
+            return 20 * sum(ways) > math.comb(population, drawn)
+
         assert most_broken(found, drawn=drawn, population=population) == max(
-            broken[possible & at_most]
+            broken for broken in possible if likely(broken, range(found + 1))
         )
         assert fewest_broken(found, drawn=drawn, population=population) == min(
-            broken[possible & at_least]
+            broken for broken in possible if likely(broken, range(found, drawn + 1))
         )
+
+    def test_they_are_those_of_the_hypergeometric_distribution(self):
+        most = most_broken(4, drawn=300, population=4_000)
+        assert hypergeom.cdf(4, 4_000, most, 300) > 0.05 > hypergeom.cdf(4, 4_000, most + 1, 300)
 
     def test_none_of_300_is_at_most_one_percent(self):
         shares = [most_broken(0, drawn=300, population=size) / size for size in (4_000, 10**6)]
@@ -85,6 +97,14 @@ class TestBounds:
         found = Audit("standard", 0, rows, rows[:broke], torch.zeros(0), 4_000, 10_000)
         assert found.refutes == refutes
 
+    def test_one_that_breaks_refutes_nothing_however_few_there_are(self):
+        rows = torch.arange(3)
+        refutes = [
+            Audit("standard", 0, rows, rows[:broke], torch.zeros(0), 21, 60).refutes
+            for broke in range(4)
+        ]
+        assert refutes == [False, False, True, True]
+
 
 class TestDrawing:
     def test_the_seed_draws_the_examples_and_only_robust_ones(self, made):
@@ -99,6 +119,37 @@ class TestDrawing:
         assert robust[first.rows.numpy()].all()
         assert len(set(first.rows.tolist())) == 12
         assert (first.survivors, first.examples) == (int(robust.sum()), EXAMPLES)
+
+    def test_what_broke_is_pushed_so_that_a_challenge_counts(self, made, monkeypatch, tmp_path):
+        stored, reference = made
+        examples, model = examples_of(stored.record, None), opened(reference)
+        clean = torch.from_numpy(unpack_flags(stored.record.verdict.clean_correct))
+        row = int(
+            (clean & ~torch.from_numpy(unpack_flags(stored.record.verdict.robust))).nonzero()[0]
+        )
+        label = examples.labels[row : row + 1]
+        points = read_evidence(evidence_path(stored), examples.images)
+        low = examples.images[row].double()
+        high = points.adversarials[int((points.broken == row).nonzero())].double()
+        for _ in range(60):  # bisect to the boundary
+            middle = ((low + high) / 2).float()
+            wrong = bool(look_again(model, middle[None], label).flipped)
+            low, high = (low, middle.double()) if wrong else (middle.double(), high)
+
+        def barely(*given, **named):
+            return SimpleNamespace(robust=torch.tensor([False]), adversarials=high.float()[None])
+
+        robust = np.zeros(EXAMPLES, dtype=bool)
+        robust[row] = True
+        monkeypatch.setattr(auditing, "evaluate", barely)
+        monkeypatch.setattr(auditing, "standing", lambda stored: SimpleNamespace(robust=robust))
+        found = audit(stored, model, examples, count=1, seed=0)
+        assert found.broke.tolist() == [row]
+        weak, strong = (
+            look_again(model, part, label) for part in (high.float()[None], found.points)
+        )
+        assert weak.margins < TOLERANCE * weak.ranges
+        assert strong.margins > TOLERANCE * strong.ranges
 
     def test_a_count_beyond_the_survivors_takes_them_all(self, made):
         stored, reference = made
@@ -184,6 +235,30 @@ class TestCommand:
         assert ran.code == 1
         assert "summary.leap_rate_test" in ran.out
         assert "not consistent" in ran.out
+
+    def test_what_a_record_says_of_itself_is_no_place_to_write_to(self, copied, tmp_path):
+        stored, reference = copied
+        liar = resealed(claiming_all(stored), cell=str(tmp_path / "elsewhere"))
+        ran = cli("verify", liar.path, "--model", reference, "--audit", 60, "--seed", 1)
+        assert ran.code == 1
+        assert not (tmp_path / "elsewhere.audit.npz").exists()
+        assert Path(f"{liar.path.stem}.audit.npz").is_file()
+
+    def test_a_false_challenge_takes_no_badge_from_the_record(self, copied):
+        stored, reference = copied
+        row = int(np.flatnonzero(unpack_flags(stored.record.verdict.robust))[0])
+        values = {"cell": stored.record.cell, "evidence": "ab" * 32, "broken": [row]}
+        path = challenge_path(stored.path, "ab" * 32)
+        path.write_text(json.dumps({**values, "created": "2026-01-01"}))
+        ran = cli("verify", stored.path, "--model", reference, "--audit", 5, "--seed", 3)
+        assert ran.code == 1
+        assert f"challenge {path.name}: its evidence is not beside it" in ran.out
+        assert "audited 5" in ran.out.splitlines()[-1]
+        path.write_text("{")
+        ran = cli("verify", stored.path, "--model", reference, "--audit", 5, "--seed", 3)
+        assert ran.code == 1
+        assert "INVALID" not in ran.out
+        assert "upper bound proven" in ran.out
 
     def test_another_model_is_not_audited(self, copied, tmp_path):
         stored, reference = copied

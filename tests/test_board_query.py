@@ -220,6 +220,7 @@ class TestPage:
         assert {one.record.head for one in some} == {"etf"}
         assert sorted(one.record.seed for one in some) == [0, 1]
         assert none is None
+        assert theirs["authors"].str.contains("Zekai Wang").any()  # what their cards say
         assert len(every) == 12
         assert set(theirs["badge"]) == {"unverified"}
 

@@ -87,6 +87,23 @@ class TestTrying:
         tried = try_points(stored, model, examples, torch.tensor([row]), high.float()[None])
         assert (tried.counted.tolist(), tried.near.tolist()) == ([], [row])
 
+    def test_a_class_that_is_never_meant_protects_no_example(self, claim):
+        stored, reference = claim
+        examples, model = examples_of(stored.record, None), opened(reference)
+
+        class Spare(torch.nn.Module):
+            def forward(self, images):
+                logits = model(images)
+                return torch.cat([logits, torch.full_like(logits[:, :1], -1e6)], 1)
+
+        rows, points = torch.arange(EXAMPLES), pushed(model, examples)
+        plain, spare = (
+            try_points(stored, one, examples, rows, points) for one in (model, Spare().eval())
+        )
+        assert len(plain.counted)
+        assert set(spare.counted.tolist()) <= set(plain.counted.tolist())
+        assert len(spare.counted) >= 0.9 * len(plain.counted)  # 10 margins are more than the range
+
     @pytest.mark.parametrize(
         ("rows", "shape"),
         [

@@ -70,6 +70,24 @@ def test_the_page_on_attacks_can_be_followed(tmp_path: Path) -> None:
     assert re.fullmatch(r"clean \d+\.\d%, robust \d+\.\d%\n", printed)
 
 
+def test_the_page_on_evaluating_can_be_followed(tmp_path: Path) -> None:
+    printed = follow("docs/evaluating.md", tmp_path)
+    found = {path.suffix for path in (tmp_path / "out/net").iterdir() if path.is_file()}
+    assert {".json", ".parquet", ".evidence", ".html", ".receipt"} <= found
+    assert "net-trained on digits, Linf 0.05, protocol standard" in printed
+    assert "schema ok, upper bound proven, audited 20" in printed
+
+
+def test_the_page_on_publishing_can_be_followed(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()  # of the clone that the reader has
+    printed = follow("docs/publishing.md", tmp_path)
+    (stored,) = read_all(tmp_path / "results")
+    assert stored.path.parent == tmp_path / "results/evaluated/Two-layers"
+    assert stored.record.card is not None
+    assert stored.record.card.authors == "Ada Lovelace, Alan Turing"
+    assert "schema ok, upper bound proven" in printed
+
+
 def test_the_suites_of_the_page_can_be_run_and_its_tree_read(tmp_path: Path) -> None:
     for _, name, text in [block for block in blocks("docs/suites.md") if block[0] == "toml"]:
         (tmp_path / name).write_text(text)

@@ -185,3 +185,11 @@ def test_protocols_by_name() -> None:
     assert find_protocol("rand").draws == 20
     with pytest.raises(UnknownNameError, match="unknown protocol 'standart'; did you mean"):
         find_protocol("standart")
+
+
+@pytest.mark.parametrize("end", ["raise ValueError('no')", "raise SystemExit(3)"])
+def test_a_factory_that_fails_is_told_in_one_sentence(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(f"def make():\n    {end}\n")
+    with pytest.raises(ConfigError, match=r"mine\.py:make failed: (ValueError: no|SystemExit: 3)"):
+        find_attack(f"{path}:make")

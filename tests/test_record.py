@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robust_nc.exceptions import RecordError
+from robust_nc.files import sha256_of
 from robust_nc.record import (
     COLUMNS,
     SCHEMA,
@@ -101,6 +102,22 @@ def test_rows_of_another_record_are_refused(stored: Stored) -> None:
     write_rows(stored.path.parent / stored.record.rows.path, other)
     with pytest.raises(RecordError, match="is not the file"):
         stored.rows()
+
+
+def test_a_table_of_too_many_equal_rows_is_not_read(
+    stored: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("robust_nc.record.MOST_ROWS", len(stored.rows()) - 1)
+    with pytest.raises(RecordError, match="rows; at most"):
+        stored.rows()
+
+
+def test_a_table_that_is_none_is_refused(stored: Stored) -> None:
+    path = stored.path.parent / stored.record.rows.path
+    path.write_bytes(b"PAR1")
+    edit(stored.path, rows={"path": path.name, "sha256": sha256_of(path)})
+    with pytest.raises(RecordError, match="cannot be read as rows of measures"):
+        read_record(stored.path).rows()
 
 
 def test_missing_rows_are_reported(stored: Stored) -> None:

@@ -88,7 +88,7 @@ def test_only_so_many_models_are_drawn(
     assert sorted(text.count("<img") for text in texts) == [0, 7]
     assert sum("drawn for the first 1 models" in text for text in texts) == 1
     assert all("Layer by layer" in text and "penultimate" in text for text in texts)
-    assert "only 0 models are drawn" in (site / "figures.html").read_text()
+    assert "2 models; at most 0 are drawn" in (site / "figures.html").read_text()
 
 
 def test_the_gap_stands_on_boards_with_a_weaker_protocol(

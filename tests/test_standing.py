@@ -69,7 +69,9 @@ def test_a_changed_record_loses_its_badges(stored: Stored) -> None:
     assert standing(read_record(stored.path)).badges == ()
 
 
-@pytest.mark.parametrize("badge", ["verified", "audited", "audited 0", "audited -3", "<b>"])
+@pytest.mark.parametrize(
+    "badge", ["verified", "audited", "audited 0", "audited -3", "audited 201", "<b>"]
+)
 def test_a_badge_that_there_is_not_is_refused(stored: Stored, badge: str) -> None:
     leave_receipt(stored, badges=[badge])
     with pytest.raises(RecordError, match=r"\.receipt holds a badge"):
@@ -89,12 +91,26 @@ def test_challenges_count_each_example_once(stored: Stored) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"cell": "other"}, {"broken": [-1]}, {"broken": [10_000]}, {"broken": ["0"]}, {"more": 1}],
+    [
+        {"cell": "other"},
+        {"broken": [-1]},
+        {"broken": [10_000]},
+        {"broken": [10**30]},
+        {"broken": ["0"]},
+        {"more": 1},
+    ],
 )
 def test_a_challenge_that_is_none_is_refused(stored: Stored, changes: dict[str, object]) -> None:
     leave_challenge(stored, **changes)
     with pytest.raises(RecordError, match=r"\.challenge"):
         standing(stored)
+
+
+def test_challenges_of_a_record_whose_name_goes_on_are_none_of_ours(stored: Stored) -> None:
+    longer = stored.path.with_name(f"{stored.path.stem}.more.json")
+    values = {"cell": "other", "evidence": EVIDENCE, "broken": [0], "created": "2026-01-01"}
+    challenge_path(longer, EVIDENCE).write_text(json.dumps(values))
+    assert standing(stored).challenged == 0
 
 
 def test_the_badge_that_says_most_is_shown() -> None:

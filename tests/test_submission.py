@@ -175,6 +175,9 @@ def test_challenges_come_along_and_receipts_stay(tmp_path: Path) -> None:
     }
     assert complaints(made[0], results) == []
     assert any("challenges broke 2 " in remark for remark in remarks(stored))
+    path.with_suffix(".npz").write_bytes(b"something else")
+    with pytest.raises(RecordError, match="not the evidence that its challenge is named by"):
+        ready(stored, tmp_path / "more")
 
 
 def test_the_submitter_is_told_what_a_reader_will_miss(tmp_path: Path) -> None:

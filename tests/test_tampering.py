@@ -106,6 +106,20 @@ def change_data(values: Values) -> None:
     values["data"]["dataset"] = "cifar10"
 
 
+def cut_of_nothing(values: Values) -> None:
+    values["evidence"]["full"] = "0" * 64
+
+
+def rename_images(values: Values) -> None:
+    values["data"]["which"] = "the first 1000 of test in the official order"
+
+
+def count_anew(values: Values) -> None:
+    """Make a second cell of one appraisal."""
+    values["config"]["evaluation"]["examples"] += 1
+    values["cell"] = digest(values["config"])[:16]
+
+
 def change_seed(values: Values) -> None:
     values["seed"] += 1
 
@@ -129,7 +143,10 @@ CHANGES: list[tuple[Callable[[Values], None], str, set[str]]] = [
     (change_evidence_digest, "evidence", {"evidence.sha256"}),
     (claim_fewer_broken, "evidence", {"evidence.broken"}),
     (change_data, "data", {"data.dataset"}),
-    (change_seed, "seed", {"seed"}),
+    (change_seed, "seed", {"seed", "evidence.seed"}),
+    (cut_of_nothing, "evidence", {"evidence.full"}),
+    (rename_images, "data", {"data.which"}),
+    (count_anew, "config", {"config.evaluation.examples"}),
 ]
 NAMES = [change.__name__ for change, *_ in CHANGES]
 
@@ -149,6 +166,13 @@ def test_sealed_anew_it_contradicts_something_else(copied, change, _, named):
     found = places(altered(copied, change, seal=True))
     assert named <= found
     assert "seals" not in found
+
+
+def test_a_smaller_model_than_was_judged_is_claimed_in_vain(copied, made):
+    def halve(values: Values) -> None:
+        values["weights"]["parameters"] //= 2
+
+    assert places(altered(copied, halve, seal=True), made[1]) == {"weights.parameters"}
 
 
 def test_a_date_is_named_by_its_seal_alone(copied):
@@ -252,7 +276,7 @@ def test_a_wild_record_is_never_a_crash(copied):
         lambda values: values["verdict"].update(broken_by=[]),
         lambda values: values["verdict"].update(broken_by=[-9] * 120),
         lambda values: values["verdict"].update(broken_by=[99] * 120),
-        lambda values: values["verdict"].update(broken_by=[10**30] * 120),
+        lambda values: values["verdict"].update(broken_by=[2**62] * 120),
         lambda values: values.update(scores={}),
         lambda values: values["scores"]["robust"].update(n=0),
         lambda values: values["scores"]["robust"].update(value=-3.0),

@@ -187,6 +187,7 @@ def test_eps_is_read_and_written_as_people_do() -> None:
     assert parse_eps("8/255") == 8 / 255
     assert parse_eps(0.5) == 0.5
     assert [format_eps(eps) for eps in (8 / 255, 0.5, 0.0, 12.0)] == ["8/255", "0.5", "0", "12"]
+    assert str(Ball("L2", 1e308)) == "L2 1e+308"
     assert str(Ball("Linf", 4 / 255)) == "Linf 4/255"
     for wrong in ("eight", "1/0", "1/2/3", "", None, True):
         with pytest.raises(InputError, match="a number or a fraction"):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from robust_nc.exceptions import RecordError
 from robust_nc.untrusted import MAX_DEPTH, file_name, parse_json, read_bounded, read_json
 
-LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+WHOLE = st.integers(-(2**63), 2**63 - 1)
+LEAVES = st.none() | st.booleans() | WHOLE | st.floats(allow_nan=False) | st.text()
 VALUES = st.recursive(
     LEAVES.filter(lambda v: not isinstance(v, float) or abs(v) != float("inf")),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -41,6 +42,8 @@ def test_any_text_is_read_or_refused_in_one_sentence(text: str) -> None:
         ("[Infinity]", "holds Infinity"),
         ("[-Infinity]", "holds -Infinity"),
         ("[1e999]", "holds 1e999"),
+        (f"[{2**63}]", "holds 9223372036854775808, which no int64 can"),
+        (f'{{"eps": 1{"0" * 400}}}', "holds 1000"),
         ('{"a": {"b": 1, "b": 2}}', "key 'b' twice"),
         ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), f"nested {MAX_DEPTH + 1} deep"),
         ("[" * 200_000, "nested 200000 deep"),

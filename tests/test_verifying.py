@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from robust_nc.evidence.file import read_evidence
 from robust_nc.evidence.matching import inside, original_findings
 from robust_nc.evidence.originals import Examples, ball_of, dataset_of, examples_of
-from robust_nc.evidence.rejudging import Looked, look_again, repeated_clean, repeated_flips
+from robust_nc.evidence.rejudging import (
+    Looked,
+    bounded,
+    certain,
+    look_again,
+    repeated_clean,
+    repeated_flips,
+)
 from robust_nc.evidence.standing import Receipt, receipt_path, standing
 from robust_nc.evidence.verifying import evidence_path, verify
 from robust_nc.exceptions import DataError, RecordError
@@ -73,6 +80,15 @@ class TestTolerance:
             assert bool(found.tolerated) == tolerated
             assert not found.proven
 
+    def test_a_class_that_is_never_meant_makes_no_verdict_tolerable(self):
+        plain = seen([-2.0, -3.0, 1.0, 0.0])
+        spare = plain._replace(ranges=plain.ranges + 1e6)
+        correct = torch.tensor([True, True, True, False])
+        found = repeated_clean(bounded(spare, spare), correct, 1)
+        assert repeated_clean(spare, correct, 1).refuted.tolist() == [False] * 4
+        assert found.refuted.tolist() == [False, False, True, False]
+        assert torch.equal(bounded(plain, plain).ranges, plain.ranges)
+
     def test_few_votes_of_a_random_model_are_no_accident(self):
         votes = [20, 11, 10, 3, 2, 1, 0]
         found = repeated_flips(seen([0.0] * 7, votes=votes), torch.zeros(7), 20)
@@ -81,6 +97,11 @@ class TestTolerance:
         clean = repeated_clean(seen([0.0] * 7, votes=votes), torch.zeros(7).bool(), 20)
         assert torch.equal(clean.proven, found.proven)
         assert torch.equal(clean.tolerated, found.tolerated)
+
+    def test_a_random_model_is_challenged_by_more_votes_than_a_coin_gives(self):
+        votes = [20, 19, 18, 11, 10]
+        looked = seen([1.0] * 5, votes=votes)._replace(flipped=torch.tensor(votes) > 10)
+        assert certain(looked, 20).tolist() == [True, True, False, False, False]
 
 
 class Noisy(nn.Module):
@@ -130,11 +151,23 @@ class TestOriginals:
         with pytest.raises(DataError, match=r"images of test of digits here are others"):
             examples_of(dataclasses.replace(stored.record, data=other), None)
 
-    @pytest.mark.parametrize("path", ["no/such.npz", "/dev/zero"])
+    @pytest.mark.parametrize(
+        "path", ["no/such.npz", "/dev/zero", "~nobody-of-this-name/a.npz", "a" * 5_000, "a\0b"]
+    )
     def test_a_path_of_a_stranger_that_is_no_file_is_not_opened(self, path):
         table = {"data": {"dataset": {"name": "npz", "options": {"path": path}}}}
         with pytest.raises(DataError, match="not here"):
             dataset_of(table)
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"test_size": 10**12}, {"train_size": 10**12}, {"image_shape": [1, 10**5, 10**5]}],
+    )
+    def test_images_to_a_strangers_measure_are_not_made(self, made, options):
+        config = {"data": {"dataset": {"name": "synthetic", "options": options}}}
+        record = dataclasses.replace(made[0].record, config=config)
+        with pytest.raises(DataError, match="pixels of them; at most"):
+            examples_of(record, None)
 
     @pytest.mark.parametrize("config", [{}, {"data": 3}, {"data": {"dataset": None}}])
     def test_a_configuration_without_data_is_refused(self, config):

@@ -17,7 +17,7 @@ from torch import nn
 
 from robust_nc.appraisal.card import safe_name
 from robust_nc.appraisal.datasets import Given, gather
-from robust_nc.appraisal.measuring import measure_layers, measure_settings
+from robust_nc.appraisal.measuring import check_layers, measure_layers, measure_settings
 from robust_nc.appraisal.present import check_folder, finished, with_card
 from robust_nc.appraisal.recorded import Appraised, make_appraisal, outcome_rows
 from robust_nc.appraisal.reference import Opened, open_model
@@ -153,6 +153,7 @@ def _prepare(request: Request, tell: Tell) -> _Subject:
         )
     elif request.geometry:
         taps = None if request.taps is None else chosen_taps(model, request.taps)
+        check_layers(model, given, taps)
         measure = measure_settings(given, taps, request.batch_size)
     attack = None if request.attack is None else Component(name=request.attack)
     settings = Appraisal(

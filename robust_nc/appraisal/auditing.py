@@ -65,9 +65,12 @@ class Audit(NamedTuple):
 
     @property
     def refutes(self) -> bool:
-        """Whether (95 %) more than 1 % of the survivors break: more than chance in an attack."""
+        """Whether (95 %) more than 1 % of the survivors break: more than chance in an attack.
+
+        One example refutes nothing, however few survivors there are.
+        """
         fewest = fewest_broken(len(self.broke), drawn=len(self.rows), population=self.survivors)
-        return fewest > ALLOWED * self.survivors
+        return fewest > max(1.0, ALLOWED * self.survivors)
 
     def __str__(self) -> str:
         broke = "none" if not len(self.broke) else f"{len(self.broke):,}"
@@ -117,7 +120,7 @@ def audit(
         report=report,
     )
     broke = ~outcome.robust
-    points = outcome.adversarials[broke]
+    points = _pushed(model, outcome.adversarials[broke], examples, rows[broke], ball, protocol)
     return Audit(protocol, seed, rows, rows[broke], points, len(survivors), len(examples.labels))
 
 

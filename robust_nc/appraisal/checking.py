@@ -56,7 +56,12 @@ class Checked:
     @property
     def wrong(self) -> list[Finding]:
         """All that is not as it should be."""
-        found = [*self.inconsistent, *self.evidence.wrong, *self.challenges]
+        return [*self._own, *self.challenges]
+
+    @property
+    def _own(self) -> list[Finding]:
+        """What is wrong with the record; a challenge that does not hold is anyone's."""
+        found = [*self.inconsistent, *self.evidence.wrong]
         if self.audit is not None and self.audit.refutes:
             found.append(Finding("verdict.robust", "the audit breaks more than 1 % (95 %) of it"))
         if self.geometry is not None and not self.geometry.consistent:
@@ -71,7 +76,7 @@ class Checked:
         badges = [SCHEMA_OK]
         if self.evidence.proves:
             badges.append(PROVEN)
-        if self.audit is not None and self.evidence.same_model and not self.wrong:
+        if self.audit is not None and self.evidence.same_model and not self._own:
             badges.append(f"audited {len(self.audit.rows)}")
         return tuple(badges)
 
@@ -154,7 +159,7 @@ def _audit(
             seed=wanted.seed,
             report=lambda progress: show("audit", progress.share, str(progress)),
         )
-    except InputError as error:
+    except (InputError, RecordError) as error:
         found.unchecked.append(f"no audit: {error}")
     try:
         settings = settings_of(found.stored.record)

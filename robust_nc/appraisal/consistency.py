@@ -22,7 +22,7 @@ from robust_nc.evidence.matching import Finding, attack_codes, name_rows
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.files import digest
 from robust_nc.record import COLUMNS, Record, Score, Stored, Verdict, unpack_flags
-from robust_nc.recording import summary
+from robust_nc.recording import summary, which_examples
 from robust_nc.report.statistics import wilson
 from robust_nc.seals import broken_seals
 from robust_nc.untrusted import file_name, read_json
@@ -120,7 +120,13 @@ def _config_findings(record: Record) -> Iterator[Finding]:
         pairs |= {
             "data.split": (record.data.split, settings.data.split),
             "weights.state": (record.weights.state, settings.model.state),
+            "data.which": (record.data.which, which_examples(record.data.examples)),
         }
+        if settings.evaluation.examples is not None:  # else one appraisal could have many cells
+            pairs["config.evaluation.examples"] = (
+                settings.evaluation.examples,
+                record.data.examples,
+            )
         count = settings.data.examples
     else:
         pairs |= {
@@ -136,7 +142,7 @@ def _config_findings(record: Record) -> Iterator[Finding]:
         pairs["attacks"] = ("none", own.name)
     for place, (told, meant) in pairs.items():
         if told != meant:
-            yield Finding(place, f"is {told!r}, but config says {meant!r}")
+            yield Finding(place, f"is {told!r}, but the record's settings say {meant!r}")
 
 
 def _score_findings(record: Record) -> Iterator[Finding]:

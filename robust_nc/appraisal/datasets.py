@@ -16,9 +16,10 @@ from robust_nc.data.base import Dataset, Split, first
 from robust_nc.data.folder import Folder, list_images
 from robust_nc.data.load import data_root
 from robust_nc.data.npz import Npz
-from robust_nc.exceptions import DataError, InputError, UnknownNameError, unknown_name
+from robust_nc.exceptions import ConfigError, DataError, InputError, UnknownNameError, unknown_name
 from robust_nc.registry import DATASETS
 
+_OF_PATHS = {"npz": ".npz file", "folder": "folder of images"}
 _MOST_CLASSES = 100_000  # a label beyond is no class number
 
 
@@ -48,17 +49,21 @@ class Given(NamedTuple):
 def named_dataset(text: str) -> Component:
     """Return the data set that `text` names: registered, a `.npz` file or a folder of images.
 
-    Options follow a question mark: `my/images?size=64`. Raises `UnknownNameError` otherwise.
+    Options follow a question mark: `my/images?size=64`. Raises `UnknownNameError` otherwise, and
+    `ConfigError` for a kind of data set without its path.
     """
     place, _, query = text.partition("?")
     options: dict[str, Any] = {key: _value(value) for key, value in parse_qsl(query)}
+    if place in _OF_PATHS and "path" not in options:
+        raise ConfigError(f"--dataset {place} names no {_OF_PATHS[place]}; give its path instead")
     if place in DATASETS:
         return Component(name=place, options=options)
     if place.endswith(".npz"):
         return Component(name="npz", options={"path": place, **options})
     if Path(place).expanduser().is_dir():
         return Component(name="folder", options={"path": place, **options})
-    unknown = unknown_name("data set", place, DATASETS.names())
+    names = [name for name in DATASETS.names() if name not in _OF_PATHS]
+    unknown = unknown_name("data set", place, names)
     raise UnknownNameError(f"{unknown}, a path that ends with .npz, or a folder of images")
 
 

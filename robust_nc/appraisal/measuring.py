@@ -10,6 +10,7 @@
 from collections.abc import Callable
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from robust_nc.appraisal.datasets import Given
@@ -17,8 +18,12 @@ from robust_nc.appraisal.settings import Appraisal
 from robust_nc.config import MeasureConfig
 from robust_nc.data.base import Split, first
 from robust_nc.data.load import to_unit
+from robust_nc.exceptions import InputError
+from robust_nc.grid.tapbank import chosen_taps
 from robust_nc.hierarchy.tree import tree_of
+from robust_nc.models.taps import read_taps
 from robust_nc.profiling import profile
+from robust_nc.runtime import device_of, full_precision, untouched
 from robust_nc.training.watch import spread
 
 TRAIN_EXAMPLES, TEST_EXAMPLES = 2_000, 1_000
@@ -46,6 +51,17 @@ def measure_settings(
         targets=("cyclic", "nearest"),
         trajectories=0,
     )
+
+
+def check_layers(model: nn.Module, given: Given, taps: tuple[str, ...] | None) -> None:
+    """Refuse, before anything is attacked, a model whose layers cannot be read."""
+    images = to_unit(given.test.images[:2]).to(device_of(model))
+    names = chosen_taps(model, taps)
+    try:
+        with torch.inference_mode(False), torch.no_grad(), untouched(model), full_precision():
+            read_taps(model, images, names)
+    except InputError as error:
+        raise InputError(f"{error}; or leave the geometry out: --no-geometry") from None
 
 
 def measure_layers(

@@ -250,10 +250,14 @@ def _check_output(
     try:
         classes = checked_logits(Guarded(model, "a probe"), probe, torch.empty(0)).shape[1]
     except InputError as error:
-        raise InputError(f"{reference}: {error}") from None
+        raise InputError(
+            f"{reference}: {error}; it gets float32 images {image_shape} in [0, 1] and must return "
+            "logits alone: wrap it, or cast with .float(), where it wants or gives something else"
+        ) from None
     if classes < num_classes:
         raise InputError(
-            f"{reference} tells {classes} classes apart, but the data have {num_classes}"
+            f"{reference} tells {classes} classes apart, but the data have {num_classes}; give the "
+            "data that it was trained for, or a model with an output for each class"
         )
     if classes > num_classes and tell is not None:
         tell(f"{reference} has {classes} classes, the data {num_classes}: all of them count")

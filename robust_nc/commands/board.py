@@ -202,7 +202,21 @@ def _split(results: Path, wanted: Wanted) -> "tuple[list[Stored], pd.DataFrame |
     if not wanted.published:
         return _of_rows(records, _chosen(frame, wanted)), None
     frame = _chosen(_with_published(frame), wanted)
-    return _of_rows(records, frame), frame[frame["badge"] == "unverified"]
+    return _of_rows(records, frame), _with_cards(frame[frame["badge"] == "unverified"])
+
+
+def _with_cards(theirs: "pd.DataFrame") -> "pd.DataFrame":
+    """Add to published rows what their cards say: authors, venue, link, ..."""
+    import dataclasses
+
+    import pandas as pd
+
+    from robust_nc.exchange.published import published_cards
+
+    cards = published_cards()
+    told = [dataclasses.asdict(cards[recipe]) for recipe in theirs["recipe"]]
+    fields = pd.DataFrame(told, index=theirs.index, dtype=object)
+    return theirs.join(fields.drop(columns=[name for name in fields if name in theirs]))
 
 
 def _page(results: Path, wanted: Wanted, tell: Callable[[str], None]) -> None:

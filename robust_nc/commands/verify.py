@@ -6,6 +6,7 @@
 
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,12 +166,12 @@ def _audit_lines(found: Checked, wanted: Wanted) -> Iterator[str]:
         if audit.protocol != found.stored.record.protocol:
             yield f"             (the record's own protocol is {found.stored.record.protocol})"
         if len(audit.broke):
-            path = Path(f"{found.stored.record.cell}.audit.npz")
+            # By the file that the user named: what a record says of itself may be a path.
+            path = Path(f"{found.stored.path.stem}.audit.npz")
             write_broken(path, audit.broke, audit.points)
-            yield (
-                f"             what broke is in {path}; it counts with: robust-nc challenge "
-                f"{found.stored.path} --evidence {path} --model {wanted.model}"
-            )
+            words = ["robust-nc", "challenge", str(found.stored.path), "--evidence", str(path)]
+            words += ["--model", str(wanted.model)]
+            yield f"             what broke is in {path}; it counts with: {shlex.join(words)}"
     if found.geometry is not None:
         yield f"geometry     {found.geometry}"
     elif (claimed := found.stored.record.summary.get(CLAIM)) is not None:

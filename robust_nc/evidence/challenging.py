@@ -6,7 +6,6 @@
 0.85
 """
 
-import glob
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,14 +19,16 @@ from robust_nc.environment import hardware, versions
 from robust_nc.evidence.matching import Finding, inside, name_rows
 from robust_nc.evidence.originals import Examples, ball_of
 from robust_nc.evidence.points import read_points
-from robust_nc.evidence.rejudging import TOLERANCE, look_again
-from robust_nc.evidence.standing import Challenge, challenge_path, standing
+from robust_nc.evidence.rejudging import bounded, certain, look_again
+from robust_nc.evidence.standing import Challenge, challenge_path, challenges_of, standing
 from robust_nc.exceptions import ConfigError, InputError, RecordError, UnknownNameError
 from robust_nc.files import atomic, canonical_json, sha256_of, write_text
 from robust_nc.plugins import find_protocol
 from robust_nc.record import Record, Stored, unpack_flags
 from robust_nc.runtime import device_of
 from robust_nc.untrusted import read_json
+
+_CLEAN = 256  # images whose margins say what the model's are like
 
 
 class Tried(NamedTuple):
@@ -69,7 +70,7 @@ def try_points(
     """Judge `points` (B, C, H, W), meant to break the examples `rows` (B,) of a record.
 
     A point counts if its example is claimed robust, it lies in the ball and the bounds of its
-    original, and the model misclassifies it by more than 1e-3 of the range of its logits. Of
+    original, and the model misclassifies it by more than the tolerance (`rejudging`). Of
     several for one example, one has to. Nothing is projected. `robust` (N,) are the flags to lower
     (None: what earlier challenges left). Raises `RecordError` for rows and shapes that do not fit
     the record, `InputError` for a model that fails.
@@ -82,15 +83,14 @@ def try_points(
     claimed = robust[rows]
     placed = inside(ball_of(stored.record.config), points, examples.images[rows])
     asked = claimed & placed
-    seen = look_again(
-        model,
-        points[asked],
-        examples.labels[rows[asked]],
-        draws=_draws(stored.record),
-        seed=stored.record.seed,
-        what="the points of the challenge",
-    )
-    sure = seen.flipped & (seen.margins > TOLERANCE * seen.ranges)
+    draws, seed = _draws(stored.record), stored.record.seed
+    what = "the points of the challenge"
+    wanted = examples.labels[rows[asked]]
+    seen = look_again(model, points[asked], wanted, draws=draws, seed=seed, what=what)
+    some, labels = examples.images[:_CLEAN], examples.labels[:_CLEAN]
+    clean = look_again(model, some, labels, draws=draws, seed=seed, what="clean images")
+    seen = bounded(seen, clean)
+    sure = certain(seen, draws)
     counted = _others(rows[asked][sure])
     near = _others(rows[asked][seen.flipped], counted)
     return Tried(
@@ -137,7 +137,7 @@ def challenge_findings(stored: Stored, model: nn.Module, examples: Examples) -> 
     Empty where all hold, or there are none.
     """
     found = []
-    for path in sorted(stored.path.parent.glob(f"{glob.escape(stored.path.stem)}.*.challenge")):
+    for path in challenges_of(stored.path):
         try:
             reason = _refusal(path, stored, model, examples)
         except (RecordError, ConfigError, InputError) as error:

@@ -39,6 +39,7 @@ from robust_nc.threat import Ball
 from robust_nc.untrusted import read_bounded
 
 MAX_BYTES = 512 * 2**20
+_FARTHEST = 2.0**20  # a pixel bound from 0
 _GROUP = 2**20  # values that are coded and compressed at a time
 
 _OF_EXAMPLES = ("ids", "labels", "broken_by", "forwards", "backwards")
@@ -98,8 +99,8 @@ def read_evidence(path: Path, images: Tensor | None) -> Evidence:
     else:
         if tuple(images.shape) != (head.examples, *head.shape):
             raise RecordError(
-                f"{path} is about {head.examples} images of shape {head.shape}, found images of "
-                f"shape {tuple(images.shape)}"
+                f"{path} is evidence of {head.examples} images of shape {head.shape}, found images "
+                f"of shape {tuple(images.shape)}; give evidence about the images of this record"
             )
         points = _points(path, head, arrays, broken, images)
     codes = _tensor(arrays["broken_by"]).long()
@@ -259,8 +260,8 @@ def _ball(head: Head) -> Ball:
         ball = Ball(head.norm, eps, (low, high))
     except (InputError, ValueError, OverflowError) as error:
         raise RecordError(f"its ball is none: {error}") from None
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise RecordError(f"its pixel bounds must be finite, found {low} and {high}")
+    if not max(abs(low), abs(high)) <= _FARTHEST:  # float32 must hold them and their differences
+        raise RecordError(f"its pixel bounds must be finite and small, found {low:g} and {high:g}")
     return ball
 
 

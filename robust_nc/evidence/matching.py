@@ -52,6 +52,9 @@ def header_findings(record: Record, evidence: Evidence, rows: int | None = None)
         found.append(Finding("config.threat", str(error)))
     if evidence.fingerprint != record.data.fingerprint:
         found.append(Finding("data.fingerprint", "is not that of the evidence: other images"))
+    if evidence.seed != record.seed:  # it keys the draws of a random model
+        text = f"is {evidence.seed}, but the record's is {record.seed}"
+        found.append(Finding("evidence.seed", text))
     for name, spent in (("forward", evidence.forwards), ("backward", evidence.backwards)):
         told = getattr(record.passes, name)
         if rows is None and told != int(spent.sum()):

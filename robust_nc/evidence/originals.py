@@ -6,6 +6,7 @@
 'Linf 8/255'
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +14,13 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from robust_nc.config import Component, ThreatConfig, read
-from robust_nc.data.load import fingerprint, read_split, to_unit
+from robust_nc.data.load import dataset_info, fingerprint, read_split, to_unit
 from robust_nc.exceptions import ConfigError, DataError, InputError, RecordError
 from robust_nc.record import Record
 from robust_nc.threat import Ball
+
+MADE = "synthetic"  # the data set whose size its options choose
+_MOST_VALUES = 2**28
 
 
 class Examples(NamedTuple):
@@ -39,6 +43,7 @@ def examples_of(record: Record, root: Path | None) -> Examples:
     """
     part, count = dataset_of(record.config), record.data.examples
     try:
+        _check_size(part)
         split = read_split(part, record.data.split, root=root, limit=count)
     except (ConfigError, InputError) as error:
         raise DataError(f"{part.name} of the record is not to be had here: {error}") from None
@@ -58,11 +63,29 @@ def dataset_of(config: Mapping[str, Any]) -> Component:
     """
     part: Component = _table(config, "data", "dataset", Component)
     path = part.options.get("path")
-    if isinstance(path, str):
-        place = Path(path).expanduser()
-        if not (place.is_file() or place.is_dir()):
-            raise DataError(f"the record's images lie in {path[:120]!r}, which is not here")
+    if isinstance(path, str) and not _is_there(path):
+        raise DataError(f"the record's images lie in {path[:120]!r}, which is not here")
     return part
+
+
+def _is_there(path: str) -> bool:
+    try:
+        place = Path(path).expanduser()
+        return place.is_file() or place.is_dir()
+    except (OSError, RuntimeError):  # a name that is too long, the home of nobody
+        return False
+
+
+def _check_size(part: Component) -> None:
+    """Refuse images that are made to a stranger's measure, and would fill the memory."""
+    if part.name == MADE:
+        info = dataset_info(part)
+        values = max(*info.sizes.values(), info.num_classes) * math.prod(info.image_shape)
+        if values > _MOST_VALUES:
+            raise DataError(
+                f"the record's images would be made, {values:,} pixels of them; at most "
+                f"{_MOST_VALUES:,} are"
+            )
 
 
 def ball_of(config: Mapping[str, Any]) -> Ball:

@@ -1,8 +1,9 @@
 """Verdicts made again by the model itself: proven, within tolerance, or refuted.
 
 Another machine rounds in another way. A verdict that it does not repeat is within tolerance only
-where that can be rounding: the margin was, and is, within 1e-3 of the range of the logits. Where
-the output is random, it is where so few votes of so many come by chance from an even coin.
+where that can be rounding: the margin was, and is, within 1e-3 of the range of the logits (of 10
+typical margins, where a class that is never meant widens that range). Where the output is random,
+it is where so few votes of so many come by chance from an even coin.
 
 >>> import torch
 >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3)).eval()
@@ -23,6 +24,7 @@ from robust_nc.runtime import device_of, private_draws, stream_key, untouched
 from robust_nc.scoring import Scorer, halving, margins
 
 TOLERANCE = 1e-3  # of the range of the logits
+_TYPICAL = 10.0  # a range is taken for at most so many median margins of clean images
 _CHANCE = 1e-4  # below which votes of a random model are no accident
 _BATCH = 256
 
@@ -90,6 +92,28 @@ def look_again(
         empty = torch.zeros(0)
         return Looked(empty.bool(), empty.long(), empty, empty)
     return Looked(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+def bounded(seen: Looked, clean: Looked) -> Looked:
+    """Return `seen` with ranges that the margins of `clean` images of the same model bear out.
+
+    A logit of -1e6 for a class that is never meant would else put every margin down to rounding:
+    no clean verdict could be refuted then, and no challenge could count.
+    """
+    if not len(clean.margins):
+        return seen
+    most = _TYPICAL * clean.margins.abs().median()
+    return seen._replace(ranges=seen.ranges.clamp_max(most))
+
+
+def certain(seen: Looked, draws: int) -> Tensor:
+    """Whether points `(n,)` are misclassified beyond the tolerance, so that a challenge counts.
+
+    Of a random model, by more votes than an even coin gives: whoever may try a point in many
+    batches would else have a lucky one.
+    """
+    sure = seen.flipped & (seen.margins > TOLERANCE * seen.ranges)
+    return sure if draws == 1 else sure & ~_by_chance(draws - seen.votes, draws)
 
 
 def repeated_flips(seen: Looked, stored: Tensor, draws: int) -> Repeated:

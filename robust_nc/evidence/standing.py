@@ -24,6 +24,7 @@ from robust_nc.record import Stored, unpack_flags
 from robust_nc.untrusted import read_json
 
 SCHEMA_OK, PROVEN = "schema ok", "upper bound proven"
+_DIGITS = 16  # of the SHA-256 of its evidence, in the name of a challenge
 _BADGE = re.compile(rf"{SCHEMA_OK}|{PROVEN}|audited [1-9][0-9]{{0,8}}")
 
 
@@ -74,7 +75,16 @@ def receipt_path(record: Path) -> Path:
 
 def challenge_path(record: Path, evidence: str) -> Path:
     """Path of a challenge of a record by evidence with this SHA-256."""
-    return record.with_name(f"{record.stem}.{evidence[:16]}.challenge")
+    return record.with_name(f"{record.stem}.{evidence[:_DIGITS]}.challenge")
+
+
+def challenges_of(record: Path) -> list[Path]:
+    """Return the challenges that lie beside a record, sorted.
+
+    A record `a.json` has nothing to do with the challenges of a record `a.b.json`.
+    """
+    digest = "[0-9a-f]" * _DIGITS
+    return sorted(record.parent.glob(f"{glob.escape(record.stem)}.{digest}.challenge"))
 
 
 def standing(stored: Stored) -> Standing:
@@ -84,7 +94,7 @@ def standing(stored: Stored) -> Standing:
     """
     robust = unpack_flags(stored.record.verdict.robust)
     claimed = int(robust.sum())
-    for path in sorted(stored.path.parent.glob(f"{glob.escape(stored.path.stem)}.*.challenge")):
+    for path in challenges_of(stored.path):
         found = _read(Challenge, path)
         if found.cell != stored.record.cell:
             raise RecordError(f"{path} challenges the cell {found.cell[:40]!r}, not this one")
@@ -119,7 +129,8 @@ def _badges(stored: Stored) -> tuple[str, ...]:
     if not path.is_file():
         return ()
     receipt = _read(Receipt, path)
-    if not all(_BADGE.fullmatch(badge) for badge in receipt.badges):
+    most = stored.record.data.examples  # none is audited twice
+    if not all(_BADGE.fullmatch(badge) and _strength(badge)[1] <= most for badge in receipt.badges):
         raise RecordError(f"{path} holds a badge that there is not")
     evidence = stored.record.evidence
     same = receipt.record == sha256_of(stored.path)

@@ -2,6 +2,7 @@
 
 >>> import torch
 >>> from robust_nc.threat import Ball
+>>> _ = torch.manual_seed(0)
 >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3, bias=False)).eval()
 >>> black, labels = torch.zeros(1, 1, 2, 2), torch.tensor([1])
 >>> found = look(Scorer(model), black, labels)

@@ -24,7 +24,13 @@ from robust_nc.evidence.matching import (
     original_findings,
 )
 from robust_nc.evidence.originals import Examples
-from robust_nc.evidence.rejudging import Repeated, look_again, repeated_clean, repeated_flips
+from robust_nc.evidence.rejudging import (
+    Repeated,
+    bounded,
+    look_again,
+    repeated_clean,
+    repeated_flips,
+)
 from robust_nc.exceptions import InputError, RecordError
 from robust_nc.files import sha256_of
 from robust_nc.fingerprints import state_digest, state_digests
@@ -108,6 +114,9 @@ def _evidence(stored: Stored, examples: Examples | None, found: Verification) ->
             "not beside it"
         )
         return None
+    if (told.rows is None) != (told.full is None):
+        text = "says that it was cut, and not of what, or of what, and not where"
+        found.wrong.append(Finding("evidence.full", text))
     size, digest = path.stat().st_size, sha256_of(path)
     full = told.full is not None and digest == told.full
     found.rows = None if full else told.rows
@@ -138,6 +147,10 @@ def _first(examples: Examples | None, rows: int | None) -> Examples | None:
 
 def _compare_weights(stored: Stored, model: nn.Module, found: Verification) -> None:
     """Compare digests of tensors with those of the evidence, else with the record's digest."""
+    told, counted = stored.record.weights.parameters, sum(one.numel() for one in model.parameters())
+    if told != counted:
+        text = f"are {told:,}, but the model has {counted:,}"
+        found.wrong.append(Finding("weights.parameters", text))
     digests, state = state_digests(model), stored.record.weights.state
     if found.evidence is not None:
         found.same_model = dict(found.evidence.weights) == digests
@@ -184,8 +197,8 @@ def _look(stored: Stored, model: nn.Module, examples: Examples, found: Verificat
     except InputError as error:
         found.wrong.append(Finding("model", str(error)))
         return
-    found.clean = repeated_clean(clean, evidence.clean_correct, draws)
-    found.adversarials = repeated_flips(attacked, evidence.margins, draws)
+    found.clean = repeated_clean(bounded(clean, clean), evidence.clean_correct, draws)
+    found.adversarials = repeated_flips(bounded(attacked, clean), evidence.margins, draws)
     _refuted(found, "clean verdict", found.clean.refuted.nonzero().flatten())
     _refuted(found, "adversarial", evidence.broken[found.adversarials.refuted])
     wrong = ~evidence.clean_correct & found.clean.proven

@@ -6,6 +6,7 @@
 
 from pathlib import Path
 
+from robust_nc.evidence.standing import challenges_of
 from robust_nc.exceptions import RecordError
 from robust_nc.exchange.text import one_line
 from robust_nc.files import sha256_of
@@ -58,10 +59,17 @@ def evidence_file(stored: Stored) -> Path:
 
 
 def challenge_files(stored: Stored) -> list[Path]:
-    """Return the paths of all challenges of a record and of their evidence, sorted."""
-    found = sorted(stored.path.parent.glob(f"{stored.path.stem}.*.challenge"))
+    """Return the paths of all challenges of a record and of their evidence, sorted.
+
+    Raises `RecordError` for evidence that is not what the challenge is named by.
+    """
+    found = challenges_of(stored.path)
     beside = [path.with_suffix(ending) for path in found for ending in CHALLENGING]
-    return sorted([*found, *(path for path in beside if path.is_file())])
+    beside = [path for path in beside if path.is_file()]
+    for path in beside:
+        if not sha256_of(path).startswith(path.stem.rpartition(".")[2]):
+            raise RecordError(f"{path} is not the evidence that its challenge is named by")
+    return sorted([*found, *beside])
 
 
 def _check_named(stored: Stored, path: Path, what: str, digests: tuple[str | None, ...]) -> None:

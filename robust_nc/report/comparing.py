@@ -152,7 +152,7 @@ def _check_alike(first: Record, second: Record, paths: tuple[Path, Path]) -> Non
     }
     told = {"ball": (one.ball or "unknown", other.ball or "unknown")}
     differ = [
-        f"the {name} ({' and '.join(map(str, told.get(name, both)))})"
+        f"the {name} ({' and '.join(str(one)[:80] for one in told.get(name, both))})"
         for name, both in facts.items()
         if both[0] != both[1]
     ]

@@ -6,7 +6,7 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,6 +77,7 @@ PLOTS: dict[str, Draw] = {
     "collapse_over_epochs": collapse_over_epochs,
     "accuracy_against_eps": accuracy_against_eps,
 }
+FIGURES = ("story", *PLOTS, "leap_matrices")
 _PER_OBJECTIVE = ("collapse_per_layer", "leap_rate_per_layer")
 _PER_MODEL = (
     "nearest_vertex_accuracy",
@@ -141,11 +142,11 @@ def save_all(frame: pd.DataFrame, folder: Path) -> list[Path]:
     return [one.path for one in saved if one.path is not None]
 
 
-def save_each(frame: pd.DataFrame, folder: Path) -> list[Saved]:
-    """Write every figure as `save_all`; say of each where it lies, or why there is none."""
+def save_each(frame: pd.DataFrame, folder: Path, *, names: Sequence[str] = FIGURES) -> list[Saved]:
+    """Write the named figures as `save_all`; say of each where it lies, or why there is none."""
     saved = []
     for prefix, label, part in _parts(frame):
-        for name in ("story", *PLOTS, "leap_matrices"):
+        for name in names:
             file = f"{prefix}{name}"
             try:
                 made = _draw(name, part)

@@ -21,12 +21,13 @@ from robust_nc.report.site_board import boards, row_key
 from robust_nc.report.site_claims import Shown
 from robust_nc.report.site_commands import common_root
 from robust_nc.report.site_figures import (
+    FEW_MODELS,
     MOST_MODELS,
-    Together,
     figures_together,
     own_figures,
     rows_of,
 )
+from robust_nc.report.site_files import Ledger
 from robust_nc.report.site_layers import layers, leaps
 from robust_nc.report.site_model import Drawn, facts, model_page
 from robust_nc.report.site_pages import Site, write_index, write_page, write_style
@@ -49,10 +50,11 @@ def write_site(
 ) -> Path:
     """Write the pages and their figures into `out`, and return the path of `index.html`.
 
-    `published` are rows of others, told apart as unverified (see `published_boards`); `claims`
-    answered claims (`claims.shown.claims_shown`). Of the models the first `MOST_MODELS` get
-    figures, all get tables. Raises `RecordError` if there are no records, or the rows of one are
-    missing or damaged.
+    Figures that lie there from the last call, of the same rows, are kept; pages and figures of
+    that call that nothing shows any more are removed. `published` are rows of others, told apart
+    as unverified (see `published_boards`); `claims` answered claims (`claims.shown.claims_shown`).
+    Of the models the first `MOST_MODELS` get figures, all get tables. Raises `RecordError` if there
+    are no records, or the rows of one are missing or damaged.
     """
     records = read_results(records)
     frame = leaderboard(records)
@@ -61,13 +63,17 @@ def write_site(
     title = f"robust_nc: {named or 'results'}"
     unverified = published is not None and not published.empty
     site = Site(out, title, bool(claims), unverified)
+    ledger = Ledger(out)
     write_style(site)
-    _models(site, records, frame)
-    _figures(site, records)
+    _models(site, ledger, records, frame)
+    _figures(site, ledger, records)
     if claims:
         write_page(site, "claims.html", "claims.html", {"claims": claims})
+        ledger.page("claims.html")
     told = facts([stored.record for stored in records])
-    return write_index(site, frame, facts=told, published=published if unverified else None)
+    page = write_index(site, frame, facts=told, published=published if unverified else None)
+    ledger.close()
+    return page
 
 
 def part_of(values: Iterable[T], *, key: Callable[[T], K]) -> dict[K, list[T]]:
@@ -78,7 +84,7 @@ def part_of(values: Iterable[T], *, key: Callable[[T], K]) -> dict[K, list[T]]:
     return dict(found)
 
 
-def _models(site: Site, records: Sequence[Stored], frame: pd.DataFrame) -> None:
+def _models(site: Site, ledger: Ledger, records: Sequence[Stored], frame: pd.DataFrame) -> None:
     """Write the page of every row of the leaderboard."""
     root = common_root(records)
     groups = part_of(records, key=lambda one: row_key(identity(one.record)._asdict()))
@@ -87,15 +93,20 @@ def _models(site: Site, records: Sequence[Stored], frame: pd.DataFrame) -> None:
         key = row_key(values)
         members = sorted(groups[key], key=lambda one: one.record.seed)
         measured = rows_of(members)
-        figures = own_figures(measured, key, site.out) if index < MOST_MODELS else None
+        figures = (
+            own_figures(ledger, members, measured, key, few=len(frame) > FEW_MODELS)
+            if index < MOST_MODELS
+            else None
+        )
         drawn = Drawn(layers(measured, len(members)), leaps(measured), figures)
         path = f"model/{file_stem(str(values['model']), key)}.html"
         named = {**values, "shown": rows[index].name}
         page = model_page(named, members, drawn, path=path, root=root)
         write_page(site, path, "model.html", {"page": page, "most": MOST_MODELS}, up="../")
+        ledger.page(path)
 
 
-def _figures(site: Site, records: Sequence[Stored]) -> None:
+def _figures(site: Site, ledger: Ledger, records: Sequence[Stored]) -> None:
     """Write the page of what models show side by side."""
 
     def apart(stored: Stored) -> tuple[str, str, str, str]:
@@ -103,7 +114,7 @@ def _figures(site: Site, records: Sequence[Stored]) -> None:
         return told.suite, told.dataset, told.backbone, told.ball
 
     parts = part_of(records, key=apart)
-    together: Together = figures_together([parts[key] for key in sorted(parts)], site.out)
+    together = figures_together(ledger, [parts[key] for key in sorted(parts)])
     values = {
         "figures": together.figures,
         "left_out": together.left_out,

@@ -1,13 +1,15 @@
 """The figures of the page: of each model, and of models side by side; no more than are read.
 
+A site of many models draws fewer of each, and none again that lies there already.
+
 >>> brief("small_cnn"), len(brief("x" * 10_000))
 ('small_cnn', 67)
 """
 
+import functools
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 
@@ -16,11 +18,14 @@ from robust_nc.files import digest
 from robust_nc.record import Stored
 from robust_nc.report.drawing import take_note
 from robust_nc.report.figures import PLOTS, save_each
-from robust_nc.report.gather import gather_rows
+from robust_nc.report.gather import gather_rows, identity
 from robust_nc.report.layout import Made, one_legend, write
+from robust_nc.report.site_files import Figure, Ledger, Together, shown
 
 MOST_MODELS = 40  # with figures of their own, on one site
-MOST_TOGETHER = 40  # models that are drawn side by side, over all sets of results of a site
+FEW_MODELS = 12  # up to so many get all of their figures, more the first few
+MOST_TOGETHER = 40  # models that are drawn side by side where a site has one set of results
+_MOST_BESIDE = 6  # models of a set that are drawn side by side where a site has several
 _OWN = (
     "collapse_per_layer",
     "leap_rate_per_layer",
@@ -35,28 +40,16 @@ _OWN = (
     "collapse_against_eps",
     "collapse_over_epochs",
 )
-# The figure `story` shows these two already.
-_IN_STORY = ("collapse_per_layer", "leap_rate_per_layer")
+# Of each of many models.
+_OWN_FEW = frozenset({"collapse_per_layer", "leap_rate_per_layer", "landing_fraction",
+                      "accuracy_against_eps", "leap_rate_against_eps"})  # fmt: skip
+# Of one set of results; the figure `story` shows collapse and leap rate per layer.
+_TOGETHER = ("story", *(name for name in PLOTS if not name.endswith("_per_layer")), "leap_matrices")
+# Of each of several sets.
+_TOGETHER_FEW = ("story", "landing_fraction", "accuracy_against_eps", "leap_rate_against_eps")
 _NAMES = ("suite", "dataset", "backbone", "model", "head", "objective", "tap", "feature", "note")
 _MOST_LETTERS = {"tap": 24}  # what stands along an axis
 _MOST_OTHERS = 60
-
-
-class Figure(NamedTuple):
-    """A figure as a page shows it: where it lies as seen from the page, and its pixels."""
-
-    source: str
-    title: str
-    caption: str
-    width: int
-    height: int
-
-
-class Together(NamedTuple):
-    """Figures of models side by side, and what is left out with the reason."""
-
-    figures: list[Figure]
-    left_out: list[tuple[str, str]]
 
 
 def rows_of(records: Sequence[Stored]) -> pd.DataFrame:
@@ -76,43 +69,74 @@ def rows_of(records: Sequence[Stored]) -> pd.DataFrame:
         raise RecordError(f"the rows of {path} are not rows of a record: {error}") from None
 
 
-def own_figures(rows: pd.DataFrame, key: str, out: Path) -> list[Figure]:
-    """Draw the figures of one model into `out/figures`, named by digest."""
-    made = []
-    for name in _OWN:
-        try:
-            figure = _made(name, rows)
-        except InputError:
-            continue
-        file = f"{digest([key, name])[:16]}.png"
-        write(figure, out / "figures" / file, "")
-        source = f"../figures/{file}"
-        made.append(_figure(source, figure.title, figure.caption, out / "figures" / file))
-    return made
+def own_figures(
+    ledger: Ledger, records: Sequence[Stored], rows: pd.DataFrame, key: str, *, few: bool
+) -> list[Figure]:
+    """Return the figures of one model (`rows` of its `records`), in `figures`, named by digest."""
+    names = [name for name in _OWN if not few or name in _OWN_FEW]
+
+    def draw() -> Together:
+        made = []
+        for name in names:
+            try:
+                figure = _made(name, rows)
+            except InputError:
+                continue
+            file = f"{digest([key, name])[:16]}.png"
+            path = ledger.out / "figures" / file
+            write(figure, path, "")
+            made.append(_figure(f"../figures/{file}", figure.title, figure.caption, path))
+        return Together(made, [])
+
+    return ledger.drawn(shown(records, names, key), draw).figures
 
 
-def figures_together(parts: Sequence[Sequence[Stored]], out: Path) -> Together:
-    """Draw what each part (records that may share a figure) shows, into `out/figures`."""
+def figures_together(ledger: Ledger, parts: Sequence[Sequence[Stored]]) -> Together:
+    """Return what each part (records that may share a figure) shows side by side, in `figures`."""
     told = Together([], [])
-    drawn = 0
+    alone = len(parts) == 1
+    names = _TOGETHER if alone else _TOGETHER_FEW
+    most = MOST_TOGETHER if alone else min(MOST_TOGETHER, _MOST_BESIDE)
     for records in parts:
-        models = {stored.record.model for stored in records}
-        drawn += len(models)
-        if drawn > MOST_TOGETHER:
-            what = f"{records[0].record.suite}, {records[0].record.data.dataset}"
-            told.left_out.append(
-                (what, f"only {MOST_TOGETHER} models are drawn; make a page of this folder alone")
-            )
+        count = len({stored.record.model for stored in records})
+        if count > most or count == 1:
+            told.left_out.append((_title(records), _reason(count, most, alone=alone)))
             continue
         # A single part keeps plain names of files, which documents point to.
-        folder = "" if len(parts) == 1 else f"/{digest(sorted(_cells(records)))[:8]}"
-        for one in save_each(rows_of(records), out / f"figures{folder}"):
-            if one.path is None:
-                told.left_out.append((one.name, one.skipped))
-            elif not one.name.endswith(_IN_STORY):
-                source = f"figures{folder}/{one.path.name}"
-                told.figures.append(_figure(source, one.title, one.caption, one.path))
+        folder = "" if alone else f"/{digest(sorted(_cells(records)))[:8]}"
+        draw = functools.partial(_draw_together, records, names, ledger.out, f"figures{folder}")
+        made = ledger.drawn(shown(records, names, folder), draw)
+        told.figures.extend(made.figures)
+        if alone:
+            told.left_out.extend(made.left_out)
     return told
+
+
+def _draw_together(
+    records: Sequence[Stored], names: Sequence[str], out: Path, folder: str
+) -> Together:
+    told = Together([], [])
+    for one in save_each(rows_of(records), out / folder, names=names):
+        if one.path is None:
+            told.left_out.append((one.name, one.skipped))
+        else:
+            source = f"{folder}/{one.path.name}"
+            told.figures.append(_figure(source, one.title, one.caption, one.path))
+    return told
+
+
+def _title(records: Sequence[Stored]) -> str:
+    told = identity(records[0].record)
+    parts = (told.suite, told.dataset, told.backbone, told.ball)
+    return ", ".join(part for part in parts if part)
+
+
+def _reason(count: int, most: int, *, alone: bool) -> str:
+    if count == 1:
+        return "one model; its page has its figures"
+    elsewhere = "" if alone else "; make a page of this folder alone for the figures of up to "
+    limit = "" if alone else f"{MOST_TOGETHER}"
+    return f"{count} models; at most {most} are drawn side by side here{elsewhere}{limit}"
 
 
 def brief(text: str, most: int = _MOST_OTHERS) -> str:

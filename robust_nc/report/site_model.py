@@ -13,9 +13,9 @@ from robust_nc.evidence.standing import best_badge, standing
 from robust_nc.record import Card, Record, Stored
 from robust_nc.report.formats import count, percent
 from robust_nc.report.gather import identity
-from robust_nc.report.site_columns import COLUMNS, cell
+from robust_nc.report.site_columns import COLUMNS, Column, cell
 from robust_nc.report.site_commands import check, reproduce
-from robust_nc.report.site_figures import Figure
+from robust_nc.report.site_files import Figure
 from robust_nc.report.site_layers import Layers, Leaps
 from robust_nc.report.site_text import LONG, SHORT, cut, https_link
 
@@ -78,7 +78,7 @@ def model_page(
         name=cut(str(row["shown"]), LONG),
         badge=str(row.get("badge") or ""),
         board=cut(f"{row['dataset']}, {row['ball'] or 'no ball'}, protocol {row['protocol']}"),
-        numbers=[(one.header, found.text, one.meaning) for one, found in told],
+        numbers=[(one.header, found.text, _meaning(row, one)) for one, found in told],
         card=[] if card is None else _card(card),
         warnings=sorted(cautions)[:_MOST_ITEMS],
         seeds=[_seed(stored) for stored in members[:_MOST_SEEDS]],
@@ -103,7 +103,7 @@ def facts(records: Sequence[Record]) -> list[tuple[str, str]]:
         "protocol": (one.protocol for one in records),
         "attacks": (f"{one.name} ({_pairs(one.parameters)})" for one in first.attacks),
         "suite": (one.suite for one in records),
-        "model": (f"{one.objective}, head {one.head}, {identity(one).backbone}" for one in records),
+        "model": map(_parts, records),
         "parameters": (f"{one.weights.parameters:,}" for one in records),
         "weights, SHA-256": (_weights(one) for one in records),
         "seeds": (str(one.seed) for one in records),
@@ -162,6 +162,17 @@ def _seed(stored: Stored) -> Seed:
 def _score(record: Record, name: str) -> str:
     score = record.scores.get(name)
     return "-" if score is None else f"{percent(score.value, score.low, score.high)} of {score.n:,}"
+
+
+def _meaning(row: Mapping[Any, Any], column: Column) -> str:
+    why = cut(str(row.get("unranked") or "")) if column.key == "rank" else ""
+    return f"{column.meaning}; not ranked: {why}" if why else column.meaning
+
+
+def _parts(one: Record) -> str:
+    # A model that came finished has none of the three.
+    head = f"head {one.head}" if one.head else ""
+    return ", ".join(part for part in (one.objective, head, identity(one).backbone) if part)
 
 
 def _judged(one: Record) -> str:

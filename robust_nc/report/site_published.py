@@ -18,6 +18,7 @@ from robust_nc.report.site_text import LONG, SHORT, cut, https_link
 
 NEEDED = ("dataset", "ball", "model", "clean", "robust")
 CAPTION = "unverified, as published by RobustBench, 2025-03-31; their figures, nothing checked here"
+_LONG = ("authors", "notes")
 _COLUMNS = (
     Column("model", "model", "name", "name of the entry", first="ascending"),
     Column("clean", "clean %", "percent", "as published"),
@@ -61,7 +62,7 @@ def _cell(row: dict[Any, Any], column: Column) -> Cell:
     value = row.get(column.key)
     if column.number:
         return shown(float(value) if isinstance(value, int | float) else math.nan, column.kind)
-    return Cell(cut(_text(value), LONG if column.key == "notes" else SHORT) or "-")
+    return Cell(cut(_text(value), LONG if column.key in _LONG else SHORT) or "-")
 
 
 def _text(value: object) -> str:
