@@ -7,22 +7,18 @@
 import contextlib
 import shlex
 import sys
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from robust_nc.appraisal.appraise import Event, Request, appraise
 from robust_nc.appraisal.card import read_card
 from robust_nc.appraisal.telling import verdict_text
+from robust_nc.commands.bars import Screen
 from robust_nc.record import Stored
 from robust_nc.threat import Ball, parse_eps
-
-_SECONDS = 15.0  # between two lines where there is no terminal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,47 +110,3 @@ def _command(asked: Asked) -> str:
     words += [str(part) for pair in options.items() if pair[1] is not None for part in pair]
     words += [] if asked.taps is None else ["--taps", *asked.taps]
     return shlex.join(words if asked.geometry else [*words, "--no-geometry"])
-
-
-class Screen:
-    """A bar for the current stage on a terminal; a line now and then elsewhere."""
-
-    def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._console = console
-        self._task: TaskID | None = None
-        self._stage = ""
-        self._said = -_SECONDS
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def event(self, event: Event) -> None:
-        """Show where the current stage stands."""
-        fresh = event.stage != self._stage
-        self._stage = event.stage
-        if not self._console.is_terminal:
-            if fresh or time.monotonic() - self._said >= _SECONDS:
-                self._said = time.monotonic()
-                self.line(f"{event.stage}: {event.status}")
-            return
-        if fresh and self._task is not None:
-            self._progress.remove_task(self._task)
-        if fresh or self._task is None:
-            self._task = self._progress.add_task(event.stage, total=1.0, status="")
-        self._progress.update(self._task, completed=event.share, status=event.status)
-
-    def line(self, text: str) -> None:
-        """Say one thing to the user."""
-        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -6,16 +6,11 @@ from pathlib import Path
 from typing import Self
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import TaskID
 
 from robust_nc.cell import CellEvent, CellResult
 from robust_nc.claims.reading import holds_claims, read_claims
+from robust_nc.commands.bars import bars
 from robust_nc.commands.claims import claims_command
 from robust_nc.exceptions import ConfigError
 from robust_nc.record import read_record
@@ -92,14 +87,7 @@ class Screen:
         self._names = {cell.id: _name(cell) for cell in suite.cells}
         self._console = console
         self._tasks: dict[str, TaskID] = {}
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self._progress = bars(console)
         self._ended = 0
 
     def __enter__(self) -> Self:

@@ -18,7 +18,7 @@ from robust_nc.appraisal.auditing import write_broken
 from robust_nc.appraisal.checking import Checked, Wanted, check
 from robust_nc.appraisal.consistency import is_sealed
 from robust_nc.appraisal.remeasuring import CLAIM
-from robust_nc.commands.evaluate import Screen
+from robust_nc.commands.bars import Screen
 from robust_nc.config import plain
 from robust_nc.evidence.originals import ball_of
 from robust_nc.evidence.rejudging import Repeated
