@@ -161,8 +161,8 @@ class TestBoard:
     @pytest.mark.parametrize(
         ("damage", "sentence"),
         [
-            (lambda text: text[: len(text) // 2], "cannot be read as a record"),
-            (lambda text: "", "cannot be read as a record"),
+            (lambda text: text[: len(text) // 2], "is not JSON"),
+            (lambda text: "", "is not JSON"),
             (lambda text: "{}", "schema version None"),
             (lambda text: json.dumps(json.loads(text) | {"schema_version": 99}), "version 99"),
             (lambda text: json.dumps(json.loads(text) | {"extra": 1}), "unknown key 'extra'"),
