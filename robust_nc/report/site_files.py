@@ -1,6 +1,6 @@
 """What a site's folder was left with: figures that need no drawing again, and pages gone stale.
 
-The file `.site.json` in the folder says which files the last call wrote, and what each figure
+The file `.site-ledger` in the folder says which files the last call wrote, and what each figure
 shows. It is read as a stranger's: what it says wrong costs a drawing, and no file of another name.
 
 >>> import tempfile
@@ -28,7 +28,7 @@ from robust_nc.report.gather import identity
 from robust_nc.store import remove_file
 from robust_nc.untrusted import read_json
 
-NAME = ".site.json"
+NAME = ".site-ledger"
 # Files that a site consists of; no part begins with a dot.
 _OURS = re.compile(
     r"claims\.html|model/[A-Za-z0-9][A-Za-z0-9._=-]*\.html"
