@@ -50,6 +50,7 @@ def judged(record: Record, suite: Path, protocol: str) -> dict[str, Any]:
     config = read(RunConfig, record.config)
     count = record.data.examples
     test = read_split(config.data.dataset, "test", limit=count)
+    assert record.weights.best is not None, "a suite's record names its weights"
     model = load_classifier((suite / record.weights.best.path).parent).to(default_device())
     outcome = evaluate(
         model,
