@@ -347,10 +347,16 @@ class TestQuestions:
 
     def test_a_long_query_can_be_interrupted(self, results: Path) -> None:
         ask(results, "select 1")
+        # Tests that a shell runs in its background inherit that SIGINT is ignored.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         timer = threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
         timer.start()
-        with pytest.raises(KeyboardInterrupt):
-            ask(results, "select sum(a.range * b.range % 7) from range(99999999) a, range(99999) b")
+        endless = "select sum(a.range * b.range % 7) from range(99999999) a, range(99999) b"
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                ask(results, endless)
+        finally:
+            signal.signal(signal.SIGINT, before)
         assert ask(results, "select 1").rows == [(1,)]
 
     def test_without_duckdb_it_says_what_to_do(
