@@ -26,7 +26,7 @@ from robust_nc.evidence.rejudging import (
 from robust_nc.evidence.standing import Receipt, receipt_path, standing
 from robust_nc.evidence.verifying import evidence_path, verify
 from robust_nc.exceptions import DataError, RecordError
-from robust_nc.record import Stored, read_record
+from robust_nc.record import Caution, Stored, read_record
 from robust_nc.threat import Ball
 from robust_nc.untrusted import read_json
 
@@ -331,3 +331,29 @@ class TestCommand:
         assert "another model: 1 tensor differs" in ran.out
         assert "3.bias" in ran.out
         assert json.loads(stored.path.read_text())["cell"] == stored.record.cell
+
+
+class Trembling(nn.Module):
+    """A model whose answers move by a little each time, with the tensors of another."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.inner(images)
+        return logits + 0.3 * torch.randn_like(logits)
+
+    def state_dict(self, *args, **kwargs):
+        return self.inner.state_dict(*args, **kwargs)
+
+
+def test_a_model_that_answers_at_random_is_named_unless_the_record_says_so(tmp_path):
+    stored, reference = judged(tmp_path)
+    model, examples = opened(reference), examples_of(stored.record, None)
+    places = [one.place for one in verify(stored, examples=examples, model=Trembling(model)).wrong]
+    assert "warnings" in places
+    told = resealed(stored, warnings=(Caution(name="random-output", message="it does"),))
+    places = [one.place for one in verify(told, examples=examples, model=Trembling(model)).wrong]
+    assert "warnings" not in places
+    assert not verify(stored, examples=examples, model=model).wrong

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from robust_nc.doubts import doubts_of_output
 from robust_nc.evidence.contents import Evidence
 from robust_nc.evidence.file import read_evidence
 from robust_nc.evidence.matching import (
@@ -35,7 +37,10 @@ from robust_nc.exceptions import InputError, RecordError
 from robust_nc.files import sha256_of
 from robust_nc.fingerprints import state_digest, state_digests
 from robust_nc.record import Stored
+from robust_nc.runtime import device_of, untouched
 from robust_nc.untrusted import file_name
+
+_RANDOM, _PROBES = "random-output", 8  # the doubt, and images that are asked about again
 
 
 @dataclass(kw_only=True, eq=False)
@@ -83,6 +88,7 @@ def verify(stored: Stored, *, examples: Examples | None, model: nn.Module | None
         _compare_weights(stored, model, found)
         if found.evidence is not None and examples is not None:
             _look(stored, model, examples, found)
+            _ask_again(stored, model, examples, found)
     return found
 
 
@@ -210,3 +216,21 @@ def _refuted(found: Verification, what: str, rows: Tensor) -> None:
     if len(rows):
         text = f"the model refutes {len(rows)}: {name_rows(rows.tolist())}"
         found.wrong.append(Finding(f"{what}s", text))
+
+
+def _ask_again(stored: Stored, model: nn.Module, examples: Examples, found: Verification) -> None:
+    """Name a model that answers at random, where its record was ranked as if it did not."""
+    record, evidence = stored.record, found.evidence
+    assert evidence is not None
+    if evidence.draws > 1 or _RANDOM in {one.name for one in record.warnings}:
+        return
+    probes = examples.images[:_PROBES].to(device_of(model))
+    try:
+        with torch.inference_mode(False), torch.no_grad(), untouched(model):
+            doubts = doubts_of_output(model, probes, model(probes), seed=evidence.seed)
+    except Exception as error:  # a stranger's model may raise anything
+        found.unchecked.append(f"whether the model answers at random: {type(error).__name__}")
+        return
+    if _RANDOM in {one.name for one in doubts}:
+        text = f"leave out {_RANDOM}: the model gives other logits when it is asked again"
+        found.wrong.append(Finding("warnings", text))
