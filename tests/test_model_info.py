@@ -112,7 +112,10 @@ def test_any_value_of_any_field_is_taken_or_refused(value: Any) -> None:
         assert info.eps > 0
         text = json.dumps(to_fields(info), allow_nan=False)
         again = from_fields(json.loads(text), dataset="cifar10", threat="Linf", key="Ours2026")
-        assert dataclasses.replace(again, declared=info.declared) == info
+        # Their accuracies have two decimals: what was finer is rounded once, and then stays.
+        again = dataclasses.replace(again, declared=info.declared)
+        assert to_fields(again) == to_fields(info)
+        assert abs(again.clean - info.clean) <= 0.5e-4 + 1e-12
 
 
 def test_every_published_file_reads_the_same_after_it_is_written(tmp_path: Path) -> None:
