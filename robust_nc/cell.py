@@ -1,6 +1,5 @@
 """One cell of a suite: train, attack, measure, record. What is there already is not done again."""
 
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from robust_nc.hierarchy.tree import Hierarchy, tree_of
 from robust_nc.models.build import build_model
 from robust_nc.models.classifier import Classifier
 from robust_nc.naming import training_id
-from robust_nc.pacing import Progress
+from robust_nc.pacing import Clock, Progress
 from robust_nc.plugins import find_attack
 from robust_nc.profiling import profile_cell, sweep_rows
 from robust_nc.record import tidy, write_record, write_rows
@@ -69,7 +68,7 @@ Report = Callable[[CellEvent], None]
 
 def run_cell(cell: Cell, suite: str, out: Path, root: Path | None, *, report: Report) -> CellResult:
     """Train (or resume, or take the finished checkpoint), attack, measure, and write the record."""
-    config, clock = cell.config, _Clock()
+    config, clock = cell.config, Clock()
     given = _gather(config, root)
     test = given.test
     folder = checkpoint_folder(out, training_id(config))
@@ -168,19 +167,6 @@ def _same_weights(folder: Path) -> bool:
     """Whether the last epoch was the best: then one verdict serves both."""
     best, last = (read_manifest(folder / f"{which}.json")["tensors"] for which in ("best", "last"))
     return bool(best["sha256"] == last["sha256"])
-
-
-class _Clock:
-    """Seconds per stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._began = time.monotonic()
-
-    def stage(self, name: str) -> None:
-        now = time.monotonic()
-        self.seconds[name] = round(now - self._began, 3)
-        self._began = now
 
 
 def _judge(

@@ -11,6 +11,26 @@ from typing import NamedTuple
 _SECONDS = 0.5  # between two reports
 
 
+class Clock:
+    """Seconds per stage of a piece of work.
+
+    >>> clock = Clock()
+    >>> clock.stage("train")
+    >>> list(clock.seconds)
+    ['train']
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.monotonic()
+
+    def stage(self, name: str) -> None:
+        """Note what passed since the last stage as that of `name`."""
+        now = time.monotonic()
+        self.seconds[name] = round(now - self._began, 3)
+        self._began = now
+
+
 class Progress(NamedTuple):
     """Where an evaluation stands: `done` of `total` examples of this turn, `robust` of `examples`.
 

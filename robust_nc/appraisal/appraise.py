@@ -6,7 +6,6 @@
 """
 
 import dataclasses
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +27,7 @@ from robust_nc.evaluation import Outcome, evaluate
 from robust_nc.exceptions import ConfigError, InputError, RecordError
 from robust_nc.fingerprints import state_digest
 from robust_nc.grid.tapbank import chosen_taps
-from robust_nc.pacing import Progress
+from robust_nc.pacing import Clock, Progress
 from robust_nc.plugins import find_attack, find_protocol
 from robust_nc.record import Card, Stored, read_record, write_record, write_rows
 from robust_nc.recording import keep_evidence
@@ -204,7 +203,7 @@ def _spare(classes: int, given: Given) -> tuple[Warned, ...]:
 
 def _make(subject: _Subject, request: Request, path: Path, report: Report) -> Stored:
     """Attack, keep the evidence, measure, and write the record as the last thing."""
-    clock, settings = _Clock(), subject.settings
+    clock, settings = Clock(), subject.settings
     log = verdict_log(path.parent, path.stem, "best")
     outcome = _judge(subject, request, log, report)
     clock.stage("attack")
@@ -279,16 +278,3 @@ def _judge(subject: _Subject, request: Request, log: Path, report: Report) -> Ou
     except RecordError:  # left by another version of the model's code or of an attack
         remove_file(log)
         return judge()
-
-
-class _Clock:
-    """Seconds per stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._began = time.monotonic()
-
-    def stage(self, name: str) -> None:
-        now = time.monotonic()
-        self.seconds[name] = round(now - self._began, 3)
-        self._began = now
