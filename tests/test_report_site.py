@@ -9,6 +9,7 @@ import helpers_report as helpers
 import pandas as pd
 import pytest
 
+from robust_nc.appraisal.datasets import named_dataset
 from robust_nc.exceptions import InputError, RecordError
 from robust_nc.record import Caution, EvidenceFile, Stored
 from robust_nc.report.site import write_site
@@ -168,6 +169,19 @@ def test_an_appraisal_tells_how_to_get_it_again(records: list[Stored]) -> None:
         "robust-nc evaluate 'my nets/a.py:net' --dataset digits --norm Linf --eps 8/255 "
         "--protocol pgd --n 200 --seed 0 --no-geometry"
     )
+    more = {
+        "data": {"dataset": {"name": "npz", "options": {"path": "my data/x.npz"}}},
+        "evaluation": {"attack": {"name": "mine.py:attack", "options": {}}},
+        "measure": {"taps": ["layer1", "penultimate"]},
+    }
+    data = dataclasses.replace(record.data, dataset="npz")
+    whole = reproduce(dataclasses.replace(record, data=data, config=record.config | more))
+    assert whole == (
+        "robust-nc evaluate 'my nets/a.py:net' --dataset 'npz?path=my+data/x.npz' --norm Linf "
+        "--eps 8/255 --protocol pgd --n 200 --seed 0 --attack mine.py:attack "
+        "--taps layer1 penultimate"
+    )
+    assert named_dataset("npz?path=my+data/x.npz").options == {"path": "my data/x.npz"}
     stored = Stored(record, Path("/results/evaluated/a/b.json"))
     checked = "robust-nc verify a/b.json --model 'my nets/a.py:net' --audit 300"
     assert check(stored, Path("/results/evaluated")) == checked

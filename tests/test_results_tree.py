@@ -116,6 +116,19 @@ def test_an_appraisal_with_evidence_passes(tmp_path: Path) -> None:
     assert not strangers(tmp_path, [stored])
 
 
+def test_weights_lie_there_only_for_a_record_that_names_them(tmp_path: Path) -> None:
+    stored = submitted(tmp_path)
+    folder = tmp_path / EVALUATED / "checkpoints" / "net"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"")
+    assert strangers(tmp_path, [stored])
+    named = {"reference": f"{tmp_path.name}/{EVALUATED}/checkpoints/net", "state": "5" * 64}
+    stored = again(stored, config={**stored.record.config, "model": named})
+    assert not strangers(tmp_path, [stored])
+    (folder / "model.bin").write_bytes(b"")
+    assert strangers(tmp_path, [stored])
+
+
 def test_an_appraisal_that_was_changed_or_has_no_evidence_fails(tmp_path: Path) -> None:
     stored = submitted(tmp_path)
     values = json.loads(stored.path.read_text())

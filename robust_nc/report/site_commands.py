@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from robust_nc.record import Record, Stored
 from robust_nc.report.gather import identity
@@ -31,19 +32,42 @@ def reproduce(record: Record) -> str:
         return f"robust-nc run {suite}" if suite else ""
     told = identity(record)
     asked = {
-        "--dataset": record.data.dataset,
+        "--dataset": _dataset(record),
         "--norm": told.norm,
         "--eps": told.ball.removeprefix(f"{told.norm} "),
         "--protocol": record.protocol,
         "--n": str(record.data.examples),
         "--seed": str(record.seed),
     }
+    attack = _at(record.config, "evaluation", "attack", "name")
+    asked |= {} if attack is None else {"--attack": str(attack)}
     words = [plain_argument(reference(record)), *map(plain_argument, asked.values())]
     if not all(words):
         return ""
     options = [f"{name} {word}" for name, word in zip(asked, words[1:], strict=True)]
-    geometry = [] if record.config.get("measure") else ["--no-geometry"]
-    return " ".join(["robust-nc evaluate", words[0], *options, *geometry])
+    if not record.config.get("measure"):
+        return " ".join(["robust-nc evaluate", words[0], *options, "--no-geometry"])
+    named = _at(record.config, "measure", "taps")
+    taps = [plain_argument(str(tap)) for tap in named] if isinstance(named, list) else []
+    if not all(taps):
+        return ""
+    return " ".join(
+        ["robust-nc evaluate", words[0], *options, *(["--taps", *taps] if taps else [])]
+    )
+
+
+def _dataset(record: Record) -> str:
+    """Return the data set with its options, as `--dataset` takes them: `npz?path=mine.npz`."""
+    options = _at(record.config, "data", "dataset", "options")
+    query = urlencode(options, safe="/") if isinstance(options, Mapping) else ""
+    return f"{record.data.dataset}?{query}" if query else record.data.dataset
+
+
+def _at(values: object, *keys: str) -> Any:
+    """Return what lies at a path of keys, None where a stranger's configuration has no such."""
+    for key in keys:
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values
 
 
 def check(stored: Stored, root: Path) -> str:
@@ -58,8 +82,7 @@ def check(stored: Stored, root: Path) -> str:
 
 def reference(record: Record) -> str:
     """Return what a finished model was asked for as; "" for one of a suite."""
-    model = record.config.get("model")
-    found: Any = model.get("reference") if isinstance(model, Mapping) else None
+    found = _at(record.config, "model", "reference")
     return found if isinstance(found, str) else ""
 
 
