@@ -5,7 +5,7 @@ PEERS := .venv-peers/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers demo api test test-slow test-browser test-peers coverage check format lint types clean
+.PHONY: help setup peers demo api test test-slow test-cluster test-browser test-peers coverage check format lint types clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -44,6 +44,9 @@ test: .venv/stamp  ## All tests but the slow ones
 
 test-slow: .venv/stamp  ## The slow tier
 	$(BIN)/python -m pytest -n 2 -m slow
+
+test-cluster: .venv/stamp  ## The tests on a Ray cluster of this machine, with nodes that are killed
+	$(BIN)/python -m pytest -m "cluster and not slow" tests/test_cluster*.py tests/test_ranks*.py
 
 test-browser: .venv/stamp  ## The tests of the page in a Chromium (Debian's package chromium)
 	$(BIN)/python -m pytest -m browser tests/test_site_browser.py tests/test_site_hostile.py

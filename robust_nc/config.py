@@ -147,7 +147,8 @@ class EvaluationConfig:
 
     `attack` joins the worst case: a registered name, `library:Name`, or the author's own
     `module:factory`, with options. `beside` is a weaker protocol whose verdict is told beside it.
-    The sweep over radii has a protocol of its own.
+    The sweep over radii has a protocol of its own. Images are judged `block` at a time (None: all
+    together), whoever does it: equal blocks give equal verdicts, to the bit.
     """
 
     protocol: str = "standard"
@@ -159,6 +160,7 @@ class EvaluationConfig:
     sweep: tuple[Eps, ...] = ()
     sweep_examples: Positive = 500
     sweep_protocol: str = "pgd"
+    block: Positive | None = None
 
 
 Target = Literal["cyclic", "random", "nearest", "farthest", "hierarchy", "severest"]
@@ -173,7 +175,9 @@ class MeasureConfig:
     (on test). `adaptive`: the protocol that attacks the nearest-vertex classifier of every tap, on
     `adaptive_examples` test images (None: leave it out). `trajectories` and `agop_examples`: test
     images whose way over the attack's steps, and whose gradient products, are measured (0: none).
-    `corruptions`: common corruptions of test images ("all": the fifteen), at `severities`.
+    `corruptions`: common corruptions of test images ("all": the fifteen), at `severities`. Sums are
+    over `block` examples at a time (None: all together) and then merged, whoever made them: equal
+    blocks give equal measures, to the bit.
     """
 
     feature: Literal["gap", "flatten", "both"] = "gap"
@@ -198,6 +202,7 @@ class MeasureConfig:
     severities: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1)] = (
         *(1, 2, 3, 4, 5),
     )
+    block: Positive | None = None
 
 
 @configuration

@@ -47,6 +47,17 @@ class TrainingError(RobustNCError):
     """Training that cannot go on, for instance because the loss is not finite."""
 
 
+class StoppedError(RobustNCError):
+    """Work that was asked to stop, and did so with its state saved."""
+
+    def __init__(
+        self,
+        message: str = "stopped as asked; what was finished is saved, and the same command goes on "
+        "from there",
+    ) -> None:
+        super().__init__(message)
+
+
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UnknownNameError:
     """Answer an unknown name with the nearest valid ones.
 

@@ -16,8 +16,8 @@ _LATER: dict[str, dict[str, object]] = {
     "data": {"imbalance": None, "noise": None, "hierarchy": None},
     "model": {"neck": None},
     "train": {"backbone_lr": 1.0, "averaging": None},
-    "evaluation": {"beside": None},
-    "measure": {"corruptions": [], "severities": [1, 2, 3, 4, 5]},
+    "evaluation": {"beside": None, "block": None},
+    "measure": {"corruptions": [], "severities": [1, 2, 3, 4, 5], "block": None},
 }
 
 

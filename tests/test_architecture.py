@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"exceptions"},
-    {"runtime", "files", "environment", "pacing", "peers", "untrusted"},
+    {"runtime", "files", "environment", "fleet", "pacing", "peers", "stopping", "untrusted"},
     {"fingerprints"},
     {"threat"},
     {"types", "checks", "corrupting"},
@@ -23,7 +23,9 @@ LAYERS = [
     {"report", "verdicts"},
     {"grid"},
     {"recording", "profiling", "claims"},
-    {"cell", "launch", "appraisal", "exchange"},
+    {"stages", "launch", "appraisal", "exchange"},
+    {"cell"},
+    {"cluster", "planning", "ranks"},
     {"runner"},
     {"commands"},
     {"cli"},

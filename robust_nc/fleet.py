@@ -1,0 +1,96 @@
+"""Where the parts of a piece of work are done: in this process, or on many machines.
+
+Work is cut into parts by example; what each part leaves is merged by whoever cut it, in the order
+of the parts, so that it does not matter who did which.
+
+>>> def total(rows: slice, values: list[int], *, report: Report) -> int:
+...     return sum(values[rows])
+>>> shared = ALONE.keep([1, 2, 3, 4, 5])
+>>> found = ALONE.map(total, [(rows, shared) for rows in cut(5, block=2)])
+>>> ALONE.get(found)
+[3, 7, 5]
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+Report = Callable[[float, str], None]
+"""Told how far a piece of work is: a share in [0, 1] and a line."""
+
+
+def silent(share: float, text: str) -> None:
+    """Report to nobody."""
+
+
+class Fleet(Protocol):
+    """Does the parts of a piece of work; `width` is how many it can do at a time.
+
+    `keep` hands over a value that many calls take (a model), and `map` calls a function of a module
+    with each tuple of arguments and `report=`: both return handles. A handle among the arguments
+    of `map` (not inside of them) arrives as the value that it stands for; `get` fetches values.
+    Functions must not change what they are given and must depend on their arguments alone: a part
+    whose machine was lost is done again.
+    """
+
+    @property
+    def width(self) -> int:
+        """Parts that can be done at a time."""
+
+    def keep(self, value: Any) -> Any:
+        """Hand over a value once; returns its handle."""
+
+    def map(
+        self,
+        call: Callable[..., Any],
+        parts: Sequence[tuple[Any, ...]],
+        *,
+        report: Report = silent,
+    ) -> list[Any]:
+        """Call `call(*part, report=...)` for every part; returns handles, in order."""
+
+    def get(self, handles: Sequence[Any]) -> list[Any]:
+        """Return the values of handles, in order."""
+
+
+class Alone:
+    """The fleet of one process: everything is done here, in order; handles are the values."""
+
+    width = 1
+
+    def keep(self, value: Any) -> Any:
+        """Return the value itself."""
+        return value
+
+    def map(
+        self,
+        call: Callable[..., Any],
+        parts: Sequence[tuple[Any, ...]],
+        *,
+        report: Report = silent,
+    ) -> list[Any]:
+        """Call with one part after another."""
+        found = []
+        for done, part in enumerate(parts):
+
+            def told(share: float, text: str, done: int = done) -> None:
+                report((done + share) / len(parts), text)
+
+            found.append(call(*part, report=told))
+        return found
+
+    def get(self, handles: Sequence[Any]) -> list[Any]:
+        """Return them as a list."""
+        return list(handles)
+
+
+ALONE = Alone()
+
+
+def cut(count: int, *, block: int | None = None, width: int = 1) -> list[slice]:
+    """Cut `count` rows into blocks, or, without `block`, into at most `width` parts of one size.
+
+    >>> cut(5, width=2), cut(0)
+    ([slice(0, 3, None), slice(3, 5, None)], [slice(0, 0, None)])
+    """
+    size = block or max(1, -(-count // max(width, 1)))
+    return [slice(start, min(start + size, count)) for start in range(0, max(count, 1), size)]

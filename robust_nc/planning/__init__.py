@@ -1,0 +1,1 @@
+"""What a suite will cost before it runs: passes, hours, disk, money."""
