@@ -48,12 +48,17 @@ def plan_turns(plan: EvaluationProtocol, precision: str) -> list[Turn]:
 
 @dataclass
 class Campaign:
-    """Runs the turns of a judge, on a faster copy of the model where that helps."""
+    """Runs the turns of a judge, on a faster copy of the model where that helps.
+
+    With `tune` it measures, where much is ahead, which copy is fastest, and which batch size if
+    `resize`.
+    """
 
     judge: Judge
     turns: list[Turn]
     accelerate: bool = True
     tune: bool = True
+    resize: bool = True
     accelerated: tuple[str, ...] = ()
 
     def run(self, report: Callable[[Progress], None] | None = None) -> None:
@@ -64,8 +69,10 @@ class Campaign:
             judge.docket.replay(line.turn, Entry(*line.tensors))
         classes = judge.docket.logits.shape[1]
         refereed = [turn for turn in self.turns if isinstance(turn.attack, RefereedAttack)]
-        judge.pace = Pace(report, [_cost(turn, classes) for turn in self.turns])
-        fast = self._faster() if refereed and bool(judge.docket.robust.any()) else None
+        costs = [_cost(turn, classes) for turn in self.turns]
+        judge.pace = Pace(report, costs, note=judge.log.damage)
+        # Also where the log says that all of them are broken by now: the record names the copy.
+        fast = self._faster() if refereed and bool(judge.docket.clean_correct.any()) else None
         for turn in self.turns:
             judge.turn(turn)
             if fast is not None and turn in refereed[:-1] and self._choose(fast):
@@ -96,9 +103,9 @@ class Campaign:
     def _choose(self, fast: Accelerated) -> bool:
         """Measure which copy and which batch size are fastest, where much is still to be done."""
         judge, ahead = self.judge, self.judge.pace.seconds_left()
-        if ahead is None or ahead < _WORTH:
-            return False
-        sizes = _BATCHES.get(judge.device.type, _BATCHES["cpu"]) if self.tune else ()
+        if not self.tune or ahead is None or ahead < _WORTH:
+            return not self.tune
+        sizes = _BATCHES.get(judge.device.type, _BATCHES["cpu"]) if self.resize else ()
         rows = judge.docket.robust.nonzero().flatten()[: max((*sizes, judge.batch_size))]
         images, labels = judge.given(rows)
         sizes = tuple(sorted({*sizes, judge.batch_size}))

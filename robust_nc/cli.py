@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from robust_nc.exceptions import RobustNCError
+from robust_nc.exceptions import ConfigError, RobustNCError
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -30,6 +30,13 @@ def run(
     overwrite: Literal["never", "always", "only-missing", "only-cache"] = "only-missing",
     workers: int | None = None,
     root: Path | None = None,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    gpus: float | None = None,
+    shards: int | None = None,
+    plan: bool = False,
+    price: float | None = None,
+    speeds: Path | None = None,
 ) -> int:
     """Train, attack, measure and record every cell of a suite; run again to go on.
 
@@ -39,12 +46,29 @@ def run(
         out: Folder for records, checkpoints and logs (default: out/<suite>).
         overwrite: never: keep every cell that has a record; only-missing: also redo damaged ones;
             always: start over; only-cache: compute nothing, say what is missing.
-        workers: Cells at a time (default: one per core on a CPU, one on an accelerator).
+        workers: Cells at a time (default: one per core on a CPU, one on an accelerator); with
+            --engine ray, tasks at a time on a cluster that is started here.
         root: Folder of data sets (default: $ROBUST_NC_DATA, else ~/.cache/robust_nc).
+        engine: local: processes of this machine; ray: a Ray cluster, stages and parts as tasks.
+        address: The cluster to join (default: $RAY_ADDRESS, else one is started here; auto: the
+            one that runs on this machine).
+        gpus: GPUs of a task, shares such as 0.5 too (default: one, where the cluster has any).
+        shards: Parts that a verdict and a geometry are cut into (default: what fills the cluster).
+        plan: Run nothing; say how many cells, hours of a device, and how much disk it will take.
+        price: With --plan: dollars for an hour of a device; says what it will cost.
+        speeds: With --plan: a file of measured speeds, read if it is there, else written; so that
+            what a GPU will take can be said elsewhere.
     """
-    from robust_nc.commands.run import run_command
+    if plan:
+        from robust_nc.commands.plan import plan_command
 
-    return run_command(suite, out, overwrite, workers, root, _stderr)
+        return plan_command(suite, out, root, price, speeds, workers or 1, _stderr)
+    if price is not None or speeds is not None:
+        raise ConfigError("--price and --speeds are for a plan; add --plan, or leave them out")
+    from robust_nc.commands.run import Asked, run_command
+
+    asked = Asked(suite, out, overwrite, workers, root, engine, address, gpus, shards)
+    return run_command(asked, _stderr)
 
 
 def evaluate(

@@ -54,6 +54,13 @@ def _component(value: object) -> object:
     return value
 
 
+def _no_number(value: object) -> object:
+    if type(value) is int:  # a Literal takes 1 for True
+        raise ValueError("input should be false, true or 'reduce-overhead'")
+    return value
+
+
+Compile = Annotated[Literal[False, True, "reduce-overhead"], BeforeValidator(_no_number)]
 Part = Annotated[Component, BeforeValidator(_component)]
 Eps = Annotated[float, BeforeValidator(parse_eps)]
 Positive = Annotated[int, Field(ge=1)]
@@ -107,7 +114,9 @@ class TrainConfig:
 
     The backbone learns at `backbone_lr` times the rate of the rest; at 0 its parameters stay as
     they were drawn, though its batch norm statistics move. With `averaging` the weights that are
-    validated, chosen and kept are averages over the steps.
+    validated, chosen and kept are averages over the steps. `precision` is that of the products:
+    "tf32" allows TF32 on CUDA, which "float32" leaves as torch has it. `compile`: by
+    `torch.compile`, "reduce-overhead" with CUDA graphs.
     """
 
     objective: Part = Field(default_factory=lambda: Component(name="standard"))
@@ -121,9 +130,9 @@ class TrainConfig:
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     backbone_lr: Annotated[float, Field(ge=0)] = 1.0
     averaging: Part | None = None
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
     channels_last: bool = False
-    compile: bool = False
+    compile: Compile = False
     validate_every: Positive = 1
     collapse_every: Positive = 1
     collapse_examples: Positive = 2_000

@@ -33,6 +33,18 @@ class Entry(NamedTuple):
     margins: Tensor
     worst: Tensor
 
+    def only(self, keep: Tensor) -> "Entry":
+        """Return what it says of some of its rows, those that `keep` (R,) bool marks."""
+        if bool(keep.all()):
+            return self
+        moved = torch.isin(self.moved, self.rows[keep])
+        common = [part[keep] for part in self[:5]]
+        return Entry(*common, *(part[moved] for part in self[5:]))
+
+    def moved_to(self, start: int) -> "Entry":
+        """Return it for a docket in which its rows begin at `start`."""
+        return self._replace(rows=self.rows + start, moved=self.moved + start)
+
 
 @dataclass
 class Docket:
@@ -127,7 +139,11 @@ class Docket:
         )
 
     def replay(self, turn: int, entry: Entry) -> None:
-        """Take over what an earlier run of this evaluation left of some examples."""
+        """Take over what an earlier run of this evaluation left of some examples.
+
+        What is misclassified as it is stays so, also where another machine once rounded otherwise.
+        """
+        entry = entry.only(self.clean_correct[entry.rows])
         rows = entry.rows
         self.robust[rows], self.broken_by[rows] = entry.robust, entry.broken_by
         self.forwards[rows], self.backwards[rows] = entry.forwards, entry.backwards

@@ -9,8 +9,8 @@
 True
 """
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +33,7 @@ from robust_nc.runtime import device_of, full_precision, private_draws, stream_k
 from robust_nc.scoring import Scorer
 from robust_nc.suspicion import doubts
 from robust_nc.threat import Ball
-from robust_nc.types import Attack, EvaluationProtocol, Warned
+from robust_nc.types import Attack, EvaluationProtocol, RefereedAttack, Warned
 
 CLEAN = "clean"  # `broken_by` of an example that is misclassified as it is
 BATCH = {"cpu": 128, "cuda": 512}  # where none is given; then the fastest is measured
@@ -83,6 +83,7 @@ def evaluate(
     batch_size: int | None = None,
     precision: str = "float32",
     accelerate: bool = True,
+    tune: bool = True,
     checks: bool = True,
     log: str | Path | None = None,
     report: Callable[[Progress], None] | None = None,
@@ -99,13 +100,16 @@ def evaluate(
     of `batch_size` (None: measured; halved where memory runs out). `precision` "tf32" or "bf16"
     runs the attacks in lower precision first, and all of them again in float32 on what survived;
     "tf32-only" and "bf16-only" leave that out. Every verdict is the model's own, in float32 proper.
+    Without `tune` nothing is measured, so that the clock has no part in the last bits.
 
     `checks` looks for signs that the verdict cannot be trusted, and names them in `warnings`. `log`
-    is a file of finished examples: a second call with the same arguments goes on from there.
+    is a file of finished examples: a second call with the same arguments goes on from there (where
+    it was damaged, from its last good line; what followed is then in `<log>.damaged`).
     `report` is called with the `Progress`, about twice a second.
 
     Raises `InputError` for data that cannot be used, logits that are not finite or a model that
-    fails (naming the batch), and `RecordError` for a log of another evaluation.
+    fails (naming the batch), `RecordError` for a log of another evaluation, and `StoppedError`
+    where the process was asked to stop (`stopping.wish`): then the log holds what was finished.
     """
     images, labels = check_images(images), check_labels(labels, len(images))
     plan = _plan(protocol, attack, ball)
@@ -117,23 +121,60 @@ def evaluate(
     if precision.startswith("bf16") and slow_bf16(device):
         warned = doubt("slow-precision", f"{precision} on {device}")
         told[warned.name] = warned
-    # A caller's inference mode would forbid gradients.
-    with torch.inference_mode(False), ExitStack() as stack:
+    with _set_up(model, seed), ExitStack() as stack:
         docket = Docket.of(images, labels, ids, turns=len(turns))
-        draws = private_draws(stream_key(seed, "model"), device)
-        for context in (untouched(model), full_precision(), draws):
-            stack.enter_context(context)
         name = partial(evaluation_identity, model, docket, ball, plan, seed, precision)
         journal = stack.enter_context(open_log(log, name))
         told |= {name: Warned(name, message) for name, message in journal.warnings.items()}
         scorer = Scorer(model, draws=plan.draws, seed=seed)
         judge = Judge(scorer, ball, docket, size, seed, journal, warnings=told)
-        campaign = Campaign(judge, turns, accelerate=accelerate, tune=batch_size is None)
+        resize = batch_size is None
+        campaign = Campaign(judge, turns, accelerate=accelerate, tune=tune, resize=resize)
         campaign.run(report)
         if checks and len(images):
             for warned in doubts(judge, plan):
                 judge.warnings[warned.name] = warned
     return _outcome(judge, plan, campaign.accelerated)
+
+
+def evaluation_name(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    ball: Ball,
+    *,
+    protocol: str | EvaluationProtocol = "standard",
+    attack: str | Attack | None = None,
+    seed: int = 0,
+    ids: Tensor | None = None,
+    precision: str = "float32",
+) -> str:
+    """Return what names the log of an evaluation with these arguments: see `evaluate`."""
+    images, labels = check_images(images), check_labels(labels, len(images))
+    plan = _plan(protocol, attack, ball)
+    with _set_up(model, seed):
+        docket = Docket.of(images, labels, _checked_ids(ids, len(images)), turns=0)
+        return evaluation_identity(model, docket, ball, plan, seed, precision)
+
+
+def divisible(protocol: str, attack: Attack | None, ball: Ball) -> bool:
+    """Whether examples may be judged in parts of any size without another verdict.
+
+    An attack that is not refereed gets batches, which its result may depend on, and shares its
+    passes among a batch; where the output is random, draws depend on the place in a batch.
+    """
+    plan = _plan(protocol, attack, ball)
+    refereed = all(isinstance(attack, RefereedAttack) for _, attack in plan.attacks)
+    return refereed and plan.draws == 1
+
+
+@contextmanager
+def _set_up(model: nn.Module, seed: int) -> Iterator[None]:
+    """Attack a model without a trace, in float32 proper, with draws of our own."""
+    draws = private_draws(stream_key(seed, "model"), device_of(model))
+    # A caller's inference mode would forbid gradients.
+    with torch.inference_mode(False), untouched(model), full_precision(), draws:
+        yield
 
 
 def _plan(

@@ -1,6 +1,8 @@
 """The append-only log of an evaluation: one line per group of examples that a turn has finished.
 
-A torn last line is ignored. Lines go to the disk about once a second.
+Every line ends with a checksum of what stands before it (lines of earlier versions have none). A
+log goes on after its last good line: what a kill left half is dropped, and what else is damaged is
+kept beside it, in `<log>.damaged`. Lines go to the disk about once a second.
 
 >>> import tempfile, torch, pathlib
 >>> path = pathlib.Path(tempfile.mkdtemp()) / "log.jsonl"
@@ -8,6 +10,9 @@ A torn last line is ignored. Lines go to the disk about once a second.
 ...     log.put(0, (torch.arange(3),), {})
 >>> [(line.turn, line.tensors[0].tolist()) for line in open_log(path, lambda: "abc").lines()]
 [(0, [0, 1, 2])]
+>>> close_log(path, {"seconds": 1.5})
+>>> end_of_log(path)
+{'seconds': 1.5}
 """
 
 import base64
@@ -16,7 +21,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +30,12 @@ import torch
 from torch import Tensor
 
 from robust_nc.exceptions import RecordError, StorageError
+from robust_nc.files import atomic
 
 _SECONDS = 1.0  # what a killed evaluation may lose
+_CHECKSUM = b', "crc": '
+_HEAD = b'{"evaluation": '
+_PLAIN = {"turn", "warnings", "tensors"}  # keys of a line of earlier versions
 
 
 class Line(NamedTuple):
@@ -37,10 +46,15 @@ class Line(NamedTuple):
 
 
 class EvaluationLog:
-    """The finished groups, on disk if there is a path; `warnings` stood with them, by name."""
+    """The finished groups, on disk if there is a path; `warnings` stood with them, by name.
 
-    def __init__(self, path: Path | None, lines: list[dict[str, Any]]) -> None:
+    `ended` is what `close_log` left, if nothing follows it; `damage` says what had to be cut off.
+    """
+
+    def __init__(self, path: Path | None, lines: list[dict[str, Any]], damage: str = "") -> None:
         self.path = path
+        self.damage = damage
+        self.ended: dict[str, Any] | None = lines[-1].get("end") if lines else None
         self._lines = lines
         self._waiting = b""
         self._written = time.monotonic()
@@ -59,8 +73,10 @@ class EvaluationLog:
         lines, self._lines = self._lines[::-1], []
         for number in range(2, len(lines) + 2):
             line = lines.pop()
+            if "end" in line:
+                continue
             try:
-                yield Line(line["turn"], tuple(_decode(entry) for entry in line["tensors"]))
+                yield _line(line)
             except (LookupError, TypeError, ValueError, zlib.error) as error:
                 raise RecordError(
                     f"line {number} of the log {self.path} is damaged ({error}); delete it and "
@@ -71,9 +87,7 @@ class EvaluationLog:
         """Append a finished group with the warnings so far."""
         if self.path is None:
             return
-        packed = [_encode(tensor) for tensor in tensors]
-        line = {"turn": turn, "warnings": warnings, "tensors": packed}
-        self._waiting += json.dumps(line).encode() + b"\n"
+        self._waiting += _packed(turn, tensors, warnings)
         if time.monotonic() - self._written >= _SECONDS:
             self.flush()
 
@@ -100,46 +114,126 @@ def open_log(path: str | Path | None, identity: Callable[[], str]) -> Evaluation
         raise StorageError(f"cannot use the log {path}: {error.strerror or error}") from error
 
 
+def write_log(path: Path, name: str, lines: Iterable[tuple[Line, dict[str, str]]]) -> None:
+    """Write the log of the evaluation `name` at once: lines, each with its warnings so far."""
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        file.write(_framed({"evaluation": name}))
+        for line, warnings in lines:
+            file.write(_packed(*line, warnings))
+
+
+def close_log(path: Path, end: dict[str, Any]) -> None:
+    """Say in the log that the evaluation is finished, with what there is to say about it."""
+    _append(path, _framed({"end": end}))
+
+
+def end_of_log(path: Path) -> dict[str, Any] | None:
+    """Return what `close_log` left; None where there is no log, or it is damaged or unfinished."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    lines, good = _good_lines(content)
+    end: dict[str, Any] | None = lines[-1].get("end") if lines and good == len(content) else None
+    return end
+
+
 def _opened(path: Path, first: dict[str, Any]) -> EvaluationLog:
-    lines, end = _whole_lines(path)
-    if not lines and _begun(path, first):
+    content = path.read_bytes() if path.exists() else b""
+    lines, good = _good_lines(content)
+    damage = ""
+    if not lines and not _begun(content, first):
+        if not _ours(content):
+            raise _another(path)
+    elif lines and lines[0] != first:
+        raise _another(path)
+    if b"\n" in content[good:]:
+        _append(path.with_name(f"{path.name}.damaged"), content[good:])
+        damage = (
+            f"the log was damaged after {len(lines)} lines and goes on from there; what followed "
+            f"is in {path.name}.damaged"
+        )
+    if not lines:
         if path.exists():
             path.unlink()
-        _append(path, json.dumps(first).encode() + b"\n")
-        return EvaluationLog(path, [])
-    if not lines or lines[0] != first:
-        raise RecordError(
-            f"{path} is not the log of this evaluation (other model, images, ball, protocol, seed "
-            "or precision); give another file, or delete it to start over"
-        )
-    if b"\n" in path.read_bytes()[end:]:
-        raise RecordError(
-            f"line {len(lines) + 1} of the log {path} is damaged; delete it and what follows to go "
-            "on from there"
-        )
-    os.truncate(path, end)  # a torn last line would be glued to the next one
-    return EvaluationLog(path, lines[1:])
+        _append(path, _framed(first))
+    elif good < len(content):
+        os.truncate(path, good)  # a torn last line would be glued to the next one
+    return EvaluationLog(path, lines[1:], damage)
 
 
-def _begun(path: Path, first: dict[str, Any]) -> bool:
-    """Whether there is nothing yet, or no more than a torn first line of this log."""
-    return not path.exists() or json.dumps(first).encode().startswith(path.read_bytes())
+def _another(path: Path) -> RecordError:
+    return RecordError(
+        f"{path} is not the log of this evaluation (other model, images, ball, protocol, seed "
+        "or precision); give another file, or delete it to start over"
+    )
 
 
-def _whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return the lines that are whole, and the place where the last of them ends."""
-    whole: list[dict[str, Any]] = []
-    end = 0
-    for raw in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
-        try:
-            value = json.loads(raw)
-        except ValueError:
+def _ours(content: bytes) -> bool:
+    """Whether a file whose first line is damaged was a log: it is set aside, not refused."""
+    found = (_checked(raw) for raw in content.splitlines(keepends=True))
+    return content.startswith(_HEAD) or any(line is not None for line in found)
+
+
+def _begun(content: bytes, first: dict[str, Any]) -> bool:
+    """Whether there is nothing yet, or no more than a torn first line (zeros: a power cut)."""
+    return _framed(first).startswith(content.rstrip(b"\0")) or (
+        json.dumps(first).encode() == content.rstrip(b"\0")
+    )
+
+
+def _good_lines(content: bytes) -> tuple[list[dict[str, Any]], int]:
+    """Return the lines up to the first damaged one, and the place where the last of them ends."""
+    good: list[dict[str, Any]] = []
+    end, plain = 0, True
+    for raw in content.splitlines(keepends=True):
+        line = _checked(raw)
+        if line is not None:
+            plain = False  # from here on every line has a checksum
+        elif plain:
+            line = _of_earlier_version(raw, first=not good)
+        if line is None:
             break
-        if not raw.endswith(b"\n") or not isinstance(value, dict):
-            break
-        whole.append(value)
+        good.append(line)
         end += len(raw)
-    return whole, end
+    return good, end
+
+
+def _checked(raw: bytes) -> dict[str, Any] | None:
+    """Return what a line says, without its checksum; None where the two do not agree."""
+    head, mark, told = raw.rpartition(_CHECKSUM)
+    body = head + b"}"
+    if not mark or told != b"%d}\n" % zlib.crc32(body):
+        return None
+    try:
+        value = json.loads(body)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _of_earlier_version(raw: bytes, *, first: bool) -> dict[str, Any] | None:
+    """Return what a line without a checksum says, if it is whole as far as one can tell."""
+    try:
+        value = json.loads(raw)
+        if not raw.endswith(b"\n") or not isinstance(value, dict):
+            return None
+        if first:
+            return value if set(value) == {"evaluation"} else None
+        _line(value)
+    except (LookupError, TypeError, ValueError, zlib.error):
+        return None
+    return value if set(value) == _PLAIN else None
+
+
+def _framed(line: dict[str, Any]) -> bytes:
+    text = json.dumps(line).encode()
+    return text[:-1] + _CHECKSUM + b"%d}\n" % zlib.crc32(text)
+
+
+def _packed(turn: int, tensors: tuple[Tensor, ...], warnings: dict[str, str]) -> bytes:
+    packed = [_encode(tensor) for tensor in tensors]
+    return _framed({"turn": turn, "warnings": warnings, "tensors": packed})
 
 
 def _append(path: Path, lines: bytes) -> None:
@@ -162,6 +256,10 @@ def _encode(tensor: Tensor) -> dict[str, Any]:
     array = tensor.contiguous().numpy()
     packed = base64.b64encode(zlib.compress(array.tobytes(), 1)).decode()
     return {"dtype": str(array.dtype), "shape": list(array.shape), "data": packed}
+
+
+def _line(line: dict[str, Any]) -> Line:
+    return Line(line["turn"], tuple(_decode(entry) for entry in line["tensors"]))
 
 
 def _decode(entry: dict[str, Any]) -> Tensor:

@@ -47,6 +47,10 @@ class TrainingError(RobustNCError):
     """Training that cannot go on, for instance because the loss is not finite."""
 
 
+class ClusterError(RobustNCError):
+    """A cluster that cannot be reached, or that lost a task too often."""
+
+
 class StoppedError(RobustNCError):
     """Work that was asked to stop, and did so with its state saved."""
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from robust_nc import stopping
 from robust_nc.acceleration import Precision, lowered
 from robust_nc.docket import Docket
 from robust_nc.evaluation_log import EvaluationLog
@@ -46,7 +47,9 @@ class Judge:
     """Gives attacks their turns over the examples of a docket; collects warnings by name.
 
     `fast` is what attacks are run against (the user's model where that is None); every verdict
-    is that of the scorer, which asks the user's own.
+    is that of the scorer, which asks the user's own. A wish to stop (`stopping`) is heeded after
+    every step of an attack that is refereed, and after every batch of another: the log then holds
+    all that was finished.
     """
 
     scorer: Scorer
@@ -67,6 +70,7 @@ class Judge:
         docket, scorer = self.docket, self.scorer.naming("the clean images")
 
         def look(rows: Tensor) -> None:
+            self.heed()
             images, labels = self.given(rows)
             docket.open(rows, scorer.look(images, labels), scorer.draws)
 
@@ -78,6 +82,7 @@ class Judge:
 
     def turn(self, turn: Turn) -> None:
         """Let one attack try the examples that still stand."""
+        self.heed()
         rows, robust = self.docket.pending(turn.number), self.docket.robust
         self.pace.turn(turn.name, turn.number, len(rows), int(robust.sum()), len(robust))
 
@@ -85,14 +90,14 @@ class Judge:
         steadily = self.scorer.draws == 1
 
         def work(part: Tensor) -> None:
-            bench = Bench(self, turn, part)
             with lowered(turn.precision, self.device):
                 if steadily and isinstance(turn.attack, RefereedAttack):
-                    self._referee(turn.attack, turn, bench)
+                    self._referee(turn.attack, turn, part)
                 else:
+                    bench = Bench(self, turn, part)
                     found = self._run(turn, part)
-                    self.pace.tick(int(found.forwards.sum() + found.backwards.sum()))
                     bench.settle(torch.arange(len(part)), found)
+                    bench.tick(int(found.forwards.sum()), int(found.backwards.sum()))
 
         if steadily and isinstance(turn.attack, RefereedAttack) and len(rows):
             size = max(_CHUNK // self.docket.images[0].numel(), self.batch_size)
@@ -103,7 +108,26 @@ class Judge:
         self.log.flush()
         self.pace.say()
 
-    def _referee(self, attack: RefereedAttack, turn: Turn, bench: "Bench") -> None:
+    def heed(self) -> None:
+        """Raise `StoppedError`, with the log on the disk, if the work was asked to stop."""
+        if stopping.wished():
+            self.log.flush()
+            stopping.heed()
+
+    def _referee(self, attack: RefereedAttack, turn: Turn, rows: Tensor) -> None:
+        """Run an attack on rows; where memory runs out outside its steps, again on what is left."""
+        while len(rows):
+            bench = Bench(self, turn, rows)
+            try:
+                self._fly(attack, turn, bench)
+                return
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out(error) or bench.batch_size == 1:
+                    raise
+            self.batch_size = bench.batch_size // 2
+            rows = rows[torch.isin(rows, self.docket.pending(turn.number))]
+
+    def _fly(self, attack: RefereedAttack, turn: Turn, bench: "Bench") -> None:
         fast = self.scorer.model if self.fast is None else self.fast
         model = Guarded(fast, f"attack {turn.name!r}")
         images, labels = self.given(bench.rows)
@@ -245,8 +269,9 @@ class Bench:
         judge.pace.done(len(mine), int(docket.robust.sum()), len(docket.robust))
 
     def tick(self, forwards: int, backwards: int) -> None:
-        """Take note of passes, for the progress."""
+        """Take note of passes, for the progress; stop here if that is wished."""
         self.judge.pace.tick(forwards + backwards)
+        self.judge.heed()
 
 
 @torch.no_grad()

@@ -36,6 +36,7 @@ class Progress(NamedTuple):
 
     `passes` are forward and backward passes of this run in `seconds`; `seconds_left` is for an
     evaluation in which nothing breaks any more, or None where an attack does not say its cost.
+    `note` is what else there is to know of this run, such as a log that was damaged.
     """
 
     attack: str
@@ -48,6 +49,7 @@ class Progress(NamedTuple):
     passes: float
     seconds: float
     seconds_left: float | None
+    note: str = ""
 
     @property
     def share(self) -> float:
@@ -69,21 +71,25 @@ class Progress(NamedTuple):
         ]
         if self.seconds_left is not None:
             parts.append(f"{_duration(self.seconds_left)} left")
-        return ", ".join(parts)
+        return "; ".join([", ".join(parts), *([self.note] if self.note else [])])
 
 
 class Pace:
     """Counts passes and reports now and then; `planned` is what each turn costs per example."""
 
     def __init__(
-        self, report: Callable[[Progress], None] | None, planned: list[int | None]
+        self,
+        report: Callable[[Progress], None] | None,
+        planned: list[int | None],
+        *,
+        note: str = "",
     ) -> None:
         self._report = report
         self._planned = planned
         self._began = time.monotonic()
         self._said = -float("inf")
         self._passes = 0
-        self._now = Progress("", 1, max(len(planned), 1), 0, 0, 0, 0, 0.0, 0.0, None)
+        self._now = Progress("", 1, max(len(planned), 1), 0, 0, 0, 0, 0.0, 0.0, None, note)
         self._before = 0
 
     def turn(self, attack: str, number: int, total: int, robust: int, examples: int) -> None:

@@ -25,11 +25,13 @@ from robust_nc.data.base import Split
 from robust_nc.data.load import to_unit
 from robust_nc.evaluation import evaluate
 from robust_nc.exceptions import InputError
+from robust_nc.fleet import ALONE, Fleet, Report, silent
 from robust_nc.geometry.severity import check_distances
 from robust_nc.grid.conditions import Attacking
 from robust_nc.grid.corrupted import CorruptionSource, corrupted_rows
+from robust_nc.grid.crew import Crew, Sent, at_work
 from robust_nc.grid.extras import extra_rows
-from robust_nc.grid.made import Report, check_settings, conditions, stated
+from robust_nc.grid.made import check_settings, conditions, stated
 from robust_nc.grid.radii import radius_rows
 from robust_nc.grid.rows import Row
 from robust_nc.grid.side import Side
@@ -82,6 +84,7 @@ def profile(
     initial: nn.Module | None = None,
     seed: int = 0,
     report: Report | None = None,
+    fleet: Fleet = ALONE,
 ) -> Profile:
     """Measure collapse, leaps and all that goes with them, over the whole grid of one model.
 
@@ -94,14 +97,20 @@ def profile(
     network before training, adds centred feature matrices. Draws depend on `seed` and on the place
     of an example. `report` is called with a share in [0, 1] and a line.
 
-    Raises `InputError` for data or logits that cannot be used, `UnknownNameError` for a tap.
+    `fleet` does the passes through the network, shard by shard of the examples: by
+    `measure.block`, whose sums are the same to the bit whoever made them, else into as many parts
+    as it can do at a time. Only sums and logits come back, and are merged here.
+
+    Raises `InputError` for data or logits that cannot be used, `UnknownNameError` for a tap, and
+    `StoppedError` between two conditions, where the process was asked to stop.
     """
     settings = measure or MeasureConfig()
     named: Mapping[str, Batches] = batches if isinstance(batches, Mapping) else {TRAIN: batches}
     if TRAIN not in named or set(named) - {TRAIN, TEST}:
         raise InputError(f"batches must be those of train, or train and test, found {set(named)}")
     sets = {name: _gathered(name, named[name]) for name in (TRAIN, TEST) if name in named}
-    num_classes = _num_classes(model, sets[TRAIN].images[:2])
+    crew = Crew(model, fleet)
+    num_classes = crew.ask(count_classes, sets[TRAIN].images[:2].clone())
     for examples in sets.values():
         check_labels(examples.labels, len(examples.labels), num_classes)
     found = _measure(
@@ -113,7 +122,8 @@ def profile(
         distances=distances,
         initial=initial,
         seed=seed,
-        report=report or (lambda share, text: None),
+        report=report or silent,
+        crew=crew,
     )
     vertices = {(f, tap): m.means for f, r in found.references.items() for tap, m in r.items()}
     return Profile(
@@ -135,12 +145,13 @@ def profile_cell(
     corrupted: CorruptionSource | None = None,
     initial: nn.Module | None = None,
     report: Report,
+    fleet: Fleet = ALONE,
 ) -> pd.DataFrame:
     """Profile the model of a suite's cell on the examples that its configuration asks for.
 
     `given` (N,) are the labels that training saw, where some were wrong: `train` has the right
     ones. `corrupted` are corrupted test images, where they are not to be made; `distances` and
-    `initial` as for `profile`.
+    `initial` as for `profile`, `fleet` too.
     """
     settings = config.measure
     limit = settings.train_examples or len(train.labels)
@@ -159,6 +170,7 @@ def profile_cell(
         initial=initial,
         seed=config.seed,
         report=report,
+        crew=Crew(model, fleet),
     )
     return tidy(found.rows)
 
@@ -181,12 +193,12 @@ def _measure(
     initial: nn.Module | None,
     seed: int,
     report: Report,
+    crew: Crew,
 ) -> _Measured:
     _check_enough(sets[TRAIN].labels, num_classes)
-    # A caller's inference mode would forbid gradients.
+    # A caller's inference mode would reach the sums.
     with torch.inference_mode(False), untouched(model), full_precision():
-        calibration = sets[TRAIN].images[:CALIBRATION].to(device_of(model))
-        scale = CONTROLS.load("logit_scale")(model, calibration)
+        scale = crew.ask(calibrate, sets[TRAIN].first(CALIBRATION).images)
         subject = Subject(
             model=model,
             taps=chosen_taps(model, settings.taps),
@@ -201,28 +213,55 @@ def _measure(
         rows: list[Row] = []
         references: dict[str, Reference] = {}
         for split, examples in sets.items():
-            rows += _split_rows(subject, examples, references, partial(_told, report, split))
+            told = partial(_told, report, split)
+            rows += _split_rows(subject, examples, references, crew, told)
         examples = sets.get(TEST, sets[TRAIN])
         told = partial(_told, report, examples.split)
         if settings.radii:
-            rows += radius_rows(subject, examples, references, told)
+            rows += radius_rows(subject, examples, references, crew, told)
         if settings.corruptions:
-            rows += corrupted_rows(subject, examples, references, told, source=corrupted)
-        rows += extra_rows(subject, examples, references, initial, told)
+            rows += corrupted_rows(subject, examples, references, told, source=corrupted, crew=crew)
+        rows += extra_rows(subject, examples, references, initial, crew, told)
     return _Measured(subject, rows, references)
 
 
+def count_classes(sent: Sent, images: Tensor, *, report: Report) -> int:
+    """Ask the model for logits, and say so where it gives none."""
+    with torch.inference_mode(False), untouched(sent.model), torch.no_grad():
+        try:
+            logits = sent.model(images.to(device_of(sent.model)))
+        except RuntimeError as error:
+            raise InputError(
+                f"the model fails on float32 images of shape {tuple(images.shape)}: {error}"
+            ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise InputError("the model must return logits (N, K), found another shape or type")
+    return logits.shape[1]
+
+
+def calibrate(sent: Sent, images: Tensor, *, report: Report) -> float:
+    """Find what the attack divides logits by, from clean training images."""
+    with at_work(sent):
+        found: float = CONTROLS.load("logit_scale")(sent.model, images.to(device_of(sent.model)))
+    return found
+
+
 def _split_rows(
-    subject: Subject, examples: Examples, references: dict[str, Reference], report: Report
+    subject: Subject,
+    examples: Examples,
+    references: dict[str, Reference],
+    crew: Crew,
+    report: Report,
 ) -> list[Row]:
     """Measure one split through every feature; the first split fills `references`."""
     sides = {
-        feature: Side(subject, examples, feature, references.get(feature))
+        feature: Side(subject, examples, feature, references.get(feature), crew)
         for feature in subject.features
     }
     references |= {feature: side.reference for feature, side in sides.items()}
     rows: list[Row] = []
-    for condition in conditions(subject, examples, sides[subject.features[0]], report):
+    reference = references[subject.features[0]]
+    for condition in conditions(subject, examples, reference, crew, report):
         report(0.0, f"measure {condition.name}")
         shared = stated(subject, condition.name)
         for side in sides.values():
@@ -251,20 +290,6 @@ def _gathered(split: str, batches: Batches) -> Examples:
     if not images or not sum(map(len, images)):
         raise InputError(f"batches of {split} hold no examples")
     return drawn(split, images, labels)
-
-
-def _num_classes(model: nn.Module, images: Tensor) -> int:
-    """Ask the model for logits, and say so where it gives none."""
-    with torch.inference_mode(False), untouched(model), torch.no_grad():
-        try:
-            logits = model(images.to(device_of(model)))
-        except RuntimeError as error:
-            raise InputError(
-                f"the model fails on float32 images of shape {tuple(images.shape)}: {error}"
-            ) from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise InputError("the model must return logits (N, K), found another shape or type")
-    return logits.shape[1]
 
 
 def _unit(name: str, split: Split) -> Examples:

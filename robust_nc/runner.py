@@ -6,13 +6,15 @@ differ only in how they are judged share their weights, and run one after the ot
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 
 from robust_nc.cell import CellEvent, CellResult, check_cell, run_cell
+from robust_nc.cluster.settings import ClusterSettings
 from robust_nc.data.load import dataset_info
 from robust_nc.exceptions import (
     ConfigError,
@@ -20,39 +22,45 @@ from robust_nc.exceptions import (
     InputError,
     RecordError,
 )
-from robust_nc.launch import Task, run_tasks
+from robust_nc.launch import Finished, OnRetry, Task, run_tasks, silent
 from robust_nc.naming import training_id
+from robust_nc.ranks.fleet import Ranks
+from robust_nc.ranks.running import run_cells
 from robust_nc.record import read_record
 from robust_nc.store import (
     alone,
     checkpoint_folder,
     record_path,
+    remove_caches,
     remove_file,
     remove_tree,
     remove_unfinished,
-    verdict_log,
 )
 from robust_nc.suite import Cell, Suite
-from robust_nc.verdicts import Verdicts
 
 Overwrite = Literal["never", "always", "only-missing", "only-cache"]
 
 
 class SuiteReport(NamedTuple):
-    """How a run ended: cells kept from before, cells made now, and errors by cell."""
+    """How a run ended: cells kept from before, cells made now, errors by cell.
+
+    Asked to stop (`robust_nc.stopping`), it leaves cells that are in none of these.
+    """
 
     kept: int
     made: tuple[CellResult, ...]
     failed: dict[str, str]
     absent: tuple[str, ...]  # with only-cache: cells without a record
+    stopped: tuple[str, ...] = ()  # cells that were under way when the run was asked to stop
 
 
 class Hooks(NamedTuple):
-    """What the driver is told while it runs."""
+    """What the driver is told while it runs; `on_retry` of cells whose worker was lost."""
 
     on_event: Callable[[CellEvent], None]
     on_result: Callable[[CellResult], None]
     on_error: Callable[[str, str], None]
+    on_retry: OnRetry = silent
 
 
 def run_suite(
@@ -63,9 +71,13 @@ def run_suite(
     overwrite: Overwrite = "only-missing",
     workers: int | None = None,
     root: Path | None = None,
+    cluster: ClusterSettings | None = None,
+    ranks: Ranks | None = None,
 ) -> SuiteReport:
     """Run the cells of a suite into `out`, several at a time on a CPU, and say how it ended.
 
+    With `cluster` they run on a Ray cluster, with `ranks` one after the other by all processes that
+    torchrun started, else on this machine, `workers` at a time.
     `overwrite`: "never" keeps every cell that has a record; "only-missing" also makes again what is
     damaged or incomplete; "always" starts over; "only-cache" computes nothing. One run at a time
     may write to `out`: a second one gets a `StorageError`.
@@ -82,9 +94,13 @@ def run_suite(
             for cell in todo:
                 remove_tree(checkpoint_folder(out, training_id(cell.config)))
                 remove_file(record_path(out, cell.model, cell.id))
-                for which in Verdicts._fields:
-                    remove_file(verdict_log(out, cell.id, which))
-        return _run(todo, suite, out, kept, hooks=hooks, workers=workers, root=root)
+                remove_caches(out, cell.id)
+        chosen: Engine = partial(_here, workers)
+        if ranks is not None:
+            chosen = partial(_together, ranks)
+        elif cluster is not None:
+            chosen = partial(_clustered, cluster)
+        return _run(todo, suite, out, kept, hooks=hooks, engine=chosen, root=root)
 
 
 def _check(todo: list[Cell], root: Path | None) -> None:
@@ -106,6 +122,12 @@ def _check(todo: list[Cell], root: Path | None) -> None:
             raise ConfigError(f"{cell.model}: {error}") from None
 
 
+Engine = Callable[
+    [list[list[Cell]], str, Path, Path | None, Hooks], Generator[Finished, None, None]
+]
+"""Does groups of cells of a suite (its name) into a folder, and yields each as it ends."""
+
+
 def _run(
     todo: list[Cell],
     suite: Suite,
@@ -113,29 +135,73 @@ def _run(
     kept: int,
     *,
     hooks: Hooks,
-    workers: int | None,
+    engine: Engine,
     root: Path | None,
 ) -> SuiteReport:
     made: list[CellResult] = []
     failed: dict[str, str] = {}
-    chains = [
-        [Task(cell.id, run_cell, (cell, suite.name, out, root)) for cell in cells]
-        for cells in _groups(todo)
-    ]
-    count = workers or default_workers()
-    # The same however few cells are left, since sums depend on it in the last bits; torch's own
-    # number follows OMP_NUM_THREADS.
-    threads = max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // count))
-    tasks = run_tasks(chains, workers=count, threads=threads, on_event=hooks.on_event)
-    with contextlib.closing(tasks):
-        for key, result, error in tasks:
-            if error is None:
+    stopped: list[str] = []
+    with contextlib.closing(engine(_groups(todo), suite.name, out, root, hooks)) as tasks:
+        for key, result, error, was_stopped in tasks:
+            if was_stopped:
+                stopped.append(key)
+            elif error is None:
                 made.append(result)
                 hooks.on_result(result)
             else:
                 failed[key] = error
                 hooks.on_error(key, error)
-    return SuiteReport(kept, tuple(made), failed, ())
+    return SuiteReport(kept, tuple(made), failed, (), tuple(stopped))
+
+
+def _here(
+    workers: int | None,
+    groups: list[list[Cell]],
+    suite: str,
+    out: Path,
+    root: Path | None,
+    hooks: Hooks,
+) -> Generator[Finished, None, None]:
+    """Run cells in processes of this machine."""
+    chains = [
+        [Task(cell.id, run_cell, (cell, suite, out, root)) for cell in cells] for cells in groups
+    ]
+    count = workers or default_workers()
+    # The same however few cells are left, since sums depend on it in the last bits; torch's own
+    # number follows OMP_NUM_THREADS.
+    threads = max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // count))
+    return run_tasks(
+        chains, workers=count, threads=threads, on_event=hooks.on_event, on_retry=hooks.on_retry
+    )
+
+
+def _clustered(
+    settings: ClusterSettings,
+    groups: list[list[Cell]],
+    suite: str,
+    out: Path,
+    root: Path | None,
+    hooks: Hooks,
+) -> Generator[Finished, None, None]:
+    """Run cells on a Ray cluster."""
+    from robust_nc.cluster.drive import drive  # here: Ray is an extra
+
+    return drive(
+        groups,
+        suite,
+        out,
+        root,
+        settings,
+        on_event=hooks.on_event,
+        on_retry=hooks.on_retry,
+    )
+
+
+def _together(
+    ranks: Ranks, groups: list[list[Cell]], suite: str, out: Path, root: Path | None, hooks: Hooks
+) -> Generator[Finished, None, None]:
+    """Run cells by all processes that torchrun started."""
+    return run_cells(ranks, groups, suite, out, root, on_event=hooks.on_event)
 
 
 def default_workers() -> int:

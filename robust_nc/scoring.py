@@ -112,7 +112,7 @@ def halving(work: Callable[[Tensor], None], rows: Tensor, size: int) -> int:
     while len(rows):
         try:
             work(rows[:size])
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not ran_out(error) or size == 1:
                 raise
             size = max(1, min(size, len(rows)) // 2)

@@ -17,43 +17,64 @@ stopped as asked; what was finished is saved, and the same command goes on from 
 
 import contextlib
 import signal
-import threading
+import time
 from collections.abc import Iterator
+from types import FrameType
 
 from robust_nc.exceptions import StoppedError
 
 SECONDS = 10.0  # what a scheduler leaves between SIGTERM and SIGKILL
 
-_wished = threading.Event()
+_MARGIN = 0.5  # seconds of them for the way out
+_TWICE = 1.0  # seconds in which a second SIGTERM is still the first: some senders send it twice
+
+_wishes: list[None] = []  # no `Event`: its lock would catch a handler that interrupts another
 
 
 def wish() -> None:
     """Ask the work of this process to stop."""
-    _wished.set()
+    _wishes.append(None)
 
 
 def wished() -> bool:
     """Whether it was asked to stop."""
-    return _wished.is_set()
+    return bool(_wishes)
 
 
 def clear() -> None:
     """Take the wish back."""
-    _wished.clear()
+    _wishes.clear()
 
 
 def heed() -> None:
     """Raise `StoppedError` if the work was asked to stop."""
-    if _wished.is_set():
+    if _wishes:
         raise StoppedError
 
 
 @contextlib.contextmanager
 def on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into the wish, for this block; in the main thread only."""
-    before = signal.signal(signal.SIGTERM, lambda number, frame: wish())
+    """Turn SIGTERM into the wish, for this block; in the main thread only.
+
+    Work that has not heeded it when `SECONDS` are over gets a `KeyboardInterrupt`, and so it does
+    on a second SIGTERM.
+    """
+    first: list[float] = []
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if number == signal.SIGALRM or (first and now - first[0] > _TWICE):
+            raise KeyboardInterrupt
+        if not first:
+            first.append(now)
+            signal.setitimer(signal.ITIMER_REAL, SECONDS - _MARGIN)
+        wish()
+
+    before = [(number, signal.signal(number, asked)) for number in (signal.SIGTERM, signal.SIGALRM)]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before:
+            signal.signal(number, handler)
         clear()

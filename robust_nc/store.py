@@ -51,6 +51,47 @@ def verdict_log(out: Path, cell: str, which: str) -> Path:
     return out / "cache" / f"{cell}-{which}.jsonl"
 
 
+def part_log(out: Path, cell: str, which: str, start: int, stop: int) -> Path:
+    """Path of the log of a verdict on test images `start` to `stop` alone."""
+    return out / "cache" / f"{cell}-{which}-{start}-{stop}.jsonl"
+
+
+def part_logs(out: Path, cell: str, which: str) -> dict[tuple[int, int], Path]:
+    """Find the logs of parts of a verdict, by their first image and the one behind their last.
+
+    >>> part_logs(Path("nowhere"), "00ff", "best")
+    {}
+    """
+    found = {}
+    for path in (out / "cache").glob(f"{cell}-{which}-*-*.jsonl"):
+        start, stop = path.stem.split("-")[-2:]
+        if start.isdecimal() and stop.isdecimal():
+            found[int(start), int(stop)] = path
+    return dict(sorted(found.items()))
+
+
+def geometry_path(out: Path, cell: str) -> Path:
+    """Path of a cell's geometry until the record is written."""
+    return out / "cache" / f"{cell}-geometry.parquet"
+
+
+def seconds_path(out: Path, cell: str) -> Path:
+    """Path of the note on how long a cell's training took, until the record is written."""
+    return out / "cache" / f"{cell}-train.json"
+
+
+def caches(out: Path, cell: str) -> tuple[Path, ...]:
+    """Find what the stages of a cell have left for the record."""
+    found = (out / "cache").glob(f"{cell}-*")
+    return tuple(sorted(path for path in found if path.suffix in (".jsonl", ".json", ".parquet")))
+
+
+def remove_caches(out: Path, cell: str) -> None:
+    """Remove what the stages of a cell left, damaged ends of logs as well."""
+    for path in [*caches(out, cell), *(out / "cache").glob(f"{cell}-*.damaged")]:
+        remove_file(path)
+
+
 def read_all(root: Path) -> "list[Stored]":
     """Read every record under a folder (or the one record that `root` is), sorted by path.
 

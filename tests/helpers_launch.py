@@ -3,9 +3,11 @@
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from robust_nc.exceptions import InputError
+from robust_nc import stopping
+from robust_nc.exceptions import InputError, StoppedError
 
 
 def double(number: int, *, report: Callable[[Any], None]) -> int:
@@ -39,5 +41,43 @@ def leave(*, report: Callable[[Any], None]) -> None:
 
 
 def sleep_long(*, report: Callable[[Any], None]) -> None:
+    report(os.getpid())
+    time.sleep(300)
+
+
+def die_at_first(number: int, times: int, note: Path, *, report: Callable[[Any], None]) -> int:
+    """End its own process with a signal, `times` times; later say how often it was begun."""
+    with note.open("a") as file:
+        file.write("begun\n")
+    begun = len(note.read_text().splitlines())
+    if begun <= times:
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+    return begun
+
+
+def work_until_told(note: Path, *, report: Callable[[Any], None]) -> None:
+    """Work until a wish to stop is heeded, and leave a note as what was saved."""
+    report(os.getpid())
+    try:
+        while True:
+            stopping.heed()
+            time.sleep(0.01)
+    except StoppedError:
+        time.sleep(0.3)  # saving takes a while: nobody may be ended meanwhile
+        note.write_text("saved")
+        raise
+
+
+def told_once(note: Path, *, report: Callable[[Any], None]) -> str:
+    """Work until told to stop, the first time; the second time go on from the note."""
+    if note.exists():
+        return note.read_text()
+    work_until_told(note, report=report)
+    return "never"
+
+
+def work_deaf(*, report: Callable[[Any], None]) -> None:
+    """Work on, whatever is asked."""
     report(os.getpid())
     time.sleep(300)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from robust_nc.cli import main
 from robust_nc.record import Record, read_record
 from robust_nc.runner import Hooks
+from robust_nc.store import NOT_RECORDS
 from robust_nc.suite import Suite, read_suite
 
 TINY = """
@@ -131,7 +132,7 @@ def records(out: Path) -> dict[str, Record]:
     found = {}
     for path in out.rglob("*.json"):
         json.loads(path.read_text())
-        if "checkpoints" not in path.parts:
+        if not NOT_RECORDS & set(path.relative_to(out).parts):
             stored = read_record(path)
             assert len(stored.rows())
             found[stored.record.cell] = stored.record
@@ -139,6 +140,7 @@ def records(out: Path) -> dict[str, Record]:
 
 
 def times(out: Path, pattern: str) -> dict[str, int]:
-    """When files were written; hidden ones, such as the lock, are left out."""
+    """When files were written; hidden ones, such as the lock, and caches are left out."""
     paths = [path for path in out.rglob(pattern) if not path.name.startswith(".")]
+    paths = [path for path in paths if path.parent.name != "cache"]
     return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in paths}

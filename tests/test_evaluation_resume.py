@@ -306,23 +306,6 @@ def test_a_full_place_is_a_storage_error_and_leaves_nothing_half(
     assert differences(finished[0], judged(log)) == []
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"{}\n",
-        b'{"turn": 0, "warnings": {}, "tensors": [{"dtype": "int64"}]}\n',
-        b'{"turn": 0, "tensors": [{"dtype": "int64", "shape": [1], "data": "eA=="}]}\n',
-    ],
-)
-def test_a_damaged_line_is_named(
-    line: bytes, tmp_path: Path, finished: tuple[Outcome, list[bytes]]
-) -> None:
-    log = tmp_path / "log.jsonl"
-    log.write_bytes(finished[1][0] + line)
-    with pytest.raises(RecordError, match=r"line 2 of the log .*log\.jsonl is damaged"):
-        judged(log)
-
-
 def test_lines_go_to_the_disk_once_a_second(tmp_path: Path, monkeypatch) -> None:
     now = [100.0]
     monkeypatch.setattr("robust_nc.evaluation_log.time.monotonic", lambda: now[0])
@@ -342,16 +325,3 @@ def test_lines_go_to_the_disk_once_a_second(tmp_path: Path, monkeypatch) -> None
     assert last.shape == (0, 2)
     assert last.dtype == torch.bool
     assert again.warnings == {"a": "b"}
-
-
-def test_damage_before_the_last_line_is_named_and_nothing_is_cut(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    with open_log(path, lambda: "name") as log:
-        for turn in range(3):
-            log.put(turn, (torch.arange(2),), {})
-    lines = path.read_bytes().splitlines(keepends=True)
-    damaged = b"".join([lines[0], b"x" + lines[1], *lines[2:]])
-    path.write_bytes(damaged)
-    with pytest.raises(RecordError, match=r"line 2 of the log .* is damaged"):
-        open_log(path, lambda: "name")
-    assert path.read_bytes() == damaged

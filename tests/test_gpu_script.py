@@ -10,6 +10,7 @@ import pytest
 from robust_nc.benchmarks.gpu import cell as script
 from robust_nc.benchmarks.gpu.speed import compare_steps
 from robust_nc.cell import CellEvent
+from robust_nc.evidence.verifying import verify
 from robust_nc.exceptions import ConfigError
 from robust_nc.files import sha256_of
 from robust_nc.naming import training_id
@@ -173,10 +174,39 @@ def test_a_mistake_is_one_sentence_and_a_code(monkeypatch, capsys):
 def test_all_checkpoints_go_on_elsewhere(tmp_path, suite):
     cells, work, out = [suite.cells[5]], tmp_path / "work", tmp_path / "out"
     assert not script.work_through(cells, suite, work, _EndsIn(3), reserve=0)
-    script.bring(cells, work, out, keep="all")
+    script.bring(cells, work, out, keep="all", evidence=frozenset())
     assert epochs_saved(out, cells[0].config) == 2
     assert script.work_through(cells, suite, out, script.Clock(math.inf), reserve=0)
     assert read_all(out)[0].record.objective == "pgd"
+
+
+def test_evidence_comes_of_one_cell_of_each_model_first(suite):
+    def places(count):
+        found = script.with_evidence(suite, count)
+        return [place for place, cell in enumerate(suite.cells) if cell.id in found]
+
+    assert (places(None), places(0)) == (list(range(8)), [])
+    assert places(4) == [0, 2, 4, 6]
+    assert places(5) == [0, 1, 2, 4, 6]
+    with pytest.raises(ConfigError, match="--evidence must be at least 0, found -1"):
+        script.with_evidence(suite, -1)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_evidence_that_was_left_behind_is_named_in_one_sentence(tmp_path, suite, count):
+    cells, work, out = [suite.cells[0]], tmp_path / "work", tmp_path / "out"
+    assert script.work_through(cells, suite, work, script.Clock(math.inf), reserve=0)
+    evidence = script.with_evidence(suite, count)
+    script.bring(cells, work, out, keep="records", evidence=evidence)
+    (stored,) = read_all(out)
+    assert stored.record.evidence is not None
+    assert stored.path.with_suffix(".evidence").is_file() == bool(count)
+    found = verify(stored, examples=None, model=None)
+    assert not found.wrong
+    digest = f"SHA-256 {stored.record.evidence.sha256[:16]}"
+    missing = [reason for reason in found.unchecked if "is not beside it" in reason]
+    assert len(missing) == 1 - count
+    assert all(digest in reason for reason in missing)
 
 
 def test_speeds_are_json_of_every_combination(monkeypatch, capsys):

@@ -13,6 +13,7 @@ import math
 import statistics
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -125,6 +126,8 @@ def work_through(
     A cell whose training is done waits for a later call if less than `reserve` is left.
     """
     for cell in _missing(cells, suite, work):
+        if clock.left <= 0:
+            return False
         say(f"{cell.model} seed {cell.config.seed}, cell {cell.id}")
         clock.start()
         try:
@@ -150,13 +153,34 @@ def _missing(cells: list[Cell], suite: Suite, work: Path) -> list[Cell]:
     return [cell for cell in cells if cell.id in absent]
 
 
-def bring(cells: list[Cell], work: Path, out: Path, *, keep: Keep) -> None:
-    """Copy records, rows and training logs, and with `keep` weights, in the layout of a run."""
+def with_evidence(suite: Suite, count: int | None) -> frozenset[str]:
+    """Return the cells whose evidence is brought: `count` of the suite (None: all).
+
+    One cell of each model, in the order of the suite, then the second of each, and so on.
+    """
+    if count is not None and count < 0:
+        raise ConfigError(f"--evidence must be at least 0, found {count}")
+    seen: Counter[str] = Counter()
+    turns = []
+    for place, cell in enumerate(suite.cells):
+        turns.append((seen[cell.model], place, cell.id))
+        seen[cell.model] += 1
+    return frozenset(name for _, _, name in sorted(turns)[:count])
+
+
+def bring(
+    cells: list[Cell], work: Path, out: Path, *, keep: Keep, evidence: frozenset[str]
+) -> None:
+    """Copy records, rows and training logs, and with `keep` weights, in the layout of a run.
+
+    Evidence of cells that are not in `evidence` stays behind: their records name its SHA-256.
+    """
     for cell in cells:
         folder = checkpoint_folder(work, training_id(cell.config))
         path = record_path(work, cell.model, cell.id)
-        wanted = [rows_path(work, cell.model, cell.id), evidence_path(path), path]
-        wanted = wanted if path.is_file() else []
+        wanted = [rows_path(work, cell.model, cell.id)]
+        wanted += [evidence_path(path)] * (cell.id in evidence)
+        wanted = [*wanted, path] if path.is_file() else []
         wanted.append(folder / "log.jsonl")
         if keep == "all":
             wanted += sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json"))
@@ -208,6 +232,9 @@ class Options:
     """Where cells are made, with their checkpoints (default: out/<suite>)."""
     keep: Keep = "records"
     """Also copy the best weights (best), or all checkpoints, to go on elsewhere (all)."""
+    evidence: int | None = None
+    """Copy the evidence of so many records of the suite only, one of each model first; the others
+    name theirs by its SHA-256 (default: of all)."""
     minutes: float = math.inf
     """Stop before this many minutes have passed."""
     reserve: float = 3.0
@@ -233,11 +260,12 @@ def run(options: Options) -> int:
         head=options.head,
         seed=options.seed,
     )
+    evidence = with_evidence(suite, options.evidence)
     work = options.work or Path("out") / suite.name
     say(conditions())
     done = work_through(cells, suite, work, clock, reserve=60 * options.reserve)
     if options.out and options.out.resolve() != work.resolve():
-        bring(cells, work, options.out, keep=options.keep)
+        bring(cells, work, options.out, keep=options.keep, evidence=evidence)
     print(progress(cells, work))
     if not done:
         say("time is up; the same call goes on from the checkpoint")

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from robust_nc.acceleration import Precision
+from robust_nc.benchmarks.gpu.passes import CLASSES, SHAPE, Way
 from robust_nc.benchmarks.races.timing import spread_of
 from robust_nc.config import Component, RunConfig, plain, read
 from robust_nc.data.base import numbered
@@ -27,7 +29,6 @@ OBJECTIVES = (
     Component(name="standard"),
     Component(name="pgd", options={"steps": 10, "step_size": "2/255"}),
 )
-SHAPE, CLASSES = (3, 32, 32), 10
 
 
 def compare_steps(
@@ -44,9 +45,11 @@ def compare_steps(
     all in channels_last. A row that fails has an `error` in place of its numbers.
     """
     rows = []
-    grid = itertools.product(OBJECTIVES, ("bf16", "float32"), compiled)
+    precisions: tuple[Precision, ...] = ("bf16", "float32")
+    grid = itertools.product(OBJECTIVES, precisions, compiled)
     for objective, precision, compile_ in grid:
-        config = _config(objective, precision, compile_, backbone, batch_size, repeats + 1)
+        way = Way(backbone, batch_size, precision, channels_last=True, compiled=compile_)
+        config = training_config(objective, way, epochs=repeats + 1)
         row = {
             "objective": objective.name,
             "precision": precision,
@@ -72,43 +75,45 @@ def compare_steps(
 
 def _speeds(config: RunConfig, steps: int) -> list[float]:
     """Images per second of every epoch, as the training log says."""
-    device = default_device()
-    source = torch.Generator().manual_seed(0)
-    count = steps * config.train.batch_size
-    images = torch.randint(256, (count, *SHAPE), generator=source, dtype=torch.uint8)
-    labels = torch.randint(CLASSES, (count,), generator=source)
-    batches = Batches(
-        numbered(images, labels),
-        batch_size=config.train.batch_size,
-        device=device,
-        augment=config.data.augment,
-    )
-    model = build_model(config.model).to(device)
+    batches = random_batches(config, steps, SHAPE)
+    model = build_model(config.model).to(default_device())
     torch.compiler.reset()
     fitted = Trainer(model, build_objective(config), batches, config.train, seed=0).fit()
     return [row["images_per_second"] for row in fitted.history]
 
 
-def _config(
-    objective: Component,
-    precision: str,
-    compiled: bool,
-    backbone: str,
-    batch_size: int,
-    epochs: int,
-) -> RunConfig:
+def random_batches(config: RunConfig, steps: int, shape: tuple[int, int, int]) -> Batches:
+    """Return `steps` batches per epoch of random images that lie on the device, augmented."""
+    source = torch.Generator().manual_seed(0)
+    count = steps * config.train.batch_size
+    images = torch.randint(256, (count, *shape), generator=source, dtype=torch.uint8)
+    labels = torch.randint(CLASSES, (count,), generator=source)
+    return Batches(
+        numbered(images, labels),
+        batch_size=config.train.batch_size,
+        device=default_device(),
+        augment=config.data.augment,
+    )
+
+
+def training_config(objective: Component, way: Way, *, epochs: int) -> RunConfig:
+    """Return the configuration of a training with an objective that computes in a way."""
     values = {
         "data": {"augment": ["crop", "flip"]},
-        "model": {"backbone": backbone, "num_classes": CLASSES, "image_shape": list(SHAPE)},
+        "model": {
+            "backbone": way.backbone,
+            "num_classes": CLASSES,
+            "image_shape": list(way.image_shape),
+        },
         "train": {
             "objective": plain(objective),
             "epochs": epochs,
-            "batch_size": batch_size,
+            "batch_size": way.batch_size,
             "lr": 0.01,
             "schedule": "constant",
-            "precision": precision,
-            "channels_last": True,
-            "compile": compiled,
+            "precision": way.precision,
+            "channels_last": way.channels_last,
+            "compile": way.compiled,
         },
     }
     return read(RunConfig, values)

@@ -12,6 +12,7 @@ batch, and of exact NC1 of many classes in many dimensions. `nc1`: exact NC1 aga
 
 import multiprocessing
 import statistics
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -69,7 +70,14 @@ def measure_all(
     return {tap: collapse(found) for tap, found in moments.items()}
 
 
-def contest(model: Classifier, split: Split, *, batch_size: int, repeats: int) -> list[Timing]:
+def contest(
+    model: Classifier,
+    split: Split,
+    *,
+    batch_size: int,
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Timing]:
     """Race `forward` and `measured` over a split; one batch of each is done before, untimed."""
     device = next(model.parameters()).device
     batches = Batches(split, batch_size=batch_size, device=device)
@@ -84,7 +92,7 @@ def contest(model: Classifier, split: Split, *, batch_size: int, repeats: int) -
         "forward": lambda: forward_all(model, pairs()),
         "measured": lambda: measure_all(model, pairs(), feature="gap"),
     }
-    return race(contestants, repeats=repeats, warmups=0)
+    return race(contestants, repeats=repeats, warmups=0, clock=clock)
 
 
 def random_batches(

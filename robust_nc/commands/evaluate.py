@@ -17,6 +17,7 @@ from robust_nc.appraisal.appraise import Event, Request, appraise
 from robust_nc.appraisal.card import read_card
 from robust_nc.appraisal.telling import verdict_text
 from robust_nc.commands.bars import Screen
+from robust_nc.commands.ending import heeding
 from robust_nc.record import Stored
 from robust_nc.threat import Ball, parse_eps
 
@@ -45,7 +46,8 @@ def evaluate_command(asked: Asked, stderr: Console) -> int:
     """Judge a model, show the verdict, and return the exit code."""
     say = partial(stderr.print, markup=False, highlight=False, soft_wrap=True)
     request = _request(asked)
-    try:
+
+    def judge() -> int:
         # The code of a model may print; stdout is for the verdict.
         with contextlib.redirect_stdout(sys.stderr), Screen(stderr) as screen:
             found = appraise(request, tell=screen.line, report=screen.event)
@@ -57,9 +59,8 @@ def evaluate_command(asked: Asked, stderr: Console) -> int:
             page = _page(found.stored, screen)
         print(verdict_text(found.stored, page=page, root=asked.root))
         return 0
-    except KeyboardInterrupt:
-        say(f"interrupted; nothing finished is lost. Go on with: {_command(asked)}")
-        return 130
+
+    return heeding(judge, _command(asked), say)
 
 
 def _request(asked: Asked) -> Request:

@@ -3,44 +3,82 @@
 import functools
 import shlex
 from pathlib import Path
-from typing import Self
+from typing import Literal, NamedTuple, Self
 
 from rich.console import Console
 from rich.progress import TaskID
 
+from robust_nc import stopping
 from robust_nc.cell import CellEvent, CellResult
 from robust_nc.claims.reading import holds_claims, read_claims
+from robust_nc.cluster.settings import ClusterSettings
 from robust_nc.commands.bars import bars
 from robust_nc.commands.claims import claims_command
-from robust_nc.exceptions import ConfigError
+from robust_nc.commands.ending import heeding
+from robust_nc.exceptions import ConfigError, StoppedError
+from robust_nc.ranks.fleet import Ranks
+from robust_nc.ranks.joining import joined, started
 from robust_nc.record import read_record
 from robust_nc.report.table import format_table, leaderboard
-from robust_nc.runner import Hooks, Overwrite, run_suite
+from robust_nc.runner import Hooks, Overwrite, SuiteReport, run_suite
 from robust_nc.store import record_path
 from robust_nc.suite import Cell, Suite, read_suite
 
 
-def run_command(
-    name: str,
-    out: Path | None,
-    overwrite: Overwrite,
-    workers: int | None,
-    root: Path | None,
-    stderr: Console,
-) -> int:
-    """Run a suite, or the suites of claims, show what came of it, and return the exit code."""
-    if workers is not None and workers < 1:
-        raise ConfigError(f"--workers must be at least 1, found {workers}")
-    again = _command(name, out, workers, root)
+class Asked(NamedTuple):
+    """What `robust-nc run` was asked: the suite's name, and its options as they were given."""
+
+    name: str
+    out: Path | None = None
+    overwrite: Overwrite = "only-missing"
+    workers: int | None = None
+    root: Path | None = None
+    engine: Literal["local", "ray"] = "local"
+    address: str | None = None
+    gpus: float | None = None
+    shards: int | None = None
+
+
+def run_command(asked: Asked, stderr: Console) -> int:
+    """Run a suite, or the suites of claims, show what came of it, and return the exit code.
+
+    Under torchrun the first process does so, and the others help.
+    """
+    if not started():
+        return _drive(asked, stderr, None)
+    if asked.engine == "ray" or asked.workers is not None:
+        raise ConfigError(
+            "torchrun says how many processes there are; leave out --engine and --workers"
+        )
+    with joined() as ranks:
+        if ranks.rank:
+            with stopping.on_sigterm():
+                return ranks.follow()
+        return _drive(asked, stderr, ranks)
+
+
+def _drive(asked: Asked, stderr: Console, ranks: Ranks | None) -> int:
+    if asked.workers is not None and asked.workers < 1:
+        raise ConfigError(f"--workers must be at least 1, found {asked.workers}")
+    name, out, cluster, again = asked.name, asked.out, _cluster(asked), _command(asked)
     say = functools.partial(stderr.print, markup=False, soft_wrap=True)
 
     def carry_out(suite: Suite, place: Path, *, table: bool) -> int:
+        stopping.heed()
         say(f"{suite.name}: {len(suite.cells)} cells into {place}")
         with Screen(suite, stderr) as screen:
-            hooks = Hooks(screen.event, screen.result, screen.error)
             report = run_suite(
-                suite, place, hooks=hooks, overwrite=overwrite, workers=workers, root=root
+                suite,
+                place,
+                hooks=Hooks(screen.event, screen.result, screen.error, screen.retry),
+                overwrite=asked.overwrite,
+                workers=asked.workers,
+                root=asked.root,
+                cluster=cluster,
+                ranks=ranks,
             )
+        if stopping.wished() or report.stopped:
+            _tell_stopped(suite, report)
         if table and (report.kept or report.made):
             print(_table(suite, place))
         say(f"{len(report.made)} cells made, {report.kept} kept, {len(report.failed)} failed")
@@ -51,23 +89,51 @@ def run_command(
             say(f"try the failed cells again with: {again}")
         return 1 if report.failed or report.absent else 0
 
-    try:
+    def carry_out_all() -> int:
         if holds_claims(name):
             claims = read_claims(name)
             run = functools.partial(carry_out, table=False)
             return claims_command(claims, out or Path("out") / claims.name, run, say)
         suite = read_suite(name)
         return carry_out(suite, out or Path("out") / suite.name, table=True)
-    except KeyboardInterrupt:
-        say(f"interrupted; nothing finished is lost. Go on with: {again}")
-        return 130
+
+    return heeding(carry_out_all, again, say)
 
 
-def _command(name: str, out: Path | None, workers: int | None, root: Path | None) -> str:
+def _tell_stopped(suite: Suite, report: SuiteReport) -> None:
+    """End a run that was asked to stop, unless all was done when it was."""
+    under_way = len(report.stopped)
+    ended = report.kept + len(report.made) + len(report.failed)
+    left = len(suite.cells) - ended - under_way
+    if under_way or left:
+        raise StoppedError(
+            f"stopped as asked with {ended} of {len(suite.cells)} cells done, {under_way} under "
+            f"way (each goes on from its last save) and {left} not begun; go on with"
+        )
+
+
+def _cluster(asked: Asked) -> ClusterSettings | None:
+    """Say what is asked of a cluster; refuse its options where the engine is another."""
+    if asked.engine == "ray":
+        return ClusterSettings(
+            address=asked.address, slots=asked.workers, gpus=asked.gpus, shards=asked.shards
+        )
+    for option in ("address", "gpus", "shards"):
+        if getattr(asked, option) is not None:
+            raise ConfigError(f"--{option} is for a cluster; add --engine ray, or leave it out")
+    return None
+
+
+def _command(asked: Asked) -> str:
     """Say what to type to go on: always without --overwrite, or finished cells would be lost."""
-    options = {"--out": out, "--workers": workers, "--root": root}
-    given = [str(part) for pair in options.items() if pair[1] is not None for part in pair]
-    return shlex.join(["robust-nc", "run", name, *given])
+    options = asked._replace(overwrite="only-missing")._asdict()
+    given = [
+        text
+        for option, default in Asked._field_defaults.items()
+        if options[option] != default
+        for text in (f"--{option}", str(options[option]))
+    ]
+    return shlex.join(["robust-nc", "run", asked.name, *given])
 
 
 def _name(cell: Cell) -> str:
@@ -116,6 +182,13 @@ class Screen:
         """Say why a cell failed."""
         self._drop(cell)
         self._line(f"{self._names[cell]} failed: {message}")
+
+    def retry(self, cell: str, message: str) -> None:
+        """Say why a cell is tried again."""
+        self._drop(cell)
+        self._progress.console.print(
+            f"{self._names[cell]}: {message}", markup=False, soft_wrap=True
+        )
 
     def _drop(self, cell: str) -> None:
         if cell in self._tasks:

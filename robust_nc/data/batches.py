@@ -71,14 +71,14 @@ class Batches:
         """Batches per training epoch."""
         return len(self._starts())
 
-    def epoch(self, index: int) -> Iterator[Batch]:
-        """Yield the shuffled, augmented batches of one epoch.
+    def epoch(self, index: int, *, first: int = 0) -> Iterator[Batch]:
+        """Yield the shuffled, augmented batches of one epoch, from the `first` (from 0) on.
 
         A trailing batch of a single example is left out, since batch norm cannot normalise it.
         """
         order = torch.randperm(self.num_examples, generator=generator(self.seed, "order", index))
         order = order.to(self._split.labels.device)
-        for start in self._starts():
+        for start in self._starts()[first:]:
             chosen = self._split.at(order[start : start + self.batch_size])
             yield Batch(to_unit(self._augmented(chosen, index)), chosen.labels, chosen.ids)
 

@@ -13,6 +13,7 @@ the network's attacked prediction.
 (0.5, [0.75, 0.0], 0.0)
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,8 @@ from robust_nc.geometry.landing import (
     row_entropies,
 )
 from robust_nc.geometry.moments import blocks
+from robust_nc.geometry.nearest import Centred
+from robust_nc.geometry.portable import Portable
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,12 +116,13 @@ _NOTES = {
 }
 
 
-class LeapMeter:
+class LeapMeter(Portable):
     """Accumulates leaps against vertices `(K, D)`; a class without a vertex is a row of NaN."""
 
     def __init__(self, vertices: Tensor) -> None:
         self.vertices = as_vertices(vertices)
         self._frame = make_frame(self.vertices)
+        self._bare = False
         self._rows: list[Row] = []
         self._destined = False
         self._predicted = False
@@ -137,6 +141,8 @@ class LeapMeter:
         `destinations` (n,): targets, or attacked predictions. `flipped` (n,) bool: whether the
         network's prediction changed.
         """
+        if self._bare:
+            raise InputError("a bare meter has no vertices; it can be merged and read only")
         groups, dim = self.vertices.shape
         check_features(clean, "clean", dim=dim)
         check_features(attacked, "attacked", dim=dim)
@@ -168,14 +174,32 @@ class LeapMeter:
 
     def merge(self, other: "LeapMeter") -> "LeapMeter":
         """Append what another meter of the same vertices has seen; in place, returns self."""
-        theirs = other.vertices.to(self.vertices.device)
-        if not torch.equal(self.vertices.nan_to_num(), theirs.nan_to_num()):
+        if not self._same(other):
             raise InputError("cannot merge leaps measured against different vertices")
         device = self.vertices.device
         self._rows += [Row(*(column.to(device) for column in row)) for row in other._rows]
         self._destined |= other._destined
         self._predicted |= other._predicted
         return self
+
+    def _same(self, other: "LeapMeter") -> bool:
+        """Whether the vertices are the same, or, where one has left them, what is between them."""
+        if not self._bare and not other._bare:
+            theirs = other.vertices.to(self.vertices.device)
+            return torch.equal(self.vertices.nan_to_num(), theirs.nan_to_num())
+        own, theirs = self._frame.squared, other._frame.squared.to(self._frame.squared.device)
+        return own.shape == theirs.shape and torch.allclose(own, theirs, equal_nan=True)
+
+    def bare(self) -> "LeapMeter":
+        """Return what was seen, without the vertices."""
+        twin = copy.copy(self)
+        twin._bare, twin._rows = True, list(self._rows)
+        twin.vertices = self.vertices[:, :0].clone()
+        centred = self._frame.centred
+        twin._frame = self._frame._replace(
+            centred=Centred(centred.shift[:0].clone(), centred.rows[:, :0].clone(), centred.bias)
+        )
+        return twin
 
     def compute(self) -> Leaps:
         """Return the measures of everything seen."""

@@ -20,6 +20,7 @@ from robust_nc.checks import check_labels
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.groups import Groups
 from robust_nc.geometry.inputs import as_features
+from robust_nc.geometry.portable import Portable
 
 __all__ = ["Groups", "Moments", "Shifted", "blocks"]
 
@@ -44,6 +45,10 @@ class Shifted:
     def __init__(self) -> None:
         self._scratch: Tensor | None = None
 
+    def __getstate__(self) -> dict[str, None]:
+        """Leave the memory behind where it is pickled or copied."""
+        return {"_scratch": None}
+
     def pieces(self, features: Tensor, shift: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield rows, and `features[rows] - shift` on the device of the shift `(D,)`."""
         for rows in blocks(*features.shape):
@@ -54,7 +59,7 @@ class Shifted:
             yield rows, torch.sub(part, shift, out=scratch[: len(part)])
 
 
-class Moments:
+class Moments(Portable):
     """Counts, sums and sums of squares of features `(n, D)` in groups 0..K-1.
 
     `device` None: that of the first features. Groups of fewer than two examples are left out of

@@ -6,6 +6,7 @@
 [0, 1]
 """
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from robust_nc.checks import check_labels
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.inputs import check_features
 from robust_nc.geometry.moments import Moments, blocks
+from robust_nc.geometry.portable import Portable
 from robust_nc.types import Features, Labels, Vertices
 
 
@@ -80,7 +82,7 @@ def leave_one_out(
     return logits - change
 
 
-class NearestMeter:
+class NearestMeter(Portable):
     """Counts where the nearest vertex is the label (`ncc`) or not what the network says (`nc4`).
 
     `leave_one_out` is for features that the moments have seen: then `ncc` leaves each example out
@@ -88,7 +90,7 @@ class NearestMeter:
     """
 
     def __init__(self, moments: Moments, *, leave_one_out: bool) -> None:
-        self._centred = centre(moments.means)
+        self._centred: Centred | None = centre(moments.means)
         self._counts = moments.counts.double()
         self._present = moments.keep
         self._leave_one_out = leave_one_out
@@ -98,17 +100,20 @@ class NearestMeter:
         self, features: Tensor, labels: Tensor, *, predictions: Tensor | None = None
     ) -> None:
         """Add features `(n, D)`, labels `(n,)` and, for `nc4`, the network's predictions `(n,)`."""
-        groups, dim = self._centred.rows.shape
+        centred = self._centred
+        if centred is None:
+            raise InputError("a bare meter has no vertices; it can be merged and read only")
+        groups, dim = centred.rows.shape
         check_features(features, dim=dim)
-        device = self._centred.rows.device
+        device = centred.rows.device
         labels = check_labels(labels, len(features), groups, what="labels").to(device)
         if predictions is not None:
             predictions = check_labels(predictions, len(features), what="predictions").to(device)
         if not bool(self._present.any()):
             return
         for rows in blocks(len(features), dim, scale=4):
-            shifted = features[rows].detach().to(device) - self._centred.shift
-            logits = shifted @ self._centred.rows.T + self._centred.bias
+            shifted = features[rows].detach().to(device) - centred.shift
+            logits = shifted @ centred.rows.T + centred.bias
             if predictions is not None:
                 self._compared += len(logits)
                 self._differ += int((logits.argmax(1) != predictions[rows]).sum())
@@ -133,6 +138,12 @@ class NearestMeter:
         self._compared += other._compared
         self._differ += other._differ
         return self
+
+    def bare(self) -> "NearestMeter":
+        """Return what was counted, without the vertices."""
+        twin = copy.copy(self)
+        twin._centred = None
+        return twin
 
     @property
     def counted(self) -> tuple[int, int]:

@@ -14,8 +14,9 @@ mu_G, Sigma_B = V S^2 V^T / K', so Tr(Sigma_W Sigma_B^+) = (K'/N) sum_i |S^-1 V^
 0.125
 """
 
+import copy
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float64
@@ -26,6 +27,7 @@ from robust_nc.exceptions import InputError
 from robust_nc.geometry.groups import Groups
 from robust_nc.geometry.inputs import check_features
 from robust_nc.geometry.moments import Moments, Shifted
+from robust_nc.geometry.portable import Portable
 from robust_nc.geometry.span import Span
 
 _EPS = torch.finfo(torch.float64).eps
@@ -129,12 +131,13 @@ class Pieced(NamedTuple):
         return all(torch.allclose(one, two.to(one.device)) for (_, one), (_, two) in pairs)
 
 
-class Projection:
+class Projection(Portable):
     """Accumulates |S^-1 V^T (h - mu_g)|^2 per group, with means that are known before.
 
     With the moments of the same data this gives `nc1`; with those of clean train data and
     features from elsewhere, `nc1_cleanref`. Examples of groups that have no mean are skipped.
     For K' > 100 and D > 4,096 the means stay where they are, and the moments must not change.
+    `rank` is the numerical rank of the centred means, at most K'-1.
     """
 
     def __init__(self, moments: Moments) -> None:
@@ -156,7 +159,8 @@ class Projection:
     def _prepare(self, groups: Groups, source: Moments | None = None) -> None:
         self.num_groups, self.dim = len(groups.kept), groups.table.shape[1]
         gram = by_gram(self.num_groups, self.dim)
-        self._whitening = Pieced.of(groups) if gram else Thin.of(groups)
+        self._whitening: Pieced | Thin | None = Pieced.of(groups) if gram else Thin.of(groups)
+        self.rank = self._whitening.rank
         self._source = source if gram else None
         self._edition = source.edition if source is not None else 0
         device = groups.table.device
@@ -164,11 +168,6 @@ class Projection:
         self._place[groups.kept] = torch.arange(self.num_groups, device=device)
         self._sums = torch.zeros(groups.num_labels, dtype=torch.float64, device=device)
         self._counts = torch.zeros_like(self._place)
-
-    @property
-    def rank(self) -> int:
-        """Numerical rank of the centred means, at most K'-1."""
-        return self._whitening.rank
 
     @property
     def count(self) -> int:
@@ -179,6 +178,8 @@ class Projection:
         """Add features `(n, D)` with their groups `(n,)`."""
         check_features(features, dim=self.dim)
         groups = check_labels(groups, len(features), len(self._place), what="groups")
+        if self._whitening is None:
+            raise InputError("a bare projection has no means; it can be merged and read only")
         if not self.num_groups:
             return
         self._check_source()
@@ -199,11 +200,35 @@ class Projection:
 
     def merge(self, other: "Projection") -> "Projection":
         """Add what another accumulator with the same means has seen; in place, returns self."""
-        if not self._whitening.same(other._whitening):
+        if not self._same(other):
             raise InputError("cannot merge projections onto different class means")
         self._sums += other._sums.to(self._sums.device)
         self._counts += other._counts.to(self._counts.device)
         return self
+
+    def _same(self, other: "Projection") -> bool:
+        """Whether the means are the same, as far as both still have them."""
+        sizes = ((each.num_groups, each.dim, each.rank, len(each._sums)) for each in (self, other))
+        if self._whitening is None or other._whitening is None:
+            return next(sizes) == next(sizes)
+        return self._whitening is other._whitening or self._whitening.same(other._whitening)
+
+    def fresh(self) -> "Projection":
+        """Return a projection onto the same means that has seen nothing."""
+        twin = copy.copy(self)
+        twin._sums, twin._counts = torch.zeros_like(self._sums), torch.zeros_like(self._counts)
+        return twin
+
+    def bare(self) -> "Projection":
+        """Return the sums without the means: they can be merged and read only."""
+        twin = copy.copy(self)
+        twin._sums, twin._counts = self._sums.clone(), self._counts.clone()
+        twin._whitening = twin._source = None
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the moments behind that the means came from."""
+        return super().__getstate__() | {"_source": None}
 
     def nc1(self) -> float | None:
         """Tr(Sigma_W Sigma_B^+) / K'; None without examples or where the means coincide."""

@@ -11,20 +11,26 @@ from torch import Tensor
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.inputs import check_features
 from robust_nc.geometry.moments import Groups, Moments, blocks
+from robust_nc.geometry.portable import Portable
 
 MAX_DIM = 2048
 EXAMPLES_PER_DIM = 10
 
 
-class TotalScatter:
-    """Sum of (h - s)(h - s)^T in float64 around a shift s; holds nothing where D > 2,048."""
+class TotalScatter(Portable):
+    """Sum of (h - s)(h - s)^T in float64 around a shift s; holds nothing where D > 2,048.
 
-    def __init__(self, dim: int) -> None:
+    Nor where `expected`, the number of examples that there will be, is too few for `vci`: then it
+    only counts them.
+    """
+
+    def __init__(self, dim: int, *, expected: int | None = None) -> None:
         self.dim = dim
         self.count = 0
+        self._holds = dim <= MAX_DIM and (expected is None or expected >= EXAMPLES_PER_DIM * dim)
         self._shift: Tensor | None = None
         self._sums = torch.zeros(dim, dtype=torch.float64)
-        self._outer = torch.zeros(*(2 * [dim if dim <= MAX_DIM else 0]), dtype=torch.float64)
+        self._outer = torch.zeros(*(2 * [dim if self._holds else 0]), dtype=torch.float64)
 
     @property
     def reason(self) -> str | None:
@@ -41,7 +47,8 @@ class TotalScatter:
     def update(self, features: Tensor) -> None:
         """Add features `(n, D)`."""
         check_features(features, dim=self.dim)
-        if self.dim > MAX_DIM or not len(features):
+        self.count += len(features)
+        if not self._holds or not len(features):
             return
         features = features.detach()
         if self._shift is None:
@@ -52,17 +59,19 @@ class TotalScatter:
             shifted = features[rows].to(self._outer.device) - self._shift
             self._sums += shifted.sum(0)
             self._outer.addmm_(shifted.T, shifted)
-        self.count += len(features)
 
     def merge(self, other: "TotalScatter") -> "TotalScatter":
         """Add what another accumulator has seen; in place, returns self."""
         if self.dim != other.dim:
             raise InputError(f"cannot merge scatter of dim {other.dim} into {self.dim}")
+        if self._holds != other._holds:
+            raise InputError("cannot merge a scatter that only counts with one that sums")
+        self.count += other.count
         if other._shift is None:
             return self
         if self._shift is None:
             self._sums, self._outer = other._sums.clone(), other._outer.clone()
-            self._shift, self.count = other._shift, other.count
+            self._shift = other._shift
             return self
         device = self._outer.device
         move = other._shift.to(device) - self._shift
@@ -71,7 +80,6 @@ class TotalScatter:
         self._outer += other._outer.to(device) + cross + cross.T
         self._outer += other.count * torch.outer(move, move)
         self._sums += sums + other.count * move
-        self.count += other.count
         return self
 
     def around(self, centre: Tensor, without: Tensor) -> Float64[Tensor, "d d"]:

@@ -9,92 +9,40 @@ says nothing about how robust that tap is:
 >>> model = build_model(ModelConfig(image_shape=(1, 8, 8))).eval()
 >>> images, labels = torch.rand(20, 1, 8, 8), torch.arange(20) % 10
 >>> vertices = model.tapped(images).features["block1"].detach().view(2, 10, -1).mean(0)
->>> ball = Ball("Linf", 0.1)
->>> verdict = attack_tap(model, "block1", vertices, images, labels, ball, protocol="pgd")
->>> verdict.adaptive <= verdict.transferred <= verdict.clean
-True
+>>> rows = adaptive_rows(
+...     model, {"block1": vertices}, images, labels, Ball("Linf", 0.1),
+...     taps=["block1"], feature="gap", protocol="pgd", seed=0,
+... )
+>>> [row["measure"] for row in rows]
+['robust_accuracy', 'ncc_clean', 'ncc_transferred', 'ncc_adaptive']
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from robust_nc import stopping
 from robust_nc.checks import check_images
-from robust_nc.evaluation import Outcome, evaluate
+from robust_nc.evaluation import Outcome
 from robust_nc.exceptions import InputError, unknown_name
+from robust_nc.fleet import Report, silent
+from robust_nc.grid.crew import Crew, Sent, at_work
 from robust_nc.grid.rows import Row
-from robust_nc.models.nearest_vertex import NearestVertexClassifier, nearest_vertex_classifier
+from robust_nc.grid.tap_verdicts import TRANSFER, TapVerdict, Trial, attack_tap, verdict_at
+from robust_nc.models.nearest_vertex import nearest_vertex_classifier
 from robust_nc.models.taps import module_taps, read_taps
 from robust_nc.pacing import Progress
-from robust_nc.plugins import find_protocol
-from robust_nc.runtime import device_of, full_precision, untouched
+from robust_nc.runtime import device_of
 from robust_nc.threat import Ball
 from robust_nc.types import EvaluationProtocol, Warned
 
-Report = Callable[[float, str], None]
+__all__ = ["TRANSFER", "TapVerdict", "adaptive_rows", "attack_tap", "verdict_rows"]
 
-TRANSFER = "transfer"  # `broken_by` of an example that only the network's points break
-
-_POINTS = 0.002  # share of the examples from which it counts that transfer does more
 _SAME = 1e-6  # of the size of vertices: of one set of features they differ by rounding only
 _BATCH = 256  # images at a time, to compare taps
-
-
-class TapVerdict(NamedTuple):
-    """What the nearest-vertex classifier of one tap withstands; shares of the same N examples.
-
-    `clean`: correct as they are; `transferred`: correct also at the points that were made against
-    the network; `adaptive`: that neither those points nor the attack on the classifier itself
-    breaks, the one number that says how robust the tap is. `outcome` is the worst case over both,
-    with "transfer" in `broken_by` where only the network's points break; `scale` is what the
-    logits were divided by.
-    """
-
-    clean: float
-    transferred: float
-    adaptive: float
-    outcome: Outcome
-    scale: float
-
-
-def attack_tap(
-    model: nn.Module,
-    tap: str,
-    vertices: Tensor,
-    images: Tensor,
-    labels: Tensor,
-    ball: Ball,
-    *,
-    protocol: str | EvaluationProtocol = "standard",
-    feature: str = "gap",
-    seed: int = 0,
-    ids: Tensor | None = None,
-    batch_size: int | None = None,
-    against_network: Outcome | None = None,
-    report: Callable[[Progress], None] | None = None,
-) -> TapVerdict:
-    """Attack the nearest-vertex classifier of one tap by a protocol, and by transfer.
-
-    `vertices` (K, D) are clean class means of the tap's features (`feature` "gap" or "flatten"; a
-    class without one is a row of NaN), `images` (N, C, H, W) and `labels` (N,) as for `evaluate`.
-    `against_network` is the verdict of the same protocol on the network, of the same examples in
-    the same order (None: made here); an example that the network gets wrong as it is counts with
-    the point that stands there. Logits are divided so that the median margin of `images` is 5.
-
-    Where transfer breaks more than 0.2 points beyond the classifier's own attack, the outcome's
-    warnings say `transfer-stronger`: that attack was too weak. Raises `InputError` without
-    examples, for an `against_network` of other examples, and what `evaluate` and
-    `NearestVertexClassifier` raise.
-    """
-    images = check_images(images)
-    if not len(images):
-        raise InputError("a verdict on a tap needs examples, found none")
-    trial = _Trial(images, labels, ball, protocol, seed, ids, batch_size)
-    network = trial.network(model, against_network, None)
-    classifier = nearest_vertex_classifier(model, tap, vertices, images, feature=feature)
-    return _verdict(classifier, trial, network, report)
 
 
 def adaptive_rows(
@@ -130,130 +78,126 @@ def adaptive_rows(
     images = check_images(images)
     if not len(images):
         raise InputError("a verdict on taps needs examples, found none")
-    trial = _Trial(images, labels, ball, protocol, seed, ids, batch_size)
-    stages = _Stages(report, 1 + len(taps))
-    with untouched(model), full_precision():
-        network = trial.network(model, against_network, stages.begin("output"))
-        known = {tap: vertices[tap] for tap in taps}
-        twins = _same_features(model, known, (images, network.adversarials), feature)
-        verdicts = {}
-        for tap in stages.left(dict.fromkeys(twins.values())):
-            classifier = nearest_vertex_classifier(model, tap, known[tap], images, feature=feature)
-            verdicts[tap] = _verdict(classifier, trial, network, stages.begin(tap))
-    name = protocol if isinstance(protocol, str) else protocol.name
-    common: Row = {"condition": "attacked", "split": "test", "grouping": "true", "n": len(images)}
-    common |= {"feature": feature, "attack": name, "eps": float(ball.eps)}
-    places = module_taps(model)
-    rows = [_network_row(network)]
-    for tap in taps:
+    trial = Trial(images, labels, ball, protocol, seed, ids, batch_size)
+    crew, report = Crew(model), report or silent
+    if against_network is None:
+        told = partial(_share_told, report, 0, 1 + len(taps))
+        network = crew.map(judge_network, [(trial,)], report=told)[0]
+    else:
+        network = trial.checked(against_network)
+    known = {tap: vertices[tap] for tap in taps}
+    return verdict_rows(trial, network, known, module_taps(model), feature, crew, report)
+
+
+def verdict_rows(
+    trial: Trial,
+    network: object,
+    vertices: Mapping[str, Tensor],
+    places: Sequence[str],
+    feature: str,
+    crew: Crew,
+    report: Report,
+) -> list[Row]:
+    """Make the rows of `adaptive_rows`, tap by tap; `network` is the handle of its verdict.
+
+    `places` are all taps of the model, in depth order. Raises `StoppedError` between two taps.
+    """
+    shared = crew.lend(trial)
+    compared: _Compared = crew.ask(compare_taps, shared, network, vertices, feature)
+    distinct = list(dict.fromkeys(compared.twins.values()))
+    parts = [(shared, network, tap, vertices[tap], feature) for tap in distinct]
+    told = partial(_share_told, report, 1, 1 + len(distinct))
+    verdicts = {}
+    for verdict in crew.each(judge_tap, parts, report=told):
+        verdicts[verdict.tap] = verdict
+        stopping.heed()
+    common: Row = {"condition": "attacked", "split": "test", "grouping": "true"}
+    common |= {"n": len(trial.images), "feature": feature, "attack": trial.plan.name}
+    common["eps"] = float(trial.ball.eps)
+    rows: list[Row] = [{"tap": "output", "vertices": "none", **compared.network}]
+    for tap, twin in compared.twins.items():
         place = {"tap": tap, "depth": places.index(tap) if tap in places else -1}
-        rows += [place | row for row in _tap_rows(tap, twins[tap], verdicts[twins[tap]])]
+        rows += [place | row for row in _tap_rows(tap, verdicts[twin])]
     return [common | row for row in rows]
 
 
-class _Trial(NamedTuple):
-    """What every verdict here has in common: examples, ball, protocol and draws."""
-
-    images: Tensor
-    labels: Tensor
-    ball: Ball
-    protocol: str | EvaluationProtocol
-    seed: int
-    ids: Tensor | None
-    batch_size: int | None
-
-    def judge(self, model: nn.Module, report: Callable[[Progress], None] | None) -> Outcome:
-        """Make the verdict of the protocol on a model."""
-        return evaluate(
-            model,
-            self.images,
-            self.labels,
-            self.ball,
-            protocol=self.protocol,
-            seed=self.seed,
-            ids=self.ids,
-            batch_size=self.batch_size,
-            report=report,
-        )
-
-    def network(
-        self,
-        model: nn.Module,
-        given: Outcome | None,
-        report: Callable[[Progress], None] | None,
-    ) -> Outcome:
-        """Return the verdict on the network itself: the one given, or made here."""
-        if given is None:
-            return self.judge(model, report)
-        if given.adversarials.shape != self.images.shape:
-            raise InputError(
-                f"against_network holds points of shape {tuple(given.adversarials.shape)} for "
-                f"images of shape {tuple(self.images.shape)}; it must be the verdict on the same "
-                "examples"
-            )
-        return given
-
-    def stands(self, model: nn.Module, points: Tensor) -> Tensor:
-        """Whether a model is right at points made before, `(N,)`; judged as all others are."""
-        plan = find_protocol(self.protocol) if isinstance(self.protocol, str) else self.protocol
-        alone = self._replace(images=points, protocol=plan._replace(attacks=(), by_norm={}))
-        return alone.judge(model, None).clean_correct
+def judge_network(sent: Sent, trial: Trial, *, report: Report) -> Outcome:
+    """Make the verdict on the network itself."""
+    with at_work(sent):
+        return trial.judge(sent.model, partial(_progress_told, report, "output"))
 
 
-def _verdict(
-    classifier: NearestVertexClassifier,
-    trial: _Trial,
+class _Compared(NamedTuple):
+    """Each tap's last twin, whose features are its own, and the network's value and note."""
+
+    twins: dict[str, str]
+    network: Row
+
+
+def compare_taps(
+    sent: Sent,
+    trial: Trial,
     network: Outcome,
-    report: Callable[[Progress], None] | None,
-) -> TapVerdict:
-    points = trial.ball.project(network.adversarials, trial.images.cpu())
-    stands = trial.stands(classifier, points)
-    own = trial.judge(classifier, report)
-    outcome = _worst(own, points, stands)
-    return TapVerdict(
-        clean=own.clean_accuracy,
-        transferred=_share(own.clean_correct & stands),
-        adaptive=outcome.robust_accuracy,
-        outcome=outcome,
-        scale=float(classifier.scale),
-    )
+    vertices: Mapping[str, Tensor],
+    feature: str,
+    *,
+    report: Report,
+) -> _Compared:
+    """Find the taps that can share a verdict, since their features are equal."""
+    with at_work(sent):
+        images = (trial.images, network.adversarials)
+        twins = _same_features(sent.model, vertices, images, feature)
+    value, note = network.robust_accuracy, _names(network.warnings)
+    return _Compared(twins, {"measure": "robust_accuracy", "value": value, "note": note})
 
 
-class _Stages:
-    """Turns the progress of one evaluation after another into a share of the whole."""
+class _Shares(NamedTuple):
+    """What is told of the verdict on a tap: shares as in `TapVerdict`, names of warnings."""
 
-    def __init__(self, report: Report | None, total: int) -> None:
-        self._report = report
-        self._begun = 0
-        self._total = total
-
-    def left(self, taps: Iterable[str]) -> list[str]:
-        """Take note of what is still to be done."""
-        names = list(taps)
-        self._total = self._begun + len(names)
-        return names
-
-    def begin(self, tap: str) -> Callable[[Progress], None] | None:
-        """Return what `evaluate` may tell about its verdict at the next tap."""
-        report, before = self._report, self._begun
-        self._begun += 1
-        if report is None:
-            return None
-        return lambda now: report((before + now.share) / self._total, f"adaptive, {tap}: {now}")
+    tap: str
+    clean: float
+    transferred: float
+    adaptive: float
+    warnings: str
 
 
-def _network_row(network: Outcome) -> Row:
-    place = {"tap": "output", "vertices": "none", "measure": "robust_accuracy"}
-    return place | {"value": network.robust_accuracy, "note": _names(network.warnings)}
+def judge_tap(
+    sent: Sent,
+    trial: Trial,
+    network: Outcome,
+    tap: str,
+    vertices: Tensor,
+    feature: str,
+    *,
+    report: Report,
+) -> _Shares:
+    """Attack the nearest-vertex classifier of one tap."""
+    with at_work(sent):
+        classifier = nearest_vertex_classifier(
+            sent.model, tap, vertices, trial.images, feature=feature
+        )
+        found = verdict_at(classifier, trial, network, partial(_progress_told, report, tap))
+    warnings = _names(found.outcome.warnings)
+    return _Shares(tap, found.clean, found.transferred, found.adaptive, warnings)
 
 
-def _tap_rows(tap: str, twin: str, verdict: TapVerdict) -> Iterator[Row]:
+def _share_told(report: Report, before: int, total: int, share: float, text: str) -> None:
+    """Tell of one stage, or of all that are left, as a share of `total` stages."""
+    left = 1 if not before else total - before
+    report((before + share * left) / total, text)
+
+
+def _progress_told(report: Report, tap: str, now: Progress) -> None:
+    report(now.share, f"adaptive, {tap}: {now}")
+
+
+def _tap_rows(tap: str, verdict: _Shares) -> Iterator[Row]:
     """Yield the three shares of one tap; where its features are another tap's, the note says so."""
-    same = "" if tap == twin else f"same features as {twin}"
+    same = "" if tap == verdict.tap else f"same features as {verdict.tap}"
     for name, value, warnings in (
         ("ncc_clean", verdict.clean, ""),
         ("ncc_transferred", verdict.transferred, ""),
-        ("ncc_adaptive", verdict.adaptive, _names(verdict.outcome.warnings)),
+        ("ncc_adaptive", verdict.adaptive, verdict.warnings),
     ):
         note = "; ".join(part for part in (same, warnings) if part)
         yield {"measure": name, "vertices": "clean-train", "value": value, "note": note}
@@ -261,33 +205,6 @@ def _tap_rows(tap: str, twin: str, verdict: TapVerdict) -> Iterator[Row]:
 
 def _names(warnings: tuple[Warned, ...]) -> str:
     return ", ".join(warned.name for warned in warnings)
-
-
-def _worst(own: Outcome, points: Tensor, stands: Tensor) -> Outcome:
-    """Add the transferred points to a verdict: an example must stand at both."""
-    fallen = own.robust & ~stands
-    broken_by = tuple(
-        TRANSFER if fell else name
-        for name, fell in zip(own.broken_by, fallen.tolist(), strict=True)
-    )
-    warnings = own.warnings
-    if _share(fallen) > _POINTS:
-        message = (
-            f"points made against the network break {_share(fallen):.1%} of the examples that the "
-            "attack on the nearest-vertex classifier itself missed: that attack was too weak"
-        )
-        warnings = (*warnings, Warned("transfer-stronger", message))
-    return own._replace(
-        robust=own.robust & stands,
-        broken_by=broken_by,
-        adversarials=torch.where(fallen[:, None, None, None], points, own.adversarials),
-        forward_passes=own.forward_passes + 1,
-        warnings=warnings,
-    )
-
-
-def _share(flags: Tensor) -> float:
-    return float(flags.double().mean())
 
 
 def _same_features(

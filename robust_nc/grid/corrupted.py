@@ -10,12 +10,14 @@ One corruption at one severity is in memory at a time; each is one pass over the
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
+from robust_nc import stopping
 from robust_nc.config import MeasureConfig
 from robust_nc.corrupting import chosen_corruptions, mean_corruption_error
 from robust_nc.data.base import Split, first
@@ -23,12 +25,12 @@ from robust_nc.data.cifar_c import CifarC
 from robust_nc.data.corruptions import DISTRIBUTION, corrupt_images, corruption_library
 from robust_nc.data.load import data_root, to_unit
 from robust_nc.exceptions import DataError
-from robust_nc.grid.cheap import Tap, clean_bank, tap_rows
-from robust_nc.grid.made import Report
-from robust_nc.grid.rounds import rounds
+from robust_nc.fleet import Report
+from robust_nc.grid.cheap import cheap_measures
+from robust_nc.grid.crew import Crew, Sent, Shard
 from robust_nc.grid.rows import Row
-from robust_nc.grid.subject import Examples, Reference, Subject
-from robust_nc.grid.tapbank import TapBank
+from robust_nc.grid.side import Made
+from robust_nc.grid.subject import Condition, Examples, Reference, Subject
 
 CORRUPTED = "corrupted"  # the condition
 _CHECKED = 10  # test images that are tried before a long run
@@ -40,7 +42,7 @@ class CorruptionSource(NamedTuple):
     """Where corrupted images come from: what is said of it in notes, and the images.
 
     `images` takes a corruption, a severity and examples, and returns `(N, C, H, W)` float32 in
-    [0, 1], on the CPU.
+    [0, 1], on the CPU. A fleet calls it elsewhere: a folder must be there, too.
     """
 
     label: str
@@ -53,28 +55,28 @@ def made_corruptions() -> CorruptionSource:
     Raises `ConfigError` where the library is missing.
     """
     corruption_library()
-
-    def images(corruption: str, severity: int, examples: Examples) -> Tensor:
-        return corrupt_images(examples.images, corruption, severity, ids=examples.ids)
-
-    return CorruptionSource(f"made by {DISTRIBUTION} {metadata.version(DISTRIBUTION)}", images)
+    return CorruptionSource(f"made by {DISTRIBUTION} {metadata.version(DISTRIBUTION)}", _made)
 
 
 def stored_corruptions(folder: Path) -> CorruptionSource:
     """Take the images from a folder of the CIFAR-10-C layout; ids are places in the test split."""
     stored = CifarC(folder)
     stored.names()
+    return CorruptionSource(f"from {folder.name}", partial(_stored, stored))
 
-    def images(corruption: str, severity: int, examples: Examples) -> Tensor:
-        found = stored.at(corruption, severity, ids=examples.ids, labels=examples.labels)
-        if found.shape != examples.images.shape:
-            raise DataError(
-                f"{folder} has images of the shape {tuple(found.shape[1:])}, the test split of "
-                f"{tuple(examples.images.shape[1:])}"
-            )
-        return to_unit(found)
 
-    return CorruptionSource(f"from {folder.name}", images)
+def _made(corruption: str, severity: int, examples: Examples) -> Tensor:
+    return corrupt_images(examples.images, corruption, severity, ids=examples.ids)
+
+
+def _stored(stored: CifarC, corruption: str, severity: int, examples: Examples) -> Tensor:
+    found = stored.at(corruption, severity, ids=examples.ids, labels=examples.labels)
+    if found.shape != examples.images.shape:
+        raise DataError(
+            f"{stored.folder} has images of the shape {tuple(found.shape[1:])}, the test split of "
+            f"{tuple(examples.images.shape[1:])}"
+        )
+    return to_unit(found)
 
 
 def corruption_source(dataset: str, root: Path | str | None = None) -> CorruptionSource:
@@ -99,10 +101,12 @@ def corrupted_rows(
     report: Report,
     *,
     source: CorruptionSource | None = None,
+    crew: Crew | None = None,
 ) -> list[Row]:
     """Measure every corruption at every severity that the settings ask for, and their means.
 
-    `references` by feature; without `source`, the images are made. Column `attack` names the
+    `references` by feature; without `source`, the images are made; without `crew`, all is done
+    here. Column `attack` names the
     corruption and severity ("fog/3"), in the means how many there are. `corruption_accuracy` is
     the mean accuracy over severities, then corruptions, as on RobustBench's leaderboard of
     CIFAR-10-C; `mce` is the mean error, not divided by that of another network.
@@ -112,22 +116,39 @@ def corrupted_rows(
     severities = sorted(set(subject.settings.severities))
     if not names:
         return []
-    banks = {feature: clean_bank(subject, examples, feature) for feature in references}
+    crew = crew or Crew(subject.model)
     found: dict[str, list[float]] = {name: [] for name in names}
     rows: list[Row] = []
     for done, (name, severity) in enumerate((n, s) for n in names for s in severities):
+        stopping.heed()
         report(done / (len(names) * len(severities)), f"corruption {name}/{severity}")
-        images = source.images(name, severity, examples)
+        given = (crew.keep(source), name, severity)
+        parts = [(shard, *given) for shard in crew.shards(subject, examples)]
+        made = Made(CORRUPTED, crew.map(corrupt_shard, parts))
         for feature, reference in references.items():
             place: Row = {"feature": feature, "attack": f"{name}/{severity}"}
-            measured = _measure(examples, banks[feature], images, reference)
-            rows += [place | row for row in measured]
+            measured = cheap_measures(subject, examples, feature, reference, made, crew, _MEASURES)
+            network = _of_network("accuracy", measured.accuracy)
+            rows += [place | row for row in (*measured.rows, network)]
         found[name].append(rows[-1]["value"])
     rows += _means(found, severities, tuple(references), source.label)
     common: Row = {"condition": CORRUPTED, "split": examples.split}
     depths = {**subject.depths, "output": -1}
     whole = {"n": len(examples.labels)}
     return [common | whole | {"depth": depths[row["tap"]]} | row for row in rows]
+
+
+def corrupt_shard(
+    sent: Sent,
+    shard: Shard,
+    source: CorruptionSource,
+    corruption: str,
+    severity: int,
+    *,
+    report: Report,
+) -> Condition:
+    """Corrupt the images of a shard."""
+    return Condition(CORRUPTED, source.images(corruption, severity, shard.examples))
 
 
 def _means(
@@ -149,16 +170,3 @@ def _means(
 
 def _of_network(measure: str, value: float) -> Row:
     return {"tap": "output", "measure": measure, "value": value}
-
-
-def _measure(examples: Examples, bank: TapBank, images: Tensor, reference: Reference) -> list[Row]:
-    """Measure the taps, as many at a time as memory allows; the accuracy comes last."""
-    bank.add(CORRUPTED, images)
-    rows = [
-        row
-        for chosen in rounds([Tap(tap, moments) for tap, moments in reference.items()])
-        for row in tap_rows(examples.labels, bank, CORRUPTED, chosen, _MEASURES)
-    ]
-    share = int((bank.predicted(CORRUPTED) == examples.labels).sum()) / len(examples.labels)
-    bank.drop({CORRUPTED})
-    return [*rows, _of_network("accuracy", share)]

@@ -4,13 +4,17 @@ from functools import partial
 
 from torch import nn
 
-from robust_nc.evaluation import Outcome, evaluate
-from robust_nc.grid.adaptive import adaptive_rows
+from robust_nc import stopping
+from robust_nc.fleet import Report
+from robust_nc.grid.adaptive import judge_network, verdict_rows
 from robust_nc.grid.agop import agop_rows
-from robust_nc.grid.made import Report, attack, stated
+from robust_nc.grid.crew import Crew, Sent, at_work
+from robust_nc.grid.made import attack, stated
 from robust_nc.grid.rows import ATTACKED, CLEAN, Row
 from robust_nc.grid.subject import Examples, Reference, Subject
+from robust_nc.grid.tap_verdicts import Trial
 from robust_nc.grid.trajectory import trajectory_rows
+from robust_nc.models.taps import module_taps
 
 
 def extra_rows(
@@ -18,101 +22,97 @@ def extra_rows(
     examples: Examples,
     references: dict[str, Reference],
     initial: nn.Module | None,
+    crew: Crew,
     report: Report,
 ) -> list[Row]:
     """Return the rows of all that the settings ask for, from the first examples of a split."""
     rows: list[Row] = []
-    network = _judged(subject, examples, report)
+    trial = _trial(subject, examples)
+    if trial is not None:
+        told = partial(_prefixed, report, "adaptive attack")
+        network = crew.map(judge_network, [(trial,)], report=told)[0]
     for feature, reference in references.items():
+        stopping.heed()
         common: Row = {"feature": feature, "split": examples.split}
         if subject.settings.trajectories:
-            found = _trajectories(subject, examples, feature, reference)
-            rows += [stated(subject, ATTACKED) | common | row for row in found]
-        if network is not None:
+            some = examples.first(subject.settings.trajectories)
+            given = (crew.keep(subject), crew.keep(reference), some, feature)
+            rows += [common | row for row in crew.ask(follow, *given)]
+        if trial is not None:
             told = partial(_prefixed, report, f"adaptive attack ({feature})")
-            found = _adaptive(subject, examples, feature, reference, network, told)
+            means = {tap: reference[tap].means for tap in subject.taps}
+            places = module_taps(subject.model)
+            found = verdict_rows(trial, network, means, places, feature, crew, told)
             rows += [row | common for row in found]
     if subject.settings.agop_examples:
+        stopping.heed()
         report(0.0, "gradient products")
-        rows += _agop(subject, examples, initial)
+        some = examples.first(subject.settings.agop_examples)
+        sent = None if initial is None else crew.keep(Sent(initial))
+        rows += crew.ask(gradients, crew.keep(subject), some, sent)
     depths = subject.depths
     return [row | {"depth": depths.get(row["tap"], -1)} for row in rows]
 
 
-def _trajectories(
-    subject: Subject, examples: Examples, feature: str, reference: Reference
+def follow(
+    sent: Sent,
+    subject: Subject,
+    reference: Reference,
+    some: Examples,
+    feature: str,
+    *,
+    report: Report,
 ) -> list[Row]:
-    some = examples.first(subject.settings.trajectories)
-    return trajectory_rows(
-        subject.model,
-        {tap: moments.means for tap, moments in reference.items()},
-        some.images,
-        some.labels,
-        subject.ball,
-        steps=subject.attacking.steps,
-        scale=subject.attacking.scale,
-        feature=feature,
-        seed=examples.key(subject.seed),
-        ids=some.ids,
-        batch_size=subject.settings.batch_size,
-    )
+    """Follow leaps over the steps of the attack."""
+    with at_work(sent):
+        found = trajectory_rows(
+            sent.model,
+            {tap: moments.means for tap, moments in reference.items()},
+            some.images,
+            some.labels,
+            subject.ball,
+            steps=subject.attacking.steps,
+            scale=subject.attacking.scale,
+            feature=feature,
+            seed=some.key(subject.seed),
+            ids=some.ids,
+            batch_size=subject.settings.batch_size,
+        )
+    return [stated(subject, ATTACKED) | row for row in found]
 
 
-def _judged(subject: Subject, examples: Examples, report: Report) -> Outcome | None:
-    """Judge the network itself, once for all features; None where no tap is to be attacked."""
+def gradients(
+    sent: Sent, subject: Subject, some: Examples, initial: Sent | None, *, report: Report
+) -> list[Row]:
+    """Measure gradient products, clean and attacked."""
+    subject = subject.of(sent.model)
+    with at_work(sent):
+        attacked = attack(subject, some, None, lambda share: None)
+        found = agop_rows(
+            subject.model,
+            {CLEAN: some.images, ATTACKED: attacked},
+            some.labels,
+            num_classes=subject.num_classes,
+            initial=None if initial is None else initial.model,
+            split=some.split,
+        )
+    return [stated(subject, str(row["condition"])) | row for row in found]
+
+
+def _trial(subject: Subject, examples: Examples) -> Trial | None:
+    """What every adaptive attack has in common; None where no tap is to be attacked."""
     if subject.settings.adaptive is None:
         return None
     some = examples.first(subject.settings.adaptive_examples)
-    return evaluate(
-        subject.model,
+    return Trial(
         some.images,
         some.labels,
         subject.ball,
-        protocol=subject.settings.adaptive,
-        seed=subject.seed,
-        ids=some.ids,
-        report=lambda now: report(now.share, f"adaptive attack, network: {now}"),
+        subject.settings.adaptive,
+        subject.seed,
+        some.ids,
+        None,
     )
-
-
-def _adaptive(
-    subject: Subject,
-    examples: Examples,
-    feature: str,
-    reference: Reference,
-    network: Outcome,
-    report: Report,
-) -> list[Row]:
-    assert subject.settings.adaptive is not None
-    some = examples.first(subject.settings.adaptive_examples)
-    return adaptive_rows(
-        subject.model,
-        {tap: moments.means for tap, moments in reference.items()},
-        some.images,
-        some.labels,
-        subject.ball,
-        taps=subject.taps,
-        feature=feature,
-        protocol=subject.settings.adaptive,
-        seed=subject.seed,
-        ids=some.ids,
-        against_network=network,
-        report=report,
-    )
-
-
-def _agop(subject: Subject, examples: Examples, initial: nn.Module | None) -> list[Row]:
-    some = examples.first(subject.settings.agop_examples)
-    attacked = attack(subject, some, None, lambda share: None)
-    found = agop_rows(
-        subject.model,
-        {CLEAN: some.images, ATTACKED: attacked},
-        some.labels,
-        num_classes=subject.num_classes,
-        initial=initial,
-        split=examples.split,
-    )
-    return [stated(subject, str(row["condition"])) | row for row in found]
 
 
 def _prefixed(report: Report, what: str, share: float, text: str) -> None:

@@ -1,13 +1,19 @@
-"""Make the conditions of one split, one after another, so that few images are held at a time."""
+"""Make the conditions of one split, one after another, so that few images are held at a time.
+
+Images are made shard by shard, in functions that a fleet can call anywhere, and stay where they
+were made: `conditions` knows their handles only.
+"""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from robust_nc import stopping
 from robust_nc.exceptions import InputError
+from robust_nc.fleet import Report
 from robust_nc.geometry.severity import farthest_classes
 from robust_nc.grid.conditions import (
     BY_FEATURES,
@@ -19,13 +25,12 @@ from robust_nc.grid.conditions import (
     attack_images,
     noisy_images,
 )
+from robust_nc.grid.crew import Crew, Sent, Shard, at_work
 from robust_nc.grid.rows import ATTACKED, CLEAN
-from robust_nc.grid.side import Side
-from robust_nc.grid.subject import Condition, Examples, Subject
+from robust_nc.grid.side import Made, clean_bank
+from robust_nc.grid.subject import Condition, Examples, Reference, Subject
 from robust_nc.plugins import find_protocol
-from robust_nc.runtime import stream_key
-
-Report = Callable[[float, str], None]
+from robust_nc.runtime import device_of, stream_key
 
 
 def check_settings(subject: Subject) -> None:
@@ -44,28 +49,67 @@ def check_settings(subject: Subject) -> None:
 
 
 def conditions(
-    subject: Subject, examples: Examples, side: Side, report: Report
-) -> Iterator[Condition]:
+    subject: Subject, examples: Examples, reference: Reference, crew: Crew, report: Report
+) -> Iterator[Made]:
     """Yield clean, attacked, noise of the attack's size, then one per choice of targets.
 
-    `side` gives the clean features and vertices of the last tap, which targets are chosen by.
+    `reference` are the vertices of the first feature, whose last tap targets are chosen by. Raises
+    `StoppedError` between two of them, if the work was asked to stop.
     """
-    yield Condition(CLEAN, examples.images)
-    key = examples.key(subject.seed)
-    attacked = attack(subject, examples, None, partial(_told, report, "attack"))
-    yield Condition(ATTACKED, attacked, None, _on_top(subject, examples, attacked, key))
+    shards = crew.shards(subject, examples)
+    who, vertices = crew.keep(subject), crew.keep(reference)
+    yield Made(CLEAN, [Condition(CLEAN)] * len(shards))
+    stopping.heed()
+    heads = [(who, shard, vertices, ATTACKED) for shard in shards]
+    attacked = Made(ATTACKED, crew.map(attack_shard, heads, report=report))
+    yield attacked
     for kind in NOISES:
-        yield Condition(kind, _noise(subject, examples, examples.images, attacked, kind, key))
+        stopping.heed()
+        yield Made(kind, crew.map(noise_shard, _beside(who, shards, attacked, kind), report=report))
     del attacked  # one condition at a time
     for kind in subject.settings.targets:
-        told = partial(_told, report, f"attack, {kind} targets")
-        if kind == SEVEREST:
-            targets = None  # the prediction says which target it came to
-            found = attack(subject, examples, None, told, distances=subject.distances)
-        else:
-            targets = _targets(subject, examples, side, kind, key)
-            found = attack(subject, examples, targets, told)
-        yield Condition(kind, found, targets, _on_top(subject, examples, found, key))
+        stopping.heed()
+        heads = [(who, shard, vertices, kind) for shard in shards]
+        found = crew.map(attack_shard, heads, report=report)
+        yield Made(kind, found, targeted=kind != SEVEREST)
+
+
+def attack_shard(
+    sent: Sent, subject: Subject, shard: Shard, reference: Reference, kind: str, *, report: Report
+) -> Condition:
+    """Attack a shard, untargeted (`kind` "attacked") or towards a kind of targets."""
+    subject = subject.of(sent.model)
+    with at_work(sent):
+        examples = shard.examples
+        what = "attack" if kind == ATTACKED else f"attack, {kind} targets"
+        targets = distances = None
+        if kind == SEVEREST:  # the prediction says which target it came to
+            distances = subject.distances
+        elif kind != ATTACKED:
+            targets = _targets(subject, shard, reference, kind)
+        told = partial(_told, report, what)
+        found = attack(subject, examples, targets, told, distances=distances)
+        return Condition(kind, found, targets, _on_top(subject, examples, found))
+
+
+def noise_shard(
+    sent: Sent, subject: Subject, shard: Shard, attacked: Condition, kind: str, *, report: Report
+) -> Condition:
+    """Make noise on a shard that is as large as its attack was."""
+    assert attacked.images is not None
+    examples, key = shard.examples, shard.examples.key(subject.seed)
+    found = _noise(subject, examples, examples.images, attacked.images, kind, key)
+    return Condition(kind, found)
+
+
+def sweep_shard(
+    sent: Sent, subject: Subject, shard: Shard, condition: str, radius: float, *, report: Report
+) -> Condition:
+    """Attack a shard, untargeted, in a ball of another radius."""
+    subject = subject.of(sent.model)
+    with at_work(sent):
+        found = attack(subject, shard.examples, None, partial(_told, report, ""), radius=radius)
+        return Condition(condition, found)
 
 
 def attack(
@@ -113,11 +157,18 @@ def _told(report: Report, what: str, share: float) -> None:
     report(share, what)
 
 
-def _on_top(subject: Subject, examples: Examples, attacked: Tensor, key: int) -> Tensor:
+def _on_top(subject: Subject, examples: Examples, attacked: Tensor) -> Tensor:
     """Gaussian noise of the attack's size, on top of the attack."""
     mirrored = 2 * attacked - examples.images  # as far from the attacked image as that is from its
-    key = stream_key(key, "return")
+    key = stream_key(examples.key(subject.seed), "return")
     return _noise(subject, examples, attacked, mirrored, "gaussian", key)
+
+
+def _beside(
+    who: object, shards: Sequence[object], made: Made, kind: str
+) -> list[tuple[object, ...]]:
+    """Arguments of `noise_shard` beside a condition."""
+    return [(who, *pair, kind) for pair in zip(shards, made.shards, strict=True)]
 
 
 def _noise(
@@ -134,13 +185,14 @@ def _noise(
     )
 
 
-def _targets(subject: Subject, examples: Examples, side: Side, kind: str, key: int) -> Tensor:
+def _targets(subject: Subject, shard: Shard, reference: Reference, kind: str) -> Tensor:
     """Choose targets, batch by batch where they depend on the clean features of the last tap."""
-    tap = subject.taps[-1]
-    vertices = side.reference[tap].means
-    device, distances = vertices.device, subject.distances
+    tap, examples = subject.taps[-1], shard.examples
+    device, distances = device_of(subject.model), subject.distances
+    vertices = reference[tap].means.to(device)
     whole = [(slice(0, len(examples.labels)), vertices[:0])]
-    batches = ((batch.rows, batch.features[tap]) for batch in side.bank.batches(CLEAN))
+    bank = clean_bank(subject, shard, subject.features[0])
+    batches = ((batch.rows, batch.features[tap]) for batch in bank.batches(CLEAN))
     chosen = [
         TARGETS[kind](
             Aim(
@@ -148,7 +200,7 @@ def _targets(subject: Subject, examples: Examples, side: Side, kind: str, key: i
                 features=features,
                 vertices=vertices,
                 distances=None if distances is None else distances.to(device),
-                seed=key,
+                seed=examples.key(subject.seed),
                 ids=examples.ids[rows].to(device),
             )
         ).cpu()

@@ -1,20 +1,36 @@
 """The measures of one tap under one condition, in parts that can be swept in turn.
 
 A part takes two sweeps over the features (`first`, then `second`) and then gives its rows. Each
-holds a few K x D sums of its own, so that parts that do not fit together are swept one by one.
+holds a few K x D sums of its own, so that parts that do not fit together are swept one by one. The
+first sweep is made shard by shard and merged, then the second with the means of all.
+
+>>> reference = Moments(2, 1)
+>>> features, labels = torch.tensor([[1.0], [3], [-1], [-3]]), torch.tensor([0, 0, 1, 1])
+>>> reference.update(features, labels)
+>>> halves = [GroupPart("true", reference, None, seed=0) for _ in range(2)]
+>>> for part, rows in zip(halves, (slice(0, 1), slice(1, 4))):
+...     x, y = features[rows], labels[rows]
+...     part.first(Batch(x, x, None, y, y, y, None))
+>>> whole, other = (part.bare() for part in halves)
+>>> whole.merge(other)
+>>> whole.means.tolist()
+[[2.0], [-2.0]]
 """
 
-from typing import NamedTuple, Protocol
+import copy
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from robust_nc.geometry.alignment import etf_distance
 from robust_nc.geometry.collapse import collapse
+from robust_nc.geometry.groups import Groups
 from robust_nc.geometry.leaps import LeapMeter, Leaps
 from robust_nc.geometry.moments import Moments
 from robust_nc.geometry.nearest import NearestMeter
 from robust_nc.geometry.nulls import isotropic_null, joint_counts, leap_null
+from robust_nc.geometry.portable import Portable
 from robust_nc.geometry.projection import Projection
 from robust_nc.geometry.scatter import MAX_DIM, TotalScatter
 from robust_nc.grid.rows import Row, class_rows, valued
@@ -52,14 +68,55 @@ class Head(NamedTuple):
     frame: Tensor | None
 
 
+class Grouping(NamedTuple):
+    """What examples are grouped by; "landed" needs the vertices that they may have landed on."""
+
+    name: str
+    vertices: Groups | None = None
+
+    @classmethod
+    def by(cls, name: str, reference: Moments) -> "Grouping":
+        """Group by name; `reference` are the moments that the clean vertices are means of."""
+        return cls(name, reference.groups() if name == "landed" else None)
+
+    def of(self, batch: Batch) -> Tensor:
+        """Return the groups `(n,)` of a batch."""
+        if self.vertices is not None:
+            return self.vertices.nearest(batch.here)
+        if self.name == "target":
+            assert batch.target is not None
+            return batch.target
+        return batch.labels if self.name == "true" else batch.predicted
+
+
+class Exact(NamedTuple):
+    """The second sweep of one grouping: exact NC1 with means that are known from the first."""
+
+    grouping: Grouping
+    projection: Projection
+
+    def second(self, batch: Batch) -> None:
+        """Add a batch."""
+        self.projection.update(batch.here, self.grouping.of(batch))
+
+
 class Part(Protocol):
-    """What one round of sweeps accumulates."""
+    """What one round of sweeps accumulates, shard by shard."""
 
     def first(self, batch: Batch) -> None:
         """Add a batch in the first sweep."""
 
-    def second(self, batch: Batch) -> None:
-        """Add a batch in the second sweep."""
+    def bare(self) -> "Part":
+        """Return the sums, without what they were made against: to go back, and to be merged."""
+
+    def merge(self, other: Any) -> None:
+        """Add the sums of a part of the same kind, of other examples."""
+
+    def exact(self) -> Projection | None:
+        """Return what the second sweep is to fill, after the first; None where it needs none."""
+
+    def beside(self, reference: Moments, head: Head | None) -> None:
+        """Give back what a bare part has left behind, for the rows."""
 
     def rows(self) -> list[Row]:
         """Return all values."""
@@ -70,33 +127,63 @@ def part_bytes(num_groups: int, dim: int) -> int:
     return _FLOAT * (_COPIES * num_groups * dim + (dim**2 if dim <= MAX_DIM else 0))
 
 
-class GroupPart:
+class GroupPart(Portable):
     """Collapse of one grouping, with vertices from the features themselves.
 
     `reference` are the moments of the clean training features: their means are the vertices for
-    grouping by where an example landed. `means` and `per_class` are there after both sweeps.
+    grouping by where an example landed. `expected` is the number of all examples, where that is
+    known. `means` and `per_class` are there after both sweeps.
     """
 
-    def __init__(self, grouping: str, reference: Moments, head: Head | None, *, seed: int) -> None:
+    def __init__(
+        self,
+        grouping: str,
+        reference: Moments,
+        head: Head | None,
+        *,
+        seed: int,
+        expected: int | None = None,
+    ) -> None:
         self.grouping = grouping
-        self._vertices = reference.groups() if grouping == "landed" else None
-        self._reference = reference
+        self._by: Grouping | None = Grouping.by(grouping, reference)
+        self._reference: Moments | None = reference
         self._head = head
         self._seed = seed
         self._moments = Moments(reference.num_groups, reference.dim, device=reference.device)
-        self._scatter = TotalScatter(reference.dim)
+        self._scatter = TotalScatter(reference.dim, expected=expected)
         self._projection: Projection | None = None
 
     def first(self, batch: Batch) -> None:
         """Add a batch to the sums."""
-        self._moments.update(batch.here, self._groups(batch))
+        assert self._by is not None
+        self._moments.update(batch.here, self._by.of(batch))
         self._scatter.update(batch.here)
 
     def second(self, batch: Batch) -> None:
         """Add a batch to the exact NC1."""
+        assert self._by is not None
+        Exact(self._by, self.exact()).second(batch)
+
+    def bare(self) -> "GroupPart":
+        """Return the sums alone."""
+        twin = copy.copy(self)
+        twin._by = twin._reference = twin._head = None
+        return twin
+
+    def merge(self, other: "GroupPart") -> None:
+        """Add the sums that another part has from its first sweep; in place."""
+        self._moments.merge(other._moments)
+        self._scatter.merge(other._scatter)
+
+    def exact(self) -> Projection:
+        """Return the exact NC1, made of the means that the first sweep has found."""
         if self._projection is None:
             self._projection = Projection(self._moments)
-        self._projection.update(batch.here, self._groups(batch))
+        return self._projection
+
+    def beside(self, reference: Moments, head: Head | None) -> None:
+        """Give back what a bare part has left behind, for the rows."""
+        self._reference, self._head = reference, head
 
     @property
     def means(self) -> Tensor:
@@ -136,22 +223,15 @@ class GroupPart:
             rows.append(common | valued("etf_distance", etf_distance(self.means), _NOTES))
             rows += class_rows(common | {"measure": "nc1_class"}, self.per_class, self.counts)
         if self.grouping == "landed":
+            assert self._reference is not None
             noise = isotropic_null(self._moments, self._reference.means, seed=self._seed)
             values = {"nc1_landed_null": noise.nc1, "nc1_trace_landed_null": noise.nc1_trace}
             common = common | {"vertices": "clean-train"}
             rows += [common | valued(name, value, {}) for name, value in values.items()]
         return rows
 
-    def _groups(self, batch: Batch) -> Tensor:
-        if self._vertices is not None:
-            return self._vertices.nearest(batch.here)
-        if self.grouping == "target":
-            assert batch.target is not None
-            return batch.target
-        return batch.labels if self.grouping == "true" else batch.predicted
 
-
-class ReferencePart:
+class ReferencePart(Portable):
     """What is measured against the clean training vertices: accuracy, collapse, leaps.
 
     `reference` are the moments of the clean training features by true label; `own` says that the
@@ -159,11 +239,11 @@ class ReferencePart:
     """
 
     def __init__(self, reference: Moments, *, own: bool, leaping: bool) -> None:
-        self._reference = reference
+        self._reference: Moments | None = reference
         self._cleanref = Projection(reference)
         self._nearest = NearestMeter(reference, leave_one_out=own)
         self._meter = LeapMeter(reference.means) if leaping else None
-        self._groups = reference.groups()
+        self._groups: Groups | None = reference.groups()
         self._noisy: list[Tensor] = []
 
     def first(self, batch: Batch) -> None:
@@ -180,10 +260,35 @@ class ReferencePart:
             flipped=batch.predicted != batch.clean_predicted,
         )
         if batch.noisy is not None:
+            assert self._groups is not None
             self._noisy.append(self._groups.nearest(batch.noisy))
 
     def second(self, batch: Batch) -> None:
         """Nothing to add."""
+
+    def bare(self) -> "ReferencePart":
+        """Return what was counted, without the vertices."""
+        twin = copy.copy(self)
+        twin._reference = twin._groups = None
+        twin._cleanref, twin._nearest = self._cleanref.bare(), self._nearest.bare()
+        twin._meter = None if self._meter is None else self._meter.bare()
+        twin._noisy = list(self._noisy)
+        return twin
+
+    def merge(self, other: "ReferencePart") -> None:
+        """Append what another part has seen; in place."""
+        self._cleanref.merge(other._cleanref)
+        self._nearest.merge(other._nearest)
+        if self._meter is not None and other._meter is not None:
+            self._meter.merge(other._meter)
+        self._noisy += [noisy.to(self._noisy[0].device) for noisy in other._noisy]
+
+    def exact(self) -> None:
+        """Return nothing: one sweep is enough."""
+
+    def beside(self, reference: Moments, head: Head | None) -> None:
+        """Give back what a bare part has left behind, for the rows."""
+        self._reference = reference
 
     def leaps(self) -> Leaps | None:
         """What leaped, or None for clean features."""
@@ -209,6 +314,7 @@ class ReferencePart:
         leaps = self.leaps()
         if leaps is None:
             return rows
+        assert self._reference is not None
         vertices = self._reference.means
         null = leap_null(joint_counts(leaps.labels, leaps.destination, len(vertices)), vertices)
         common = common | {"n": leaps.num_examples}

@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 
-from torch import Tensor
-
+from robust_nc import stopping
+from robust_nc.fleet import Report
 from robust_nc.geometry.radius import collapse_radius
-from robust_nc.grid.cheap import Tap, clean_bank, tap_rows
-from robust_nc.grid.made import Report, attack
-from robust_nc.grid.rounds import rounds
+from robust_nc.grid.cheap import cheap_measures
+from robust_nc.grid.crew import Crew
+from robust_nc.grid.made import sweep_shard
 from robust_nc.grid.rows import CLEAN, SWEEP, Row
-from robust_nc.grid.subject import Examples, Reference, Subject
-from robust_nc.grid.tapbank import TapBank
+from robust_nc.grid.side import Made
+from robust_nc.grid.subject import Condition, Examples, Reference, Subject
 from robust_nc.report.statistics import wilson
 
 LEVEL = 0.1  # the leap rate that the collapse radius is read at
@@ -20,6 +20,7 @@ def radius_rows(
     subject: Subject,
     examples: Examples,
     references: Mapping[str, Reference],
+    crew: Crew,
     report: Report,
 ) -> list[Row]:
     """Attack at every radius (multiples of eps), and read off the collapse radius of every tap.
@@ -30,42 +31,28 @@ def radius_rows(
         return []
     factors = sorted({0.0, *subject.settings.radii})
     rows: list[Row] = []
-    banks = {feature: clean_bank(subject, examples, feature) for feature in references}
+    who, shards = crew.keep(subject), crew.shards(subject, examples)
     for done, factor in enumerate(factors):
+        stopping.heed()
         report(done / len(factors), f"attack at {factor:g} eps")
         eps = factor * subject.ball.eps
-        images = examples.images
+        made = Made(CLEAN, [Condition(CLEAN)] * len(shards))
         if factor:
-            images = attack(subject, examples, None, lambda share: None, radius=eps)
+            parts = [(who, shard, SWEEP, eps) for shard in shards]
+            made = Made(SWEEP, crew.map(sweep_shard, parts))
         for feature, reference in references.items():
-            found = _measure(examples, banks[feature], images if factor else None, reference)
-            rows += [{"feature": feature, "eps": eps} | row for row in found]
+            found = cheap_measures(
+                subject, examples, feature, reference, made, crew, ("leap_rate",)
+            )
+            rows += [{"feature": feature, "eps": eps} | row for row in found.rows]
+            share: Row = {"tap": "output", "measure": "accuracy", "value": found.accuracy}
+            rows.append({"feature": feature, "eps": eps} | share | {"n": len(examples.labels)})
     for feature in references:
         mine = [row for row in rows if row["feature"] == feature]
         rows += [{"feature": feature} | row for tap in subject.taps for row in _radius(tap, mine)]
     common: Row = {"condition": SWEEP, "split": examples.split, "attack": str(subject.attacking)}
     depths = {**subject.depths, "output": -1}
     return [common | {"depth": depths[row["tap"]]} | row for row in rows]
-
-
-def _measure(
-    examples: Examples, bank: TapBank, images: Tensor | None, reference: Reference
-) -> list[Row]:
-    """Measure one radius (no images: radius 0), as many taps at a time as memory allows."""
-    if images is not None:
-        bank.add(SWEEP, images)
-    condition = CLEAN if images is None else SWEEP
-    plans = [Tap(tap, moments) for tap, moments in reference.items()]
-    rows = [
-        row
-        for chosen in rounds(plans)
-        for row in tap_rows(examples.labels, bank, condition, chosen, ("leap_rate",))
-    ]
-    count = len(examples.labels)
-    share = int((bank.predicted(condition) == examples.labels).sum()) / count
-    if images is not None:
-        bank.drop({SWEEP})
-    return [*rows, {"tap": "output", "measure": "accuracy", "value": share, "n": count}]
 
 
 def _radius(tap: str, rows: list[Row]) -> list[Row]:

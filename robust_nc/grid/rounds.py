@@ -6,13 +6,16 @@
 [2, 1]
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
-from robust_nc.grid.meters import Batch, Part
+from robust_nc.geometry.moments import Moments
+from robust_nc.geometry.projection import Projection
+from robust_nc.grid.meters import Batch, Exact, Grouping, GroupPart, Part, ReferencePart
 from robust_nc.grid.rows import CLEAN
+from robust_nc.grid.subject import Reference
 from robust_nc.grid.tapbank import TapBank, TapBatch
 
 BUDGET = 2**31  # bytes of sums held at a time; a part that needs more has a round of its own
@@ -27,11 +30,22 @@ S = TypeVar("S", bound=_Sized)
 
 
 class Plan(NamedTuple):
-    """One part of the measures of one tap, to be made when its round comes."""
+    """One part of the measures of one tap: that of a grouping, or (None) against the vertices.
+
+    `own`: these features made the vertices; `leaping`: they have clean twins.
+    """
 
     tap: str
     nbytes: int
-    make: Callable[[], Part]
+    grouping: str | None
+    own: bool = False
+    leaping: bool = False
+
+    def make(self, reference: Moments, *, seed: int, expected: int) -> Part:
+        """Make the part, when its round comes; `expected` examples there will be in all."""
+        if self.grouping is None:
+            return ReferencePart(reference, own=self.own, leaping=self.leaping)
+        return GroupPart(self.grouping, reference, None, seed=seed, expected=expected)
 
 
 class Job(NamedTuple):
@@ -39,6 +53,14 @@ class Job(NamedTuple):
 
     tap: str
     part: Part
+
+
+class Asked(NamedTuple):
+    """What the second sweep is to fill: the exact NC1 of a tap and grouping."""
+
+    tap: str
+    grouping: str
+    projection: Projection
 
 
 class Inputs(NamedTuple):
@@ -66,16 +88,30 @@ def rounds(jobs: Sequence[S], *, budget: int = BUDGET) -> Iterator[list[S]]:
         yield chosen
 
 
-def sweep(plans: Sequence[Plan], inputs: Inputs) -> list[Job]:
-    """Pass the features of a condition through the parts of one round, twice where one needs it."""
-    jobs = [Job(plan.tap, plan.make()) for plan in plans]
+def first_sweep(
+    plans: Sequence[Plan], inputs: Inputs, reference: Reference, *, seed: int, expected: int
+) -> list[Part]:
+    """Pass the features of a condition through the parts of one round; they come back bare."""
+    jobs = [
+        Job(plan.tap, plan.make(reference[plan.tap], seed=seed, expected=expected))
+        for plan in plans
+    ]
     for batch in _batches(inputs):
         for job in jobs:
             job.part.first(batch[job.tap])
+    return [job.part.bare() for job in jobs]
+
+
+def second_sweep(asked: Sequence[Asked], inputs: Inputs, reference: Reference) -> list[Projection]:
+    """Pass the features once more, for those parts that need it; returns bare projections."""
+    exact = [
+        (ask.tap, Exact(Grouping.by(ask.grouping, reference[ask.tap]), ask.projection.fresh()))
+        for ask in asked
+    ]
     for batch in _batches(inputs, second=True):
-        for job in jobs:
-            job.part.second(batch[job.tap])
-    return jobs
+        for tap, each in exact:
+            each.second(batch[tap])
+    return [each.projection.bare() for _, each in exact]
 
 
 def twins(bank: TapBank, condition: str) -> Iterator[tuple[TapBatch, TapBatch]]:

@@ -1,6 +1,12 @@
-"""What is measured, on which examples, and what all measures of one model share."""
+"""What is measured, on which examples, and what all measures of one model share.
 
-from typing import NamedTuple
+>>> images, labels = torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 0])
+>>> Examples("test", images, labels, torch.arange(3)).part(slice(1, 3)).ids.tolist()
+[1, 2]
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +24,10 @@ Reference = dict[str, Moments]  # by tap: moments of the clean training features
 
 
 class Subject(NamedTuple):
-    """A model and how it is measured; `taps` in depth order, `distances` (K, K) between classes."""
+    """A model and how it is measured; `taps` in depth order, `distances` (K, K) between classes.
+
+    Pickled, it leaves the model behind, which goes by itself.
+    """
 
     model: nn.Module
     taps: tuple[str, ...]
@@ -28,6 +37,14 @@ class Subject(NamedTuple):
     settings: MeasureConfig
     seed: int
     distances: Tensor | None
+
+    def __reduce__(self) -> tuple[Callable[..., "Subject"], tuple[Any, ...]]:
+        """Put a module that is nothing in the model's place."""
+        return Subject, tuple(self._replace(model=nn.Identity()))
+
+    def of(self, model: nn.Module) -> "Subject":
+        """Give it its model back."""
+        return self._replace(model=model)
 
     @property
     def depths(self) -> dict[str, int]:
@@ -76,8 +93,15 @@ class Examples(NamedTuple):
 
     def first(self, limit: int) -> "Examples":
         """Take the first examples."""
-        given = None if self.given is None else self.given[:limit]
-        images, labels, ids = self.images[:limit], self.labels[:limit], self.ids[:limit]
+        return self.part(slice(0, limit))
+
+    def part(self, rows: slice) -> "Examples":
+        """Take some examples, as copies: a view would be pickled with all that it is a view of."""
+        start, stop, _ = rows.indices(len(self.labels))
+        if (start, stop) == (0, len(self.labels)):
+            return self
+        images, labels, ids = (part[rows].clone() for part in (self.images, self.labels, self.ids))
+        given = None if self.given is None else self.given[rows].clone()
         return Examples(self.split, images, labels, ids, given)
 
     def key(self, seed: int) -> int:
@@ -88,11 +112,12 @@ class Examples(NamedTuple):
 class Condition(NamedTuple):
     """What was done to the images: `(N, C, H, W)`, with the targets `(N,)` of a targeted attack.
 
-    `noisy` are the images with noise on top of the attack, or None.
+    Clean ones are those of the examples, and `images` None. `noisy` are the images with noise on
+    top of the attack, or None.
     """
 
     name: str
-    images: Tensor
+    images: Tensor | None = None
     targets: Tensor | None = None
     noisy: Tensor | None = None
 

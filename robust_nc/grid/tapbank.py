@@ -55,7 +55,10 @@ class TapBatch(NamedTuple):
 
 
 class TapBank:
-    """Sweeps over the features of `images` (condition -> `(N, C, H, W)`, the same N examples)."""
+    """Sweeps over the features of `images` (condition -> `(N, C, H, W)`, the same N examples).
+
+    Of `among` banks each keeps its share of the budget.
+    """
 
     def __init__(
         self,
@@ -66,19 +69,28 @@ class TapBank:
         batch_size: int,
         taps: tuple[str, ...] | None = None,
         budget: int = BUDGET,
+        among: int = 1,
     ) -> None:
         self.images = dict(images)
         self.taps = chosen_taps(model, taps)
         self._model = model
         self._feature = feature
         self._batch_size = batch_size
-        self._budget = budget
+        self._budget = budget // among
         self._kept: dict[str, list[TapBatch]] = {}
         self._logits: dict[str, Tensor] = {}
 
     def add(self, condition: str, images: Tensor) -> None:
         """Take the images of one more condition."""
         self.images[condition] = images
+
+    def hold(self, condition: str, images: Tensor) -> None:
+        """Take the images of a condition, unless it has these already."""
+        if self.images.get(condition) is images:
+            return
+        if condition in self.images:
+            self.drop({condition})
+        self.add(condition, images)
 
     def drop(self, conditions: Collection[str]) -> None:
         """Forget conditions and what was kept of them."""

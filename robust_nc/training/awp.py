@@ -22,6 +22,7 @@ from robust_nc.threat import Ball
 from robust_nc.training.losses import FeatureLoss, PerExampleLoss
 from robust_nc.training.objectives import BestBy, BnMode, Pgd, Trades, batch_norm
 from robust_nc.training.outer import Outer
+from robust_nc.training.parallel import present
 from robust_nc.types import Images, Labels, Loss
 
 _TINY = 1e-20
@@ -48,6 +49,7 @@ class Awp:
     step_size: float | None = None
     bn_mode: BnMode = "eval"
     best_by: ClassVar[BestBy] = "validation_attacked"
+    in_parts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.gamma < 0:
@@ -94,7 +96,7 @@ class Awp:
         # Batch norm learns from the step that counts, not from this one.
         buffers = {name: buffer.clone() for name, buffer in step.named_buffers()}
         loss: Loss = functional_call(step, here | buffers, (images, attacked, labels))
-        slopes = torch.autograd.grad(loss.value, list(here.values()), allow_unused=True)
+        slopes = present().slopes(loss.value, list(here.values()))
         return {
             name: weight + self.gamma * _of_its_length(slope, weight.detach())
             for (name, weight), slope in zip(weights.items(), slopes, strict=True)

@@ -1,8 +1,11 @@
-"""Checkpoints: safetensors for the tensors, JSON for the rest, switched in one step.
+"""Checkpoints: safetensors for the tensors, JSON for the rest, in two generations.
 
 A folder holds `last.json` (to resume from) and `best.json`, each naming its tensor files by
-content. Tensors are written first and the JSON that names them last, so that a kill at any moment
-leaves the previous pair whole; files that no JSON names any longer are then removed.
+content; while a training goes on, also `previous.json`, the state that was saved before the last.
+Tensors are written first and the JSON that names them last, so that a kill at any moment leaves
+both states whole; files that no JSON names any longer are then removed. The two states share no
+file: whichever file is damaged, `load` has a whole one, and `recovered` says so. A finished
+training keeps one state.
 
 >>> import pathlib, tempfile, torch
 >>> checkpoints = Checkpoints(pathlib.Path(tempfile.mkdtemp()), {"seed": 0})
@@ -12,28 +15,67 @@ leaves the previous pair whole; files that no JSON names any longer are then rem
 [1.0, 1.0]
 """
 
-import hashlib
-import json
+import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
-from safetensors import SafetensorError
-from torch import Tensor
-
 from robust_nc import files
 from robust_nc.exceptions import CheckpointError, StorageError
+from robust_nc.training.manifest import (
+    DamagedError,
+    Manifest,
+    TensorFile,
+    check_same_config,
+    damaged,
+    name_tensors,
+    named_in,
+    parse_manifest,
+    read_manifest,
+    read_tensors,
+    remove,
+    remove_parts,
+    remove_unnamed,
+    unsealed,
+    write_manifest,
+    write_tensors,
+)
 from robust_nc.training.state import Tensors
 
-SCHEMA = 1
+__all__ = [
+    "Checkpoints",
+    "Place",
+    "Snapshot",
+    "TensorFile",
+    "Within",
+    "damaged",
+    "read_manifest",
+    "read_tensors",
+    "write_tensors",
+]
+
+
+class Within(NamedTuple):
+    """Where a training stands within an epoch.
+
+    `batches` of it are done, in `seconds`; `tensors` are what its meter has gathered and the states
+    of torch's generators. Once all batches are done, `row` is the row of the log so far, with the
+    first `parts` of the epoch's end in it.
+    """
+
+    batches: int
+    seconds: float
+    tensors: Tensors
+    parts: int = 0
+    row: dict[str, Any] | None = None
 
 
 class Snapshot(NamedTuple):
     """All that a resumed training needs: tensors on the CPU, and where it stands.
 
-    `best_score` is the validation accuracy under attack, then clean, of `best_epoch`. With an
-    average of weights, `weights` are that average, `averaged` says how many are in it, and `raw`
-    are those that the training goes on with.
+    `epoch` epochs are done, and `step` steps of the whole training. `best_score` is the validation
+    accuracy under attack, then clean, of `best_epoch`. With an average of weights, `weights` are
+    that average, `averaged` says how many are in it, and `raw` are those that the training goes on
+    with. `within` is None between epochs.
     """
 
     epoch: int
@@ -46,20 +88,30 @@ class Snapshot(NamedTuple):
     history: list[dict[str, Any]]
     raw: Tensors | None = None
     averaged: int = 0
+    within: Within | None = None
 
 
-class TensorFile(NamedTuple):
-    """A file of tensors, as a JSON beside it names it."""
+class Place(NamedTuple):
+    """A moment of a training: the epoch it is in, or has just ended, and steps done; from 1.
 
-    name: str
-    sha256: str
+    >>> str(Place(2, 15))
+    'epoch 2, step 15'
+    """
+
+    epoch: int
+    step: int
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}, step {self.step}"
 
 
 class Checkpoints:
     """The checkpoints of one training in one folder.
 
     `config` is what the training depends on, as plain values; a folder of another one is refused.
-    `facts` are stored beside it, for who reads the weights.
+    `facts` are stored beside it, for who reads the weights. `saved` is the state on disk, if there
+    is one; `recovered` says that `load` found the last state damaged, and what it took instead. The
+    JSON keeps such sentences as `recovered`, also when the training has finished.
     """
 
     def __init__(
@@ -68,157 +120,184 @@ class Checkpoints:
         self.folder = folder
         self.config = config
         self.facts = facts or {}
-        self._best: tuple[int, TensorFile] | None = None
+        self.saved: Place | None = None
+        self.recovered: str | None = None
+        self._told: list[str] = []
+        self._whole: Manifest | None = None  # the state that is known to be whole on disk
+        self._good: set[TensorFile] = set()  # files written or verified by this object
+        self._best: tuple[int, str] | None = None
 
-    def save(self, snapshot: Snapshot) -> None:
-        """Write `last` and `best`. Raises `StorageError` where the place cannot be written."""
-        if self._best is None or self._best[0] != snapshot.best_epoch:
-            file = write_tensors(self.folder, "best", snapshot.best_weights)
-            self._best = (snapshot.best_epoch, file)
-        best = self._best[1]
-        last = write_tensors(self.folder, "last", snapshot.weights)
-        momentum = write_tensors(self.folder, "momentum", snapshot.momentum)
+    def save(self, snapshot: Snapshot, *, going_on: bool = False) -> None:
+        """Write `last` and `best`, and if the training is `going_on` keep the state before.
+
+        Else the new state is read back, and then is the only one. Raises `StorageError` where the
+        place cannot be written; what was saved before is then as it was.
+        """
+        try:
+            about = self._written(snapshot, going_on=going_on)
+            if going_on and self._whole is not None:
+                write_manifest(self.folder / "previous.json", self._whole)
+            else:
+                if not going_on:
+                    self._verify()
+                remove(self.folder / "previous.json")
+            self._whole, self.saved = about, _place(snapshot)
+            remove_unnamed(self.folder)
+        except StorageError:
+            with contextlib.suppress(StorageError):
+                remove_unnamed(self.folder)
+            raise
+
+    def load(self) -> Snapshot | None:
+        """Return the last snapshot that is whole, or None where there is none.
+
+        Raises `CheckpointError` where all are damaged, or of another configuration.
+        """
+        last, previous = self.folder / "last.json", self.folder / "previous.json"
+        if not last.exists() and not previous.exists():
+            return None
+        try:
+            return self._read(last)
+        except DamagedError as error:
+            if not previous.exists():
+                raise
+            with contextlib.suppress(DamagedError):
+                snapshot = self._read(previous)
+                self.recovered = (
+                    f"{error.path.name} was damaged ({error.why}): went on from the state before, "
+                    f"of {_place(snapshot)}"
+                )
+                self._told.append(self.recovered)
+                return snapshot
+            raise
+
+    def tidy(self, *, finished: bool) -> None:
+        """Remove what a kill left behind, and write again what else would be missed.
+
+        A `finished` training, which saves no more, gets its `best.json` back from `last.json`, and
+        loses a `previous.json`. What cannot be written is left as it is.
+        """
+        with contextlib.suppress(StorageError):
+            remove_parts(self.folder)
+            if finished and self._whole is not None:
+                self._restore_best(self._whole)
+                remove(self.folder / "previous.json")
+            remove_unnamed(self.folder)
+
+    def _written(self, snapshot: Snapshot, *, going_on: bool) -> Manifest:
+        """Write a new state beside the last one, then put it in its place; return its JSON."""
+        taken = {f.name for f in named_in(self._whole)} if going_on and self._whole else set()
+
+        def write(kind: str, tensors: Tensors) -> dict[str, str]:
+            file = write_tensors(self.folder, kind, tensors, taken=taken)
+            self._good.add(file)
+            return file._asdict()
+
         about = {
             "best_epoch": snapshot.best_epoch,
             "best_score": list(snapshot.best_score),
             "config": self.config,
             "config_digest": files.digest(self.config),
             "facts": self.facts,
-            "schema": SCHEMA,
+            "schema": 1,
         }
         resume = {
-            "best": best._asdict(),
+            "best": self._write_best(snapshot, taken)._asdict(),
             "epoch": snapshot.epoch,
             "history": snapshot.history,
-            "momentum": momentum._asdict(),
+            "momentum": write("momentum", snapshot.momentum),
             "step": snapshot.step,
-            "tensors": last._asdict(),
+            "tensors": write("last", snapshot.weights),
         }
-        keep = {best.name, last.name, momentum.name}
         if snapshot.raw is not None:
-            raw = write_tensors(self.folder, "raw", snapshot.raw)
-            resume |= {"averaged": snapshot.averaged, "raw": raw._asdict()}
-            keep.add(raw.name)
+            resume |= {"averaged": snapshot.averaged, "raw": write("raw", snapshot.raw)}
+        if snapshot.within is not None:
+            within = snapshot.within._asdict()
+            within["tensors"] = write("within", snapshot.within.tensors)
+            resume |= {"schema": 2, "within": within}
+        if self._told:
+            resume["recovered"] = self._told
         # `best` first: `last` says that all is there.
-        self._write("best", about | {"epoch": snapshot.best_epoch, "tensors": best._asdict()})
-        self._write("last", about | resume)
-        _remove_unnamed(self.folder, keep)
+        write_manifest(self.folder / "best.json", _of_best(about | resume))
+        write_manifest(self.folder / "last.json", about | resume)
+        return about | resume
 
-    def load(self) -> Snapshot | None:
-        """Return the last snapshot, or None where there is none.
+    def _write_best(self, snapshot: Snapshot, taken: set[str]) -> TensorFile:
+        if self._best is not None and self._best[0] == snapshot.best_epoch:
+            file = name_tensors("best", self._best[1], taken)
+            if file in self._good and (self.folder / file.name).exists():
+                return file
+        file = write_tensors(self.folder, "best", snapshot.best_weights, taken=taken)
+        self._best = (snapshot.best_epoch, file.sha256)
+        self._good.add(file)
+        return file
 
-        Raises `CheckpointError` where it is damaged, or of another configuration.
-        """
-        path = self.folder / "last.json"
-        if not path.exists():
-            return None
-        about = read_manifest(path)
-        check_same_config(about.get("config"), self.config, path)
+    def _verify(self) -> None:
+        """Read the last state back, before the one before it is given up."""
         try:
-            best = TensorFile(**about["best"])
-            raw = TensorFile(**about["raw"]) if "raw" in about else None
-            self._best = (int(about["best_epoch"]), best)
-            robust, clean = about["best_score"]
-            return Snapshot(
-                epoch=int(about["epoch"]),
-                step=int(about["step"]),
-                weights=read_tensors(self.folder, TensorFile(**about["tensors"])),
-                momentum=read_tensors(self.folder, TensorFile(**about["momentum"])),
-                best_weights=read_tensors(self.folder, best),
-                best_epoch=int(about["best_epoch"]),
-                best_score=(float(robust), float(clean)),
-                history=list(about["history"]),
-                raw=read_tensors(self.folder, raw) if raw else None,
-                averaged=int(about["averaged"]) if raw else 0,
-            )
+            for file in named_in(read_manifest(self.folder / "last.json")):
+                read_tensors(self.folder, file)
+        except CheckpointError as error:
+            raise StorageError(
+                f"{self.folder} does not give back what was written to it ({error}); try the same "
+                "command again, or choose another place with --out"
+            ) from error
+
+    def _read(self, path: Path) -> Snapshot:
+        """Read one state, or raise `DamagedError`, or `CheckpointError` for another config."""
+        about = parse_manifest(path)
+        try:
+            snapshot = _snapshot_of(about, self.folder)
+            told = [str(sentence) for sentence in about.get("recovered", [])]
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(path, f"it lacks or garbles {error}") from error
+        about = unsealed(path, about)
+        check_same_config(about.get("config"), self.config, path)
+        self._whole, self._told, self.saved = about, told, _place(snapshot)
+        self._good = set(named_in(about))
+        self._best = (snapshot.best_epoch, TensorFile(**about["best"]).sha256)
+        return snapshot
 
-    def _write(self, which: str, about: dict[str, Any]) -> None:
-        text = json.dumps(about, indent=1, sort_keys=True, allow_nan=False)
-        files.write_text(self.folder / f"{which}.json", text + "\n")
-
-
-def write_tensors(folder: Path, kind: str, tensors: Tensors) -> TensorFile:
-    """Write tensors to a file that is named by its content, `<kind>-<digest>.safetensors`."""
-    content = safetensors.torch.save({name: _packed(tensor) for name, tensor in tensors.items()})
-    sha256 = hashlib.sha256(content).hexdigest()
-    file = TensorFile(f"{kind}-{sha256[:16]}.safetensors", sha256)
-    files.write_bytes(folder / file.name, content)
-    return file
-
-
-def read_tensors(folder: Path, file: TensorFile) -> Tensors:
-    """Read tensors, or raise `CheckpointError` where they are not those that were written."""
-    path = folder / file.name
-    try:
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != file.sha256:
-            raise damaged(path, "its SHA-256 is not the one that its JSON names")
-        return safetensors.torch.load(content)
-    except OSError as error:
-        raise damaged(path, error.strerror or str(error)) from error
-    except SafetensorError as error:
-        raise damaged(path, str(error)) from error
+    def _restore_best(self, last: Manifest) -> None:
+        path, wanted = self.folder / "best.json", _of_best(last)
+        with contextlib.suppress(CheckpointError):
+            if read_manifest(path) == wanted:
+                return
+        write_manifest(path, wanted)
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's JSON, or raise `CheckpointError`."""
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise damaged(path, error.strerror or str(error)) from error
-    except ValueError as error:
-        raise damaged(path, f"not JSON ({error})") from error
-    if not isinstance(about, dict) or about.get("schema") != SCHEMA:
-        found = about.get("schema") if isinstance(about, dict) else None
-        raise damaged(path, f"its schema is {found!r}, this version reads {SCHEMA}")
-    return about
+def _of_best(last: Manifest) -> Manifest:
+    """Return what `best.json` says beside a `last.json`."""
+    shared = ("best_epoch", "best_score", "config", "config_digest", "facts")
+    return {key: last[key] for key in shared} | {
+        "epoch": last["best_epoch"],
+        "schema": 1,
+        "tensors": last["best"],
+    }
 
 
-def check_same_config(found: object, wanted: dict[str, Any], path: Path) -> None:
-    """Raise `CheckpointError` that says which keys differ, if any do."""
-    there, here = _flat(found), _flat(wanted)
-    absent = "nothing"
-    differing = [
-        f"{key} ({there.get(key, absent)!r} there, {here.get(key, absent)!r} here)"
-        for key in sorted(there.keys() | here.keys())
-        if there.get(key, absent) != here.get(key, absent)
-    ]
-    if differing:
-        raise CheckpointError(
-            f"{path} is of another configuration; it differs in {', '.join(differing[:8])}; "
-            "choose another folder, or delete this one to train anew"
-        )
+def _snapshot_of(about: Manifest, folder: Path) -> Snapshot:
+    """Read what a JSON names. Raises KeyError, TypeError or ValueError where it is garbled."""
 
+    def read(value: dict[str, str]) -> Tensors:
+        return read_tensors(folder, TensorFile(**value))
 
-def damaged(path: Path, why: str) -> CheckpointError:
-    """Name a damaged file, what is wrong with it and the remedy."""
-    return CheckpointError(
-        f"checkpoint {path} is damaged: {why}; delete {path.parent} to train anew, "
-        "or put back a whole copy"
+    robust, clean = about["best_score"]
+    within = about.get("within")
+    return Snapshot(
+        epoch=int(about["epoch"]),
+        step=int(about["step"]),
+        weights=read(about["tensors"]),
+        momentum=read(about["momentum"]),
+        best_weights=read(about["best"]),
+        best_epoch=int(about["best_epoch"]),
+        best_score=(float(robust), float(clean)),
+        history=list(about["history"]),
+        raw=read(about["raw"]) if "raw" in about else None,
+        averaged=int(about["averaged"]) if "raw" in about else 0,
+        within=Within(**within | {"tensors": read(within["tensors"])}) if within else None,
     )
 
 
-def _packed(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous().clone()
-
-
-def _flat(value: object, prefix: str = "") -> dict[str, object]:
-    """Leaves of nested tables by dotted path."""
-    if not isinstance(value, dict) or not value:
-        return {prefix.rstrip("."): value}
-    leaves: dict[str, object] = {}
-    for key, part in value.items():
-        leaves |= _flat(part, f"{prefix}{key}.")
-    return leaves
-
-
-def _remove_unnamed(folder: Path, keep: set[str]) -> None:
-    for kind in ("best", "last", "momentum", "raw"):
-        for path in folder.glob(f"{kind}-*.safetensors"):
-            if path.name not in keep:
-                try:
-                    path.unlink(missing_ok=True)
-                except OSError as error:
-                    raise StorageError(f"cannot remove {path}: {error.strerror}") from error
+def _place(snapshot: Snapshot) -> Place:
+    return Place(snapshot.epoch + (snapshot.within is not None), snapshot.step)

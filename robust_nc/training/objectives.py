@@ -42,7 +42,9 @@ BestBy = Literal["validation_attacked", "validation_clean"]
 class Objective(Protocol):
     """What the loop asks of an objective at every step.
 
-    `best_by`: the accuracy on held-out images that chooses the best epoch.
+    `best_by`: the accuracy on held-out images that chooses the best epoch. `in_parts` (optional,
+    False where it is missing): the value is a mean over the examples whose gradient the loop alone
+    takes, so that several processes may each take some of the rows (`training.parallel`).
     """
 
     best_by: ClassVar[BestBy]
@@ -78,6 +80,7 @@ class Standard:
 
     loss: PerExampleLoss | FeatureLoss
     best_by: ClassVar[BestBy] = "validation_clean"
+    in_parts: ClassVar[bool] = True
 
     def __call__(
         self, model: nn.Module, images: Images, labels: Labels, *, seed: int, ids: Tensor
@@ -97,6 +100,7 @@ class Adversarial(ABC):
     loss: PerExampleLoss | FeatureLoss
     bn_mode: BnMode
     best_by: ClassVar[BestBy] = "validation_attacked"
+    in_parts: ClassVar[bool] = True
 
     @property
     @abstractmethod

@@ -22,7 +22,10 @@ _REPORT_SECONDS = 0.5
 
 
 class TrainEvent(NamedTuple):
-    """Where a training stands: accuracies in [0, 1], None where unknown; `step` over all epochs."""
+    """Where a training stands: accuracies in [0, 1], None where unknown; `step` over all epochs.
+
+    `note` is what else should be known of this session, such as a damaged checkpoint.
+    """
 
     epoch: int
     epochs: int
@@ -33,6 +36,7 @@ class TrainEvent(NamedTuple):
     attacked: float | None = None
     images_per_second: float | None = None
     seconds_left: float | None = None
+    note: str | None = None
 
     @property
     def share(self) -> float:
@@ -118,4 +122,6 @@ def describe_event(event: TrainEvent) -> str:
     if event.seconds_left is not None:
         minutes, seconds = divmod(round(event.seconds_left), 60)
         parts.append(f"{minutes}:{seconds:02d} left")
+    if event.note is not None:
+        parts.append(event.note)
     return "  ".join(parts)

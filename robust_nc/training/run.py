@@ -42,8 +42,9 @@ from robust_nc.training.checkpoint import (
     read_manifest,
     read_tensors,
 )
+from robust_nc.training.keeping import SAVE_SECONDS, SAVE_SECONDS_WITHIN
 from robust_nc.training.log import Row
-from robust_nc.training.loop import SAVE_SECONDS, Trainer, Watch
+from robust_nc.training.loop import Trainer, Watch
 from robust_nc.training.losses import FeatureLoss, Seen, build_loss
 from robust_nc.training.memorization import MemorizationProbe
 from robust_nc.training.objectives import ClosedForm, Objective
@@ -94,6 +95,7 @@ def train_cell(
     device: torch.device | str | None = None,
     report: Report | None = None,
     save_seconds: float = SAVE_SECONDS,
+    save_seconds_within: float = SAVE_SECONDS_WITHIN,
 ) -> Trained:
     """Train one cell; with `folder`, resume from its checkpoints and leave them and `log.jsonl`.
 
@@ -128,6 +130,7 @@ def train_cell(
         checkpoints=checkpoints,
         report=report,
         save_seconds=save_seconds,
+        save_seconds_within=save_seconds_within,
     )
     fitted = trainer.fit()
     best = copy.deepcopy(model)

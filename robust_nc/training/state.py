@@ -1,4 +1,4 @@
-"""The state of a training: weights and momentum, to and from the CPU.
+"""The state of a training: weights, momentum and generators, to and from the CPU.
 
 >>> import torch
 >>> first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
@@ -124,3 +124,20 @@ def seed_modules(model: nn.Module, seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if device_of(model).type == "cuda":
         torch.cuda.manual_seed(seed)
+
+
+def draws_of(model: nn.Module) -> Tensors:
+    """Return the states of the global generators from which modules such as dropout draw."""
+    states = {"cpu": torch.default_generator.get_state()}
+    device = device_of(model)
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def load_draws(model: nn.Module, states: Tensors) -> None:
+    """Put the global generators into these states; one that has none here is left as it is."""
+    torch.default_generator.set_state(states["cpu"])
+    device = device_of(model)
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

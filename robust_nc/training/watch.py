@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from robust_nc.config import Component, build
 from robust_nc.data.base import Split
 from robust_nc.data.batches import Batches
+from robust_nc.exceptions import InputError
 from robust_nc.geometry.collapse import collapse
 from robust_nc.geometry.moments import Moments
 from robust_nc.models.classifier import Classifier
 from robust_nc.registry import ATTACKS
-from robust_nc.runtime import stream_key, untouched
+from robust_nc.runtime import device_of, stream_key, untouched
 from robust_nc.threat import Ball
+from robust_nc.training.parallel import Group, present
 from robust_nc.types import Attack, Flags, Images, Labels
 
 VALIDATION_EXAMPLES = 500
@@ -49,9 +51,28 @@ class Validator:
 
     def __call__(self, model: nn.Module) -> Measures:
         """Return `validation_clean` and `validation_attacked`."""
+        group = present()
+        try:
+            found = self._counted(model, group)
+        except InputError:  # which may have come in one process alone
+            group.agree(True)
+            raise
+        if group.agree(False):
+            raise InputError("the model returned logits that are NaN or infinite elsewhere")
+        clean, robust = group.total(*found)
+        total = self.batches.num_examples
+        return {
+            "validation_clean": clean / total,
+            "validation_attacked": robust / total,
+        }
+
+    def _counted(self, model: nn.Module, group: Group) -> tuple[int, int]:
+        """Count the images of this process that are right, clean and under attack."""
         clean = robust = 0
         with untouched(model):
-            for images, labels, ids in self.batches.ordered():
+            for images, labels, ids in map(group.part, self.batches.ordered()):
+                if not len(labels):
+                    continue
                 right = _right(model, images, labels)
                 points = self.attack(
                     model, images, labels, self.ball, goal="flip", seed=self.seed, ids=ids
@@ -59,11 +80,7 @@ class Validator:
                 still = right & _right(model, self.ball.project(points, images), labels)
                 clean += int(right.sum())
                 robust += int(still.sum())
-        total = self.batches.num_examples
-        return {
-            "validation_clean": clean / total,
-            "validation_attacked": robust / total,
-        }
+        return clean, robust
 
 
 class CollapseProbe:
@@ -75,17 +92,25 @@ class CollapseProbe:
     def __call__(self, model: nn.Module) -> Measures:
         """Return `nc1_trace`, `nc2_angle` (None where undefined) and `train_accuracy`."""
         assert isinstance(model, Classifier)
-        moments = Moments(model.num_classes, model.head.dim)
-        right = 0
+        # A process without rows must still know where the others sum.
+        moments = Moments(model.num_classes, model.head.dim, device=device_of(model))
+        group = present()
+        right, finite = 0, True
         with untouched(model), torch.no_grad():
-            for images, labels, _ in self.batches.ordered():
+            for images, labels, _ in map(group.part, self.batches.ordered()):
+                if not len(labels):
+                    continue
                 read = model.tapped(images, taps=("penultimate",))
                 features = read.features["penultimate"]
-                if not bool(torch.isfinite(features).all()):
-                    return dict.fromkeys(("nc1_trace", "nc2_angle", "train_accuracy"))
+                finite = bool(torch.isfinite(features).all())
+                if not finite:
+                    break
                 moments.update(features, labels)
                 right += int((read.logits.argmax(1) == labels).sum())
-        measured = collapse(moments)
+        if group.agree(not finite):
+            return dict.fromkeys(("nc1_trace", "nc2_angle", "train_accuracy"))
+        measured = collapse(group.moments(moments))
+        (right,) = group.total(right)
         return {
             "nc1_trace": measured.nc1_trace,
             "nc2_angle": measured.nc2_angle,

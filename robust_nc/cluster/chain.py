@@ -1,0 +1,128 @@
+"""See one cell through on a cluster: train, judge and measure in parts, record.
+
+Every stage is done by a task that gets the files it needs and returns those that it left; a task
+that is lost is tried again from the newest state that came.
+"""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import ray
+
+from robust_nc.cluster.desk import Desk
+from robust_nc.cluster.fleet import RayFleet
+from robust_nc.cluster.parcels import pack
+from robust_nc.cluster.start import Cluster
+from robust_nc.cluster.worker import Done, Job, do_stage
+from robust_nc.exceptions import ClusterError
+from robust_nc.launch import Finished
+from robust_nc.stages import CellEvent, Part, measure_stage, needs, verdict_parts
+from robust_nc.store import remove_caches
+from robust_nc.suite import Cell
+
+_LOSSES = {
+    "NodeDiedError": "its machine died",
+    "WorkerCrashedError": "its worker process died",
+    "OutOfMemoryError": "its machine ran out of memory",
+    "ObjectLostError": "what it needs was lost with a machine",
+}
+
+
+class Chain(NamedTuple):
+    """What all cells of a run share; `width` is how many parts one of them is cut into.
+
+    `tell` hears events, `mourn` that a task of a cell was lost and is done again.
+    """
+
+    cluster: Cluster
+    desk: Desk
+    suite: str
+    out: Path
+    root: Path | None
+    width: int
+    tell: Callable[[CellEvent], None]
+    mourn: Callable[[str, str], None]
+
+    def run(self, cell: Cell) -> Finished:
+        """Do all that is missing of a cell; raises what ends it."""
+        for step in (self._train, self._judge_and_measure, self._record):
+            ended = step(cell)
+            if ended.error is not None:
+                return ended
+        remove_caches(self.out, cell.id)
+        return ended
+
+    def _train(self, cell: Cell) -> Finished:
+        return self.stage(cell, "train")
+
+    def _record(self, cell: Cell) -> Finished:
+        return self.stage(cell, "record")
+
+    def _judge_and_measure(self, cell: Cell) -> Finished:
+        """Judge all parts and measure the geometry, side by side."""
+        parts = verdict_parts(cell, self.out, self.root, width=self.width)
+        jobs = [partial(self.stage, cell, "judge", part) for part in parts]
+        jobs.append(partial(self._measure, cell))
+        with ThreadPoolExecutor(max_workers=len(jobs)) as pool:
+            ended = [found.result() for found in [pool.submit(job) for job in jobs]]
+        return next((each for each in ended if each.error is not None), ended[-1])
+
+    def _measure(self, cell: Cell) -> Finished:
+        """Measure in one task, or, where there is room for several, cut over the cluster."""
+        if self.width == 1:
+            return self.stage(cell, "measure")
+        fleet = RayFleet(self.cluster, cell.id, width=self.width, mailbox=self.desk.mailbox)
+        measure_stage(cell, self.out, self.root, fleet=fleet, report=self.tell)
+        return Finished(cell.id, None, None)
+
+    def stage(self, cell: Cell, stage: str, part: Part | None = None) -> Finished:
+        """Have a stage done, again and again as long as it is lost and had got on."""
+        name = "-".join([cell.id, stage, *map(str, part or ())])
+        lost = 0
+        while True:
+            attempt = self.desk.open(name)
+            try:
+                done = self._submit(name, attempt, cell, stage, part)
+            except ray.exceptions.RayTaskError:  # a defect of ours: it came from outside the work
+                raise
+            except ray.exceptions.RayError as error:
+                self.desk.collect()  # what it handed over before it was lost
+                lost = 0 if self.desk.advanced(name) else lost + 1
+                self._bear(cell, stage, error, lost)
+                continue
+            self.desk.close(name, done.parcel)
+            return done.ended
+
+    def _submit(self, name: str, attempt: int, cell: Cell, stage: str, part: Part | None) -> Done:
+        settings = self.cluster.settings
+        job = Job(
+            task=name,
+            attempt=attempt,
+            stage=stage,
+            cell=cell,
+            suite=self.suite,
+            root=self.root,
+            part=part,
+            threads=self.cluster.threads,
+            sync_seconds=settings.sync_seconds,
+        )
+        parcel = pack(self.out, self._places(needs(cell, stage, self.out, part=part)))
+        task = self.cluster.task(do_stage, retries=0)
+        done: Done = self.cluster.get([task.remote(job, parcel, self.desk.mailbox)])[0]
+        return done
+
+    def _places(self, paths: Iterable[Path]) -> list[str]:
+        return [path.relative_to(self.out).as_posix() for path in paths]
+
+    def _bear(self, cell: Cell, stage: str, error: Exception, lost: int) -> None:
+        """Say that a task was lost, and give up on one that is lost time and again."""
+        kind = _LOSSES.get(type(error).__name__, type(error).__name__)
+        if lost > self.cluster.settings.retries:
+            raise ClusterError(
+                f"its task was lost {lost} times in a row without getting on ({kind}); perhaps "
+                "it needs more memory than its machine has; run again to go on"
+            ) from error
+        self.mourn(cell.id, f"its task to {stage} was lost ({kind}); it is tried again")

@@ -1,0 +1,129 @@
+"""Drive the cells of a suite over a cluster: each stage a task, lost ones done again.
+
+The driver holds the only copy that counts, in the suite's folder: when it dies, the next one goes
+on from there. A cell is trained, then judged and measured in parts side by side, then recorded.
+"""
+
+import contextlib
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+
+from robust_nc import stopping
+from robust_nc.cluster.chain import Chain
+from robust_nc.cluster.desk import Desk
+from robust_nc.cluster.settings import ClusterSettings
+from robust_nc.cluster.start import Cluster, joined
+from robust_nc.launch import Finished, OnRetry, failed, silent
+from robust_nc.stages import CellEvent
+from robust_nc.suite import Cell
+
+_LOOK = 0.2  # seconds between two looks into the mailbox
+_MARGIN = 2.0  # seconds of `stopping.SECONDS` that the driver keeps for itself
+_LEAST = 16  # cells under way, so that a cluster that grows sees what waits
+_AHEAD = 2  # cells under way per slot, so that none stands idle between two stages
+
+
+def drive(
+    groups: Sequence[Sequence[Cell]],
+    suite: str,
+    out: Path,
+    root: Path | None,
+    settings: ClusterSettings,
+    *,
+    on_event: Callable[[CellEvent], None],
+    on_retry: OnRetry = silent,
+) -> Generator[Finished, None, None]:
+    """Yield cells as they end; those of a group, which share weights, one after the other.
+
+    `on_retry` hears of tasks that were lost and are done again. A wish to stop is passed on: tasks
+    save their state, and it is brought here. Raises `ConfigError` or `ClusterError` where there is
+    no cluster for it, `StorageError` where `out` cannot be written.
+    """
+    if not groups:
+        return
+    with joined(settings, out / "cluster.log") as cluster:
+        run = _Run(cluster, groups, suite, out, root)
+        try:
+            yield from run.results(on_event, on_retry)
+        finally:
+            run.end()
+
+
+class _Run:
+    """One run: threads that each see groups through, and the desk that they share."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        groups: Sequence[Sequence[Cell]],
+        suite: str,
+        out: Path,
+        root: Path | None,
+    ) -> None:
+        self._events: queue.SimpleQueue[CellEvent] = queue.SimpleQueue()
+        self._losses: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[Finished] = queue.SimpleQueue()
+        self._over = cluster.over
+        self._desk = Desk(out, self._events.put)
+        self._waiting = deque(groups)
+        self._chain = Chain(
+            cluster=cluster,
+            desk=self._desk,
+            suite=suite,
+            out=out,
+            root=root,
+            width=cluster.settings.shards or -(-cluster.slots // len(groups)),
+            tell=self._events.put,
+            mourn=lambda cell, why: self._losses.put((cell, why)),
+        )
+        count = min(len(groups), max(_AHEAD * cluster.slots, _LEAST))
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def results(
+        self, on_event: Callable[[CellEvent], None], on_retry: OnRetry
+    ) -> Generator[Finished, None, None]:
+        """Yield cells as they end, and pass on what is told meanwhile."""
+        end = float("inf")
+        while time.monotonic() < end and any(thread.is_alive() for thread in self._threads):
+            self._desk.collect()
+            while not self._events.empty():
+                on_event(self._events.get())
+            while not self._losses.empty():
+                on_retry(*self._losses.get())
+            if stopping.wished() and end == float("inf"):
+                end = time.monotonic() + stopping.SECONDS - _MARGIN
+                self._desk.ask_to_stop()
+            with contextlib.suppress(queue.Empty):
+                yield self._ended.get(timeout=_LOOK)
+        while not self._ended.empty():
+            yield self._ended.get()
+
+    def end(self) -> None:
+        """Let the threads go: they leave what they wait for."""
+        self._over.set()
+        for thread in self._threads:
+            thread.join(timeout=_MARGIN)
+
+    def _work(self) -> None:
+        """See groups through, until none is left or the run shall stop."""
+        while True:
+            try:
+                group = self._waiting.popleft()
+            except IndexError:
+                return
+            for cell in group:
+                if self._over.is_set() or stopping.wished():
+                    return
+                self._ended.put(self._one(cell))
+
+    def _one(self, cell: Cell) -> Finished:
+        try:
+            return self._chain.run(cell)
+        except Exception as error:  # whatever it is, the other cells go on
+            return failed(cell.id, error)

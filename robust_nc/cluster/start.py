@@ -1,0 +1,156 @@
+"""Join a Ray cluster, or start one on this machine, and know what a task gets there."""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from robust_nc.cluster.settings import ClusterSettings
+from robust_nc.exceptions import ClusterError, ConfigError, StoppedError
+
+_PATIENCE = 1.0  # seconds between two looks whether the run is over
+_KNOCK = 10.0  # seconds in which the head of a cluster must answer
+_NO_RAY = "the engine ray needs Ray, which is not installed; pip install 'robust_nc[ray]'"
+
+
+class Cluster(NamedTuple):
+    """A cluster that was joined: what a task gets, and how many can run at a time.
+
+    `over` is set when the run ends: whoever still waits for a task then gives up.
+    """
+
+    settings: ClusterSettings
+    gpus: float
+    slots: int
+    over: threading.Event
+
+    @property
+    def threads(self) -> int:
+        """Threads of torch in a task."""
+        return max(1, int(self.settings.cpus))
+
+    def task(self, call: Callable[..., Any], *, retries: int) -> Any:
+        """Return a function as a task of Ray, which tries it again so often if it is lost."""
+        import ray
+
+        self._heed()
+        return ray.remote(call).options(
+            num_cpus=self.settings.cpus, num_gpus=self.gpus, max_retries=retries
+        )
+
+    def get(self, handles: list[Any]) -> list[Any]:
+        """Wait for values. Raises `StoppedError` when the run is over, and what Ray raises."""
+        import ray
+
+        while True:
+            self._heed()
+            try:
+                found: list[Any] = ray.get(handles, timeout=_PATIENCE)
+            except ray.exceptions.GetTimeoutError:
+                continue
+            return found
+
+    def _heed(self) -> None:
+        if self.over.is_set():
+            raise StoppedError
+
+
+@contextlib.contextmanager
+def joined(settings: ClusterSettings, log: Path) -> Iterator[Cluster]:
+    """Join a cluster for this block; what Ray says goes to `log`, not among our results.
+
+    Raises `ConfigError` where Ray is missing or no task would ever fit, `ClusterError` where the
+    cluster cannot be reached.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError(_NO_RAY) from None
+    log.parent.mkdir(parents=True, exist_ok=True)
+    already = ray.is_initialized()
+    with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        try:
+            with _handled(file):
+                if not already:
+                    with _own_signals():
+                        _connect(settings)
+                yield _measured(settings, ray.cluster_resources())
+        finally:
+            if not already:
+                ray.shutdown()
+
+
+@contextlib.contextmanager
+def _handled(file: Any) -> Iterator[None]:
+    """Send Ray's own log lines to the file."""
+    logger, handler = logging.getLogger("ray"), logging.StreamHandler(file)
+    before, propagate = list(logger.handlers), logger.propagate
+    try:
+        logger.handlers, logger.propagate = [handler], False
+        yield
+    finally:
+        logger.handlers, logger.propagate = before, propagate
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep what this process does on SIGTERM: Ray puts a handler of its own in its place."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
+def _connect(settings: ClusterSettings) -> None:
+    import ray
+
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # what comes late must not start another cluster
+    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    try:
+        if address is None:
+            # A driver inside a started cluster would else join it by a file that it left.
+            options |= {"address": "local", "include_dashboard": False}
+            options |= {"num_cpus": settings.slots and settings.slots * settings.cpus}
+            ray.init(**options)
+        else:
+            _knock(address)
+            ray.init(address=address, **options)
+    except (OSError, RuntimeError, ValueError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ClusterError(
+            f"cannot join the Ray cluster at {address or 'this machine'}: {why}; start one with "
+            "'ray start --head', or leave --address out to use this machine alone"
+        ) from error
+
+
+def _knock(address: str) -> None:
+    """Raise `OSError` where nobody answers: Ray itself would wait for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_KNOCK).close()
+
+
+def _measured(settings: ClusterSettings, resources: dict[str, float]) -> Cluster:
+    """Work out how many tasks fit; raises `ConfigError` where none would ever."""
+    there = resources.get("GPU", 0.0)
+    gpus = settings.gpus if settings.gpus is not None else float(there > 0)
+    slots = int(resources.get("CPU", 0.0) / settings.cpus)
+    if gpus:
+        # A task uses one device or whole ones: shares do not add up over devices.
+        fitting = there // 1 * (1 // gpus) if gpus <= 1 else there // gpus
+        slots = min(slots, int(fitting))
+    slots = settings.slots or slots
+    if slots < 1:
+        raise ConfigError(
+            f"a task needs {settings.cpus:g} CPU cores and {gpus:g} GPUs, and the cluster has "
+            f"{resources.get('CPU', 0.0):g} and {there:g}; lower --gpus, add nodes, or say with "
+            "--workers how many tasks a cluster that grows will do at a time"
+        )
+    return Cluster(settings, gpus, slots, threading.Event())

@@ -1,0 +1,31 @@
+"""How long commands end before their end: Ctrl-C at once, SIGTERM at the next safe point.
+
+Ctrl-C is for somebody who waits: what came after the last save is lost. SIGTERM is what a scheduler
+sends before it kills: the state is saved first.
+
+>>> heeding(lambda: 0, "robust-nc run quickstart", print)
+0
+"""
+
+from collections.abc import Callable
+
+from robust_nc import stopping
+from robust_nc.exceptions import StoppedError
+
+INTERRUPTED, TERMINATED = 130, 143
+
+
+def heeding(command: Callable[[], int], again: str, say: Callable[[str], None]) -> int:
+    """Call `command`, which heeds `stopping`, and return its exit code or that of its ending.
+
+    `again` is what to type to go on, as `say` tells.
+    """
+    with stopping.on_sigterm():
+        try:
+            return command()
+        except StoppedError as error:
+            say(f"{error}: {again}")
+            return TERMINATED
+        except KeyboardInterrupt:
+            say(f"interrupted; nothing finished is lost. Go on with: {again}")
+            return TERMINATED if stopping.wished() else INTERRUPTED

@@ -1,0 +1,127 @@
+"""Measured speeds: seconds of one call by the size of its batch, in a file that says on what.
+
+>>> Rate(fixed=0.01, each=0.002).seconds(5)
+0.02
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from robust_nc.config import configuration, plain, read
+from robust_nc.environment import hardware
+from robust_nc.exceptions import ConfigError, StorageError
+from robust_nc.files import write_text
+from robust_nc.planning.work import Piece, Probe
+from robust_nc.runtime import default_device
+
+SCHEMA = 1
+
+
+@configuration
+class Rate:
+    """Seconds of one call: `fixed`, and `each` for every image; `nbytes` of what it writes."""
+
+    fixed: float
+    each: float
+    nbytes: float = 0.0
+
+    def seconds(self, batch: float) -> float:
+        """Seconds of a call on a batch of so many images."""
+        return self.fixed + self.each * batch
+
+
+@configuration
+class Speeds:
+    """Rates by the key of their probe, and what they were measured on."""
+
+    schema_version: int = SCHEMA
+    device: str
+    threads: int
+    torch: str
+    rates: dict[str, Rate] = Field(default_factory=dict)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether hours are those of an accelerator."""
+        return not self.device.startswith("cpu")
+
+
+def here(threads: int) -> Speeds:
+    """Return an empty table of this machine's device and torch version."""
+    facts = hardware(default_device())
+    name = facts.get("gpu", f"cpu {facts['machine']} {facts['cpu']}")
+    return Speeds(device=str(name), threads=threads, torch=torch.__version__)
+
+
+def distinct(pieces: Iterable[Piece]) -> tuple[Probe, ...]:
+    """Return what has to be timed for some pieces, each once."""
+    return tuple({piece.probe.key: piece.probe for piece in pieces}.values())
+
+
+def lacking(speeds: Speeds, probes: Iterable[Probe]) -> tuple[Probe, ...]:
+    """Return the probes that a table does not hold."""
+    return tuple(probe for probe in probes if probe.key not in speeds.rates)
+
+
+def read_speeds(path: Path) -> Speeds:
+    """Read a table of speeds, or raise `ConfigError` that says what is wrong with it."""
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"the speeds {path} cannot be read ({error}); give a file that --plan wrote, or one "
+            "that does not exist yet to measure anew"
+        ) from None
+    found = values.get("schema_version") if isinstance(values, dict) else None
+    if found != SCHEMA:
+        raise ConfigError(
+            f"the speeds {path} have schema version {found!r}, this version reads {SCHEMA}; delete "
+            "the file to measure anew"
+        )
+    speeds = read(Speeds, values, source=str(path))
+    for key, rate in speeds.rates.items():
+        if min(rate.fixed, rate.each, rate.nbytes) < 0:
+            raise ConfigError(
+                f"the speeds {path} have a negative time for {key!r}; delete the file to measure "
+                "anew"
+            )
+    return speeds
+
+
+def write_speeds(path: Path, speeds: Speeds) -> None:
+    """Write a table of speeds; raises `StorageError` where that cannot be done."""
+    try:
+        write_text(path, json.dumps(plain(speeds), indent=1, sort_keys=True) + "\n")
+    except OSError as error:
+        raise StorageError(
+            f"cannot write the speeds {path}: {error.strerror or error}; choose another place with "
+            "--speeds"
+        ) from error
+
+
+def refuse_lacking(path: Path, speeds: Speeds, missing: Iterable[Probe]) -> None:
+    """Raise `ConfigError` that names the models of which a file has no speeds, if there are any."""
+    keys = [probe.key for probe in missing]
+    if not keys:
+        return
+    models = sorted({key.split(" | ")[1] for key in keys})
+    known = sorted({key.split(" | ")[1] for key in speeds.rates})
+    raise ConfigError(
+        f"the speeds {path}, measured on {speeds.device}, lack {len(keys)} of this suite's: "
+        f"{'; '.join(models)} (first: {keys[0]!r}); they hold {'; '.join(known) or 'none'}; make "
+        "the file with --plan of this suite on that machine, or name a new one"
+    )
+
+
+def seconds_of(pieces: Iterable[Piece], rates: Mapping[str, Rate]) -> dict[str, float]:
+    """Sum the seconds of some pieces by stage."""
+    found: dict[str, float] = {}
+    for piece in pieces:
+        time = piece.calls * rates[piece.probe.key].seconds(piece.batch)
+        found[piece.stage] = found.get(piece.stage, 0.0) + time
+    return found

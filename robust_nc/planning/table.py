@@ -1,0 +1,140 @@
+"""The plan as text: a table by model, then the totals.
+
+>>> duration(90), duration(7200), size(2_500_000), count(1_530_000)
+('1.5 min', '2.0 h', '2.5 MB', '1.5 M')
+"""
+
+from collections.abc import Sequence
+
+from robust_nc.naming import training_id
+from robust_nc.planning.plan import Cost, chains, wall_clock
+from robust_nc.planning.speeds import Speeds
+from robust_nc.planning.work import STAGES, Passes
+
+_HEAD = ("model", "cells", "left", "forward", "+ gradient", "+ weights", "steps", *STAGES, "all")
+
+
+class Totals:
+    """Sums over the cells of a suite, or over those that are left."""
+
+    def __init__(self, costs: Sequence[Cost], devices: int, *, left: bool) -> None:
+        todo = [cost for cost in costs if not (left and cost.sketch.done)]
+        self.cells = len(todo)
+        self.seconds = sum(sum((c.left if left else c.seconds).values()) for c in todo)
+        self.wall = wall_clock(chains(costs, left=left), devices)
+        weights = {training_id(c.sketch.cell.config): c.disk.weights for c in todo}
+        self.results = sum(cost.disk.results for cost in todo)
+        self.weights = sum(weights.values())
+        running = sorted((cost.disk.running for cost in todo), reverse=True)
+        self.peak = self.results + self.weights + sum(running[:devices])
+
+
+def plan_text(
+    name: str, costs: Sequence[Cost], speeds: Speeds, *, devices: int, price: float | None
+) -> str:
+    """Write the plan of one suite."""
+    whole, left = (Totals(costs, devices, left=each) for each in (False, True))
+    lines = [f"{name}: {len(costs)} cells", "", *_table(costs), ""]
+    lines += _sources(costs)
+    lines += totals_lines("the whole suite", whole, speeds, devices=devices, price=price)
+    if left.cells < whole.cells:
+        title = f"what is left ({whole.cells - left.cells} cells are done)"
+        lines += totals_lines(title, left, speeds, devices=devices, price=price)
+    return "\n".join(lines)
+
+
+def speeds_line(speeds: Speeds, source: str) -> str:
+    """Say where the speeds come from."""
+    return (
+        f"speeds: {source}, on {speeds.device}, {speeds.threads} "
+        f"thread{'s' * (speeds.threads != 1)}, torch {speeds.torch}"
+    )
+
+
+def totals_lines(
+    title: str, totals: Totals, speeds: Speeds, *, devices: int, price: float | None
+) -> list[str]:
+    """Write the sums: hours of a device and by the clock, disk, money."""
+    hours = totals.seconds / 3600
+    unit = "GPU" if speeds.on_gpu else "CPU core"
+    cores = 1 if speeds.on_gpu else speeds.threads
+    noun = "GPU" if speeds.on_gpu else "process"
+    plural = ("es" if noun == "process" else "s") * (devices != 1)
+    lines = [
+        f"{title}: {totals.cells} cells",
+        f"  {unit} hours   {hours * cores:,.2f} ({duration(totals.seconds)} of one {noun})",
+        f"  by the clock {duration(totals.wall)} with {devices} {noun}{plural} at a time",
+        f"  disk         {size(totals.results)} of results, {size(totals.weights)} of weights; "
+        f"at most {size(totals.peak)} while it runs",
+    ]
+    if price is not None:
+        lines.append(f"  money        {hours:,.2f} h x {price:g} = {hours * price:,.2f}")
+    return lines
+
+
+def _sources(costs: Sequence[Cost]) -> list[str]:
+    """Say which accuracies the verdicts are reckoned with, and where they are from."""
+    found: dict[str, list[str]] = {}
+    for cost in costs:
+        survival, config = cost.sketch.survival, cost.sketch.cell.config
+        text = (
+            f"{survival.clean:.0%} clean, {survival.robust:.0%} robust at eps "
+            f"{config.threat.eps:.3g} ({survival.source})"
+        )
+        objectives = found.setdefault(text, [])
+        if config.train.objective.name not in objectives:
+            objectives.append(config.train.objective.name)
+    lines = [f"  {', '.join(names)}: {text}" for text, names in found.items()]
+    return ["survivors, on which the cost of a verdict depends:", *lines]
+
+
+def _table(costs: Sequence[Cost]) -> list[str]:
+    groups: dict[str, list[Cost]] = {}
+    for cost in costs:
+        groups.setdefault(cost.sketch.cell.model, []).append(cost)
+    rows = [list(_HEAD), *(_row(name, group) for name, group in groups.items())]
+    if len(groups) > 1:
+        rows.append(_row("all", costs))
+    widths = [max(len(row[place]) for row in rows) for place in range(len(_HEAD))]
+    return [
+        "  ".join(
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _row(name: str, group: Sequence[Cost]) -> list[str]:
+    passes = Passes()
+    for cost in group:
+        passes = passes.plus(cost.passes)
+    stages = [sum(cost.seconds.get(stage, 0.0) for cost in group) for stage in STAGES]
+    left = sum(not cost.sketch.done for cost in group)
+    counts = [count(passes.forwards), count(passes.gradients), count(passes.trained)]
+    whole = [duration(seconds) for seconds in (*stages, sum(stages))]
+    return [name, str(len(group)), str(left), *counts, count(passes.steps), *whole]
+
+
+def duration(seconds: float) -> str:
+    """Write a time with its unit."""
+    for unit, length in (("d", 86_400.0), ("h", 3_600.0), ("min", 60.0)):
+        if seconds >= (1.5 * length if unit != "d" else 3 * length):
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def size(nbytes: float) -> str:
+    """Write a number of bytes with its unit."""
+    for unit, length in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if nbytes >= length:
+            return f"{nbytes / length:.1f} {unit}"
+    return f"{nbytes / 1e3:.0f} kB"
+
+
+def count(number: float) -> str:
+    """Write a number of passes."""
+    for unit, length in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= length:
+            return f"{number / length:,.1f} {unit}"
+    return f"{number:.0f}"

@@ -1,0 +1,251 @@
+"""The stages of a cell: train, judge (in parts, where that is worth it), measure, record.
+
+Each works on the folder `out` alone, with paths below it that are the same everywhere, and leaves
+all that later stages need as files there: an engine may do it elsewhere, in a folder that holds
+what `needs` names, and bring home what is new or changed. What is there already is not done again.
+
+| stage | leaves |
+|---|---|
+| `train_stage` | the folder of checkpoints, and a note of the seconds |
+| `judge_stage`, for each of `verdict_parts` | the log of a part, closed |
+| `measure_stage` | the geometry |
+| `cell.run_cell` | the record; it makes up what is missing of the others |
+
+>>> from robust_nc.suite import read_suite
+>>> needs(read_suite("quickstart").cells[0], "train", Path("nowhere"))
+()
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from robust_nc import caches, store
+from robust_nc.cell_inputs import Given, gather, judged_count, read_test
+from robust_nc.cell_verdicts import Part, judge, parts_of
+from robust_nc.data.base import Split
+from robust_nc.data.load import dataset_info
+from robust_nc.evaluation_log import close_log, end_of_log
+from robust_nc.exceptions import CheckpointError
+from robust_nc.fleet import ALONE, Fleet
+from robust_nc.models.build import build_model
+from robust_nc.naming import training_id
+from robust_nc.pacing import Clock, Progress
+from robust_nc.profiling import profile_cell
+from robust_nc.runtime import default_device, device_of
+from robust_nc.shards import apart
+from robust_nc.suite import Cell
+from robust_nc.training.checkpoint import read_manifest
+from robust_nc.training.progress import TrainEvent, describe_event
+from robust_nc.training.run import Trained, train_cell
+
+Stage = Literal["train", "judge", "measure", "record"]
+
+
+class CellEvent(NamedTuple):
+    """Where a cell stands: the share done of its current stage, and a line to show."""
+
+    cell: str
+    share: float
+    status: str
+
+
+class CellResult(NamedTuple):
+    """What the driver shows of a finished cell; accuracies in [0, 1]."""
+
+    cell: str
+    model: str
+    seed: int
+    clean: float
+    robust: float
+    seconds: float
+
+
+Report = Callable[[CellEvent], None]
+
+
+def train_stage(cell: Cell, out: Path, root: Path | None, *, report: Report) -> None:
+    """Train a cell, or go on from its checkpoints."""
+    if not is_trained(cell, out):
+        train(cell, out, root, report)
+
+
+def verdict_parts(cell: Cell, out: Path, root: Path | None, *, width: int = 1) -> list[Part]:
+    """List what is still to be judged of a trained cell, in parts that can be done anywhere.
+
+    Parts are blocks of `evaluation.block` images, else about `width` for each verdict, around those
+    that were begun. A verdict is not listed where one part would be the whole of it, nor where it
+    would depend on the cut (`evaluation.divisible`) and no block says how to cut: `run_cell` makes
+    those. Raises `CheckpointError` where the training is not finished.
+    """
+    _check_trained(cell, out)
+    config = cell.config
+    count = judged_count(config, dataset_info(config.data.dataset, root).sizes["test"])
+    parts = []
+    for which in verdicts_of(cell, out):
+        found = _found(cell, which, out, count)
+        cuts = parts_of(config, which, [part[1:] for part in found], count=count, width=width)
+        parts += [part for part in cuts if not is_judged(cell, part, out)]
+    return parts
+
+
+def judge_stage(cell: Cell, part: Part, out: Path, root: Path | None, *, report: Report) -> None:
+    """Judge a part of a trained cell, or go on from its log, which is left also by a stop.
+
+    Raises `CheckpointError` where the training is not finished.
+    """
+    _check_trained(cell, out)
+    if not is_judged(cell, part, out):
+        judge_part(cell, part, out, trained(cell, out, root), read_test(cell.config, root), report)
+
+
+def measure_stage(
+    cell: Cell, out: Path, root: Path | None, *, fleet: Fleet = ALONE, report: Report
+) -> None:
+    """Measure the geometry of a trained cell, in parts over a fleet.
+
+    Raises `CheckpointError` where the training is not finished.
+    """
+    _check_trained(cell, out)
+    if geometry_of(cell, out) is None:
+        measure(cell, out, trained(cell, out, root), gather(cell.config, root), fleet, report)
+
+
+def needs(cell: Cell, stage: Stage, out: Path, *, part: Part | None = None) -> tuple[Path, ...]:
+    """Return what a stage reads of `out`, as far as it is there: checkpoints (a folder), and files.
+
+    An engine carries these, and brings home what the stage left; of the folder it also removes
+    what the stage removed. `part` is for "judge"; "record" is `run_cell`.
+    """
+    found = [checkpoints_of(cell, out)]
+    if stage == "train":
+        found.append(store.seconds_path(out, cell.id))
+    elif stage == "judge":
+        assert part is not None, "what is judged is a part"
+        found.append(store.part_log(out, cell.id, *part))
+    elif stage == "measure":
+        found.append(store.geometry_path(out, cell.id))
+    else:
+        found.extend(store.caches(out, cell.id))
+    return tuple(path for path in found if path.exists())
+
+
+def is_trained(cell: Cell, out: Path) -> bool:
+    """Whether the training of a cell is finished, as its checkpoint says."""
+    try:
+        about = read_manifest(checkpoints_of(cell, out) / "last.json")
+        return int(about["epoch"]) >= cell.config.train.epochs
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        return False
+
+
+def is_judged(cell: Cell, part: Part, out: Path) -> bool:
+    """Whether a part of a trained cell is judged to its end, on the weights that are there now."""
+    end = end_of_log(store.part_log(out, cell.id, *part))
+    return end is not None and end.get("weights") == _weights(cell, part.which, out)
+
+
+def geometry_of(cell: Cell, out: Path) -> caches.Geometry | None:
+    """Return the geometry that `measure_stage` left, if it is of the weights that are there now."""
+    path = store.geometry_path(out, cell.id)
+    return caches.read_geometry(path, weights=_weights(cell, "last", out))
+
+
+def checkpoints_of(cell: Cell, out: Path) -> Path:
+    """Return the folder of the checkpoints of a cell."""
+    return store.checkpoint_folder(out, training_id(cell.config))
+
+
+def verdicts_of(cell: Cell, out: Path) -> list[str]:
+    """Name the verdicts of a trained cell; where the last epoch was the best, one serves both."""
+    names = ["best"]
+    if _weights(cell, "best", out) != _weights(cell, "last", out):
+        names.append("last")
+    return names if cell.config.evaluation.beside is None else [*names, "beside"]
+
+
+def train(cell: Cell, out: Path, root: Path | None, report: Report) -> Trained:
+    """Train a cell and note the seconds, or read what its checkpoints hold."""
+
+    def on_epoch(event: TrainEvent) -> None:
+        report(CellEvent(cell.id, event.share, describe_event(event)))
+
+    folder, ready, clock = checkpoints_of(cell, out), is_trained(cell, out), Clock()
+    device = default_device()
+    found = train_cell(cell.config, root=root, folder=folder, device=device, report=on_epoch)
+    if not ready:
+        clock.stage("train")
+        caches.note_seconds(store.seconds_path(out, cell.id), clock.seconds["train"])
+    return found
+
+
+def trained(cell: Cell, out: Path, root: Path | None) -> Trained:
+    """Read a training that is finished."""
+    return train(cell, out, root, lambda event: None)
+
+
+def judge_part(
+    cell: Cell, part: Part, out: Path, trained: Trained, test: Split, report: Report
+) -> None:
+    """Judge a part, with training and test images at hand, and close its log."""
+    log, clock = store.part_log(out, cell.id, *part), Clock()
+    place = f"images {part.start} to {part.stop - 1}"
+
+    def show(progress: Progress) -> None:
+        report(CellEvent(cell.id, progress.share, f"{place}: {progress}"))
+
+    judge(cell.config, part, trained, test, log=log, checks=False, report=show)
+    clock.stage("attack")
+    weights, seconds = _weights(cell, part.which, out), clock.seconds["attack"]
+    close_log(log, {"weights": weights, "seconds": seconds})
+
+
+def measure(
+    cell: Cell, out: Path, trained: Trained, given: Given, fleet: Fleet, report: Report
+) -> None:
+    """Measure the geometry of the last weights, with all that it takes at hand, and keep it."""
+
+    def show(share: float, status: str) -> None:
+        report(CellEvent(cell.id, share, status))
+
+    config, clock = cell.config, Clock()
+    initial = None
+    if config.measure.agop_examples:
+        initial = build_model(trained.model, seed=config.seed).to(device_of(trained.last))
+    rows = profile_cell(
+        trained.last,
+        trained.train._replace(labels=trained.altered.original),
+        given.test,
+        config,
+        given=None if config.data.noise is None else trained.train.labels,
+        distances=given.distances,
+        corrupted=given.corrupted,
+        initial=initial,
+        fleet=fleet,
+        report=show,
+    )
+    clock.stage("measure")
+    path, weights = store.geometry_path(out, cell.id), _weights(cell, "last", out)
+    caches.write_geometry(path, rows, weights=weights, seconds=clock.seconds["measure"])
+
+
+def _check_trained(cell: Cell, out: Path) -> None:
+    if not is_trained(cell, out):
+        raise CheckpointError(
+            f"the training in {checkpoints_of(cell, out)} is missing, damaged or not finished; "
+            f"train cell {cell.id} first"
+        )
+
+
+def _found(cell: Cell, which: str, out: Path, count: int) -> list[Part]:
+    """Parts with a log that do not overlap: those that are finished before others."""
+    found = [Part(which, *place) for place in store.part_logs(out, cell.id, which)]
+    found.sort(key=lambda part: not is_judged(cell, part, out))
+    return [Part(which, *place) for place in apart([part[1:] for part in found], count)]
+
+
+def _weights(cell: Cell, which: str, out: Path) -> str:
+    """Digest of the tensors that a verdict is about."""
+    name = "last" if which == "last" else "best"
+    about = read_manifest(checkpoints_of(cell, out) / f"{name}.json")
+    return str(about["tensors"]["sha256"])

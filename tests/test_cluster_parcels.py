@@ -1,0 +1,116 @@
+"""Files that travel: whole or not at all, JSON last, folders mirrored, nothing above the folder."""
+
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from robust_nc.cluster import parcels
+from robust_nc.cluster.parcels import Parcel, pack, stamps, unpack
+from robust_nc.cluster.settings import ClusterSettings
+from robust_nc.exceptions import ConfigError, StorageError
+from robust_nc.files import write_bytes
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
+
+
+names = st.from_regex(r"[a-z]{1,3}(/[a-z]{1,3}){0,2}\.(json|bin)", fullmatch=True)
+
+
+@given(st.dictionaries(names, st.binary(max_size=20), max_size=6))
+def test_what_is_packed_is_unpacked(tmp_path_factory, files):
+    here, there = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("there")
+    for name, content in files.items():
+        write_bytes(here / name, content)
+    unpack(pack(here, [path.name for path in here.iterdir()]), there)
+    assert contents(there) == files
+
+
+def test_only_what_changed_is_packed_again(tmp_path):
+    write_bytes(tmp_path / "cache" / "a.jsonl", b"1")
+    write_bytes(tmp_path / "cache" / "b.jsonl", b"1")
+    known = stamps(tmp_path, ["cache"])
+    with (tmp_path / "cache" / "b.jsonl").open("ab") as file:
+        file.write(b"2")
+    found = pack(tmp_path, ["cache"], known=known)
+    assert found.files == {"cache/b.jsonl": b"12"}
+    assert found.present == {"cache/a.jsonl", "cache/b.jsonl"}
+
+
+def test_json_is_written_last(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(parcels, "write_bytes", lambda path, content: written.append(path.name))
+    unpack(Parcel({"c/a.json": b"", "c/z.safetensors": b"", "b.jsonl": b""}), tmp_path)
+    assert written == ["b.jsonl", "z.safetensors", "a.json"]
+
+
+def test_a_mirrored_folder_loses_what_was_replaced(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for name in ("c/old.safetensors", "other/stays"):
+        write_bytes(there / name, b"")
+    write_bytes(here / "c" / "new.safetensors", b"")
+    unpack(pack(here, ["c"]), there)
+    assert set(contents(there)) == {"c/new.safetensors", "other/stays"}
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    """The JSON and the tensors in a parcel belong together, whatever the writer does meanwhile."""
+    ended, folder = threading.Event(), tmp_path / "c"
+
+    def save(number: int) -> None:
+        write_bytes(folder / f"t{number}", b"%d" % number)
+        write_bytes(folder / "last.json", b"t%d" % number)
+        (folder / f"t{number - 1}").unlink(missing_ok=True)
+
+    def write() -> None:
+        number = 1
+        while not ended.wait(0.002):
+            number += 1
+            save(number)
+
+    save(1)
+    monkeypatch.setattr(parcels, "_TRIES", 1000)
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(30):
+            found = pack(tmp_path, ["c"])
+            assert "c/" + found.files["c/last.json"].decode() in found.files
+    finally:
+        ended.set()
+        writer.join()
+
+
+def test_what_never_holds_still_is_said(tmp_path, monkeypatch):
+    write_bytes(tmp_path / "c" / "last.json", b"")
+    counted = iter(range(100))
+    monkeypatch.setattr(parcels, "stamps", lambda root, places: {"c/last.json": (next(counted), 0)})
+    with pytest.raises(StorageError, match="change faster than they can be read"):
+        pack(tmp_path, ["c"])
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b"])
+def test_a_path_that_leaves_the_folder_is_refused(tmp_path, name):
+    with pytest.raises(StorageError, match="leaves the suite's folder"):
+        unpack(Parcel({name: b""}), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"address": "ray://head:10001"}, "ray job submit"),
+        ({"gpus": 1.5}, "a share of one such as 0.5, or a whole number, found 1.5"),
+        ({"gpus": -1.0}, "found -1"),
+        ({"slots": 0}, "slots must be at least 1, found 0"),
+        ({"shards": 0}, "shards must be at least 1, found 0"),
+        ({"cpus": 0.0}, "cpus and sync_seconds must be above 0"),
+    ],
+)
+def test_bad_settings_are_refused_with_a_sentence(settings, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        ClusterSettings(**settings)

@@ -1,0 +1,192 @@
+"""A suite on a Ray cluster leaves the records of one machine, whatever is killed meanwhile."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from helpers_cluster import Nodes, nodes
+from helpers_runner import cli, records, start, wait_for, write_suite
+
+pytestmark = pytest.mark.cluster
+
+GRID = """
+[grid]
+"model.head" = ["linear", "etf"]
+"train.objective" = ["standard", { name = "pgd", steps = 2 }]
+"""
+PASSING = ("created", "seconds", "seals", "hardware")  # what two equal runs differ in
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Nodes]:
+    with nodes(2) as found:
+        yield found
+
+
+def with_blocks(path: Path) -> Path:
+    text = path.read_text()
+    text = text.replace("[base.evaluation]\n", "[base.evaluation]\nblock = 16\n")
+    text = text.replace("[base.measure]\n", "[base.measure]\nblock = 25\n")
+    path.write_text(text)
+    return path
+
+
+def lasting(out: Path) -> dict[str, Any]:
+    """All that a run leaves and that lasts: records but their times, rows and evidence as bytes."""
+    found: dict[str, Any] = {}
+    for path in sorted(out.rglob("*")):
+        name = path.relative_to(out).as_posix()
+        if not path.is_file() or name.startswith(("checkpoints/", "cluster.log", ".lock")):
+            continue
+        content: Any = path.read_bytes()
+        if name.endswith(".json"):
+            values = json.loads(content)
+            content = {key: value for key, value in values.items() if key not in PASSING}
+        found[name] = content
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """The suite in blocks, on one machine without a cluster."""
+    folder = tmp_path_factory.mktemp("alone")
+    ran = cli("run", with_blocks(write_suite(folder, GRID)), "--out", folder / "out")
+    assert ran.code == 0, ran.err
+    return folder / "out"
+
+
+def test_equal_blocks_leave_equal_records_to_the_bit(cluster, alone, tmp_path):
+    suite = with_blocks(write_suite(tmp_path, GRID))
+    ran = cli(
+        *("run", suite, "--out", tmp_path / "out", "--engine", "ray"),
+        *("--address", cluster.address, "--shards", 3),
+    )
+    assert ran.code == 0, ran.err
+    assert ran.out.count("small_cnn") == 4, "the table and nothing else is on stdout"
+    assert lasting(tmp_path / "out") == lasting(alone)
+
+
+def test_other_shards_leave_the_same_verdicts_and_measures(cluster, tmp_path):
+    suite = write_suite(tmp_path, "")
+    assert cli("run", suite, "--out", tmp_path / "one").code == 0
+    ran = cli(
+        *("run", suite, "--out", tmp_path / "many", "--engine", "ray"),
+        *("--address", cluster.address, "--shards", 3),
+    )
+    assert ran.code == 0, ran.err
+    (one,) = records(tmp_path / "one").values()
+    (many,) = records(tmp_path / "many").values()
+    assert one.verdict == many.verdict
+    assert one.passes == many.passes
+    places = [next((tmp_path / side).glob("*/*.parquet")) for side in ("one", "many")]
+    rows = [pd.read_parquet(place) for place in places]
+    pd.testing.assert_frame_equal(*rows, rtol=1e-6, atol=1e-9)  # files have seven digits
+
+
+def driver(suite: Path, out: Path, cluster: Nodes) -> "subprocess.Popen[str]":
+    return start("run", suite, "--out", out, "--engine", "ray", "--address", cluster.address)
+
+
+def disturb(cluster: Nodes, suite: Path, out: Path, choice: random.Random, kills: int) -> int:
+    """Kill something, again and again, until the suite is done; returns how often it was hit."""
+    hit, running = 0, driver(suite, out, cluster)
+    while True:
+        try:
+            code = running.wait(choice.uniform(0.5, 4.0))
+        except subprocess.TimeoutExpired:
+            code = None
+        if code == 0:
+            return hit
+        if code is not None and code != -signal.SIGKILL:
+            error = running.stderr.read() if running.stderr else ""
+            raise AssertionError(f"the driver ended with {code}: {error}")
+        if hit < kills and cluster.busy():
+            kind = choice.choice(["worker", "worker", "driver", "node"])
+            if kind == "driver":
+                os.kill(running.pid, signal.SIGKILL)
+                running.wait()
+                hit += 1
+            elif kind == "node":
+                cluster.kill_node(choice)
+                hit += 1
+            else:
+                hit += cluster.kill_worker(choice)
+        if running.poll() is not None and running.returncode != 0:
+            running = driver(suite, out, cluster)
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_change_nothing(cluster, alone, tmp_path, kills):
+    """Workers, drivers and whole nodes die; the records are those of an undisturbed run."""
+    choice, hit, rounds = random.Random(kills), 0, 0
+    while hit < kills:
+        rounds += 1
+        suite = with_blocks(write_suite(tmp_path / str(rounds), GRID))
+        out = tmp_path / str(rounds) / "out"
+        hit += disturb(cluster, suite, out, choice, kills - hit)
+        assert lasting(out) == lasting(alone)
+
+
+def test_sigterm_brings_the_state_home(cluster, tmp_path):
+    suite = write_suite(tmp_path, "")
+    suite.write_text(suite.read_text().replace("epochs = 2", "epochs = 4000"))
+    running = driver(suite, tmp_path / "out", cluster)
+    wait_for(lambda: bool(cluster.busy()))
+    time.sleep(2)
+    running.send_signal(signal.SIGTERM)
+    _, error = running.communicate(timeout=60)
+    assert running.returncode == 143, error
+    assert "go on with: robust-nc run" in error
+    (last,) = (tmp_path / "out" / "checkpoints").glob("*/last.json")
+    assert json.loads(last.read_text())["step"] > 0
+
+
+def test_a_cell_that_fails_costs_itself_alone(cluster, tmp_path):
+    suite = write_suite(tmp_path, '[grid]\n"train.lr" = [0.1, 1e30]\n')
+    ran = cli(
+        "run", suite, "--out", tmp_path / "out", "--engine", "ray", "--address", cluster.address
+    )
+    assert ran.code == 1
+    assert "not finite" in ran.err
+    assert "Traceback" not in ran.err
+    assert len(records(tmp_path / "out")) == 1
+
+
+def test_what_never_fits_is_said_at_once(cluster, tmp_path):
+    ran = cli(
+        *("run", write_suite(tmp_path, ""), "--out", tmp_path / "out"),
+        *("--engine", "ray", "--address", cluster.address, "--gpus", 1),
+    )
+    assert ran.code == 2
+    assert "a task needs 1 CPU cores and 1 GPUs, and the cluster has 2 and 0" in ran.err
+
+
+def test_a_cluster_that_is_not_there_is_named(tmp_path):
+    ran = cli(
+        *("run", write_suite(tmp_path, ""), "--out", tmp_path / "out"),
+        *("--engine", "ray", "--address", "127.0.0.1:1"),
+    )
+    assert ran.code == 2
+    assert "cannot join the Ray cluster at 127.0.0.1:1" in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_without_an_address_one_is_started_here(tmp_path):
+    suite = write_suite(tmp_path, "")
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", "from robust_nc.cli import main; main()", "run", str(suite)]
+    command += ["--out", str(tmp_path / "out"), "--engine", "ray", "--workers", "2"]
+    ran = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert len(records(tmp_path / "out")) == 1

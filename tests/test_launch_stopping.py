@@ -1,0 +1,240 @@
+"""Workers that are killed, or told to stop: their tasks are tried again, or end with state saved.
+
+SIGTERM comes as schedulers send it: to the driver, to a worker, or to the whole process group.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers_launch import (
+    break_down,
+    die_at_first,
+    double,
+    leave,
+    told_once,
+    work_deaf,
+    work_until_told,
+)
+from helpers_runner import group_is_gone, living, wait_for
+
+from robust_nc import stopping
+from robust_nc.launch import Finished, Task, failed, run_tasks
+
+
+def task(key: str, call: Callable[..., Any], *arguments: object) -> Task:
+    return Task(key, call, arguments)
+
+
+def run(
+    *chains: list[Task], on_event: Callable[[Any], None] = lambda event: None, **options: Any
+) -> tuple[dict[str, Finished], list[tuple[str, str]]]:
+    """Run chains by two workers: how each task ended, and what was told of those tried again."""
+    told: list[tuple[str, str]] = []
+    ended = run_tasks(
+        chains,
+        workers=2,
+        threads=1,
+        on_event=on_event,
+        on_retry=lambda key, why: told.append((key, why)),
+        **options,
+    )
+    return {one.key: one for one in ended}, told
+
+
+@pytest.fixture(autouse=True)
+def no_wish() -> Iterator[None]:
+    """No test inherits a wish, or a handler."""
+    before = [(n, signal.getsignal(n)) for n in (signal.SIGTERM, signal.SIGALRM, signal.SIGINT)]
+    stopping.clear()
+    yield
+    stopping.clear()
+    for number, handler in before:
+        signal.signal(number, handler)
+
+
+class TestTryingAgain:
+    def test_a_task_whose_worker_is_killed_is_tried_again(self, tmp_path):
+        ended, told = run(
+            [
+                task("memory", die_at_first, signal.SIGKILL, 1, tmp_path / "memory"),
+                task("after", double, 2),
+            ],
+            [task("segment", die_at_first, signal.SIGSEGV, 2, tmp_path / "segment")],
+        )
+        assert {key: one.result for key, one in ended.items()} == {
+            "memory": 2,
+            "after": 4,
+            "segment": 3,
+        }
+        assert all(one.error is None and not one.stopped for one in ended.values())
+        assert [why for key, why in told if key == "memory"] == [
+            "its worker process was ended by signal 9 (Killed), perhaps for want of memory (fewer "
+            "--workers need less); it is tried again (2 of 3)"
+        ]
+        assert [why.partition("; ")[2] for key, why in told if key == "segment"] == [
+            "it is tried again (2 of 3)",
+            "it is tried again (3 of 3)",
+        ]
+
+    def test_only_so_often(self, tmp_path):
+        ended, told = run(
+            [task("doomed", die_at_first, signal.SIGABRT, 9, tmp_path / "doomed")], tries=2
+        )
+        assert len(told) == 1
+        assert (tmp_path / "doomed").read_text() == "begun\n" * 2
+        assert ended["doomed"].error == (
+            "its worker process was ended by signal 6 (Aborted), 2 times; run again"
+        )
+        assert not ended["doomed"].stopped
+
+    def test_an_error_is_not_tried_again(self):
+        ended, told = run([task("break", break_down)], [task("exit", leave)])
+        assert told == []
+        assert ended["exit"].error == "its worker process ended with exit code 3; run again"
+
+    def test_a_worker_alone_that_is_told_to_stop_saves_and_its_task_goes_on(self, tmp_path):
+        note = tmp_path / "note"
+        ended, told = run(
+            [task("told", told_once, note), task("after", double, 1)],
+            on_event=lambda event: isinstance(event, int) and os.kill(event, signal.SIGTERM),
+        )
+        assert ended["told"].result == "saved"
+        assert ended["after"].result == 2
+        ((key, why),) = told
+        assert key == "told"
+        assert why == "its worker process was told to stop; it is tried again (2 of 3)"
+
+
+class TestStopping:
+    def test_what_is_under_way_ends_with_its_state_saved_and_no_other_is_begun(self, tmp_path):
+        notes = [tmp_path / name for name in "ab"]
+        pids: list[int] = []
+
+        def wish(event: int) -> None:
+            pids.append(event)
+            if len(pids) == 2:
+                stopping.wish()
+
+        ended, told = run(
+            [task("a", work_until_told, notes[0]), task("next", double, 1)],
+            [task("b", work_until_told, notes[1])],
+            [task("later", double, 2)],
+            on_event=wish,
+        )
+        assert ended.keys() == {"a", "b"}
+        assert all(one.stopped for one in ended.values())
+        assert [note.read_text() for note in notes] == ["saved", "saved"]
+        assert told == []
+        assert not set(pids) & living().keys()
+
+    def test_what_does_not_heed_is_ended_by_force(self, monkeypatch):
+        monkeypatch.setattr(stopping, "SECONDS", 1.2)
+        pids: list[int] = []
+
+        def wish(event: int) -> None:
+            pids.append(event)
+            stopping.wish()
+
+        ended, _ = run([task("deaf", work_deaf)], on_event=wish)
+        assert ended["deaf"].stopped
+        assert "ended by force" in str(ended["deaf"].error)
+        assert pids[0] not in living()
+
+    def test_a_wish_from_before_begins_nothing(self):
+        stopping.wish()
+        assert run([task("never", double, 1)]) == ({}, [])
+
+    def test_what_is_finished_meanwhile_counts(self, tmp_path):
+        def wish(event: object) -> None:
+            stopping.wish()
+
+        ended, _ = run([task("done", double, 3)], on_event=wish)
+        assert ended["done"] == Finished("done", 6, None)
+
+
+class TestTheHandler:
+    def test_sigterm_is_a_wish_and_is_forgotten_after_the_block(self):
+        before = signal.getsignal(signal.SIGTERM)
+        with stopping.on_sigterm():
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait_for(stopping.wished, 5)
+        assert not stopping.wished()
+        assert signal.getsignal(signal.SIGTERM) == before
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+    def test_one_that_is_sent_twice_at_once_is_one(self):
+        with stopping.on_sigterm():
+            for _ in range(5):
+                os.kill(os.getpid(), signal.SIGTERM)
+            wait_for(stopping.wished, 5)
+
+    def test_a_second_one_ends_at_once(self, monkeypatch):
+        monkeypatch.setattr(stopping, "_TWICE", 0.05)
+        with stopping.on_sigterm():
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait_for(stopping.wished, 5)
+            time.sleep(0.1)
+            with pytest.raises(KeyboardInterrupt):
+                self.wait_after(signal.SIGTERM)
+
+    def test_who_does_not_heed_is_interrupted(self, monkeypatch):
+        monkeypatch.setattr(stopping, "SECONDS", stopping._MARGIN + 0.1)
+        with stopping.on_sigterm(), pytest.raises(KeyboardInterrupt):
+            self.wait_after(signal.SIGTERM)
+
+    def wait_after(self, number: int) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(30)
+
+
+DRIVER = """
+import signal, sys
+from pathlib import Path
+from helpers_launch import work_until_told
+from robust_nc import stopping
+from robust_nc.launch import Task, run_tasks
+tasks = [[Task(name, work_until_told, (Path(sys.argv[1]) / name,))] for name in "ab"]
+say = lambda event: print(event, flush=True)
+with stopping.on_sigterm():
+    ended = list(run_tasks(tasks, workers=2, threads=1, on_event=say))
+    print(sorted(one.key for one in ended if one.stopped), flush=True)
+"""
+
+
+@pytest.mark.parametrize("whom", ["driver", "group"])
+def test_sigterm_to_the_driver_or_to_all(tmp_path, whom):
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+    )
+    try:
+        assert driver.stdout is not None
+        for _ in "ab":
+            assert driver.stdout.readline().strip().isdigit()
+        send = os.kill if whom == "driver" else os.killpg
+        send(driver.pid, signal.SIGTERM)
+        out, err = driver.communicate(timeout=60)
+    finally:
+        driver.kill()
+    assert (out, err, driver.returncode) == ("['a', 'b']\n", "", 0)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "a": "saved",
+        "b": "saved",
+    }
+    wait_for(lambda: group_is_gone(driver.pid), 10)
+
+
+def test_a_failure_says_what_it_is():
+    assert failed("cell", stopping.StoppedError()).stopped
+    assert not failed("cell", MemoryError()).stopped
