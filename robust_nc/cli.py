@@ -61,8 +61,9 @@ def run(
     """
     if plan:
         from robust_nc.commands.plan import plan_command
+        from robust_nc.runner import default_workers
 
-        return plan_command(suite, out, root, price, speeds, workers or 1, _stderr)
+        return plan_command(suite, out, root, price, speeds, workers or default_workers(), _stderr)
     if price is not None or speeds is not None:
         raise ConfigError("--price and --speeds are for a plan; add --plan, or leave them out")
     from robust_nc.commands.run import Asked, run_command

@@ -330,6 +330,7 @@ def sweep_rows(model: Classifier, test: Split, config: RunConfig) -> list[Row]:
             seed=config.seed,
             batch_size=settings.batch_size,
             checks=False,
+            tune=settings.block is None,
         )
         value = {"measure": "accuracy", "value": outcome.robust_accuracy, "n": count}
         place = {"tap": "output", "condition": "attacked", "split": "test"}

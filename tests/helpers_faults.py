@@ -48,7 +48,9 @@ def assert_same(found: Left, wanted: Left) -> None:
     for path, record in wanted.records.items():
         there, here = _flat(found.records[path]), _flat(record)
         keys = sorted(there.keys() | here.keys())
-        assert {key: there.get(key) for key in keys if there.get(key) != here.get(key)} == {}, path
+        differing = [key for key in keys if there.get(key) != here.get(key)]
+        told = {key: (there.get(key), here.get(key)) for key in differing}
+        assert not differing, f"{path} differs in {told}"
     assert found.files.keys() == wanted.files.keys()
     assert [path for path in wanted.files if found.files[path] != wanted.files[path]] == []
     assert found.trainings == wanted.trainings

@@ -89,7 +89,9 @@ def cli(*arguments: object) -> Ran:
     return Ran(code or 0, out.getvalue(), err.getvalue())
 
 
-def start(*arguments: object, stdout: Any = subprocess.PIPE) -> "subprocess.Popen[str]":
+def start(
+    *arguments: object, stdout: Any = subprocess.PIPE, stderr: Any = subprocess.PIPE
+) -> "subprocess.Popen[str]":
     """Start the command line in a process group of its own.
 
     Tests that run in the background of a shell ignore Ctrl-C, and so would what they start.
@@ -97,7 +99,7 @@ def start(*arguments: object, stdout: Any = subprocess.PIPE) -> "subprocess.Pope
     return subprocess.Popen(
         [sys.executable, "-c", "from robust_nc.cli import main; main()", *map(str, arguments)],
         stdout=stdout,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -140,7 +142,12 @@ def records(out: Path) -> dict[str, Record]:
 
 
 def times(out: Path, pattern: str) -> dict[str, int]:
-    """When files were written; hidden ones, such as the lock, and caches are left out."""
+    """When files were written; hidden ones, such as the lock, are left out."""
     paths = [path for path in out.rglob(pattern) if not path.name.startswith(".")]
-    paths = [path for path in paths if path.parent.name != "cache"]
+    return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in paths}
+
+
+def record_times(out: Path) -> dict[str, int]:
+    """When records were written; what a cell has only begun leaves none."""
+    paths = [path for path in out.glob("*/*.json") if path.parent.name not in NOT_RECORDS]
     return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in paths}

@@ -138,7 +138,7 @@ class TestPassesOfGeometry:
             profile_cell(model, learnt.split, test, config, report=lambda share, text: None)
         planned = total(geometry_pieces(site_of(config), Survival(0.9, 0.5)))
         assert planned.gradients == counter.gradients
-        assert planned.forwards == pytest.approx(counter.forwards, rel=0.03)
+        assert planned.forwards == counter.forwards
 
     def test_features_that_do_not_fit_into_memory_are_passed_again(self):
         config = config_of(measure={"feature": "flatten", "targets": []})

@@ -19,6 +19,7 @@ from helpers_runner import (
     Ran,
     cli,
     group_is_gone,
+    record_times,
     records,
     start,
     times,
@@ -267,7 +268,7 @@ def interrupt(folder: Path, number: int, when: Callable[[], bool], *options: obj
         wait_for(lambda: group_is_gone(process.pid), 10)
     finally:
         process.kill()
-    return Interrupted(process, err, records(out), times(out, "*/*.json"))
+    return Interrupted(process, err, records(out), record_times(out))
 
 
 @pytest.fixture(scope="module")
@@ -282,10 +283,10 @@ def story(
     def anew() -> bool:
         """Two of four cells are still to be done, and one at least has been begun again."""
         fresh = [path for path in out.rglob("last.json") if path.stat().st_mtime >= began]
-        return bool(fresh) and len(times(out, "*/*.json")) <= 2
+        return bool(fresh) and len(record_times(out)) <= 2
 
     def made(count: int) -> Callable[[], bool]:
-        return lambda: len(times(out, "*/*.json")) >= count
+        return lambda: len(record_times(out)) >= count
 
     return folder, [
         interrupt(folder, signal.SIGINT, anew, *ALONE, "--overwrite", "always"),
@@ -325,7 +326,7 @@ class TestSignals:
     def test_always_starts_over(self, story, finished):
         _, ended = story
         assert len(ended[0].records) <= 3  # all four were there
-        assert not ended[2].times.items() & times(finished.out, "*/*.json").items()
+        assert not ended[2].times.items() & record_times(finished.out).items()
 
     def test_a_kill_ends_the_driver_at_once(self, story):
         assert story[1][2].process.returncode == -signal.SIGKILL
@@ -341,7 +342,7 @@ class TestSignals:
         kept = len(killed.records)
         assert kept >= 2
         assert ran.err.splitlines()[-1] == f"{4 - kept} cells made, {kept} kept, 0 failed"
-        assert killed.times.items() <= times(folder / "out", "*/*.json").items()
+        assert killed.times.items() <= record_times(folder / "out").items()
         assert_same(records(folder / "out"), records(finished.out))
         assert not list(folder.rglob("*.part"))
 
@@ -367,12 +368,12 @@ def test_a_kill_at_any_moment(tmp_path, seed):
             kills += 1
         wait_for(lambda group=process.pid: group_is_gone(group), 10)
         records(folder / "out")
-        now = times(folder / "out", "*/*.json")
+        now = record_times(folder / "out")
         assert kept.items() <= now.items()
         kept = now
     assert kills
     assert cli(*arguments).code == 0
-    assert kept.items() <= times(folder / "out", "*/*.json").items()
+    assert kept.items() <= record_times(folder / "out").items()
     undisturbed = cli("run", calm / "tiny.toml", "--out", calm / "out", "--workers", 2)
     assert undisturbed.code == 0
     assert_same(records(folder / "out"), records(calm / "out"))

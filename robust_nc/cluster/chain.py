@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import ray
 
+from robust_nc.cell_verdicts import Part
 from robust_nc.cluster.desk import Desk
 from robust_nc.cluster.fleet import RayFleet
 from robust_nc.cluster.parcels import pack
@@ -19,7 +20,7 @@ from robust_nc.cluster.start import Cluster
 from robust_nc.cluster.worker import Done, Job, do_stage
 from robust_nc.exceptions import ClusterError
 from robust_nc.launch import Finished
-from robust_nc.stages import CellEvent, Part, measure_stage, needs, verdict_parts
+from robust_nc.stages import CellEvent, Stage, measure_stage, needs, verdict_parts
 from robust_nc.store import remove_caches
 from robust_nc.suite import Cell
 
@@ -66,7 +67,8 @@ class Chain(NamedTuple):
         parts = verdict_parts(cell, self.out, self.root, width=self.width)
         jobs = [partial(self.stage, cell, "judge", part) for part in parts]
         jobs.append(partial(self._measure, cell))
-        with ThreadPoolExecutor(max_workers=len(jobs)) as pool:
+        count = min(len(jobs), self.cluster.slots + 1)  # each task carries the weights
+        with ThreadPoolExecutor(max_workers=count) as pool:
             ended = [found.result() for found in [pool.submit(job) for job in jobs]]
         return next((each for each in ended if each.error is not None), ended[-1])
 
@@ -78,7 +80,7 @@ class Chain(NamedTuple):
         measure_stage(cell, self.out, self.root, fleet=fleet, report=self.tell)
         return Finished(cell.id, None, None)
 
-    def stage(self, cell: Cell, stage: str, part: Part | None = None) -> Finished:
+    def stage(self, cell: Cell, stage: Stage, part: Part | None = None) -> Finished:
         """Have a stage done, again and again as long as it is lost and had got on."""
         name = "-".join([cell.id, stage, *map(str, part or ())])
         lost = 0
@@ -96,7 +98,7 @@ class Chain(NamedTuple):
             self.desk.close(name, done.parcel)
             return done.ended
 
-    def _submit(self, name: str, attempt: int, cell: Cell, stage: str, part: Part | None) -> Done:
+    def _submit(self, name: str, attempt: int, cell: Cell, stage: Stage, part: Part | None) -> Done:
         settings = self.cluster.settings
         job = Job(
             task=name,
@@ -117,7 +119,7 @@ class Chain(NamedTuple):
     def _places(self, paths: Iterable[Path]) -> list[str]:
         return [path.relative_to(self.out).as_posix() for path in paths]
 
-    def _bear(self, cell: Cell, stage: str, error: Exception, lost: int) -> None:
+    def _bear(self, cell: Cell, stage: Stage, error: Exception, lost: int) -> None:
         """Say that a task was lost, and give up on one that is lost time and again."""
         kind = _LOSSES.get(type(error).__name__, type(error).__name__)
         if lost > self.cluster.settings.retries:

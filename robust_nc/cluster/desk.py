@@ -16,7 +16,7 @@ from robust_nc.cluster.parcels import Parcel, unpack
 from robust_nc.exceptions import ClusterError
 from robust_nc.stages import CellEvent
 
-_PATIENCE = 60.0  # seconds in which a lost mailbox must have started again
+_PATIENCE = 1.0  # seconds that one look waits for the mailbox
 
 
 class Desk:
@@ -31,6 +31,7 @@ class Desk:
         self._lock = threading.Lock()
         self._attempts: dict[str, int] = {}
         self._advanced: dict[str, bool] = {}
+        self._asked: Any = None
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=True
         )
@@ -60,15 +61,21 @@ class Desk:
     def collect(self) -> None:
         """Fetch the letters: keep states, tell events. Raises `StorageError`."""
         with self._lock:
+            if self._asked is None:
+                self._asked = self.mailbox.drain.remote()
             try:
-                letters: list[Letter] = ray.get(self.mailbox.drain.remote(), timeout=_PATIENCE)
+                letters: list[Letter] = ray.get(self._asked, timeout=_PATIENCE)
+            except ray.exceptions.GetTimeoutError:  # its answer is waited for the next time
+                return
             except ray.exceptions.RayActorError:  # it starts again
+                self._asked = None
                 return
             except ray.exceptions.RayError as error:
                 raise ClusterError(
                     f"the cluster cannot be reached any more ({type(error).__name__}); what came "
                     "is kept, and the same command goes on"
                 ) from error
+            self._asked = None
             for letter in letters:
                 self._receive(letter)
 

@@ -1,15 +1,16 @@
 """What workers tell the driver while they work: progress, and their state so far.
 
-The mailbox is an actor without resources; should it be lost, it starts again empty, and only what
-lay in it is told later than it could have been.
+The mailbox is an actor without resources. Should it be lost, it starts another life, empty; who
+hears of another life than before sends again what may have lain in it.
 
 >>> mailbox = Mailbox()
->>> mailbox.put(Letter("cell", 1, None, None)), [letter.task for letter in mailbox.drain()]
+>>> mailbox.put(Letter("cell", 1, None, None)).stop, [letter.task for letter in mailbox.drain()]
 (False, ['cell'])
 >>> mailbox.drain()
 []
 """
 
+import uuid
 from typing import NamedTuple
 
 from robust_nc.cluster.parcels import Parcel
@@ -25,17 +26,24 @@ class Letter(NamedTuple):
     parcel: Parcel | None
 
 
+class Reply(NamedTuple):
+    """Whether the work shall stop, and in which life of the mailbox this was said."""
+
+    stop: bool
+    life: str
+
+
 class Mailbox:
     """Keeps letters until the driver fetches them; `stop` is told to whoever writes."""
 
     def __init__(self) -> None:
         self._letters: list[Letter] = []
-        self._stop = False
+        self._reply = Reply(False, uuid.uuid4().hex)
 
-    def put(self, letter: Letter) -> bool:
-        """Take a letter; returns whether the work shall stop."""
+    def put(self, letter: Letter) -> Reply:
+        """Take a letter."""
         self._letters.append(letter)
-        return self._stop
+        return self._reply
 
     def drain(self) -> list[Letter]:
         """Hand over all letters, oldest first."""
@@ -44,4 +52,4 @@ class Mailbox:
 
     def stop(self) -> None:
         """Ask all work to save its state and stop."""
-        self._stop = True
+        self._reply = self._reply._replace(stop=True)

@@ -79,7 +79,8 @@ def joined(settings: ClusterSettings, log: Path) -> Iterator[Cluster]:
                 if not already:
                     with _own_signals():
                         _connect(settings)
-                yield _measured(settings, ray.cluster_resources())
+                resources: Any = ray.cluster_resources()  # type: ignore[no-untyped-call]
+                yield _measured(settings, resources)
         finally:
             if not already:
                 ray.shutdown()

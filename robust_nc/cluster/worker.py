@@ -16,12 +16,20 @@ import torch
 
 from robust_nc import stopping
 from robust_nc.cell import run_cell
-from robust_nc.cluster.mailbox import Letter
+from robust_nc.cell_verdicts import Part
+from robust_nc.cluster.mailbox import Letter, Reply
 from robust_nc.cluster.parcels import Parcel, Stamp, pack, stamps, unpack
 from robust_nc.exceptions import RobustNCError
 from robust_nc.fleet import Report
 from robust_nc.launch import Finished, failed
-from robust_nc.stages import CellEvent, CellResult, Part, judge_stage, measure_stage, train_stage
+from robust_nc.stages import (
+    CellEvent,
+    CellResult,
+    Stage,
+    judge_stage,
+    measure_stage,
+    train_stage,
+)
 from robust_nc.suite import Cell
 
 _TOLD = 0.5  # seconds between two events of one task
@@ -33,7 +41,7 @@ class Job(NamedTuple):
 
     task: str
     attempt: int
-    stage: str
+    stage: Stage
     cell: Cell
     suite: str
     root: Path | None
@@ -68,14 +76,21 @@ class Post:
             self._told = now
             self._mailbox.put.remote(Letter(self._task, self._attempt, event, None))
 
-    def state(self, parcel: Parcel | None) -> None:
-        """Hand over files that changed; hears whether to stop."""
+    def state(self, parcel: Parcel | None) -> str | None:
+        """Hand over files that changed, hear whether to stop; returns the life of the mailbox.
+
+        None where it cannot be reached.
+        """
         import ray
 
         letter = Letter(self._task, self._attempt, None, parcel)
-        with contextlib.suppress(ray.exceptions.RayError):
-            if ray.get(self._mailbox.put.remote(letter), timeout=30):
-                stopping.wish()
+        try:
+            reply: Reply = ray.get(self._mailbox.put.remote(letter), timeout=30)
+        except ray.exceptions.RayError:
+            return None
+        if reply.stop:
+            stopping.wish()
+        return reply.life
 
 
 def do_stage(job: Job, parcel: Parcel, mailbox: Any) -> Done:
@@ -128,13 +143,15 @@ def _courier(out: Path, post: Post, given: dict[str, Stamp], seconds: float) -> 
     ended = threading.Event()
 
     def run() -> None:
-        known, handed = dict(given), time.monotonic()
+        known, handed, life = dict(given), time.monotonic(), post.state(None)
         while not ended.wait(min(_ASKED, seconds)):
             parcel = None
             if time.monotonic() - handed >= seconds:
                 parcel, known = _changed(out, known)
                 handed = time.monotonic()
-            post.state(parcel)
+            now = post.state(parcel)
+            if now != life:  # what was sent before may be lost with it
+                life, known = now, dict(given)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
