@@ -1,7 +1,7 @@
 """The command line: `robust-nc evaluate | verify | run | board | ...`.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 some cells failed or
-are missing or the output cannot be written, 2 bad input, 130 interrupted.
+are missing or the output cannot be written, 2 bad input, 130 interrupted, 143 ended by SIGTERM.
 """
 
 import os
@@ -17,7 +17,7 @@ from rich.console import Console
 
 from robust_nc.exceptions import ConfigError, RobustNCError
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 # A reference such as net.py:three is no emoji.
 _stderr = Console(stderr=True, highlight=False, emoji=False)
@@ -59,16 +59,17 @@ def run(
         speeds: With --plan: a file of measured speeds, read if it is there, else written; so that
             what a GPU will take can be said elsewhere.
     """
+    from robust_nc.commands.run import Asked, check, run_command
+
+    asked = Asked(suite, out, overwrite, workers, root, engine, address, gpus, shards)
     if plan:
         from robust_nc.commands.plan import plan_command
         from robust_nc.runner import default_workers
 
+        check(asked)  # what would be refused when it runs
         return plan_command(suite, out, root, price, speeds, workers or default_workers(), _stderr)
     if price is not None or speeds is not None:
         raise ConfigError("--price and --speeds are for a plan; add --plan, or leave them out")
-    from robust_nc.commands.run import Asked, run_command
-
-    asked = Asked(suite, out, overwrite, workers, root, engine, address, gpus, shards)
     return run_command(asked, _stderr)
 
 
@@ -292,8 +293,8 @@ def main() -> None:
         sys.stdout.flush()
     except RobustNCError as error:
         code = _say(str(error), BAD_INPUT)
-    except KeyboardInterrupt:
-        code = _say("interrupted", INTERRUPTED)
+    except KeyboardInterrupt as error:
+        code = _say("interrupted", TERMINATED if error.args == (signal.SIGTERM,) else INTERRUPTED)
     except BrokenPipeError:  # who reads the output has seen enough, as in `robust-nc board | head`
         code = _give_up_output()
     except OSError as error:
@@ -316,4 +317,4 @@ def _give_up_output() -> int:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt(number)

@@ -249,7 +249,10 @@ def _append(path: Path, lines: bytes) -> None:
         if end is not None:
             with contextlib.suppress(OSError):
                 os.truncate(path, end)  # half a line would be glued to the next one
-        raise StorageError(f"cannot write the log {path}: {error.strerror or error}") from error
+        raise StorageError(
+            f"cannot write the log {path}: {error.strerror or error}; free some space or choose "
+            "another place with --out"
+        ) from error
 
 
 def _encode(tensor: Tensor) -> dict[str, Any]:

@@ -90,6 +90,11 @@ def run_suite(
         todo = [cell for cell in suite.cells if _needed(cell, out, overwrite)]
         kept = len(suite.cells) - len(todo)
         _check(todo, root)
+        if overwrite == "only-missing":  # then what is kept is whole
+            ahead = {cell.id for cell in todo}
+            for cell in suite.cells:
+                if cell.id not in ahead:
+                    remove_caches(out, cell.id)  # left by a kill behind the record
         if overwrite == "always":
             for cell in todo:
                 remove_tree(checkpoint_folder(out, training_id(cell.config)))
@@ -184,8 +189,14 @@ def _clustered(
     hooks: Hooks,
 ) -> Generator[Finished, None, None]:
     """Run cells on a Ray cluster."""
-    from robust_nc.cluster.drive import drive  # here: Ray is an extra
-
+    try:
+        from robust_nc.cluster.drive import drive  # here: Ray is an extra
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "ray":
+            raise
+        raise ConfigError(
+            "the engine ray needs Ray, which is not installed; pip install 'robust_nc[ray]'"
+        ) from None
     return drive(
         groups,
         suite,

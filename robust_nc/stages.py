@@ -26,7 +26,7 @@ from robust_nc.cell_verdicts import Part, judge, parts_of
 from robust_nc.data.base import Split
 from robust_nc.data.load import dataset_info
 from robust_nc.evaluation_log import close_log, end_of_log
-from robust_nc.exceptions import CheckpointError
+from robust_nc.exceptions import CheckpointError, StoppedError
 from robust_nc.fleet import ALONE, Fleet
 from robust_nc.models.build import build_model
 from robust_nc.naming import training_id
@@ -131,12 +131,12 @@ def needs(cell: Cell, stage: Stage, out: Path, *, part: Part | None = None) -> t
 
 
 def is_trained(cell: Cell, out: Path) -> bool:
-    """Whether the training of a cell is finished, as its checkpoint says."""
+    """Whether the training of a cell is finished, as its checkpoints say: both that are read on."""
     try:
-        about = read_manifest(checkpoints_of(cell, out) / "last.json")
-        return int(about["epoch"]) >= cell.config.train.epochs
-    except (CheckpointError, KeyError, TypeError, ValueError):
+        read_manifest(checkpoints_of(cell, out) / "best.json")
+    except CheckpointError:  # the training puts it back from the last one
         return False
+    return _is_finished(cell, out)
 
 
 def is_judged(cell: Cell, part: Part, out: Path) -> bool:
@@ -165,17 +165,26 @@ def verdicts_of(cell: Cell, out: Path) -> list[str]:
 
 
 def train(cell: Cell, out: Path, root: Path | None, report: Report) -> Trained:
-    """Train a cell and note the seconds, or read what its checkpoints hold."""
+    """Train a cell and note the seconds of all sessions, or read what its checkpoints hold."""
 
     def on_epoch(event: TrainEvent) -> None:
         report(CellEvent(cell.id, event.share, describe_event(event)))
 
-    folder, ready, clock = checkpoints_of(cell, out), is_trained(cell, out), Clock()
-    device = default_device()
-    found = train_cell(cell.config, root=root, folder=folder, device=device, report=on_epoch)
-    if not ready:
+    folder, ready, clock = checkpoints_of(cell, out), _is_finished(cell, out), Clock()
+    noted, device = store.seconds_path(out, cell.id), default_device()
+
+    def note(least: float) -> None:
         clock.stage("train")
-        caches.note_seconds(store.seconds_path(out, cell.id), clock.seconds["train"])
+        total = (caches.noted_seconds(noted) or 0.0) + clock.seconds["train"]
+        caches.note_seconds(noted, max(total, round(least, 3)))
+
+    try:
+        found = train_cell(cell.config, root=root, folder=folder, device=device, report=on_epoch)
+    except StoppedError:
+        note(0.0)
+        raise
+    if not ready:
+        note(found.seconds)  # a session that was killed has noted nothing
     return found
 
 
@@ -227,6 +236,14 @@ def measure(
     clock.stage("measure")
     path, weights = store.geometry_path(out, cell.id), _weights(cell, "last", out)
     caches.write_geometry(path, rows, weights=weights, seconds=clock.seconds["measure"])
+
+
+def _is_finished(cell: Cell, out: Path) -> bool:
+    try:
+        about = read_manifest(checkpoints_of(cell, out) / "last.json")
+        return int(about["epoch"]) >= cell.config.train.epochs
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        return False
 
 
 def _check_trained(cell: Cell, out: Path) -> None:

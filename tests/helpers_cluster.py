@@ -43,10 +43,10 @@ class Nodes:
             os.kill(choice.choice(busy), signal.SIGKILL)
         return bool(busy)
 
-    def busy(self) -> list[int]:
-        """Processes that do a task of ours."""
+    def busy(self, what: str = "do_") -> list[int]:
+        """Processes that do a task of ours: any, `do_stage` or `do_part`."""
         raylets = {node.all_processes["raylet"][0].process.pid for node in self.workers}
-        return [pid for pid, name, parent in _processes() if parent in raylets and "do_" in name]
+        return [pid for pid, name, parent in _processes() if parent in raylets and what in name]
 
 
 def _processes() -> Iterator[tuple[int, str, int]]:

@@ -77,8 +77,24 @@ class TestData:
 def test_doctor_prints_versions():
     ran = cli("doctor")
     assert (ran.code, ran.err) == (0, "")
-    for word in ("python", "torch", robust_nc.__version__, "cores", "device", "seaborn"):
+    for word in ("python", "torch", robust_nc.__version__, "cores", "device", "seaborn", "ray"):
         assert word in ran.out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--workers", "0"], "--workers must be at least 1, found 0"),
+        (["--address", "auto"], "--address is for a cluster; add --engine ray"),
+        (["--engine", "ray", "--shards", "0"], "shards must be at least 1, found 0"),
+    ],
+)
+@pytest.mark.parametrize("plan", [[], ["--plan"]])
+def test_a_plan_refuses_what_a_run_refuses(plan, options, said, tmp_path):
+    ran = cli("run", "quickstart", "--out", tmp_path / "out", *plan, *options)
+    assert (ran.code, ran.out) == (2, "")
+    assert said in ran.err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")

@@ -106,9 +106,9 @@ def test_other_shards_leave_the_same_verdicts_and_measures(cluster, tmp_path):
     pd.testing.assert_frame_equal(*rows, rtol=1e-6, atol=1e-9)  # files have seven digits
 
 
-def driver(suite: Path, out: Path, cluster: Nodes) -> "subprocess.Popen[str]":
+def driver(suite: Path, out: Path, cluster: Nodes, *more: object) -> "subprocess.Popen[str]":
     """Start a driver, which tells its errors in a file beside the suite."""
-    options = ("--out", out, "--engine", "ray", "--address", cluster.address)
+    options = ("--out", out, "--engine", "ray", "--address", cluster.address, *more)
     with errors(suite).open("a") as file:
         return start("run", suite, *options, stdout=subprocess.DEVNULL, stderr=file)
 
@@ -167,6 +167,19 @@ def test_sigterm_brings_the_state_home(cluster, tmp_path):
     assert "go on with: robust-nc run" in errors(suite).read_text()
     (last,) = (tmp_path / "out" / "checkpoints").glob("*/last.json")
     assert json.loads(last.read_text())["step"] > 0
+
+
+def test_sigterm_does_not_wait_for_a_geometry_in_shards(cluster, tmp_path):
+    """It would have to begin anew in any case; what was judged beside it is kept."""
+    suite = write_suite(tmp_path, '[grid]\n"measure.steps" = [20000]\n')
+    running = driver(suite, tmp_path / "out", cluster, "--shards", 2)
+    wait_for(lambda: len(list((tmp_path / "out").glob("cache/*-best-*-*.jsonl"))) == 2)
+    wait_for(lambda: cluster.busy("do_part") == cluster.busy() != [])
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(timeout=60) == 143, errors(suite).read_text()
+    told = errors(suite).read_text()
+    assert "stopped as asked with 0 of 1 cells done, 1 under way" in told
+    assert len(list((tmp_path / "out").glob("cache/*-best-*-*.jsonl"))) == 2
 
 
 def test_a_cell_that_fails_costs_itself_alone(cluster, tmp_path):

@@ -24,19 +24,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_model(tmp_path_factory.mktemp("model"))
 
 
+@pytest.mark.slow
 def test_an_evaluation_flushes_its_log_and_goes_on_from_it(model, tmp_path):
     out = tmp_path / "out"
-    arguments = [
-        "evaluate",
-        model,
-        "--dataset",
-        "digits",
-        "--eps",
-        "8/255",
-        "--n",
-        "80",
-        "--no-geometry",
-    ]
+    arguments = ["evaluate", model, "--dataset", "digits", "--eps", "8/255", "--n", "120"]
+    arguments += ["--no-geometry"]
     process = start(*arguments, "--out", out)
 
     def logged() -> int:
@@ -53,7 +45,7 @@ def test_an_evaluation_flushes_its_log_and_goes_on_from_it(model, tmp_path):
     assert last.startswith("stopped as asked; what was finished is saved, and the same command")
     assert last.endswith(
         f": robust-nc evaluate {model} --dataset digits --norm Linf --eps 8/255 "
-        f"--protocol standard --out {out} --no-geometry"
+        f"--protocol standard --n 120 --out {out} --no-geometry"
     )
     assert "Traceback" not in err
     assert not list(out.glob("*.json"))

@@ -304,6 +304,12 @@ class TestCommand:
         with pytest.raises(ConfigError, match="--price is what an hour"):
             self.planned(tmp_path, capsys, price_per_hour=wrong)
 
+    def test_a_plan_is_not_made_by_several_processes(self, tmp_path, capsys, monkeypatch):
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            monkeypatch.setenv(name, "2")
+        with pytest.raises(ConfigError, match="leave torchrun out"):
+            self.planned(tmp_path, capsys)
+
     def test_speeds_of_other_models_are_refused_by_name(self, tmp_path):
         suite_of(TINY, tmp_path)
         write_speeds(
@@ -312,10 +318,13 @@ class TestCommand:
                 device="gpu x",
                 threads=1,
                 torch="2",
-                rates={"forward | vgg 3x32x32, 10 classes": Rate(fixed=1, each=0)},
+                rates={
+                    "forward | vgg 3x32x32, 10 classes": Rate(fixed=1, each=0),
+                    "no key of ours": Rate(fixed=1, each=0),
+                },
             ),
         )
-        with pytest.raises(ConfigError, match=r"measured on gpu x.*small_cnn.*they hold vgg"):
+        with pytest.raises(ConfigError, match=r"on gpu x.*small_cnn.*they hold no key.*; vgg"):
             plan_command(
                 str(tmp_path / "tiny.toml"),
                 tmp_path / "out",

@@ -167,6 +167,7 @@ def test_a_wish_to_stop_that_reaches_one_process_stops_all_at_the_same_step(
     how = ended(run)
     assert how.code != 0
     assert "stopped as asked with 0 of 1 cells done, 1 under way" in how.err
+    assert "go on with: torchrun ... -m robust_nc run" in how.err
     done = epochs(longer, tmp_path / "out")
     assert 0 < done < 150
     whole(longer, tmp_path / "out")

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,19 @@ class TestOverwrite:
         assert (ran.code, ran.err.splitlines()[-1]) == (0, "0 cells made, 4 kept, 0 failed")
         assert "small_cnn-etf-standard" in ran.out
         assert times(copy / "out", "*.*") == before
+
+    def test_what_a_kill_behind_the_record_left_is_removed(self, copy):
+        first, second, *_ = tiny(copy).cells
+        cache = copy / "out" / "cache"
+        for name in (f"{first.id}-best.jsonl", f"{first.id}-geometry.parquet"):
+            (cache / name).write_bytes(b"")
+        assert run(copy).code == 0
+        assert list(cache.iterdir()) == []
+        rows_path(copy / "out", second.model, second.id).unlink()
+        kept = cache / f"{second.id}-geometry.parquet"
+        kept.write_bytes(b"")
+        assert run(copy, "--overwrite", "never").code == 0
+        assert kept.exists(), "a record without rows is made again by the next run"
 
     def test_never_keeps_every_record_even_without_rows(self, copy):
         cell = tiny(copy).cells[0]
@@ -377,3 +391,13 @@ def test_a_kill_at_any_moment(tmp_path, seed):
     undisturbed = cli("run", calm / "tiny.toml", "--out", calm / "out", "--workers", 2)
     assert undisturbed.code == 0
     assert_same(records(folder / "out"), records(calm / "out"))
+
+
+def test_without_ray_the_engine_says_how_to_get_it(tmp_path, monkeypatch):
+    for part in ("chain", "desk", "drive", "fleet"):
+        monkeypatch.delitem(sys.modules, f"robust_nc.cluster.{part}", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    ran = cli("run", write_suite(tmp_path, ""), "--out", tmp_path / "out", "--engine", "ray")
+    assert ran.code == 2
+    assert "needs Ray, which is not installed; pip install 'robust_nc[ray]'" in ran.err
+    assert ran.err.count("\n") == 2  # the suite, and the sentence

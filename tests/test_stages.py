@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from helpers_stages import do, elsewhere, in_stages, left, one_cell, quiet, whole
 
-from robust_nc import stages
+from robust_nc import stages, stopping
+from robust_nc.caches import note_seconds, noted_seconds
 from robust_nc.cell_verdicts import Part
 from robust_nc.evaluation_log import end_of_log
-from robust_nc.exceptions import CheckpointError
+from robust_nc.exceptions import CheckpointError, StoppedError
 from robust_nc.naming import training_id
 from robust_nc.record import read_record
 from robust_nc.stages import (
@@ -88,6 +89,34 @@ def test_seconds_are_the_sums_of_the_stages(cell: Cell, begun: Path, tmp_path: P
     assert seconds["attack"] > parts > 0
     assert seconds["measure"] > geometry.seconds > 0
     assert result.seconds == sum(seconds.values())
+
+
+def test_the_seconds_of_a_training_are_those_of_all_its_sessions(
+    cell: Cell, tmp_path: Path
+) -> None:
+    noted = tmp_path / "cache" / f"{cell.id}-train.json"
+    stopping.wish()
+    try:
+        with pytest.raises(StoppedError):
+            do(cell, "train", tmp_path)
+    finally:
+        stopping.clear()
+    assert (noted_seconds(noted) or 0) > 0
+    note_seconds(noted, 100)
+    do(cell, "train", tmp_path)
+    assert (noted_seconds(noted) or 0) > 100
+
+
+def test_the_seconds_of_a_training_are_no_less_than_those_of_its_steps(
+    cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that was killed has noted nothing; the rows of its epochs are saved."""
+    train_cell = stages.train_cell
+    monkeypatch.setattr(
+        stages, "train_cell", lambda *given, **more: train_cell(*given, **more)._replace(seconds=99)
+    )
+    do(cell, "train", tmp_path)
+    assert noted_seconds(tmp_path / "cache" / f"{cell.id}-train.json") == 99
 
 
 @pytest.mark.parametrize("kept", range(5))
@@ -176,6 +205,22 @@ def test_what_was_left_of_other_weights_is_not_taken(cell: Cell, begun: Path, mo
     monkeypatch.setattr(stages, "_weights", lambda cell, which, out: "0" * 64)
     assert not is_judged(cell, Part("best", 0, 8), begun)
     assert stages.geometry_of(cell, begun) is None
+
+
+@pytest.mark.parametrize("content", [b"{", None], ids=["damaged", "gone"])
+def test_the_training_puts_back_what_says_which_weights_are_best(
+    content: bytes | None, cell: Cell, begun: Path, tmp_path: Path
+) -> None:
+    out = copied(begun, tmp_path / "out")
+    best = checkpoint_folder(out, training_id(cell.config)) / "best.json"
+    noted, whole_one = out / "cache" / f"{cell.id}-train.json", best.read_bytes()
+    seconds = noted.read_bytes()
+    best.unlink() if content is None else best.write_bytes(content)
+    assert not is_trained(cell, out)
+    elsewhere(cell, "train", out)
+    assert best.read_bytes() == whole_one
+    assert noted.read_bytes() == seconds
+    assert verdict_parts(cell, out, None) == []
 
 
 def test_untrained_cells_are_neither_judged_nor_measured(cell: Cell, tmp_path: Path) -> None:

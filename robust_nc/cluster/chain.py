@@ -90,6 +90,11 @@ class Chain(NamedTuple):
                 done = self._submit(name, attempt, cell, stage, part)
             except ray.exceptions.RayTaskError:  # a defect of ours: it came from outside the work
                 raise
+            except ray.exceptions.LocalRayletDiedError as error:
+                raise ClusterError(
+                    "Ray on the machine of this run has died; start it again, and the same command "
+                    "goes on"
+                ) from error
             except ray.exceptions.RayError as error:
                 self.desk.collect()  # what it handed over before it was lost
                 lost = 0 if self.desk.advanced(name) else lost + 1

@@ -23,6 +23,7 @@ from robust_nc.suite import Cell
 
 _LOOK = 0.2  # seconds between two looks into the mailbox
 _MARGIN = 2.0  # seconds of `stopping.SECONDS` that the driver keeps for itself
+_LATE = f"its tasks did not stop within {stopping.SECONDS:.0f} s; they go on from what came"
 _LEAST = 16  # cells under way, so that a cluster that grows sees what waits
 _AHEAD = 2  # cells under way per slot, so that none stands idle between two stages
 
@@ -70,6 +71,7 @@ class _Run:
         self._over = cluster.over
         self._desk = Desk(out, self._events.put)
         self._waiting = deque(groups)
+        self._under_way: set[str] = set()
         self._chain = Chain(
             cluster=cluster,
             desk=self._desk,
@@ -96,13 +98,17 @@ class _Run:
                 on_event(self._events.get())
             while not self._losses.empty():
                 on_retry(*self._losses.get())
-            if stopping.wished() and end == float("inf"):
-                end = time.monotonic() + stopping.SECONDS - _MARGIN
-                self._desk.ask_to_stop()
+            if stopping.wished():
+                end = min(end, time.monotonic() + stopping.SECONDS - _MARGIN)
+                self._desk.ask_to_stop()  # again and again: a mailbox may start anew
             with contextlib.suppress(queue.Empty):
                 yield self._ended.get(timeout=_LOOK)
+        late = set(self._under_way)
         while not self._ended.empty():
-            yield self._ended.get()
+            found = self._ended.get()
+            late.discard(found.key)
+            yield found
+        yield from (Finished(key, None, _LATE, stopped=True) for key in sorted(late))
 
     def end(self) -> None:
         """Let the threads go: they leave what they wait for."""
@@ -120,7 +126,10 @@ class _Run:
             for cell in group:
                 if self._over.is_set() or stopping.wished():
                     return
-                self._ended.put(self._one(cell))
+                self._under_way.add(cell.id)
+                found = self._one(cell)
+                self._under_way.discard(cell.id)
+                self._ended.put(found)
 
     def _one(self, cell: Cell) -> Finished:
         try:

@@ -46,9 +46,12 @@ class RayFleet:
         return found
 
     def get(self, handles: Sequence[Any]) -> list[Any]:
-        """Wait for values; an error of a part is raised as it was raised there."""
+        """Wait for values; an error of a part is raised as it was raised there.
+
+        Parts keep no state: asked to stop, this raises `StoppedError` and leaves them.
+        """
         try:
-            return self._cluster.get(list(handles))
+            return self._cluster.get(list(handles), saved=False)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, RobustNCError):
                 raise error.cause from None

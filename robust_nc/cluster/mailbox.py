@@ -18,12 +18,16 @@ from robust_nc.stages import CellEvent
 
 
 class Letter(NamedTuple):
-    """From the `attempt`-th try of a task: an event to show, the files that changed, or both."""
+    """From the `attempt`-th try of a task: an event to show, the files that changed, or both.
+
+    `life` is that in which the files before these were sent; None where these are all.
+    """
 
     task: str
     attempt: int
     event: CellEvent | None
     parcel: Parcel | None
+    life: str | None = None
 
 
 class Reply(NamedTuple):
@@ -41,8 +45,9 @@ class Mailbox:
         self._reply = Reply(False, uuid.uuid4().hex)
 
     def put(self, letter: Letter) -> Reply:
-        """Take a letter."""
-        self._letters.append(letter)
+        """Take a letter, but not files that build upon some that may have been lost."""
+        if letter.life in (None, self._reply.life):
+            self._letters.append(letter)
         return self._reply
 
     def drain(self) -> list[Letter]:

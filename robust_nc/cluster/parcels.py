@@ -32,11 +32,6 @@ class Parcel(NamedTuple):
     folders: tuple[str, ...] = ()
     present: frozenset[str] = frozenset()
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the contents."""
-        return sum(map(len, self.files.values()))
-
 
 Stamp = tuple[int, int]
 """When a file changed, in ns, and its bytes: what tells a new state from an old one."""

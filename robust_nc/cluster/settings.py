@@ -4,6 +4,7 @@
 True
 """
 
+import math
 from dataclasses import dataclass
 
 from robust_nc.exceptions import ConfigError
@@ -35,13 +36,13 @@ class ClusterSettings:
         if self.address is not None and self.address.startswith("ray://"):
             raise ConfigError(
                 f"address {self.address!r} is of Ray's client, which loses its tasks with the "
-                "connection; start the driver on the cluster: ray job submit -- robust-nc run ..."
+                "connection; start the driver on the head, or with 'ray job submit'"
             )
         for name in ("slots", "shards"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, found {value}")
-        if self.gpus is not None and (self.gpus < 0 or (self.gpus > 1 and self.gpus % 1)):
+        if self.gpus is not None and not _is_share(self.gpus):
             raise ConfigError(
                 f"gpus per task must be a share of one such as 0.5, or a whole number, found "
                 f"{self.gpus:g}"
@@ -51,3 +52,8 @@ class ClusterSettings:
                 "cpus and sync_seconds must be above 0 and retries at least 0, found "
                 f"{self.cpus:g}, {self.sync_seconds:g} and {self.retries}"
             )
+
+
+def _is_share(gpus: float) -> bool:
+    """Whether Ray takes so many GPUs: a share of one, or whole ones."""
+    return math.isfinite(gpus) and gpus >= 0 and (gpus <= 1 or gpus % 1 == 0)

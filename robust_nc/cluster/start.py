@@ -8,14 +8,14 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
+from robust_nc import stopping
 from robust_nc.cluster.settings import ClusterSettings
 from robust_nc.exceptions import ClusterError, ConfigError, StoppedError
 
 _PATIENCE = 1.0  # seconds between two looks whether the run is over
 _KNOCK = 10.0  # seconds in which the head of a cluster must answer
-_NO_RAY = "the engine ray needs Ray, which is not installed; pip install 'robust_nc[ray]'"
 
 
 class Cluster(NamedTuple):
@@ -43,12 +43,17 @@ class Cluster(NamedTuple):
             num_cpus=self.settings.cpus, num_gpus=self.gpus, max_retries=retries
         )
 
-    def get(self, handles: list[Any]) -> list[Any]:
-        """Wait for values. Raises `StoppedError` when the run is over, and what Ray raises."""
+    def get(self, handles: list[Any], *, saved: bool = True) -> list[Any]:
+        """Wait for values. Raises `StoppedError` when the run is over, and what Ray raises.
+
+        What is not `saved` when it is asked to stop is not waited for once that is wished.
+        """
         import ray
 
         while True:
             self._heed()
+            if not saved:
+                stopping.heed()
             try:
                 found: list[Any] = ray.get(handles, timeout=_PATIENCE)
             except ray.exceptions.GetTimeoutError:
@@ -64,13 +69,11 @@ class Cluster(NamedTuple):
 def joined(settings: ClusterSettings, log: Path) -> Iterator[Cluster]:
     """Join a cluster for this block; what Ray says goes to `log`, not among our results.
 
-    Raises `ConfigError` where Ray is missing or no task would ever fit, `ClusterError` where the
-    cluster cannot be reached.
+    Raises `ConfigError` where no task would ever fit, `ClusterError` where the cluster cannot be
+    reached.
     """
-    try:
-        import ray
-    except ImportError:
-        raise ConfigError(_NO_RAY) from None
+    import ray
+
     log.parent.mkdir(parents=True, exist_ok=True)
     already = ray.is_initialized()
     with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
@@ -87,24 +90,29 @@ def joined(settings: ClusterSettings, log: Path) -> Iterator[Cluster]:
 
 
 @contextlib.contextmanager
-def _handled(file: Any) -> Iterator[None]:
-    """Send Ray's own log lines to the file."""
-    logger, handler = logging.getLogger("ray"), logging.StreamHandler(file)
-    before, propagate = list(logger.handlers), logger.propagate
+def _handled(file: TextIO) -> Iterator[None]:
+    """Send Ray's own log lines to the file: of its parts, since it clears its own handlers."""
+    handler = logging.StreamHandler(file)
+    loggers = [logging.getLogger(name) for name in ("ray._private", "ray._common")]
+    before = [(logger, list(logger.handlers), logger.propagate) for logger in loggers]
     try:
-        logger.handlers, logger.propagate = [handler], False
+        for logger in loggers:
+            logger.handlers, logger.propagate = [handler], False
         yield
     finally:
-        logger.handlers, logger.propagate = before, propagate
+        for logger, handlers, propagate in before:
+            logger.handlers, logger.propagate = handlers, propagate
 
 
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
     """Keep what this process does on SIGTERM: Ray puts a handler of its own in its place."""
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _connect(settings: ClusterSettings) -> None:
@@ -127,7 +135,8 @@ def _connect(settings: ClusterSettings) -> None:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ClusterError(
             f"cannot join the Ray cluster at {address or 'this machine'}: {why}; start one with "
-            "'ray start --head', or leave --address out to use this machine alone"
+            "'ray start --head', export RAY_AUTH_MODE=token if it asks for a token, or leave "
+            "--address out to use this machine alone"
         ) from error
 
 

@@ -76,14 +76,14 @@ class Post:
             self._told = now
             self._mailbox.put.remote(Letter(self._task, self._attempt, event, None))
 
-    def state(self, parcel: Parcel | None) -> str | None:
+    def state(self, parcel: Parcel | None, life: str | None = None) -> str | None:
         """Hand over files that changed, hear whether to stop; returns the life of the mailbox.
 
-        None where it cannot be reached.
+        `life` is that in which what the files build upon was sent. None where it cannot be reached.
         """
         import ray
 
-        letter = Letter(self._task, self._attempt, None, parcel)
+        letter = Letter(self._task, self._attempt, None, parcel, life)
         try:
             reply: Reply = ray.get(self._mailbox.put.remote(letter), timeout=30)
         except ray.exceptions.RayError:
@@ -149,7 +149,7 @@ def _courier(out: Path, post: Post, given: dict[str, Stamp], seconds: float) -> 
             if time.monotonic() - handed >= seconds:
                 parcel, known = _changed(out, known)
                 handed = time.monotonic()
-            now = post.state(parcel)
+            now = post.state(parcel, life)
             if now != life:  # what was sent before may be lost with it
                 life, known = now, dict(given)
 

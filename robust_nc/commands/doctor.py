@@ -17,6 +17,7 @@ _PARTS = (
     Peer("pyarrow", "pyarrow", "rows of records", "pyarrow"),
     Peer("sklearn", "scikit-learn", "the digits data", "scikit-learn"),
     Peer(_CORRUPTIONS, DISTRIBUTION, "common corruptions", '"robust_nc[corruptions]"'),
+    Peer("ray", "ray", "--engine ray", '"robust_nc[ray]"'),
     *PEERS,
 )
 _WORDS = {True: "works", False: "broken", None: "not installed"}

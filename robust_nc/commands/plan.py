@@ -26,6 +26,7 @@ from robust_nc.planning.stopwatch import Stopwatch
 from robust_nc.planning.survival import read_records
 from robust_nc.planning.table import Totals, plan_text, speeds_line, totals_lines
 from robust_nc.planning.timing import Bench
+from robust_nc.ranks.joining import started
 from robust_nc.suite import Suite, read_suite
 
 _EARLIER = Path("results")  # records that come with a copy of the repository, where it is
@@ -44,7 +45,7 @@ def plan_command(
 
     `price_per_hour` is that of a device; `speeds` a file of measured speeds, written where there is
     none; `devices` how many cells run at a time. Raises `ConfigError` for a price or a number of
-    devices that cannot be, and for speeds of other models.
+    devices that cannot be, for speeds of other models, and under torchrun.
     """
     _check(price_per_hour, devices)
     plans = _sketched(name, out, Anatomist(root))
@@ -66,6 +67,8 @@ def plan_command(
 
 
 def _check(price_per_hour: float | None, devices: int) -> None:
+    if started():
+        raise ConfigError("a plan is made by one process, found several; leave torchrun out")
     if price_per_hour is not None and not (0 <= price_per_hour < math.inf):
         raise ConfigError(
             f"--price is what an hour of one device costs, a number of at least 0, found "

@@ -58,9 +58,7 @@ def run_command(asked: Asked, stderr: Console) -> int:
 
 
 def _drive(asked: Asked, stderr: Console, ranks: Ranks | None) -> int:
-    if asked.workers is not None and asked.workers < 1:
-        raise ConfigError(f"--workers must be at least 1, found {asked.workers}")
-    name, out, cluster, again = asked.name, asked.out, _cluster(asked), _command(asked)
+    name, out, cluster, again = asked.name, asked.out, check(asked), _command(asked)
     say = functools.partial(stderr.print, markup=False, soft_wrap=True)
 
     def carry_out(suite: Suite, place: Path, *, table: bool) -> int:
@@ -103,17 +101,19 @@ def _drive(asked: Asked, stderr: Console, ranks: Ranks | None) -> int:
 def _tell_stopped(suite: Suite, report: SuiteReport) -> None:
     """End a run that was asked to stop, unless all was done when it was."""
     under_way = len(report.stopped)
-    ended = report.kept + len(report.made) + len(report.failed)
-    left = len(suite.cells) - ended - under_way
+    done = report.kept + len(report.made)
+    left = len(suite.cells) - done - len(report.failed) - under_way
     if under_way or left:
         raise StoppedError(
-            f"stopped as asked with {ended} of {len(suite.cells)} cells done, {under_way} under "
+            f"stopped as asked with {done} of {len(suite.cells)} cells done, {under_way} under "
             f"way (each goes on from its last save) and {left} not begun; go on with"
         )
 
 
-def _cluster(asked: Asked) -> ClusterSettings | None:
-    """Say what is asked of a cluster; refuse its options where the engine is another."""
+def check(asked: Asked) -> ClusterSettings | None:
+    """Say what is asked of a cluster, if any; raises `ConfigError` for options that cannot be."""
+    if asked.workers is not None and asked.workers < 1:
+        raise ConfigError(f"--workers must be at least 1, found {asked.workers}")
     if asked.engine == "ray":
         return ClusterSettings(
             address=asked.address, slots=asked.workers, gpus=asked.gpus, shards=asked.shards
@@ -133,7 +133,8 @@ def _command(asked: Asked) -> str:
         if options[option] != default
         for text in (f"--{option}", str(options[option]))
     ]
-    return shlex.join(["robust-nc", "run", asked.name, *given])
+    program = "torchrun ... -m robust_nc" if started() else "robust-nc"
+    return f"{program} {shlex.join(['run', asked.name, *given])}"
 
 
 def _name(cell: Cell) -> str:

@@ -80,15 +80,15 @@ def read_speeds(path: Path) -> Speeds:
     found = values.get("schema_version") if isinstance(values, dict) else None
     if found != SCHEMA:
         raise ConfigError(
-            f"the speeds {path} have schema version {found!r}, this version reads {SCHEMA}; delete "
-            "the file to measure anew"
+            f"the speeds {path} have schema version {found!r}, this version reads {SCHEMA}; give a "
+            "file that --plan wrote, or one that does not exist yet to measure anew"
         )
     speeds = read(Speeds, values, source=str(path))
     for key, rate in speeds.rates.items():
         if min(rate.fixed, rate.each, rate.nbytes) < 0:
             raise ConfigError(
-                f"the speeds {path} have a negative time for {key!r}; delete the file to measure "
-                "anew"
+                f"the speeds {path} have a negative time for {key!r}; name a file that does not "
+                "exist yet to measure anew"
             )
     return speeds
 
@@ -109,13 +109,18 @@ def refuse_lacking(path: Path, speeds: Speeds, missing: Iterable[Probe]) -> None
     keys = [probe.key for probe in missing]
     if not keys:
         return
-    models = sorted({key.split(" | ")[1] for key in keys})
-    known = sorted({key.split(" | ")[1] for key in speeds.rates})
+    models = sorted(set(map(_model, keys)))
+    known = sorted(set(map(_model, speeds.rates)))
     raise ConfigError(
         f"the speeds {path}, measured on {speeds.device}, lack {len(keys)} of this suite's: "
         f"{'; '.join(models)} (first: {keys[0]!r}); they hold {'; '.join(known) or 'none'}; make "
         "the file with --plan of this suite on that machine, or name a new one"
     )
+
+
+def _model(key: str) -> str:
+    """Return the model that a key names, or all of a key that is none of ours."""
+    return key.split(" | ")[1] if " | " in key else key
 
 
 def seconds_of(pieces: Iterable[Piece], rates: Mapping[str, Rate]) -> dict[str, float]:

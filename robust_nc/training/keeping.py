@@ -68,9 +68,13 @@ class Keeper:
         if snapshot:
             self.standing.restore(snapshot)
         finished = self.standing.epoch >= self.standing.config.epochs
-        if self.checkpoints:
-            self.checkpoints.tidy(finished=finished)
-            start_log(self.checkpoints.folder / "log.jsonl", self.standing.history)
+
+        def tidy() -> None:
+            if self.checkpoints:
+                self.checkpoints.tidy(finished=finished)
+                start_log(self.checkpoints.folder / "log.jsonl", self.standing.history)
+
+        self.standing.group.lead(tidy)
         if not finished and self.standing.group.agree(stopping.wished()):
             self.stop()
 
@@ -90,8 +94,12 @@ class Keeper:
         """Log an epoch that has just ended, and save if it is time or if the training stops."""
         standing = self.standing
         final = standing.epoch == standing.config.epochs
-        if self.checkpoints:
-            append_log(self.checkpoints.folder / "log.jsonl", standing.history[-1])
+
+        def log() -> None:
+            if self.checkpoints:
+                append_log(self.checkpoints.folder / "log.jsonl", standing.history[-1])
+
+        standing.group.lead(log)
         wished, due = self._asked(self.save_seconds)
         if final or wished or due:
             self.save(final=final)
