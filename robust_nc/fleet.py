@@ -22,6 +22,15 @@ def silent(share: float, text: str) -> None:
     """Report to nobody."""
 
 
+def within(report: Report, done: int, total: int, *, size: int = 1) -> Report:
+    """Report a share of `size` parts, `done` of `total` parts being through, as one of the whole.
+
+    >>> within(lambda share, text: print(share, text), 1, 4)(0.5, "half")
+    0.375 half
+    """
+    return lambda share, text: report((done + share * size) / total, text)
+
+
 class Fleet(Protocol):
     """Does the parts of a piece of work; `width` is how many it can do at a time.
 
@@ -69,14 +78,9 @@ class Alone:
         report: Report = silent,
     ) -> list[Any]:
         """Call with one part after another."""
-        found = []
-        for done, part in enumerate(parts):
-
-            def told(share: float, text: str, done: int = done) -> None:
-                report((done + share) / len(parts), text)
-
-            found.append(call(*part, report=told))
-        return found
+        return [
+            call(*part, report=within(report, done, len(parts))) for done, part in enumerate(parts)
+        ]
 
     def get(self, handles: Sequence[Any]) -> list[Any]:
         """Return them as a list."""

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from robust_nc.config import MeasureConfig
-from robust_nc.fleet import ALONE, Fleet, Report, cut, silent
+from robust_nc.fleet import ALONE, Fleet, Report, cut, silent, within
 from robust_nc.grid.subject import Examples, Subject
 from robust_nc.grid.tapbank import TapBank
 from robust_nc.runtime import default_device, device_of, full_precision, untouched
@@ -130,10 +130,7 @@ class Crew:
         step = max(1, self._fleet.width)
         for start in range(0, len(parts), step):
             wave = parts[start : start + step]
-
-            def told(share: float, text: str, start: int = start, size: int = len(wave)) -> None:
-                report((start + share * size) / len(parts), text)
-
+            told = within(report, start, len(parts), size=len(wave))
             handles = self.map(call, wave, report=told)
             while handles:
                 yield self._fleet.get([handles.pop(0)])[0]

@@ -17,7 +17,7 @@ import torch
 from torch import distributed as dist
 
 from robust_nc.exceptions import ClusterError
-from robust_nc.fleet import Report, silent
+from robust_nc.fleet import Report, silent, within
 from robust_nc.launch import failed
 from robust_nc.training.parallel import together
 
@@ -200,11 +200,8 @@ class Ranks:
         own = parts[self.rank :: self.width]
         outcomes = []
         for done, part in enumerate(own):
-
-            def told(share: float, text: str, done: int = done) -> None:
-                report((done + share) / len(own), text)
-
             try:
+                told = within(report, done, len(own))
                 outcomes.append(Outcome(call(*part, report=told), None))
             except Exception as error:  # it is told once all are through
                 outcomes.append(Outcome(None, error))

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from robust_nc import files
 from robust_nc.exceptions import CheckpointError, StorageError
+from robust_nc.store import remove_file, remove_unfinished
 from robust_nc.training.manifest import (
     DamagedError,
     Manifest,
@@ -32,8 +33,6 @@ from robust_nc.training.manifest import (
     parse_manifest,
     read_manifest,
     read_tensors,
-    remove,
-    remove_parts,
     remove_unnamed,
     unsealed,
     write_manifest,
@@ -140,7 +139,7 @@ class Checkpoints:
             else:
                 if not going_on:
                     self._verify()
-                remove(self.folder / "previous.json")
+                remove_file(self.folder / "previous.json")
             self._whole, self.saved = about, _place(snapshot)
             remove_unnamed(self.folder)
         except StorageError:
@@ -178,10 +177,10 @@ class Checkpoints:
         loses a `previous.json`. What cannot be written is left as it is.
         """
         with contextlib.suppress(StorageError):
-            remove_parts(self.folder)
+            remove_unfinished(self.folder)
             if finished and self._whole is not None:
                 self._restore_best(self._whole)
-                remove(self.folder / "previous.json")
+                remove_file(self.folder / "previous.json")
             remove_unnamed(self.folder)
 
     def _written(self, snapshot: Snapshot, *, going_on: bool) -> Manifest:

@@ -23,7 +23,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from robust_nc import files
-from robust_nc.exceptions import CheckpointError, StorageError
+from robust_nc.exceptions import CheckpointError
+from robust_nc.store import remove_file
 from robust_nc.training.state import Tensors
 
 SCHEMAS = (1, 2)
@@ -163,14 +164,6 @@ def check_same_config(found: object, wanted: dict[str, Any], path: Path) -> None
         )
 
 
-def remove(path: Path) -> None:
-    """Remove a file that may be there. Raises `StorageError`."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot remove {path}: {error.strerror}") from error
-
-
 def remove_unnamed(folder: Path) -> None:
     """Remove the tensors that no JSON names; none of them where a JSON cannot be read."""
     try:
@@ -185,13 +178,7 @@ def remove_unnamed(folder: Path) -> None:
     for kind in KINDS:
         for path in folder.glob(f"{kind}-*.safetensors"):
             if path.name not in keep:
-                remove(path)
-
-
-def remove_parts(folder: Path) -> None:
-    """Remove what writes that were killed have left."""
-    for path in folder.glob(".*.part"):
-        remove(path)
+                remove_file(path)
 
 
 def _seal(about: Manifest) -> str:
