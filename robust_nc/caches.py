@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from robust_nc.files import atomic, write_text
+from robust_nc.io.files import atomic, write_text
 from robust_nc.record import COLUMNS
 
 _OURS = b"robust_nc"

@@ -19,11 +19,11 @@ from robust_nc.data.load import to_unit
 from robust_nc.evaluation import Outcome, divisible, evaluate, evaluation_name
 from robust_nc.evaluation_log import open_log
 from robust_nc.exceptions import RecordError
+from robust_nc.io.files import remove_file
 from robust_nc.models.classifier import Classifier
 from robust_nc.pacing import Progress
 from robust_nc.plugins import find_attack
 from robust_nc.shards import Shard, join, spans
-from robust_nc.store import remove_file
 from robust_nc.training.run import Trained
 from robust_nc.types import Attack
 

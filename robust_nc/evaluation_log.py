@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from robust_nc.exceptions import RecordError, StorageError
-from robust_nc.files import atomic
+from robust_nc.io.files import atomic
 
 _SECONDS = 1.0  # what a killed evaluation may lose
 _CHECKSUM = b', "crc": '

@@ -8,7 +8,7 @@
 from typing import Any
 
 from robust_nc.config import RunConfig, plain
-from robust_nc.files import digest
+from robust_nc.io.files import digest
 
 # Fields that came later: at their default they are no part of an identity, so that results and
 # weights of earlier versions keep their names.

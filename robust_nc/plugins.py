@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 
 from robust_nc.config import Component, build
 from robust_nc.exceptions import ConfigError
-from robust_nc.files import digest
+from robust_nc.io.files import digest
 from robust_nc.registry import ADAPTERS, ATTACKS, PROTOCOLS
 from robust_nc.types import Attack, EvaluationProtocol
 

@@ -21,8 +21,8 @@ from pydantic import Field
 
 from robust_nc.config import configuration, plain, read
 from robust_nc.exceptions import ConfigError, RecordError
-from robust_nc.files import atomic, canonical_json, sha256_of, write_text
-from robust_nc.untrusted import file_name, read_json
+from robust_nc.io.files import atomic, canonical_json, sha256_of, write_text
+from robust_nc.io.untrusted import file_name, read_json
 
 SCHEMA = 1
 MOST_ROWS = 2_000_000  # that are read of one record

@@ -22,7 +22,7 @@ from robust_nc.environment import hardware, versions
 from robust_nc.evaluation import CLEAN, Outcome
 from robust_nc.evidence.collecting import collect
 from robust_nc.evidence.file import write_evidence
-from robust_nc.fingerprints import state_digest
+from robust_nc.io.digests import state_digest
 from robust_nc.naming import identifying
 from robust_nc.plugins import find_protocol
 from robust_nc.record import (

@@ -22,20 +22,13 @@ from robust_nc.exceptions import (
     InputError,
     RecordError,
 )
+from robust_nc.io.files import alone, remove_file, remove_tree, remove_unfinished
 from robust_nc.launch import Finished, OnRetry, Task, run_tasks, silent
 from robust_nc.naming import training_id
 from robust_nc.ranks.fleet import Ranks
 from robust_nc.ranks.running import run_cells
 from robust_nc.record import read_record
-from robust_nc.store import (
-    alone,
-    checkpoint_folder,
-    record_path,
-    remove_caches,
-    remove_file,
-    remove_tree,
-    remove_unfinished,
-)
+from robust_nc.store import checkpoint_folder, record_path, remove_caches
 from robust_nc.suite import Cell, Suite
 
 Overwrite = Literal["never", "always", "only-missing", "only-cache"]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from robust_nc.config import plain
-from robust_nc.files import digest
+from robust_nc.io.files import digest
 from robust_nc.record import Record
 
 _SEALS = "seals"

@@ -5,15 +5,12 @@
 []
 """
 
-import contextlib
-import fcntl
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
-from robust_nc.exceptions import RecordError, StorageError
+from robust_nc.exceptions import RecordError
 
 if TYPE_CHECKING:
     from robust_nc.record import Stored
@@ -132,58 +129,3 @@ def record_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
 def is_record_name(name: str) -> bool:
     """Whether a file of this name, in one of `record_folders`, is a record."""
     return name.endswith(".json") and not name.startswith(".")
-
-
-def remove_tree(folder: Path) -> None:
-    """Remove a folder and all in it, if it is there."""
-    try:
-        shutil.rmtree(folder)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise StorageError(f"cannot remove {folder}: {error.strerror or error}") from error
-
-
-def remove_file(path: Path) -> None:
-    """Remove a file, if it is there."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot remove {path}: {error.strerror or error}") from error
-
-
-def remove_unfinished(root: Path) -> None:
-    """Remove what writers that were killed left behind (see `files.atomic`)."""
-    for path in root.rglob(".*.part"):
-        remove_file(path)
-
-
-@contextlib.contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Hold the folder's lock; it goes with the process, however that ends.
-
-    Raises `StorageError` where another process holds it, and where nothing can be written.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = _locked(out / ".lock")
-    except BlockingIOError:
-        raise StorageError(
-            f"another run is writing to {out}; wait for it, or choose another --out"
-        ) from None
-    except OSError as error:
-        raise StorageError(
-            f"cannot write to {out}: {error.strerror or error}; choose another place with --out"
-        ) from error
-    with lock:
-        yield
-
-
-def _locked(path: Path) -> TextIO:
-    lock = path.open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise
-    return lock

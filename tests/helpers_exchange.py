@@ -16,7 +16,7 @@ from robust_nc.data.load import fingerprint, read_split, to_unit
 from robust_nc.evidence.contents import Evidence
 from robust_nc.evidence.file import write_evidence
 from robust_nc.evidence.standing import challenge_path
-from robust_nc.fingerprints import state_digest
+from robust_nc.io.digests import state_digest
 from robust_nc.record import (
     Card,
     Passes,

@@ -8,7 +8,7 @@ import helpers_report as helpers
 import numpy as np
 import numpy.typing as npt
 
-from robust_nc.files import digest
+from robust_nc.io.files import digest
 from robust_nc.record import Record, Score, Stored, Verdict, pack_flags, read_record, write_record
 from robust_nc.report.statistics import wilson
 

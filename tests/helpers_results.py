@@ -13,7 +13,7 @@ from robust_nc.appraisal.settings import Appraisal
 from robust_nc.config import RunConfig, read
 from robust_nc.evidence.standing import standing
 from robust_nc.exceptions import RobustNCError
-from robust_nc.files import digest, sha256_of
+from robust_nc.io.files import digest, sha256_of
 from robust_nc.record import COLUMNS, Stored, read_record, unpack_flags
 from robust_nc.report.statistics import wilson
 from robust_nc.seals import broken_seals

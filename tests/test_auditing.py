@@ -25,8 +25,8 @@ from robust_nc.evidence.rejudging import TOLERANCE, look_again
 from robust_nc.evidence.standing import challenge_path, receipt_path
 from robust_nc.evidence.verifying import evidence_path
 from robust_nc.exceptions import InputError
+from robust_nc.io.untrusted import read_json
 from robust_nc.record import Stored, read_record, unpack_flags
-from robust_nc.untrusted import read_json
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import helpers_report as helpers
 import pytest
 
 from robust_nc.exceptions import InputError, RecordError, UnknownNameError
-from robust_nc.files import digest
+from robust_nc.io.files import digest
 from robust_nc.record import Caution, Stored
 from robust_nc.report.statistics import wilson
 from robust_nc.report.table import COLUMNS, leaderboard, paired

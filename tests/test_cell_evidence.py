@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from robust_nc.cell import run_cell
 from robust_nc.config import plain
-from robust_nc.files import sha256_of
-from robust_nc.fingerprints import state_digest, tensors_digest
+from robust_nc.io.digests import state_digest, tensors_digest
+from robust_nc.io.files import sha256_of
 from robust_nc.record import Stored, read_record, tidy, unpack_flags
 from robust_nc.recording import summary
 from robust_nc.seals import broken_seals

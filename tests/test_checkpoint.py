@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from robust_nc import files
 from robust_nc.exceptions import CheckpointError, StorageError
+from robust_nc.io import files
 from robust_nc.training.checkpoint import Checkpoints, Snapshot
 
 CONFIG = {"seed": 0, "train": {"lr": 0.1, "epochs": 3}}

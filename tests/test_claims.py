@@ -24,7 +24,7 @@ from robust_nc.claims.quantities import QUANTITIES, meaning, measure
 from robust_nc.claims.reading import Claims, holds_claims, read_claims
 from robust_nc.config import Component, component
 from robust_nc.exceptions import ConfigError, RecordError
-from robust_nc.files import digest, sha256_of
+from robust_nc.io.files import digest, sha256_of
 from robust_nc.record import tidy, write_record, write_rows
 from robust_nc.report.significance import holm
 from robust_nc.store import record_path, rows_path

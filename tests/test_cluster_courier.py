@@ -8,7 +8,7 @@ from helpers_runner import wait_for
 from robust_nc.cluster.mailbox import Letter, Mailbox
 from robust_nc.cluster.parcels import Parcel, unpack
 from robust_nc.cluster.worker import _courier
-from robust_nc.files import write_bytes
+from robust_nc.io.files import write_bytes
 
 
 class Posted:

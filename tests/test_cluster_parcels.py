@@ -11,7 +11,7 @@ from robust_nc.cluster import parcels
 from robust_nc.cluster.parcels import Parcel, pack, stamps, unpack
 from robust_nc.cluster.settings import ClusterSettings
 from robust_nc.exceptions import ConfigError, StorageError
-from robust_nc.files import write_bytes
+from robust_nc.io.files import write_bytes
 
 
 def contents(root: Path) -> dict[str, bytes]:

@@ -13,9 +13,9 @@ from robust_nc.appraisal.appraise import Event
 from robust_nc.appraisal.card import LONGEST, plain_text, read_card, safe_name
 from robust_nc.commands import evaluate as command
 from robust_nc.exceptions import ConfigError
+from robust_nc.io.untrusted import file_name
 from robust_nc.record import Stored, read_record
 from robust_nc.report import site
-from robust_nc.untrusted import file_name
 
 FAST = ("--dataset", "digits", "--protocol", "pgd", "--n", 40)
 CARD = 'name = "Ours"\nauthors = "A. U. Thor"\nextra_data = false\n'

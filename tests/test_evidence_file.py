@@ -17,7 +17,7 @@ from robust_nc.evidence.file import first, read_evidence, read_header, write_evi
 from robust_nc.evidence.packing import compress
 from robust_nc.evidence.points import read_points
 from robust_nc.exceptions import InputError, RecordError
-from robust_nc.files import sha256_of
+from robust_nc.io.files import sha256_of
 from robust_nc.threat import Ball
 
 

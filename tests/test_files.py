@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from robust_nc.exceptions import StorageError
-from robust_nc.files import atomic, canonical_json, digest, sha256_of, write_text
+from robust_nc.io.files import atomic, canonical_json, digest, sha256_of, write_text
 
 
 def fail_midway(path: Path) -> None:

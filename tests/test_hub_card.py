@@ -13,7 +13,7 @@ from helpers_exchange import HOSTILE, challenged, filed, resealed
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.exchange.hub_card import model_card, yaml_line
 from robust_nc.exchange.hub_push import push, repository
-from robust_nc.files import sha256_of
+from robust_nc.io.files import sha256_of
 from robust_nc.record import Card, EvidenceFile, File, Stored, Weights
 
 hub = pytest.importorskip("huggingface_hub")

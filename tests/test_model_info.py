@@ -20,7 +20,7 @@ from robust_nc.exchange.model_info import (
     to_fields,
 )
 from robust_nc.exchange.published import published
-from robust_nc.files import write_text
+from robust_nc.io.files import write_text
 from robust_nc.record import Card, Stored
 
 FIELDS = {

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from robust_nc.exceptions import RecordError
-from robust_nc.files import sha256_of
+from robust_nc.io.files import sha256_of
 from robust_nc.record import Caution, Stored
 from robust_nc.report.ranking import beats, compare_all, ranks
 from robust_nc.report.statistics import wilson

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robust_nc.exceptions import RecordError
-from robust_nc.files import sha256_of
+from robust_nc.io.files import sha256_of
 from robust_nc.record import (
     COLUMNS,
     SCHEMA,

@@ -24,7 +24,7 @@ from robust_nc.appraisal.settings import SUITE as EVALUATED
 from robust_nc.appraisal.settings import Appraisal, Judged, appraisal_id
 from robust_nc.config import plain
 from robust_nc.evidence.standing import challenge_path
-from robust_nc.files import sha256_of
+from robust_nc.io.files import sha256_of
 from robust_nc.record import EvidenceFile, Score, Stored, Weights, read_record, write_record
 from robust_nc.report.table import leaderboard
 from robust_nc.seals import sealed

@@ -15,7 +15,7 @@ from robust_nc.evidence.standing import (
     standing,
 )
 from robust_nc.exceptions import RecordError
-from robust_nc.files import sha256_of
+from robust_nc.io.files import sha256_of
 from robust_nc.record import Stored, read_record, unpack_flags
 
 EVIDENCE = "ab" * 32

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robust_nc.exceptions import RecordError
-from robust_nc.untrusted import MAX_DEPTH, file_name, parse_json, read_bounded, read_json
+from robust_nc.io.untrusted import MAX_DEPTH, file_name, parse_json, read_bounded, read_json
 
 WHOLE = st.integers(-(2**63), 2**63 - 1)
 LEAVES = st.none() | st.booleans() | WHOLE | st.floats(allow_nan=False) | st.text()

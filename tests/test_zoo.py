@@ -9,7 +9,7 @@ from helpers_attacks import linear
 from torch import nn
 
 from robust_nc.exceptions import CheckpointError, ConfigError, UnknownNameError
-from robust_nc.files import sha256_of
+from robust_nc.io.files import sha256_of
 from robust_nc.models import zoo
 from robust_nc.models.zoo import load_model, read_reference
 

@@ -19,11 +19,11 @@ from typing import Literal
 
 import tyro
 
-from robust_nc import files
 from robust_nc.benchmarks.gpu.speed import compare_steps
 from robust_nc.benchmarks.races.timing import conditions, markdown
 from robust_nc.cell import CellEvent, run_cell
 from robust_nc.exceptions import ConfigError, RobustNCError
+from robust_nc.io import files
 from robust_nc.naming import training_id
 from robust_nc.runner import Hooks, run_suite
 from robust_nc.runtime import default_device

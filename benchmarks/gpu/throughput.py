@@ -26,7 +26,7 @@ from robust_nc.benchmarks.gpu.summary import page
 from robust_nc.benchmarks.races.timing import conditions, cpu_name
 from robust_nc.environment import code_digest, hardware, versions
 from robust_nc.exceptions import ConfigError, RobustNCError
-from robust_nc.files import write_text
+from robust_nc.io.files import write_text
 from robust_nc.runtime import default_device
 
 DONE, BAD_INPUT, TIME_UP = 0, 2, 3

@@ -32,7 +32,7 @@ from robust_nc.benchmarks.races.timing import Timing, conditions, cpu_name, mark
 from robust_nc.benchmarks.races.verdicts import between, count, pooled, share
 from robust_nc.environment import code_digest, hardware, versions
 from robust_nc.exceptions import ConfigError, RecordError
-from robust_nc.files import write_text
+from robust_nc.io.files import write_text
 from robust_nc.runtime import default_device
 
 LIMIT = 1.15  # what our time over the limit should stay below

@@ -25,7 +25,7 @@ import tyro
 
 from robust_nc.benchmarks.races.timing import conditions, markdown, spread_of
 from robust_nc.config import RunConfig, plain, read
-from robust_nc.files import digest, sha256_of
+from robust_nc.io.files import digest, sha256_of
 from robust_nc.record import (
     AttackUse,
     Facts,

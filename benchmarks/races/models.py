@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from robust_nc.config import Component
 from robust_nc.data.load import load_dataset
 from robust_nc.exceptions import ConfigError, unknown_name
-from robust_nc.files import sha256_of
+from robust_nc.io.files import sha256_of
 from robust_nc.runtime import generator
 from robust_nc.threat import Ball
 from robust_nc.training.run import load_classifier

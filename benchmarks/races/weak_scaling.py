@@ -24,7 +24,7 @@ from robust_nc.benchmarks.races.timing import Timing, conditions, markdown, rati
 from robust_nc.cluster.settings import ClusterSettings
 from robust_nc.cluster.start import joined
 from robust_nc.exceptions import ConfigError
-from robust_nc.files import write_text
+from robust_nc.io.files import write_text
 from robust_nc.runner import Hooks, run_suite
 from robust_nc.suite import Suite, read_suite
 

@@ -21,7 +21,7 @@ from robust_nc.evidence.originals import Examples, ball_of
 from robust_nc.evidence.standing import standing
 from robust_nc.evidence.strengthening import look, strengthen
 from robust_nc.exceptions import InputError, UnknownNameError
-from robust_nc.files import atomic
+from robust_nc.io.files import atomic
 from robust_nc.pacing import Progress
 from robust_nc.plugins import find_protocol
 from robust_nc.record import Stored

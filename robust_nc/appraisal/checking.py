@@ -23,7 +23,7 @@ from robust_nc.evidence.originals import Examples, examples_of
 from robust_nc.evidence.standing import PROVEN, SCHEMA_OK, Receipt
 from robust_nc.evidence.verifying import Verification, verify
 from robust_nc.exceptions import DataError, InputError, RecordError
-from robust_nc.files import sha256_of
+from robust_nc.io.files import sha256_of
 from robust_nc.record import Record, Stored
 from robust_nc.runtime import default_device
 

@@ -24,10 +24,10 @@ from robust_nc.appraisal.own_checkpoint import Found, facts_of
 from robust_nc.appraisal.own_code import from_code
 from robust_nc.config import Component, ModelConfig, configuration, read
 from robust_nc.exceptions import CheckpointError, ConfigError, RecordError, RobustNCError
+from robust_nc.io.untrusted import read_json
 from robust_nc.models.build import build_model
 from robust_nc.models.weight_files import check_size, fill, read_safetensors
 from robust_nc.plugins import Code, split_code, told
-from robust_nc.untrusted import read_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 PATTERNS = (CONFIG, WEIGHTS)  # all that is ever fetched

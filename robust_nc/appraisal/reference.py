@@ -19,8 +19,8 @@ from robust_nc.appraisal.own_checkpoint import Found, Which, from_checkpoint, fr
 from robust_nc.appraisal.own_code import from_code
 from robust_nc.appraisal.timm_models import from_timm
 from robust_nc.exceptions import ConfigError, InputError, unknown_name
-from robust_nc.files import digest
-from robust_nc.fingerprints import state_digests
+from robust_nc.io.digests import state_digests
+from robust_nc.io.files import digest
 from robust_nc.models.zoo import load_model, read_parts
 from robust_nc.plugins import Code, split_code
 from robust_nc.scoring import Guarded, checked_logits

@@ -19,7 +19,7 @@ from robust_nc.config import (
     configuration,
     plain,
 )
-from robust_nc.files import digest
+from robust_nc.io.files import digest
 
 SUITE = "evaluated"  # `Record.suite` of an appraisal, and its folder in results/
 

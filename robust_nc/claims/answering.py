@@ -31,7 +31,7 @@ from robust_nc.claims.quantities import meaning, measure
 from robust_nc.claims.reading import Claims, Plan
 from robust_nc.config import Component, plain
 from robust_nc.exceptions import RecordError
-from robust_nc.files import canonical_json, sha256_of
+from robust_nc.io.files import canonical_json, sha256_of
 from robust_nc.record import Stored, read_record
 from robust_nc.report.formats import count
 from robust_nc.report.gather import identity, part_label

@@ -15,7 +15,7 @@ from robust_nc.claims.deciding import Word
 from robust_nc.claims.reading import Claim
 from robust_nc.config import configuration, plain, read
 from robust_nc.exceptions import ConfigError, RecordError
-from robust_nc.files import write_text
+from robust_nc.io.files import write_text
 from robust_nc.report.significance import ALPHA
 
 SCHEMA = 1

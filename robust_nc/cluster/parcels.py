@@ -16,8 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from robust_nc.exceptions import StorageError
-from robust_nc.files import write_bytes
-from robust_nc.store import remove_file
+from robust_nc.io.files import remove_file, write_bytes
 
 _TRIES = 5  # to read files between two changes of a writer
 

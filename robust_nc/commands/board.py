@@ -100,7 +100,7 @@ def _show(text: str, out: Path | None, tell: Callable[[str], None]) -> None:
     if out is None:
         print(text)
         return
-    from robust_nc.files import write_text
+    from robust_nc.io.files import write_text
 
     write_text(out, text.removesuffix("\n") + "\n")
     tell(f"wrote {out}")

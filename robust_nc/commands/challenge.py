@@ -19,7 +19,7 @@ from robust_nc.evidence.challenging import Tried, try_points, write_challenge
 from robust_nc.evidence.originals import examples_of
 from robust_nc.evidence.points import read_points
 from robust_nc.exceptions import RecordError
-from robust_nc.fingerprints import state_digest, state_digests
+from robust_nc.io.digests import state_digest, state_digests
 from robust_nc.record import Record, read_record
 from robust_nc.runtime import default_device
 

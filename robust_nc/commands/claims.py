@@ -7,7 +7,7 @@ from robust_nc.claims.answering import answer_claims, missing_cells
 from robust_nc.claims.answers import write_answer
 from robust_nc.claims.page import answers_page, answers_table
 from robust_nc.claims.reading import ANSWERS, Claims
-from robust_nc.files import write_text
+from robust_nc.io.files import write_text
 from robust_nc.suite import Suite
 
 

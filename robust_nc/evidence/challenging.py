@@ -22,11 +22,11 @@ from robust_nc.evidence.points import read_points
 from robust_nc.evidence.rejudging import bounded, certain, look_again
 from robust_nc.evidence.standing import Challenge, challenge_path, challenges_of, standing
 from robust_nc.exceptions import ConfigError, InputError, RecordError, UnknownNameError
-from robust_nc.files import atomic, canonical_json, sha256_of, write_text
+from robust_nc.io.files import atomic, canonical_json, sha256_of, write_text
+from robust_nc.io.untrusted import read_json
 from robust_nc.plugins import find_protocol
 from robust_nc.record import Record, Stored, unpack_flags
 from robust_nc.runtime import device_of
-from robust_nc.untrusted import read_json
 
 _CLEAN = 256  # images whose margins say what the model's are like
 

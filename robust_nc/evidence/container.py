@@ -21,8 +21,8 @@ from pydantic import Field
 
 from robust_nc.config import configuration, plain, read
 from robust_nc.exceptions import ConfigError, RecordError
-from robust_nc.files import canonical_json, digest
-from robust_nc.untrusted import parse_json
+from robust_nc.io.files import canonical_json, digest
+from robust_nc.io.untrusted import parse_json
 
 TENSORS = {
     "ids": "I64",  # of all examples, as the next four

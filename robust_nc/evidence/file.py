@@ -33,10 +33,10 @@ from robust_nc.evidence.container import TENSORS, TYPES, Array, Head, pack_file,
 from robust_nc.evidence.contents import Evidence
 from robust_nc.evidence.packing import MOST, compress, decompress
 from robust_nc.exceptions import ConfigError, InputError, RecordError
-from robust_nc.files import write_bytes
+from robust_nc.io.files import write_bytes
+from robust_nc.io.untrusted import read_bounded
 from robust_nc.record import EvidenceFile
 from robust_nc.threat import Ball
-from robust_nc.untrusted import read_bounded
 
 MAX_BYTES = 512 * 2**20
 _FARTHEST = 2.0**20  # a pixel bound from 0

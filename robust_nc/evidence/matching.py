@@ -16,7 +16,7 @@ from torch import Tensor
 from robust_nc.evidence.contents import Evidence
 from robust_nc.evidence.originals import Examples, ball_of
 from robust_nc.exceptions import RecordError, UnknownNameError
-from robust_nc.fingerprints import state_digest
+from robust_nc.io.digests import state_digest
 from robust_nc.plugins import find_protocol
 from robust_nc.record import Record, Verdict, unpack_flags
 from robust_nc.threat import Ball

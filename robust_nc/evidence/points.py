@@ -26,7 +26,7 @@ from torch import Tensor
 
 from robust_nc.evidence.file import MAX_BYTES, read_evidence
 from robust_nc.exceptions import RecordError
-from robust_nc.untrusted import read_bounded
+from robust_nc.io.untrusted import read_bounded
 
 _TYPES = {"ids": "<i8", "images": "<f4"}
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}

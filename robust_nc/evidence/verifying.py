@@ -34,11 +34,11 @@ from robust_nc.evidence.rejudging import (
     repeated_flips,
 )
 from robust_nc.exceptions import InputError, RecordError
-from robust_nc.files import sha256_of
-from robust_nc.fingerprints import state_digest, state_digests
+from robust_nc.io.digests import state_digest, state_digests
+from robust_nc.io.files import sha256_of
+from robust_nc.io.untrusted import file_name
 from robust_nc.record import Stored
 from robust_nc.runtime import device_of, untouched
-from robust_nc.untrusted import file_name
 
 _RANDOM, _PROBES = "random-output", 8  # the doubt, and images that are asked about again
 

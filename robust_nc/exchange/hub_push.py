@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, Protocol
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.exchange.belongings import challenge_files, check_whole, evidence_file, rows_file
 from robust_nc.exchange.hub_card import model_card
-from robust_nc.files import sha256_of, write_text
+from robust_nc.io.files import sha256_of, write_text
+from robust_nc.io.untrusted import file_name
 from robust_nc.record import File, Stored
-from robust_nc.untrusted import file_name
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _WEIGHTS = (".safetensors", ".json")

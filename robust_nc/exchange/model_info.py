@@ -31,11 +31,11 @@ from robust_nc.exchange.fields import (
     text_of,
 )
 from robust_nc.exchange.text import one_line, safe_link, safe_name
-from robust_nc.files import write_text
+from robust_nc.io.files import write_text
+from robust_nc.io.untrusted import file_name, read_json
 from robust_nc.record import Card, Record, Stored
 from robust_nc.report.gather import identity
 from robust_nc.threat import format_eps, parse_eps
-from robust_nc.untrusted import file_name, read_json
 
 THREATS = ("Linf", "L2", "corruptions")
 AUTOATTACK = "standard"  # our protocol that makes AutoAttack's verdict

@@ -22,11 +22,11 @@ import pandas as pd
 
 from robust_nc.exceptions import unknown_name
 from robust_nc.exchange.model_info import THREATS, ModelInfo, from_fields, to_fields
-from robust_nc.files import digest
+from robust_nc.io.files import digest
+from robust_nc.io.untrusted import parse_json
 from robust_nc.record import Card
 from robust_nc.report.table import COLUMNS
 from robust_nc.threat import Ball
-from robust_nc.untrusted import parse_json
 
 SOURCE, AS_OF = "https://github.com/RobustBench/robustbench", "2025-03-31"
 UNVERIFIED, SUITE, PROTOCOL = "unverified", "robustbench", "AutoAttack"

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from robust_nc.exceptions import CheckpointError, ConfigError, unknown_name
-from robust_nc.files import sha256_of
+from robust_nc.io.files import sha256_of
 from robust_nc.models.weight_files import fill, read_weights
 from robust_nc.peers import imported
 

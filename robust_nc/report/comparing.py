@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from robust_nc.exceptions import RecordError
-from robust_nc.files import digest
+from robust_nc.io.files import digest
 from robust_nc.record import Record
 from robust_nc.report.gather import Identity, Judged, identity, judge_all, read_results
 from robust_nc.report.ranking import compare_all

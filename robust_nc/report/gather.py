@@ -14,7 +14,7 @@ import pandas as pd
 
 from robust_nc.evidence.standing import best_badge, standing, weakest_badge
 from robust_nc.exceptions import InputError, RecordError
-from robust_nc.files import digest
+from robust_nc.io.files import digest
 from robust_nc.record import COLUMNS, Record, Stored, unpack_flags
 from robust_nc.store import read_all
 from robust_nc.threat import Ball

@@ -19,7 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.legend import Legend
 
 from robust_nc.exceptions import InputError
-from robust_nc.files import atomic
+from robust_nc.io.files import atomic
 from robust_nc.report.drawing import COLUMN_WIDTH, literal, merge_notes, styled, take_note, wrapped
 
 Draw = Callable[..., Axes]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from robust_nc.files import digest
+from robust_nc.io.files import digest
 from robust_nc.report.formats import GAP, count, display_names, has_gap, interval_note
 from robust_nc.report.gather import Identity
 from robust_nc.report.site_columns import COLUMNS, Cell, Column, cell

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from robust_nc.exceptions import InputError, RecordError, RobustNCError
-from robust_nc.files import digest
+from robust_nc.io.files import digest
 from robust_nc.record import Stored
 from robust_nc.report.drawing import take_note
 from robust_nc.report.figures import PLOTS, save_each

@@ -22,11 +22,10 @@ import matplotlib
 import seaborn as sns
 
 from robust_nc.exceptions import RecordError
-from robust_nc.files import canonical_json, digest, sha256_of, write_text
+from robust_nc.io.files import canonical_json, digest, remove_file, sha256_of, write_text
+from robust_nc.io.untrusted import read_json
 from robust_nc.record import Stored
 from robust_nc.report.gather import identity
-from robust_nc.store import remove_file
-from robust_nc.untrusted import read_json
 
 NAME = ".site-ledger"
 # Files that a site consists of; no part begins with a dot.

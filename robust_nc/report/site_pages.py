@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from robust_nc.files import write_text
+from robust_nc.io.files import write_text
 from robust_nc.report.site_board import boards, choices
 from robust_nc.report.site_columns import COLUMNS
 from robust_nc.report.site_published import CAPTION, published_boards

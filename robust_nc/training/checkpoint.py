@@ -19,9 +19,9 @@ import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from robust_nc import files
 from robust_nc.exceptions import CheckpointError, StorageError
-from robust_nc.store import remove_file, remove_unfinished
+from robust_nc.io import files
+from robust_nc.io.files import remove_file, remove_unfinished
 from robust_nc.training.manifest import (
     DamagedError,
     Manifest,

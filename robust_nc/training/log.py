@@ -14,8 +14,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from robust_nc import files
 from robust_nc.exceptions import RecordError, StorageError
+from robust_nc.io import files
 
 Row = dict[str, Any]
 

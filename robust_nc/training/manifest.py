@@ -22,9 +22,9 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from robust_nc import files
 from robust_nc.exceptions import CheckpointError
-from robust_nc.store import remove_file
+from robust_nc.io import files
+from robust_nc.io.files import remove_file
 from robust_nc.training.state import Tensors
 
 SCHEMAS = (1, 2)

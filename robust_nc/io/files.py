@@ -8,13 +8,15 @@
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from robust_nc.exceptions import StorageError
 
@@ -78,3 +80,58 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder and all in it, if it is there."""
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise StorageError(f"cannot remove {folder}: {error.strerror or error}") from error
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, if it is there."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot remove {path}: {error.strerror or error}") from error
+
+
+def remove_unfinished(root: Path) -> None:
+    """Remove what writers that were killed left behind (see `files.atomic`)."""
+    for path in root.rglob(".*.part"):
+        remove_file(path)
+
+
+@contextlib.contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Hold the folder's lock; it goes with the process, however that ends.
+
+    Raises `StorageError` where another process holds it, and where nothing can be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = _locked(out / ".lock")
+    except BlockingIOError:
+        raise StorageError(
+            f"another run is writing to {out}; wait for it, or choose another --out"
+        ) from None
+    except OSError as error:
+        raise StorageError(
+            f"cannot write to {out}: {error.strerror or error}; choose another place with --out"
+        ) from error
+    with lock:
+        yield
+
+
+def _locked(path: Path) -> TextIO:
+    lock = path.open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise
+    return lock

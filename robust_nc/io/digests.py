@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from robust_nc.files import digest
+from robust_nc.io.files import digest
 
 
 def tensors_digest(tensors: Iterable[Tensor]) -> str:
