@@ -15,8 +15,8 @@ from robust_nc.acceleration import Accelerated, Precision, accelerate, choose
 from robust_nc.docket import Entry
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.judging import PROBES, Judge, Turn
-from robust_nc.pacing import Pace, Progress
-from robust_nc.runtime import ran_out
+from robust_nc.runtime.progress import Pace, Progress
+from robust_nc.runtime.torch_state import ran_out
 from robust_nc.types import EvaluationProtocol, RefereedAttack
 
 PRECISIONS = ("float32", "tf32", "bf16", "tf32-only", "bf16-only")

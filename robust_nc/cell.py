@@ -12,12 +12,12 @@ from robust_nc.config import RunConfig
 from robust_nc.data.base import Split, first
 from robust_nc.evaluation import Outcome
 from robust_nc.evaluation_log import end_of_log
-from robust_nc.fleet import ALONE, Fleet
 from robust_nc.geometry.dilation import MEASURES
-from robust_nc.pacing import Clock, Progress
 from robust_nc.profiling import sweep_rows
 from robust_nc.record import tidy, write_record, write_rows
 from robust_nc.recording import Kept, Made, keep_evidence, make_record
+from robust_nc.runtime.executor import ALONE, Fleet
+from robust_nc.runtime.progress import Clock, Progress
 from robust_nc.stages import (
     CellEvent,
     CellResult,

@@ -21,8 +21,8 @@ from robust_nc.evaluation_log import open_log
 from robust_nc.exceptions import RecordError
 from robust_nc.io.files import remove_file
 from robust_nc.models.classifier import Classifier
-from robust_nc.pacing import Progress
 from robust_nc.plugins import find_attack
+from robust_nc.runtime.progress import Progress
 from robust_nc.shards import Shard, join, spans
 from robust_nc.training.run import Trained
 from robust_nc.types import Attack

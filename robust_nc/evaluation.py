@@ -27,9 +27,15 @@ from robust_nc.evaluation_log import open_log
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.identity import evaluation_identity
 from robust_nc.judging import Judge
-from robust_nc.pacing import Progress
 from robust_nc.plugins import find_attack, find_protocol
-from robust_nc.runtime import device_of, full_precision, private_draws, stream_key, untouched
+from robust_nc.runtime.progress import Progress
+from robust_nc.runtime.torch_state import (
+    device_of,
+    full_precision,
+    private_draws,
+    stream_key,
+    untouched,
+)
 from robust_nc.scoring import Scorer
 from robust_nc.suspicion import doubts
 from robust_nc.threat import Ball

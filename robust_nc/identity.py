@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robust_nc.docket import Docket
 from robust_nc.io.digests import tensors_digest
 from robust_nc.io.files import digest, sha256_of
-from robust_nc.runtime import device_of
+from robust_nc.runtime.torch_state import device_of
 from robust_nc.scoring import Guarded, checked_logits, halving
 from robust_nc.threat import Ball
 from robust_nc.types import Attack, EvaluationProtocol

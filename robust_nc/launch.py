@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from robust_nc import stopping
 from robust_nc.exceptions import RobustNCError, StoppedError
+from robust_nc.runtime import stopping
 
 TRIES = 3  # of a task whose worker is killed
 

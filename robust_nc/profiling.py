@@ -25,7 +25,6 @@ from robust_nc.data.base import Split
 from robust_nc.data.load import to_unit
 from robust_nc.evaluation import evaluate
 from robust_nc.exceptions import InputError
-from robust_nc.fleet import ALONE, Fleet, Report, silent
 from robust_nc.geometry.severity import check_distances
 from robust_nc.grid.conditions import Attacking
 from robust_nc.grid.corrupted import CorruptionSource, corrupted_rows
@@ -40,7 +39,8 @@ from robust_nc.grid.tapbank import chosen_taps
 from robust_nc.models.classifier import Classifier
 from robust_nc.record import tidy
 from robust_nc.registry import CONTROLS
-from robust_nc.runtime import device_of, full_precision, untouched
+from robust_nc.runtime.executor import ALONE, Fleet, Report, silent
+from robust_nc.runtime.torch_state import device_of, full_precision, untouched
 from robust_nc.threat import Ball
 from robust_nc.training.watch import spread
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from robust_nc.config import RunConfig
 from robust_nc.data.base import Split
 from robust_nc.data.load import fingerprint, to_unit
-from robust_nc.environment import hardware, versions
 from robust_nc.evaluation import CLEAN, Outcome
 from robust_nc.evidence.collecting import collect
 from robust_nc.evidence.file import write_evidence
@@ -40,7 +39,8 @@ from robust_nc.record import (
 )
 from robust_nc.report.shots import shot_scores
 from robust_nc.report.statistics import wilson
-from robust_nc.runtime import default_device
+from robust_nc.runtime.environment import hardware, versions
+from robust_nc.runtime.torch_state import default_device
 from robust_nc.seals import sealed
 from robust_nc.suite import Cell
 from robust_nc.threat import Ball

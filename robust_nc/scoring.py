@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nc.exceptions import InputError
-from robust_nc.runtime import full_precision, private_draws, ran_out, stream_key
+from robust_nc.runtime.torch_state import full_precision, private_draws, ran_out, stream_key
 
 
 class Seen(NamedTuple):

@@ -24,8 +24,8 @@ import torch
 from robust_nc.docket import Entry
 from robust_nc.evaluation_log import EvaluationLog, Line, end_of_log, open_log, write_log
 from robust_nc.exceptions import RecordError
-from robust_nc.fleet import cut
 from robust_nc.io.files import remove_file
+from robust_nc.runtime.executor import cut
 
 
 class Shard(NamedTuple):

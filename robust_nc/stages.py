@@ -27,12 +27,12 @@ from robust_nc.data.base import Split
 from robust_nc.data.load import dataset_info
 from robust_nc.evaluation_log import close_log, end_of_log
 from robust_nc.exceptions import CheckpointError, StoppedError
-from robust_nc.fleet import ALONE, Fleet
 from robust_nc.models.build import build_model
 from robust_nc.naming import training_id
-from robust_nc.pacing import Clock, Progress
 from robust_nc.profiling import profile_cell
-from robust_nc.runtime import default_device, device_of
+from robust_nc.runtime.executor import ALONE, Fleet
+from robust_nc.runtime.progress import Clock, Progress
+from robust_nc.runtime.torch_state import default_device, device_of
 from robust_nc.shards import apart
 from robust_nc.suite import Cell
 from robust_nc.training.checkpoint import read_manifest

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from robust_nc.exceptions import InputError, unknown_name
-from robust_nc.runtime import keyed_normal, keyed_uniform
+from robust_nc.runtime.torch_state import keyed_normal, keyed_uniform
 
 _TINY = 1e-12
 

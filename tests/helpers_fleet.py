@@ -4,7 +4,7 @@ import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from robust_nc.fleet import Report, silent
+from robust_nc.runtime.executor import Report, silent
 
 
 class Handle:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from robust_nc import stopping
 from robust_nc.exceptions import InputError, StoppedError
+from robust_nc.runtime import stopping
 
 
 def double(number: int, *, report: Callable[[Any], None]) -> int:

@@ -14,7 +14,7 @@ from robust_nc.attacks.pgd import PGD
 from robust_nc.evaluation import Outcome
 from robust_nc.evaluation_log import close_log, end_of_log, open_log
 from robust_nc.exceptions import RecordError
-from robust_nc.pacing import Progress
+from robust_nc.runtime.progress import Progress
 from robust_nc.types import EvaluationProtocol
 
 COUNT = 12

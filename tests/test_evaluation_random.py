@@ -152,7 +152,7 @@ def test_products_are_exact_whatever_the_caller_allows(setting: str, tmp_path: P
     script = tmp_path / "script.py"
     script.write_text(
         "import torch\n"
-        "from robust_nc.runtime import full_precision\n"
+        "from robust_nc.runtime.torch_state import full_precision\n"
         f"{setting}\n"
         "b = torch.backends\n"
         "parts = [b.cuda.matmul, b.cudnn.conv, b.mkldnn.matmul, b.mkldnn.conv]\n"

@@ -8,7 +8,7 @@ from helpers_evaluation import APGD_ONLY, BALL, SHORT, examples, own
 
 from robust_nc import evaluate
 from robust_nc.attacks.pgd import PGD
-from robust_nc.pacing import Pace, Progress
+from robust_nc.runtime.progress import Pace, Progress
 
 
 class Clock:
@@ -25,7 +25,7 @@ class Clock:
 @pytest.fixture
 def fast_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock(1.0)
-    monkeypatch.setattr("robust_nc.pacing.time.monotonic", clock)
+    monkeypatch.setattr("robust_nc.runtime.progress.time.monotonic", clock)
     return clock
 
 
@@ -103,7 +103,7 @@ def test_a_resumed_evaluation_says_what_still_stands(fast_clock: Clock, tmp_path
 
 
 def test_reports_come_at_most_twice_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("robust_nc.pacing.time.monotonic", Clock(0.0))
+    monkeypatch.setattr("robust_nc.runtime.progress.time.monotonic", Clock(0.0))
     said, _ = watched()
     assert len(said) == 1 + 4, "the first pass, and the end of each turn"
 
@@ -140,7 +140,7 @@ def test_nothing_done_yet_reads_well() -> None:
 
 def test_the_time_left_is_that_of_an_evaluation_in_which_nothing_breaks(monkeypatch) -> None:
     clock = Clock(0.0)
-    monkeypatch.setattr("robust_nc.pacing.time.monotonic", clock)
+    monkeypatch.setattr("robust_nc.runtime.progress.time.monotonic", clock)
     pace = Pace(None, [100, 10])
     assert pace.seconds_left() is None, "no speed is known yet"
     pace.turn("first", 0, 8, 8, 10)

@@ -13,10 +13,17 @@ import torch
 from helpers_attacks import linear, predictions
 from helpers_runner import cli
 
-from robust_nc import peers
 from robust_nc.commands import doctor
 from robust_nc.exceptions import ConfigError
-from robust_nc.peers import Peer, changed_files, check_robustbench, imported, remedy_for, state
+from robust_nc.runtime import third_party as peers
+from robust_nc.runtime.third_party import (
+    Peer,
+    changed_files,
+    check_robustbench,
+    imported,
+    remedy_for,
+    state,
+)
 
 
 def install(folder: Path, module: str, version: str, files: dict[str, str]) -> None:

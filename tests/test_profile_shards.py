@@ -15,10 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from robust_nc import stopping
 from robust_nc.config import MeasureConfig
 from robust_nc.exceptions import InputError, StoppedError
-from robust_nc.fleet import ALONE, Fleet
 from robust_nc.geometry.leaps import LeapMeter
 from robust_nc.geometry.moments import Moments
 from robust_nc.geometry.nearest import NearestMeter
@@ -37,6 +35,8 @@ from robust_nc.models.classifier import Classifier
 from robust_nc.models.taps import read_taps
 from robust_nc.profiling import profile
 from robust_nc.record import tidy
+from robust_nc.runtime import stopping
+from robust_nc.runtime.executor import ALONE, Fleet
 from robust_nc.threat import Ball
 
 TRAIN, TEST, BATCH, BLOCK = 40, 24, 8, 15

@@ -12,8 +12,8 @@ from robust_nc.benchmarks.races import autoattack as race
 from robust_nc.benchmarks.races import contestants, models
 from robust_nc.benchmarks.races.contestants import OURS, PASSES, Job, Setup, Verdict
 from robust_nc.benchmarks.races.verdicts import between, count, pooled
-from robust_nc.environment import code_digest
 from robust_nc.exceptions import ConfigError, RecordError, UnknownNameError
+from robust_nc.runtime.environment import code_digest
 
 THEIRS = "pyautoattack"
 SETUP = Setup("digits", 4, threads=1)

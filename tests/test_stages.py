@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 from helpers_stages import do, elsewhere, in_stages, left, one_cell, quiet, whole
 
-from robust_nc import stages, stopping
+from robust_nc import stages
 from robust_nc.caches import note_seconds, noted_seconds
 from robust_nc.cell_verdicts import Part
 from robust_nc.evaluation_log import end_of_log
 from robust_nc.exceptions import CheckpointError, StoppedError
 from robust_nc.naming import training_id
 from robust_nc.record import read_record
+from robust_nc.runtime import stopping
 from robust_nc.stages import (
     is_judged,
     is_trained,

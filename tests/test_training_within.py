@@ -13,10 +13,10 @@ from helpers_filesystem import full_at, told
 from helpers_training import digits, same_weights, small_config, small_run, without_times
 from torch import nn
 
-from robust_nc import stopping
 from robust_nc.config import TrainConfig, read
 from robust_nc.data.batches import Batches
 from robust_nc.exceptions import CheckpointError, StoppedError, StorageError, TrainingError
+from robust_nc.runtime import stopping
 from robust_nc.threat import Ball
 from robust_nc.training.awp import Awp
 from robust_nc.training.checkpoint import Checkpoints

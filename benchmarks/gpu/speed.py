@@ -18,10 +18,10 @@ from robust_nc.benchmarks.races.timing import spread_of
 from robust_nc.config import Component, RunConfig, plain, read
 from robust_nc.data.base import numbered
 from robust_nc.data.batches import Batches
-from robust_nc.environment import hardware, versions
 from robust_nc.exceptions import TrainingError
 from robust_nc.models.build import build_model
 from robust_nc.runtime import default_device
+from robust_nc.runtime.environment import hardware, versions
 from robust_nc.training.loop import Trainer
 from robust_nc.training.run import build_objective
 

@@ -24,10 +24,10 @@ from robust_nc.benchmarks.gpu.entries import Entry, Options, Record, plan, quick
 from robust_nc.benchmarks.gpu.passes import clock
 from robust_nc.benchmarks.gpu.summary import page
 from robust_nc.benchmarks.races.timing import conditions, cpu_name
-from robust_nc.environment import code_digest, hardware, versions
 from robust_nc.exceptions import ConfigError, RobustNCError
 from robust_nc.io.files import write_text
 from robust_nc.runtime import default_device
+from robust_nc.runtime.environment import code_digest, hardware, versions
 
 DONE, BAD_INPUT, TIME_UP = 0, 2, 3
 _MARGIN = 1.5  # an entry is begun if so many times what the longest of its kind took is left

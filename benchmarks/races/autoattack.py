@@ -30,10 +30,10 @@ from robust_nc.benchmarks.races.contestants import (
 from robust_nc.benchmarks.races.models import NAMES
 from robust_nc.benchmarks.races.timing import Timing, conditions, cpu_name, markdown, ratio
 from robust_nc.benchmarks.races.verdicts import between, count, pooled, share
-from robust_nc.environment import code_digest, hardware, versions
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import write_text
 from robust_nc.runtime import default_device
+from robust_nc.runtime.environment import code_digest, hardware, versions
 
 LIMIT = 1.15  # what our time over the limit should stay below
 Line = dict[str, Any]

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from robust_nc.attacks.external import imported
 from robust_nc.benchmarks.races.geometry import _peak_bytes
 from robust_nc.benchmarks.races.models import Subject, load
-from robust_nc.environment import code_digest
 from robust_nc.evaluation import evaluate
 from robust_nc.plugins import find_protocol
 from robust_nc.runtime import default_device, untouched
+from robust_nc.runtime.environment import code_digest
 
 OURS, PASSES = "ours", "passes"
 _STEPS = 100  # of APGD and FAB in AutoAttack

@@ -126,7 +126,7 @@ def compare(cell: Cell, *, clock: Callable[[], float], seconds: float) -> Found:
         empty = here(torch.get_num_threads())
         speeds = measure(probes_of(sketches), empty, bench.time, lambda share, text: None)
         # Stages are timed by the clock of `pacing`.
-        with mock.patch("robust_nc.pacing.time", SimpleNamespace(monotonic=clock)):
+        with mock.patch("robust_nc.runtime.progress.time", SimpleNamespace(monotonic=clock)):
             run_cell(cell, suite.name, out, None, report=lambda event: None)
         record = read_record(record_path(out, cell.model, cell.id)).record
         return Found(price(sketches, speeds)[0].seconds, _after(suite, out, speeds), record.seconds)

@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import torch
 
-from robust_nc.environment import hardware, versions
 from robust_nc.runtime import default_device
+from robust_nc.runtime.environment import hardware, versions
 
 
 class Spread(NamedTuple):

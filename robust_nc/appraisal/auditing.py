@@ -22,10 +22,10 @@ from robust_nc.evidence.standing import standing
 from robust_nc.evidence.strengthening import look, strengthen
 from robust_nc.exceptions import InputError, UnknownNameError
 from robust_nc.io.files import atomic
-from robust_nc.pacing import Progress
 from robust_nc.plugins import find_protocol
 from robust_nc.record import Stored
-from robust_nc.runtime import device_of, stream_key, untouched
+from robust_nc.runtime.progress import Progress
+from robust_nc.runtime.torch_state import device_of, stream_key, untouched
 from robust_nc.scoring import Scorer
 from robust_nc.threat import Ball
 

@@ -16,7 +16,6 @@ from robust_nc.appraisal.consistency import found_in_flags, inconsistencies, set
 from robust_nc.appraisal.reference import open_model
 from robust_nc.appraisal.remeasuring import CLAIM, Remeasured, remeasure
 from robust_nc.appraisal.settings import Appraisal
-from robust_nc.environment import hardware, versions
 from robust_nc.evidence.challenging import challenge_findings
 from robust_nc.evidence.matching import Finding
 from robust_nc.evidence.originals import Examples, examples_of
@@ -25,7 +24,8 @@ from robust_nc.evidence.verifying import Verification, verify
 from robust_nc.exceptions import DataError, InputError, RecordError
 from robust_nc.io.files import sha256_of
 from robust_nc.record import Record, Stored
-from robust_nc.runtime import default_device
+from robust_nc.runtime.environment import hardware, versions
+from robust_nc.runtime.torch_state import default_device
 
 Tell = Callable[[str], None]
 Show = Callable[[str, float, str], None]

@@ -12,12 +12,12 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
-from robust_nc import stopping
 from robust_nc.cluster.chain import Chain
 from robust_nc.cluster.desk import Desk
 from robust_nc.cluster.settings import ClusterSettings
 from robust_nc.cluster.start import Cluster, joined
 from robust_nc.launch import Finished, OnRetry, failed, silent
+from robust_nc.runtime import stopping
 from robust_nc.stages import CellEvent
 from robust_nc.suite import Cell
 

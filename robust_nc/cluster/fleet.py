@@ -8,7 +8,7 @@ import ray
 from robust_nc.cluster.start import Cluster
 from robust_nc.cluster.worker import do_part
 from robust_nc.exceptions import ClusterError, RobustNCError
-from robust_nc.fleet import Report, silent
+from robust_nc.runtime.executor import Report, silent
 
 
 class RayFleet:

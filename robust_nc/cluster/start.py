@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from robust_nc import stopping
 from robust_nc.cluster.settings import ClusterSettings
 from robust_nc.exceptions import ClusterError, ConfigError, StoppedError
+from robust_nc.runtime import stopping
 
 _PATIENCE = 1.0  # seconds between two looks whether the run is over
 _KNOCK = 10.0  # seconds in which the head of a cluster must answer

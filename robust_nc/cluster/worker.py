@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from robust_nc import stopping
 from robust_nc.cell import run_cell
 from robust_nc.cell_verdicts import Part
 from robust_nc.cluster.mailbox import Letter, Reply
 from robust_nc.cluster.parcels import Parcel, Stamp, pack, stamps, unpack
 from robust_nc.exceptions import RobustNCError
-from robust_nc.fleet import Report
 from robust_nc.launch import Finished, failed
+from robust_nc.runtime import stopping
+from robust_nc.runtime.executor import Report
 from robust_nc.stages import (
     CellEvent,
     CellResult,

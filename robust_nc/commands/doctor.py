@@ -6,10 +6,10 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from robust_nc.data.corruptions import DISTRIBUTION, corruption_library
-from robust_nc.environment import hardware, versions
 from robust_nc.exceptions import ConfigError
-from robust_nc.peers import PEERS, Peer, State, state
-from robust_nc.runtime import default_device
+from robust_nc.runtime.environment import hardware, versions
+from robust_nc.runtime.third_party import PEERS, Peer, State, state
+from robust_nc.runtime.torch_state import default_device
 
 _CORRUPTIONS = "imagecorruptions"
 _PARTS = (

@@ -9,8 +9,8 @@ sends before it kills: the state is saved first.
 
 from collections.abc import Callable
 
-from robust_nc import stopping
 from robust_nc.exceptions import StoppedError
+from robust_nc.runtime import stopping
 
 INTERRUPTED, TERMINATED = 130, 143
 

@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple, Self
 from rich.console import Console
 from rich.progress import TaskID
 
-from robust_nc import stopping
 from robust_nc.cell import CellEvent, CellResult
 from robust_nc.claims.reading import holds_claims, read_claims
 from robust_nc.cluster.settings import ClusterSettings
@@ -21,6 +20,7 @@ from robust_nc.ranks.joining import joined, started
 from robust_nc.record import read_record
 from robust_nc.report.table import format_table, leaderboard
 from robust_nc.runner import Hooks, Overwrite, SuiteReport, run_suite
+from robust_nc.runtime import stopping
 from robust_nc.store import record_path
 from robust_nc.suite import Cell, Suite, read_suite
 

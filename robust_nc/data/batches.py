@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from robust_nc.data.base import Split
 from robust_nc.data.load import to_unit
 from robust_nc.exceptions import InputError, unknown_name
-from robust_nc.runtime import generator, keyed_uniform
+from robust_nc.runtime.torch_state import generator, keyed_uniform
 
 AUGMENTATIONS = ("crop", "flip")
 _PADDING = 4

@@ -20,7 +20,7 @@ from torch import Tensor
 from robust_nc.checks import check_labels
 from robust_nc.data.base import Split
 from robust_nc.exceptions import ConfigError, InputError
-from robust_nc.runtime import keyed_uniform
+from robust_nc.runtime.torch_state import keyed_uniform
 
 FEWEST = 2  # examples that make a vertex with a spread around it
 _ROUNDING = 1e-9  # 500 / 100 must not become 4 for the last bit of a power

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from robust_nc.checks import check_labels
 from robust_nc.exceptions import ConfigError, InputError
-from robust_nc.runtime import keyed_uniform
+from robust_nc.runtime.torch_state import keyed_uniform
 
 STREAM = "label-noise"
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from robust_nc.data.base import DatasetInfo, Split, check_split, numbered
 from robust_nc.exceptions import ConfigError
-from robust_nc.runtime import generator
+from robust_nc.runtime.torch_state import generator
 
 _REACH = 0.25
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from robust_nc.doubts.named import doubt
-from robust_nc.runtime import full_precision, private_draws, stream_key
+from robust_nc.runtime.torch_state import full_precision, private_draws, stream_key
 from robust_nc.types import Warned
 
 _TOLERANCE = 1e-3  # of the range of the logits: far above what another batch size rounds

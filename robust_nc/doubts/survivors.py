@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from robust_nc.doubts.named import doubt
 from robust_nc.exceptions import InputError
 from robust_nc.registry import ATTACKS
-from robust_nc.runtime import full_precision, private_draws, stream_key
+from robust_nc.runtime.torch_state import full_precision, private_draws, stream_key
 from robust_nc.threat import Ball
 from robust_nc.types import Warned
 

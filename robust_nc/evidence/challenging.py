@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from robust_nc.config import plain, read
-from robust_nc.environment import hardware, versions
 from robust_nc.evidence.matching import Finding, inside, name_rows
 from robust_nc.evidence.originals import Examples, ball_of
 from robust_nc.evidence.points import read_points
@@ -26,7 +25,8 @@ from robust_nc.io.files import atomic, canonical_json, sha256_of, write_text
 from robust_nc.io.untrusted import read_json
 from robust_nc.plugins import find_protocol
 from robust_nc.record import Record, Stored, unpack_flags
-from robust_nc.runtime import device_of
+from robust_nc.runtime.environment import hardware, versions
+from robust_nc.runtime.torch_state import device_of
 
 _CLEAN = 256  # images whose margins say what the model's are like
 

@@ -28,7 +28,7 @@ from robust_nc.evidence.rejudging import TOLERANCE
 from robust_nc.evidence.strengthening import Found, Strengthened, look, strengthen
 from robust_nc.exceptions import InputError
 from robust_nc.io.digests import state_digests
-from robust_nc.runtime import device_of, private_draws, stream_key, untouched
+from robust_nc.runtime.torch_state import device_of, private_draws, stream_key, untouched
 from robust_nc.scoring import Scorer, halving
 from robust_nc.threat import Ball
 

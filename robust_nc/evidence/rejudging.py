@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robust_nc.runtime import device_of, private_draws, stream_key, untouched
+from robust_nc.runtime.torch_state import device_of, private_draws, stream_key, untouched
 from robust_nc.scoring import Scorer, halving, margins
 
 TOLERANCE = 1e-3  # of the range of the logits

@@ -31,7 +31,7 @@ from robust_nc.geometry.jacobians import (
     logit_gradients,
     logits_of,
 )
-from robust_nc.runtime import device_of, generator
+from robust_nc.runtime.torch_state import device_of, generator
 
 _TOLERANCE = 1e-4  # of an eigenvalue; its error is at most that, and far less where it has a gap
 _EXTRA = 6  # vectors beyond those wanted: what is close to the last of them converges too

@@ -22,7 +22,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from robust_nc.checks import check_images
 from robust_nc.exceptions import InputError
-from robust_nc.runtime import device_of, full_precision, untouched
+from robust_nc.runtime.torch_state import device_of, full_precision, untouched
 
 MEMORY = 2**29  # bytes, the default of `memory` everywhere
 _LARGEST_CHUNK = 64  # images; more per pass is not faster

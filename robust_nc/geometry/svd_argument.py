@@ -26,7 +26,7 @@ from robust_nc.exceptions import InputError
 from robust_nc.geometry.collapse import collapse
 from robust_nc.geometry.jacobians import checked_images, chunks
 from robust_nc.geometry.moments import Moments
-from robust_nc.runtime import full_precision, untouched
+from robust_nc.runtime.torch_state import full_precision, untouched
 
 POINTS = ("features", "linear", "activation")
 

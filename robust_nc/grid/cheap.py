@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from robust_nc.fleet import Report
 from robust_nc.geometry.collapse import collapse
 from robust_nc.geometry.leaps import LeapMeter
 from robust_nc.geometry.moments import Moments
@@ -15,7 +14,8 @@ from robust_nc.grid.rounds import rounds, twins
 from robust_nc.grid.rows import CLEAN, Row
 from robust_nc.grid.side import Made, clean_bank
 from robust_nc.grid.subject import Condition, Examples, Reference, Subject
-from robust_nc.runtime import device_of
+from robust_nc.runtime.executor import Report
+from robust_nc.runtime.torch_state import device_of
 
 
 class Tap(NamedTuple):

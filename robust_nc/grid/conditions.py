@@ -14,7 +14,7 @@ from robust_nc.config import Component, build
 from robust_nc.geometry.nearest import vertex_logits
 from robust_nc.geometry.severity import farthest_classes
 from robust_nc.registry import ATTACKS, CONTROLS
-from robust_nc.runtime import device_of, keyed_uniform
+from robust_nc.runtime.torch_state import device_of, keyed_uniform
 from robust_nc.threat import Ball
 from robust_nc.types import Attack, Labels
 

@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from robust_nc import stopping
 from robust_nc.config import MeasureConfig
 from robust_nc.corrupting import chosen_corruptions, mean_corruption_error
 from robust_nc.data.base import Split, first
@@ -25,12 +24,13 @@ from robust_nc.data.cifar_c import CifarC
 from robust_nc.data.corruptions import DISTRIBUTION, corrupt_images, corruption_library
 from robust_nc.data.load import data_root, to_unit
 from robust_nc.exceptions import DataError
-from robust_nc.fleet import Report
 from robust_nc.grid.cheap import cheap_measures
 from robust_nc.grid.crew import Crew, Sent, Shard
 from robust_nc.grid.rows import Row
 from robust_nc.grid.side import Made
 from robust_nc.grid.subject import Condition, Examples, Reference, Subject
+from robust_nc.runtime import stopping
+from robust_nc.runtime.executor import Report
 
 CORRUPTED = "corrupted"  # the condition
 _CHECKED = 10  # test images that are tried before a long run

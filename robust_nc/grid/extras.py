@@ -4,8 +4,6 @@ from functools import partial
 
 from torch import nn
 
-from robust_nc import stopping
-from robust_nc.fleet import Report
 from robust_nc.grid.adaptive import judge_network, verdict_rows
 from robust_nc.grid.agop import agop_rows
 from robust_nc.grid.crew import Crew, Sent, at_work
@@ -15,6 +13,8 @@ from robust_nc.grid.subject import Examples, Reference, Subject
 from robust_nc.grid.tap_verdicts import Trial
 from robust_nc.grid.trajectory import trajectory_rows
 from robust_nc.models.taps import module_taps
+from robust_nc.runtime import stopping
+from robust_nc.runtime.executor import Report
 
 
 def extra_rows(

@@ -11,9 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from robust_nc import stopping
 from robust_nc.exceptions import InputError
-from robust_nc.fleet import Report
 from robust_nc.geometry.severity import farthest_classes
 from robust_nc.grid.conditions import (
     BY_FEATURES,
@@ -30,7 +28,9 @@ from robust_nc.grid.rows import ATTACKED, CLEAN
 from robust_nc.grid.side import Made, clean_bank
 from robust_nc.grid.subject import Condition, Examples, Reference, Subject
 from robust_nc.plugins import find_protocol
-from robust_nc.runtime import device_of, stream_key
+from robust_nc.runtime import stopping
+from robust_nc.runtime.executor import Report
+from robust_nc.runtime.torch_state import device_of, stream_key
 
 
 def check_settings(subject: Subject) -> None:

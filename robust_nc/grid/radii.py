@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-from robust_nc import stopping
-from robust_nc.fleet import Report
 from robust_nc.geometry.radius import collapse_radius
 from robust_nc.grid.cheap import cheap_measures
 from robust_nc.grid.crew import Crew
@@ -12,6 +10,8 @@ from robust_nc.grid.rows import CLEAN, SWEEP, Row
 from robust_nc.grid.side import Made
 from robust_nc.grid.subject import Condition, Examples, Reference, Subject
 from robust_nc.report.statistics import wilson
+from robust_nc.runtime import stopping
+from robust_nc.runtime.executor import Report
 
 LEVEL = 0.1  # the leap rate that the collapse radius is read at
 

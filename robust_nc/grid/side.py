@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robust_nc.fleet import Report
 from robust_nc.geometry.alignment import measure_alignment
 from robust_nc.geometry.leaps import Leaps
 from robust_nc.geometry.moments import Moments
@@ -24,7 +23,8 @@ from robust_nc.grid.rounds import Asked, Inputs, Job, Plan, first_sweep, rounds,
 from robust_nc.grid.rows import CLEAN, Row, class_rows
 from robust_nc.grid.subject import Condition, Examples, Reference, Subject
 from robust_nc.grid.tapbank import TapBank
-from robust_nc.runtime import device_of
+from robust_nc.runtime.executor import Report
+from robust_nc.runtime.torch_state import device_of
 
 _NOISY = "noisy"
 _LEAK = "label_leak: the target follows from the label"

@@ -17,7 +17,7 @@ from robust_nc.grid.conditions import Attacking
 from robust_nc.grid.meters import Head
 from robust_nc.grid.tapbank import all_taps
 from robust_nc.models.classifier import Classifier
-from robust_nc.runtime import generator, stream_key
+from robust_nc.runtime.torch_state import generator, stream_key
 from robust_nc.threat import Ball
 
 Reference = dict[str, Moments]  # by tap: moments of the clean training features by true label

@@ -22,8 +22,8 @@ from robust_nc.checks import check_images
 from robust_nc.evaluation import Outcome, evaluate
 from robust_nc.exceptions import InputError
 from robust_nc.models.nearest_vertex import NearestVertexClassifier, nearest_vertex_classifier
-from robust_nc.pacing import Progress
 from robust_nc.plugins import find_protocol
+from robust_nc.runtime.progress import Progress
 from robust_nc.threat import Ball
 from robust_nc.types import EvaluationProtocol, Warned
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from robust_nc.exceptions import InputError, unknown_name
 from robust_nc.models.taps import HasTaps, module_taps, read_taps
-from robust_nc.runtime import device_of
+from robust_nc.runtime.torch_state import device_of
 
 BUDGET = 2**30  # bytes of features kept per bank
 

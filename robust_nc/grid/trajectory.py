@@ -26,7 +26,7 @@ from robust_nc.geometry.barycentric import Hull, polygon
 from robust_nc.grid.rows import Row
 from robust_nc.models.taps import read_taps
 from robust_nc.registry import CONTROLS
-from robust_nc.runtime import device_of, untouched
+from robust_nc.runtime.torch_state import device_of, untouched
 from robust_nc.threat import Ball
 
 Values = NDArray[np.float64]

@@ -15,7 +15,7 @@ from robust_nc.models.classifier import Classifier, Normalise
 from robust_nc.models.heads import Head
 from robust_nc.models.necks import Necked
 from robust_nc.registry import BACKBONES, HEADS, NECKS
-from robust_nc.runtime import generator
+from robust_nc.runtime.torch_state import generator
 
 NUM_CLASSES = 10
 IMAGE_SHAPE = (3, 32, 32)

@@ -37,7 +37,7 @@ from robust_nc.models.rfm_kernels import (
     solve_ridge,
     unit_sphere,
 )
-from robust_nc.runtime import generator
+from robust_nc.runtime.torch_state import generator
 from robust_nc.types import Features
 
 Activation = Literal["relu", "cosine"]

@@ -21,7 +21,7 @@ from torch import Tensor
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.inputs import as_tensor
 from robust_nc.geometry.simplex import centred
-from robust_nc.runtime import generator
+from robust_nc.runtime.torch_state import generator
 from robust_nc.types import Vertices
 
 _NOTHING = 1e-12  # eigenvalues below this share of the largest are rounding

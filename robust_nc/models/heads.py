@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_nc.exceptions import InputError
-from robust_nc.runtime import generator
+from robust_nc.runtime.torch_state import generator
 from robust_nc.types import Features, Labels, Logits, Vertices
 
 _SMALLEST_SQUARE = 1e-12

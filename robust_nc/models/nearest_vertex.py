@@ -25,7 +25,7 @@ from robust_nc.geometry.nearest import centre
 from robust_nc.models.classifier import Classifier
 from robust_nc.models.taps import HasTaps, check_feature, pool_features, read_taps
 from robust_nc.registry import CONTROLS
-from robust_nc.runtime import device_of, full_precision, untouched
+from robust_nc.runtime.torch_state import device_of, full_precision, untouched
 
 _TRIALS = 8  # images on which a pass that ends at the tap is compared with a whole one
 _BELOW = 4.0  # how far below the others a class without a vertex lies, in ranges of its logits

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.models.backbones import PENULTIMATE, Backbone, ImageShape
-from robust_nc.peers import imported
+from robust_nc.runtime.third_party import imported
 from robust_nc.types import Features, Images
 
 _WHOLE = "features"  # the tap of a network that names no stages

@@ -16,7 +16,7 @@ from robust_nc.planning.anatomy import Site
 from robust_nc.planning.survival import Survival
 from robust_nc.planning.work import Passes, Piece, Probe, total
 from robust_nc.plugins import find_attack, find_protocol
-from robust_nc.runtime import default_device
+from robust_nc.runtime.torch_state import default_device
 from robust_nc.types import RefereedAttack
 
 __all__ = ["attack_probe", "course_of", "total", "verdict_pieces"]

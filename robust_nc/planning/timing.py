@@ -29,7 +29,7 @@ from robust_nc.planning.stopwatch import Stopwatch, Work, line, slope
 from robust_nc.planning.timing_rest import REST
 from robust_nc.planning.work import Probe
 from robust_nc.registry import ATTACKS, OBJECTIVES
-from robust_nc.runtime import default_device, untouched
+from robust_nc.runtime.torch_state import default_device, untouched
 from robust_nc.threat import Ball
 from robust_nc.training.loop import Trainer
 from robust_nc.training.losses import cross_entropy

@@ -35,7 +35,7 @@ from robust_nc.profiling import Profile, profile
 from robust_nc.record import write_rows
 from robust_nc.recording import keep_evidence
 from robust_nc.registry import ATTACKS
-from robust_nc.runtime import default_device, device_of
+from robust_nc.runtime.torch_state import default_device, device_of
 from robust_nc.threat import Ball
 from robust_nc.training.log import append_log
 from robust_nc.training.run import build_objective

@@ -17,8 +17,8 @@ import torch
 from torch import distributed as dist
 
 from robust_nc.exceptions import ClusterError
-from robust_nc.fleet import Report, silent, within
 from robust_nc.launch import failed
+from robust_nc.runtime.executor import Report, silent, within
 from robust_nc.training.parallel import together
 
 T = TypeVar("T")

@@ -14,15 +14,15 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from robust_nc import stopping
 from robust_nc.cell import run_cell
 from robust_nc.cell_verdicts import Part
 from robust_nc.cluster.parcels import Parcel, pack, unpack
 from robust_nc.config import RunConfig
-from robust_nc.fleet import Report as Told
 from robust_nc.launch import Finished, failed
 from robust_nc.ranks.fleet import Ranks
-from robust_nc.runtime import default_device
+from robust_nc.runtime import stopping
+from robust_nc.runtime.executor import Report as Told
+from robust_nc.runtime.torch_state import default_device
 from robust_nc.stages import (
     CellEvent,
     CellResult,

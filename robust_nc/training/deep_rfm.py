@@ -27,7 +27,7 @@ from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.models.classifier import Classifier
 from robust_nc.models.deep_rfm_backbone import DeepRfmBackbone, plain_head
 from robust_nc.models.necks import without_neck
-from robust_nc.runtime import device_of
+from robust_nc.runtime.torch_state import device_of
 from robust_nc.training.objectives import BestBy
 from robust_nc.training.progress import Report, TrainEvent
 from robust_nc.training.watch import spread

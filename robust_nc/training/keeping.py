@@ -15,8 +15,8 @@ stop (`robust_nc.stopping`). See docs/adr/0013-state-within-an-epoch.md.
 
 import time
 
-from robust_nc import stopping
 from robust_nc.exceptions import StoppedError
+from robust_nc.runtime import stopping
 from robust_nc.training.checkpoint import Checkpoints, Snapshot
 from robust_nc.training.log import append_log, start_log
 from robust_nc.training.meter import not_finite

@@ -32,7 +32,7 @@ from robust_nc.config import TrainConfig, build
 from robust_nc.data.batches import Batch, Batches
 from robust_nc.exceptions import InputError, StoppedError, TrainingError
 from robust_nc.registry import SCHEDULES
-from robust_nc.runtime import device_of, generator, stream_key, untouched
+from robust_nc.runtime.torch_state import device_of, generator, stream_key, untouched
 from robust_nc.training.averaging import STATISTICS_BATCHES, Average
 from robust_nc.training.checkpoint import Checkpoints
 from robust_nc.training.keeping import SAVE_SECONDS, SAVE_SECONDS_WITHIN, Keeper

@@ -12,7 +12,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from robust_nc.runtime import float32_products
+from robust_nc.runtime.torch_state import float32_products
 
 Compile = Literal[False, True, "reduce-overhead"]
 

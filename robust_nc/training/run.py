@@ -34,7 +34,7 @@ from robust_nc.models.build import build_model
 from robust_nc.models.classifier import Classifier
 from robust_nc.naming import training_part
 from robust_nc.registry import HEADS, LABEL_NOISES, OBJECTIVES
-from robust_nc.runtime import default_device
+from robust_nc.runtime.torch_state import default_device
 from robust_nc.training.checkpoint import (
     Checkpoints,
     TensorFile,

@@ -16,7 +16,7 @@ from robust_nc.config import TrainConfig
 from robust_nc.exceptions import CheckpointError, ConfigError
 from robust_nc.models.backbones import Backbone
 from robust_nc.models.necks import without_neck
-from robust_nc.runtime import device_of, untouched
+from robust_nc.runtime.torch_state import device_of, untouched
 
 Tensors = dict[str, Tensor]
 

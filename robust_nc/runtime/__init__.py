@@ -1,0 +1,39 @@
+"""What every computation here runs in: torch's state, keyed draws, stopping, progress, executors."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from robust_nc.runtime.torch_state import (
+        default_device,
+        device_of,
+        float32_products,
+        full_precision,
+        generator,
+        keyed_normal,
+        keyed_uniform,
+        private_draws,
+        ran_out,
+        stream_key,
+        untouched,
+    )
+
+__all__ = [
+    "default_device",
+    "device_of",
+    "float32_products",
+    "full_precision",
+    "generator",
+    "keyed_normal",
+    "keyed_uniform",
+    "private_draws",
+    "ran_out",
+    "stream_key",
+    "untouched",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:  # a room, not a name: importing it needs no torch
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("robust_nc.runtime.torch_state"), name)
