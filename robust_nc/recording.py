@@ -38,10 +38,10 @@ from robust_nc.record import (
     pack_flags,
 )
 from robust_nc.report.shots import shot_scores
-from robust_nc.report.statistics import wilson
 from robust_nc.runtime.environment import hardware, versions
 from robust_nc.runtime.torch_state import default_device
 from robust_nc.seals import sealed
+from robust_nc.statistics.intervals import wilson
 from robust_nc.suite import Cell
 from robust_nc.threat import Ball
 from robust_nc.training.checkpoint import read_manifest

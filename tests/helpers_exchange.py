@@ -33,8 +33,8 @@ from robust_nc.record import (
     write_rows,
 )
 from robust_nc.recording import which_examples
-from robust_nc.report.statistics import wilson
 from robust_nc.seals import sealed
+from robust_nc.statistics.intervals import wilson
 from robust_nc.threat import Ball
 
 TENSORS = {"weight": "0" * 16}

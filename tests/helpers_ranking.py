@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from robust_nc.io.files import digest
 from robust_nc.record import Record, Score, Stored, Verdict, pack_flags, read_record, write_record
-from robust_nc.report.statistics import wilson
+from robust_nc.statistics.intervals import wilson
 
 Flags = npt.NDArray[np.bool_]
 

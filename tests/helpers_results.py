@@ -15,8 +15,8 @@ from robust_nc.evidence.standing import standing
 from robust_nc.exceptions import RobustNCError
 from robust_nc.io.files import digest, sha256_of
 from robust_nc.record import COLUMNS, Stored, read_record, unpack_flags
-from robust_nc.report.statistics import wilson
 from robust_nc.seals import broken_seals
+from robust_nc.statistics.intervals import wilson
 
 TREE = 15 * 2**20  # bytes of all tracked files
 RECORD, ROWS = 2 * 2**20, 2**20

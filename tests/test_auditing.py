@@ -17,7 +17,6 @@ from scipy.stats import hypergeom
 
 from robust_nc.appraisal import auditing
 from robust_nc.appraisal.auditing import Audit, audit, audit_protocol
-from robust_nc.appraisal.bounds import fewest_broken, most_broken
 from robust_nc.appraisal.remeasuring import Remeasured
 from robust_nc.evidence.file import read_evidence
 from robust_nc.evidence.originals import examples_of
@@ -27,6 +26,7 @@ from robust_nc.evidence.verifying import evidence_path
 from robust_nc.exceptions import InputError
 from robust_nc.io.untrusted import read_json
 from robust_nc.record import Stored, read_record, unpack_flags
+from robust_nc.statistics.sampling import fewest_broken, most_broken
 
 
 @pytest.fixture(scope="module")

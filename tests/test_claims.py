@@ -26,7 +26,7 @@ from robust_nc.config import Component, component
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import digest, sha256_of
 from robust_nc.record import tidy, write_record, write_rows
-from robust_nc.report.significance import holm
+from robust_nc.statistics.significance import holm
 from robust_nc.store import record_path, rows_path
 from robust_nc.suite import read_suite, suite_names
 

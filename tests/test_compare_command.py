@@ -15,9 +15,9 @@ from robust_nc.commands.compare import compare_command
 from robust_nc.exceptions import RecordError
 from robust_nc.record import Record, Stored, write_record
 from robust_nc.report.comparing import Compared, compare
-from robust_nc.report.significance import paired_shares
-from robust_nc.report.statistics import wilson
 from robust_nc.report.table import leaderboard
+from robust_nc.statistics.intervals import wilson
+from robust_nc.statistics.significance import paired_shares
 
 
 def put(path: Path, record: Record) -> Path:

@@ -9,7 +9,7 @@ from reference import radius as oracle
 
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.radius import Radius, collapse_radius
-from robust_nc.report.statistics import wilson
+from robust_nc.statistics.intervals import wilson
 
 EPS = [0.0, 1.0, 2.0, 4.0]
 

@@ -15,8 +15,8 @@ from robust_nc.geometry.alignment import measure_alignment
 from robust_nc.grid.conditions import Attacking, attack_images
 from robust_nc.models.classifier import Classifier
 from robust_nc.profiling import Profile, profile
-from robust_nc.report.statistics import wilson
 from robust_nc.runtime import stream_key, untouched
+from robust_nc.statistics.intervals import wilson
 from robust_nc.threat import Ball
 
 EPS, LEVEL, CLASSES = 0.1, 0.1, 10

@@ -16,8 +16,8 @@ from robust_nc.exceptions import RecordError
 from robust_nc.io.files import sha256_of
 from robust_nc.record import Caution, Stored
 from robust_nc.report.ranking import beats, compare_all, ranks
-from robust_nc.report.statistics import wilson
 from robust_nc.report.table import format_table, leaderboard
+from robust_nc.statistics.intervals import wilson
 
 Row = dict[int, np.ndarray]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from robust_nc.exceptions import InputError
-from robust_nc.report.statistics import mean_interval, paired_interval, wilson
+from robust_nc.statistics.intervals import mean_interval, paired_interval, wilson
 
 VALUES = st.lists(st.floats(-10, 10), min_size=3, max_size=8)
 

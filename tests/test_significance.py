@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from robust_nc.exceptions import InputError
-from robust_nc.report.significance import (
+from robust_nc.statistics.significance import (
     holm,
     mcnemar,
     paired_shares,

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robust_nc.appraisal.bounds import fewest_broken, most_broken
 from robust_nc.evaluation import evaluate
 from robust_nc.evidence.originals import Examples, ball_of
 from robust_nc.evidence.standing import standing
@@ -27,6 +26,7 @@ from robust_nc.record import Stored
 from robust_nc.runtime.progress import Progress
 from robust_nc.runtime.torch_state import device_of, stream_key, untouched
 from robust_nc.scoring import Scorer
+from robust_nc.statistics.sampling import fewest_broken, most_broken
 from robust_nc.threat import Ball
 
 PROTOCOL = "standard"

@@ -24,8 +24,8 @@ from robust_nc.io.files import digest
 from robust_nc.io.untrusted import file_name, read_json
 from robust_nc.record import COLUMNS, Record, Score, Stored, Verdict, unpack_flags
 from robust_nc.recording import summary, which_examples
-from robust_nc.report.statistics import wilson
 from robust_nc.seals import broken_seals
+from robust_nc.statistics.intervals import wilson
 
 _ROUNDING = 1e-5  # rows are kept to seven digits; sums of other machines differ by less
 _MOST_ROWS = 64 * 2**20  # bytes of a rows file

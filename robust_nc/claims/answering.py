@@ -35,7 +35,7 @@ from robust_nc.io.files import canonical_json, sha256_of
 from robust_nc.record import Stored, read_record
 from robust_nc.report.formats import count
 from robust_nc.report.gather import identity, part_label
-from robust_nc.report.statistics import MIN_SEEDS_FOR_T, Interval, mean_interval
+from robust_nc.statistics.intervals import MIN_SEEDS_FOR_T, Interval, mean_interval
 from robust_nc.store import record_path
 from robust_nc.suite import Cell
 

@@ -16,7 +16,7 @@ from robust_nc.claims.reading import Claim
 from robust_nc.config import configuration, plain, read
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import write_text
-from robust_nc.report.significance import ALPHA
+from robust_nc.statistics.significance import ALPHA
 
 SCHEMA = 1
 

@@ -17,8 +17,8 @@ from typing import Literal, NamedTuple
 
 from scipy.special import stdtr
 
-from robust_nc.report.significance import Adjusted, holm
-from robust_nc.report.statistics import MIN_SEEDS_FOR_T, Interval, mean_interval
+from robust_nc.statistics.intervals import MIN_SEEDS_FOR_T, Interval, mean_interval
+from robust_nc.statistics.significance import Adjusted, holm
 
 Expect = Literal["above", "below", "equal"]
 Word = Literal["supported", "contradicted", "undecided"]

@@ -14,9 +14,9 @@ from rich.console import Console
 from robust_nc.report.comparing import Accuracy, Compared, Side, compare
 from robust_nc.report.formats import INTERVALS, count, percent, points, short
 from robust_nc.report.gather import identity
-from robust_nc.report.significance import ALPHA
-from robust_nc.report.statistics import Interval
 from robust_nc.report.terminal import printable
+from robust_nc.statistics.intervals import Interval
+from robust_nc.statistics.significance import ALPHA
 
 _SEEDS_SHOWN = 10
 _WIDTH = 96

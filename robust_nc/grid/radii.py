@@ -9,9 +9,9 @@ from robust_nc.grid.made import sweep_shard
 from robust_nc.grid.rows import CLEAN, SWEEP, Row
 from robust_nc.grid.side import Made
 from robust_nc.grid.subject import Condition, Examples, Reference, Subject
-from robust_nc.report.statistics import wilson
 from robust_nc.runtime import stopping
 from robust_nc.runtime.executor import Report
+from robust_nc.statistics.intervals import wilson
 
 LEVEL = 0.1  # the leap rate that the collapse radius is read at
 

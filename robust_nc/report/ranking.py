@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from robust_nc.report.significance import ALPHA, Floats, mcnemar, paired_t, step_down
-from robust_nc.report.statistics import MIN_SEEDS_FOR_T
+from robust_nc.statistics.intervals import MIN_SEEDS_FOR_T
+from robust_nc.statistics.significance import ALPHA, Floats, mcnemar, paired_t, step_down
 
 # Fewer examples than that separate nothing that is worth a rank.
 MIN_EXAMPLES = 1000

@@ -30,7 +30,7 @@ from robust_nc.report.gather import (
     read_results,
 )
 from robust_nc.report.ranking import MIN_EXAMPLES, ranks
-from robust_nc.report.statistics import Interval, mean_interval, paired_interval, wilson
+from robust_nc.statistics.intervals import Interval, mean_interval, paired_interval, wilson
 
 __all__ = ["BOARD", "COLUMNS", "SCORES", "SUMMARIES", "format_table", "leaderboard", "paired"]
 

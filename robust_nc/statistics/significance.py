@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.special import betainc, stdtr, stdtrit
 
 from robust_nc.exceptions import InputError
-from robust_nc.report.statistics import MIN_SEEDS_FOR_T, Interval, mean_interval, wilson
+from robust_nc.statistics.intervals import MIN_SEEDS_FOR_T, Interval, mean_interval, wilson
 
 ALPHA = 0.05
 
