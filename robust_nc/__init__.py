@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from robust_nc.models.build import build_model
     from robust_nc.models.classifier import Classifier
     from robust_nc.profiling import Profile, profile
-    from robust_nc.record import Record, read_record
+    from robust_nc.record.schema import Record, read_record
     from robust_nc.report.comparing import compare
     from robust_nc.report.table import leaderboard
     from robust_nc.threat import Ball
@@ -36,7 +36,7 @@ _HOMES = {
     "Moments": "geometry.moments",
     "Outcome": "evaluation",
     "Profile": "profiling",
-    "Record": "record",
+    "Record": "record.schema",
     "Request": "appraisal.appraise",
     "RunConfig": "config",
     "appraise": "appraisal.appraise",
@@ -48,7 +48,7 @@ _HOMES = {
     "measure_collapse": "geometry.collapse",
     "measure_leaps": "geometry.leaps",
     "profile": "profiling",
-    "read_record": "record",
+    "read_record": "record.schema",
     "train": "training.run",
 }
 

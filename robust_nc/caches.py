@@ -1,7 +1,7 @@
 """What the stages of a cell leave for its record: the geometry, and how long each stage took.
 
 >>> import pathlib, tempfile
->>> from robust_nc.record import tidy
+>>> from robust_nc.record.schema import tidy
 >>> path = pathlib.Path(tempfile.mkdtemp()) / "geometry.parquet"
 >>> write_geometry(path, tidy([{"measure": "nc1", "value": 0.1}]), weights="00ff", seconds=2.0)
 >>> found = read_geometry(path, weights="00ff")
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robust_nc.io.files import atomic, write_text
-from robust_nc.record import COLUMNS
+from robust_nc.record.schema import COLUMNS
 
 _OURS = b"robust_nc"
 

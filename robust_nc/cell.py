@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from robust_nc import store
 from robust_nc.caches import Geometry, noted_seconds
 from robust_nc.cell_inputs import Given, check_cell, gather, judged_count
 from robust_nc.cell_verdicts import Part, join_parts, judge, remove_others
@@ -14,7 +13,8 @@ from robust_nc.evaluation import Outcome
 from robust_nc.evaluation_log import end_of_log
 from robust_nc.geometry.dilation import MEASURES
 from robust_nc.profiling import sweep_rows
-from robust_nc.record import tidy, write_record, write_rows
+from robust_nc.record import folder as store
+from robust_nc.record.schema import tidy, write_record, write_rows
 from robust_nc.recording import Kept, Made, keep_evidence, make_record
 from robust_nc.runtime.executor import ALONE, Fleet
 from robust_nc.runtime.progress import Clock, Progress

@@ -37,7 +37,7 @@ from robust_nc.grid.side import Side
 from robust_nc.grid.subject import Examples, Reference, Subject, drawn
 from robust_nc.grid.tapbank import chosen_taps
 from robust_nc.models.classifier import Classifier
-from robust_nc.record import tidy
+from robust_nc.record.schema import tidy
 from robust_nc.registry import CONTROLS
 from robust_nc.runtime.executor import ALONE, Fleet, Report, silent
 from robust_nc.runtime.torch_state import device_of, full_precision, untouched

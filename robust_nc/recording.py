@@ -24,7 +24,7 @@ from robust_nc.evidence.file import write_evidence
 from robust_nc.io.digests import state_digest
 from robust_nc.naming import identifying
 from robust_nc.plugins import find_protocol
-from robust_nc.record import (
+from robust_nc.record.schema import (
     AttackUse,
     Caution,
     EvidenceFile,
@@ -37,10 +37,10 @@ from robust_nc.record import (
     Weights,
     pack_flags,
 )
+from robust_nc.record.seals import sealed
 from robust_nc.report.shots import shot_scores
 from robust_nc.runtime.environment import hardware, versions
 from robust_nc.runtime.torch_state import default_device
-from robust_nc.seals import sealed
 from robust_nc.statistics.intervals import wilson
 from robust_nc.suite import Cell
 from robust_nc.threat import Ball

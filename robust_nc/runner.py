@@ -27,8 +27,8 @@ from robust_nc.launch import Finished, OnRetry, Task, run_tasks, silent
 from robust_nc.naming import training_id
 from robust_nc.ranks.fleet import Ranks
 from robust_nc.ranks.running import run_cells
-from robust_nc.record import read_record
-from robust_nc.store import checkpoint_folder, record_path, remove_caches
+from robust_nc.record.folder import checkpoint_folder, record_path, remove_caches
+from robust_nc.record.schema import read_record
 from robust_nc.suite import Cell, Suite
 
 Overwrite = Literal["never", "always", "only-missing", "only-cache"]

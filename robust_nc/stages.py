@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from robust_nc import caches, store
+from robust_nc import caches
 from robust_nc.cell_inputs import Given, gather, judged_count, read_test
 from robust_nc.cell_verdicts import Part, judge, parts_of
 from robust_nc.data.base import Split
@@ -30,6 +30,7 @@ from robust_nc.exceptions import CheckpointError, StoppedError
 from robust_nc.models.build import build_model
 from robust_nc.naming import training_id
 from robust_nc.profiling import profile_cell
+from robust_nc.record import folder as store
 from robust_nc.runtime.executor import ALONE, Fleet
 from robust_nc.runtime.progress import Clock, Progress
 from robust_nc.runtime.torch_state import default_device, device_of

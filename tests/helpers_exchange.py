@@ -15,7 +15,6 @@ from robust_nc.config import Component, EvaluationConfig, ThreatConfig, plain
 from robust_nc.data.load import fingerprint, read_split, to_unit
 from robust_nc.evidence.contents import Evidence
 from robust_nc.evidence.file import write_evidence
-from robust_nc.evidence.standing import challenge_path
 from robust_nc.io.digests import state_digest
 from robust_nc.record import (
     Card,
@@ -32,8 +31,9 @@ from robust_nc.record import (
     write_record,
     write_rows,
 )
+from robust_nc.record.seals import sealed
+from robust_nc.record.standing import challenge_path
 from robust_nc.recording import which_examples
-from robust_nc.seals import sealed
 from robust_nc.statistics.intervals import wilson
 from robust_nc.threat import Ball
 

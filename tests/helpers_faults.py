@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from helpers_runner import living
 
 from robust_nc.config import plain
-from robust_nc.store import read_all
+from robust_nc.record.folder import read_all
 from robust_nc.training.log import read_log
 
 # What a record says of when and how long it was made, and the seals over that.

@@ -28,8 +28,8 @@ from robust_nc.record import (
     write_record,
     write_rows,
 )
+from robust_nc.record.folder import record_path, rows_path
 from robust_nc.statistics.intervals import wilson
-from robust_nc.store import record_path, rows_path
 
 TAPS = ("stem", "stage1", "stage2", "penultimate")
 EXAMPLES = 200

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from robust_nc.cli import main
 from robust_nc.record import Record, read_record
+from robust_nc.record.folder import NOT_RECORDS
 from robust_nc.runner import Hooks
-from robust_nc.store import NOT_RECORDS
 from robust_nc.suite import Suite, read_suite
 
 TINY = """

@@ -9,6 +9,7 @@ from typing import Any
 from helpers_runner import tiny
 
 from robust_nc.cell import run_cell
+from robust_nc.record.folder import evidence_path, record_path, rows_path
 from robust_nc.stages import (
     CellResult,
     Part,
@@ -19,7 +20,6 @@ from robust_nc.stages import (
     train_stage,
     verdict_parts,
 )
-from robust_nc.store import evidence_path, record_path, rows_path
 from robust_nc.suite import Cell
 
 # After twenty epochs an attack breaks some images, and with this seed the best is not the last.

@@ -16,8 +16,8 @@ from robust_nc.appraisal.appraise import Request, appraise
 from robust_nc.config import MeasureConfig, plain
 from robust_nc.data.load import load_dataset
 from robust_nc.record import Record, Stored, pack_flags, read_record, unpack_flags, write_rows
+from robust_nc.record.seals import sealed
 from robust_nc.recording import score
-from robust_nc.seals import sealed
 from robust_nc.threat import Ball
 
 EXAMPLES = 120

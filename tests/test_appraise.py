@@ -27,8 +27,8 @@ from robust_nc.exceptions import (
 )
 from robust_nc.io.files import alone, sha256_of
 from robust_nc.record import Card, Stored, read_record, unpack_flags
-from robust_nc.seals import broken_seals
-from robust_nc.store import evidence_path, read_all
+from robust_nc.record.folder import evidence_path, read_all
+from robust_nc.record.seals import broken_seals
 from robust_nc.threat import Ball
 
 

@@ -21,11 +21,11 @@ from robust_nc.appraisal.remeasuring import Remeasured
 from robust_nc.evidence.file import read_evidence
 from robust_nc.evidence.originals import examples_of
 from robust_nc.evidence.rejudging import TOLERANCE, look_again
-from robust_nc.evidence.standing import challenge_path, receipt_path
 from robust_nc.evidence.verifying import evidence_path
 from robust_nc.exceptions import InputError
 from robust_nc.io.untrusted import read_json
 from robust_nc.record import Stored, read_record, unpack_flags
+from robust_nc.record.standing import challenge_path, receipt_path
 from robust_nc.statistics.sampling import fewest_broken, most_broken
 
 

@@ -8,7 +8,7 @@ from helpers_report import write_grid
 
 from robust_nc.benchmarks.races import calibration
 from robust_nc.record import unpack_flags
-from robust_nc.store import read_all
+from robust_nc.record.folder import read_all
 
 
 def entry(standard: str, fast: str, *, model: str = "m", units: tuple[int, int] = (100, 8)):

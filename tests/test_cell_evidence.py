@@ -13,9 +13,9 @@ from robust_nc.config import plain
 from robust_nc.io.digests import state_digest, tensors_digest
 from robust_nc.io.files import sha256_of
 from robust_nc.record import Stored, read_record, tidy, unpack_flags
+from robust_nc.record.folder import evidence_path, record_path
+from robust_nc.record.seals import broken_seals
 from robust_nc.recording import summary
-from robust_nc.seals import broken_seals
-from robust_nc.store import evidence_path, record_path
 from robust_nc.suite import Suite
 
 GRID = """

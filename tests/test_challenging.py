@@ -15,10 +15,10 @@ from robust_nc.appraisal.auditing import write_broken
 from robust_nc.evidence.challenging import challenge_findings, try_points
 from robust_nc.evidence.originals import Examples, examples_of
 from robust_nc.evidence.rejudging import look_again
-from robust_nc.evidence.standing import standing
 from robust_nc.evidence.verifying import evidence_path
 from robust_nc.exceptions import RecordError
 from robust_nc.record import Stored, read_record, unpack_flags
+from robust_nc.record.standing import standing
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from robust_nc.evaluation import evaluate
 from robust_nc.exceptions import RobustNCError, StorageError
 from robust_nc.naming import training_id
 from robust_nc.record import Stored
-from robust_nc.store import checkpoint_folder
+from robust_nc.record.folder import checkpoint_folder
 from robust_nc.suite import read_suite
 from robust_nc.threat import Ball
 from robust_nc.training.log import append_log, read_log

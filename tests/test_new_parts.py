@@ -8,8 +8,8 @@ import pytest
 from helpers_runner import cli
 
 from robust_nc.record import Record, unpack_flags
+from robust_nc.record.folder import read_all
 from robust_nc.report.table import leaderboard
-from robust_nc.store import read_all
 
 SUITE = """
 name = "parts"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from robust_nc.exceptions import RecordError
 from robust_nc.io.files import sha256_of
-from robust_nc.record import (
+from robust_nc.record.schema import (
     COLUMNS,
     SCHEMA,
     Stored,
@@ -107,7 +107,7 @@ def test_rows_of_another_record_are_refused(stored: Stored) -> None:
 def test_a_table_of_too_many_equal_rows_is_not_read(
     stored: Stored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("robust_nc.record.MOST_ROWS", len(stored.rows()) - 1)
+    monkeypatch.setattr("robust_nc.record.schema.MOST_ROWS", len(stored.rows()) - 1)
     with pytest.raises(RecordError, match="rows; at most"):
         stored.rows()
 

@@ -18,7 +18,7 @@ from robust_nc.appraisal.reference import FORMS, name_of, open_model
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.io.digests import state_digests
 from robust_nc.io.untrusted import file_name
-from robust_nc.store import NOT_RECORDS
+from robust_nc.record.folder import NOT_RECORDS
 
 
 @pytest.fixture

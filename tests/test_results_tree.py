@@ -23,12 +23,12 @@ from helpers_results import (
 from robust_nc.appraisal.settings import SUITE as EVALUATED
 from robust_nc.appraisal.settings import Appraisal, Judged, appraisal_id
 from robust_nc.config import plain
-from robust_nc.evidence.standing import challenge_path
 from robust_nc.io.files import sha256_of
 from robust_nc.record import EvidenceFile, Score, Stored, Weights, read_record, write_record
+from robust_nc.record.folder import read_all
+from robust_nc.record.seals import sealed
+from robust_nc.record.standing import challenge_path
 from robust_nc.report.table import leaderboard
-from robust_nc.seals import sealed
-from robust_nc.store import read_all
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"

@@ -13,6 +13,7 @@ from robust_nc.evaluation_log import end_of_log
 from robust_nc.exceptions import CheckpointError, StoppedError
 from robust_nc.naming import training_id
 from robust_nc.record import read_record
+from robust_nc.record.folder import caches, checkpoint_folder, part_log, part_logs, record_path
 from robust_nc.runtime import stopping
 from robust_nc.stages import (
     is_judged,
@@ -22,7 +23,6 @@ from robust_nc.stages import (
     needs,
     verdict_parts,
 )
-from robust_nc.store import caches, checkpoint_folder, part_log, part_logs, record_path
 from robust_nc.suite import Cell
 from robust_nc.training.loop import Trainer
 

@@ -6,7 +6,10 @@ from pathlib import Path
 import helpers_report as helpers
 import pytest
 
-from robust_nc.evidence.standing import (
+from robust_nc.exceptions import RecordError
+from robust_nc.io.files import sha256_of
+from robust_nc.record import Stored, read_record, unpack_flags
+from robust_nc.record.standing import (
     PROVEN,
     SCHEMA_OK,
     best_badge,
@@ -14,9 +17,6 @@ from robust_nc.evidence.standing import (
     receipt_path,
     standing,
 )
-from robust_nc.exceptions import RecordError
-from robust_nc.io.files import sha256_of
-from robust_nc.record import Stored, read_record, unpack_flags
 
 EVIDENCE = "ab" * 32
 

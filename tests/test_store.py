@@ -7,7 +7,7 @@ import pytest
 
 from robust_nc.exceptions import RecordError
 from robust_nc.io.files import remove_tree
-from robust_nc.store import checkpoint_folder, read_all, record_path
+from robust_nc.record.folder import checkpoint_folder, read_all, record_path
 
 
 def test_records_are_read_sorted_by_path(tmp_path: Path) -> None:

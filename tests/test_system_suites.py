@@ -9,7 +9,7 @@ from robust_nc.cell import run_cell
 from robust_nc.config import Component, RunConfig
 from robust_nc.naming import cell_id
 from robust_nc.record import read_record
-from robust_nc.store import record_path
+from robust_nc.record.folder import record_path
 from robust_nc.suite import Cell, read_suite
 
 SUITES = (

@@ -23,11 +23,11 @@ from robust_nc.evidence.rejudging import (
     repeated_clean,
     repeated_flips,
 )
-from robust_nc.evidence.standing import Receipt, receipt_path, standing
 from robust_nc.evidence.verifying import evidence_path, verify
 from robust_nc.exceptions import DataError, RecordError
 from robust_nc.io.untrusted import read_json
 from robust_nc.record import Caution, Stored, read_record
+from robust_nc.record.standing import Receipt, receipt_path, standing
 from robust_nc.threat import Ball
 
 

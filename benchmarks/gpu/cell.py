@@ -25,9 +25,9 @@ from robust_nc.cell import CellEvent, run_cell
 from robust_nc.exceptions import ConfigError, RobustNCError
 from robust_nc.io import files
 from robust_nc.naming import training_id
+from robust_nc.record.folder import checkpoint_folder, evidence_path, record_path, rows_path
 from robust_nc.runner import Hooks, run_suite
 from robust_nc.runtime import default_device
-from robust_nc.store import checkpoint_folder, evidence_path, record_path, rows_path
 from robust_nc.suite import Cell, Suite, read_suite
 from robust_nc.training.log import read_log
 from robust_nc.training.progress import TrainEvent, describe_event

@@ -38,9 +38,9 @@ from robust_nc.record import (
     pack_flags,
     tidy,
 )
+from robust_nc.record.folder import read_all, record_path, rows_path
 from robust_nc.report.index import ask, board_frame
 from robust_nc.statistics.intervals import wilson
-from robust_nc.store import read_all, record_path, rows_path
 
 DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "imagenette")
 OBJECTIVES = ("standard", "pgd", "trades", "mart")

@@ -22,9 +22,9 @@ from robust_nc.data.load import read_split, to_unit
 from robust_nc.evaluation import evaluate
 from robust_nc.io.files import write_text
 from robust_nc.record import Record, unpack_flags
+from robust_nc.record.folder import read_all
 from robust_nc.runtime import default_device
 from robust_nc.runtime.environment import hardware, versions
-from robust_nc.store import read_all
 from robust_nc.training.run import load_classifier
 
 LEAST_ROBUST = 0.3

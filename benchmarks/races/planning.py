@@ -32,7 +32,7 @@ from robust_nc.planning.stopwatch import Stopwatch
 from robust_nc.planning.timing import Bench
 from robust_nc.planning.work import STAGES
 from robust_nc.record import read_record
-from robust_nc.store import record_path
+from robust_nc.record.folder import record_path
 from robust_nc.suite import Cell, Suite, read_suite
 
 

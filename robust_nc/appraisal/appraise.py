@@ -29,12 +29,12 @@ from robust_nc.grid.tapbank import chosen_taps
 from robust_nc.io.digests import state_digest
 from robust_nc.io.files import alone, remove_file, remove_unfinished
 from robust_nc.plugins import find_attack, find_protocol
-from robust_nc.record import Card, Stored, read_record, write_record, write_rows
+from robust_nc.record.folder import evidence_path, verdict_log
+from robust_nc.record.schema import Card, Stored, read_record, write_record, write_rows
 from robust_nc.recording import keep_evidence
 from robust_nc.runtime.progress import Clock, Progress
 from robust_nc.runtime.torch_state import default_device, device_of, full_precision, untouched
 from robust_nc.scoring import Guarded, checked_logits
-from robust_nc.store import evidence_path, verdict_log
 from robust_nc.threat import Ball
 from robust_nc.types import Warned
 

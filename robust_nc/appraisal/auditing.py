@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from robust_nc.evaluation import evaluate
 from robust_nc.evidence.originals import Examples, ball_of
-from robust_nc.evidence.standing import standing
 from robust_nc.evidence.strengthening import look, strengthen
 from robust_nc.exceptions import InputError, UnknownNameError
 from robust_nc.io.files import atomic
 from robust_nc.plugins import find_protocol
-from robust_nc.record import Stored
+from robust_nc.record.schema import Stored
+from robust_nc.record.standing import standing
 from robust_nc.runtime.progress import Progress
 from robust_nc.runtime.torch_state import device_of, stream_key, untouched
 from robust_nc.scoring import Scorer

@@ -14,7 +14,7 @@ from typing import Any
 from robust_nc.config import read
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.untrusted import read_bounded
-from robust_nc.record import Card
+from robust_nc.record.schema import Card
 
 LONGEST = 2_000  # characters of one entry
 _LARGEST = 64 * 1024  # bytes of a file

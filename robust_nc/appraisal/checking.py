@@ -19,11 +19,11 @@ from robust_nc.appraisal.settings import Appraisal
 from robust_nc.evidence.challenging import challenge_findings
 from robust_nc.evidence.matching import Finding
 from robust_nc.evidence.originals import Examples, examples_of
-from robust_nc.evidence.standing import PROVEN, SCHEMA_OK, Receipt
 from robust_nc.evidence.verifying import Verification, verify
 from robust_nc.exceptions import DataError, InputError, RecordError
 from robust_nc.io.files import sha256_of
-from robust_nc.record import Record, Stored
+from robust_nc.record.schema import Record, Stored
+from robust_nc.record.standing import PROVEN, SCHEMA_OK, Receipt
 from robust_nc.runtime.environment import hardware, versions
 from robust_nc.runtime.torch_state import default_device
 

@@ -3,7 +3,7 @@
 Everything that a record says twice must agree. What does not is named:
 
 >>> import dataclasses
->>> from robust_nc.record import Verdict
+>>> from robust_nc.record.schema import Verdict
 >>> verdict = Verdict(clean_correct="2:c0", robust="2:40", broken_by=(0, 0))
 >>> [finding.place for finding in flag_findings(verdict, examples=2, attacks=1)]
 ['verdict.broken_by']
@@ -22,9 +22,9 @@ from robust_nc.evidence.matching import Finding, attack_codes, name_rows
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import digest
 from robust_nc.io.untrusted import file_name, read_json
-from robust_nc.record import COLUMNS, Record, Score, Stored, Verdict, unpack_flags
+from robust_nc.record.schema import COLUMNS, Record, Score, Stored, Verdict, unpack_flags
+from robust_nc.record.seals import broken_seals
 from robust_nc.recording import summary, which_examples
-from robust_nc.seals import broken_seals
 from robust_nc.statistics.intervals import wilson
 
 _ROUNDING = 1e-5  # rows are kept to seven digits; sums of other machines differ by less

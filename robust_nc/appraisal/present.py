@@ -9,9 +9,9 @@ from pathlib import Path
 
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import sha256_of
-from robust_nc.record import Card, Stored, read_record, write_record
-from robust_nc.seals import sealed
-from robust_nc.store import evidence_path
+from robust_nc.record.folder import evidence_path
+from robust_nc.record.schema import Card, Stored, read_record, write_record
+from robust_nc.record.seals import sealed
 
 
 def check_folder(out: Path, cell: str) -> None:

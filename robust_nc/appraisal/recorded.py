@@ -14,7 +14,8 @@ from robust_nc.appraisal.datasets import Given
 from robust_nc.appraisal.settings import SUITE, Appraisal, appraisal_id
 from robust_nc.config import plain
 from robust_nc.evaluation import Outcome
-from robust_nc.record import Card, Facts, File, Record, Weights, tidy
+from robust_nc.record.schema import Card, Facts, File, Record, Weights, tidy
+from robust_nc.record.seals import sealed
 from robust_nc.recording import (
     Kept,
     accuracies,
@@ -29,7 +30,6 @@ from robust_nc.recording import (
 )
 from robust_nc.runtime.environment import hardware, versions
 from robust_nc.runtime.torch_state import device_of
-from robust_nc.seals import sealed
 from robust_nc.types import Warned
 from robust_nc.verdicts import Verdicts, verdict_rows
 

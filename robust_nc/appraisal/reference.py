@@ -23,8 +23,8 @@ from robust_nc.io.digests import state_digests
 from robust_nc.io.files import digest
 from robust_nc.models.zoo import load_model, read_parts
 from robust_nc.plugins import Code, split_code
+from robust_nc.record.folder import NOT_RECORDS
 from robust_nc.scoring import Guarded, checked_logits
-from robust_nc.store import NOT_RECORDS
 
 ImageShape = tuple[int, int, int]
 

@@ -18,7 +18,7 @@ from robust_nc.data.base import Split
 from robust_nc.data.load import read_split, to_unit
 from robust_nc.evidence.originals import Examples
 from robust_nc.profiling import profile
-from robust_nc.record import Record
+from robust_nc.record.schema import Record
 from robust_nc.runtime.torch_state import stream_key
 from robust_nc.statistics.intervals import wilson
 from robust_nc.training.watch import spread

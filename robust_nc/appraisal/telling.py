@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from robust_nc.record import Record, Score, Stored
-from robust_nc.store import evidence_path
+from robust_nc.record.folder import evidence_path
+from robust_nc.record.schema import Record, Score, Stored
 from robust_nc.threat import Ball, format_eps
 
 _WIDTH = 100

@@ -1,6 +1,6 @@
 """Quantities beyond the geometry of one tap: verdicts, class trees, epochs, depth, wrong labels.
 
->>> from robust_nc.record import tidy
+>>> from robust_nc.record.schema import tidy
 >>> at = {"tap": "output", "measure": "verdict", "split": "test", "n": 100, "note": "best"}
 >>> rows = tidy([at | {"condition": "clean", "value": 0.9}])
 >>> clean_verdict(rows)

@@ -1,6 +1,6 @@
 """Finding the one row of a cell that a quantity is read from.
 
->>> from robust_nc.record import tidy
+>>> from robust_nc.record.schema import tidy
 >>> rows = tidy([{"tap": "output", "measure": "accuracy", "value": 0.5, "n": 10}])
 >>> one_row(rows, {"measure": "accuracy", "tap": "output"}).value
 0.5

@@ -4,7 +4,7 @@ Rows are those of the finished weights (`epoch` -1, no index); unless an option 
 the penultimate tap, its `gap` features, and train. The first line of a quantity's docstring is what
 the answers say that it is. Options are checked as those of every registered part.
 
->>> from robust_nc.record import tidy
+>>> from robust_nc.record.schema import tidy
 >>> at = {"tap": "penultimate", "feature": "gap", "split": "train", "condition": "attacked"}
 >>> landed(tidy([at | {"measure": "landed", "grouping": "none", "value": 0.25}]))
 0.25

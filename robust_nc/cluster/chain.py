@@ -20,8 +20,8 @@ from robust_nc.cluster.start import Cluster
 from robust_nc.cluster.worker import Done, Job, do_stage
 from robust_nc.exceptions import ClusterError
 from robust_nc.launch import Finished
+from robust_nc.record.folder import remove_caches
 from robust_nc.stages import CellEvent, Stage, measure_stage, needs, verdict_parts
-from robust_nc.store import remove_caches
 from robust_nc.suite import Cell
 
 _LOSSES = {

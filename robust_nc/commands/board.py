@@ -22,7 +22,7 @@ from robust_nc.exceptions import ConfigError, RecordError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from robust_nc.record import Stored
+    from robust_nc.record.schema import Stored
 
 Format = Literal["table", "csv", "latex", "markdown", "bibtex", "robustbench", "html"]
 Text = Literal["table", "csv", "latex", "markdown"]
@@ -148,7 +148,7 @@ def _board(results: Path, wanted: Wanted, tell: Callable[[str], None]) -> "pd.Da
 
 
 def _records(results: Path) -> "list[Stored]":
-    from robust_nc.store import read_all
+    from robust_nc.record.folder import read_all
 
     records = read_all(results)
     if not records:

@@ -20,7 +20,7 @@ from robust_nc.evidence.originals import examples_of
 from robust_nc.evidence.points import read_points
 from robust_nc.exceptions import RecordError
 from robust_nc.io.digests import state_digest, state_digests
-from robust_nc.record import Record, read_record
+from robust_nc.record.schema import Record, read_record
 from robust_nc.runtime.torch_state import default_device
 
 

@@ -17,11 +17,11 @@ from robust_nc.commands.ending import heeding
 from robust_nc.exceptions import ConfigError, StoppedError
 from robust_nc.ranks.fleet import Ranks
 from robust_nc.ranks.joining import joined, started
-from robust_nc.record import read_record
+from robust_nc.record.folder import record_path
+from robust_nc.record.schema import read_record
 from robust_nc.report.table import format_table, leaderboard
 from robust_nc.runner import Hooks, Overwrite, SuiteReport, run_suite
 from robust_nc.runtime import stopping
-from robust_nc.store import record_path
 from robust_nc.suite import Cell, Suite, read_suite
 
 

@@ -20,7 +20,7 @@ from robust_nc.exchange.belongings import check_whole, evidence_file
 from robust_nc.exchange.hub_push import push, repository
 from robust_nc.exchange.submission import is_cut, ready, remarks
 from robust_nc.exchange.text import one_line
-from robust_nc.record import Stored, read_record
+from robust_nc.record.schema import Stored, read_record
 
 
 def submit_command(

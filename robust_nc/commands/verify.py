@@ -22,11 +22,11 @@ from robust_nc.commands.bars import Screen
 from robust_nc.config import plain
 from robust_nc.evidence.originals import ball_of
 from robust_nc.evidence.rejudging import Repeated
-from robust_nc.evidence.standing import receipt_path, standing
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import canonical_json, write_text
-from robust_nc.record import Stored, read_record
-from robust_nc.store import is_record_name, record_folders
+from robust_nc.record.folder import is_record_name, record_folders
+from robust_nc.record.schema import Stored, read_record
+from robust_nc.record.standing import receipt_path, standing
 
 _MOST_LINES = 12  # findings that are shown of one record
 

@@ -19,12 +19,12 @@ from robust_nc.evidence.matching import Finding, inside, name_rows
 from robust_nc.evidence.originals import Examples, ball_of
 from robust_nc.evidence.points import read_points
 from robust_nc.evidence.rejudging import bounded, certain, look_again
-from robust_nc.evidence.standing import Challenge, challenge_path, challenges_of, standing
 from robust_nc.exceptions import ConfigError, InputError, RecordError, UnknownNameError
 from robust_nc.io.files import atomic, canonical_json, sha256_of, write_text
 from robust_nc.io.untrusted import read_json
 from robust_nc.plugins import find_protocol
-from robust_nc.record import Record, Stored, unpack_flags
+from robust_nc.record.schema import Record, Stored, unpack_flags
+from robust_nc.record.standing import Challenge, challenge_path, challenges_of, standing
 from robust_nc.runtime.environment import hardware, versions
 from robust_nc.runtime.torch_state import device_of
 

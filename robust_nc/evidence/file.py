@@ -35,7 +35,7 @@ from robust_nc.evidence.packing import MOST, compress, decompress
 from robust_nc.exceptions import ConfigError, InputError, RecordError
 from robust_nc.io.files import write_bytes
 from robust_nc.io.untrusted import read_bounded
-from robust_nc.record import EvidenceFile
+from robust_nc.record.schema import EvidenceFile
 from robust_nc.threat import Ball
 
 MAX_BYTES = 512 * 2**20

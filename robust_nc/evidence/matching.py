@@ -18,7 +18,7 @@ from robust_nc.evidence.originals import Examples, ball_of
 from robust_nc.exceptions import RecordError, UnknownNameError
 from robust_nc.io.digests import state_digest
 from robust_nc.plugins import find_protocol
-from robust_nc.record import Record, Verdict, unpack_flags
+from robust_nc.record.schema import Record, Verdict, unpack_flags
 from robust_nc.threat import Ball
 
 MOST_NAMED = 5

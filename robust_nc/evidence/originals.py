@@ -16,7 +16,7 @@ from torch import Tensor
 from robust_nc.config import Component, ThreatConfig, read
 from robust_nc.data.load import dataset_info, fingerprint, read_split, to_unit
 from robust_nc.exceptions import ConfigError, DataError, InputError, RecordError
-from robust_nc.record import Record
+from robust_nc.record.schema import Record
 from robust_nc.threat import Ball
 
 MADE = "synthetic"  # the data set whose size its options choose

@@ -37,7 +37,7 @@ from robust_nc.exceptions import InputError, RecordError
 from robust_nc.io.digests import state_digest, state_digests
 from robust_nc.io.files import sha256_of
 from robust_nc.io.untrusted import file_name
-from robust_nc.record import Stored
+from robust_nc.record.schema import Stored
 from robust_nc.runtime.torch_state import device_of, untouched
 
 _RANDOM, _PROBES = "random-output", 8  # the doubt, and images that are asked about again

@@ -6,13 +6,13 @@
 
 from pathlib import Path
 
-from robust_nc.evidence.standing import challenges_of
 from robust_nc.exceptions import RecordError
 from robust_nc.exchange.text import one_line
 from robust_nc.io.files import sha256_of
 from robust_nc.io.untrusted import file_name, read_json
-from robust_nc.record import Stored
-from robust_nc.seals import broken_seals
+from robust_nc.record.schema import Stored
+from robust_nc.record.seals import broken_seals
+from robust_nc.record.standing import challenges_of
 
 LARGEST_ROWS = 2**20
 CHALLENGING = (".evidence", ".npz")  # what the evidence of a challenge may be

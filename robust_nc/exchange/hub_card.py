@@ -10,9 +10,9 @@ name: "-\u002d- {\u007b x }}"
 import json
 from typing import Any
 
-from robust_nc.evidence.standing import standing
 from robust_nc.exchange.text import one_line, safe_link
-from robust_nc.record import Card, Record, Stored
+from robust_nc.record.schema import Card, Record, Stored
+from robust_nc.record.standing import standing
 from robust_nc.report.formats import escape_markdown, percent
 from robust_nc.report.gather import identity
 

@@ -18,7 +18,7 @@ from robust_nc.exchange.belongings import challenge_files, check_whole, evidence
 from robust_nc.exchange.hub_card import model_card
 from robust_nc.io.files import sha256_of, write_text
 from robust_nc.io.untrusted import file_name
-from robust_nc.record import File, Stored
+from robust_nc.record.schema import File, Stored
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _WEIGHTS = (".safetensors", ".json")

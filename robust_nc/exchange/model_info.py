@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from robust_nc.evidence.standing import standing
 from robust_nc.exceptions import RecordError, unknown_name
 from robust_nc.exchange.fields import (
     as_share,
@@ -33,7 +32,8 @@ from robust_nc.exchange.fields import (
 from robust_nc.exchange.text import one_line, safe_link, safe_name
 from robust_nc.io.files import write_text
 from robust_nc.io.untrusted import file_name, read_json
-from robust_nc.record import Card, Record, Stored
+from robust_nc.record.schema import Card, Record, Stored
+from robust_nc.record.standing import standing
 from robust_nc.report.gather import identity
 from robust_nc.threat import format_eps, parse_eps
 

@@ -24,7 +24,7 @@ from robust_nc.exceptions import unknown_name
 from robust_nc.exchange.model_info import THREATS, ModelInfo, from_fields, to_fields
 from robust_nc.io.files import digest
 from robust_nc.io.untrusted import parse_json
-from robust_nc.record import Card
+from robust_nc.record.schema import Card
 from robust_nc.report.table import COLUMNS
 from robust_nc.threat import Ball
 

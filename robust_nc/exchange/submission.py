@@ -14,15 +14,15 @@ from pathlib import Path
 from torch import Tensor
 
 from robust_nc.evidence.file import first, read_evidence, write_evidence
-from robust_nc.evidence.standing import standing
 from robust_nc.exceptions import RecordError
 from robust_nc.exchange.belongings import challenge_files, check_whole, evidence_file, rows_file
 from robust_nc.io.files import sha256_of, write_bytes
 from robust_nc.io.untrusted import file_name
-from robust_nc.record import EvidenceFile, Stored, read_record, write_record
+from robust_nc.record.schema import EvidenceFile, Stored, read_record, write_record
+from robust_nc.record.seals import sealed
+from robust_nc.record.standing import standing
 from robust_nc.report.formats import percent, points
 from robust_nc.report.ranking import MIN_EXAMPLES
-from robust_nc.seals import sealed
 
 EXAMPLES, LARGEST = 1_000, 2_000_000  # of committed evidence: examples, bytes
 

@@ -16,7 +16,7 @@ from robust_nc.planning.profiling import geometry_pieces
 from robust_nc.planning.survival import Survival, assumed, measured
 from robust_nc.planning.training import training_pieces
 from robust_nc.planning.work import Passes, Piece, Probe, total
-from robust_nc.record import Record
+from robust_nc.record.schema import Record
 from robust_nc.training.objectives import ClosedForm
 from robust_nc.training.run import build_objective
 

@@ -18,8 +18,8 @@ from robust_nc.planning.disk import Disk, disk_of
 from robust_nc.planning.speeds import Rate, Speeds, distinct, lacking, seconds_of
 from robust_nc.planning.survival import Survival, read_records
 from robust_nc.planning.work import Passes, Piece, Probe, total
-from robust_nc.record import Record, read_record
-from robust_nc.store import checkpoint_folder, record_path
+from robust_nc.record.folder import checkpoint_folder, record_path
+from robust_nc.record.schema import Record, read_record
 from robust_nc.suite import Cell, Suite
 from robust_nc.training.checkpoint import read_manifest
 

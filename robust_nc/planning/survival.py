@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from robust_nc.config import RunConfig
 from robust_nc.exceptions import RecordError
 from robust_nc.naming import identifying
-from robust_nc.record import Record
-from robust_nc.store import read_all
+from robust_nc.record.folder import read_all
+from robust_nc.record.schema import Record
 
 _CLEAN = 0.9  # correct before any attack
 _ROBUST = {True: 0.6, False: 0.03}  # after all: trained against attacks, or not

@@ -32,7 +32,7 @@ from robust_nc.planning.speeds import Rate
 from robust_nc.planning.stopwatch import Stopwatch, Work, line
 from robust_nc.planning.work import Probe
 from robust_nc.profiling import Profile, profile
-from robust_nc.record import write_rows
+from robust_nc.record.schema import write_rows
 from robust_nc.recording import keep_evidence
 from robust_nc.registry import ATTACKS
 from robust_nc.runtime.torch_state import default_device, device_of

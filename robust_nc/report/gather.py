@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from robust_nc.evidence.standing import best_badge, standing, weakest_badge
 from robust_nc.exceptions import InputError, RecordError
 from robust_nc.io.files import digest
-from robust_nc.record import COLUMNS, Record, Stored, unpack_flags
-from robust_nc.store import read_all
+from robust_nc.record.folder import read_all
+from robust_nc.record.schema import COLUMNS, Record, Stored, unpack_flags
+from robust_nc.record.standing import best_badge, standing, weakest_badge
 from robust_nc.threat import Ball
 
 

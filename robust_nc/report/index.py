@@ -145,7 +145,7 @@ def _states(place: Path) -> dict[str, str]:
 def _version() -> str:
     """Name the code that the index is made by: another one makes it anew."""
     package = Path(__file__).parent.parent
-    sources = [package / "record.py", *(package / "report").glob("*.py")]
+    sources = [*(package / "record").glob("*.py"), *(package / "report").glob("*.py")]
     sources += (package / "evidence").glob("*.py")
     total = hashlib.sha256()
     for path in sorted(sources):

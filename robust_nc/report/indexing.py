@@ -24,15 +24,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from robust_nc.evidence.standing import best_badge, standing
 from robust_nc.exceptions import RecordError
 from robust_nc.io.untrusted import file_name, read_bounded
-from robust_nc.record import COLUMNS as ROW_COLUMNS
-from robust_nc.record import Record, Stored, read_record
+from robust_nc.record.folder import read_all
+from robust_nc.record.schema import COLUMNS as ROW_COLUMNS
+from robust_nc.record.schema import Record, Stored, read_record
+from robust_nc.record.standing import best_badge, standing
 from robust_nc.report.gather import identity
 from robust_nc.report.scanning import Found, Scan
 from robust_nc.report.table import SUMMARIES, leaderboard
-from robust_nc.store import read_all
 
 # Headline measures that a column is made of; others are in the JSON of `summary`.
 MEASURES = tuple(

@@ -14,7 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from robust_nc.store import is_record_name, record_folders
+from robust_nc.record.folder import is_record_name, record_folders
 
 _CHECKED = (".receipt", ".challenge")
 _KEPT = (".json", ".parquet", *_CHECKED)

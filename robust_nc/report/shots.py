@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robust_nc.checks import check_labels
 from robust_nc.exceptions import InputError
-from robust_nc.record import Score
+from robust_nc.record.schema import Score
 from robust_nc.statistics.intervals import wilson
 
 MANY, FEW = 100, 20

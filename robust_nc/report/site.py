@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import pandas as pd
 
-from robust_nc.record import Stored
+from robust_nc.record.schema import Stored
 from robust_nc.report.formats import Section, sections
 from robust_nc.report.gather import identity, read_results
 from robust_nc.report.site_board import boards, row_key

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from robust_nc.record import Record, Stored
+from robust_nc.record.schema import Record, Stored
 from robust_nc.report.gather import identity
 
 APPRAISED = "evaluated"  # `Record.suite` of a model that came finished

@@ -15,7 +15,7 @@ import pandas as pd
 
 from robust_nc.exceptions import InputError, RecordError, RobustNCError
 from robust_nc.io.files import digest
-from robust_nc.record import Stored
+from robust_nc.record.schema import Stored
 from robust_nc.report.drawing import take_note
 from robust_nc.report.figures import PLOTS, save_each
 from robust_nc.report.gather import gather_rows, identity

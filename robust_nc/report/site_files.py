@@ -24,7 +24,7 @@ import seaborn as sns
 from robust_nc.exceptions import RecordError
 from robust_nc.io.files import canonical_json, digest, remove_file, sha256_of, write_text
 from robust_nc.io.untrusted import read_json
-from robust_nc.record import Stored
+from robust_nc.record.schema import Stored
 from robust_nc.report.gather import identity
 
 NAME = ".site-ledger"

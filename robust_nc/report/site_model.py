@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from robust_nc.evidence.standing import best_badge, standing
-from robust_nc.record import Card, Record, Stored
+from robust_nc.record.schema import Card, Record, Stored
+from robust_nc.record.standing import best_badge, standing
 from robust_nc.report.formats import count, percent
 from robust_nc.report.gather import identity
 from robust_nc.report.site_columns import COLUMNS, Column, cell

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from robust_nc.evidence.standing import weakest_badge
 from robust_nc.exceptions import InputError, unknown_name
 from robust_nc.io.files import digest
-from robust_nc.record import Record, Stored
+from robust_nc.record.schema import Record, Stored
+from robust_nc.record.standing import weakest_badge
 from robust_nc.registry import PROTOCOLS
 from robust_nc.report.formats import format_table
 from robust_nc.report.gather import (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from robust_nc.exceptions import RecordError
 
 if TYPE_CHECKING:
-    from robust_nc.record import Stored
+    from robust_nc.record.schema import Stored
 
 # Under these folders lie files that are no records.
 NOT_RECORDS = frozenset({"answers", "cache", "checkpoints"})
@@ -94,7 +94,9 @@ def read_all(root: Path) -> "list[Stored]":
 
     Raises `RecordError` if the folder is missing, or a record is damaged.
     """
-    from robust_nc.record import read_record  # here: who only lists files need not wait for torch
+    from robust_nc.record.schema import (
+        read_record,  # here: who only lists files need not wait for torch
+    )
 
     paths = [
         folder / name

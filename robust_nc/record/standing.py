@@ -21,7 +21,7 @@ from robust_nc.config import configuration, read
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import sha256_of
 from robust_nc.io.untrusted import read_json
-from robust_nc.record import Stored, unpack_flags
+from robust_nc.record.schema import Stored, unpack_flags
 
 SCHEMA_OK, PROVEN = "schema ok", "upper bound proven"
 _DIGITS = 16  # of the SHA-256 of its evidence, in the name of a challenge

@@ -13,7 +13,7 @@ from typing import Any
 
 from robust_nc.config import plain
 from robust_nc.io.files import digest
-from robust_nc.record import Record
+from robust_nc.record.schema import Record
 
 _SEALS = "seals"
 
