@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from robust_nc.corrupting import (
+from robust_nc.data import corruptions
+from robust_nc.data.corruption_names import (
     CORRUPTIONS,
     SEVERITIES,
     check_corruptions,
     chosen_corruptions,
     mean_corruption_error,
 )
-from robust_nc.data import corruptions
 from robust_nc.data.corruptions import corrupt_images, corruption_library, enlargement
 from robust_nc.exceptions import ConfigError, InputError, UnknownNameError
 

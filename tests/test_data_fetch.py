@@ -21,9 +21,8 @@ from helpers_data import (
 
 from robust_nc.data import cifar, fashion_mnist
 from robust_nc.data.base import Source
-from robust_nc.data.cifar_sheets import rebuild
-from robust_nc.data.fetch import fetch, obtain
-from robust_nc.data.sources import command, debian_package, download, unpack
+from robust_nc.data.cifar import rebuild
+from robust_nc.data.fetch import command, debian_package, download, fetch, obtain, unpack
 from robust_nc.exceptions import ConfigError, DataError, StorageError
 
 

@@ -12,7 +12,7 @@ from helpers_runner import cli
 from robust_nc.claims.answers import read_answers
 from robust_nc.claims.page import answers_page
 from robust_nc.claims.reading import read_claims
-from robust_nc.hierarchy.tree import read_hierarchy
+from robust_nc.data.hierarchy.tree import read_hierarchy
 from robust_nc.io.files import sha256_of
 from robust_nc.record.folder import read_all
 from robust_nc.registry import METRICS

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from reference import frames as oracle
 from torch import Tensor
 
+from robust_nc.data.hierarchy.tree import read_hierarchy
 from robust_nc.exceptions import InputError
-from robust_nc.hierarchy.tree import read_hierarchy
 from robust_nc.models import frames
 from robust_nc.models.frames import (
     haar_orthonormal,

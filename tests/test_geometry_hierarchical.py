@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from reference import hierarchical as oracle
 from torch import Tensor
 
+from robust_nc.data.hierarchy.tree import read_hierarchy
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.hierarchical import OutputSums, output_measures, output_sums
-from robust_nc.hierarchy.tree import read_hierarchy
 
 CIFAR10 = read_hierarchy("cifar10").distances()
 CIFAR100 = read_hierarchy("cifar100").distances()

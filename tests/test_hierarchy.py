@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from reference.hierarchical import height_of_common_ancestor
 
 from robust_nc.config import Component
+from robust_nc.data.hierarchy.reading import parse
+from robust_nc.data.hierarchy.tree import Hierarchy, hierarchy_names, read_hierarchy, tree_of
 from robust_nc.data.load import dataset_info
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.geometry.severity import (
@@ -21,8 +23,6 @@ from robust_nc.geometry.severity import (
     mean_severity,
     severity_null,
 )
-from robust_nc.hierarchy.reading import parse
-from robust_nc.hierarchy.tree import Hierarchy, hierarchy_names, read_hierarchy, tree_of
 
 NAMES = ["ant", "bee", "elm", "oak"]
 # K, classes per group, pairs of classes at distance 1, 2, ...

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from robust_nc.attacks.ensemble import geometry_attack
 from robust_nc.attacks.severity import Severest
+from robust_nc.data.hierarchy.tree import read_hierarchy
 from robust_nc.exceptions import InputError
-from robust_nc.hierarchy.tree import read_hierarchy
 from robust_nc.threat import Ball
 
 # Two groups of two: from class 0, class 1 is at distance 1 and classes 2 and 3 are at distance 2.

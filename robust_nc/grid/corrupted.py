@@ -18,9 +18,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from robust_nc.config import MeasureConfig
-from robust_nc.corrupting import chosen_corruptions, mean_corruption_error
 from robust_nc.data.base import Split, first
 from robust_nc.data.cifar_c import CifarC
+from robust_nc.data.corruption_names import chosen_corruptions, mean_corruption_error
 from robust_nc.data.corruptions import DISTRIBUTION, corrupt_images, corruption_library
 from robust_nc.data.load import data_root, to_unit
 from robust_nc.exceptions import DataError

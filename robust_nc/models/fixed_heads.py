@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from robust_nc.data.hierarchy.tree import hierarchy_names, read_hierarchy
 from robust_nc.exceptions import InputError
-from robust_nc.hierarchy.tree import hierarchy_names, read_hierarchy
 from robust_nc.models.frames import haframe, orthogonal_frame, simplex_etf
 from robust_nc.models.heads import Head, choose_scale
 from robust_nc.types import Vertices

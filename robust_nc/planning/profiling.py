@@ -11,12 +11,12 @@ True
 import math
 
 from robust_nc.config import plain
-from robust_nc.corrupting import chosen_corruptions
+from robust_nc.data.corruption_names import chosen_corruptions
+from robust_nc.data.hierarchy.tree import tree_of
 from robust_nc.grid.conditions import NOISES, SEVEREST
 from robust_nc.grid.meters import part_bytes
 from robust_nc.grid.rounds import BUDGET as ROUND_BYTES
 from robust_nc.grid.tapbank import BUDGET as BANK_BYTES
-from robust_nc.hierarchy.tree import tree_of
 from robust_nc.io.files import digest
 from robust_nc.planning.anatomy import Site
 from robust_nc.planning.judging import verdict_pieces

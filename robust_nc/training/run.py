@@ -26,10 +26,10 @@ from robust_nc.config import (
 from robust_nc.data.alter import Altered, alter
 from robust_nc.data.base import DatasetInfo, Split
 from robust_nc.data.batches import Batches, hold_out
+from robust_nc.data.hierarchy.tree import embedded, hierarchy_names, read_hierarchy
 from robust_nc.data.load import dataset_info, read_split
 from robust_nc.data.noise import LabelNoise
 from robust_nc.exceptions import CheckpointError, ConfigError, InputError
-from robust_nc.hierarchy.tree import embedded, hierarchy_names, read_hierarchy
 from robust_nc.models.build import build_model
 from robust_nc.models.classifier import Classifier
 from robust_nc.naming import training_part

@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from robust_nc.data.hierarchy.reading import parse
 from robust_nc.exceptions import ConfigError, InputError, unknown_name
-from robust_nc.hierarchy.reading import parse
 
 _SUFFIXES = (".toml", ".json")
 _SHOWN = 3  # names that an error shows
@@ -113,7 +113,7 @@ class Hierarchy:
 
 def hierarchy_names() -> tuple[str, ...]:
     """Names of the trees that come with the package."""
-    folder = resources.files("robust_nc.hierarchy")
+    folder = resources.files("robust_nc.data.hierarchy")
     files = (Path(entry.name) for entry in folder.iterdir())
     return tuple(sorted(file.stem for file in files if file.suffix in _SUFFIXES))
 
@@ -161,7 +161,7 @@ def _find(name: str) -> tuple[str, str]:
     if name not in hierarchy_names():
         unknown = unknown_name("tree of classes", name, hierarchy_names())
         raise ConfigError(f"{unknown}, or a path that ends with .toml or .json")
-    folder = resources.files("robust_nc.hierarchy")
+    folder = resources.files("robust_nc.data.hierarchy")
     file = next(f"{name}{suffix}" for suffix in _SUFFIXES if (folder / f"{name}{suffix}").is_file())
     return (folder / file).read_text(encoding="utf-8"), file
 
