@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from robust_nc.appraisal.appraise import Request, appraise
     from robust_nc.config import MeasureConfig, ModelConfig, RunConfig
     from robust_nc.data.load import load_dataset
-    from robust_nc.evaluation import Outcome, evaluate
+    from robust_nc.evaluation.evaluate_model import Outcome, evaluate
     from robust_nc.geometry.collapse import Collapse, measure_collapse
     from robust_nc.geometry.leaps import Leaps, measure_leaps
     from robust_nc.geometry.moments import Moments
@@ -34,7 +34,7 @@ _HOMES = {
     "MeasureConfig": "config",
     "ModelConfig": "config",
     "Moments": "geometry.moments",
-    "Outcome": "evaluation",
+    "Outcome": "evaluation.evaluate_model",
     "Profile": "profiling",
     "Record": "record.schema",
     "Request": "appraisal.appraise",
@@ -42,7 +42,7 @@ _HOMES = {
     "appraise": "appraisal.appraise",
     "build_model": "models.build",
     "compare": "report.comparing",
-    "evaluate": "evaluation",
+    "evaluate": "evaluation.evaluate_model",
     "leaderboard": "report.table",
     "load_dataset": "data.load",
     "measure_collapse": "geometry.collapse",

@@ -9,8 +9,8 @@ from robust_nc.cell_inputs import Given, check_cell, gather, judged_count
 from robust_nc.cell_verdicts import Part, join_parts, judge, remove_others
 from robust_nc.config import RunConfig
 from robust_nc.data.base import Split, first
-from robust_nc.evaluation import Outcome
-from robust_nc.evaluation_log import end_of_log
+from robust_nc.evaluation.evaluate_model import Outcome
+from robust_nc.evaluation.log import end_of_log
 from robust_nc.geometry.dilation import MEASURES
 from robust_nc.profiling import sweep_rows
 from robust_nc.record import folder as store

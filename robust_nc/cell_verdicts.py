@@ -16,8 +16,8 @@ from torch import Tensor
 from robust_nc.config import RunConfig
 from robust_nc.data.base import Split
 from robust_nc.data.load import to_unit
-from robust_nc.evaluation import Outcome, divisible, evaluate, evaluation_name
-from robust_nc.evaluation_log import open_log
+from robust_nc.evaluation.evaluate_model import Outcome, divisible, evaluate, evaluation_name
+from robust_nc.evaluation.log import open_log
 from robust_nc.exceptions import RecordError
 from robust_nc.io.files import remove_file
 from robust_nc.models.classifier import Classifier

@@ -23,7 +23,7 @@ from robust_nc.checks import check_images, check_labels
 from robust_nc.config import MeasureConfig, RunConfig
 from robust_nc.data.base import Split
 from robust_nc.data.load import to_unit
-from robust_nc.evaluation import evaluate
+from robust_nc.evaluation.evaluate_model import evaluate
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.severity import check_distances
 from robust_nc.grid.conditions import Attacking

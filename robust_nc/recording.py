@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from robust_nc.config import RunConfig
 from robust_nc.data.base import Split
 from robust_nc.data.load import fingerprint, to_unit
-from robust_nc.evaluation import CLEAN, Outcome
+from robust_nc.evaluation.evaluate_model import CLEAN, Outcome
 from robust_nc.evidence.collecting import collect
 from robust_nc.evidence.file import write_evidence
 from robust_nc.io.digests import state_digest

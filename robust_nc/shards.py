@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 import torch
 
-from robust_nc.docket import Entry
-from robust_nc.evaluation_log import EvaluationLog, Line, end_of_log, open_log, write_log
+from robust_nc.evaluation.log import EvaluationLog, Line, end_of_log, open_log, write_log
+from robust_nc.evaluation.state import Entry
 from robust_nc.exceptions import RecordError
 from robust_nc.io.files import remove_file
 from robust_nc.runtime.executor import cut

@@ -25,7 +25,7 @@ from robust_nc.cell_inputs import Given, gather, judged_count, read_test
 from robust_nc.cell_verdicts import Part, judge, parts_of
 from robust_nc.data.base import Split
 from robust_nc.data.load import dataset_info
-from robust_nc.evaluation_log import close_log, end_of_log
+from robust_nc.evaluation.log import close_log, end_of_log
 from robust_nc.exceptions import CheckpointError, StoppedError
 from robust_nc.models.build import build_model
 from robust_nc.naming import training_id

@@ -7,7 +7,7 @@
 from typing import Any, NamedTuple
 
 from robust_nc.config import EvaluationConfig
-from robust_nc.evaluation import Outcome
+from robust_nc.evaluation.evaluate_model import Outcome
 
 
 class Verdicts(NamedTuple):

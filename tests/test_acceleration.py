@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_nc import acceleration
-from robust_nc.acceleration import (
+from robust_nc.config import Component, ModelConfig
+from robust_nc.evaluation import acceleration
+from robust_nc.evaluation.acceleration import (
     Accelerated,
     Padded,
     Variant,
@@ -20,9 +21,8 @@ from robust_nc.acceleration import (
     lowered,
     slow_bf16,
 )
-from robust_nc.config import Component, ModelConfig
+from robust_nc.evaluation.folding import Affine, fold, trace
 from robust_nc.exceptions import ConfigError, InputError
-from robust_nc.folding import Affine, fold, trace
 from robust_nc.models.build import build_model
 from robust_nc.runtime import full_precision, untouched
 from robust_nc.threat import Ball

@@ -10,13 +10,10 @@ from helpers_attacks import BALLS, Counted, curved, linear, pictures, prediction
 from helpers_training import digits, small_config, small_run
 from torch import Tensor, nn
 
-from robust_nc.doubts import (
-    MEANINGS,
-    doubts_of_classes,
-    doubts_of_output,
-    doubts_of_survivors,
-    doubts_of_turns,
-)
+from robust_nc.evaluation.sanity.attacks import doubts_of_classes, doubts_of_turns
+from robust_nc.evaluation.sanity.meanings import MEANINGS
+from robust_nc.evaluation.sanity.output import doubts_of_output
+from robust_nc.evaluation.sanity.survivors import doubts_of_survivors
 from robust_nc.models.classifier import Normalise
 from robust_nc.registry import ATTACKS
 from robust_nc.threat import Ball

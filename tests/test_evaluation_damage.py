@@ -12,7 +12,7 @@ from robust_nc import evaluate
 from robust_nc.attacks.apgd import APGD
 from robust_nc.attacks.pgd import PGD
 from robust_nc.evaluation import Outcome
-from robust_nc.evaluation_log import close_log, end_of_log, open_log
+from robust_nc.evaluation.log import close_log, end_of_log, open_log
 from robust_nc.exceptions import RecordError
 from robust_nc.runtime.progress import Progress
 from robust_nc.types import EvaluationProtocol
@@ -46,7 +46,7 @@ def logged(path: Path, lines: int = 4) -> bytes:
 def test_any_changed_byte_is_found_and_the_lines_before_it_stand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("robust_nc.evaluation_log.os.fsync", lambda handle: None)
+    monkeypatch.setattr("robust_nc.evaluation.log.os.fsync", lambda handle: None)
     path, beside = tmp_path / "log.jsonl", tmp_path / "log.jsonl.damaged"
     whole = logged(path, lines=2)
     ends = [place + 1 for place, byte in enumerate(whole) if byte == ord("\n")]

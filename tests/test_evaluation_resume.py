@@ -17,9 +17,9 @@ from helpers_evaluation import APGD_ONLY, BALL, SHORT, Failing, differences, exa
 from robust_nc import Ball, evaluate
 from robust_nc.attacks.apgd import APGD
 from robust_nc.evaluation import Outcome
-from robust_nc.evaluation_log import EvaluationLog, open_log
+from robust_nc.evaluation.identity import told
+from robust_nc.evaluation.log import EvaluationLog, open_log
 from robust_nc.exceptions import InputError, RecordError, StorageError
-from robust_nc.identity import told
 from robust_nc.types import Attack
 
 COUNT = 12
@@ -308,7 +308,7 @@ def test_a_full_place_is_a_storage_error_and_leaves_nothing_half(
 
 def test_lines_go_to_the_disk_once_a_second(tmp_path: Path, monkeypatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("robust_nc.evaluation_log.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("robust_nc.evaluation.log.time.monotonic", lambda: now[0])
     path = tmp_path / "log.jsonl"
     with open_log(path, lambda: "name") as log:
         assert isinstance(log, EvaluationLog)

@@ -22,9 +22,9 @@ from helpers_evaluation import (
 from torch import Tensor, nn
 
 from robust_nc import Ball, evaluate
-from robust_nc.acceleration import Accelerated
 from robust_nc.attacks.apgd import APGD
 from robust_nc.attacks.noise import GaussianNoise
+from robust_nc.evaluation.acceleration import Accelerated
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.types import EvaluationProtocol
 
@@ -332,7 +332,9 @@ def test_a_fast_copy_that_lies_breaks_nothing(name: str, monkeypatch) -> None:
     model, images, labels = examples()
     liar = nn.Sequential(curved(SHAPE, 5), Shift()).eval()
     counted, lies = Counted(model), Counted(liar)
-    monkeypatch.setattr("robust_nc.campaign.accelerate", lambda *_: Accelerated(lies, ("lying",)))
+    monkeypatch.setattr(
+        "robust_nc.evaluation.turns.accelerate", lambda *_: Accelerated(lies, ("lying",))
+    )
     attack = dict(SHORT.attacks)[name]
     outcome = evaluate(counted, images, labels, BALL, protocol=own(attack), checks=False)
     assert outcome.accelerated == ("lying",)

@@ -14,9 +14,9 @@ from robust_nc.attacks.apgd import APGD
 from robust_nc.attacks.pgd import PGD
 from robust_nc.attacks.square import Square
 from robust_nc.evaluation import Outcome
+from robust_nc.evaluation.scoring import Guarded
 from robust_nc.exceptions import StoppedError
 from robust_nc.runtime import stopping
-from robust_nc.scoring import Guarded
 from robust_nc.types import EvaluationProtocol
 
 COUNT = 12

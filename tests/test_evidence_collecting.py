@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from robust_nc.attacks.fab import FAB
 from robust_nc.evaluation import evaluate
+from robust_nc.evaluation.scoring import Scorer
 from robust_nc.evidence.coding import coded_levels
 from robust_nc.evidence.rejudging import TOLERANCE
 from robust_nc.evidence.strengthening import look, strengthen
 from robust_nc.exceptions import InputError
-from robust_nc.scoring import Scorer
 from robust_nc.threat import Ball
 
 LINEAR = linear(SHAPE, 4).eval()

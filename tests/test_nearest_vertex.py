@@ -332,7 +332,7 @@ def test_our_own_model_is_folded_too() -> None:
 COMPILED = """
 import torch
 from helpers_models import make, some_images, warmed_up
-from robust_nc.acceleration import compiled
+from robust_nc.evaluation.acceleration import compiled
 from robust_nc.models.nearest_vertex import nearest_vertex_classifier
 
 model, images = warmed_up(make(shape=(1, 8, 8))), some_images(4, (1, 8, 8))

@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from robust_nc import evaluate
-from robust_nc.acceleration import accelerate
 from robust_nc.config import Component, ModelConfig, TrainConfig, component
+from robust_nc.evaluation.acceleration import accelerate
 from robust_nc.exceptions import ConfigError, InputError, UnknownNameError
 from robust_nc.models.backbones import SmallCnn
 from robust_nc.models.build import build_model

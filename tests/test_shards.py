@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from robust_nc.docket import Entry
-from robust_nc.evaluation_log import close_log, open_log
+from robust_nc.evaluation.log import close_log, open_log
+from robust_nc.evaluation.state import Entry
 from robust_nc.shards import Shard, join
 
 Told = list[tuple[int, list[int], list[bool]]]

@@ -9,7 +9,7 @@ from helpers_stages import do, elsewhere, in_stages, left, one_cell, quiet, whol
 from robust_nc import stages
 from robust_nc.caches import note_seconds, noted_seconds
 from robust_nc.cell_verdicts import Part
-from robust_nc.evaluation_log import end_of_log
+from robust_nc.evaluation.log import end_of_log
 from robust_nc.exceptions import CheckpointError, StoppedError
 from robust_nc.naming import training_id
 from robust_nc.record import read_record

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from robust_nc.cell_verdicts import Part, parts_of
 from robust_nc.config import RunConfig, read
-from robust_nc.evaluation_log import EvaluationLog
+from robust_nc.evaluation.log import EvaluationLog
+from robust_nc.evaluation.scoring import Guarded
 from robust_nc.exceptions import StoppedError
 from robust_nc.record.folder import part_log, part_logs
 from robust_nc.runtime import stopping
-from robust_nc.scoring import Guarded
 from robust_nc.shards import spans
 from robust_nc.stages import CellEvent, is_judged, judge_stage, verdict_parts
 from robust_nc.suite import Cell

@@ -8,8 +8,8 @@ from helpers_models import make, some_images, warmed_up
 from torch import nn
 
 from robust_nc import evaluate
-from robust_nc.acceleration import accelerate
 from robust_nc.config import Component, ModelConfig, check_options
+from robust_nc.evaluation.acceleration import accelerate
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.models import timm_backbone
 from robust_nc.models.build import build_model

@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from robust_nc.acceleration import Precision, lowered
 from robust_nc.benchmarks.gpu.passes import Passes, Way, paces
 from robust_nc.benchmarks.races.timing import Timing
+from robust_nc.evaluation.acceleration import Precision, lowered
 from robust_nc.runtime import full_precision
 
 

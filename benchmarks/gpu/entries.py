@@ -17,11 +17,11 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
-from robust_nc.acceleration import Precision
 from robust_nc.benchmarks.gpu import measuring
 from robust_nc.benchmarks.gpu.passes import Way
 from robust_nc.benchmarks.races import autoattack
 from robust_nc.benchmarks.races.contestants import Job, Setup, in_a_child
+from robust_nc.evaluation.acceleration import Precision
 from robust_nc.training.precision import Compile
 
 Section = Literal["device", "model", "training", "attacks", "ceiling", "geometry", "race"]

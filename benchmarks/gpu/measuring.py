@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from robust_nc.acceleration import Precision
 from robust_nc.attacks.apgd import APGD
 from robust_nc.attacks.pgd import PGD
 from robust_nc.benchmarks.gpu.counting import count_work, time_copy, time_products
@@ -25,6 +24,7 @@ from robust_nc.benchmarks.races.geometry import make_model
 from robust_nc.benchmarks.races.timing import ratio
 from robust_nc.config import Component
 from robust_nc.data.base import numbered
+from robust_nc.evaluation.acceleration import Precision
 from robust_nc.models.build import build_model
 from robust_nc.runtime import full_precision
 from robust_nc.threat import Ball

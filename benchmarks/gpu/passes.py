@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from robust_nc.acceleration import Precision, lowered
 from robust_nc.benchmarks.races.timing import Timing, race, spread_of
 from robust_nc.config import Component, ModelConfig, TrainConfig
+from robust_nc.evaluation.acceleration import Precision, lowered
 from robust_nc.models.build import build_model
 from robust_nc.runtime import full_precision
 from robust_nc.training.precision import Compile, compiled, products

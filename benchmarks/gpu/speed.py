@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from robust_nc.acceleration import Precision
 from robust_nc.benchmarks.gpu.passes import CLASSES, SHAPE, Way
 from robust_nc.benchmarks.races.timing import spread_of
 from robust_nc.config import Component, RunConfig, plain, read
 from robust_nc.data.base import numbered
 from robust_nc.data.batches import Batches
+from robust_nc.evaluation.acceleration import Precision
 from robust_nc.exceptions import TrainingError
 from robust_nc.models.build import build_model
 from robust_nc.runtime import default_device

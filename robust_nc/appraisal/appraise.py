@@ -23,7 +23,8 @@ from robust_nc.appraisal.reference import Opened, open_model
 from robust_nc.appraisal.settings import Appraisal, Judged, JudgedData, appraisal_id
 from robust_nc.config import Component, EvaluationConfig, ThreatConfig
 from robust_nc.data.load import to_unit
-from robust_nc.evaluation import Outcome, evaluate
+from robust_nc.evaluation.evaluate_model import Outcome, evaluate
+from robust_nc.evaluation.scoring import Guarded, checked_logits
 from robust_nc.exceptions import ConfigError, InputError, RecordError
 from robust_nc.grid.tapbank import chosen_taps
 from robust_nc.io.digests import state_digest
@@ -34,7 +35,6 @@ from robust_nc.record.schema import Card, Stored, read_record, write_record, wri
 from robust_nc.recording import keep_evidence
 from robust_nc.runtime.progress import Clock, Progress
 from robust_nc.runtime.torch_state import default_device, device_of, full_precision, untouched
-from robust_nc.scoring import Guarded, checked_logits
 from robust_nc.threat import Ball
 from robust_nc.types import Warned
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robust_nc.evaluation import evaluate
+from robust_nc.evaluation.evaluate_model import evaluate
+from robust_nc.evaluation.scoring import Scorer
 from robust_nc.evidence.originals import Examples, ball_of
 from robust_nc.evidence.strengthening import look, strengthen
 from robust_nc.exceptions import InputError, UnknownNameError
@@ -25,7 +26,6 @@ from robust_nc.record.schema import Stored
 from robust_nc.record.standing import standing
 from robust_nc.runtime.progress import Progress
 from robust_nc.runtime.torch_state import device_of, stream_key, untouched
-from robust_nc.scoring import Scorer
 from robust_nc.statistics.sampling import fewest_broken, most_broken
 from robust_nc.threat import Ball
 

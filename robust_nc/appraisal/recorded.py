@@ -13,7 +13,7 @@ from torch import nn
 from robust_nc.appraisal.datasets import Given
 from robust_nc.appraisal.settings import SUITE, Appraisal, appraisal_id
 from robust_nc.config import plain
-from robust_nc.evaluation import Outcome
+from robust_nc.evaluation.evaluate_model import Outcome
 from robust_nc.record.schema import Card, Facts, File, Record, Weights, tidy
 from robust_nc.record.seals import sealed
 from robust_nc.recording import (

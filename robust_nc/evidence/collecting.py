@@ -3,7 +3,7 @@
 The verdict stands before any of this and is not changed by it.
 
 >>> import torch
->>> from robust_nc.evaluation import evaluate
+>>> from robust_nc.evaluation.evaluate_model import evaluate
 >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
 >>> images, labels = torch.rand(6, 1, 2, 2), torch.tensor([0, 1, 2, 0, 1, 2])
 >>> ball, ids = Ball("Linf", 0.3), torch.arange(6)
@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from robust_nc.checks import check_images, check_labels
-from robust_nc.evaluation import CLEAN, Outcome
+from robust_nc.evaluation.evaluate_model import CLEAN, Outcome
+from robust_nc.evaluation.scoring import Scorer, halving
 from robust_nc.evidence.coding import LEVELS, coded_levels, rounded
 from robust_nc.evidence.contents import Evidence
 from robust_nc.evidence.rejudging import TOLERANCE
@@ -29,7 +30,6 @@ from robust_nc.evidence.strengthening import Found, Strengthened, look, strength
 from robust_nc.exceptions import InputError
 from robust_nc.io.digests import state_digests
 from robust_nc.runtime.torch_state import device_of, private_draws, stream_key, untouched
-from robust_nc.scoring import Scorer, halving
 from robust_nc.threat import Ball
 
 _VALUES = 2**23  # that are rounded at a time, in float64: 64 MiB

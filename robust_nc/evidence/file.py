@@ -1,7 +1,7 @@
 """Evidence as one file: `<cell>.evidence`, written whole, read without trust.
 
 >>> import tempfile, torch
->>> from robust_nc.evaluation import evaluate
+>>> from robust_nc.evaluation.evaluate_model import evaluate
 >>> from robust_nc.evidence.collecting import collect
 >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
 >>> images, labels = torch.rand(6, 1, 2, 2), torch.tensor([0, 1, 2, 0, 1, 2])

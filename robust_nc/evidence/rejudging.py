@@ -20,8 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from robust_nc.evaluation.scoring import Scorer, halving, margins
 from robust_nc.runtime.torch_state import device_of, private_draws, stream_key, untouched
-from robust_nc.scoring import Scorer, halving, margins
 
 TOLERANCE = 1e-3  # of the range of the logits
 _TYPICAL = 10.0  # a range is taken for at most so many median margins of clean images

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robust_nc.doubts import doubts_of_output
+from robust_nc.evaluation.sanity.output import doubts_of_output
 from robust_nc.evidence.contents import Evidence
 from robust_nc.evidence.file import read_evidence
 from robust_nc.evidence.matching import (

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nc.checks import check_images
-from robust_nc.evaluation import Outcome
+from robust_nc.evaluation.evaluate_model import Outcome
 from robust_nc.exceptions import InputError, unknown_name
 from robust_nc.grid.crew import Crew, Sent, at_work
 from robust_nc.grid.rows import Row

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nc.checks import check_images
-from robust_nc.evaluation import Outcome, evaluate
+from robust_nc.evaluation.evaluate_model import Outcome, evaluate
 from robust_nc.exceptions import InputError
 from robust_nc.models.nearest_vertex import NearestVertexClassifier, nearest_vertex_classifier
 from robust_nc.plugins import find_protocol

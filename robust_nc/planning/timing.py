@@ -20,7 +20,7 @@ from torch import Tensor
 from robust_nc.config import Component, RunConfig, build
 from robust_nc.data.base import Split, numbered
 from robust_nc.data.batches import Batches
-from robust_nc.evaluation import evaluate
+from robust_nc.evaluation.evaluate_model import evaluate
 from robust_nc.models.classifier import Classifier
 from robust_nc.planning.anatomy import Anatomist
 from robust_nc.planning.counting import with_steps

@@ -22,7 +22,7 @@ from robust_nc.cell import check_cell
 from robust_nc.config import Component, MeasureConfig, build
 from robust_nc.data.base import numbered
 from robust_nc.data.corruptions import corrupt_images
-from robust_nc.evaluation import Outcome
+from robust_nc.evaluation.evaluate_model import Outcome
 from robust_nc.grid.agop import agop_rows
 from robust_nc.grid.conditions import BY_TREE
 from robust_nc.models.classifier import Classifier

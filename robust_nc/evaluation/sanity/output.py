@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from robust_nc.doubts.named import doubt
+from robust_nc.evaluation.sanity.meanings import doubt
 from robust_nc.runtime.torch_state import full_precision, private_draws, stream_key
 from robust_nc.types import Warned
 

@@ -11,10 +11,10 @@ from typing import cast
 
 import torch
 
-from robust_nc.acceleration import Accelerated, Precision, accelerate, choose
-from robust_nc.docket import Entry
+from robust_nc.evaluation.acceleration import Accelerated, Precision, accelerate, choose
+from robust_nc.evaluation.referee import PROBES, Judge, Turn
+from robust_nc.evaluation.state import Entry
 from robust_nc.exceptions import ConfigError, InputError
-from robust_nc.judging import PROBES, Judge, Turn
 from robust_nc.runtime.progress import Pace, Progress
 from robust_nc.runtime.torch_state import ran_out
 from robust_nc.types import EvaluationProtocol, RefereedAttack

@@ -18,15 +18,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robust_nc.acceleration import slow_bf16
-from robust_nc.campaign import Campaign, plan_turns
 from robust_nc.checks import check_images, check_labels
-from robust_nc.docket import UNBROKEN, WRONG, Docket
-from robust_nc.doubts.named import doubt
-from robust_nc.evaluation_log import open_log
+from robust_nc.evaluation.acceleration import slow_bf16
+from robust_nc.evaluation.identity import evaluation_identity
+from robust_nc.evaluation.log import open_log
+from robust_nc.evaluation.referee import Judge
+from robust_nc.evaluation.sanity.attacks import doubts
+from robust_nc.evaluation.sanity.meanings import doubt
+from robust_nc.evaluation.scoring import Scorer
+from robust_nc.evaluation.state import UNBROKEN, WRONG, Docket
+from robust_nc.evaluation.turns import Campaign, plan_turns
 from robust_nc.exceptions import ConfigError, InputError
-from robust_nc.identity import evaluation_identity
-from robust_nc.judging import Judge
 from robust_nc.plugins import find_attack, find_protocol
 from robust_nc.runtime.progress import Progress
 from robust_nc.runtime.torch_state import (
@@ -36,8 +38,6 @@ from robust_nc.runtime.torch_state import (
     stream_key,
     untouched,
 )
-from robust_nc.scoring import Scorer
-from robust_nc.suspicion import doubts
 from robust_nc.threat import Ball
 from robust_nc.types import Attack, EvaluationProtocol, RefereedAttack, Warned
 

@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robust_nc.acceleration import Precision, lowered
-from robust_nc.docket import Docket
-from robust_nc.evaluation_log import EvaluationLog
+from robust_nc.evaluation.acceleration import Precision, lowered
+from robust_nc.evaluation.log import EvaluationLog
+from robust_nc.evaluation.scoring import Guarded, Scorer, Seen, halving
+from robust_nc.evaluation.state import Docket
 from robust_nc.exceptions import InputError, RobustNCError
 from robust_nc.runtime import stopping
 from robust_nc.runtime.progress import Pace
 from robust_nc.runtime.torch_state import device_of, ran_out, stream_key, untouched
-from robust_nc.scoring import Guarded, Scorer, Seen, halving
 from robust_nc.threat import Ball
 from robust_nc.types import Attack, Attacked, CountedAttack, RefereedAttack, Warned
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robust_nc.scoring import Seen
+from robust_nc.evaluation.scoring import Seen
 
 UNBROKEN, WRONG = -1, -2  # in `Docket.broken_by`, beside indices into the protocol's attacks
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust_nc.docket import Docket
+from robust_nc.evaluation.scoring import Guarded, checked_logits, halving
+from robust_nc.evaluation.state import Docket
 from robust_nc.io.digests import tensors_digest
 from robust_nc.io.files import digest, sha256_of
 from robust_nc.runtime.torch_state import device_of
-from robust_nc.scoring import Guarded, checked_logits, halving
 from robust_nc.threat import Ball
 from robust_nc.types import Attack, EvaluationProtocol
 

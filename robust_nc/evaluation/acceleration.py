@@ -24,8 +24,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robust_nc.evaluation.folding import (
+    AGREEMENT,
+    agree,
+    fold_pairs,
+    frozen_copy,
+    kept_draws,
+    trace,
+)
 from robust_nc.exceptions import InputError, unknown_name
-from robust_nc.folding import AGREEMENT, agree, fold_pairs, frozen_copy, kept_draws, trace
 from robust_nc.runtime.torch_state import float32_products, full_precision, ran_out
 from robust_nc.threat import Ball
 from robust_nc.types import Warned

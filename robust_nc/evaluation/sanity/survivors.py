@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_nc.doubts.named import doubt
+from robust_nc.evaluation.sanity.meanings import doubt
 from robust_nc.exceptions import InputError
 from robust_nc.registry import ATTACKS
 from robust_nc.runtime.torch_state import full_precision, private_draws, stream_key
