@@ -75,12 +75,12 @@ BACKBONES = Registry(
     {
         "deep_rfm": "robust_nc.models.deep_rfm_backbone:DeepRfmBackbone",
         "mlp": "robust_nc.models.backbones:Mlp",
-        "preact_resnet18": "robust_nc.models.resnet:PreActResNet18",
+        "preact_resnet18": "robust_nc.models.convnets:PreActResNet18",
         "small_cnn": "robust_nc.models.backbones:SmallCnn",
         "timm": "robust_nc.models.timm_backbone:TimmBackbone",
-        "vgg11_bn": "robust_nc.models.vgg:Vgg11Bn",
+        "vgg11_bn": "robust_nc.models.convnets:Vgg11Bn",
         "vit": "robust_nc.models.vit:Vit",
-        "wide_resnet": "robust_nc.models.wide_resnet:WideResNet",
+        "wide_resnet": "robust_nc.models.convnets:WideResNet",
     },
 )
 
