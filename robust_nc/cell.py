@@ -33,7 +33,7 @@ from robust_nc.stages import (
 from robust_nc.suite import Cell
 from robust_nc.training.memorization import TEST_EXAMPLES, TRAIN_EXAMPLES
 from robust_nc.training.run import Trained
-from robust_nc.training.watch import VALIDATION_EXAMPLES, spread
+from robust_nc.training.validation import VALIDATION_EXAMPLES, spread
 from robust_nc.verdicts import Verdicts, curve_rows, verdict_rows
 
 __all__ = ["CellEvent", "CellResult", "Report", "check_cell", "run_cell"]

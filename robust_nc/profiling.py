@@ -42,7 +42,7 @@ from robust_nc.registry import CONTROLS
 from robust_nc.runtime.executor import ALONE, Fleet, Report, silent
 from robust_nc.runtime.torch_state import device_of, full_precision, untouched
 from robust_nc.threat import Ball
-from robust_nc.training.watch import spread
+from robust_nc.training.validation import spread
 
 CALIBRATION = 1_000  # clean training images that set the scale of the logits
 TRAIN, TEST = "train", "test"

@@ -118,8 +118,8 @@ LOSSES = Registry(
     "losses",
     {
         "ce": "robust_nc.training.losses:cross_entropy",
-        "dot_regression": "robust_nc.training.feature_losses:dot_regression",
-        "haframe": "robust_nc.training.feature_losses:haframe",
+        "dot_regression": "robust_nc.training.losses:dot_regression",
+        "haframe": "robust_nc.training.losses:haframe",
         "label_relaxation": "robust_nc.training.losses:label_relaxation",
         "label_smoothing": "robust_nc.training.losses:label_smoothing",
         "margin": "robust_nc.training.losses:margin",

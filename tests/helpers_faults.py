@@ -9,7 +9,7 @@ from helpers_runner import living
 
 from robust_nc.config import plain
 from robust_nc.record.folder import read_all
-from robust_nc.training.log import read_log
+from robust_nc.training.progress import read_log
 
 # What a record says of when and how long it was made, and the seals over that.
 _OF_THE_TIME = ("created", "seconds", "seals")

@@ -16,10 +16,10 @@ from robust_nc.data.load import dataset_info
 from robust_nc.models.build import build_model
 from robust_nc.models.classifier import Classifier
 from robust_nc.training.checkpoint import Checkpoints
+from robust_nc.training.data_parallel import together
 from robust_nc.training.loop import Trainer
-from robust_nc.training.parallel import together
 from robust_nc.training.run import build_objective, resolve_model
-from robust_nc.training.watch import CollapseProbe, Validator
+from robust_nc.training.validation import CollapseProbe, Validator
 
 EXAMPLES, BATCH = 62, 20  # three batches of 20, and one of 2
 SEED = 3

@@ -24,7 +24,7 @@ from robust_nc.training.deep_rfm import DeepRfm
 from robust_nc.training.progress import TrainEvent
 from robust_nc.training.run import build_objective
 from robust_nc.training.state import load_weights, weights_of
-from robust_nc.training.watch import spread
+from robust_nc.training.validation import spread
 
 LINEAR = {"name": "linear", "bias": False}
 DIGITS = {"name": "deep_rfm", "layers": 3, "width": 256, "centers": 600}

@@ -28,7 +28,7 @@ from robust_nc.record import Stored
 from robust_nc.record.folder import checkpoint_folder
 from robust_nc.suite import read_suite
 from robust_nc.threat import Ball
-from robust_nc.training.log import append_log, read_log
+from robust_nc.training.progress import append_log, read_log
 from robust_nc.training.run import train_cell
 
 

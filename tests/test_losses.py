@@ -16,8 +16,14 @@ from robust_nc.models.frames import simplex_etf
 from robust_nc.models.heads import Head, LinearHead
 from robust_nc.registry import LOSSES
 from robust_nc.training import feature_losses, losses
-from robust_nc.training.feature_losses import dot_regression, haframe, schedule_at
-from robust_nc.training.losses import FeatureLoss, Seen, build_loss
+from robust_nc.training.losses import (
+    FeatureLoss,
+    Seen,
+    build_loss,
+    dot_regression,
+    haframe,
+    schedule_at,
+)
 
 OF_LOGITS = [
     ("ce", "cross_entropy", {}),

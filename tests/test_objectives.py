@@ -25,8 +25,7 @@ from robust_nc.training.losses import (
     kl_divergence,
     squared_error,
 )
-from robust_nc.training.objectives import Pgd, Standard, Trades
-from robust_nc.training.outer import at_progress
+from robust_nc.training.objectives import Pgd, Standard, Trades, at_progress
 from robust_nc.training.run import resolve_model
 
 BALL = Ball("Linf", 0.1)

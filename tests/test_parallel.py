@@ -8,10 +8,17 @@ from torch import nn
 
 from robust_nc.data.batches import Batch
 from robust_nc.exceptions import ConfigError
+from robust_nc.training.data_parallel import (
+    Group,
+    Several,
+    check_objective,
+    parts,
+    present,
+    together,
+)
 from robust_nc.training.losses import cross_entropy
 from robust_nc.training.objectives import Standard
-from robust_nc.training.parallel import Group, Several, check_objective, parts, present, together
-from robust_nc.training.synced import synced
+from robust_nc.training.sync_batchnorm import synced
 from robust_nc.types import Loss
 
 

@@ -8,8 +8,8 @@ from helpers_ranks import join, spawn, trainer
 from torch import distributed as dist
 
 from robust_nc.exceptions import StorageError
-from robust_nc.training import keeping
-from robust_nc.training.parallel import together
+from robust_nc.training import saving as keeping
+from robust_nc.training.data_parallel import together
 
 pytestmark = pytest.mark.cluster
 

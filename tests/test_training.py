@@ -29,16 +29,15 @@ from robust_nc.exceptions import CheckpointError, ConfigError, InputError, Train
 from robust_nc.geometry.collapse import collapse
 from robust_nc.geometry.moments import Moments
 from robust_nc.threat import Ball
-from robust_nc.training import watch
+from robust_nc.training import validation as watch
 from robust_nc.training.checkpoint import Checkpoints
-from robust_nc.training.log import read_log
+from robust_nc.training.epoch_meter import Meter
 from robust_nc.training.loop import Trainer
 from robust_nc.training.losses import cross_entropy
-from robust_nc.training.meter import Meter
 from robust_nc.training.objectives import Pgd, Standard
-from robust_nc.training.progress import Bars, TrainEvent, describe_event
+from robust_nc.training.progress import Bars, TrainEvent, describe_event, read_log
 from robust_nc.training.run import load_classifier, train
-from robust_nc.training.watch import CollapseProbe, Validator, spread
+from robust_nc.training.validation import CollapseProbe, Validator, spread
 from robust_nc.types import Loss
 
 PGD = {"name": "pgd", "steps": 2}

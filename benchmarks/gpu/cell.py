@@ -29,8 +29,7 @@ from robust_nc.record.folder import checkpoint_folder, evidence_path, record_pat
 from robust_nc.runner import Hooks, run_suite
 from robust_nc.runtime import default_device
 from robust_nc.suite import Cell, Suite, read_suite
-from robust_nc.training.log import read_log
-from robust_nc.training.progress import TrainEvent, describe_event
+from robust_nc.training.progress import TrainEvent, describe_event, read_log
 from robust_nc.training.run import train_cell
 
 Keep = Literal["records", "best", "all"]

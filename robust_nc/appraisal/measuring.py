@@ -24,7 +24,7 @@ from robust_nc.grid.tapbank import chosen_taps
 from robust_nc.models.taps import read_taps
 from robust_nc.profiling import profile
 from robust_nc.runtime.torch_state import device_of, full_precision, untouched
-from robust_nc.training.watch import spread
+from robust_nc.training.validation import spread
 
 TRAIN_EXAMPLES, TEST_EXAMPLES = 2_000, 1_000
 _PER_CLASS = 20  # training images that a vertex needs at least

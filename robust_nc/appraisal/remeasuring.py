@@ -21,7 +21,7 @@ from robust_nc.profiling import profile
 from robust_nc.record.schema import Record
 from robust_nc.runtime.torch_state import stream_key
 from robust_nc.statistics.intervals import wilson
-from robust_nc.training.watch import spread
+from robust_nc.training.validation import spread
 
 CLAIM = "leap_rate_test"  # in `Record.summary`
 SURE = 0.999  # a claim outside of this interval is not put down to the draw of the images

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from robust_nc.config import Component, ModelConfig, RunConfig
 from robust_nc.models.build import build_model
 from robust_nc.planning.work import Passes
-from robust_nc.training.objectives import ClosedForm, Objective
-from robust_nc.training.outer import at_progress
+from robust_nc.training.objectives import ClosedForm, Objective, at_progress
 from robust_nc.training.run import build_objective
 
 _SHAPE = (1, 8, 8)  # of the images of a stand-in

@@ -37,10 +37,10 @@ from robust_nc.recording import keep_evidence
 from robust_nc.registry import ATTACKS
 from robust_nc.runtime.torch_state import default_device, device_of
 from robust_nc.threat import Ball
-from robust_nc.training.log import append_log
+from robust_nc.training.progress import append_log
 from robust_nc.training.run import build_objective
 from robust_nc.training.state import weights_of
-from robust_nc.training.watch import CollapseProbe, spread
+from robust_nc.training.validation import CollapseProbe, spread
 
 _WIDE = 8  # pixels that the features of a stand-in are made of
 _SIMPLE = {"radii": (), "corruptions": (), "adaptive": None, "trajectories": 0, "agop_examples": 0}

@@ -19,7 +19,7 @@ from robust_nc.training.averaging import STATISTICS_BATCHES
 from robust_nc.training.memorization import TEST_EXAMPLES, TRAIN_EXAMPLES
 from robust_nc.training.objectives import ClosedForm
 from robust_nc.training.run import build_objective
-from robust_nc.training.watch import VALIDATION_EXAMPLES, VALIDATION_STEPS
+from robust_nc.training.validation import VALIDATION_EXAMPLES, VALIDATION_STEPS
 
 __all__ = ["step_count", "total", "training_pieces"]
 

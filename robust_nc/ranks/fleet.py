@@ -19,7 +19,7 @@ from torch import distributed as dist
 from robust_nc.exceptions import ClusterError
 from robust_nc.launch import failed
 from robust_nc.runtime.executor import Report, silent, within
-from robust_nc.training.parallel import together
+from robust_nc.training.data_parallel import together
 
 T = TypeVar("T")
 

@@ -19,10 +19,9 @@ from torch.func import functional_call
 
 from robust_nc.exceptions import ConfigError
 from robust_nc.threat import Ball
+from robust_nc.training.data_parallel import present
 from robust_nc.training.losses import FeatureLoss, PerExampleLoss
-from robust_nc.training.objectives import BestBy, BnMode, Pgd, Trades, batch_norm
-from robust_nc.training.outer import Outer
-from robust_nc.training.parallel import present
+from robust_nc.training.objectives import BestBy, BnMode, Outer, Pgd, Trades, batch_norm
 from robust_nc.types import Images, Labels, Loss
 
 _TINY = 1e-20

@@ -30,7 +30,7 @@ from robust_nc.models.necks import without_neck
 from robust_nc.runtime.torch_state import device_of
 from robust_nc.training.objectives import BestBy
 from robust_nc.training.progress import Report, TrainEvent
-from robust_nc.training.watch import spread
+from robust_nc.training.validation import spread
 from robust_nc.types import Loss
 
 _STEPS = 1000  # of a report's share

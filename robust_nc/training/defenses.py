@@ -21,13 +21,13 @@ from robust_nc.training.losses import (
     kl_divergence,
 )
 from robust_nc.training.objectives import (
+    Outer,
     Pgd,
     Trades,
     correct,
     inner_attack,
     logged,
 )
-from robust_nc.training.outer import Outer
 from robust_nc.types import Attack, Images, Labels, Logits, Loss, PerExample
 
 _FGSM_STEP = 1.25  # in units of eps, as in the paper

@@ -35,16 +35,13 @@ from robust_nc.registry import SCHEDULES
 from robust_nc.runtime.torch_state import device_of, generator, stream_key, untouched
 from robust_nc.training.averaging import STATISTICS_BATCHES, Average
 from robust_nc.training.checkpoint import Checkpoints
-from robust_nc.training.keeping import SAVE_SECONDS, SAVE_SECONDS_WITHIN, Keeper
-from robust_nc.training.log import Row
-from robust_nc.training.meter import Meter, NotFiniteError, not_finite
-from robust_nc.training.objectives import Objective
-from robust_nc.training.outer import at_progress
-from robust_nc.training.parallel import check_objective
+from robust_nc.training.data_parallel import check_objective
+from robust_nc.training.epoch_meter import Meter, NotFiniteError, not_finite
+from robust_nc.training.objectives import Objective, at_progress
 from robust_nc.training.precision import compiled, products
-from robust_nc.training.progress import Pace, Report, TrainEvent
+from robust_nc.training.progress import Pace, Report, Row, TrainEvent
+from robust_nc.training.saving import SAVE_SECONDS, SAVE_SECONDS_WITHIN, Keeper
 from robust_nc.training.schedule import Schedule
-from robust_nc.training.standing import Standing
 from robust_nc.training.state import (
     Tensors,
     finite_logits,
@@ -52,7 +49,8 @@ from robust_nc.training.state import (
     seed_modules,
     weights_of,
 )
-from robust_nc.training.synced import apart, synced
+from robust_nc.training.sync_batchnorm import apart, synced
+from robust_nc.training.trainer_state import Standing
 from robust_nc.types import Loss
 
 Watch = Callable[[nn.Module], dict[str, float | None]]

@@ -24,7 +24,7 @@ from robust_nc.geometry.dilation import MEASURES, CorruptionMeter, dilation
 from robust_nc.geometry.moments import Moments
 from robust_nc.models.classifier import Classifier
 from robust_nc.runtime.torch_state import untouched
-from robust_nc.training.watch import spread
+from robust_nc.training.validation import spread
 
 TRAIN_EXAMPLES, TEST_EXAMPLES = 2_000, 1_000
 _BATCH = 500

@@ -13,11 +13,12 @@ are batch means that stay on the device, so that a step never waits for it.
 """
 
 import contextlib
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +28,82 @@ from robust_nc.data.base import Split
 from robust_nc.exceptions import ConfigError
 from robust_nc.models.backbones import Backbone
 from robust_nc.models.classifier import Classifier
+from robust_nc.models.heads import Head
 from robust_nc.registry import ATTACKS
 from robust_nc.threat import Ball
-from robust_nc.training.losses import FeatureLoss, PerExampleLoss, kl_divergence
-from robust_nc.training.outer import Outer, outer
+from robust_nc.training.losses import FeatureLoss, PerExampleLoss, Seen, kl_divergence
 from robust_nc.training.progress import Report
 from robust_nc.types import Attack, Images, Labels, Logits, Loss
+
+
+class Outputs(NamedTuple):
+    """Logits `(N, K)` and losses `(N,)` of a batch."""
+
+    logits: Tensor
+    losses: Tensor
+
+
+class Outer(nn.Module):
+    """A model and a loss as one module, `(images, labels) -> Outputs`.
+
+    So `torch.func.functional_call` can ask for the losses at other weights: parameter `p` of the
+    model is `model.p` here. A head that learns from features without a gradient (`Head.observe`)
+    does so with each call, before the logits are made, unless `observe` is false.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss: PerExampleLoss | FeatureLoss, *, observe: bool = True
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.observe = observe
+
+    def forward(self, images: Images, labels: Labels) -> Outputs:
+        """Return logits and losses; raises `ConfigError` where the loss needs a head of ours."""
+        head = getattr(self.model, "head", None)
+        observing = self.observe and isinstance(head, Head) and head.observes
+        if not isinstance(self.loss, FeatureLoss) and not observing:
+            logits = self.model(images)
+            return Outputs(logits, self.loss(logits, labels))
+        classifier = self._classifier()
+        features = classifier.features(images)
+        if observing:
+            classifier.head.observe(features.detach(), labels)
+        logits = classifier.head(features)
+        if isinstance(self.loss, FeatureLoss):
+            return Outputs(logits, self.loss(Seen(logits, features, classifier.head), labels))
+        return Outputs(logits, self.loss(logits, labels))
+
+    def _classifier(self) -> Classifier:
+        if isinstance(self.model, Classifier):
+            return self.model
+        if isinstance(getattr(self.model, "_orig_mod", None), Classifier):
+            raise ConfigError(
+                "this loss or head reads the features before the head, which a compiled model "
+                "does not give; set train.compile = false"
+            )
+        raise ConfigError(
+            "this loss or head reads the features before the head, and the model is no "
+            "robust_nc.Classifier; choose a loss of logits, such as 'ce'"
+        )
+
+
+def outer(
+    model: nn.Module, images: Images, labels: Labels, loss: PerExampleLoss | FeatureLoss
+) -> Outputs:
+    """Return logits and losses of a batch, once per step and with the gradient on."""
+    found: Outputs = Outer(model, loss)(images, labels)
+    return found
+
+
+def at_progress(objective: Any, progress: float) -> Any:
+    """Return the objective at a share of the training, below 1; itself unless its loss changes."""
+    loss = getattr(objective, "loss", None)
+    if not isinstance(loss, FeatureLoss) or not loss.scheduled:
+        return objective
+    return dataclasses.replace(objective, loss=loss.at(progress))
+
 
 BnMode = Literal["eval", "train", "frozen"]
 BestBy = Literal["validation_attacked", "validation_clean"]

@@ -9,14 +9,21 @@ A report is any function of a `TrainEvent`. Bars go to stderr, and only if that 
 0.5
 """
 
+import contextlib
+import json
+import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+
+from robust_nc.exceptions import RecordError, StorageError
+from robust_nc.io import files
 
 _REPORT_SECONDS = 0.5
 
@@ -125,3 +132,43 @@ def describe_event(event: TrainEvent) -> str:
     if event.note is not None:
         parts.append(event.note)
     return "  ".join(parts)
+
+
+Row = dict[str, Any]
+
+
+def start_log(path: Path, rows: list[Row]) -> None:
+    """Write the log of the epochs that a resumed training keeps (none for a new one).
+
+    A log that says so already is left alone: a finished training may lie where nothing is written.
+    """
+    with contextlib.suppress(RecordError):
+        if read_log(path) == rows:
+            return
+    files.write_text(path, "".join(_line(row) for row in rows))
+
+
+def append_log(path: Path, row: Row) -> None:
+    """Add one epoch, or no part of it: raises `StorageError` where it cannot be written."""
+    size = None
+    try:
+        size = path.stat().st_size if path.exists() else 0
+        with path.open("a", encoding="utf-8") as file:
+            file.write(_line(row))
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            if size is not None:
+                os.truncate(path, size)
+        raise StorageError(f"cannot write {path}: {error.strerror}; free some space") from error
+
+
+def read_log(path: Path) -> list[Row]:
+    """Read all epochs. Raises `RecordError` for a damaged line."""
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise RecordError(f"cannot read the log {path}: {error}") from error
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"

@@ -42,15 +42,14 @@ from robust_nc.training.checkpoint import (
     read_manifest,
     read_tensors,
 )
-from robust_nc.training.keeping import SAVE_SECONDS, SAVE_SECONDS_WITHIN
-from robust_nc.training.log import Row
 from robust_nc.training.loop import Trainer, Watch
 from robust_nc.training.losses import FeatureLoss, Seen, build_loss
 from robust_nc.training.memorization import MemorizationProbe
 from robust_nc.training.objectives import ClosedForm, Objective
-from robust_nc.training.progress import Bars, Report
+from robust_nc.training.progress import Bars, Report, Row
+from robust_nc.training.saving import SAVE_SECONDS, SAVE_SECONDS_WITHIN
 from robust_nc.training.state import load_weights, make_optimizer
-from robust_nc.training.watch import CollapseProbe, Validator, spread
+from robust_nc.training.validation import CollapseProbe, Validator, spread
 
 
 class Trained(NamedTuple):

@@ -18,9 +18,9 @@ import time
 from robust_nc.exceptions import StoppedError
 from robust_nc.runtime import stopping
 from robust_nc.training.checkpoint import Checkpoints, Snapshot
-from robust_nc.training.log import append_log, start_log
-from robust_nc.training.meter import not_finite
-from robust_nc.training.standing import Standing
+from robust_nc.training.epoch_meter import not_finite
+from robust_nc.training.progress import append_log, start_log
+from robust_nc.training.trainer_state import Standing
 
 SAVE_SECONDS = 5.0
 SAVE_SECONDS_WITHIN = 60.0

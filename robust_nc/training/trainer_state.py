@@ -17,9 +17,9 @@ from robust_nc.config import TrainConfig, build
 from robust_nc.registry import AVERAGINGS
 from robust_nc.training.averaging import Average
 from robust_nc.training.checkpoint import Snapshot, Within
-from robust_nc.training.log import Row
-from robust_nc.training.meter import Meter
-from robust_nc.training.parallel import present
+from robust_nc.training.data_parallel import present
+from robust_nc.training.epoch_meter import Meter
+from robust_nc.training.progress import Row
 from robust_nc.training.state import (
     Tensors,
     draws_of,

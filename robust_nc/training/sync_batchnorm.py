@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from robust_nc.exceptions import ConfigError
 from robust_nc.models.heads import Head
-from robust_nc.training.parallel import Group, Several, present, within
+from robust_nc.training.data_parallel import Group, Several, present, within
 from robust_nc.types import Features, Labels
 
 

@@ -23,7 +23,7 @@ from robust_nc.models.classifier import Classifier
 from robust_nc.registry import ATTACKS
 from robust_nc.runtime.torch_state import device_of, stream_key, untouched
 from robust_nc.threat import Ball
-from robust_nc.training.parallel import Group, present
+from robust_nc.training.data_parallel import Group, present
 from robust_nc.types import Attack, Flags, Images, Labels
 
 VALIDATION_EXAMPLES = 500
