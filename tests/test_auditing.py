@@ -18,9 +18,10 @@ from scipy.stats import hypergeom
 from robust_nc.appraisal import auditing
 from robust_nc.appraisal.auditing import Audit, audit, audit_protocol
 from robust_nc.appraisal.remeasuring import Remeasured
+from robust_nc.evidence.contents import TOLERANCE
 from robust_nc.evidence.file import read_evidence
 from robust_nc.evidence.originals import examples_of
-from robust_nc.evidence.rejudging import TOLERANCE, look_again
+from robust_nc.evidence.rejudging import look_again
 from robust_nc.evidence.verifying import evidence_path
 from robust_nc.exceptions import InputError
 from robust_nc.io.untrusted import read_json

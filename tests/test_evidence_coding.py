@@ -10,19 +10,17 @@ from torch import Tensor
 
 from robust_nc.evidence.coding import (
     LEVELS,
+    MOST,
     Coded,
     coded_levels,
+    compress,
     content_size,
     decode,
-    encode,
-    rounded,
-)
-from robust_nc.evidence.packing import (
-    MOST,
-    compress,
     decompress,
+    encode,
     pack,
     pack_floats,
+    rounded,
     unpack,
     unpack_floats,
     width,

@@ -11,10 +11,10 @@ import torch
 from helpers_evaluation import BALL
 from helpers_evidence_files import Case, case, differences, forge
 
+from robust_nc.evidence.coding import compress
 from robust_nc.evidence.container import unpack_file
 from robust_nc.evidence.contents import Evidence
 from robust_nc.evidence.file import first, read_evidence, read_header, write_evidence
-from robust_nc.evidence.packing import compress
 from robust_nc.evidence.points import read_points
 from robust_nc.exceptions import InputError, RecordError
 from robust_nc.io.files import sha256_of

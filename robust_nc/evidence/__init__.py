@@ -1,1 +1,1 @@
-"""Evidence: the adversarial examples that prove an upper bound, and what checks them."""
+"""Making the proof that a record carries: adversarial examples, exact and small."""

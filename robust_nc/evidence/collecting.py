@@ -24,8 +24,7 @@ from robust_nc.checks import check_images, check_labels
 from robust_nc.evaluation.evaluate_model import CLEAN, Outcome
 from robust_nc.evaluation.scoring import Scorer, halving
 from robust_nc.evidence.coding import LEVELS, coded_levels, rounded
-from robust_nc.evidence.contents import Evidence
-from robust_nc.evidence.rejudging import TOLERANCE
+from robust_nc.evidence.contents import TOLERANCE, Evidence
 from robust_nc.evidence.strengthening import Found, Strengthened, look, strengthen
 from robust_nc.exceptions import InputError
 from robust_nc.io.digests import state_digests

@@ -47,3 +47,6 @@ class Evidence:
     weights: Mapping[str, str]
     draws: int = 1
     seed: int = 0
+
+
+TOLERANCE = 1e-3  # of the range of the logits

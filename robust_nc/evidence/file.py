@@ -28,10 +28,17 @@ import torch
 from torch import Tensor
 
 from robust_nc.config import read
-from robust_nc.evidence.coding import Coded, content_size, decode, encode
+from robust_nc.evidence.coding import (
+    MOST,
+    Coded,
+    compress,
+    content_size,
+    decode,
+    decompress,
+    encode,
+)
 from robust_nc.evidence.container import TENSORS, TYPES, Array, Head, pack_file, unpack_file
 from robust_nc.evidence.contents import Evidence
-from robust_nc.evidence.packing import MOST, compress, decompress
 from robust_nc.exceptions import ConfigError, InputError, RecordError
 from robust_nc.io.files import write_bytes
 from robust_nc.io.untrusted import read_bounded

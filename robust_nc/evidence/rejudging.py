@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from robust_nc.evaluation.scoring import Scorer, halving, margins
 from robust_nc.runtime.torch_state import device_of, private_draws, stream_key, untouched
 
-TOLERANCE = 1e-3  # of the range of the logits
 _TYPICAL = 10.0  # a range is taken for at most so many median margins of clean images
 _CHANCE = 1e-4  # below which votes of a random model are no accident
 _BATCH = 256

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nc.evaluation.scoring import Scorer, checked_logits, margins
-from robust_nc.evidence.rejudging import TOLERANCE
+from robust_nc.evidence.contents import TOLERANCE
 from robust_nc.runtime.torch_state import full_precision, ran_out
 from robust_nc.threat import Ball
 
