@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robust_nc.data.hierarchy.tree import read_hierarchy
 from robust_nc.exceptions import InputError
-from robust_nc.geometry.hierarchical import OutputSums, output_measures, output_sums
+from robust_nc.geometry.severity import OutputSums, output_measures, output_sums
 
 CIFAR10 = read_hierarchy("cifar10").distances()
 CIFAR100 = read_hierarchy("cifar100").distances()

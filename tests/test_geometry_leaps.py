@@ -13,8 +13,14 @@ from torch import Tensor
 
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.collapse import measure_collapse
-from robust_nc.geometry.layers import leap_layer, leap_layer_histogram
-from robust_nc.geometry.leaps import MEASURES, LeapMeter, Leaps, measure_leaps
+from robust_nc.geometry.leaps import (
+    MEASURES,
+    LeapMeter,
+    Leaps,
+    leap_layer,
+    leap_layer_histogram,
+    measure_leaps,
+)
 from robust_nc.geometry.moments import Moments
 from robust_nc.geometry.nulls import (
     isotropic_draws,

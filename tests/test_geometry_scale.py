@@ -20,8 +20,7 @@ from robust_nc.geometry.groups import Groups
 from robust_nc.geometry.moments import Moments
 from robust_nc.geometry.nearest import nearest_vertex
 from robust_nc.geometry.nulls import isotropic_null, leap_null
-from robust_nc.geometry.projection import Projection, whitening
-from robust_nc.geometry.span import Span
+from robust_nc.geometry.projection import Projection, Span, whitening
 
 ROUTES = {"by SVD": (10**9, 10**9), "by Gram": (0, 0)}
 

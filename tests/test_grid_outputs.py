@@ -12,7 +12,7 @@ from robust_nc.config import MeasureConfig
 from robust_nc.data.base import Split
 from robust_nc.data.hierarchy.tree import read_hierarchy
 from robust_nc.exceptions import InputError
-from robust_nc.geometry.hierarchical import output_measures, output_sums
+from robust_nc.geometry.severity import output_measures, output_sums
 from robust_nc.grid.conditions import Attacking, attack_images
 from robust_nc.grid.outputs import Outputs, output_rows
 from robust_nc.grid.tapbank import TapBank

@@ -22,8 +22,7 @@ from robust_nc.geometry.collapse import collapse
 from robust_nc.geometry.groups import Groups
 from robust_nc.geometry.moments import Moments, blocks
 from robust_nc.geometry.nearest import nearest_vertex
-from robust_nc.geometry.projection import Projection, by_gram, whitening
-from robust_nc.geometry.span import Span
+from robust_nc.geometry.projection import Projection, Span, by_gram, whitening
 from robust_nc.runtime.torch_state import keyed_normal
 from robust_nc.types import Features, Labels, Vertices
 

@@ -15,7 +15,7 @@ mu_G, Sigma_B = V S^2 V^T / K', so Tr(Sigma_W Sigma_B^+) = (K'/N) sum_i |S^-1 V^
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +28,48 @@ from robust_nc.geometry.groups import Groups
 from robust_nc.geometry.inputs import check_features
 from robust_nc.geometry.moments import Moments, Shifted
 from robust_nc.geometry.portable import Portable
-from robust_nc.geometry.span import Span
+
+_EPS = torch.finfo(torch.float64).eps
+
+
+class Span(NamedTuple):
+    """Q = `combine` C_w (r x D) is orthonormal, and `coordinates` = C_w Q^T (K' x r)."""
+
+    combine: Float64[Tensor, "r k"]
+    coordinates: Float64[Tensor, "k r"]
+
+    @classmethod
+    def of(cls, groups: Groups) -> "Span":
+        """Find Q in two passes over the pieces of C_w; r is at most K'-1."""
+        return cls.over(lambda: (piece for _, piece in groups.pieces(weighted=True)), groups.norms)
+
+    @classmethod
+    def over(cls, pieces: Callable[[], Iterator[Tensor]], like: Tensor) -> "Span":
+        """Find Q for centred rows whose columns come in pieces `(K', c)`; `like` is a `(K',)`."""
+        gram = like.new_zeros(2 * [len(like)])
+        for piece in pieces():
+            gram.addmm_(piece, piece.T)
+        values, left = torch.linalg.eigh(gram)
+        most = max(len(values) - 1, 0)
+        values, left = values.flip(0)[:most], left.flip(1)[:, :most]
+        large = values > values[:1].clamp_min(0) * len(left) * _EPS
+        combine = left[:, large].T / values[large, None].sqrt()
+        coordinates = torch.zeros_like(combine.T)
+        for piece in pieces():
+            coordinates.addmm_(piece, (combine @ piece).T)
+        inner = combine @ coordinates  # Q Q^T, the identity but for rounding
+        factor = torch.linalg.cholesky((inner + inner.T) / 2)
+        return cls(
+            torch.linalg.solve_triangular(factor, combine, upper=False),
+            torch.linalg.solve_triangular(factor, coordinates.T, upper=False).T,
+        )
+
+    def whitening(self) -> Float64[Tensor, "r k"]:
+        """Return A with A C_w = S^-1 V^T of the thin SVD C_w = U S V^T, by descending S."""
+        _, sizes, right = torch.linalg.svd(self.coordinates, full_matrices=False)
+        combined: Tensor = (right / sizes[:, None]) @ self.combine
+        return combined
+
 
 _EPS = torch.finfo(torch.float64).eps
 _GRAM_GROUPS, _GRAM_DIM = 100, 4096  # above both, the SVD costs too much time and memory

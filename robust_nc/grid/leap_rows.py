@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from robust_nc.geometry.classwise import leap_rates, vulnerability
-from robust_nc.geometry.layers import leap_layer, leap_layer_histogram
-from robust_nc.geometry.leaps import Leaps
+from robust_nc.geometry.leaps import Leaps, leap_layer, leap_layer_histogram
 from robust_nc.geometry.severity import mean_severity, return_rate, severity_null
 from robust_nc.grid.rows import Row, class_rows, valued
 

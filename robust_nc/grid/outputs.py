@@ -16,8 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robust_nc.geometry.hierarchical import OutputSums, output_measures, output_sums
-from robust_nc.geometry.severity import mean_severity
+from robust_nc.geometry.severity import OutputSums, mean_severity, output_measures, output_sums
 from robust_nc.grid.rows import Row, valued
 
 _AT_ONCE = 4096  # examples whose logits are ranked together
