@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from robust_nc.geometry.moments import Moments
     from robust_nc.models.build import build_model
     from robust_nc.models.classifier import Classifier
-    from robust_nc.profiling import Profile, profile
+    from robust_nc.profiling.profile_model import Profile, profile
     from robust_nc.record.schema import Record, read_record
     from robust_nc.report.comparing import compare
     from robust_nc.report.table import leaderboard
@@ -35,7 +35,7 @@ _HOMES = {
     "ModelConfig": "config",
     "Moments": "geometry.moments",
     "Outcome": "evaluation.evaluate_model",
-    "Profile": "profiling",
+    "Profile": "profiling.profile_model",
     "Record": "record.schema",
     "Request": "appraisal.appraise",
     "RunConfig": "config",
@@ -47,7 +47,7 @@ _HOMES = {
     "load_dataset": "data.load",
     "measure_collapse": "geometry.collapse",
     "measure_leaps": "geometry.leaps",
-    "profile": "profiling",
+    "profile": "profiling.profile_model",
     "read_record": "record.schema",
     "train": "training.run",
 }

@@ -12,7 +12,7 @@ from robust_nc.data.base import Split, first
 from robust_nc.evaluation.evaluate_model import Outcome
 from robust_nc.evaluation.log import end_of_log
 from robust_nc.geometry.dilation import MEASURES
-from robust_nc.profiling import sweep_rows
+from robust_nc.profiling.profile_model import sweep_rows
 from robust_nc.record import folder as store
 from robust_nc.record.schema import tidy, write_record, write_rows
 from robust_nc.recording import Kept, Made, keep_evidence, make_record

@@ -15,9 +15,9 @@ from robust_nc.data.base import Split
 from robust_nc.data.hierarchy.tree import Hierarchy, tree_of
 from robust_nc.data.load import dataset_info, read_split
 from robust_nc.exceptions import ConfigError
-from robust_nc.grid.conditions import BY_TREE
-from robust_nc.grid.corrupted import CorruptionSource, check_corrupted, corruption_source
-from robust_nc.grid.tapbank import chosen_taps
+from robust_nc.profiling.conditions import BY_TREE
+from robust_nc.profiling.corruption_rows import CorruptionSource, check_corrupted, corruption_source
+from robust_nc.profiling.feature_cache import chosen_taps
 from robust_nc.training.run import check_training
 
 

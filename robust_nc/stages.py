@@ -29,7 +29,7 @@ from robust_nc.evaluation.log import close_log, end_of_log
 from robust_nc.exceptions import CheckpointError, StoppedError
 from robust_nc.models.build import build_model
 from robust_nc.naming import training_id
-from robust_nc.profiling import profile_cell
+from robust_nc.profiling.profile_model import profile_cell
 from robust_nc.record import folder as store
 from robust_nc.runtime.executor import ALONE, Fleet
 from robust_nc.runtime.progress import Clock, Progress

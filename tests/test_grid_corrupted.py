@@ -17,18 +17,18 @@ from robust_nc.geometry.collapse import measure_collapse
 from robust_nc.geometry.leaps import measure_leaps
 from robust_nc.geometry.moments import Moments
 from robust_nc.geometry.nearest import nearest_vertex
-from robust_nc.grid.conditions import Attacking
-from robust_nc.grid.corrupted import (
+from robust_nc.models.taps import read_taps
+from robust_nc.profiling.conditions import Attacking
+from robust_nc.profiling.corruption_rows import (
     CorruptionSource,
     corrupted_rows,
     corruption_source,
     made_corruptions,
     stored_corruptions,
 )
-from robust_nc.grid.rows import Row
-from robust_nc.grid.subject import Examples, Reference, Subject
-from robust_nc.grid.tapbank import TapBank, chosen_taps
-from robust_nc.models.taps import read_taps
+from robust_nc.profiling.feature_cache import TapBank, chosen_taps
+from robust_nc.profiling.measurement import Examples, Reference, Subject
+from robust_nc.profiling.rows import Row
 from robust_nc.record import COLUMNS, tidy
 from robust_nc.threat import Ball
 

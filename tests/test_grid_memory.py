@@ -5,14 +5,14 @@ import sys
 
 import pytest
 
-from robust_nc.grid.meters import part_bytes
+from robust_nc.profiling.accumulators import part_bytes
 
 GROUPS, DIM, EXAMPLES = 256, 16_384, 512
 CODE = """
 import torch
 from robust_nc.benchmarks.races.memory import held_bytes, peak_bytes
 from robust_nc.geometry.moments import Moments
-from robust_nc.grid.meters import Batch, GroupPart, ReferencePart
+from robust_nc.profiling.accumulators import Batch, GroupPart, ReferencePart
 
 torch.set_num_threads(1)
 labels = torch.arange({examples}) % {groups}

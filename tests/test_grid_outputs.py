@@ -13,11 +13,11 @@ from robust_nc.data.base import Split
 from robust_nc.data.hierarchy.tree import read_hierarchy
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.severity import output_measures, output_sums
-from robust_nc.grid.conditions import Attacking, attack_images
-from robust_nc.grid.outputs import Outputs, output_rows
-from robust_nc.grid.tapbank import TapBank
 from robust_nc.models.classifier import Classifier
 from robust_nc.profiling import Profile, profile
+from robust_nc.profiling.conditions import Attacking, attack_images
+from robust_nc.profiling.feature_cache import TapBank
+from robust_nc.profiling.output_rows import Outputs, output_rows
 from robust_nc.runtime import stream_key
 from robust_nc.threat import Ball
 
@@ -134,7 +134,7 @@ class TestRows:
         logits = torch.randn(30, 10, generator=torch.Generator().manual_seed(0))
         labels = torch.arange(30) % 10
         whole = output_rows(Outputs(logits), labels, DISTANCES)
-        monkeypatch.setattr("robust_nc.grid.outputs._AT_ONCE", 7)
+        monkeypatch.setattr("robust_nc.profiling.output_rows._AT_ONCE", 7)
         for one, other in zip(whole, output_rows(Outputs(logits), labels, DISTANCES), strict=True):
             assert one == other | {"value": one["value"] and pytest.approx(one["value"])}
 

@@ -15,11 +15,11 @@ from robust_nc.data.noise import Symmetric
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.dilation import MEASURES, measure_memorization
 from robust_nc.geometry.leaps import measure_leaps
-from robust_nc.grid import made
-from robust_nc.grid.conditions import Attacking
-from robust_nc.grid.leap_rows import Context, Given, leap_rows
-from robust_nc.grid.subject import Examples, Subject, drawn
 from robust_nc.models.classifier import Classifier
+from robust_nc.profiling import make_conditions as made
+from robust_nc.profiling.conditions import Attacking
+from robust_nc.profiling.leap_rows import Context, Given, leap_rows
+from robust_nc.profiling.measurement import Examples, Subject, drawn
 from robust_nc.runtime import untouched
 from robust_nc.threat import Ball
 from robust_nc.training.loop import Trainer

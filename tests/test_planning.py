@@ -25,7 +25,7 @@ from robust_nc.planning.survival import Survival, measured, read_records
 from robust_nc.planning.timing import Bench
 from robust_nc.planning.training import training_pieces
 from robust_nc.planning.work import Passes, total
-from robust_nc.profiling import profile_cell
+from robust_nc.profiling.profile_model import profile_cell
 from robust_nc.suite import Suite, read_suite
 from robust_nc.training import run
 from robust_nc.training.run import training_data

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 import robust_nc
 from robust_nc.config import MeasureConfig
 from robust_nc.exceptions import InputError, UnknownNameError
-from robust_nc.grid import side
-from robust_nc.grid.conditions import TARGETS, Aim
 from robust_nc.profiling import Profile, profile
+from robust_nc.profiling import split_rows as side
+from robust_nc.profiling.conditions import TARGETS, Aim
 from robust_nc.record import COLUMNS
 from robust_nc.registry import METRICS
 from robust_nc.threat import Ball

@@ -23,17 +23,17 @@ from robust_nc.geometry.nearest import NearestMeter
 from robust_nc.geometry.portable import moved
 from robust_nc.geometry.projection import Projection
 from robust_nc.geometry.scatter import EXAMPLES_PER_DIM, TotalScatter
-from robust_nc.grid import tapbank
-from robust_nc.grid.conditions import TARGETS, Attacking
-from robust_nc.grid.corrupted import CorruptionSource, corrupted_rows
-from robust_nc.grid.crew import Crew, Sent, Shard, slices
-from robust_nc.grid.made import attack_shard, conditions
-from robust_nc.grid.meters import Batch, Exact, Grouping, GroupPart, Part, ReferencePart
-from robust_nc.grid.side import Side, clean_bank
-from robust_nc.grid.subject import Examples, Subject
 from robust_nc.models.classifier import Classifier
 from robust_nc.models.taps import read_taps
+from robust_nc.profiling import feature_cache as tapbank
 from robust_nc.profiling import profile
+from robust_nc.profiling.accumulators import Batch, Exact, Grouping, GroupPart, Part, ReferencePart
+from robust_nc.profiling.conditions import TARGETS, Attacking
+from robust_nc.profiling.corruption_rows import CorruptionSource, corrupted_rows
+from robust_nc.profiling.make_conditions import attack_shard, conditions
+from robust_nc.profiling.measurement import Examples, Subject
+from robust_nc.profiling.shards import Crew, Sent, Shard, slices
+from robust_nc.profiling.split_rows import Side, clean_bank
 from robust_nc.record import tidy
 from robust_nc.runtime import stopping
 from robust_nc.runtime.executor import ALONE, Fleet

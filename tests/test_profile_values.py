@@ -12,9 +12,9 @@ from robust_nc.attacks.noise import matched_noise
 from robust_nc.config import MeasureConfig
 from robust_nc.data.base import Split
 from robust_nc.geometry.alignment import measure_alignment
-from robust_nc.grid.conditions import Attacking, attack_images
 from robust_nc.models.classifier import Classifier
 from robust_nc.profiling import Profile, profile
+from robust_nc.profiling.conditions import Attacking, attack_images
 from robust_nc.runtime import stream_key, untouched
 from robust_nc.statistics.intervals import wilson
 from robust_nc.threat import Ball

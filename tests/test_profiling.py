@@ -20,12 +20,12 @@ from robust_nc.evaluation import evaluate
 from robust_nc.exceptions import InputError, UnknownNameError
 from robust_nc.geometry.collapse import measure_collapse
 from robust_nc.geometry.leaps import measure_leaps
-from robust_nc.grid import side
-from robust_nc.grid.conditions import NOISES, Attacking, attack_images, noisy_images
-from robust_nc.grid.leap_rows import LANDING_BINS
-from robust_nc.grid.tapbank import TapBank
 from robust_nc.models.classifier import Classifier
-from robust_nc.profiling import profile_cell, sweep_rows
+from robust_nc.profiling import split_rows as side
+from robust_nc.profiling.conditions import NOISES, Attacking, attack_images, noisy_images
+from robust_nc.profiling.feature_cache import TapBank
+from robust_nc.profiling.leap_rows import LANDING_BINS
+from robust_nc.profiling.profile_model import profile_cell, sweep_rows
 from robust_nc.record import COLUMNS, tidy
 from robust_nc.registry import CONTROLS
 from robust_nc.runtime import stream_key

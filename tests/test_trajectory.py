@@ -18,7 +18,7 @@ from robust_nc.attacks.pgd import PGD
 from robust_nc.attacks.trajectory import trajectory
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.geometry.barycentric import Hull, barycentric, edge_position, polygon, residual
-from robust_nc.grid.trajectory import Row, trajectory_rows
+from robust_nc.profiling.trajectory_rows import Row, trajectory_rows
 from robust_nc.record import COLUMNS
 from robust_nc.registry import CONTROLS
 from robust_nc.threat import Ball

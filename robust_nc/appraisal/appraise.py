@@ -26,10 +26,10 @@ from robust_nc.data.load import to_unit
 from robust_nc.evaluation.evaluate_model import Outcome, evaluate
 from robust_nc.evaluation.scoring import Guarded, checked_logits
 from robust_nc.exceptions import ConfigError, InputError, RecordError
-from robust_nc.grid.tapbank import chosen_taps
 from robust_nc.io.digests import state_digest
 from robust_nc.io.files import alone, remove_file, remove_unfinished
 from robust_nc.plugins import find_attack, find_protocol
+from robust_nc.profiling.feature_cache import chosen_taps
 from robust_nc.record.folder import evidence_path, verdict_log
 from robust_nc.record.schema import Card, Stored, read_record, write_record, write_rows
 from robust_nc.recording import keep_evidence

@@ -20,9 +20,9 @@ from robust_nc.data.base import Split, first
 from robust_nc.data.hierarchy.tree import tree_of
 from robust_nc.data.load import to_unit
 from robust_nc.exceptions import InputError
-from robust_nc.grid.tapbank import chosen_taps
 from robust_nc.models.taps import read_taps
-from robust_nc.profiling import profile
+from robust_nc.profiling.feature_cache import chosen_taps
+from robust_nc.profiling.profile_model import profile
 from robust_nc.runtime.torch_state import device_of, full_precision, untouched
 from robust_nc.training.validation import spread
 

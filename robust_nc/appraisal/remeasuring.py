@@ -17,7 +17,7 @@ from robust_nc.config import MeasureConfig
 from robust_nc.data.base import Split
 from robust_nc.data.load import read_split, to_unit
 from robust_nc.evidence.originals import Examples
-from robust_nc.profiling import profile
+from robust_nc.profiling.profile_model import profile
 from robust_nc.record.schema import Record
 from robust_nc.runtime.torch_state import stream_key
 from robust_nc.statistics.intervals import wilson

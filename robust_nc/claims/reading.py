@@ -32,9 +32,9 @@ from robust_nc.claims.deciding import Expect
 from robust_nc.claims.inputs import taps, whole
 from robust_nc.config import Component, Part, RunConfig, configuration, plain, read
 from robust_nc.exceptions import ConfigError, InputError, unknown_name
-from robust_nc.grid.tapbank import chosen_taps
 from robust_nc.io.files import canonical_json, digest
 from robust_nc.models.build import build_model
+from robust_nc.profiling.feature_cache import chosen_taps
 from robust_nc.report.gather import part_label
 from robust_nc.suite import CLAIMS, Cell, Suite, read_suite
 

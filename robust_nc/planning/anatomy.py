@@ -18,12 +18,12 @@ from robust_nc.data.alter import alter
 from robust_nc.data.base import DatasetInfo, numbered
 from robust_nc.data.batches import hold_out
 from robust_nc.data.load import dataset_info
-from robust_nc.grid.tapbank import chosen_taps
 from robust_nc.io.files import digest
 from robust_nc.models.build import build_model
 from robust_nc.models.classifier import Classifier
 from robust_nc.naming import identifying
 from robust_nc.planning.work import model_key
+from robust_nc.profiling.feature_cache import chosen_taps
 from robust_nc.runtime.torch_state import untouched
 from robust_nc.training.run import resolve_model
 

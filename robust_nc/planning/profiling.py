@@ -13,16 +13,16 @@ import math
 from robust_nc.config import plain
 from robust_nc.data.corruption_names import chosen_corruptions
 from robust_nc.data.hierarchy.tree import tree_of
-from robust_nc.grid.conditions import NOISES, SEVEREST
-from robust_nc.grid.meters import part_bytes
-from robust_nc.grid.rounds import BUDGET as ROUND_BYTES
-from robust_nc.grid.tapbank import BUDGET as BANK_BYTES
 from robust_nc.io.files import digest
 from robust_nc.planning.anatomy import Site
 from robust_nc.planning.judging import verdict_pieces
 from robust_nc.planning.survival import Survival
 from robust_nc.planning.work import Passes, Piece, Probe
-from robust_nc.profiling import CALIBRATION
+from robust_nc.profiling.accumulators import part_bytes
+from robust_nc.profiling.conditions import NOISES, SEVEREST
+from robust_nc.profiling.feature_cache import BUDGET as BANK_BYTES
+from robust_nc.profiling.profile_model import CALIBRATION
+from robust_nc.profiling.two_passes import BUDGET as ROUND_BYTES
 
 _PARTS = 5  # of a tap under one condition, about: groupings, and what is against the clean vertices
 _SEVEREST = 3  # targets that the severest attack tries at each distance

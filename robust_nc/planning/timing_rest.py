@@ -23,15 +23,15 @@ from robust_nc.config import Component, MeasureConfig, build
 from robust_nc.data.base import numbered
 from robust_nc.data.corruptions import corrupt_images
 from robust_nc.evaluation.evaluate_model import Outcome
-from robust_nc.grid.agop import agop_rows
-from robust_nc.grid.conditions import BY_TREE
 from robust_nc.models.classifier import Classifier
 from robust_nc.models.taps import Tapped
 from robust_nc.planning.anatomy import Anatomist, Site
 from robust_nc.planning.speeds import Rate
 from robust_nc.planning.stopwatch import Stopwatch, Work, line
 from robust_nc.planning.work import Probe
-from robust_nc.profiling import Profile, profile
+from robust_nc.profiling.agop_rows import agop_rows
+from robust_nc.profiling.conditions import BY_TREE
+from robust_nc.profiling.profile_model import Profile, profile
 from robust_nc.record.schema import write_rows
 from robust_nc.recording import keep_evidence
 from robust_nc.registry import ATTACKS

@@ -24,11 +24,11 @@ from robust_nc.data.corruption_names import chosen_corruptions, mean_corruption_
 from robust_nc.data.corruptions import DISTRIBUTION, corrupt_images, corruption_library
 from robust_nc.data.load import data_root, to_unit
 from robust_nc.exceptions import DataError
-from robust_nc.grid.cheap import cheap_measures
-from robust_nc.grid.crew import Crew, Sent, Shard
-from robust_nc.grid.rows import Row
-from robust_nc.grid.side import Made
-from robust_nc.grid.subject import Condition, Examples, Reference, Subject
+from robust_nc.profiling.measurement import Condition, Examples, Reference, Subject
+from robust_nc.profiling.one_pass import cheap_measures
+from robust_nc.profiling.rows import Row
+from robust_nc.profiling.shards import Crew, Sent, Shard
+from robust_nc.profiling.split_rows import Made
 from robust_nc.runtime import stopping
 from robust_nc.runtime.executor import Report
 

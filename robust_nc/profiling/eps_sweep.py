@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 
 from robust_nc.geometry.radius import collapse_radius
-from robust_nc.grid.cheap import cheap_measures
-from robust_nc.grid.crew import Crew
-from robust_nc.grid.made import sweep_shard
-from robust_nc.grid.rows import CLEAN, SWEEP, Row
-from robust_nc.grid.side import Made
-from robust_nc.grid.subject import Condition, Examples, Reference, Subject
+from robust_nc.profiling.make_conditions import sweep_shard
+from robust_nc.profiling.measurement import Condition, Examples, Reference, Subject
+from robust_nc.profiling.one_pass import cheap_measures
+from robust_nc.profiling.rows import CLEAN, SWEEP, Row
+from robust_nc.profiling.shards import Crew
+from robust_nc.profiling.split_rows import Made
 from robust_nc.runtime import stopping
 from robust_nc.runtime.executor import Report
 from robust_nc.statistics.intervals import wilson

@@ -15,14 +15,22 @@ from robust_nc.geometry.leaps import Leaps
 from robust_nc.geometry.moments import Moments
 from robust_nc.geometry.portable import moved
 from robust_nc.geometry.projection import Projection
-from robust_nc.grid.crew import Crew, Sent, Shard, at_work
-from robust_nc.grid.leap_rows import Context, Given, layer_rows, leap_rows
-from robust_nc.grid.meters import GroupPart, Part, ReferencePart, part_bytes
-from robust_nc.grid.outputs import Outputs, output_rows
-from robust_nc.grid.rounds import Asked, Inputs, Job, Plan, first_sweep, rounds, second_sweep
-from robust_nc.grid.rows import CLEAN, Row, class_rows
-from robust_nc.grid.subject import Condition, Examples, Reference, Subject
-from robust_nc.grid.tapbank import TapBank
+from robust_nc.profiling.accumulators import GroupPart, Part, ReferencePart, part_bytes
+from robust_nc.profiling.feature_cache import TapBank
+from robust_nc.profiling.leap_rows import Context, Given, layer_rows, leap_rows
+from robust_nc.profiling.measurement import Condition, Examples, Reference, Subject
+from robust_nc.profiling.output_rows import Outputs, output_rows
+from robust_nc.profiling.rows import CLEAN, Row, class_rows
+from robust_nc.profiling.shards import Crew, Sent, Shard, at_work
+from robust_nc.profiling.two_passes import (
+    Asked,
+    Inputs,
+    Job,
+    Plan,
+    first_sweep,
+    rounds,
+    second_sweep,
+)
 from robust_nc.runtime.executor import Report
 from robust_nc.runtime.torch_state import device_of
 

@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from robust_nc.checks import check_images
 from robust_nc.evaluation.evaluate_model import Outcome
 from robust_nc.exceptions import InputError, unknown_name
-from robust_nc.grid.crew import Crew, Sent, at_work
-from robust_nc.grid.rows import Row
-from robust_nc.grid.tap_verdicts import TRANSFER, TapVerdict, Trial, attack_tap, verdict_at
 from robust_nc.models.nearest_vertex import nearest_vertex_classifier
 from robust_nc.models.taps import module_taps, read_taps
+from robust_nc.profiling.rows import Row
+from robust_nc.profiling.shards import Crew, Sent, at_work
+from robust_nc.profiling.tap_verdict import TRANSFER, TapVerdict, Trial, attack_tap, verdict_at
 from robust_nc.runtime import stopping
 from robust_nc.runtime.executor import Report, silent
 from robust_nc.runtime.progress import Progress

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.barycentric import Hull, polygon
-from robust_nc.grid.rows import Row
 from robust_nc.models.taps import read_taps
+from robust_nc.profiling.rows import Row
 from robust_nc.registry import CONTROLS
 from robust_nc.runtime.torch_state import device_of, untouched
 from robust_nc.threat import Ball

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from robust_nc.geometry.severity import OutputSums, mean_severity, output_measures, output_sums
-from robust_nc.grid.rows import Row, valued
+from robust_nc.profiling.rows import Row, valued
 
 _AT_ONCE = 4096  # examples whose logits are ranked together
 

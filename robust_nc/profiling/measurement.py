@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from robust_nc.config import MeasureConfig
 from robust_nc.geometry.moments import Moments
-from robust_nc.grid.conditions import Attacking
-from robust_nc.grid.meters import Head
-from robust_nc.grid.tapbank import all_taps
 from robust_nc.models.classifier import Classifier
+from robust_nc.profiling.accumulators import Head
+from robust_nc.profiling.conditions import Attacking
+from robust_nc.profiling.feature_cache import all_taps
 from robust_nc.runtime.torch_state import generator, stream_key
 from robust_nc.threat import Ball
 

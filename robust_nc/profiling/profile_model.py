@@ -26,17 +26,17 @@ from robust_nc.data.load import to_unit
 from robust_nc.evaluation.evaluate_model import evaluate
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.severity import check_distances
-from robust_nc.grid.conditions import Attacking
-from robust_nc.grid.corrupted import CorruptionSource, corrupted_rows
-from robust_nc.grid.crew import Crew, Sent, at_work
-from robust_nc.grid.extras import extra_rows
-from robust_nc.grid.made import check_settings, conditions, stated
-from robust_nc.grid.radii import radius_rows
-from robust_nc.grid.rows import Row
-from robust_nc.grid.side import Side
-from robust_nc.grid.subject import Examples, Reference, Subject, drawn
-from robust_nc.grid.tapbank import chosen_taps
 from robust_nc.models.classifier import Classifier
+from robust_nc.profiling.conditions import Attacking
+from robust_nc.profiling.corruption_rows import CorruptionSource, corrupted_rows
+from robust_nc.profiling.eps_sweep import radius_rows
+from robust_nc.profiling.feature_cache import chosen_taps
+from robust_nc.profiling.make_conditions import check_settings, conditions, stated
+from robust_nc.profiling.measurement import Examples, Reference, Subject, drawn
+from robust_nc.profiling.optional_rows import extra_rows
+from robust_nc.profiling.rows import Row
+from robust_nc.profiling.shards import Crew, Sent, at_work
+from robust_nc.profiling.split_rows import Side
 from robust_nc.record.schema import tidy
 from robust_nc.registry import CONTROLS
 from robust_nc.runtime.executor import ALONE, Fleet, Report, silent

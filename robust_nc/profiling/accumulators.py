@@ -33,7 +33,7 @@ from robust_nc.geometry.nulls import isotropic_null, joint_counts, leap_null
 from robust_nc.geometry.portable import Portable
 from robust_nc.geometry.projection import Projection
 from robust_nc.geometry.scatter import MAX_DIM, TotalScatter
-from robust_nc.grid.rows import Row, class_rows, valued
+from robust_nc.profiling.rows import Row, class_rows, valued
 from robust_nc.registry import METRICS
 
 _FLOAT = 8

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.severity import farthest_classes
-from robust_nc.grid.conditions import (
+from robust_nc.plugins import find_protocol
+from robust_nc.profiling.conditions import (
     BY_FEATURES,
     BY_TREE,
     NOISES,
@@ -23,11 +24,10 @@ from robust_nc.grid.conditions import (
     attack_images,
     noisy_images,
 )
-from robust_nc.grid.crew import Crew, Sent, Shard, at_work
-from robust_nc.grid.rows import ATTACKED, CLEAN
-from robust_nc.grid.side import Made, clean_bank
-from robust_nc.grid.subject import Condition, Examples, Reference, Subject
-from robust_nc.plugins import find_protocol
+from robust_nc.profiling.measurement import Condition, Examples, Reference, Subject
+from robust_nc.profiling.rows import ATTACKED, CLEAN
+from robust_nc.profiling.shards import Crew, Sent, Shard, at_work
+from robust_nc.profiling.split_rows import Made, clean_bank
 from robust_nc.runtime import stopping
 from robust_nc.runtime.executor import Report
 from robust_nc.runtime.torch_state import device_of, stream_key

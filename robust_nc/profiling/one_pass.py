@@ -8,12 +8,12 @@ from robust_nc.geometry.leaps import LeapMeter
 from robust_nc.geometry.moments import Moments
 from robust_nc.geometry.nearest import nearest_vertex
 from robust_nc.geometry.portable import moved
-from robust_nc.grid.crew import Crew, Sent, Shard, at_work
-from robust_nc.grid.meters import part_bytes
-from robust_nc.grid.rounds import rounds, twins
-from robust_nc.grid.rows import CLEAN, Row
-from robust_nc.grid.side import Made, clean_bank
-from robust_nc.grid.subject import Condition, Examples, Reference, Subject
+from robust_nc.profiling.accumulators import part_bytes
+from robust_nc.profiling.measurement import Condition, Examples, Reference, Subject
+from robust_nc.profiling.rows import CLEAN, Row
+from robust_nc.profiling.shards import Crew, Sent, Shard, at_work
+from robust_nc.profiling.split_rows import Made, clean_bank
+from robust_nc.profiling.two_passes import rounds, twins
 from robust_nc.runtime.executor import Report
 from robust_nc.runtime.torch_state import device_of
 

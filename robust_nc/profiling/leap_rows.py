@@ -8,7 +8,7 @@ from torch import Tensor
 from robust_nc.geometry.classwise import leap_rates, vulnerability
 from robust_nc.geometry.leaps import Leaps, leap_layer, leap_layer_histogram
 from robust_nc.geometry.severity import mean_severity, return_rate, severity_null
-from robust_nc.grid.rows import Row, class_rows, valued
+from robust_nc.profiling.rows import Row, class_rows, valued
 
 DENSE_CLASSES = 20  # leap matrices of more classes leave out their zeros
 LANDING_BINS, LANDING_RANGE = 40, (-0.5, 1.5)

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from robust_nc.config import MeasureConfig
-from robust_nc.grid.subject import Examples, Subject
-from robust_nc.grid.tapbank import TapBank
+from robust_nc.profiling.feature_cache import TapBank
+from robust_nc.profiling.measurement import Examples, Subject
 from robust_nc.runtime.executor import ALONE, Fleet, Report, cut, silent, within
 from robust_nc.runtime.torch_state import default_device, device_of, full_precision, untouched
 

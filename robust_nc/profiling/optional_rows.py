@@ -4,15 +4,15 @@ from functools import partial
 
 from torch import nn
 
-from robust_nc.grid.adaptive import judge_network, verdict_rows
-from robust_nc.grid.agop import agop_rows
-from robust_nc.grid.crew import Crew, Sent, at_work
-from robust_nc.grid.made import attack, stated
-from robust_nc.grid.rows import ATTACKED, CLEAN, Row
-from robust_nc.grid.subject import Examples, Reference, Subject
-from robust_nc.grid.tap_verdicts import Trial
-from robust_nc.grid.trajectory import trajectory_rows
 from robust_nc.models.taps import module_taps
+from robust_nc.profiling.agop_rows import agop_rows
+from robust_nc.profiling.make_conditions import attack, stated
+from robust_nc.profiling.measurement import Examples, Reference, Subject
+from robust_nc.profiling.rows import ATTACKED, CLEAN, Row
+from robust_nc.profiling.shards import Crew, Sent, at_work
+from robust_nc.profiling.tap_attacks import judge_network, verdict_rows
+from robust_nc.profiling.tap_verdict import Trial
+from robust_nc.profiling.trajectory_rows import trajectory_rows
 from robust_nc.runtime import stopping
 from robust_nc.runtime.executor import Report
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from robust_nc.geometry.moments import Moments
 from robust_nc.geometry.projection import Projection
-from robust_nc.grid.meters import Batch, Exact, Grouping, GroupPart, Part, ReferencePart
-from robust_nc.grid.rows import CLEAN
-from robust_nc.grid.subject import Reference
-from robust_nc.grid.tapbank import TapBank, TapBatch
+from robust_nc.profiling.accumulators import Batch, Exact, Grouping, GroupPart, Part, ReferencePart
+from robust_nc.profiling.feature_cache import TapBank, TapBatch
+from robust_nc.profiling.measurement import Reference
+from robust_nc.profiling.rows import CLEAN
 
 BUDGET = 2**31  # bytes of sums held at a time; a part that needs more has a round of its own
 

@@ -1,1 +1,0 @@
-"""The grid of measures of one model: conditions, taps, groupings, splits, as rows."""
