@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from robust_nc.appraisal.reference import Opened, open_model
+from robust_nc.zoo.reference import Opened, open_model
 
 SHAPE = (1, 8, 8)
 CODE = '''

@@ -13,12 +13,12 @@ import torch
 from helpers_reference import SHAPE, hub_folder, net_state, opened, write_code
 from torch import nn
 
-from robust_nc.appraisal import guard
-from robust_nc.appraisal.reference import FORMS, name_of, open_model
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.io.digests import state_digests
 from robust_nc.io.untrusted import file_name
 from robust_nc.record.folder import NOT_RECORDS
+from robust_nc.zoo import guard
+from robust_nc.zoo.reference import FORMS, name_of, open_model
 
 
 @pytest.fixture

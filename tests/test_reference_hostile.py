@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from robust_nc.exceptions import CheckpointError, ConfigError, RecordError, RobustNCError
-from robust_nc.models import weight_files
-from robust_nc.models.weight_files import fill, read_safetensors, read_weights
+from robust_nc.zoo import weight_files
+from robust_nc.zoo.weight_files import fill, read_safetensors, read_weights
 
 
 class Bomb:

@@ -16,10 +16,10 @@ from torch import nn
 
 from robust_nc.config import ModelConfig, plain, read
 from robust_nc.exceptions import CheckpointError, ConfigError, UnknownNameError
-from robust_nc.models import zoo
 from robust_nc.models.build import build_model
 from robust_nc.record import File, Record, Weights, read_record, write_record
 from robust_nc.training.checkpoint import read_manifest
+from robust_nc.zoo import robustbench as zoo
 
 
 @pytest.fixture

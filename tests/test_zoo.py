@@ -10,8 +10,8 @@ from torch import nn
 
 from robust_nc.exceptions import CheckpointError, ConfigError, UnknownNameError
 from robust_nc.io.files import sha256_of
-from robust_nc.models import zoo
-from robust_nc.models.zoo import load_model, read_reference
+from robust_nc.zoo import robustbench as zoo
+from robust_nc.zoo.robustbench import load_model, read_reference
 
 
 class Data(Enum):

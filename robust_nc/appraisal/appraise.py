@@ -19,7 +19,6 @@ from robust_nc.appraisal.datasets import Given, gather
 from robust_nc.appraisal.measuring import check_layers, measure_layers, measure_settings
 from robust_nc.appraisal.present import check_folder, finished, with_card
 from robust_nc.appraisal.recorded import Appraised, make_appraisal, outcome_rows
-from robust_nc.appraisal.reference import Opened, open_model
 from robust_nc.appraisal.settings import Appraisal, Judged, JudgedData, appraisal_id
 from robust_nc.config import Component, EvaluationConfig, ThreatConfig
 from robust_nc.data.load import to_unit
@@ -37,6 +36,7 @@ from robust_nc.runtime.progress import Clock, Progress
 from robust_nc.runtime.torch_state import default_device, device_of, full_precision, untouched
 from robust_nc.threat import Ball
 from robust_nc.types import Warned
+from robust_nc.zoo.reference import Opened, open_model
 
 PLACE = Path("out") / "evaluate"
 

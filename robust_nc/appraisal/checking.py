@@ -13,7 +13,6 @@ from torch import nn
 
 from robust_nc.appraisal.auditing import Audit, audit
 from robust_nc.appraisal.consistency import found_in_flags, inconsistencies, settings_of
-from robust_nc.appraisal.reference import open_model
 from robust_nc.appraisal.remeasuring import CLAIM, Remeasured, remeasure
 from robust_nc.appraisal.settings import Appraisal
 from robust_nc.evidence.challenging import challenge_findings
@@ -26,6 +25,7 @@ from robust_nc.record.schema import Record, Stored
 from robust_nc.record.standing import PROVEN, SCHEMA_OK, Receipt
 from robust_nc.runtime.environment import hardware, versions
 from robust_nc.runtime.torch_state import default_device
+from robust_nc.zoo.reference import open_model
 
 Tell = Callable[[str], None]
 Show = Callable[[str, float, str], None]

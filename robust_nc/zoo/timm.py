@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from robust_nc.appraisal.guard import Tell
 from robust_nc.exceptions import CheckpointError, ConfigError
 from robust_nc.models.classifier import Normalise
 from robust_nc.models.timm_backbone import create_network
-from robust_nc.models.weight_files import fill, read_weights
+from robust_nc.zoo.guard import Tell
+from robust_nc.zoo.weight_files import fill, read_weights
 
 
 def from_timm(

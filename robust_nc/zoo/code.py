@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from robust_nc.appraisal.guard import Tell, strangers_code
 from robust_nc.exceptions import ConfigError
 from robust_nc.plugins import Code, findable, lacks, load_code
+from robust_nc.zoo.guard import Tell, strangers_code
 
 _VALID = "a module that can be imported here, or path/to/file.py"
 

@@ -19,15 +19,15 @@ from typing import Any
 
 from torch import nn
 
-from robust_nc.appraisal.guard import Tell, to_stderr
-from robust_nc.appraisal.own_checkpoint import Found, facts_of
-from robust_nc.appraisal.own_code import from_code
 from robust_nc.config import Component, ModelConfig, configuration, read
 from robust_nc.exceptions import CheckpointError, ConfigError, RecordError, RobustNCError
 from robust_nc.io.untrusted import read_json
 from robust_nc.models.build import build_model
-from robust_nc.models.weight_files import check_size, fill, read_safetensors
 from robust_nc.plugins import Code, split_code, told
+from robust_nc.zoo.checkpoint import Found, facts_of
+from robust_nc.zoo.code import from_code
+from robust_nc.zoo.guard import Tell, to_stderr
+from robust_nc.zoo.weight_files import check_size, fill, read_safetensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 PATTERNS = (CONFIG, WEIGHTS)  # all that is ever fetched

@@ -16,9 +16,9 @@ from torch import nn
 from robust_nc.config import ModelConfig, read
 from robust_nc.exceptions import CheckpointError, ConfigError, RecordError
 from robust_nc.io.untrusted import file_name, read_json
-from robust_nc.models.weight_files import check_size
 from robust_nc.record.schema import File, Stored, read_record
 from robust_nc.training.run import load_classifier
+from robust_nc.zoo.weight_files import check_size
 
 Which = Literal["best", "last"]
 UNKNOWN = ""  # an objective that nobody named

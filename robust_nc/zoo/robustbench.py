@@ -22,8 +22,8 @@ from torch import nn
 
 from robust_nc.exceptions import CheckpointError, ConfigError, unknown_name
 from robust_nc.io.files import sha256_of
-from robust_nc.models.weight_files import fill, read_weights
 from robust_nc.runtime.third_party import imported
+from robust_nc.zoo.weight_files import fill, read_weights
 
 _ZOO = "robustbench"
 _PARTS = ("dataset", "threat_model", "weights")

@@ -13,18 +13,18 @@ from typing import NamedTuple, cast
 import torch
 from torch import nn
 
-from robust_nc.appraisal.guard import Tell, strangers_code
-from robust_nc.appraisal.hub_models import CONFIG, fetch, from_folder, looks_like_one
-from robust_nc.appraisal.own_checkpoint import Found, Which, from_checkpoint, from_record
-from robust_nc.appraisal.own_code import from_code
-from robust_nc.appraisal.timm_models import from_timm
 from robust_nc.evaluation.scoring import Guarded, checked_logits
 from robust_nc.exceptions import ConfigError, InputError, unknown_name
 from robust_nc.io.digests import state_digests
 from robust_nc.io.files import digest
-from robust_nc.models.zoo import load_model, read_parts
 from robust_nc.plugins import Code, split_code
 from robust_nc.record.folder import NOT_RECORDS
+from robust_nc.zoo.checkpoint import Found, Which, from_checkpoint, from_record
+from robust_nc.zoo.code import from_code
+from robust_nc.zoo.guard import Tell, strangers_code
+from robust_nc.zoo.hub import CONFIG, fetch, from_folder, looks_like_one
+from robust_nc.zoo.robustbench import load_model, read_parts
+from robust_nc.zoo.timm import from_timm
 
 ImageShape = tuple[int, int, int]
 

@@ -1,0 +1,1 @@
+"""Opening models of others: code, checkpoints, hubs; and guarding against what they do."""
