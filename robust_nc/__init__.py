@@ -10,7 +10,6 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from robust_nc.appraisal.appraise import Request, appraise
     from robust_nc.config import MeasureConfig, ModelConfig, RunConfig
     from robust_nc.data.load import load_dataset
     from robust_nc.evaluation.evaluate_model import Outcome, evaluate
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from robust_nc.geometry.moments import Moments
     from robust_nc.models.build import build_model
     from robust_nc.models.classifier import Classifier
+    from robust_nc.pipeline.appraise import Request, appraise
     from robust_nc.profiling.profile_model import Profile, profile
     from robust_nc.record.schema import Record, read_record
     from robust_nc.report.comparing import compare
@@ -37,9 +37,9 @@ _HOMES = {
     "Outcome": "evaluation.evaluate_model",
     "Profile": "profiling.profile_model",
     "Record": "record.schema",
-    "Request": "appraisal.appraise",
+    "Request": "pipeline.appraise",
     "RunConfig": "config",
-    "appraise": "appraisal.appraise",
+    "appraise": "pipeline.appraise",
     "build_model": "models.build",
     "compare": "report.comparing",
     "evaluate": "evaluation.evaluate_model",

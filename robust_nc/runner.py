@@ -13,7 +13,6 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from robust_nc.cell import CellEvent, CellResult, check_cell, run_cell
 from robust_nc.cluster.settings import ClusterSettings
 from robust_nc.data.load import dataset_info
 from robust_nc.exceptions import (
@@ -25,11 +24,12 @@ from robust_nc.exceptions import (
 from robust_nc.io.files import alone, remove_file, remove_tree, remove_unfinished
 from robust_nc.launch import Finished, OnRetry, Task, run_tasks, silent
 from robust_nc.naming import training_id
+from robust_nc.pipeline.cell import CellEvent, CellResult, check_cell, run_cell
+from robust_nc.pipeline.suite import Cell, Suite
 from robust_nc.ranks.fleet import Ranks
 from robust_nc.ranks.running import run_cells
 from robust_nc.record.folder import checkpoint_folder, record_path, remove_caches
 from robust_nc.record.schema import read_record
-from robust_nc.suite import Cell, Suite
 
 Overwrite = Literal["never", "always", "only-missing", "only-cache"]
 

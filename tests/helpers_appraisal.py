@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from robust_nc.appraisal.appraise import Appraisement, Request, appraise
 from robust_nc.data.load import load_dataset
+from robust_nc.pipeline.appraise import Appraisement, Request, appraise
 from robust_nc.threat import Ball
 
 CODE = '''

@@ -10,12 +10,13 @@ import torch
 from helpers_report import config, record_of, write_cell
 from torch import Tensor
 
-from robust_nc.appraisal.settings import Appraisal, Judged, JudgedData, appraisal_id
 from robust_nc.config import Component, EvaluationConfig, ThreatConfig, plain
 from robust_nc.data.load import fingerprint, read_split, to_unit
 from robust_nc.evidence.contents import Evidence
 from robust_nc.evidence.file import write_evidence
 from robust_nc.io.digests import state_digest
+from robust_nc.pipeline.make_record import which_examples
+from robust_nc.pipeline.settings import Appraisal, Judged, JudgedData, appraisal_id
 from robust_nc.record import (
     Card,
     Passes,
@@ -33,7 +34,6 @@ from robust_nc.record import (
 )
 from robust_nc.record.seals import sealed
 from robust_nc.record.standing import challenge_path
-from robust_nc.recording import which_examples
 from robust_nc.statistics.intervals import wilson
 from robust_nc.threat import Ball
 

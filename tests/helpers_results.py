@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from robust_nc.appraisal.settings import SUITE as EVALUATED
-from robust_nc.appraisal.settings import Appraisal
 from robust_nc.config import RunConfig, read
 from robust_nc.exceptions import RobustNCError
 from robust_nc.io.files import digest, sha256_of
+from robust_nc.pipeline.settings import SUITE as EVALUATED
+from robust_nc.pipeline.settings import Appraisal
 from robust_nc.record import COLUMNS, Stored, read_record, unpack_flags
 from robust_nc.record.seals import broken_seals
 from robust_nc.record.standing import standing

@@ -8,9 +8,8 @@ from typing import Any
 
 from helpers_runner import tiny
 
-from robust_nc.cell import run_cell
-from robust_nc.record.folder import evidence_path, record_path, rows_path
-from robust_nc.stages import (
+from robust_nc.pipeline.cell import run_cell
+from robust_nc.pipeline.stages import (
     CellResult,
     Part,
     Stage,
@@ -20,7 +19,8 @@ from robust_nc.stages import (
     train_stage,
     verdict_parts,
 )
-from robust_nc.suite import Cell
+from robust_nc.pipeline.suite import Cell
+from robust_nc.record.folder import evidence_path, record_path, rows_path
 
 # After twenty epochs an attack breaks some images, and with this seed the best is not the last.
 BASE = """

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from robust_nc.appraisal.appraise import Request, appraise
 from robust_nc.config import MeasureConfig, plain
 from robust_nc.data.load import load_dataset
+from robust_nc.pipeline.appraise import Request, appraise
+from robust_nc.pipeline.make_record import score
 from robust_nc.record import Record, Stored, pack_flags, read_record, unpack_flags, write_rows
 from robust_nc.record.seals import sealed
-from robust_nc.recording import score
 from robust_nc.threat import Ball
 
 EXAMPLES = 120
@@ -82,7 +82,7 @@ def judged(folder: Path, *, protocol: str = "pgd", geometry: bool = False) -> tu
         geometry=geometry,
         batch_size=128,
     )
-    with mock.patch("robust_nc.appraisal.appraise.measure_settings", return_value=MEASURE):
+    with mock.patch("robust_nc.pipeline.appraise.measure_settings", return_value=MEASURE):
         found = appraise(request, tell=lambda text: None, report=lambda event: None)
     return found.stored, reference
 

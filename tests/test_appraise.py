@@ -10,10 +10,6 @@ import pytest
 from helpers_appraisal import judge, write_model
 from PIL import Image
 
-from robust_nc.appraisal.appraise import Appraisement, Event
-from robust_nc.appraisal.datasets import gather, named_dataset
-from robust_nc.appraisal.measuring import measure_settings
-from robust_nc.appraisal.settings import SUITE, Appraisal, appraisal_id
 from robust_nc.config import plain, read
 from robust_nc.data.base import first
 from robust_nc.data.load import fingerprint, load_dataset, read_split
@@ -26,6 +22,9 @@ from robust_nc.exceptions import (
     UnknownNameError,
 )
 from robust_nc.io.files import alone, sha256_of
+from robust_nc.pipeline.appraise import Appraisement, Event
+from robust_nc.pipeline.finished_model import measure_settings
+from robust_nc.pipeline.settings import SUITE, Appraisal, appraisal_id, gather, named_dataset
 from robust_nc.record import Card, Stored, read_record, unpack_flags
 from robust_nc.record.folder import evidence_path, read_all
 from robust_nc.record.seals import broken_seals

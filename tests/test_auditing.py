@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import hypergeom
 
-from robust_nc.appraisal import auditing
 from robust_nc.appraisal.auditing import Audit, audit, audit_protocol
 from robust_nc.appraisal.remeasuring import Remeasured
 from robust_nc.evidence.contents import TOLERANCE
@@ -25,6 +24,7 @@ from robust_nc.evidence.rejudging import look_again
 from robust_nc.evidence.verifying import evidence_path
 from robust_nc.exceptions import InputError
 from robust_nc.io.untrusted import read_json
+from robust_nc.pipeline import auditing
 from robust_nc.record import Stored, read_record, unpack_flags
 from robust_nc.record.standing import challenge_path, receipt_path
 from robust_nc.statistics.sampling import fewest_broken, most_broken

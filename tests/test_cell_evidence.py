@@ -8,15 +8,15 @@ import pytest
 from helpers_runner import tiny
 from safetensors.torch import load_file
 
-from robust_nc.cell import run_cell
 from robust_nc.config import plain
 from robust_nc.io.digests import state_digest, tensors_digest
 from robust_nc.io.files import sha256_of
+from robust_nc.pipeline.cell import run_cell
+from robust_nc.pipeline.make_record import summary
+from robust_nc.pipeline.suite import Suite
 from robust_nc.record import Stored, read_record, tidy, unpack_flags
 from robust_nc.record.folder import evidence_path, record_path
 from robust_nc.record.seals import broken_seals
-from robust_nc.recording import summary
-from robust_nc.suite import Suite
 
 GRID = """
 [grid]

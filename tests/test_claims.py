@@ -25,10 +25,10 @@ from robust_nc.claims.reading import Claims, holds_claims, read_claims
 from robust_nc.config import Component, component
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import digest, sha256_of
+from robust_nc.pipeline.suite import read_suite, suite_names
 from robust_nc.record import tidy, write_record, write_rows
 from robust_nc.record.folder import record_path, rows_path
 from robust_nc.statistics.significance import holm
-from robust_nc.suite import read_suite, suite_names
 
 VALUES = st.lists(st.floats(-5, 5), min_size=3, max_size=8).filter(lambda v: np.std(v) > 1e-3)
 

@@ -8,8 +8,8 @@ import pytest
 from helpers_runner import cli, start
 
 import robust_nc
+from robust_nc.pipeline.suite import suite_names
 from robust_nc.registry import DATASETS
-from robust_nc.suite import suite_names
 
 
 class TestHelp:

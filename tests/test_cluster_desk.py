@@ -11,7 +11,7 @@ from helpers_runner import wait_for
 from robust_nc.cluster.desk import Desk
 from robust_nc.cluster.mailbox import Letter, Reply
 from robust_nc.cluster.parcels import Parcel
-from robust_nc.stages import CellEvent
+from robust_nc.pipeline.stages import CellEvent
 
 pytestmark = pytest.mark.cluster
 

@@ -14,9 +14,9 @@ from robust_nc.claims.page import answers_page
 from robust_nc.claims.reading import read_claims
 from robust_nc.data.hierarchy.tree import read_hierarchy
 from robust_nc.io.files import sha256_of
+from robust_nc.pipeline.suite import read_suite
 from robust_nc.record.folder import read_all
 from robust_nc.registry import METRICS
-from robust_nc.suite import read_suite
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -9,11 +9,11 @@ from helpers_appraisal import write_model
 from helpers_runner import Ran, cli
 from rich.console import Console
 
-from robust_nc.appraisal.appraise import Event
-from robust_nc.appraisal.card import LONGEST, plain_text, read_card, safe_name
 from robust_nc.commands import evaluate as command
 from robust_nc.exceptions import ConfigError
 from robust_nc.io.untrusted import file_name
+from robust_nc.pipeline.appraise import Event
+from robust_nc.pipeline.card import LONGEST, plain_text, read_card, safe_name
 from robust_nc.record import Stored, read_record
 from robust_nc.report import site
 

@@ -20,13 +20,13 @@ import torch
 from helpers_runner import Ran, cli, records, tiny, write_suite
 from helpers_training import small_model
 
-from robust_nc.cell import run_cell
 from robust_nc.evaluation import evaluate
 from robust_nc.exceptions import RobustNCError, StorageError
 from robust_nc.naming import training_id
+from robust_nc.pipeline.cell import run_cell
+from robust_nc.pipeline.suite import read_suite
 from robust_nc.record import Stored
 from robust_nc.record.folder import checkpoint_folder
-from robust_nc.suite import read_suite
 from robust_nc.threat import Ball
 from robust_nc.training.progress import append_log, read_log
 from robust_nc.training.run import train_cell

@@ -19,7 +19,7 @@ from helpers_disk import Disk, one_process, using
 from helpers_faults import Left, assert_same, assert_tidy, left_by
 from helpers_runner import cli, write_suite
 
-from robust_nc import recording
+from robust_nc.pipeline import make_record as recording
 from robust_nc.record import read_record, write_record
 from robust_nc.report.index import ask
 

@@ -7,8 +7,8 @@ import pytest
 from helpers_runner import Ran, cli
 
 from robust_nc.data.hierarchy.tree import embedded, read_hierarchy
+from robust_nc.pipeline.suite import read_suite
 from robust_nc.record.folder import read_all
-from robust_nc.suite import read_suite
 from robust_nc.training.run import load_classifier
 
 SMALL = """

@@ -19,9 +19,9 @@ import pytest
 from robust_nc.config import plain
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import sha256_of, write_text
+from robust_nc.pipeline.make_record import _SUMMARY
 from robust_nc.record import Stored, read_record, tidy, write_record, write_rows
 from robust_nc.record.standing import Challenge, challenge_path
-from robust_nc.recording import _SUMMARY
 from robust_nc.report import index, indexing
 from robust_nc.report.index import ask, board_frame
 from robust_nc.report.indexing import MEASURES, RECORDS

@@ -13,6 +13,7 @@ from robust_nc.config import RunConfig, read
 from robust_nc.data.load import to_unit
 from robust_nc.evaluation import evaluate
 from robust_nc.exceptions import ConfigError
+from robust_nc.pipeline.suite import Suite, read_suite
 from robust_nc.planning.anatomy import Anatomist
 from robust_nc.planning.cells import expected
 from robust_nc.planning.counting import Counter, counted, objective_passes
@@ -26,7 +27,6 @@ from robust_nc.planning.timing import Bench
 from robust_nc.planning.training import training_pieces
 from robust_nc.planning.work import Passes, total
 from robust_nc.profiling.profile_model import profile_cell
-from robust_nc.suite import Suite, read_suite
 from robust_nc.training import run
 from robust_nc.training.run import training_data
 

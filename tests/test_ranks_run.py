@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from helpers_runner import TINY
 
-from robust_nc.cell import run_cell
 from robust_nc.naming import training_id
+from robust_nc.pipeline.cell import run_cell
+from robust_nc.pipeline.stages import train_stage
+from robust_nc.pipeline.suite import Cell, read_suite
 from robust_nc.record import Stored, read_record
 from robust_nc.record.folder import checkpoint_folder, record_path
-from robust_nc.stages import train_stage
-from robust_nc.suite import Cell, read_suite
 
 pytestmark = pytest.mark.cluster
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from robust_nc.exceptions import RecordError
 from robust_nc.io.files import sha256_of
+from robust_nc.pipeline.make_record import summary
 from robust_nc.record.schema import (
     COLUMNS,
     SCHEMA,
@@ -26,7 +27,6 @@ from robust_nc.record.schema import (
     write_record,
     write_rows,
 )
-from robust_nc.recording import summary
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import helpers_report as helpers
 import pandas as pd
 import pytest
 
-from robust_nc.appraisal.datasets import named_dataset
 from robust_nc.exceptions import InputError, RecordError
+from robust_nc.pipeline.settings import named_dataset
 from robust_nc.record import Caution, EvidenceFile, Stored
 from robust_nc.report.site import write_site
 from robust_nc.report.site_commands import check, reproduce

@@ -20,10 +20,10 @@ from helpers_results import (
     wrong_standing,
 )
 
-from robust_nc.appraisal.settings import SUITE as EVALUATED
-from robust_nc.appraisal.settings import Appraisal, Judged, appraisal_id
 from robust_nc.config import plain
 from robust_nc.io.files import sha256_of
+from robust_nc.pipeline.settings import SUITE as EVALUATED
+from robust_nc.pipeline.settings import Appraisal, Judged, appraisal_id
 from robust_nc.record import EvidenceFile, Score, Stored, Weights, read_record, write_record
 from robust_nc.record.folder import read_all
 from robust_nc.record.seals import sealed

@@ -6,7 +6,7 @@ import torch
 
 from robust_nc.evaluation.log import close_log, open_log
 from robust_nc.evaluation.state import Entry
-from robust_nc.shards import Shard, join
+from robust_nc.pipeline.verdict_parts import Shard, join
 
 Told = list[tuple[int, list[int], list[bool]]]
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from robust_nc.exceptions import InputError
-from robust_nc.report.shots import shot_scores
+from robust_nc.pipeline.shot_scores import shot_scores
 from robust_nc.statistics.intervals import wilson
 
 COUNTS = torch.tensor([500, 101, 100, 20, 19, 0])

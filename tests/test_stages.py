@@ -6,16 +6,12 @@ from pathlib import Path
 import pytest
 from helpers_stages import do, elsewhere, in_stages, left, one_cell, quiet, whole
 
-from robust_nc import stages
-from robust_nc.caches import note_seconds, noted_seconds
-from robust_nc.cell_verdicts import Part
 from robust_nc.evaluation.log import end_of_log
 from robust_nc.exceptions import CheckpointError, StoppedError
 from robust_nc.naming import training_id
-from robust_nc.record import read_record
-from robust_nc.record.folder import caches, checkpoint_folder, part_log, part_logs, record_path
-from robust_nc.runtime import stopping
-from robust_nc.stages import (
+from robust_nc.pipeline import stages
+from robust_nc.pipeline.caches import note_seconds, noted_seconds
+from robust_nc.pipeline.stages import (
     is_judged,
     is_trained,
     judge_stage,
@@ -23,7 +19,11 @@ from robust_nc.stages import (
     needs,
     verdict_parts,
 )
-from robust_nc.suite import Cell
+from robust_nc.pipeline.suite import Cell
+from robust_nc.pipeline.verdict_parts import Part
+from robust_nc.record import read_record
+from robust_nc.record.folder import caches, checkpoint_folder, part_log, part_logs, record_path
+from robust_nc.runtime import stopping
 from robust_nc.training.loop import Trainer
 
 BLOCKS = '"evaluation.block" = [8]\n"evaluation.protocol" = ["pgd"]\n'

@@ -10,16 +10,15 @@ import torch
 from helpers_stages import do, elsewhere, in_stages, left, one_cell, quiet, whole
 from torch import Tensor
 
-from robust_nc.cell_verdicts import Part, parts_of
 from robust_nc.config import RunConfig, read
 from robust_nc.evaluation.log import EvaluationLog
 from robust_nc.evaluation.scoring import Guarded
 from robust_nc.exceptions import StoppedError
+from robust_nc.pipeline.stages import CellEvent, is_judged, judge_stage, verdict_parts
+from robust_nc.pipeline.suite import Cell
+from robust_nc.pipeline.verdict_parts import Part, parts_of, spans
 from robust_nc.record.folder import part_log, part_logs
 from robust_nc.runtime import stopping
-from robust_nc.shards import spans
-from robust_nc.stages import CellEvent, is_judged, judge_stage, verdict_parts
-from robust_nc.suite import Cell
 
 OWN = """
 def factory():
@@ -95,7 +94,7 @@ def test_what_was_begun_in_other_parts_or_in_one_piece_is_taken_over(
         if len(asked) > 2:
             stopping.wish()
 
-    from robust_nc.cell import run_cell
+    from robust_nc.pipeline.cell import run_cell
 
     try:
         with pytest.raises(StoppedError):
@@ -123,7 +122,7 @@ def test_blocks_are_kept_whatever_the_width() -> None:
     ids=["random output", "an attack that gets batches"],
 )
 def test_what_depends_on_the_cut_is_cut_in_blocks_only(settings, monkeypatch) -> None:
-    monkeypatch.setattr("robust_nc.cell_verdicts.find_attack", lambda name, options: print)
+    monkeypatch.setattr("robust_nc.pipeline.verdict_parts.find_attack", lambda name, options: print)
     config = read(RunConfig, {"evaluation": settings | {"beside": "pgd_ce"}})
     assert parts_of(config, "best", [], count=10, width=2) == []
     assert places(parts_of(config, "beside", [], count=10, width=2), "beside") == [(0, 5), (5, 10)]

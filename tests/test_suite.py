@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from robust_nc.exceptions import ConfigError
-from robust_nc.suite import read_suite, suite_names
+from robust_nc.pipeline.suite import read_suite, suite_names
 
 
 @pytest.mark.parametrize("name", suite_names())

@@ -23,8 +23,9 @@ import torch
 import tyro
 
 from robust_nc.benchmarks.races.timing import conditions, markdown
-from robust_nc.cell import run_cell
 from robust_nc.config import RunConfig, read
+from robust_nc.pipeline.cell import run_cell
+from robust_nc.pipeline.suite import Cell, Suite, read_suite
 from robust_nc.planning.anatomy import Anatomist
 from robust_nc.planning.plan import measure, price, probes_of, sketch_suite
 from robust_nc.planning.speeds import Speeds, here
@@ -33,7 +34,6 @@ from robust_nc.planning.timing import Bench
 from robust_nc.planning.work import STAGES
 from robust_nc.record import read_record
 from robust_nc.record.folder import record_path
-from robust_nc.suite import Cell, Suite, read_suite
 
 
 class Found(NamedTuple):

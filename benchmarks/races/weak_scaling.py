@@ -25,8 +25,8 @@ from robust_nc.cluster.settings import ClusterSettings
 from robust_nc.cluster.start import joined
 from robust_nc.exceptions import ConfigError
 from robust_nc.io.files import write_text
+from robust_nc.pipeline.suite import Suite, read_suite
 from robust_nc.runner import Hooks, run_suite
-from robust_nc.suite import Suite, read_suite
 
 LOCAL = "local engine, 1 worker"
 

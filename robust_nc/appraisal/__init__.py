@@ -1,1 +1,1 @@
-"""Judging a model that someone else made: from a reference to a record with evidence."""
+"""appraisal: say what this room holds."""

@@ -14,13 +14,13 @@ from torch import nn
 from robust_nc.appraisal.auditing import Audit, audit
 from robust_nc.appraisal.consistency import found_in_flags, inconsistencies, settings_of
 from robust_nc.appraisal.remeasuring import CLAIM, Remeasured, remeasure
-from robust_nc.appraisal.settings import Appraisal
 from robust_nc.evidence.challenging import challenge_findings
 from robust_nc.evidence.matching import Finding
 from robust_nc.evidence.originals import Examples, examples_of
 from robust_nc.evidence.verifying import Verification, verify
 from robust_nc.exceptions import DataError, InputError, RecordError
 from robust_nc.io.files import sha256_of
+from robust_nc.pipeline.settings import Appraisal
 from robust_nc.record.schema import Record, Stored
 from robust_nc.record.standing import PROVEN, SCHEMA_OK, Receipt
 from robust_nc.runtime.environment import hardware, versions

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from robust_nc.appraisal.settings import Appraisal
 from robust_nc.config import MeasureConfig
 from robust_nc.data.base import Split
 from robust_nc.data.load import read_split, to_unit
 from robust_nc.evidence.originals import Examples
+from robust_nc.pipeline.settings import Appraisal
 from robust_nc.profiling.profile_model import profile
 from robust_nc.record.schema import Record
 from robust_nc.runtime.torch_state import stream_key

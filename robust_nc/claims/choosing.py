@@ -3,7 +3,7 @@
 A part needs only those options that tell it from the others of the suite; what its class takes by
 default counts as said. Exactly one cell per seed must be left.
 
->>> from robust_nc.suite import read_suite
+>>> from robust_nc.pipeline.suite import read_suite
 >>> wanted = {"train.objective": {"name": "trades", "bn_mode": "eval"}, "model.head": "etf"}
 >>> {seed: cell.model for seed, cell in choose(read_suite("quickstart"), wanted).items()}
 {0: 'small_cnn-etf-trades', 1: 'small_cnn-etf-trades'}
@@ -15,6 +15,7 @@ from typing import Any
 
 from robust_nc.config import RunConfig, read
 from robust_nc.exceptions import ConfigError, unknown_name
+from robust_nc.pipeline.suite import Cell, Suite, value_at, with_value
 from robust_nc.registry import (
     AVERAGINGS,
     BACKBONES,
@@ -28,7 +29,6 @@ from robust_nc.registry import (
     SCHEDULES,
     Registry,
 )
-from robust_nc.suite import Cell, Suite, value_at, with_value
 
 _REGISTRIES: dict[str, Registry] = {
     "data.dataset": DATASETS,

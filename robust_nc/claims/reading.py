@@ -34,9 +34,9 @@ from robust_nc.config import Component, Part, RunConfig, configuration, plain, r
 from robust_nc.exceptions import ConfigError, InputError, unknown_name
 from robust_nc.io.files import canonical_json, digest
 from robust_nc.models.build import build_model
+from robust_nc.pipeline.suite import CLAIMS, Cell, Suite, read_suite
 from robust_nc.profiling.feature_cache import chosen_taps
 from robust_nc.report.gather import part_label
-from robust_nc.suite import CLAIMS, Cell, Suite, read_suite
 
 ANSWERS = "answers"  # the folder of the answers, beside those of the suites
 _KEYS = ("description", "claim")

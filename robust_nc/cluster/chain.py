@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import ray
 
-from robust_nc.cell_verdicts import Part
 from robust_nc.cluster.desk import Desk
 from robust_nc.cluster.fleet import RayFleet
 from robust_nc.cluster.parcels import pack
@@ -20,9 +19,10 @@ from robust_nc.cluster.start import Cluster
 from robust_nc.cluster.worker import Done, Job, do_stage
 from robust_nc.exceptions import ClusterError
 from robust_nc.launch import Finished
+from robust_nc.pipeline.stages import CellEvent, Stage, measure_stage, needs, verdict_parts
+from robust_nc.pipeline.suite import Cell
+from robust_nc.pipeline.verdict_parts import Part
 from robust_nc.record.folder import remove_caches
-from robust_nc.stages import CellEvent, Stage, measure_stage, needs, verdict_parts
-from robust_nc.suite import Cell
 
 _LOSSES = {
     "NodeDiedError": "its machine died",

@@ -14,7 +14,7 @@ import ray
 from robust_nc.cluster.mailbox import Letter, Mailbox
 from robust_nc.cluster.parcels import Parcel, unpack
 from robust_nc.exceptions import ClusterError
-from robust_nc.stages import CellEvent
+from robust_nc.pipeline.stages import CellEvent
 
 _PATIENCE = 1.0  # seconds that one look waits for the mailbox
 

@@ -17,9 +17,9 @@ from robust_nc.cluster.desk import Desk
 from robust_nc.cluster.settings import ClusterSettings
 from robust_nc.cluster.start import Cluster, joined
 from robust_nc.launch import Finished, OnRetry, failed, silent
+from robust_nc.pipeline.stages import CellEvent
+from robust_nc.pipeline.suite import Cell
 from robust_nc.runtime import stopping
-from robust_nc.stages import CellEvent
-from robust_nc.suite import Cell
 
 _LOOK = 0.2  # seconds between two looks into the mailbox
 _MARGIN = 2.0  # seconds of `stopping.SECONDS` that the driver keeps for itself

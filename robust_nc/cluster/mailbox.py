@@ -14,7 +14,7 @@ import uuid
 from typing import NamedTuple
 
 from robust_nc.cluster.parcels import Parcel
-from robust_nc.stages import CellEvent
+from robust_nc.pipeline.stages import CellEvent
 
 
 class Letter(NamedTuple):

@@ -14,15 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from robust_nc.cell import run_cell
-from robust_nc.cell_verdicts import Part
 from robust_nc.cluster.mailbox import Letter, Reply
 from robust_nc.cluster.parcels import Parcel, Stamp, pack, stamps, unpack
 from robust_nc.exceptions import RobustNCError
 from robust_nc.launch import Finished, failed
-from robust_nc.runtime import stopping
-from robust_nc.runtime.executor import Report
-from robust_nc.stages import (
+from robust_nc.pipeline.cell import run_cell
+from robust_nc.pipeline.stages import (
     CellEvent,
     CellResult,
     Stage,
@@ -30,7 +27,10 @@ from robust_nc.stages import (
     measure_stage,
     train_stage,
 )
-from robust_nc.suite import Cell
+from robust_nc.pipeline.suite import Cell
+from robust_nc.pipeline.verdict_parts import Part
+from robust_nc.runtime import stopping
+from robust_nc.runtime.executor import Report
 
 _TOLD = 0.5  # seconds between two events of one task
 _ASKED = 1.0  # seconds between two looks whether to stop

@@ -10,7 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from robust_nc.appraisal.appraise import Event
+from robust_nc.pipeline.appraise import Event
 
 _SECONDS = 15.0  # between two lines where there is no terminal
 

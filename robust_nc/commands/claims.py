@@ -8,7 +8,7 @@ from robust_nc.claims.answers import write_answer
 from robust_nc.claims.page import answers_page, answers_table
 from robust_nc.claims.reading import ANSWERS, Claims
 from robust_nc.io.files import write_text
-from robust_nc.suite import Suite
+from robust_nc.pipeline.suite import Suite
 
 
 def claims_command(

@@ -12,6 +12,7 @@ from rich.progress import Progress
 from robust_nc.claims.reading import holds_claims, read_claims
 from robust_nc.commands.bars import bars
 from robust_nc.exceptions import ConfigError
+from robust_nc.pipeline.suite import Suite, read_suite
 from robust_nc.planning.anatomy import Anatomist
 from robust_nc.planning.plan import Cost, Sketch, measure, price, probes_of, sketch_suite
 from robust_nc.planning.speeds import (
@@ -27,7 +28,6 @@ from robust_nc.planning.survival import read_records
 from robust_nc.planning.table import Totals, plan_text, speeds_line, totals_lines
 from robust_nc.planning.timing import Bench
 from robust_nc.ranks.joining import started
-from robust_nc.suite import Suite, read_suite
 
 _EARLIER = Path("results")  # records that come with a copy of the repository, where it is
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from robust_nc.appraisal.appraise import Event
 from robust_nc.appraisal.auditing import write_broken
 from robust_nc.appraisal.checking import Checked, Wanted, check
 from robust_nc.appraisal.consistency import is_sealed
@@ -24,6 +23,7 @@ from robust_nc.evidence.originals import ball_of
 from robust_nc.evidence.rejudging import Repeated
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import canonical_json, write_text
+from robust_nc.pipeline.appraise import Event
 from robust_nc.record.folder import is_record_name, record_folders
 from robust_nc.record.schema import Stored, read_record
 from robust_nc.record.standing import receipt_path, standing

@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust_nc.cell import check_cell
 from robust_nc.config import Component, MeasureConfig, build
 from robust_nc.data.base import numbered
 from robust_nc.data.corruptions import corrupt_images
 from robust_nc.evaluation.evaluate_model import Outcome
 from robust_nc.models.classifier import Classifier
 from robust_nc.models.taps import Tapped
+from robust_nc.pipeline.cell import check_cell
+from robust_nc.pipeline.make_record import keep_evidence
 from robust_nc.planning.anatomy import Anatomist, Site
 from robust_nc.planning.speeds import Rate
 from robust_nc.planning.stopwatch import Stopwatch, Work, line
@@ -33,7 +34,6 @@ from robust_nc.profiling.agop_rows import agop_rows
 from robust_nc.profiling.conditions import BY_TREE
 from robust_nc.profiling.profile_model import Profile, profile
 from robust_nc.record.schema import write_rows
-from robust_nc.recording import keep_evidence
 from robust_nc.registry import ATTACKS
 from robust_nc.runtime.torch_state import default_device, device_of
 from robust_nc.threat import Ball

@@ -3,7 +3,7 @@
 They train a cell together, then each judges its share of the test images; the geometry is measured
 in parts too. The first process alone reads and writes the suite's folder.
 
->>> from robust_nc.suite import read_suite
+>>> from robust_nc.pipeline.suite import read_suite
 >>> is_closed(read_suite("quickstart").cells[0])
 False
 """
@@ -14,16 +14,11 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from robust_nc.cell import run_cell
-from robust_nc.cell_verdicts import Part
 from robust_nc.cluster.parcels import Parcel, pack, unpack
 from robust_nc.config import RunConfig
 from robust_nc.launch import Finished, failed
-from robust_nc.ranks.fleet import Ranks
-from robust_nc.runtime import stopping
-from robust_nc.runtime.executor import Report as Told
-from robust_nc.runtime.torch_state import default_device
-from robust_nc.stages import (
+from robust_nc.pipeline.cell import run_cell
+from robust_nc.pipeline.stages import (
     CellEvent,
     CellResult,
     Report,
@@ -34,7 +29,12 @@ from robust_nc.stages import (
     train_stage,
     verdict_parts,
 )
-from robust_nc.suite import Cell
+from robust_nc.pipeline.suite import Cell
+from robust_nc.pipeline.verdict_parts import Part
+from robust_nc.ranks.fleet import Ranks
+from robust_nc.runtime import stopping
+from robust_nc.runtime.executor import Report as Told
+from robust_nc.runtime.torch_state import default_device
 from robust_nc.training.objectives import ClosedForm
 from robust_nc.training.run import build_objective, train_cell
 

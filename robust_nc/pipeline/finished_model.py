@@ -1,6 +1,6 @@
 """The geometry of a finished model: how much is measured, and the measuring.
 
->>> from robust_nc.appraisal.datasets import gather
+>>> from robust_nc.pipeline.settings import gather
 >>> digits = gather("digits", n=100, root=None, train=True)
 >>> settings = measure_settings(digits, None, None)
 >>> settings.train_examples, settings.test_examples
@@ -13,14 +13,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from robust_nc.appraisal.datasets import Given
-from robust_nc.appraisal.settings import Appraisal
 from robust_nc.config import MeasureConfig
 from robust_nc.data.base import Split, first
 from robust_nc.data.hierarchy.tree import tree_of
 from robust_nc.data.load import to_unit
 from robust_nc.exceptions import InputError
 from robust_nc.models.taps import read_taps
+from robust_nc.pipeline.settings import Appraisal, Given
 from robust_nc.profiling.feature_cache import chosen_taps
 from robust_nc.profiling.profile_model import profile
 from robust_nc.runtime.torch_state import device_of, full_precision, untouched

@@ -4,21 +4,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from robust_nc.caches import Geometry, noted_seconds
-from robust_nc.cell_inputs import Given, check_cell, gather, judged_count
-from robust_nc.cell_verdicts import Part, join_parts, judge, remove_others
 from robust_nc.config import RunConfig
 from robust_nc.data.base import Split, first
 from robust_nc.evaluation.evaluate_model import Outcome
 from robust_nc.evaluation.log import end_of_log
 from robust_nc.geometry.dilation import MEASURES
-from robust_nc.profiling.profile_model import sweep_rows
-from robust_nc.record import folder as store
-from robust_nc.record.schema import tidy, write_record, write_rows
-from robust_nc.recording import Kept, Made, keep_evidence, make_record
-from robust_nc.runtime.executor import ALONE, Fleet
-from robust_nc.runtime.progress import Clock, Progress
-from robust_nc.stages import (
+from robust_nc.pipeline.caches import Geometry, noted_seconds
+from robust_nc.pipeline.cell_inputs import Given, check_cell, gather, judged_count
+from robust_nc.pipeline.make_record import Kept, Made, keep_evidence, make_record
+from robust_nc.pipeline.stages import (
     CellEvent,
     CellResult,
     Report,
@@ -30,11 +24,17 @@ from robust_nc.stages import (
     verdict_parts,
     verdicts_of,
 )
-from robust_nc.suite import Cell
+from robust_nc.pipeline.suite import Cell
+from robust_nc.pipeline.verdict_parts import Part, join_parts, judge, remove_others
+from robust_nc.pipeline.verdict_rows import Verdicts, curve_rows, verdict_rows
+from robust_nc.profiling.profile_model import sweep_rows
+from robust_nc.record import folder as store
+from robust_nc.record.schema import tidy, write_record, write_rows
+from robust_nc.runtime.executor import ALONE, Fleet
+from robust_nc.runtime.progress import Clock, Progress
 from robust_nc.training.memorization import TEST_EXAMPLES, TRAIN_EXAMPLES
 from robust_nc.training.run import Trained
 from robust_nc.training.validation import VALIDATION_EXAMPLES, spread
-from robust_nc.verdicts import Verdicts, curve_rows, verdict_rows
 
 __all__ = ["CellEvent", "CellResult", "Report", "check_cell", "run_cell"]
 

@@ -11,7 +11,7 @@ what `needs` names, and bring home what is new or changed. What is there already
 | `measure_stage` | the geometry |
 | `cell.run_cell` | the record; it makes up what is missing of the others |
 
->>> from robust_nc.suite import read_suite
+>>> from robust_nc.pipeline.suite import read_suite
 >>> needs(read_suite("quickstart").cells[0], "train", Path("nowhere"))
 ()
 """
@@ -20,22 +20,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from robust_nc import caches
-from robust_nc.cell_inputs import Given, gather, judged_count, read_test
-from robust_nc.cell_verdicts import Part, judge, parts_of
 from robust_nc.data.base import Split
 from robust_nc.data.load import dataset_info
 from robust_nc.evaluation.log import close_log, end_of_log
 from robust_nc.exceptions import CheckpointError, StoppedError
 from robust_nc.models.build import build_model
 from robust_nc.naming import training_id
+from robust_nc.pipeline import caches
+from robust_nc.pipeline.cell_inputs import Given, gather, judged_count, read_test
+from robust_nc.pipeline.suite import Cell
+from robust_nc.pipeline.verdict_parts import Part, apart, judge, parts_of
 from robust_nc.profiling.profile_model import profile_cell
 from robust_nc.record import folder as store
 from robust_nc.runtime.executor import ALONE, Fleet
 from robust_nc.runtime.progress import Clock, Progress
 from robust_nc.runtime.torch_state import default_device, device_of
-from robust_nc.shards import apart
-from robust_nc.suite import Cell
 from robust_nc.training.checkpoint import read_manifest
 from robust_nc.training.progress import TrainEvent, describe_event
 from robust_nc.training.run import Trained, train_cell

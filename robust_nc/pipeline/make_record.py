@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from torch import Tensor, nn
 
-from robust_nc.config import RunConfig
+from robust_nc.config import RunConfig, plain
 from robust_nc.data.base import Split
 from robust_nc.data.load import fingerprint, to_unit
 from robust_nc.evaluation.evaluate_model import CLEAN, Outcome
@@ -23,9 +23,14 @@ from robust_nc.evidence.collecting import collect
 from robust_nc.evidence.file import write_evidence
 from robust_nc.io.digests import state_digest
 from robust_nc.naming import identifying
+from robust_nc.pipeline.settings import SUITE, Appraisal, Given, appraisal_id
+from robust_nc.pipeline.shot_scores import shot_scores
+from robust_nc.pipeline.suite import Cell
+from robust_nc.pipeline.verdict_rows import Verdicts, verdict_rows
 from robust_nc.plugins import find_protocol
 from robust_nc.record.schema import (
     AttackUse,
+    Card,
     Caution,
     EvidenceFile,
     Facts,
@@ -36,18 +41,16 @@ from robust_nc.record.schema import (
     Verdict,
     Weights,
     pack_flags,
+    tidy,
 )
 from robust_nc.record.seals import sealed
-from robust_nc.report.shots import shot_scores
 from robust_nc.runtime.environment import hardware, versions
-from robust_nc.runtime.torch_state import default_device
+from robust_nc.runtime.torch_state import default_device, device_of
 from robust_nc.statistics.intervals import wilson
-from robust_nc.suite import Cell
 from robust_nc.threat import Ball
 from robust_nc.training.checkpoint import read_manifest
 from robust_nc.training.run import Trained
 from robust_nc.types import Warned
-from robust_nc.verdicts import Verdicts
 
 # Headline measures of the penultimate tap, and the row that each is taken from.
 _TRUE = {"split": "train", "grouping": "true", "vertices": "same"}
@@ -316,3 +319,74 @@ def _finished(rows: pd.DataFrame) -> "pd.Series[bool]":
     if (rows["feature"] == "gap").any():
         chosen &= rows["feature"] != "flatten"
     return chosen
+
+
+class Appraised(NamedTuple):
+    """All that an appraisal made: `head` and `objective` are known of our own checkpoints alone."""
+
+    settings: Appraisal
+    name: str
+    head: str
+    objective: str
+    card: Card | None
+    given: Given
+    model: nn.Module
+    outcome: Outcome
+    doubts: tuple[Warned, ...]
+    kept: Kept
+    rows: pd.DataFrame
+    file: File
+    seconds: dict[str, float]
+
+
+def make_appraisal(found: Appraised) -> Record:
+    """Put together the record of an appraisal, sealed."""
+    outcome, settings = found.outcome, found.settings
+    record = Record(
+        cell=appraisal_id(settings),
+        suite=SUITE,
+        model=found.name,
+        objective=found.objective,
+        head=found.head,
+        config=plain(settings),
+        seed=settings.seed,
+        data=_facts(found),
+        weights=Weights(
+            parameters=sum(parameter.numel() for parameter in found.model.parameters()),
+            state=found.kept.state,
+        ),
+        protocol=settings.evaluation.protocol,
+        attacks=attack_uses(outcome),
+        accelerated=outcome.accelerated,
+        passes=passes_spent(outcome),
+        verdict=verdict_flags(outcome),
+        scores=accuracies(outcome) | clean_train(found.rows),
+        summary=summary(found.rows),
+        rows=found.file,
+        warnings=cautions((*found.doubts, *outcome.warnings)),
+        seconds=found.seconds,
+        versions=versions(),
+        hardware=hardware(device_of(found.model)),
+        created=now(),
+        card=found.card,
+        evidence=found.kept.file,
+    )
+    return sealed(record)
+
+
+def outcome_rows(outcome: Outcome, settings: Appraisal) -> pd.DataFrame:
+    """Return the accuracies of the verdict as tidy rows."""
+    rows = verdict_rows(Verdicts(outcome, outcome, None), settings.evaluation)
+    return tidy([row for row in rows if row["note"] != "last"])
+
+
+def _facts(found: Appraised) -> Facts:
+    count, given = len(found.given.test.labels), found.given
+    return Facts(
+        dataset=given.part.name,
+        split="test",
+        examples=count,
+        which=which_examples(count),
+        fingerprint=found.kept.fingerprint,
+        num_classes=given.shape.num_classes,
+    )

@@ -1,23 +1,72 @@
-"""The images that a model is judged and measured on, as they are named on the command line.
+"""What the appraisal of a finished model depends on: its configuration, whose digest names it.
 
->>> named_dataset("digits")
-Component(name='digits', options={})
->>> named_dataset("synthetic?train_size=24").options
-{'train_size': 24}
+>>> settings = Appraisal(model=Judged(reference="mine.py:net", state="00"))
+>>> len(appraisal_id(settings))
+16
 """
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import parse_qsl
 
-from robust_nc.config import Component, build
+from pydantic import Field
+
+from robust_nc.config import (
+    Component,
+    EvaluationConfig,
+    MeasureConfig,
+    Part,
+    Positive,
+    ThreatConfig,
+    build,
+    configuration,
+    plain,
+)
 from robust_nc.data.base import Dataset, Split, first
 from robust_nc.data.folder import Folder, list_images
 from robust_nc.data.load import data_root
 from robust_nc.data.npz import Npz
 from robust_nc.exceptions import ConfigError, DataError, InputError, UnknownNameError, unknown_name
+from robust_nc.io.files import digest
 from robust_nc.registry import DATASETS
+
+SUITE = "evaluated"  # `Record.suite` of an appraisal, and its folder in results/
+
+
+@configuration
+class Judged:
+    """The model: as it was asked for, and the digest of its tensors."""
+
+    reference: str
+    state: str
+
+
+@configuration
+class JudgedData:
+    """The images: the first `examples` of a split in the official order (None: all)."""
+
+    dataset: Part = Field(default_factory=lambda: Component(name="digits"))
+    split: Literal["train", "test"] = "test"
+    examples: Positive | None = None
+
+
+@configuration
+class Appraisal:
+    """Everything that the record of a finished model depends on; `measure` None: no geometry."""
+
+    model: Judged
+    data: JudgedData = Field(default_factory=JudgedData)
+    threat: ThreatConfig = Field(default_factory=ThreatConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    measure: MeasureConfig | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+def appraisal_id(settings: Appraisal) -> str:
+    """Name an appraisal: the first 16 hexadecimal digits of its configuration's digest."""
+    return digest(plain(settings))[:16]
+
 
 _OF_PATHS = {"npz": ".npz file", "folder": "folder of images"}
 _MOST_CLASSES = 100_000  # a label beyond is no class number

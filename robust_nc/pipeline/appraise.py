@@ -14,29 +14,75 @@ import pandas as pd
 import torch
 from torch import nn
 
-from robust_nc.appraisal.card import safe_name
-from robust_nc.appraisal.datasets import Given, gather
-from robust_nc.appraisal.measuring import check_layers, measure_layers, measure_settings
-from robust_nc.appraisal.present import check_folder, finished, with_card
-from robust_nc.appraisal.recorded import Appraised, make_appraisal, outcome_rows
-from robust_nc.appraisal.settings import Appraisal, Judged, JudgedData, appraisal_id
 from robust_nc.config import Component, EvaluationConfig, ThreatConfig
 from robust_nc.data.load import to_unit
 from robust_nc.evaluation.evaluate_model import Outcome, evaluate
 from robust_nc.evaluation.scoring import Guarded, checked_logits
 from robust_nc.exceptions import ConfigError, InputError, RecordError
 from robust_nc.io.digests import state_digest
-from robust_nc.io.files import alone, remove_file, remove_unfinished
+from robust_nc.io.files import alone, remove_file, remove_unfinished, sha256_of
+from robust_nc.pipeline.card import safe_name
+from robust_nc.pipeline.finished_model import check_layers, measure_layers, measure_settings
+from robust_nc.pipeline.make_record import Appraised, keep_evidence, make_appraisal, outcome_rows
+from robust_nc.pipeline.settings import Appraisal, Given, Judged, JudgedData, appraisal_id, gather
 from robust_nc.plugins import find_attack, find_protocol
 from robust_nc.profiling.feature_cache import chosen_taps
 from robust_nc.record.folder import evidence_path, verdict_log
 from robust_nc.record.schema import Card, Stored, read_record, write_record, write_rows
-from robust_nc.recording import keep_evidence
+from robust_nc.record.seals import sealed
 from robust_nc.runtime.progress import Clock, Progress
 from robust_nc.runtime.torch_state import default_device, device_of, full_precision, untouched
 from robust_nc.threat import Ball
 from robust_nc.types import Warned
 from robust_nc.zoo.reference import Opened, open_model
+
+
+def check_folder(out: Path, cell: str) -> None:
+    """Refuse a folder with another record in it."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file; choose a folder with --out")
+    for path in sorted(out.glob("*.json")):
+        if path.stem != cell and not path.name.startswith("."):
+            raise ConfigError(
+                f"{out} holds {_told(path)} already, and a folder holds one record; choose "
+                f"another, such as --out {out}-{cell[:6]}"
+            )
+
+
+def finished(out: Path, cell: str) -> Stored | None:
+    """Return the whole record of this appraisal, or None where it is missing or damaged."""
+    path = out / f"{cell}.json"
+    if not path.is_file():
+        return None
+    try:
+        stored = read_record(path)
+        stored.rows()
+    except RecordError:
+        return None
+    evidence, beside = stored.record.evidence, evidence_path(path)
+    if evidence is None or not beside.is_file() or sha256_of(beside) != evidence.sha256:
+        return None
+    return stored
+
+
+def with_card(stored: Stored, card: Card | None, name: str) -> Stored:
+    """Give a finished record another card, where one was handed in, and return it."""
+    if card is None or card == stored.record.card:
+        return stored
+    record = sealed(dataclasses.replace(stored.record, card=card, model=name))
+    write_record(stored.path, record)
+    return Stored(record, stored.path)
+
+
+def _told(path: Path) -> str:
+    try:
+        record = read_record(path).record
+    except RecordError:
+        return path.name
+    threat = record.config.get("threat")
+    eps = f", eps {threat.get('eps')}" if isinstance(threat, dict) else ""
+    return f"{path.name} ({record.model} on {record.data.dataset}{eps}, {record.protocol})"
+
 
 PLACE = Path("out") / "evaluate"
 

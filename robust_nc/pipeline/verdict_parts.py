@@ -6,7 +6,7 @@
 Part(which='best', start=8, stop=10)]
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,15 +17,97 @@ from robust_nc.config import RunConfig
 from robust_nc.data.base import Split
 from robust_nc.data.load import to_unit
 from robust_nc.evaluation.evaluate_model import Outcome, divisible, evaluate, evaluation_name
-from robust_nc.evaluation.log import open_log
+from robust_nc.evaluation.log import EvaluationLog, Line, end_of_log, open_log, write_log
+from robust_nc.evaluation.state import Entry
 from robust_nc.exceptions import RecordError
 from robust_nc.io.files import remove_file
 from robust_nc.models.classifier import Classifier
 from robust_nc.plugins import find_attack
+from robust_nc.runtime.executor import cut
 from robust_nc.runtime.progress import Progress
-from robust_nc.shards import Shard, join, spans
 from robust_nc.training.run import Trained
 from robust_nc.types import Attack
+
+
+class Shard(NamedTuple):
+    """The log of images `start` to `stop`, and the name of its evaluation."""
+
+    path: Path
+    name: str
+    start: int
+    stop: int
+
+
+def spans(
+    found: Sequence[tuple[int, int]], count: int, *, block: int | None, width: int
+) -> list[tuple[int, int]]:
+    """Cut `count` examples into blocks, or around the parts that are there into about `width`.
+
+    >>> spans([], 5, block=2, width=9), spans([(2, 4)], 10, block=None, width=2)
+    ([(0, 2), (2, 4), (4, 5)], [(0, 2), (2, 4), (4, 9), (9, 10)])
+    """
+    if block is not None:
+        return [(part.start, part.stop) for part in cut(count, block=block)]
+    size = cut(count, width=width)[0].stop
+    taken, at = [], 0
+    for start, stop in [*sorted(found), (count, count)]:
+        taken += [(at + p.start, at + p.stop) for p in cut(start - at, block=size) if start > at]
+        taken += [(start, stop)] if stop > start else []
+        at = stop
+    return taken
+
+
+def apart(found: Sequence[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+    """Choose parts that do not overlap, the first ones first; those beyond `count` are none.
+
+    >>> apart([(4, 8), (0, 5), (0, 4)], 8)
+    [(4, 8), (0, 4)]
+    """
+    chosen: list[tuple[int, int]] = []
+    for start, stop in found:
+        if start < stop <= count and all(stop <= a or b <= start for a, b in chosen):
+            chosen.append((start, stop))
+    return chosen
+
+
+def join(log: Path, name: str, count: int, shards: Sequence[Shard]) -> None:
+    """Write the log of the evaluation `name` of `count` examples from those of its parts.
+
+    Finished parts come first, then what the log has itself, then parts that are half done: of each
+    example the first is taken. The log of another evaluation is left out, and removed.
+    """
+    whole = Shard(log, name, 0, count)
+    ended = [shard for shard in shards if end_of_log(shard.path) is not None]
+    rest = [shard for shard in shards if shard not in ended]
+    sources = [*ended, *([whole] if log.exists() else []), *rest]
+    opened = [(shard, found) for shard in sources if (found := _own(shard)) is not None]
+    write_log(log, name, _lines(opened, count))
+
+
+def _own(shard: Shard) -> EvaluationLog | None:
+    try:
+        return open_log(shard.path, lambda: shard.name)
+    except RecordError:  # left by other weights: worth nothing now
+        remove_file(shard.path)
+        return None
+
+
+def _lines(
+    opened: Sequence[tuple[Shard, EvaluationLog]], count: int
+) -> Iterator[tuple[Line, dict[str, str]]]:
+    taken = torch.zeros(count, dtype=torch.bool)
+    warnings: dict[str, str] = {}
+    for shard, log in opened:
+        free = ~taken
+        if log.ended is not None:
+            taken[shard.start : shard.stop] = True
+        warnings = warnings | log.warnings
+        for line in log.lines():
+            entry = Entry(*line.tensors).moved_to(shard.start)
+            taken[entry.rows] = True
+            entry = entry.only(free[entry.rows])
+            if len(entry.rows):
+                yield Line(line.turn, tuple(entry)), warnings
 
 
 class Part(NamedTuple):
