@@ -15,19 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import hypergeom
 
-from robust_nc.appraisal.auditing import Audit, audit, audit_protocol
-from robust_nc.appraisal.remeasuring import Remeasured
 from robust_nc.evidence.contents import TOLERANCE
 from robust_nc.evidence.file import read_evidence
-from robust_nc.evidence.originals import examples_of
-from robust_nc.evidence.rejudging import look_again
-from robust_nc.evidence.verifying import evidence_path
 from robust_nc.exceptions import InputError
 from robust_nc.io.untrusted import read_json
 from robust_nc.pipeline import auditing
 from robust_nc.record import Stored, read_record, unpack_flags
 from robust_nc.record.standing import challenge_path, receipt_path
 from robust_nc.statistics.sampling import fewest_broken, most_broken
+from robust_nc.verification.audit import Audit, audit, audit_protocol
+from robust_nc.verification.originals import examples_of
+from robust_nc.verification.rejudge import look_again
+from robust_nc.verification.remeasure import Remeasured
+from robust_nc.verification.verify import evidence_path
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,14 @@ from helpers_verifying import BALL, EXAMPLES, claiming_all, judged, opened
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from robust_nc.appraisal.auditing import write_broken
-from robust_nc.evidence.challenging import challenge_findings, try_points
-from robust_nc.evidence.originals import Examples, examples_of
-from robust_nc.evidence.rejudging import look_again
-from robust_nc.evidence.verifying import evidence_path
 from robust_nc.exceptions import RecordError
 from robust_nc.record import Stored, read_record, unpack_flags
 from robust_nc.record.standing import standing
+from robust_nc.verification.audit import write_broken
+from robust_nc.verification.challenge import challenge_findings, try_points
+from robust_nc.verification.originals import Examples, examples_of
+from robust_nc.verification.rejudge import look_again
+from robust_nc.verification.verify import evidence_path
 
 
 @pytest.fixture(scope="module")

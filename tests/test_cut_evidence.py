@@ -9,10 +9,10 @@ import pytest
 from helpers_exchange import appraised, resealed
 from helpers_runner import cli
 
-from robust_nc.evidence.originals import Examples, examples_of
-from robust_nc.evidence.verifying import verify
 from robust_nc.exchange.submission import EXAMPLES, ready
 from robust_nc.record import Stored, read_record
+from robust_nc.verification.originals import Examples, examples_of
+from robust_nc.verification.verify import verify
 
 COUNT = EXAMPLES + 500
 

@@ -15,10 +15,10 @@ from robust_nc.evidence.coding import compress
 from robust_nc.evidence.container import unpack_file
 from robust_nc.evidence.contents import Evidence
 from robust_nc.evidence.file import first, read_evidence, read_header, write_evidence
-from robust_nc.evidence.points import read_points
 from robust_nc.exceptions import InputError, RecordError
 from robust_nc.io.files import sha256_of
 from robust_nc.threat import Ball
+from robust_nc.verification.points import read_points
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from hypothesis.strategies import DataObject
 from robust_nc.evidence.container import TENSORS, TYPES, unpack_file
 from robust_nc.evidence.contents import Evidence
 from robust_nc.evidence.file import read_evidence, read_header, write_evidence
-from robust_nc.evidence.points import read_points
 from robust_nc.exceptions import RecordError
+from robust_nc.verification.points import read_points
 
 FUZZ = settings(
     max_examples=150,

@@ -12,7 +12,6 @@ from helpers_results import strangers, wrong_evidence, wrong_record, wrong_stand
 from helpers_runner import cli
 
 from robust_nc.evidence.file import read_evidence
-from robust_nc.evidence.originals import examples_of
 from robust_nc.exceptions import RecordError
 from robust_nc.exchange import submission
 from robust_nc.exchange.submission import ready, remarks
@@ -20,6 +19,7 @@ from robust_nc.io.files import sha256_of
 from robust_nc.record import Score, Stored, read_record, write_record
 from robust_nc.record.seals import broken_seals
 from robust_nc.record.standing import challenge_path
+from robust_nc.verification.originals import examples_of
 
 
 def complaints(path: Path, results: Path) -> list[str]:

@@ -11,13 +11,13 @@ import pandas as pd
 import pytest
 from helpers_verifying import altered, judged, opened
 
-from robust_nc.appraisal.consistency import inconsistencies
 from robust_nc.config import plain, read
-from robust_nc.evidence.originals import examples_of
-from robust_nc.evidence.verifying import evidence_path, verify
 from robust_nc.io.files import digest, sha256_of
 from robust_nc.pipeline.settings import Appraisal, appraisal_id
 from robust_nc.record import Stored, pack_flags, read_record, unpack_flags, write_rows
+from robust_nc.verification.consistency import inconsistencies
+from robust_nc.verification.originals import examples_of
+from robust_nc.verification.verify import evidence_path, verify
 
 Values = dict[str, Any]
 

@@ -13,9 +13,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from robust_nc.evidence.file import read_evidence
-from robust_nc.evidence.matching import inside, original_findings
-from robust_nc.evidence.originals import Examples, ball_of, dataset_of, examples_of
-from robust_nc.evidence.rejudging import (
+from robust_nc.exceptions import DataError, RecordError
+from robust_nc.io.untrusted import read_json
+from robust_nc.record import Caution, Stored, read_record
+from robust_nc.record.standing import Receipt, receipt_path, standing
+from robust_nc.threat import Ball
+from robust_nc.verification.match import inside, original_findings
+from robust_nc.verification.originals import Examples, ball_of, dataset_of, examples_of
+from robust_nc.verification.rejudge import (
     Looked,
     bounded,
     certain,
@@ -23,12 +28,7 @@ from robust_nc.evidence.rejudging import (
     repeated_clean,
     repeated_flips,
 )
-from robust_nc.evidence.verifying import evidence_path, verify
-from robust_nc.exceptions import DataError, RecordError
-from robust_nc.io.untrusted import read_json
-from robust_nc.record import Caution, Stored, read_record
-from robust_nc.record.standing import Receipt, receipt_path, standing
-from robust_nc.threat import Ball
+from robust_nc.verification.verify import evidence_path, verify
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ import tyro
 from safetensors.torch import save_file
 
 import robust_nc
-from robust_nc.appraisal.checking import Wanted, check
 from robust_nc.config import plain, read
 from robust_nc.record import Stored
 from robust_nc.runtime import default_device
 from robust_nc.runtime.environment import hardware, versions
+from robust_nc.verification.check import Wanted, check
 
 BALL = robust_nc.Ball("Linf", 8 / 255)
 

@@ -12,15 +12,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from robust_nc.appraisal.consistency import inconsistencies
-from robust_nc.evidence.originals import Examples, examples_of
-from robust_nc.evidence.verifying import verify
 from robust_nc.exceptions import DataError, RecordError
 from robust_nc.exchange.belongings import check_whole, evidence_file
 from robust_nc.exchange.hub_push import push, repository
 from robust_nc.exchange.submission import is_cut, ready, remarks
 from robust_nc.exchange.text import one_line
 from robust_nc.record.schema import Stored, read_record
+from robust_nc.verification.consistency import inconsistencies
+from robust_nc.verification.originals import Examples, examples_of
+from robust_nc.verification.verify import verify
 
 
 def submit_command(

@@ -13,20 +13,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from robust_nc.appraisal.auditing import write_broken
-from robust_nc.appraisal.checking import Checked, Wanted, check
-from robust_nc.appraisal.consistency import is_sealed
-from robust_nc.appraisal.remeasuring import CLAIM
 from robust_nc.commands.bars import Screen
 from robust_nc.config import plain
-from robust_nc.evidence.originals import ball_of
-from robust_nc.evidence.rejudging import Repeated
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import canonical_json, write_text
 from robust_nc.pipeline.appraise import Event
 from robust_nc.record.folder import is_record_name, record_folders
 from robust_nc.record.schema import Stored, read_record
 from robust_nc.record.standing import receipt_path, standing
+from robust_nc.verification.audit import write_broken
+from robust_nc.verification.check import Checked, Wanted, check
+from robust_nc.verification.consistency import is_sealed
+from robust_nc.verification.originals import ball_of
+from robust_nc.verification.rejudge import Repeated
+from robust_nc.verification.remeasure import CLAIM
 
 _MOST_LINES = 12  # findings that are shown of one record
 

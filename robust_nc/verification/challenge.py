@@ -15,10 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from robust_nc.config import plain, read
-from robust_nc.evidence.matching import Finding, inside, name_rows
-from robust_nc.evidence.originals import Examples, ball_of
-from robust_nc.evidence.points import read_points
-from robust_nc.evidence.rejudging import bounded, certain, look_again
 from robust_nc.exceptions import ConfigError, InputError, RecordError, UnknownNameError
 from robust_nc.io.files import atomic, canonical_json, sha256_of, write_text
 from robust_nc.io.untrusted import read_json
@@ -27,6 +23,10 @@ from robust_nc.record.schema import Record, Stored, unpack_flags
 from robust_nc.record.standing import Challenge, challenge_path, challenges_of, standing
 from robust_nc.runtime.environment import hardware, versions
 from robust_nc.runtime.torch_state import device_of
+from robust_nc.verification.match import Finding, inside, name_rows
+from robust_nc.verification.originals import Examples, ball_of
+from robust_nc.verification.points import read_points
+from robust_nc.verification.rejudge import bounded, certain, look_again
 
 _CLEAN = 256  # images whose margins say what the model's are like
 

@@ -11,13 +11,6 @@ from pathlib import Path
 
 from torch import nn
 
-from robust_nc.appraisal.auditing import Audit, audit
-from robust_nc.appraisal.consistency import found_in_flags, inconsistencies, settings_of
-from robust_nc.appraisal.remeasuring import CLAIM, Remeasured, remeasure
-from robust_nc.evidence.challenging import challenge_findings
-from robust_nc.evidence.matching import Finding
-from robust_nc.evidence.originals import Examples, examples_of
-from robust_nc.evidence.verifying import Verification, verify
 from robust_nc.exceptions import DataError, InputError, RecordError
 from robust_nc.io.files import sha256_of
 from robust_nc.pipeline.settings import Appraisal
@@ -25,6 +18,13 @@ from robust_nc.record.schema import Record, Stored
 from robust_nc.record.standing import PROVEN, SCHEMA_OK, Receipt
 from robust_nc.runtime.environment import hardware, versions
 from robust_nc.runtime.torch_state import default_device
+from robust_nc.verification.audit import Audit, audit
+from robust_nc.verification.challenge import challenge_findings
+from robust_nc.verification.consistency import found_in_flags, inconsistencies, settings_of
+from robust_nc.verification.match import Finding
+from robust_nc.verification.originals import Examples, examples_of
+from robust_nc.verification.remeasure import CLAIM, Remeasured, remeasure
+from robust_nc.verification.verify import Verification, verify
 from robust_nc.zoo.reference import open_model
 
 Tell = Callable[[str], None]

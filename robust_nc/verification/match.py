@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from robust_nc.evidence.contents import Evidence
-from robust_nc.evidence.originals import Examples, ball_of
 from robust_nc.exceptions import RecordError, UnknownNameError
 from robust_nc.io.digests import state_digest
 from robust_nc.plugins import find_protocol
 from robust_nc.record.schema import Record, Verdict, unpack_flags
 from robust_nc.threat import Ball
+from robust_nc.verification.originals import Examples, ball_of
 
 MOST_NAMED = 5
 _MOST_DRAWS = 1_000  # for a protocol that is not known here

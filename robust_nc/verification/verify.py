@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from robust_nc.evaluation.sanity.output import doubts_of_output
 from robust_nc.evidence.contents import Evidence
 from robust_nc.evidence.file import read_evidence
-from robust_nc.evidence.matching import (
+from robust_nc.exceptions import InputError, RecordError
+from robust_nc.io.digests import state_digest, state_digests
+from robust_nc.io.files import sha256_of
+from robust_nc.io.untrusted import file_name
+from robust_nc.record.schema import Stored
+from robust_nc.runtime.torch_state import device_of, untouched
+from robust_nc.verification.match import (
     MOST_NAMED,
     Finding,
     draws_finding,
@@ -25,20 +31,14 @@ from robust_nc.evidence.matching import (
     name_rows,
     original_findings,
 )
-from robust_nc.evidence.originals import Examples
-from robust_nc.evidence.rejudging import (
+from robust_nc.verification.originals import Examples
+from robust_nc.verification.rejudge import (
     Repeated,
     bounded,
     look_again,
     repeated_clean,
     repeated_flips,
 )
-from robust_nc.exceptions import InputError, RecordError
-from robust_nc.io.digests import state_digest, state_digests
-from robust_nc.io.files import sha256_of
-from robust_nc.io.untrusted import file_name
-from robust_nc.record.schema import Stored
-from robust_nc.runtime.torch_state import device_of, untouched
 
 _RANDOM, _PROBES = "random-output", 8  # the doubt, and images that are asked about again
 

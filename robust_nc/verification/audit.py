@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from robust_nc.evaluation.evaluate_model import evaluate
 from robust_nc.evaluation.scoring import Scorer
-from robust_nc.evidence.originals import Examples, ball_of
 from robust_nc.evidence.strengthening import look, strengthen
 from robust_nc.exceptions import InputError, UnknownNameError
 from robust_nc.io.files import atomic
@@ -28,6 +27,7 @@ from robust_nc.runtime.progress import Progress
 from robust_nc.runtime.torch_state import device_of, stream_key, untouched
 from robust_nc.statistics.sampling import fewest_broken, most_broken
 from robust_nc.threat import Ball
+from robust_nc.verification.originals import Examples, ball_of
 
 PROTOCOL = "standard"
 _BATCH = 256

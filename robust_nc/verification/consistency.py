@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 
 from robust_nc.config import Component, RunConfig, read
-from robust_nc.evidence.matching import Finding, attack_codes, name_rows
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import digest
 from robust_nc.io.untrusted import file_name, read_json
@@ -26,6 +25,7 @@ from robust_nc.pipeline.settings import SUITE, Appraisal
 from robust_nc.record.schema import COLUMNS, Record, Score, Stored, Verdict, unpack_flags
 from robust_nc.record.seals import broken_seals
 from robust_nc.statistics.intervals import wilson
+from robust_nc.verification.match import Finding, attack_codes, name_rows
 
 _ROUNDING = 1e-5  # rows are kept to seven digits; sums of other machines differ by less
 _MOST_ROWS = 64 * 2**20  # bytes of a rows file

@@ -15,13 +15,13 @@ from torch import nn
 from robust_nc.config import MeasureConfig
 from robust_nc.data.base import Split
 from robust_nc.data.load import read_split, to_unit
-from robust_nc.evidence.originals import Examples
 from robust_nc.pipeline.settings import Appraisal
 from robust_nc.profiling.profile_model import profile
 from robust_nc.record.schema import Record
 from robust_nc.runtime.torch_state import stream_key
 from robust_nc.statistics.intervals import wilson
 from robust_nc.training.validation import spread
+from robust_nc.verification.originals import Examples
 
 CLAIM = "leap_rate_test"  # in `Record.summary`
 SURE = 0.999  # a claim outside of this interval is not put down to the draw of the images

@@ -1,7 +1,7 @@
 """The images that a record is about, read from their data set, and the ball that it speaks of.
 
 >>> from robust_nc.config import RunConfig, plain
->>> from robust_nc.evidence.originals import ball_of
+>>> from robust_nc.verification.originals import ball_of
 >>> str(ball_of(plain(RunConfig())))
 'Linf 8/255'
 """

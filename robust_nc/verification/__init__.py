@@ -1,0 +1,1 @@
+"""Checking what others claim: seals, evidence, audits, challenges."""
