@@ -64,7 +64,7 @@ def run(
     asked = Asked(suite, out, overwrite, workers, root, engine, address, gpus, shards)
     if plan:
         from robust_nc.commands.plan import plan_command
-        from robust_nc.runner import default_workers
+        from robust_nc.engines.run_suite import default_workers
 
         check(asked)  # what would be refused when it runs
         return plan_command(suite, out, root, price, speeds, workers or default_workers(), _stderr)

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from robust_nc import launch, runner
-from robust_nc.launch import Finished, Task
+from robust_nc.engines import local as launch
+from robust_nc.engines import run_suite as runner
+from robust_nc.engines.local import Finished, Task
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND
 _GROWS = ("os.mkdir", "os.rename", "os.truncate")

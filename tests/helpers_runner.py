@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robust_nc.cli import main
+from robust_nc.engines.run_suite import Hooks
 from robust_nc.pipeline.suite import Suite, read_suite
 from robust_nc.record import Record, read_record
 from robust_nc.record.folder import NOT_RECORDS
-from robust_nc.runner import Hooks
 
 TINY = """
 name = "tiny"

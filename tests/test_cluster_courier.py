@@ -5,9 +5,9 @@ from pathlib import Path
 
 from helpers_runner import wait_for
 
-from robust_nc.cluster.mailbox import Letter, Mailbox
-from robust_nc.cluster.parcels import Parcel, unpack
-from robust_nc.cluster.worker import _courier
+from robust_nc.engines.ray.files import Parcel, unpack
+from robust_nc.engines.ray.mailbox import Letter, Mailbox
+from robust_nc.engines.ray.worker import _courier
 from robust_nc.io.files import write_bytes
 
 

@@ -8,9 +8,9 @@ import ray
 from helpers_cluster import nodes
 from helpers_runner import wait_for
 
-from robust_nc.cluster.desk import Desk
-from robust_nc.cluster.mailbox import Letter, Reply
-from robust_nc.cluster.parcels import Parcel
+from robust_nc.engines.ray.files import Parcel
+from robust_nc.engines.ray.inbox import Desk
+from robust_nc.engines.ray.mailbox import Letter, Reply
 from robust_nc.pipeline.stages import CellEvent
 
 pytestmark = pytest.mark.cluster

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robust_nc.cluster import parcels
-from robust_nc.cluster.parcels import Parcel, pack, stamps, unpack
-from robust_nc.cluster.settings import ClusterSettings
+from robust_nc.engines.ray import files as parcels
+from robust_nc.engines.ray.files import Parcel, pack, stamps, unpack
+from robust_nc.engines.ray.settings import ClusterSettings
 from robust_nc.exceptions import ConfigError, StorageError
 from robust_nc.io.files import write_bytes
 

@@ -23,7 +23,7 @@ from helpers_launch import (
 from helpers_runner import group_is_gone, living, wait_for
 
 from robust_nc import exceptions
-from robust_nc.launch import Finished, Task, run_tasks
+from robust_nc.engines.local import Finished, Task, run_tasks
 
 
 def task(key: str, call: Callable[..., Any], *arguments: object) -> Task:
@@ -117,7 +117,7 @@ def test_no_tasks_start_no_worker():
 
 def test_workers_die_with_a_driver_that_is_killed():
     code = (
-        "from helpers_launch import sleep_long; from robust_nc.launch import Task, run_tasks\n"
+        "from helpers_launch import sleep_long; from robust_nc.engines.local import Task, run_tasks\n"
         "tasks = [[Task('long', sleep_long, ())]]\n"
         "say = lambda event: print(event, flush=True)\n"
         "list(run_tasks(tasks, workers=1, threads=1, on_event=say))"

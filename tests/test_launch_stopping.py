@@ -24,7 +24,7 @@ from helpers_launch import (
 )
 from helpers_runner import group_is_gone, living, wait_for
 
-from robust_nc.launch import Finished, Task, failed, run_tasks
+from robust_nc.engines.local import Finished, Task, failed, run_tasks
 from robust_nc.runtime import stopping
 
 
@@ -199,7 +199,7 @@ import signal, sys
 from pathlib import Path
 from helpers_launch import work_until_told
 from robust_nc.runtime import stopping
-from robust_nc.launch import Task, run_tasks
+from robust_nc.engines.local import Task, run_tasks
 tasks = [[Task(name, work_until_told, (Path(sys.argv[1]) / name,))] for name in "ab"]
 say = lambda event: print(event, flush=True)
 with stopping.on_sigterm():

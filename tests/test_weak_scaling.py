@@ -4,8 +4,8 @@ import pytest
 
 from robust_nc.benchmarks.races import weak_scaling
 from robust_nc.benchmarks.races.weak_scaling import Team, cells, contest, table
+from robust_nc.engines.run_suite import SuiteReport
 from robust_nc.exceptions import ConfigError
-from robust_nc.runner import SuiteReport
 
 TEAMS = [Team(1), Team(2), Team(4), Team(None)]
 SECONDS = {Team(1): 10.0, Team(2): 10.0, Team(4): 20.0, Team(None): 8.0}

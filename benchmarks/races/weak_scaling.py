@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 import tyro
 
 from robust_nc.benchmarks.races.timing import Timing, conditions, markdown, ratio
-from robust_nc.cluster.settings import ClusterSettings
-from robust_nc.cluster.start import joined
+from robust_nc.engines.ray.settings import ClusterSettings
+from robust_nc.engines.ray.start import joined
+from robust_nc.engines.run_suite import Hooks, run_suite
 from robust_nc.exceptions import ConfigError
 from robust_nc.io.files import write_text
 from robust_nc.pipeline.suite import Suite, read_suite
-from robust_nc.runner import Hooks, run_suite
 
 LOCAL = "local engine, 1 worker"
 

@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from robust_nc.claims.reading import holds_claims, read_claims
 from robust_nc.commands.bars import bars
+from robust_nc.engines.torchrun.process_group import started
 from robust_nc.exceptions import ConfigError
 from robust_nc.pipeline.suite import Suite, read_suite
 from robust_nc.planning.anatomy import Anatomist
@@ -27,7 +28,6 @@ from robust_nc.planning.stopwatch import Stopwatch
 from robust_nc.planning.survival import read_records
 from robust_nc.planning.table import Totals, plan_text, speeds_line, totals_lines
 from robust_nc.planning.timing import Bench
-from robust_nc.ranks.joining import started
 
 _EARLIER = Path("results")  # records that come with a copy of the repository, where it is
 

@@ -9,19 +9,19 @@ from rich.console import Console
 from rich.progress import TaskID
 
 from robust_nc.claims.reading import holds_claims, read_claims
-from robust_nc.cluster.settings import ClusterSettings
 from robust_nc.commands.bars import bars
 from robust_nc.commands.claims import claims_command
 from robust_nc.commands.ending import heeding
+from robust_nc.engines.ray.settings import ClusterSettings
+from robust_nc.engines.run_suite import Hooks, Overwrite, SuiteReport, run_suite
+from robust_nc.engines.torchrun.executor import Ranks
+from robust_nc.engines.torchrun.process_group import joined, started
 from robust_nc.exceptions import ConfigError, StoppedError
 from robust_nc.pipeline.cell import CellEvent, CellResult
 from robust_nc.pipeline.suite import Cell, Suite, read_suite
-from robust_nc.ranks.fleet import Ranks
-from robust_nc.ranks.joining import joined, started
 from robust_nc.record.folder import record_path
 from robust_nc.record.schema import read_record
 from robust_nc.report.table import format_table, leaderboard
-from robust_nc.runner import Hooks, Overwrite, SuiteReport, run_suite
 from robust_nc.runtime import stopping
 
 

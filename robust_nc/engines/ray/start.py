@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from robust_nc.cluster.settings import ClusterSettings
+from robust_nc.engines.ray.settings import ClusterSettings
 from robust_nc.exceptions import ClusterError, ConfigError, StoppedError
 from robust_nc.runtime import stopping
 

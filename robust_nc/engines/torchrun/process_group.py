@@ -15,8 +15,8 @@ import torch
 from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from robust_nc.engines.torchrun.executor import Ranks
 from robust_nc.exceptions import ClusterError, ConfigError
-from robust_nc.ranks.fleet import Ranks
 from robust_nc.runtime import stopping
 
 _STEP = datetime.timedelta(minutes=30)  # the longest that processes wait for one in a training

@@ -14,9 +14,10 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from robust_nc.cluster.parcels import Parcel, pack, unpack
 from robust_nc.config import RunConfig
-from robust_nc.launch import Finished, failed
+from robust_nc.engines.local import Finished, failed
+from robust_nc.engines.ray.files import Parcel, pack, unpack
+from robust_nc.engines.torchrun.executor import Ranks
 from robust_nc.pipeline.cell import run_cell
 from robust_nc.pipeline.stages import (
     CellEvent,
@@ -31,7 +32,6 @@ from robust_nc.pipeline.stages import (
 )
 from robust_nc.pipeline.suite import Cell
 from robust_nc.pipeline.verdict_parts import Part
-from robust_nc.ranks.fleet import Ranks
 from robust_nc.runtime import stopping
 from robust_nc.runtime.executor import Report as Told
 from robust_nc.runtime.torch_state import default_device

@@ -12,11 +12,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
-from robust_nc.cluster.chain import Chain
-from robust_nc.cluster.desk import Desk
-from robust_nc.cluster.settings import ClusterSettings
-from robust_nc.cluster.start import Cluster, joined
-from robust_nc.launch import Finished, OnRetry, failed, silent
+from robust_nc.engines.local import Finished, OnRetry, failed, silent
+from robust_nc.engines.ray.cell_tasks import Chain
+from robust_nc.engines.ray.inbox import Desk
+from robust_nc.engines.ray.settings import ClusterSettings
+from robust_nc.engines.ray.start import Cluster, joined
 from robust_nc.pipeline.stages import CellEvent
 from robust_nc.pipeline.suite import Cell
 from robust_nc.runtime import stopping

@@ -5,8 +5,8 @@ from typing import Any
 
 import ray
 
-from robust_nc.cluster.start import Cluster
-from robust_nc.cluster.worker import do_part
+from robust_nc.engines.ray.start import Cluster
+from robust_nc.engines.ray.worker import do_part
 from robust_nc.exceptions import ClusterError, RobustNCError
 from robust_nc.runtime.executor import Report, silent
 

@@ -13,7 +13,7 @@ hears of another life than before sends again what may have lain in it.
 import uuid
 from typing import NamedTuple
 
-from robust_nc.cluster.parcels import Parcel
+from robust_nc.engines.ray.files import Parcel
 from robust_nc.pipeline.stages import CellEvent
 
 

@@ -13,8 +13,11 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from robust_nc.cluster.settings import ClusterSettings
 from robust_nc.data.load import dataset_info
+from robust_nc.engines.local import Finished, OnRetry, Task, run_tasks, silent
+from robust_nc.engines.ray.settings import ClusterSettings
+from robust_nc.engines.torchrun.executor import Ranks
+from robust_nc.engines.torchrun.run import run_cells
 from robust_nc.exceptions import (
     ConfigError,
     DataError,
@@ -22,12 +25,9 @@ from robust_nc.exceptions import (
     RecordError,
 )
 from robust_nc.io.files import alone, remove_file, remove_tree, remove_unfinished
-from robust_nc.launch import Finished, OnRetry, Task, run_tasks, silent
 from robust_nc.naming import training_id
 from robust_nc.pipeline.cell import CellEvent, CellResult, check_cell, run_cell
 from robust_nc.pipeline.suite import Cell, Suite
-from robust_nc.ranks.fleet import Ranks
-from robust_nc.ranks.running import run_cells
 from robust_nc.record.folder import checkpoint_folder, record_path, remove_caches
 from robust_nc.record.schema import read_record
 
@@ -183,7 +183,7 @@ def _clustered(
 ) -> Generator[Finished, None, None]:
     """Run cells on a Ray cluster."""
     try:
-        from robust_nc.cluster.drive import drive  # here: Ray is an extra
+        from robust_nc.engines.ray.run import drive  # here: Ray is an extra
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "ray":
             raise

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import distributed as dist
 
+from robust_nc.engines.local import failed
 from robust_nc.exceptions import ClusterError
-from robust_nc.launch import failed
 from robust_nc.runtime.executor import Report, silent, within
 from robust_nc.training.data_parallel import together
 

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from robust_nc.cluster.mailbox import Letter, Reply
-from robust_nc.cluster.parcels import Parcel, Stamp, pack, stamps, unpack
+from robust_nc.engines.local import Finished, failed
+from robust_nc.engines.ray.files import Parcel, Stamp, pack, stamps, unpack
+from robust_nc.engines.ray.mailbox import Letter, Reply
 from robust_nc.exceptions import RobustNCError
-from robust_nc.launch import Finished, failed
 from robust_nc.pipeline.cell import run_cell
 from robust_nc.pipeline.stages import (
     CellEvent,

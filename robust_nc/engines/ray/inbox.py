@@ -11,8 +11,8 @@ from typing import Any
 
 import ray
 
-from robust_nc.cluster.mailbox import Letter, Mailbox
-from robust_nc.cluster.parcels import Parcel, unpack
+from robust_nc.engines.ray.files import Parcel, unpack
+from robust_nc.engines.ray.mailbox import Letter, Mailbox
 from robust_nc.exceptions import ClusterError
 from robust_nc.pipeline.stages import CellEvent
 

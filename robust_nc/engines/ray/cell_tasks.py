@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import ray
 
-from robust_nc.cluster.desk import Desk
-from robust_nc.cluster.fleet import RayFleet
-from robust_nc.cluster.parcels import pack
-from robust_nc.cluster.start import Cluster
-from robust_nc.cluster.worker import Done, Job, do_stage
+from robust_nc.engines.local import Finished
+from robust_nc.engines.ray.executor import RayFleet
+from robust_nc.engines.ray.files import pack
+from robust_nc.engines.ray.inbox import Desk
+from robust_nc.engines.ray.start import Cluster
+from robust_nc.engines.ray.worker import Done, Job, do_stage
 from robust_nc.exceptions import ClusterError
-from robust_nc.launch import Finished
 from robust_nc.pipeline.stages import CellEvent, Stage, measure_stage, needs, verdict_parts
 from robust_nc.pipeline.suite import Cell
 from robust_nc.pipeline.verdict_parts import Part
