@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from robust_nc.pipeline.appraise import Request, appraise
     from robust_nc.profiling.profile_model import Profile, profile
     from robust_nc.record.schema import Record, read_record
-    from robust_nc.report.comparing import compare
-    from robust_nc.report.table import leaderboard
+    from robust_nc.report.board.comparing import compare
+    from robust_nc.report.board.table import leaderboard
     from robust_nc.threat import Ball
     from robust_nc.training.run import train
 
@@ -41,9 +41,9 @@ _HOMES = {
     "RunConfig": "config",
     "appraise": "pipeline.appraise",
     "build_model": "models.build",
-    "compare": "report.comparing",
+    "compare": "report.board.comparing",
     "evaluate": "evaluation.evaluate_model",
-    "leaderboard": "report.table",
+    "leaderboard": "report.board.table",
     "load_dataset": "data.load",
     "measure_collapse": "geometry.collapse",
     "measure_leaps": "geometry.leaps",

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from robust_nc.report.site_pages import Site, write_index, write_style
+from robust_nc.report.site.pages import Site, write_index, write_style
 
 ARGUMENTS = [
     "--no-sandbox",

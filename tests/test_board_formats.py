@@ -11,9 +11,9 @@ import pytest
 
 from robust_nc.exceptions import RecordError, UnknownNameError
 from robust_nc.record import Stored
-from robust_nc.report import terminal
-from robust_nc.report.formats import escape_latex, escape_markdown
-from robust_nc.report.table import COLUMNS, format_table, leaderboard, paired
+from robust_nc.report.board import terminal
+from robust_nc.report.board.formats import escape_latex, escape_markdown
+from robust_nc.report.board.table import COLUMNS, format_table, leaderboard, paired
 
 NASTY = "a_b&c%d$e#f{g}h~i^j\\k|l<m>\x1b[31mn\no"
 

@@ -15,10 +15,10 @@ from robust_nc.commands import board
 from robust_nc.commands.board import Wanted, board_command
 from robust_nc.exceptions import ConfigError, RecordError, UnknownNameError
 from robust_nc.exchange.published import published_rows
-from robust_nc.report import index
-from robust_nc.report.plain import plain_text
-from robust_nc.report.querying import Condition, kept, ordered, parse_condition
-from robust_nc.report.table import COLUMNS, leaderboard
+from robust_nc.report.board import index
+from robust_nc.report.board.formats import plain_text
+from robust_nc.report.board.querying import Condition, kept, ordered, parse_condition
+from robust_nc.report.board.table import COLUMNS, leaderboard
 
 FRAME = pd.DataFrame(
     {

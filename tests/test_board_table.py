@@ -11,7 +11,7 @@ import pytest
 from robust_nc.exceptions import InputError, RecordError, UnknownNameError
 from robust_nc.io.files import digest
 from robust_nc.record import Caution, Stored
-from robust_nc.report.table import COLUMNS, leaderboard, paired
+from robust_nc.report.board.table import COLUMNS, leaderboard, paired
 from robust_nc.statistics.intervals import wilson
 
 T_975_2 = 4.302652729911275  # Student t quantile, two degrees of freedom

@@ -14,8 +14,8 @@ from scipy import stats
 from robust_nc.commands.compare import compare_command
 from robust_nc.exceptions import RecordError
 from robust_nc.record import Record, Stored, write_record
-from robust_nc.report.comparing import Compared, compare
-from robust_nc.report.table import leaderboard
+from robust_nc.report.board.comparing import Compared, compare
+from robust_nc.report.board.table import leaderboard
 from robust_nc.statistics.intervals import wilson
 from robust_nc.statistics.significance import paired_shares
 

@@ -21,7 +21,7 @@ from helpers_runner import cli, write_suite
 
 from robust_nc.pipeline import make_record as recording
 from robust_nc.record import read_record, write_record
-from robust_nc.report.index import ask
+from robust_nc.report.board.index import ask
 
 ROOT = Path(__file__).parent.parent
 ONE = '[grid]\n"evaluation.examples" = [40]\n"train.epochs" = [2]\n'

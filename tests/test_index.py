@@ -22,11 +22,9 @@ from robust_nc.io.files import sha256_of, write_text
 from robust_nc.pipeline.make_record import _SUMMARY
 from robust_nc.record import Stored, read_record, tidy, write_record, write_rows
 from robust_nc.record.standing import Challenge, challenge_path
-from robust_nc.report import index, indexing
-from robust_nc.report.index import ask, board_frame
-from robust_nc.report.indexing import MEASURES, RECORDS
-from robust_nc.report.scanning import scan
-from robust_nc.report.table import leaderboard
+from robust_nc.report.board import index
+from robust_nc.report.board.index import MEASURES, RECORDS, ask, board_frame, scan
+from robust_nc.report.board.table import leaderboard
 
 EVIL = "x'); drop table records; --\"\n<script>"
 
@@ -232,7 +230,7 @@ class TestRenewal:
 
     def test_two_processes_at_once_both_answer(self, results: Path) -> None:
         code = (
-            "import sys; from pathlib import Path; from robust_nc.report.index import ask;"
+            "import sys; from pathlib import Path; from robust_nc.report.board.index import ask;"
             "print(ask(Path(sys.argv[1]), 'select count(*), sum(value) from rows').rows)"
         )
         command = [sys.executable, "-c", code, str(results)]

@@ -9,7 +9,7 @@ from helpers_runner import cli
 
 from robust_nc.record import Record, unpack_flags
 from robust_nc.record.folder import read_all
-from robust_nc.report.table import leaderboard
+from robust_nc.report.board.table import leaderboard
 
 SUITE = """
 name = "parts"

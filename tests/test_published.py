@@ -12,8 +12,8 @@ from helpers_report import write_grid
 
 from robust_nc.exceptions import UnknownNameError
 from robust_nc.exchange.published import left_out, published, published_cards, published_rows
-from robust_nc.report.formats import format_table
-from robust_nc.report.table import COLUMNS, leaderboard
+from robust_nc.report.board.formats import format_table
+from robust_nc.report.board.table import COLUMNS, leaderboard
 
 ROWS = published_rows()
 LINES = files("robust_nc.exchange").joinpath("robustbench_model_info.jsonl").read_bytes()

@@ -15,8 +15,8 @@ from scipy import stats
 from robust_nc.exceptions import RecordError
 from robust_nc.io.files import sha256_of
 from robust_nc.record import Caution, Stored
-from robust_nc.report.ranking import beats, compare_all, ranks
-from robust_nc.report.table import format_table, leaderboard
+from robust_nc.report.board.ranking import beats, compare_all, ranks
+from robust_nc.report.board.table import format_table, leaderboard
 from robust_nc.statistics.intervals import wilson
 
 Row = dict[int, np.ndarray]
@@ -65,7 +65,7 @@ def test_blocks_give_what_one_block_gives(monkeypatch: pytest.MonkeyPatch) -> No
     rows = table(np.random.default_rng(0), [1, 2, 1, 5, 3, 1, 1, 2, 4])
     whole = compare_all(rows)
     for size in (1, 25, 60):
-        monkeypatch.setattr("robust_nc.report.ranking._BLOCK", size)
+        monkeypatch.setattr("robust_nc.report.board.ranking._BLOCK", size)
         cut = compare_all(rows)
         off = ~np.eye(len(rows), dtype=bool)
         assert np.array_equal(cut.p[off], whole.p[off])

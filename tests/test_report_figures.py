@@ -15,10 +15,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from robust_nc.exceptions import InputError
-from robust_nc.report.curves import accuracy_against_eps, collapse_over_epochs
-from robust_nc.report.drawing import COLOURS, Wanted, select
-from robust_nc.report.figures import PLOTS, panels, save_all, save_each, story
-from robust_nc.report.plots import (
+from robust_nc.report.figures.curves import accuracy_against_eps, collapse_over_epochs
+from robust_nc.report.figures.drawing import COLOURS, Wanted, select
+from robust_nc.report.figures.figures import PLOTS, panels, save_all, save_each, story
+from robust_nc.report.figures.plots import (
     collapse_per_layer,
     landing_fraction,
     leap_layers,

@@ -15,19 +15,19 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from robust_nc.exceptions import InputError, UnknownNameError
-from robust_nc.report.curves import GROUPINGS, collapse_against_eps, leap_rate_against_eps
-from robust_nc.report.drawing import COLOURS
-from robust_nc.report.figures import PLOTS, leap_matrices, save_all
-from robust_nc.report.geometry_plots import (
+from robust_nc.report.figures.curves import GROUPINGS, collapse_against_eps, leap_rate_against_eps
+from robust_nc.report.figures.drawing import COLOURS
+from robust_nc.report.figures.figures import PLOTS, leap_matrices, save_all
+from robust_nc.report.figures.geometry_plots import (
     NETWORK,
     alignment_angles,
     leap_rate_by_target,
     nearest_vertex_accuracy,
 )
-from robust_nc.report.layout import one_legend
-from robust_nc.report.lines import log_scale
-from robust_nc.report.paths import MOST_PATHS, trajectory_in_plane, trajectory_on_edge
-from robust_nc.report.plots import leap_matrix
+from robust_nc.report.figures.layout import one_legend
+from robust_nc.report.figures.lines import log_scale
+from robust_nc.report.figures.paths import MOST_PATHS, trajectory_in_plane, trajectory_on_edge
+from robust_nc.report.figures.plots import leap_matrix
 
 NEW = [
     nearest_vertex_accuracy,

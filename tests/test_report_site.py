@@ -12,9 +12,9 @@ import pytest
 from robust_nc.exceptions import InputError, RecordError
 from robust_nc.pipeline.settings import named_dataset
 from robust_nc.record import Caution, EvidenceFile, Stored
-from robust_nc.report.site import write_site
-from robust_nc.report.site_commands import check, reproduce
-from robust_nc.report.site_published import published_boards
+from robust_nc.report.site.board import published_boards
+from robust_nc.report.site.commands import check, reproduce
+from robust_nc.report.site.write import write_site
 
 
 class Page(HTMLParser):
@@ -82,8 +82,8 @@ def test_figures_stand_side_by_side_on_a_page_of_their_own(page: Path) -> None:
 def test_only_so_many_models_are_drawn(
     records: list[Stored], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("robust_nc.report.site.MOST_MODELS", 1)
-    monkeypatch.setattr("robust_nc.report.site_figures.MOST_TOGETHER", 0)
+    monkeypatch.setattr("robust_nc.report.site.write.MOST_MODELS", 1)
+    monkeypatch.setattr("robust_nc.report.site.figures.MOST_TOGETHER", 0)
     site = write_site(records, tmp_path).parent
     texts = [path.read_text() for path in (site / "model").iterdir()]
     assert sorted(text.count("<img") for text in texts) == [0, 7]
@@ -95,8 +95,8 @@ def test_only_so_many_models_are_drawn(
 def test_the_gap_stands_on_boards_with_a_weaker_protocol(
     records: list[Stored], page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("robust_nc.report.site.MOST_MODELS", 0)
-    monkeypatch.setattr("robust_nc.report.site_figures.MOST_TOGETHER", 0)
+    monkeypatch.setattr("robust_nc.report.site.write.MOST_MODELS", 0)
+    monkeypatch.setattr("robust_nc.report.site.figures.MOST_TOGETHER", 0)
     assert "gap" not in Page(page.read_text()).all("th", "data-key")
     first, *others = records
     told = dataclasses.replace(

@@ -28,7 +28,7 @@ from robust_nc.record import EvidenceFile, Score, Stored, Weights, read_record, 
 from robust_nc.record.folder import read_all
 from robust_nc.record.seals import sealed
 from robust_nc.record.standing import challenge_path
-from robust_nc.report.table import leaderboard
+from robust_nc.report.board.table import leaderboard
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"

@@ -13,8 +13,8 @@ import helpers_report as helpers
 import pandas as pd
 import pytest
 
-from robust_nc.report.site import write_site
-from robust_nc.report.site_claims import Shown, ShownTest
+from robust_nc.report.site.pages import Shown, ShownTest
+from robust_nc.report.site.write import write_site
 
 pytestmark = [
     pytest.mark.browser,
@@ -51,8 +51,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     test = ShownTest("landed", "0.53 [0.47, 0.58]", "above 0.5", "0.2", "1", "5", "undecided")
     claim = Shown("C1", "undecided", "It leaps.", "a note", "too close", "digits", (test,))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("robust_nc.report.site.MOST_MODELS", 2)
-        patch.setattr("robust_nc.report.site_figures.MOST_TOGETHER", 0)
+        patch.setattr("robust_nc.report.site.write.MOST_MODELS", 2)
+        patch.setattr("robust_nc.report.site.figures.MOST_TOGETHER", 0)
         out = tmp_path_factory.mktemp("site")
         return write_site(records, out, published=pd.DataFrame(rows), claims=[claim]).parent
 

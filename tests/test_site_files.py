@@ -7,9 +7,9 @@ import helpers_report as helpers
 import pytest
 
 from robust_nc.record import Stored
-from robust_nc.report import site_figures
-from robust_nc.report.site import write_site
-from robust_nc.report.site_files import NAME
+from robust_nc.report.site import figures as site_figures
+from robust_nc.report.site.files import NAME
+from robust_nc.report.site.write import write_site
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,6 @@ def test_sites_of_many_models_draw_the_first_figures_of_each(
     records: list[Stored], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(site_figures, "_OWN", ("leap_rate_per_layer", "leap_matrix"))
-    monkeypatch.setattr("robust_nc.report.site.FEW_MODELS", 1)
+    monkeypatch.setattr("robust_nc.report.site.write.FEW_MODELS", 1)
     write_site(records, tmp_path)
     assert len([name for name in files(tmp_path) if name.endswith(".png")]) == 2

@@ -22,9 +22,9 @@ from robust_nc.record import (
     tidy,
     write_rows,
 )
-from robust_nc.report.site import write_site
-from robust_nc.report.site_claims import Shown, ShownTest
-from robust_nc.report.site_text import environment, https_link
+from robust_nc.report.site.pages import Shown, ShownTest
+from robust_nc.report.site.text import environment, https_link
+from robust_nc.report.site.write import write_site
 
 EVILS = (
     "<script>document.title='owned'; alert(1)</script>",
@@ -115,8 +115,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     claims = [Shown(*[evil] * 6, tests=(ShownTest(*[evil] * 7),)) for evil in EVILS]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("robust_nc.report.site_figures._OWN", ("collapse_per_layer",))
-        patch.setattr("robust_nc.report.site_figures.MOST_TOGETHER", 0)
+        patch.setattr("robust_nc.report.site.figures._OWN", ("collapse_per_layer",))
+        patch.setattr("robust_nc.report.site.figures.MOST_TOGETHER", 0)
         return write_site(records, folder / "site", published=published, claims=claims).parent
 
 

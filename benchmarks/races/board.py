@@ -39,7 +39,7 @@ from robust_nc.record import (
     tidy,
 )
 from robust_nc.record.folder import read_all, record_path, rows_path
-from robust_nc.report.index import ask, board_frame
+from robust_nc.report.board.index import ask, board_frame
 from robust_nc.statistics.intervals import wilson
 
 DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "imagenette")

@@ -35,8 +35,8 @@ from robust_nc.io.files import canonical_json, sha256_of
 from robust_nc.pipeline.suite import Cell
 from robust_nc.record.folder import record_path
 from robust_nc.record.schema import Stored, read_record
-from robust_nc.report.formats import count
-from robust_nc.report.gather import identity, part_label
+from robust_nc.report.board.formats import count
+from robust_nc.report.board.gather import identity, part_label
 from robust_nc.statistics.intervals import MIN_SEEDS_FOR_T, Interval, mean_interval
 
 MIN_SEEDS_ON_CPU = 5

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from robust_nc.claims.answers import Answer, Beside, Scale, Summary, Tested
 from robust_nc.claims.reading import Claim
 from robust_nc.config import plain
-from robust_nc.report.formats import count, escape_markdown
-from robust_nc.report.gather import part_label
+from robust_nc.report.board.formats import count, escape_markdown
+from robust_nc.report.board.gather import part_label
 
 MISSING = "-"
 HEADERS = ("claim", "verdict", "quantity", "mean [interval]", "expected", "p", "p (Holm)", "seeds")

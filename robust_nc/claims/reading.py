@@ -36,7 +36,7 @@ from robust_nc.io.files import canonical_json, digest
 from robust_nc.models.build import build_model
 from robust_nc.pipeline.suite import CLAIMS, Cell, Suite, read_suite
 from robust_nc.profiling.feature_cache import chosen_taps
-from robust_nc.report.gather import part_label
+from robust_nc.report.board.gather import part_label
 
 ANSWERS = "answers"  # the folder of the answers, beside those of the suites
 _KEYS = ("description", "claim")

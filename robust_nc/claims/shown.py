@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from robust_nc.claims.answers import Answer, Scale, Tested
 from robust_nc.claims.page import number, spread
 from robust_nc.claims.reading import Claim
-from robust_nc.report.formats import count
-from robust_nc.report.site_claims import Shown, ShownTest
+from robust_nc.report.board.formats import count
+from robust_nc.report.site.pages import Shown, ShownTest
 
 
 def claims_shown(answers: Sequence[Answer]) -> tuple[Shown, ...]:

@@ -63,7 +63,7 @@ def board_command(results: Path, wanted: Wanted, stderr: Console) -> int:
     elif wanted.format in {"bibtex", "robustbench"}:
         _exchange(results, wanted, tell)
     else:
-        from robust_nc.report.table import format_table
+        from robust_nc.report.board.table import format_table
 
         _show(format_table(_frame(results, wanted, tell), style), wanted.out, tell)
     return 0
@@ -107,8 +107,8 @@ def _show(text: str, out: Path | None, tell: Callable[[str], None]) -> None:
 
 
 def _answer(results: Path, sql: str, style: Text, tell: Callable[[str], None]) -> str:
-    from robust_nc.report.index import ask
-    from robust_nc.report.plain import plain_text
+    from robust_nc.report.board.formats import plain_text
+    from robust_nc.report.board.index import ask
 
     answer = ask(results, sql, tell=tell)
     shown = answer.rows
@@ -122,7 +122,7 @@ def _frame(results: Path, wanted: Wanted, tell: Callable[[str], None]) -> "pd.Da
     """Return the rows to show of the leaderboard, or of differences to one head."""
     if wanted.against is None:
         return _chosen(_board(results, wanted, tell), wanted)
-    from robust_nc.report.table import paired
+    from robust_nc.report.board.table import paired
 
     frame = paired(_records(results), against=wanted.against)
     if frame.empty:
@@ -132,14 +132,14 @@ def _frame(results: Path, wanted: Wanted, tell: Callable[[str], None]) -> "pd.Da
 
 def _board(results: Path, wanted: Wanted, tell: Callable[[str], None]) -> "pd.DataFrame":
     """Return the leaderboard; that of many records is kept in the index, and made only once."""
-    from robust_nc.report.scanning import scan
-    from robust_nc.report.table import leaderboard
+    from robust_nc.report.board.index import scan
+    from robust_nc.report.board.table import leaderboard
 
     count = len(scan(results).found)
     if not count and wanted.published:
         return _with_published(None)
     if count >= _MANY and importlib.util.find_spec("duckdb"):
-        from robust_nc.report.index import board_frame
+        from robust_nc.report.board.index import board_frame
 
         frame = board_frame(results, tell=tell)
     else:
@@ -168,7 +168,7 @@ def _with_published(frame: "pd.DataFrame | None") -> "pd.DataFrame":
 
 
 def _chosen(frame: "pd.DataFrame", wanted: Wanted) -> "pd.DataFrame":
-    from robust_nc.report.querying import kept, ordered
+    from robust_nc.report.board.querying import kept, ordered
 
     found = ordered(kept(frame, wanted.where), wanted.sort)
     if found.empty:
@@ -180,7 +180,7 @@ def _chosen(frame: "pd.DataFrame", wanted: Wanted) -> "pd.DataFrame":
 
 def _of_rows(records: "Sequence[Stored]", frame: "pd.DataFrame") -> "list[Stored]":
     """Return the records that rows of a leaderboard are made of, in the order of the rows."""
-    from robust_nc.report.gather import identity
+    from robust_nc.report.board.gather import identity
 
     key = ("suite", "dataset", "images", "protocol", "model", "head", "objective", "recipe")
     places: dict[tuple[str, ...], int] = {}
@@ -195,7 +195,7 @@ def _of_rows(records: "Sequence[Stored]", frame: "pd.DataFrame") -> "list[Stored
 
 def _split(results: Path, wanted: Wanted) -> "tuple[list[Stored], pd.DataFrame | None]":
     """Return the records and the published rows that the conditions leave."""
-    from robust_nc.report.table import leaderboard
+    from robust_nc.report.board.table import leaderboard
 
     records = _records(results)
     frame = leaderboard(records)
@@ -265,7 +265,7 @@ def _bibtex(records: "Sequence[Stored]", theirs: "pd.DataFrame | None") -> str:
 def _site_writer() -> Callable[..., Any]:
     """Import what draws the page; figures are an extra."""
     try:
-        from robust_nc.report.site import write_site
+        from robust_nc.report.site.write import write_site
     except ImportError as error:
         raise ConfigError(
             f"the page needs {error.name}, which is not installed: pip install 'robust_nc[report]'"

@@ -84,7 +84,7 @@ def _request(asked: Asked) -> Request:
 def _page(stored: Stored, screen: "Screen") -> Path | None:
     """Write the report page, where what draws it is installed."""
     try:
-        from robust_nc.report.site import write_site
+        from robust_nc.report.site.write import write_site
     except ImportError as error:
         screen.line(
             f"no page: {error.name} is not installed; pip install 'robust_nc[report]', then "

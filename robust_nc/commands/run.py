@@ -21,7 +21,7 @@ from robust_nc.pipeline.cell import CellEvent, CellResult
 from robust_nc.pipeline.suite import Cell, Suite, read_suite
 from robust_nc.record.folder import record_path
 from robust_nc.record.schema import read_record
-from robust_nc.report.table import format_table, leaderboard
+from robust_nc.report.board.table import format_table, leaderboard
 from robust_nc.runtime import stopping
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 
 from robust_nc.exchange.text import one_line, safe_link
 from robust_nc.record.schema import Card, Stored
-from robust_nc.report.formats import escape_latex
+from robust_nc.report.board.formats import escape_latex
 
 # As in CITATION.cff, which no wheel holds; a test compares the two.
 TITLE = (

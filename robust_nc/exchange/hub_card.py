@@ -13,8 +13,8 @@ from typing import Any
 from robust_nc.exchange.text import one_line, safe_link
 from robust_nc.record.schema import Card, Record, Stored
 from robust_nc.record.standing import standing
-from robust_nc.report.formats import escape_markdown, percent
-from robust_nc.report.gather import identity
+from robust_nc.report.board.formats import escape_markdown, percent
+from robust_nc.report.board.gather import identity
 
 
 def model_card(stored: Stored) -> str:

@@ -34,7 +34,7 @@ from robust_nc.io.files import write_text
 from robust_nc.io.untrusted import file_name, read_json
 from robust_nc.record.schema import Card, Record, Stored
 from robust_nc.record.standing import standing
-from robust_nc.report.gather import identity
+from robust_nc.report.board.gather import identity
 from robust_nc.threat import format_eps, parse_eps
 
 THREATS = ("Linf", "L2", "corruptions")

@@ -25,7 +25,7 @@ from robust_nc.exchange.model_info import THREATS, ModelInfo, from_fields, to_fi
 from robust_nc.io.files import digest
 from robust_nc.io.untrusted import parse_json
 from robust_nc.record.schema import Card
-from robust_nc.report.table import COLUMNS
+from robust_nc.report.board.table import COLUMNS
 from robust_nc.threat import Ball
 
 SOURCE, AS_OF = "https://github.com/RobustBench/robustbench", "2025-03-31"

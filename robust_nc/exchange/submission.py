@@ -21,8 +21,8 @@ from robust_nc.io.untrusted import file_name
 from robust_nc.record.schema import EvidenceFile, Stored, read_record, write_record
 from robust_nc.record.seals import sealed
 from robust_nc.record.standing import standing
-from robust_nc.report.formats import percent, points
-from robust_nc.report.ranking import MIN_EXAMPLES
+from robust_nc.report.board.formats import percent, points
+from robust_nc.report.board.ranking import MIN_EXAMPLES
 
 EXAMPLES, LARGEST = 1_000, 2_000_000  # of committed evidence: examples, bytes
 

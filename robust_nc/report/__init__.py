@@ -1,1 +1,1 @@
-"""Tables, figures and the page."""
+"""What people read: the board, the figures, the site."""

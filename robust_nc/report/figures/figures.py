@@ -15,21 +15,29 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from robust_nc.exceptions import InputError
-from robust_nc.report.curves import (
+from robust_nc.report.figures.curves import (
     accuracy_against_eps,
     collapse_against_eps,
     collapse_over_epochs,
     leap_rate_against_eps,
 )
-from robust_nc.report.drawing import in_order, literal, roles, take_note, taps_in_order
-from robust_nc.report.geometry_plots import (
+from robust_nc.report.figures.drawing import in_order, literal, roles, take_note, taps_in_order
+from robust_nc.report.figures.geometry_plots import (
     alignment_angles,
     leap_rate_by_target,
     nearest_vertex_accuracy,
 )
-from robust_nc.report.layout import Draw, Groups, Made, Share, one_legend, panel_figure, write
-from robust_nc.report.paths import trajectory_in_plane, trajectory_on_edge
-from robust_nc.report.plots import (
+from robust_nc.report.figures.layout import (
+    Draw,
+    Groups,
+    Made,
+    Share,
+    one_legend,
+    panel_figure,
+    write,
+)
+from robust_nc.report.figures.paths import trajectory_in_plane, trajectory_on_edge
+from robust_nc.report.figures.plots import (
     collapse_per_layer,
     landing_fraction,
     leap_layers,

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.ticker import MaxNLocator
 
-from robust_nc.report.drawing import (
+from robust_nc.report.figures.drawing import (
     Wanted,
     deepest,
     finish,
@@ -24,7 +24,7 @@ from robust_nc.report.drawing import (
     styled,
     taps_in_order,
 )
-from robust_nc.report.lines import MOST_INSIDE
+from robust_nc.report.figures.lines import MOST_INSIDE
 
 MOST_PATHS = 40  # more hide one another
 MOST_BANDS = 3  # more cover one another: only the last line keeps its band

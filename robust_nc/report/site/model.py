@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 from robust_nc.record.schema import Card, Record, Stored
 from robust_nc.record.standing import best_badge, standing
-from robust_nc.report.formats import count, percent
-from robust_nc.report.gather import identity
-from robust_nc.report.site_columns import COLUMNS, Column, cell
-from robust_nc.report.site_commands import check, reproduce
-from robust_nc.report.site_files import Figure
-from robust_nc.report.site_layers import Layers, Leaps
-from robust_nc.report.site_text import LONG, SHORT, cut, https_link
+from robust_nc.report.board.formats import count, percent
+from robust_nc.report.board.gather import identity
+from robust_nc.report.site.columns import COLUMNS, Column, cell
+from robust_nc.report.site.commands import check, reproduce
+from robust_nc.report.site.files import Figure
+from robust_nc.report.site.layers import Layers, Leaps
+from robust_nc.report.site.text import LONG, SHORT, cut, https_link
 
 _MOST_SEEDS = 100
 _MOST_ITEMS = 30

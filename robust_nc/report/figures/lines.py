@@ -13,7 +13,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from robust_nc.report.drawing import in_order, label_taps, new_axes, roles, taps_in_order
+from robust_nc.report.figures.drawing import in_order, label_taps, new_axes, roles, taps_in_order
 
 MOST_INSIDE = 8  # longer legends stand beside the axes
 # Leading digits with a label on a logarithmic axis whose ends are in less than this ratio.

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from robust_nc.record.schema import Record, Stored
-from robust_nc.report.gather import identity
+from robust_nc.report.board.gather import identity
 
 APPRAISED = "evaluated"  # `Record.suite` of a model that came finished
 AUDITED = 300

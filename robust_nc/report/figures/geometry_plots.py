@@ -11,7 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from robust_nc.exceptions import InputError
-from robust_nc.report.drawing import (
+from robust_nc.report.figures.drawing import (
     COLOURS,
     Wanted,
     conditions,
@@ -26,7 +26,7 @@ from robust_nc.report.drawing import (
     styled,
     taps_in_order,
 )
-from robust_nc.report.lines import layer_lines, percent
+from robust_nc.report.figures.lines import layer_lines, percent
 
 # Accuracies of the nearest-vertex classifier, by what attacked the examples.
 ACCURACIES = {

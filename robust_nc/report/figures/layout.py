@@ -20,7 +20,14 @@ from matplotlib.legend import Legend
 
 from robust_nc.exceptions import InputError
 from robust_nc.io.files import atomic
-from robust_nc.report.drawing import COLUMN_WIDTH, literal, merge_notes, styled, take_note, wrapped
+from robust_nc.report.figures.drawing import (
+    COLUMN_WIDTH,
+    literal,
+    merge_notes,
+    styled,
+    take_note,
+    wrapped,
+)
 
 Draw = Callable[..., Axes]
 Share = Literal["row", "all", "none"]

@@ -11,7 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from robust_nc.report.drawing import (
+from robust_nc.report.figures.drawing import (
     Wanted,
     deepest,
     finish,
@@ -23,7 +23,14 @@ from robust_nc.report.drawing import (
     select,
     styled,
 )
-from robust_nc.report.lines import inputs, log_scale, model_colours, model_lines, percent, untitle
+from robust_nc.report.figures.lines import (
+    inputs,
+    log_scale,
+    model_colours,
+    model_lines,
+    percent,
+    untitle,
+)
 
 LEVEL = 0.1  # leap rate at which a model has lost its simplex: the eps there is its collapse radius
 GROUPINGS = {"by true label": "#d55e00", "by nearest vertex": "#029e73"}

@@ -15,24 +15,23 @@ from typing import TypeVar
 import pandas as pd
 
 from robust_nc.record.schema import Stored
-from robust_nc.report.formats import Section, sections
-from robust_nc.report.gather import identity, read_results
-from robust_nc.report.site_board import boards, row_key
-from robust_nc.report.site_claims import Shown
-from robust_nc.report.site_commands import common_root
-from robust_nc.report.site_figures import (
+from robust_nc.report.board.formats import Section, sections
+from robust_nc.report.board.gather import identity, read_results
+from robust_nc.report.board.table import leaderboard, paired
+from robust_nc.report.site.board import boards, row_key
+from robust_nc.report.site.commands import common_root
+from robust_nc.report.site.figures import (
     FEW_MODELS,
     MOST_MODELS,
     figures_together,
     own_figures,
     rows_of,
 )
-from robust_nc.report.site_files import Ledger
-from robust_nc.report.site_layers import layers, leaps
-from robust_nc.report.site_model import Drawn, facts, model_page
-from robust_nc.report.site_pages import Site, write_index, write_page, write_style
-from robust_nc.report.site_text import cut, file_stem
-from robust_nc.report.table import leaderboard, paired
+from robust_nc.report.site.files import Ledger
+from robust_nc.report.site.layers import layers, leaps
+from robust_nc.report.site.model import Drawn, facts, model_page
+from robust_nc.report.site.pages import Shown, Site, write_index, write_page, write_style
+from robust_nc.report.site.text import cut, file_stem
 
 BASELINE = "linear"
 _MOST_NAMED = 3  # suites in the title

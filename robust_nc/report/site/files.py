@@ -25,7 +25,7 @@ from robust_nc.exceptions import RecordError
 from robust_nc.io.files import canonical_json, digest, remove_file, sha256_of, write_text
 from robust_nc.io.untrusted import read_json
 from robust_nc.record.schema import Stored
-from robust_nc.report.gather import identity
+from robust_nc.report.board.gather import identity
 
 NAME = ".site-ledger"
 # Files that a site consists of; no part begins with a dot.

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from robust_nc.io.files import write_text
-from robust_nc.report.site_board import boards, choices
-from robust_nc.report.site_columns import COLUMNS
-from robust_nc.report.site_published import CAPTION, published_boards
-from robust_nc.report.site_text import environment, script_hash
+from robust_nc.report.site.board import CAPTION, boards, choices, published_boards
+from robust_nc.report.site.columns import COLUMNS
+from robust_nc.report.site.text import environment, script_hash
 
 _EARLY = "early.js"
 _SCRIPTS = ("state.js", "table.js", "compare.js", "start.js")
@@ -83,3 +82,27 @@ def _source(name: str) -> str:
     templates = environment()
     assert templates.loader is not None
     return templates.loader.get_source(templates, name)[0]
+
+
+class ShownTest(NamedTuple):
+    """One test of a claim: its quantity, and what came of it, as text."""
+
+    quantity: str
+    mean: str
+    expected: str
+    p: str
+    p_holm: str
+    seeds: str
+    verdict: str
+
+
+class Shown(NamedTuple):
+    """One claim, as it was asked and answered; `scale` says what it was measured on."""
+
+    id: str
+    verdict: str
+    says: str
+    source: str
+    reason: str
+    scale: str
+    tests: tuple[ShownTest, ...]

@@ -21,15 +21,15 @@ from robust_nc.io.files import digest
 from robust_nc.record.schema import Record, Stored
 from robust_nc.record.standing import weakest_badge
 from robust_nc.registry import PROTOCOLS
-from robust_nc.report.formats import format_table
-from robust_nc.report.gather import (
+from robust_nc.report.board.formats import format_table
+from robust_nc.report.board.gather import (
     Identity,
     Judged,
     identity,
     judge_all,
     read_results,
 )
-from robust_nc.report.ranking import MIN_EXAMPLES, ranks
+from robust_nc.report.board.ranking import MIN_EXAMPLES, ranks
 from robust_nc.statistics.intervals import Interval, mean_interval, paired_interval, wilson
 
 __all__ = ["BOARD", "COLUMNS", "SCORES", "SUMMARIES", "format_table", "leaderboard", "paired"]

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from robust_nc.exceptions import RecordError
 from robust_nc.io.files import digest
 from robust_nc.record.schema import Record
-from robust_nc.report.gather import Identity, Judged, identity, judge_all, read_results
-from robust_nc.report.ranking import compare_all
+from robust_nc.report.board.gather import Identity, Judged, identity, judge_all, read_results
+from robust_nc.report.board.ranking import compare_all
 from robust_nc.statistics.intervals import MIN_SEEDS_FOR_T, Interval, mean_interval, wilson
 from robust_nc.statistics.significance import mcnemar, paired_shares, seed_interval
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import pandas as pd
 
 from robust_nc.exceptions import InputError
-from robust_nc.report.drawing import Wanted, deepest, select, taps_in_order
-from robust_nc.report.formats import count
-from robust_nc.report.site_columns import Cell, Kind, shown
-from robust_nc.report.site_text import cut
+from robust_nc.report.board.formats import count
+from robust_nc.report.figures.drawing import Wanted, deepest, select, taps_in_order
+from robust_nc.report.site.columns import Cell, Kind, shown
+from robust_nc.report.site.text import cut
 
 _MOST_LAYERS = 200
 MOST_CLASSES = 20  # a larger matrix is a figure only

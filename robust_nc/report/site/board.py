@@ -4,17 +4,19 @@
 'not ranked (-): fewer than 1,000 examples'
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from robust_nc.exceptions import InputError
 from robust_nc.io.files import digest
-from robust_nc.report.formats import GAP, count, display_names, has_gap, interval_note
-from robust_nc.report.gather import Identity
-from robust_nc.report.site_columns import COLUMNS, Cell, Column, cell
-from robust_nc.report.site_text import SHORT, cut, file_stem
-from robust_nc.report.table import BOARD
+from robust_nc.report.board.formats import GAP, count, display_names, has_gap, interval_note
+from robust_nc.report.board.gather import Identity
+from robust_nc.report.board.table import BOARD
+from robust_nc.report.site.columns import COLUMNS, Cell, Column, cell, shown
+from robust_nc.report.site.text import LONG, SHORT, cut, file_stem, https_link
 
 _MOST_CHOICES = 200
 FILTERS = ("dataset", "ball", "protocol", "head", "objective", "badge")
@@ -122,3 +124,59 @@ def _gap_note(part: pd.DataFrame) -> str:
     weaker = sorted(set(part["beside"]) - {""})
     verb = "flatters" if len(weaker) == 1 else "flatter"
     return f"{GAP}: by how much {cut(', '.join(weaker))} {verb}"
+
+
+NEEDED = ("dataset", "ball", "model", "clean", "robust")
+CAPTION = "unverified, as published by RobustBench, 2025-03-31; their figures, nothing checked here"
+_LONG = ("authors", "notes")
+_COLUMNS = (
+    Column("model", "model", "name", "name of the entry", first="ascending"),
+    Column("clean", "clean %", "percent", "as published"),
+    Column("robust", "robust %", "percent", "as published, under AutoAttack or what was stronger"),
+    Column("architecture", "architecture", "name", "as published", first="ascending"),
+    Column("extra_data", "extra data", "name", "as published", first="ascending"),
+    Column("authors", "authors", "name", "as published", first="ascending"),
+    Column("venue", "venue", "name", "as published", first="ascending"),
+    Column("badge", "evidence", "name", "nothing was checked here", first="ascending"),
+    Column("notes", "notes", "name", "as published", first="ascending"),
+)
+
+
+def published_boards(frame: pd.DataFrame) -> list[Board]:
+    """Return one table per data set and ball, best robust accuracy first.
+
+    Columns `NEEDED`, accuracies as shares in [0, 1] (NaN: not told); optional: architecture,
+    authors, venue, link, notes (text), extra_data (bool). Raises `InputError` for others.
+    """
+    missing = [name for name in NEEDED if name not in frame]
+    if missing:
+        raise InputError(f"published rows lack the columns {', '.join(missing)}")
+    ordered = frame.sort_values(["dataset", "ball", "robust"], ascending=[True, True, False])
+    found = []
+    for (dataset, ball), part in ordered.groupby(["dataset", "ball"], sort=False):
+        dataset, ball = cut(str(dataset)), cut(str(ball)) or "no ball"
+        rows = tuple(_row(row) for row in part.to_dict("records"))
+        found.append(Board(f"{dataset}, {ball}", CAPTION, dataset, ball, _COLUMNS, rows))
+    return found
+
+
+def _row(row: dict[Any, Any]) -> Row:
+    name = cut(_text(row.get("model")))
+    cells = tuple(_cell(row, column) for column in _COLUMNS)
+    return Row("", https_link(_text(row.get("link"))), name, cells)
+
+
+def _cell(row: dict[Any, Any], column: Column) -> Cell:
+    if column.key == "badge":
+        return Cell(UNVERIFIED)
+    value = row.get(column.key)
+    if column.number:
+        return shown(float(value) if isinstance(value, int | float) else math.nan, column.kind)
+    return Cell(cut(_text(value), LONG if column.key in _LONG else SHORT) or "-")
+
+
+def _text(value: object) -> str:
+    """Write a value of a frame, nothing where it is missing."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else ""

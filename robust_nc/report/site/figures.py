@@ -16,11 +16,11 @@ import pandas as pd
 from robust_nc.exceptions import InputError, RecordError, RobustNCError
 from robust_nc.io.files import digest
 from robust_nc.record.schema import Stored
-from robust_nc.report.drawing import take_note
-from robust_nc.report.figures import PLOTS, save_each
-from robust_nc.report.gather import gather_rows, identity
-from robust_nc.report.layout import Made, one_legend, write
-from robust_nc.report.site_files import Figure, Ledger, Together, shown
+from robust_nc.report.board.gather import gather_rows, identity
+from robust_nc.report.figures.drawing import take_note
+from robust_nc.report.figures.figures import PLOTS, save_each
+from robust_nc.report.figures.layout import Made, one_legend, write
+from robust_nc.report.site.files import Figure, Ledger, Together, shown
 
 MOST_MODELS = 40  # with figures of their own, on one site
 FEW_MODELS = 12  # up to so many get all of their figures, more the first few

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from robust_nc.exceptions import InputError, unknown_name
-from robust_nc.report.drawing import (
+from robust_nc.report.figures.drawing import (
     COLOURS,
     NULL,
     Wanted,
@@ -30,7 +30,14 @@ from robust_nc.report.drawing import (
     styled,
     taps_in_order,
 )
-from robust_nc.report.lines import as_percent, inputs, layer_lines, log_scale, percent, untitle
+from robust_nc.report.figures.lines import (
+    as_percent,
+    inputs,
+    layer_lines,
+    log_scale,
+    percent,
+    untitle,
+)
 
 # The landing histogram: 40 bins over the edge, from half an edge behind to half an edge beyond.
 LANDING_EDGES = np.linspace(-0.5, 1.5, 41)

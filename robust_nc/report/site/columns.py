@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from robust_nc.report.formats import MISSING, NULLS, percent, points, short
-from robust_nc.report.site_text import SHORT, cut
+from robust_nc.report.board.formats import MISSING, NULLS, percent, points, short
+from robust_nc.report.site.text import SHORT, cut
 
 Kind = Literal["count", "interval", "percent", "points", "short", "name"]
 

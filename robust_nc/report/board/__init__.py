@@ -1,0 +1,1 @@
+"""The leaderboard: gathered, ranked, asked, compared, shown."""

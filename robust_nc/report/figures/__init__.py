@@ -1,0 +1,1 @@
+"""figures: say what this room holds."""
