@@ -14,18 +14,18 @@ from robust_nc.data.load import to_unit
 from robust_nc.evaluation import evaluate
 from robust_nc.exceptions import ConfigError
 from robust_nc.pipeline.suite import Suite, read_suite
-from robust_nc.planning.anatomy import Anatomist
+from robust_nc.planning.cell_sizes import Anatomist
 from robust_nc.planning.cells import expected
-from robust_nc.planning.counting import Counter, counted, objective_passes
-from robust_nc.planning.judging import verdict_pieces
+from robust_nc.planning.counting_hooks import Counter, counted, objective_passes
+from robust_nc.planning.geometry_cost import geometry_pieces, sweeps
+from robust_nc.planning.pieces import Passes, total
 from robust_nc.planning.plan import Chain, price, probes_of, sketch_suite, wall_clock
-from robust_nc.planning.profiling import geometry_pieces, sweeps
 from robust_nc.planning.speeds import Rate, Speeds, read_speeds, write_speeds
 from robust_nc.planning.stopwatch import Stopwatch, line
-from robust_nc.planning.survival import Survival, measured, read_records
+from robust_nc.planning.survivors import Survival, measured, read_records
 from robust_nc.planning.timing import Bench
-from robust_nc.planning.training import training_pieces
-from robust_nc.planning.work import Passes, total
+from robust_nc.planning.training_cost import training_pieces
+from robust_nc.planning.verdict_cost import verdict_pieces
 from robust_nc.profiling.profile_model import profile_cell
 from robust_nc.training import run
 from robust_nc.training.run import training_data

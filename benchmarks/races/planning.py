@@ -26,12 +26,12 @@ from robust_nc.benchmarks.races.timing import conditions, markdown
 from robust_nc.config import RunConfig, read
 from robust_nc.pipeline.cell import run_cell
 from robust_nc.pipeline.suite import Cell, Suite, read_suite
-from robust_nc.planning.anatomy import Anatomist
+from robust_nc.planning.cell_sizes import Anatomist
+from robust_nc.planning.pieces import STAGES
 from robust_nc.planning.plan import measure, price, probes_of, sketch_suite
 from robust_nc.planning.speeds import Speeds, here
 from robust_nc.planning.stopwatch import Stopwatch
 from robust_nc.planning.timing import Bench
-from robust_nc.planning.work import STAGES
 from robust_nc.record import read_record
 from robust_nc.record.folder import record_path
 

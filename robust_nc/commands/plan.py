@@ -14,7 +14,7 @@ from robust_nc.commands.bars import bars
 from robust_nc.engines.torchrun.process_group import started
 from robust_nc.exceptions import ConfigError
 from robust_nc.pipeline.suite import Suite, read_suite
-from robust_nc.planning.anatomy import Anatomist
+from robust_nc.planning.cell_sizes import Anatomist
 from robust_nc.planning.plan import Cost, Sketch, measure, price, probes_of, sketch_suite
 from robust_nc.planning.speeds import (
     Speeds,
@@ -25,7 +25,7 @@ from robust_nc.planning.speeds import (
     write_speeds,
 )
 from robust_nc.planning.stopwatch import Stopwatch
-from robust_nc.planning.survival import read_records
+from robust_nc.planning.survivors import read_records
 from robust_nc.planning.table import Totals, plan_text, speeds_line, totals_lines
 from robust_nc.planning.timing import Bench
 

@@ -1,7 +1,7 @@
 """All pieces of one cell: training, verdicts, evidence, geometry, the sweep over radii, the record.
 
 >>> from robust_nc.config import RunConfig
->>> from robust_nc.planning.anatomy import Anatomist
+>>> from robust_nc.planning.cell_sizes import Anatomist
 >>> site = Anatomist(None).look(RunConfig())
 >>> found = expected(site, [])
 >>> found.source, sorted({piece.stage for piece in cell_pieces(site, found)})
@@ -10,12 +10,12 @@
 
 from collections.abc import Sequence
 
-from robust_nc.planning.anatomy import Site
-from robust_nc.planning.judging import verdict_pieces
-from robust_nc.planning.profiling import geometry_pieces
-from robust_nc.planning.survival import Survival, assumed, measured
-from robust_nc.planning.training import training_pieces
-from robust_nc.planning.work import Passes, Piece, Probe, total
+from robust_nc.planning.cell_sizes import Site
+from robust_nc.planning.geometry_cost import geometry_pieces
+from robust_nc.planning.pieces import Passes, Piece, Probe, total
+from robust_nc.planning.survivors import Survival, assumed, measured
+from robust_nc.planning.training_cost import training_pieces
+from robust_nc.planning.verdict_cost import verdict_pieces
 from robust_nc.record.schema import Record
 from robust_nc.training.objectives import ClosedForm
 from robust_nc.training.run import build_objective

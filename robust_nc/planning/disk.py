@@ -1,7 +1,7 @@
 """Bytes that a cell leaves, and those that it holds beside them while it runs.
 
 >>> from robust_nc.config import RunConfig
->>> from robust_nc.planning.anatomy import Anatomist
+>>> from robust_nc.planning.cell_sizes import Anatomist
 >>> weights_kept(Anatomist(None).look(RunConfig())) > 2 * 4 * 16_000
 True
 """
@@ -9,10 +9,10 @@ True
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from robust_nc.planning.anatomy import Site
+from robust_nc.planning.cell_sizes import Site
 from robust_nc.planning.cells import judged_images
+from robust_nc.planning.pieces import Piece
 from robust_nc.planning.speeds import Rate
-from robust_nc.planning.work import Piece
 
 _RECORD = 9_000  # bytes of a record without what it says of single images
 _PER_IMAGE = 5  # of each judged image in it

@@ -13,12 +13,12 @@ from typing import NamedTuple
 from robust_nc.exceptions import CheckpointError, RecordError
 from robust_nc.naming import training_id
 from robust_nc.pipeline.suite import Cell, Suite
-from robust_nc.planning.anatomy import Anatomist, Site
+from robust_nc.planning.cell_sizes import Anatomist, Site
 from robust_nc.planning.cells import cell_pieces, expected
 from robust_nc.planning.disk import Disk, disk_of
+from robust_nc.planning.pieces import Passes, Piece, Probe, total
 from robust_nc.planning.speeds import Rate, Speeds, distinct, lacking, seconds_of
-from robust_nc.planning.survival import Survival, read_records
-from robust_nc.planning.work import Passes, Piece, Probe, total
+from robust_nc.planning.survivors import Survival, read_records
 from robust_nc.record.folder import checkpoint_folder, record_path
 from robust_nc.record.schema import Record, read_record
 from robust_nc.training.checkpoint import read_manifest

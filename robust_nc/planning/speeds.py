@@ -15,7 +15,7 @@ from pydantic import Field
 from robust_nc.config import configuration, plain, read
 from robust_nc.exceptions import ConfigError, StorageError
 from robust_nc.io.files import write_text
-from robust_nc.planning.work import Piece, Probe
+from robust_nc.planning.pieces import Piece, Probe
 from robust_nc.runtime.environment import hardware
 from robust_nc.runtime.torch_state import default_device
 

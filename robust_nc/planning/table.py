@@ -7,9 +7,9 @@
 from collections.abc import Sequence
 
 from robust_nc.naming import training_id
+from robust_nc.planning.pieces import STAGES, Passes
 from robust_nc.planning.plan import Cost, chains, wall_clock
 from robust_nc.planning.speeds import Speeds
-from robust_nc.planning.work import STAGES, Passes
 
 _HEAD = ("model", "cells", "left", "forward", "+ gradient", "+ weights", "steps", *STAGES, "all")
 

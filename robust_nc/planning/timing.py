@@ -1,7 +1,7 @@
 """Times what cells are made of, by short runs of the real code on random images.
 
 >>> from robust_nc.config import RunConfig
->>> from robust_nc.planning.anatomy import Anatomist
+>>> from robust_nc.planning.cell_sizes import Anatomist
 >>> from robust_nc.planning.stopwatch import Stopwatch
 >>> probe = Probe("forward", "forward | small_cnn", RunConfig())
 >>> Bench(Anatomist(None), Stopwatch(seconds=0.0)).time(probe).seconds(8) > 0
@@ -22,12 +22,12 @@ from robust_nc.data.base import Split, numbered
 from robust_nc.data.batches import Batches
 from robust_nc.evaluation.evaluate_model import evaluate
 from robust_nc.models.classifier import Classifier
-from robust_nc.planning.anatomy import Anatomist
-from robust_nc.planning.counting import with_steps
+from robust_nc.planning.cell_sizes import Anatomist
+from robust_nc.planning.counting_hooks import with_steps
+from robust_nc.planning.pieces import Probe
 from robust_nc.planning.speeds import Rate
 from robust_nc.planning.stopwatch import Stopwatch, Work, line, slope
-from robust_nc.planning.timing_rest import REST
-from robust_nc.planning.work import Probe
+from robust_nc.planning.timing_measures import REST
 from robust_nc.registry import ATTACKS, OBJECTIVES
 from robust_nc.runtime.torch_state import default_device, untouched
 from robust_nc.threat import Ball

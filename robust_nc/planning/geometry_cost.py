@@ -1,7 +1,7 @@
 """The pieces of the geometry: attacks, sweeps over the taps, and what stands beside them.
 
 >>> from robust_nc.config import RunConfig
->>> from robust_nc.planning.anatomy import Anatomist
+>>> from robust_nc.planning.cell_sizes import Anatomist
 >>> site = Anatomist(None).look(RunConfig())
 >>> pieces = geometry_pieces(site, Survival(1.0, 0.5))
 >>> {piece.probe.kind for piece in pieces} >= {"geometry", "rows", "radii", "forward"}
@@ -14,10 +14,10 @@ from robust_nc.config import plain
 from robust_nc.data.corruption_names import chosen_corruptions
 from robust_nc.data.hierarchy.tree import tree_of
 from robust_nc.io.files import digest
-from robust_nc.planning.anatomy import Site
-from robust_nc.planning.judging import verdict_pieces
-from robust_nc.planning.survival import Survival
-from robust_nc.planning.work import Passes, Piece, Probe
+from robust_nc.planning.cell_sizes import Site
+from robust_nc.planning.pieces import Passes, Piece, Probe
+from robust_nc.planning.survivors import Survival
+from robust_nc.planning.verdict_cost import verdict_pieces
 from robust_nc.profiling.accumulators import part_bytes
 from robust_nc.profiling.conditions import NOISES, SEVEREST
 from robust_nc.profiling.feature_cache import BUDGET as BANK_BYTES

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robust_nc.config import Component, ModelConfig, RunConfig
 from robust_nc.models.build import build_model
-from robust_nc.planning.work import Passes
+from robust_nc.planning.pieces import Passes
 from robust_nc.training.objectives import ClosedForm, Objective, at_progress
 from robust_nc.training.run import build_objective
 

@@ -22,7 +22,7 @@ from robust_nc.io.files import digest
 from robust_nc.models.build import build_model
 from robust_nc.models.classifier import Classifier
 from robust_nc.naming import identifying
-from robust_nc.planning.work import model_key
+from robust_nc.planning.pieces import model_key
 from robust_nc.profiling.feature_cache import chosen_taps
 from robust_nc.runtime.torch_state import untouched
 from robust_nc.training.run import resolve_model

@@ -26,10 +26,10 @@ from robust_nc.models.classifier import Classifier
 from robust_nc.models.taps import Tapped
 from robust_nc.pipeline.cell import check_cell
 from robust_nc.pipeline.make_record import keep_evidence
-from robust_nc.planning.anatomy import Anatomist, Site
+from robust_nc.planning.cell_sizes import Anatomist, Site
+from robust_nc.planning.pieces import Probe
 from robust_nc.planning.speeds import Rate
 from robust_nc.planning.stopwatch import Stopwatch, Work, line
-from robust_nc.planning.work import Probe
 from robust_nc.profiling.agop_rows import agop_rows
 from robust_nc.profiling.conditions import BY_TREE
 from robust_nc.profiling.profile_model import Profile, profile

@@ -1,7 +1,7 @@
 """The pieces of a verdict: what each attack of a protocol costs those that stand before it.
 
 >>> from robust_nc.config import RunConfig
->>> from robust_nc.planning.anatomy import Anatomist
+>>> from robust_nc.planning.cell_sizes import Anatomist
 >>> site = Anatomist(None).look(RunConfig())
 >>> pieces = verdict_pieces(site, "attack", "pgd", 100, Survival(1.0, 1.0))
 >>> total(pieces)  # 20 steps of two attacks, a look at each of their last points, and so on
@@ -12,9 +12,9 @@ import dataclasses
 import functools
 from typing import Any, NamedTuple
 
-from robust_nc.planning.anatomy import Site
-from robust_nc.planning.survival import Survival
-from robust_nc.planning.work import Passes, Piece, Probe, total
+from robust_nc.planning.cell_sizes import Site
+from robust_nc.planning.pieces import Passes, Piece, Probe, total
+from robust_nc.planning.survivors import Survival
 from robust_nc.plugins import find_attack, find_protocol
 from robust_nc.runtime.torch_state import default_device
 from robust_nc.types import RefereedAttack

@@ -1,7 +1,7 @@
 """The pieces of a training: steps with their inner attacks, and what is measured between epochs.
 
 >>> from robust_nc.config import RunConfig, read
->>> from robust_nc.planning.anatomy import Anatomist
+>>> from robust_nc.planning.cell_sizes import Anatomist
 >>> config = read(RunConfig, {"train": {"epochs": 2, "batch_size": 64}})
 >>> pieces = training_pieces(Anatomist(None).look(config), robust=0.1, clean=0.9)
 >>> total(pieces).steps, {piece.stage for piece in pieces}
@@ -11,9 +11,9 @@
 import math
 
 from robust_nc.config import TrainConfig, build
-from robust_nc.planning.anatomy import Site
-from robust_nc.planning.counting import inner_steps, objective_passes
-from robust_nc.planning.work import Passes, Piece, Probe, named, total
+from robust_nc.planning.cell_sizes import Site
+from robust_nc.planning.counting_hooks import inner_steps, objective_passes
+from robust_nc.planning.pieces import Passes, Piece, Probe, named, total
 from robust_nc.registry import AVERAGINGS
 from robust_nc.training.averaging import STATISTICS_BATCHES
 from robust_nc.training.memorization import TEST_EXAMPLES, TRAIN_EXAMPLES
