@@ -18,10 +18,10 @@ from robust_nc.claims.answering import answer_claims, missing_cells
 from robust_nc.claims.answers import Answer, read_answers, write_answer
 from robust_nc.claims.deciding import Test as Trial
 from robust_nc.claims.deciding import combine, decide, p_value
-from robust_nc.claims.found import UndefinedError
 from robust_nc.claims.page import answers_page, answers_table, number
 from robust_nc.claims.quantities import QUANTITIES, meaning, measure
 from robust_nc.claims.reading import Claims, holds_claims, read_claims
+from robust_nc.claims.rows import UndefinedError
 from robust_nc.config import Component, component
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import digest, sha256_of

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from robust_nc.claims.found import UndefinedError
 from robust_nc.claims.quantities import meaning, measure
+from robust_nc.claims.rows import UndefinedError
 from robust_nc.config import Component
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.record import tidy

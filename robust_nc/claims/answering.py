@@ -25,10 +25,9 @@ from robust_nc.claims.answers import (
     Used,
 )
 from robust_nc.claims.deciding import Decision, Test, combine, decide, value_range
-from robust_nc.claims.found import UndefinedError
-from robust_nc.claims.inputs import notes
-from robust_nc.claims.quantities import meaning, measure
+from robust_nc.claims.quantities import meaning, measure, notes
 from robust_nc.claims.reading import Claims, Plan
+from robust_nc.claims.rows import UndefinedError
 from robust_nc.config import Component, plain
 from robust_nc.exceptions import RecordError
 from robust_nc.io.files import canonical_json, sha256_of

@@ -12,7 +12,7 @@ from typing import Literal
 
 import pandas as pd
 
-from robust_nc.claims.found import (
+from robust_nc.claims.rows import (
     Attacked,
     Condition,
     Feature,

@@ -29,7 +29,7 @@ from pydantic import Field
 
 from robust_nc.claims.choosing import choose
 from robust_nc.claims.deciding import Expect
-from robust_nc.claims.inputs import taps, whole
+from robust_nc.claims.quantities import taps, whole
 from robust_nc.config import Component, Part, RunConfig, configuration, plain, read
 from robust_nc.exceptions import ConfigError, InputError, unknown_name
 from robust_nc.io.files import canonical_json, digest
