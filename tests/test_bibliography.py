@@ -8,7 +8,7 @@ from helpers_exchange import HOSTILE, filed
 
 from robust_nc.exchange import bibliography
 from robust_nc.exchange.bibliography import bibtex, entries, entry
-from robust_nc.exchange.published import published_cards
+from robust_nc.exchange.robustbench_published import published_cards
 from robust_nc.record import Card
 
 PLAIN = re.compile(r"@(misc|software)\{[a-z0-9_-]+,\n(  [a-z]+ = \{.*\},\n)+\}")

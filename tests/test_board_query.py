@@ -14,7 +14,7 @@ from rich.console import Console
 from robust_nc.commands import board
 from robust_nc.commands.board import Wanted, board_command
 from robust_nc.exceptions import ConfigError, RecordError, UnknownNameError
-from robust_nc.exchange.published import published_rows
+from robust_nc.exchange.robustbench_published import published_rows
 from robust_nc.report.board import index
 from robust_nc.report.board.formats import plain_text
 from robust_nc.report.board.querying import Condition, kept, ordered, parse_condition

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robust_nc.exceptions import RecordError, RobustNCError, UnknownNameError
-from robust_nc.exchange.model_info import (
+from robust_nc.exchange.robustbench_json import (
     ModelInfo,
     export_tree,
     from_fields,
@@ -19,7 +19,7 @@ from robust_nc.exchange.model_info import (
     read_model_info,
     to_fields,
 )
-from robust_nc.exchange.published import published
+from robust_nc.exchange.robustbench_published import published
 from robust_nc.io.files import write_text
 from robust_nc.record import Card, Stored
 

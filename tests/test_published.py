@@ -11,7 +11,12 @@ import pytest
 from helpers_report import write_grid
 
 from robust_nc.exceptions import UnknownNameError
-from robust_nc.exchange.published import left_out, published, published_cards, published_rows
+from robust_nc.exchange.robustbench_published import (
+    left_out,
+    published,
+    published_cards,
+    published_rows,
+)
 from robust_nc.report.board.formats import format_table
 from robust_nc.report.board.table import COLUMNS, leaderboard
 

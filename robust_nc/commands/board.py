@@ -161,7 +161,7 @@ def _records(results: Path) -> "list[Stored]":
 def _with_published(frame: "pd.DataFrame | None") -> "pd.DataFrame":
     import pandas as pd
 
-    from robust_nc.exchange.published import published_rows
+    from robust_nc.exchange.robustbench_published import published_rows
 
     theirs = published_rows()
     return theirs if frame is None else pd.concat([frame, theirs], ignore_index=True)
@@ -211,7 +211,7 @@ def _with_cards(theirs: "pd.DataFrame") -> "pd.DataFrame":
 
     import pandas as pd
 
-    from robust_nc.exchange.published import published_cards
+    from robust_nc.exchange.robustbench_published import published_cards
 
     cards = published_cards()
     told = [dataclasses.asdict(cards[recipe]) for recipe in theirs["recipe"]]
@@ -245,7 +245,7 @@ def _exchange(results: Path, wanted: Wanted, tell: Callable[[str], None]) -> Non
     if wanted.format == "bibtex":
         _show(_bibtex(records, theirs), wanted.out, tell)
         return
-    from robust_nc.exchange.model_info import export_tree
+    from robust_nc.exchange.robustbench_json import export_tree
 
     assert wanted.out is not None
     tell(f"wrote {len(export_tree(records, wanted.out)):,} files below {wanted.out}")
@@ -253,7 +253,7 @@ def _exchange(results: Path, wanted: Wanted, tell: Callable[[str], None]) -> Non
 
 def _bibtex(records: "Sequence[Stored]", theirs: "pd.DataFrame | None") -> str:
     from robust_nc.exchange.bibliography import bibtex, entries
-    from robust_nc.exchange.published import published_cards
+    from robust_nc.exchange.robustbench_published import published_cards
 
     if theirs is None:
         return bibtex(records).removesuffix("\n")

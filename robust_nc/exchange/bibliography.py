@@ -16,7 +16,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from robust_nc.exchange.text import one_line, safe_link
+from robust_nc.exchange.plain_text import one_line, safe_link
 from robust_nc.record.schema import Card, Stored
 from robust_nc.report.board.formats import escape_latex
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from robust_nc.exceptions import ConfigError, RecordError
-from robust_nc.exchange.belongings import challenge_files, check_whole, evidence_file, rows_file
 from robust_nc.exchange.hub_card import model_card
+from robust_nc.exchange.record_files import challenge_files, check_whole, evidence_file, rows_file
 from robust_nc.io.files import sha256_of, write_text
 from robust_nc.io.untrusted import file_name
 from robust_nc.record.schema import File, Stored

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robust_nc.evidence.file import first, read_evidence, write_evidence
 from robust_nc.exceptions import RecordError
-from robust_nc.exchange.belongings import challenge_files, check_whole, evidence_file, rows_file
+from robust_nc.exchange.record_files import challenge_files, check_whole, evidence_file, rows_file
 from robust_nc.io.files import sha256_of, write_bytes
 from robust_nc.io.untrusted import file_name
 from robust_nc.record.schema import EvidenceFile, Stored, read_record, write_record

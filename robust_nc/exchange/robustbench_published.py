@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 
 from robust_nc.exceptions import unknown_name
-from robust_nc.exchange.model_info import THREATS, ModelInfo, from_fields, to_fields
+from robust_nc.exchange.robustbench_json import THREATS, ModelInfo, from_fields, to_fields
 from robust_nc.io.files import digest
 from robust_nc.io.untrusted import parse_json
 from robust_nc.record.schema import Card

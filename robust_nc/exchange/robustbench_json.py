@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from robust_nc.exceptions import RecordError, unknown_name
-from robust_nc.exchange.fields import (
+from robust_nc.exchange.plain_text import one_line, safe_link, safe_name
+from robust_nc.exchange.robustbench_fields import (
     as_share,
     count_of,
     flag_of,
@@ -29,7 +30,6 @@ from robust_nc.exchange.fields import (
     share_of,
     text_of,
 )
-from robust_nc.exchange.text import one_line, safe_link, safe_name
 from robust_nc.io.files import write_text
 from robust_nc.io.untrusted import file_name, read_json
 from robust_nc.record.schema import Card, Record, Stored
