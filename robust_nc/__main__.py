@@ -4,7 +4,7 @@
 'main'
 """
 
-from robust_nc.cli import main
+from robust_nc.cli.main import main
 
 if __name__ == "__main__":
     main()

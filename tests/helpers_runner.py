@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from robust_nc.cli import main
+from robust_nc.cli.main import main
 from robust_nc.engines.run_suite import Hooks
 from robust_nc.pipeline.suite import Suite, read_suite
 from robust_nc.record import Record, read_record
@@ -97,7 +97,7 @@ def start(
     Tests that run in the background of a shell ignore Ctrl-C, and so would what they start.
     """
     return subprocess.Popen(
-        [sys.executable, "-c", "from robust_nc.cli import main; main()", *map(str, arguments)],
+        [sys.executable, "-c", "from robust_nc.cli.main import main; main()", *map(str, arguments)],
         stdout=stdout,
         stderr=stderr,
         text=True,

@@ -11,8 +11,8 @@ import pytest
 from helpers_runner import cli
 from rich.console import Console
 
-from robust_nc.commands import board
-from robust_nc.commands.board import Wanted, board_command
+from robust_nc.cli import board
+from robust_nc.cli.board import Wanted, board_command
 from robust_nc.exceptions import ConfigError, RecordError, UnknownNameError
 from robust_nc.exchange.robustbench_published import published_rows
 from robust_nc.report.board import index

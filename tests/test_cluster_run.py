@@ -215,7 +215,13 @@ def test_a_cluster_that_is_not_there_is_named(tmp_path):
 def test_without_an_address_one_is_started_here(tmp_path):
     suite = write_suite(tmp_path, "")
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    command = [sys.executable, "-c", "from robust_nc.cli import main; main()", "run", str(suite)]
+    command = [
+        sys.executable,
+        "-c",
+        "from robust_nc.cli.main import main; main()",
+        "run",
+        str(suite),
+    ]
     command += ["--out", str(tmp_path / "out"), "--engine", "ray", "--workers", "2"]
     ran = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=300, check=False

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from robust_nc.commands.compare import compare_command
+from robust_nc.cli.compare import compare_command
 from robust_nc.exceptions import RecordError
 from robust_nc.record import Record, Stored, write_record
 from robust_nc.report.board.comparing import Compared, compare

@@ -9,7 +9,7 @@ from helpers_appraisal import write_model
 from helpers_runner import Ran, cli
 from rich.console import Console
 
-from robust_nc.commands import evaluate as command
+from robust_nc.cli import evaluate as command
 from robust_nc.exceptions import ConfigError
 from robust_nc.io.untrusted import file_name
 from robust_nc.pipeline.appraise import Event

@@ -13,7 +13,7 @@ from helpers_appraisal import write_model
 from helpers_faults import assert_tidy, left_by
 from helpers_runner import cli, group_is_gone, start, wait_for, write_suite
 
-from robust_nc.commands.ending import INTERRUPTED, TERMINATED, heeding
+from robust_nc.cli.stopping import INTERRUPTED, TERMINATED, heeding
 from robust_nc.exceptions import StoppedError
 
 LONG = '[grid]\n"train.epochs" = [400]\n"train.objective" = [{ name = "pgd", steps = 20 }]\n'

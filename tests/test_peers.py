@@ -13,7 +13,7 @@ import torch
 from helpers_attacks import linear, predictions
 from helpers_runner import cli
 
-from robust_nc.commands import doctor
+from robust_nc.cli import doctor
 from robust_nc.exceptions import ConfigError
 from robust_nc.runtime import third_party as peers
 from robust_nc.runtime.third_party import (

@@ -8,7 +8,7 @@ import pytest
 from helpers_runner import GRID, TINY
 from rich.console import Console
 
-from robust_nc.commands.plan import plan_command
+from robust_nc.cli.plan import plan_command
 from robust_nc.config import RunConfig, read
 from robust_nc.data.load import to_unit
 from robust_nc.evaluation import evaluate

@@ -154,7 +154,7 @@ def _seconds(action: Callable[[], object]) -> float:
 
 
 def _command(out: Path, sql: str) -> None:
-    code = "import sys; from robust_nc.cli import main; sys.argv[0] = 'robust-nc'; main()"
+    code = "import sys; from robust_nc.cli.main import main; sys.argv[0] = 'robust-nc'; main()"
     command = [sys.executable, "-c", code, "board", str(out), "--sql", sql]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from robust_nc.claims.reading import holds_claims, read_claims
-from robust_nc.commands.bars import bars
+from robust_nc.cli.progress_bars import bars
 from robust_nc.engines.torchrun.process_group import started
 from robust_nc.exceptions import ConfigError
 from robust_nc.pipeline.suite import Suite, read_suite

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.progress import TaskID
 
 from robust_nc.claims.reading import holds_claims, read_claims
-from robust_nc.commands.bars import bars
-from robust_nc.commands.claims import claims_command
-from robust_nc.commands.ending import heeding
+from robust_nc.cli.claims import claims_command
+from robust_nc.cli.progress_bars import bars
+from robust_nc.cli.stopping import heeding
 from robust_nc.engines.ray.settings import ClusterSettings
 from robust_nc.engines.run_suite import Hooks, Overwrite, SuiteReport, run_suite
 from robust_nc.engines.torchrun.executor import Ranks

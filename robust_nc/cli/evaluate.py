@@ -13,9 +13,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from robust_nc.appraisal.telling import verdict_text
-from robust_nc.commands.bars import Screen
-from robust_nc.commands.ending import heeding
+from robust_nc.cli.progress_bars import Screen
+from robust_nc.cli.stopping import heeding
+from robust_nc.cli.verdict_text import verdict_text
 from robust_nc.pipeline.appraise import Event, Request, appraise
 from robust_nc.pipeline.card import read_card
 from robust_nc.record.schema import Stored

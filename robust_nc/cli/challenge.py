@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from robust_nc.commands.verify import shown
+from robust_nc.cli.verify import shown
 from robust_nc.exceptions import RecordError
 from robust_nc.io.digests import state_digest, state_digests
 from robust_nc.record.schema import Record, read_record

@@ -59,11 +59,11 @@ def run(
         speeds: With --plan: a file of measured speeds, read if it is there, else written; so that
             what a GPU will take can be said elsewhere.
     """
-    from robust_nc.commands.run import Asked, check, run_command
+    from robust_nc.cli.run import Asked, check, run_command
 
     asked = Asked(suite, out, overwrite, workers, root, engine, address, gpus, shards)
     if plan:
-        from robust_nc.commands.plan import plan_command
+        from robust_nc.cli.plan import plan_command
         from robust_nc.engines.run_suite import default_workers
 
         check(asked)  # what would be refused when it runs
@@ -111,7 +111,7 @@ def evaluate(
         batch_size: Images at a time (default: measured).
         root: Folder of data sets (default: $ROBUST_NC_DATA, else ~/.cache/robust_nc).
     """
-    from robust_nc.commands.evaluate import Asked, evaluate_command
+    from robust_nc.cli.evaluate import Asked, evaluate_command
 
     asked = Asked(
         model=model,
@@ -152,7 +152,7 @@ def verify(
         save: Leave a receipt beside the record, which the board shows as its badge.
         root: Folder of data sets (default: $ROBUST_NC_DATA, else ~/.cache/robust_nc).
     """
-    from robust_nc.commands.verify import verify_command
+    from robust_nc.cli.verify import verify_command
 
     return verify_command(records, model, audit, seed, save, root, _stderr)
 
@@ -174,7 +174,7 @@ def challenge(
         out: Where the challenge goes (default: beside the record).
         root: Folder of data sets (default: $ROBUST_NC_DATA, else ~/.cache/robust_nc).
     """
-    from robust_nc.commands.challenge import challenge_command
+    from robust_nc.cli.challenge import challenge_command
 
     return challenge_command(record, evidence, model, out, root, _stderr)
 
@@ -190,7 +190,7 @@ def compare(
         first: A record, or a folder with the seeds of one method.
         second: The other.
     """
-    from robust_nc.commands.compare import compare_command
+    from robust_nc.cli.compare import compare_command
 
     return compare_command(first, second, _stderr)
 
@@ -211,7 +211,7 @@ def submit(
             and its evidence to.
         root: Folder of data sets (default: $ROBUST_NC_DATA, else ~/.cache/robust_nc).
     """
-    from robust_nc.commands.submit import submit_command
+    from robust_nc.cli.submit import submit_command
 
     return submit_command(record, to, hub, root, _stderr)
 
@@ -243,7 +243,7 @@ def board(
         sql: Answer a query of your own over the tables records, rows and board of the index.
         published: Also show RobustBench's published rows, as unverified.
     """
-    from robust_nc.commands.board import Wanted, board_command
+    from robust_nc.cli.board import Wanted, board_command
 
     wanted = Wanted(format, out, against, where, sort, sql, published)
     return board_command(results, wanted, _stderr)
@@ -262,14 +262,14 @@ def data(
         name: The data set to fetch.
         root: Folder of data sets (default: $ROBUST_NC_DATA, else ~/.cache/robust_nc).
     """
-    from robust_nc.commands.data import data_command
+    from robust_nc.cli.data import data_command
 
     return data_command(action, name, root, _stderr)
 
 
 def doctor() -> int:
     """Say what this environment has, what is broken, and the remedy."""
-    from robust_nc.commands.doctor import doctor_command
+    from robust_nc.cli.doctor import doctor_command
 
     return doctor_command()
 

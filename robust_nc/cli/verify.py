@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from robust_nc.commands.bars import Screen
+from robust_nc.cli.progress_bars import Screen
 from robust_nc.config import plain
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import canonical_json, write_text
