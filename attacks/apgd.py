@@ -29,7 +29,7 @@ from robust_nc.attacks.apgd_rules import (
     wide,
 )
 from robust_nc.attacks.losses import LOSSES, NEEDS_REFERENCE
-from robust_nc.attacks.oracle import Gradient
+from robust_nc.attacks.model_calls import Gradient
 from robust_nc.attacks.pool import PooledAttack
 from robust_nc.attacks.slots import Slots, observed, replaced
 from robust_nc.exceptions import InputError, unknown_name

@@ -18,11 +18,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from robust_nc.attacks.counted import Counted
+from robust_nc.attacks.base import Counted
+from robust_nc.attacks.items import check_inputs
 from robust_nc.attacks.losses import margin
-from robust_nc.attacks.oracle import Oracle
+from robust_nc.attacks.model_calls import Oracle
 from robust_nc.attacks.pgd import PGD
-from robust_nc.attacks.work import check_inputs
 from robust_nc.exceptions import InputError
 from robust_nc.runtime import stream_key, untouched
 from robust_nc.threat import Ball

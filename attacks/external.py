@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robust_nc.attacks.work import check_inputs
+from robust_nc.attacks.items import check_inputs
 from robust_nc.exceptions import ConfigError, InputError, unknown_name
 from robust_nc.runtime import private_draws, stream_key, untouched
 from robust_nc.threat import NORMS, Ball

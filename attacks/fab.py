@@ -24,7 +24,7 @@ from torch import Tensor
 
 from robust_nc.attacks.fab_projections import PROJECTIONS
 from robust_nc.attacks.losses import LOSSES
-from robust_nc.attacks.oracle import Gradient
+from robust_nc.attacks.model_calls import Gradient
 from robust_nc.attacks.pool import PooledAttack
 from robust_nc.attacks.slots import Slots, observed
 from robust_nc.exceptions import InputError

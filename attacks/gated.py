@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust_nc.attacks.counted import Counted
+from robust_nc.attacks.base import Counted
 from robust_nc.attacks.losses import dlr
 from robust_nc.attacks.pool import PooledAttack
 from robust_nc.exceptions import InputError

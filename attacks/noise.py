@@ -16,8 +16,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from robust_nc.attacks.counted import Counted
-from robust_nc.attacks.work import check_inputs
+from robust_nc.attacks.base import Counted
+from robust_nc.attacks.items import check_inputs
 from robust_nc.exceptions import InputError, unknown_name
 from robust_nc.runtime import keyed_normal, keyed_uniform
 from robust_nc.threat import NORMS, Ball

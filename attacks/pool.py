@@ -27,12 +27,11 @@ from typing import ClassVar, Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from robust_nc.attacks.counted import Counted
-from robust_nc.attacks.flight import lockstep, refilling
-from robust_nc.attacks.oracle import Oracle
+from robust_nc.attacks.base import Counted
+from robust_nc.attacks.batching import lockstep, refilling
+from robust_nc.attacks.items import as_columns, check_inputs, lay_out, likely_targets
+from robust_nc.attacks.model_calls import Oracle
 from robust_nc.attacks.slots import Slots, State
-from robust_nc.attacks.targets import as_columns, likely_targets
-from robust_nc.attacks.work import check_inputs, lay_out
 from robust_nc.exceptions import InputError
 from robust_nc.runtime import untouched
 from robust_nc.threat import Ball

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-from robust_nc.attacks.oracle import Oracle
+from robust_nc.attacks.model_calls import Oracle
 from robust_nc.threat import Ball
 from robust_nc.types import Flags, Goal, Images, Labels, Logits, PerExample
 

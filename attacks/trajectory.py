@@ -14,11 +14,10 @@
 import torch
 from torch import Tensor, nn
 
+from robust_nc.attacks.items import Work, as_columns, check_inputs, lay_out
 from robust_nc.attacks.losses import LOSSES, NEEDS_REFERENCE
-from robust_nc.attacks.oracle import Oracle
+from robust_nc.attacks.model_calls import Oracle
 from robust_nc.attacks.pgd import PGD
-from robust_nc.attacks.targets import as_columns
-from robust_nc.attacks.work import Work, check_inputs, lay_out
 from robust_nc.exceptions import InputError
 from robust_nc.runtime import untouched
 from robust_nc.threat import Ball

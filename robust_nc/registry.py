@@ -201,7 +201,7 @@ CONTROLS = Registry(
     {
         "logit_scale": "robust_nc.attacks.ensemble:logit_scale",
         "matched_noise": "robust_nc.attacks.noise:matched_noise",
-        "severest": "robust_nc.attacks.severity:Severest",
+        "severest": "robust_nc.attacks.severest:Severest",
         "trajectory": "robust_nc.attacks.trajectory:trajectory",
     },
 )

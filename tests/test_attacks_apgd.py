@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robust_nc.attacks.apgd import APGD
 from robust_nc.attacks.losses import LOSSES
-from robust_nc.attacks.oracle import Oracle
+from robust_nc.attacks.model_calls import Oracle
 from robust_nc.attacks.slots import Slots
 from robust_nc.threat import Ball
 

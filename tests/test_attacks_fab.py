@@ -7,8 +7,8 @@ from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor, nn
 
 from robust_nc.attacks.fab import FAB
-from robust_nc.attacks.oracle import Oracle
-from robust_nc.attacks.work import lay_out
+from robust_nc.attacks.items import lay_out
+from robust_nc.attacks.model_calls import Oracle
 from robust_nc.exceptions import InputError
 from robust_nc.threat import Ball
 

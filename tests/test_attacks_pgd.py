@@ -5,11 +5,11 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robust_nc.attacks.items import lay_out
 from robust_nc.attacks.losses import LOSSES
-from robust_nc.attacks.oracle import Oracle
+from robust_nc.attacks.model_calls import Oracle
 from robust_nc.attacks.pgd import FGSM, PGD
 from robust_nc.attacks.slots import item_keys, observed
-from robust_nc.attacks.work import lay_out
 from robust_nc.config import Component, build
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.registry import ATTACKS, PROTOCOLS

@@ -6,9 +6,9 @@ from helpers_attacks import BALLS, Counted, curved, linear, pictures, prediction
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
-from robust_nc.attacks.apgd_l1 import into_ball_and_box
+from robust_nc.attacks.apgd_rules import into_ball_and_box
 from robust_nc.attacks.losses import LOSSES
-from robust_nc.attacks.oracle import Oracle
+from robust_nc.attacks.model_calls import Oracle
 from robust_nc.attacks.slots import Slots
 from robust_nc.attacks.square import Square, SquareState
 from robust_nc.attacks.square_windows import PROPOSERS, Draw, window_sizes

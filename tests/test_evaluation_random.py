@@ -9,7 +9,7 @@ import torch
 from helpers_attacks import curved, pictures, predictions
 from torch import Tensor, nn
 
-from robust_nc.attacks import flight
+from robust_nc.attacks import batching as flight
 from robust_nc.attacks.apgd import APGD
 from robust_nc.attacks.fab import FAB
 from robust_nc.attacks.pgd import PGD

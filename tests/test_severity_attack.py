@@ -9,7 +9,7 @@ from helpers_attacks import BALLS, Counted, curved, pictures, predictions
 from torch import Tensor, nn
 
 from robust_nc.attacks.ensemble import geometry_attack
-from robust_nc.attacks.severity import Severest
+from robust_nc.attacks.severest import Severest
 from robust_nc.data.hierarchy.tree import read_hierarchy
 from robust_nc.exceptions import InputError
 from robust_nc.threat import Ball

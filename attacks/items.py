@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from robust_nc.attacks.oracle import Oracle
+from robust_nc.attacks.model_calls import Oracle
 from robust_nc.attacks.slots import Slots, State
 from robust_nc.exceptions import InputError
 from robust_nc.threat import Ball
-from robust_nc.types import Attacked, Counts, Flags, Goal, Referee
+from robust_nc.types import Attacked, Counts, Flags, Goal, Labels, Logits, Referee
 
 
 @dataclass
@@ -194,3 +194,21 @@ def _check_classes(name: str, values: Tensor, count: int) -> None:
             f"{name} must be int64 of shape ({count},), one per image, "
             f"found {values.dtype} {tuple(values.shape)}"
         )
+
+
+def likely_targets(logits: Logits, labels: Labels, count: int) -> Tensor:
+    """Return the min(count, K - 1) most likely classes beside the label, `(N, T)`, best first.
+
+    The choice of targets of AutoAttack (Croce and Hein, ICML 2020, section 4). Equal logits are
+    taken in the order of the classes.
+    """
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    ranked = others.argsort(dim=1, descending=True, stable=True)
+    return ranked[:, : min(count, logits.shape[1] - 1)]
+
+
+def as_columns(targets: Tensor | None, count: int, device: torch.device) -> Tensor | None:
+    """Return targets `(N,)` or `(N, T)` as `(N, T)` on the device, or None."""
+    if targets is None:
+        return None
+    return targets.to(device).reshape(count, targets.shape[1] if targets.ndim == 2 else 1)

@@ -17,11 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robust_nc.attacks.counted import Counted
+from robust_nc.attacks.base import Counted
 from robust_nc.attacks.ensemble import geometry_attack
-from robust_nc.attacks.oracle import Oracle
-from robust_nc.attacks.targets import as_columns
-from robust_nc.attacks.work import check_inputs
+from robust_nc.attacks.items import as_columns, check_inputs
+from robust_nc.attacks.model_calls import Oracle
 from robust_nc.exceptions import InputError
 from robust_nc.runtime import untouched
 from robust_nc.threat import Ball

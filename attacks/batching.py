@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from robust_nc.attacks.items import Work
 from robust_nc.attacks.slots import Slots
-from robust_nc.attacks.work import Work
 from robust_nc.runtime import ran_out
 from robust_nc.types import Counts, Flags
 
