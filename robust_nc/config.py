@@ -22,6 +22,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from robust_nc.exceptions import ConfigError
+from robust_nc.io.files import digest
 from robust_nc.registry import Registry
 from robust_nc.threat import Ball, parse_eps
 
@@ -335,3 +336,41 @@ def _fields_at(kind: Any, path: list[str]) -> list[str]:
 def _nearest(name: str, valid: list[str]) -> str:
     near = difflib.get_close_matches(name, valid, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+# Fields that came later: at their default they are no part of an identity, so that results and
+# weights of earlier versions keep their names.
+_LATER: dict[str, dict[str, object]] = {
+    "data": {"imbalance": None, "noise": None, "hierarchy": None},
+    "model": {"neck": None},
+    "train": {"backbone_lr": 1.0, "averaging": None},
+    "evaluation": {"beside": None, "block": None},
+    "measure": {"corruptions": [], "severities": [1, 2, 3, 4, 5], "block": None},
+}
+
+
+def identifying(config: RunConfig) -> dict[str, Any]:
+    """Return what names a cell: its configuration as plain values, without later defaults."""
+    values = plain(config)
+    for table, fields in _LATER.items():
+        for name, default in fields.items():
+            if values[table][name] == default:
+                del values[table][name]
+    return values
+
+
+def cell_id(config: RunConfig) -> str:
+    """Name a cell: the first 16 hexadecimal digits of the digest of its configuration."""
+    return digest(identifying(config))[:16]
+
+
+def training_part(config: RunConfig) -> dict[str, Any]:
+    """Return what the weights depend on: all but how they are judged and measured."""
+    values = identifying(config)
+    data = {key: value for key, value in values["data"].items() if key != "test_limit"}
+    return {"data": data} | {key: values[key] for key in ("model", "train", "threat", "seed")}
+
+
+def training_id(config: RunConfig) -> str:
+    """Name the weights of a cell: cells that differ only in how they are judged share them."""
+    return digest(training_part(config))[:16]

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from robust_nc.config import RunConfig, plain, read
-from robust_nc.naming import cell_id
+from robust_nc.config import RunConfig, cell_id, plain, read
 from robust_nc.record import (
     AttackUse,
     Caution,

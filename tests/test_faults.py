@@ -20,9 +20,9 @@ import torch
 from helpers_runner import Ran, cli, records, tiny, write_suite
 from helpers_training import small_model
 
+from robust_nc.config import training_id
 from robust_nc.evaluation import evaluate
 from robust_nc.exceptions import RobustNCError, StorageError
-from robust_nc.naming import training_id
 from robust_nc.pipeline.cell import run_cell
 from robust_nc.pipeline.suite import read_suite
 from robust_nc.record import Stored

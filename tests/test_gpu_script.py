@@ -9,9 +9,9 @@ import pytest
 
 from robust_nc.benchmarks.gpu import cell as script
 from robust_nc.benchmarks.gpu.speed import compare_steps
+from robust_nc.config import training_id
 from robust_nc.exceptions import ConfigError
 from robust_nc.io.files import sha256_of
-from robust_nc.naming import training_id
 from robust_nc.pipeline.cell import CellEvent
 from robust_nc.pipeline.suite import Suite, read_suite
 from robust_nc.record.folder import checkpoint_folder, read_all

@@ -2,9 +2,7 @@
 
 import pytest
 
-from robust_nc import naming
-from robust_nc.config import RunConfig, plain, read
-from robust_nc.naming import cell_id, training_id, training_part
+from robust_nc.config import RunConfig, cell_id, plain, read, training_id, training_part
 
 
 def test_the_digest_follows_the_values_and_not_their_order() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from helpers_runner import TINY
 
-from robust_nc.naming import training_id
+from robust_nc.config import training_id
 from robust_nc.pipeline.cell import run_cell
 from robust_nc.pipeline.stages import train_stage
 from robust_nc.pipeline.suite import Cell, read_suite

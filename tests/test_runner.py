@@ -29,9 +29,9 @@ from helpers_runner import (
     write_suite,
 )
 
+from robust_nc.config import cell_id, training_id
 from robust_nc.engines.run_suite import SuiteReport, run_suite
 from robust_nc.exceptions import StorageError
-from robust_nc.naming import cell_id, training_id
 from robust_nc.record import Record, same_record
 from robust_nc.record.folder import checkpoint_folder, record_path, rows_path
 from robust_nc.training.progress import TrainEvent, read_log

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from helpers_stages import do, elsewhere, in_stages, left, one_cell, quiet, whole
 
+from robust_nc.config import training_id
 from robust_nc.evaluation.log import end_of_log
 from robust_nc.exceptions import CheckpointError, StoppedError
-from robust_nc.naming import training_id
 from robust_nc.pipeline import stages
 from robust_nc.pipeline.caches import note_seconds, noted_seconds
 from robust_nc.pipeline.stages import (

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from robust_nc.config import Component, RunConfig
-from robust_nc.naming import cell_id
+from robust_nc.config import Component, RunConfig, cell_id
 from robust_nc.pipeline.cell import run_cell
 from robust_nc.pipeline.suite import Cell, read_suite
 from robust_nc.record import read_record

@@ -7,10 +7,9 @@ import torch
 from helpers_training import digits, same_weights, small_config, small_model, small_run
 from test_training import in_a_fresh_process
 
-from robust_nc.config import RunConfig, TrainConfig, plain, read
+from robust_nc.config import RunConfig, TrainConfig, plain, read, training_id
 from robust_nc.data.batches import Batches
 from robust_nc.exceptions import ConfigError
-from robust_nc.naming import training_id
 from robust_nc.training import loop
 from robust_nc.training.losses import cross_entropy
 from robust_nc.training.objectives import Standard

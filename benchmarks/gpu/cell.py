@@ -21,10 +21,10 @@ import tyro
 
 from robust_nc.benchmarks.gpu.speed import compare_steps
 from robust_nc.benchmarks.races.timing import conditions, markdown
+from robust_nc.config import training_id
 from robust_nc.engines.run_suite import Hooks, run_suite
 from robust_nc.exceptions import ConfigError, RobustNCError
 from robust_nc.io import files
-from robust_nc.naming import training_id
 from robust_nc.pipeline.cell import CellEvent, run_cell
 from robust_nc.pipeline.suite import Cell, Suite, read_suite
 from robust_nc.record.folder import checkpoint_folder, evidence_path, record_path, rows_path

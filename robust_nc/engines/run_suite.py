@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from robust_nc.config import training_id
 from robust_nc.data.load import dataset_info
 from robust_nc.engines.local import Finished, OnRetry, Task, run_tasks, silent
 from robust_nc.engines.ray.settings import ClusterSettings
@@ -25,7 +26,6 @@ from robust_nc.exceptions import (
     RecordError,
 )
 from robust_nc.io.files import alone, remove_file, remove_tree, remove_unfinished
-from robust_nc.naming import training_id
 from robust_nc.pipeline.cell import CellEvent, CellResult, check_cell, run_cell
 from robust_nc.pipeline.suite import Cell, Suite
 from robust_nc.record.folder import checkpoint_folder, record_path, remove_caches

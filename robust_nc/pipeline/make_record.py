@@ -15,14 +15,13 @@ from typing import Any, NamedTuple
 import pandas as pd
 from torch import Tensor, nn
 
-from robust_nc.config import RunConfig, plain
+from robust_nc.config import RunConfig, identifying, plain
 from robust_nc.data.base import Split
 from robust_nc.data.load import fingerprint, to_unit
 from robust_nc.evaluation.evaluate_model import CLEAN, Outcome
 from robust_nc.evidence.collecting import collect
 from robust_nc.evidence.file import write_evidence
 from robust_nc.io.digests import state_digest
-from robust_nc.naming import identifying
 from robust_nc.pipeline.settings import SUITE, Appraisal, Given, appraisal_id
 from robust_nc.pipeline.shot_scores import shot_scores
 from robust_nc.pipeline.suite import Cell

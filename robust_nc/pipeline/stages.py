@@ -20,12 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from robust_nc.config import training_id
 from robust_nc.data.base import Split
 from robust_nc.data.load import dataset_info
 from robust_nc.evaluation.log import close_log, end_of_log
 from robust_nc.exceptions import CheckpointError, StoppedError
 from robust_nc.models.build import build_model
-from robust_nc.naming import training_id
 from robust_nc.pipeline import caches
 from robust_nc.pipeline.cell_inputs import Given, gather, judged_count, read_test
 from robust_nc.pipeline.suite import Cell

@@ -17,12 +17,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from robust_nc.config import Component, RunConfig, build, check_options, plain, read
+from robust_nc.config import Component, RunConfig, build, cell_id, check_options, plain, read
 from robust_nc.data.corruption_names import check_corruptions
 from robust_nc.data.hierarchy.tree import embedded
 from robust_nc.exceptions import ConfigError, unknown_name
 from robust_nc.io.files import digest
-from robust_nc.naming import cell_id
 from robust_nc.plugins import find_attack, find_protocol
 from robust_nc.registry import (
     AVERAGINGS,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from robust_nc.config import RunConfig
+from robust_nc.config import RunConfig, identifying
 from robust_nc.data.alter import alter
 from robust_nc.data.base import DatasetInfo, numbered
 from robust_nc.data.batches import hold_out
@@ -21,7 +21,6 @@ from robust_nc.data.load import dataset_info
 from robust_nc.io.files import digest
 from robust_nc.models.build import build_model
 from robust_nc.models.classifier import Classifier
-from robust_nc.naming import identifying
 from robust_nc.planning.pieces import model_key
 from robust_nc.profiling.feature_cache import chosen_taps
 from robust_nc.runtime.torch_state import untouched

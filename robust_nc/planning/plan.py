@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from robust_nc.config import training_id
 from robust_nc.exceptions import CheckpointError, RecordError
-from robust_nc.naming import training_id
 from robust_nc.pipeline.suite import Cell, Suite
 from robust_nc.planning.cell_sizes import Anatomist, Site
 from robust_nc.planning.cells import cell_pieces, expected

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from robust_nc.config import RunConfig
+from robust_nc.config import RunConfig, identifying
 from robust_nc.exceptions import RecordError
-from robust_nc.naming import identifying
 from robust_nc.record.folder import read_all
 from robust_nc.record.schema import Record
 

@@ -6,7 +6,7 @@
 
 from collections.abc import Sequence
 
-from robust_nc.naming import training_id
+from robust_nc.config import training_id
 from robust_nc.planning.pieces import STAGES, Passes
 from robust_nc.planning.plan import Cost, chains, wall_clock
 from robust_nc.planning.speeds import Speeds

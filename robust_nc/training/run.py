@@ -22,6 +22,7 @@ from robust_nc.config import (
     option_names,
     plain,
     read,
+    training_part,
 )
 from robust_nc.data.alter import Altered, alter
 from robust_nc.data.base import DatasetInfo, Split
@@ -32,7 +33,6 @@ from robust_nc.data.noise import LabelNoise
 from robust_nc.exceptions import CheckpointError, ConfigError, InputError
 from robust_nc.models.build import build_model
 from robust_nc.models.classifier import Classifier
-from robust_nc.naming import training_part
 from robust_nc.registry import HEADS, LABEL_NOISES, OBJECTIVES
 from robust_nc.runtime.torch_state import default_device
 from robust_nc.training.checkpoint import (
