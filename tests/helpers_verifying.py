@@ -1,4 +1,4 @@
-"""A real record with evidence: a linear classifier of digits, judged by `robust_nc.appraisal`."""
+"""A real record with evidence: a linear classifier of digits, judged by `appraise`."""
 
 import dataclasses
 import json

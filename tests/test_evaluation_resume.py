@@ -86,7 +86,7 @@ def test_lower_precision_is_resumed_too(tmp_path: Path) -> None:
 _CHILD = """
 import sys, time
 sys.path.insert(0, {tests!r})
-import robust_nc.evaluation_log as module
+import robust_nc.evaluation.log as module
 from test_evaluation_resume import judged
 module._SECONDS = 0.0
 slow = module.EvaluationLog.put

@@ -117,7 +117,8 @@ def test_no_tasks_start_no_worker():
 
 def test_workers_die_with_a_driver_that_is_killed():
     code = (
-        "from helpers_launch import sleep_long; from robust_nc.engines.local import Task, run_tasks\n"
+        "from helpers_launch import sleep_long\n"
+        "from robust_nc.engines.local import Task, run_tasks\n"
         "tasks = [[Task('long', sleep_long, ())]]\n"
         "say = lambda event: print(event, flush=True)\n"
         "list(run_tasks(tasks, workers=1, threads=1, on_event=say))"

@@ -220,7 +220,7 @@ class TestAnyReference:
 
     def test_opening_is_light(self) -> None:
         """No optional package is imported before a reference asks for it."""
-        code = "import sys; import robust_nc.appraisal.reference; print(*sys.modules)"
+        code = "import sys; import robust_nc.zoo.reference; print(*sys.modules)"
         ran = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         )

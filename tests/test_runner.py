@@ -393,8 +393,8 @@ def test_a_kill_at_any_moment(tmp_path, seed):
 
 
 def test_without_ray_the_engine_says_how_to_get_it(tmp_path, monkeypatch):
-    for part in ("chain", "desk", "drive", "fleet"):
-        monkeypatch.delitem(sys.modules, f"robust_nc.cluster.{part}", raising=False)
+    for part in ("cell_tasks", "inbox", "run", "executor"):
+        monkeypatch.delitem(sys.modules, f"robust_nc.engines.ray.{part}", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     ran = cli("run", write_suite(tmp_path, ""), "--out", tmp_path / "out", "--engine", "ray")
     assert ran.code == 2

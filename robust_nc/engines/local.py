@@ -3,7 +3,7 @@
 A task is a function of this package with picklable arguments and a `report` callable for progress.
 Tasks of one chain run one after the other in one worker, chains side by side. An error of a task
 costs that task only. A task whose worker was killed is tried again, since it goes on from what it
-saved. A wish to stop (`robust_nc.stopping`) is passed on to the workers, which get the time that a
+saved. A wish to stop (`robust_nc.runtime.stopping`) is passed on to the workers, which get the time that a
 scheduler leaves.
 
 >>> list(run_tasks([], workers=2, threads=1, on_event=print))

@@ -37,7 +37,7 @@ Overwrite = Literal["never", "always", "only-missing", "only-cache"]
 class SuiteReport(NamedTuple):
     """How a run ended: cells kept from before, cells made now, errors by cell.
 
-    Asked to stop (`robust_nc.stopping`), it leaves cells that are in none of these.
+    Asked to stop (`robust_nc.runtime.stopping`), it leaves cells that are in none of these.
     """
 
     kept: int

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "AttackUse",
     "COLUMNS",
+    "AttackUse",
     "Card",
     "Caution",
     "EvidenceFile",

@@ -1,4 +1,4 @@
-"""What every computation here runs in: torch's state, keyed draws, stopping, progress, executors."""
+"""What computations run in: torch's state, keyed draws, stopping, progress, executors."""
 
 import importlib
 from typing import TYPE_CHECKING

@@ -1,7 +1,7 @@
 """When a training saves its state, and how it goes on from there.
 
 It saves at the ends of epochs, every minute within a longer one, and at once when it was asked to
-stop (`robust_nc.stopping`). See docs/adr/0013-state-within-an-epoch.md.
+stop (`robust_nc.runtime.stopping`). See docs/adr/0013-state-within-an-epoch.md.
 
 >>> import pathlib, tempfile, torch
 >>> from robust_nc.config import TrainConfig

@@ -228,8 +228,8 @@ def _states(place: Path) -> dict[str, str]:
 @cache
 def _version() -> str:
     """Name the code that the index is made by: another one makes it anew."""
-    package = Path(__file__).parent.parent
-    sources = [*(package / "record").glob("*.py"), *(package / "report").glob("*.py")]
+    package = Path(__file__).parents[2]
+    sources = [*(package / "record").glob("*.py"), *(package / "report").rglob("*.py")]
     sources += (package / "evidence").glob("*.py")
     total = hashlib.sha256()
     for path in sorted(sources):

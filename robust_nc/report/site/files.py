@@ -99,7 +99,7 @@ def shown(records: Sequence[Stored], names: Sequence[str], key: str = "") -> str
 @functools.cache
 def _drawing() -> str:
     """Digest of the code that draws: figures of another version are drawn again."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
+    sources = sorted(Path(__file__).parent.parent.rglob("*.py"))
     return digest([matplotlib.__version__, sns.__version__, *map(sha256_of, sources)])
 
 

@@ -1,1 +1,0 @@
-"""appraisal: say what this room holds."""
