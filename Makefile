@@ -69,13 +69,18 @@ check: format lint types test  ## The one gate: format, lint, types, tests
 format: .venv/stamp
 	$(BIN)/ruff format --check .
 
-lint: .venv/stamp
+lint: .venv/stamp build/tree
 	$(BIN)/ruff check .
+	cd build/tree && ../../$(BIN)/lint-imports --no-cache
 
-types: .venv/stamp
-	rm -rf build/types && mkdir -p build/types
-	cp -r robust_nc build/types/ && cp -r attacks benchmarks build/types/robust_nc/
-	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml
+types: .venv/stamp build/tree
+	cd build/tree && ../../$(BIN)/mypy --config-file ../../pyproject.toml
+
+# The package as it is installed: the attacks and the benchmarks are parts of it.
+.PHONY: build/tree
+build/tree:
+	rm -rf $@/robust_nc && mkdir -p $@ && cp pyproject.toml $@/
+	cp -r robust_nc $@/ && cp -r attacks benchmarks $@/robust_nc/
 
 clean:  ## Remove the environment, the outputs and the caches
 	rm -rf .venv .venv-peers out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

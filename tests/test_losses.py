@@ -15,7 +15,7 @@ from robust_nc.exceptions import ConfigError
 from robust_nc.models.frames import simplex_etf
 from robust_nc.models.heads import Head, LinearHead
 from robust_nc.registry import LOSSES
-from robust_nc.training import feature_losses, losses
+from robust_nc.training import losses
 from robust_nc.training.losses import (
     FeatureLoss,
     Seen,
@@ -307,7 +307,7 @@ def test_schedules_are_those_of_the_authors():
         "cosine_linear_increase": [w * e for w, e in zip(wave, epochs, strict=True)],
         "cosine_linear_decrease": [1 - w * e for w, e in zip(wave, epochs, strict=True)],
     }
-    assert set(wanted) == set(feature_losses.Schedule.__args__)
+    assert set(wanted) == set(losses.Schedule.__args__)
     for name, values in wanted.items():
         found = [schedule_at(name, e, period=0.5) for e in epochs]
         np.testing.assert_allclose(found, values, atol=1e-12)

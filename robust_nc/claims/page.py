@@ -264,7 +264,7 @@ def claims_shown(answers: Sequence[Answer]) -> tuple[Shown, ...]:
             says=answer.claim.says,
             source=answer.claim.source,
             reason=answer.reason,
-            scale=_scale(answer.scale),
+            scale=_shown_scale(answer.scale),
             tests=tuple(_test(answer.claim, test) for test in answer.tests),
         )
         for answer in sorted(answers, key=lambda one: _natural(one.claim.id))
@@ -293,7 +293,7 @@ def _asked(claim: Claim) -> str:
     return f"{claim.expect} {number(claim.reference)} by more than {number(claim.effect)}"
 
 
-def _scale(scale: Scale) -> str:
+def _shown_scale(scale: Scale) -> str:
     whole = "all" if scale.train_limit is None else f"{scale.train_limit:,}"
     return (
         f"{scale.dataset}, {whole} training images, {scale.backbone}, {scale.epochs} epochs, "

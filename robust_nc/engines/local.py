@@ -3,8 +3,8 @@
 A task is a function of this package with picklable arguments and a `report` callable for progress.
 Tasks of one chain run one after the other in one worker, chains side by side. An error of a task
 costs that task only. A task whose worker was killed is tried again, since it goes on from what it
-saved. A wish to stop (`robust_nc.runtime.stopping`) is passed on to the workers, which get the time that a
-scheduler leaves.
+saved. A wish to stop (`robust_nc.runtime.stopping`) is passed on to the workers, which get the
+time that a scheduler leaves.
 
 >>> list(run_tasks([], workers=2, threads=1, on_event=print))
 []

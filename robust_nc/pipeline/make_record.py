@@ -349,7 +349,7 @@ def make_appraisal(found: Appraised) -> Record:
         head=found.head,
         config=plain(settings),
         seed=settings.seed,
-        data=_facts(found),
+        data=_appraised_facts(found),
         weights=Weights(
             parameters=sum(parameter.numel() for parameter in found.model.parameters()),
             state=found.kept.state,
@@ -379,7 +379,7 @@ def outcome_rows(outcome: Outcome, settings: Appraisal) -> pd.DataFrame:
     return tidy([row for row in rows if row["note"] != "last"])
 
 
-def _facts(found: Appraised) -> Facts:
+def _appraised_facts(found: Appraised) -> Facts:
     count, given = len(found.given.test.labels), found.given
     return Facts(
         dataset=given.part.name,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robust_nc.exceptions import RecordError
+from robust_nc.io.files import remove_file
 
 if TYPE_CHECKING:
     from robust_nc.record.schema import Stored

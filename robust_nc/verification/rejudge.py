@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nc.evaluation.scoring import Scorer, halving, margins
+from robust_nc.evidence.contents import TOLERANCE
 from robust_nc.runtime.torch_state import device_of, private_draws, stream_key, untouched
 
 _TYPICAL = 10.0  # a range is taken for at most so many median margins of clean images

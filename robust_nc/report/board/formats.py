@@ -311,7 +311,7 @@ def plain_text(columns: Sequence[str], rows: Rows, style: Style) -> str:
         for i in range(len(columns))
     ]
     cells = [tuple(map(_cell, row)) for row in rows]
-    render = {"table": _terminal, "latex": _latex, "markdown": _markdown}[style]
+    render = {"table": _terminal, "latex": _plain_latex, "markdown": _plain_markdown}[style]
     return render(tuple(columns), cells, numbers)
 
 
@@ -347,7 +347,7 @@ def _terminal(columns: tuple[str, ...], cells: Rows, numbers: list[bool]) -> str
     return "\n".join(lines)
 
 
-def _latex(columns: tuple[str, ...], cells: Rows, numbers: list[bool]) -> str:
+def _plain_latex(columns: tuple[str, ...], cells: Rows, numbers: list[bool]) -> str:
     def line(row: tuple[str, ...]) -> str:
         return " & ".join(map(escape_latex, row)) + r" \\"
 
@@ -364,7 +364,7 @@ def _latex(columns: tuple[str, ...], cells: Rows, numbers: list[bool]) -> str:
     )
 
 
-def _markdown(columns: tuple[str, ...], cells: Rows, numbers: list[bool]) -> str:
+def _plain_markdown(columns: tuple[str, ...], cells: Rows, numbers: list[bool]) -> str:
     rules = ["---:" if right else "---" for right in numbers]
     rows = [" | ".join(map(escape_markdown, row)) for row in cells]
     head = " | ".join(map(escape_markdown, columns))

@@ -155,12 +155,12 @@ def published_boards(frame: pd.DataFrame) -> list[Board]:
     found = []
     for (dataset, ball), part in ordered.groupby(["dataset", "ball"], sort=False):
         dataset, ball = cut(str(dataset)), cut(str(ball)) or "no ball"
-        rows = tuple(_row(row) for row in part.to_dict("records"))
+        rows = tuple(_published_row(row) for row in part.to_dict("records"))
         found.append(Board(f"{dataset}, {ball}", CAPTION, dataset, ball, _COLUMNS, rows))
     return found
 
 
-def _row(row: dict[Any, Any]) -> Row:
+def _published_row(row: dict[Any, Any]) -> Row:
     name = cut(_text(row.get("model")))
     cells = tuple(_cell(row, column) for column in _COLUMNS)
     return Row("", https_link(_text(row.get("link"))), name, cells)
