@@ -19,7 +19,7 @@ from robust_nc.evidence.contents import TOLERANCE
 from robust_nc.evidence.file import read_evidence
 from robust_nc.exceptions import InputError
 from robust_nc.io.untrusted import read_json
-from robust_nc.verification import audit
+from robust_nc.verification import audit as auditing
 from robust_nc.record import Stored, read_record, unpack_flags
 from robust_nc.record.standing import challenge_path, receipt_path
 from robust_nc.statistics.sampling import fewest_broken, most_broken
@@ -49,7 +49,7 @@ def copied(
 def shorter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Audit with PGD, but for the tests that are marked slow."""
     if request.node.get_closest_marker("slow") is None:
-        monkeypatch.setattr(audit, "PROTOCOL", "pgd")
+        monkeypatch.setattr(auditing, "PROTOCOL", "pgd")
 
 
 class TestBounds:
@@ -142,8 +142,8 @@ class TestDrawing:
 
         robust = np.zeros(EXAMPLES, dtype=bool)
         robust[row] = True
-        monkeypatch.setattr(audit, "evaluate", barely)
-        monkeypatch.setattr(audit, "standing", lambda stored: SimpleNamespace(robust=robust))
+        monkeypatch.setattr(auditing, "evaluate", barely)
+        monkeypatch.setattr(auditing, "standing", lambda stored: SimpleNamespace(robust=robust))
         found = audit(stored, model, examples, count=1, seed=0)
         assert found.broke.tolist() == [row]
         weak, strong = (
@@ -162,7 +162,7 @@ class TestDrawing:
 
     def test_only_a_random_protocol_audits_itself(self):
         names = ("fgsm", "standard", "of a suite of one's own")
-        assert {audit_protocol(name) for name in names} == {audit.PROTOCOL}
+        assert {audit_protocol(name) for name in names} == {auditing.PROTOCOL}
         assert audit_protocol("rand") == "rand"
 
     @pytest.mark.parametrize(("count", "seed"), [(0, 1), (5, -1)])
