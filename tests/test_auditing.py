@@ -19,10 +19,10 @@ from robust_nc.evidence.contents import TOLERANCE
 from robust_nc.evidence.file import read_evidence
 from robust_nc.exceptions import InputError
 from robust_nc.io.untrusted import read_json
-from robust_nc.verification import audit as auditing
 from robust_nc.record import Stored, read_record, unpack_flags
 from robust_nc.record.standing import challenge_path, receipt_path
 from robust_nc.statistics.sampling import fewest_broken, most_broken
+from robust_nc.verification import audit as auditing
 from robust_nc.verification.audit import Audit, audit, audit_protocol
 from robust_nc.verification.originals import examples_of
 from robust_nc.verification.rejudge import look_again
