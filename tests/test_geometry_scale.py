@@ -233,9 +233,39 @@ def test_the_bytes_of_the_sums_are_stated() -> None:
 
 
 PEAK = """
-import sys, torch
-from robust_nc.benchmarks.races.scaling import peak_of_nc1
-print(peak_of_nc1(*map(int, sys.argv[1:])))
+import sys
+import torch
+from robust_nc.benchmarks.races.memory import held_bytes, peak_bytes
+from robust_nc.geometry.collapse import collapse
+from robust_nc.geometry.moments import Moments
+from robust_nc.geometry.projection import Projection
+
+def batches(groups, dim, examples):
+    source = torch.Generator().manual_seed(0)
+    row = torch.randn(dim + 7 * groups, generator=source)
+    means = row.unfold(0, dim, 7)  # windows of one row take no memory
+    sizes = torch.logspace(0, -3, groups)[:, None]
+    noise = 0.1 * torch.randn(100, dim, generator=source)
+    for start in range(0, examples, 100):
+        labels = torch.arange(start, min(start + 100, examples)) % groups
+        yield noise[: len(labels)].roll(start, 0).addcmul_(means[labels], sizes[labels]), labels
+
+def measure(groups, dim, examples):
+    moments = Moments(groups, dim)
+    for features, labels in batches(groups, dim, examples):
+        moments.update(features, labels)
+    projection = Projection(moments)
+    for features, labels in batches(groups, dim, examples):
+        projection.update(features, labels)
+    assert collapse(moments, projection=projection).nc1 is not None
+
+setting = tuple(map(int, sys.argv[1:]))
+measure(2, 3, 8)  # what torch loads at first use is not the features'
+batch = next(batches(*setting))
+before = held_bytes()
+del batch
+measure(*setting)
+print((peak_bytes(torch.device("cpu")) - before) / 2**20)
 """
 
 

@@ -1,4 +1,4 @@
-"""The wheel holds every file of the three folders, and no top-level `attacks`."""
+"""The wheel holds the package, the attacks and the suites, and no top-level `attacks`."""
 
 import os
 import subprocess
@@ -10,7 +10,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"robust_nc": "robust_nc", "attacks": "robust_nc/attacks"}
-FOLDERS["benchmarks"] = "robust_nc/benchmarks"
 KINDS = {".py", ".toml", ".html", ".css", ".js", ".json", ".jsonl", ".typed"}
 
 
@@ -45,6 +44,12 @@ def test_the_wheel_holds_every_source_file(wheel: list[str]) -> None:
     }
     assert len(expected) > 50
     assert expected <= set(wheel), expected - set(wheel)
+
+
+def test_of_the_benchmarks_the_wheel_holds_the_suites_alone(wheel: list[str]) -> None:
+    inside = {name for name in wheel if name.startswith("robust_nc/benchmarks/")}
+    suites = {path.name for path in (ROOT / "benchmarks").glob("*.toml")}
+    assert inside == {f"robust_nc/benchmarks/{name}" for name in suites | {"__init__.py"}}
 
 
 def test_nothing_but_robust_nc_is_installed(wheel: list[str]) -> None:

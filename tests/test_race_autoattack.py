@@ -10,8 +10,8 @@ import torch
 
 from robust_nc.benchmarks.races import autoattack as race
 from robust_nc.benchmarks.races import contestants, models
+from robust_nc.benchmarks.races.autoattack import between, count, pooled
 from robust_nc.benchmarks.races.contestants import OURS, PASSES, Job, Setup, Verdict
-from robust_nc.benchmarks.races.verdicts import between, count, pooled
 from robust_nc.exceptions import ConfigError, RecordError, UnknownNameError
 from robust_nc.runtime.environment import code_digest
 

@@ -8,14 +8,16 @@ sizes. Runs are written to `--out` as they end, and a second call with the same 
     python -m robust_nc.benchmarks.races.autoattack --model resnet18 --examples 200 --threads 1
 """
 
+import itertools
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import tyro
+from scipy.stats import binomtest
 
 from robust_nc.attacks.external import version_of
 from robust_nc.benchmarks.races.contestants import (
@@ -29,7 +31,6 @@ from robust_nc.benchmarks.races.contestants import (
 )
 from robust_nc.benchmarks.races.models import NAMES
 from robust_nc.benchmarks.races.timing import Timing, conditions, cpu_name, markdown, ratio
-from robust_nc.benchmarks.races.verdicts import between, count, pooled, share
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import write_text
 from robust_nc.runtime import default_device
@@ -37,6 +38,22 @@ from robust_nc.runtime.environment import code_digest, hardware, versions
 
 LIMIT = 1.15  # what our time over the limit should stay below
 Line = dict[str, Any]
+
+
+class Disagreements(NamedTuple):
+    """On how many examples the first is the weaker one, and on how many the stronger."""
+
+    weaker: int
+    stronger: int
+
+
+class SignTest(NamedTuple):
+    """Pooled disagreements with p-values: of "one is weaker", and of "the first is weaker"."""
+
+    weaker: int
+    stronger: int
+    two_sided: float
+    one_sided: float
 
 
 def plan(contestants: list[str], seeds: tuple[int, ...], repeats: int) -> list[Job]:
@@ -228,6 +245,43 @@ def _over(timing: Timing | None, own: Timing | None) -> str:
         return f"{timing.spread.median / own.spread.median:.2f}"
     over = ratio(timing, own)
     return f"{over.median:.2f} ({over.low:.2f} to {over.high:.2f})"
+
+
+def count(first: str, second: str) -> Disagreements:
+    """Compare two rows of flags, one per example, 1 where it was found robust.
+
+    >>> count("1101", "1010")
+    Disagreements(weaker=2, stronger=1)
+    """
+    pairs = list(zip(first, second, strict=True))
+    return Disagreements(pairs.count(("1", "0")), pairs.count(("0", "1")))
+
+
+def pooled(pairs: Iterable[tuple[str, str]]) -> SignTest:
+    """Test whether one is weaker: exact sign test of all disagreements; without any, p is 1.
+
+    >>> round(pooled([("1111", "1100")] * 3).one_sided, 4)
+    0.0156
+    """
+    counts = [count(first, second) for first, second in pairs]
+    weaker, stronger = sum(c.weaker for c in counts), sum(c.stronger for c in counts)
+    total = weaker + stronger
+    if not total:
+        return SignTest(0, 0, 1.0, 1.0)
+    two_sided = float(binomtest(weaker, total).pvalue)
+    return SignTest(
+        weaker, stronger, two_sided, float(binomtest(weaker, total, alternative="greater").pvalue)
+    )
+
+
+def between(rows: Sequence[str]) -> list[int]:
+    """Disagreements of each pair of verdicts of one contestant, in both directions together."""
+    return [sum(count(first, second)) for first, second in itertools.combinations(rows, 2)]
+
+
+def share(row: str) -> float:
+    """Share of robust examples."""
+    return row.count("1") / len(row)
 
 
 def able(contestants: tuple[str, ...]) -> tuple[list[str], dict[str, str]]:

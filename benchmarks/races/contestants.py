@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nc.attacks.external import imported
-from robust_nc.benchmarks.races.geometry import _peak_bytes
+from robust_nc.benchmarks.races.memory import peak_bytes
 from robust_nc.benchmarks.races.models import Subject, load
 from robust_nc.evaluation import evaluate
 from robust_nc.plugins import find_protocol
@@ -101,7 +101,7 @@ def work(setup: Setup, job: Job) -> dict[str, Any]:
     with torch.no_grad():  # the first pass of a process is slow
         subject.model(subject.images[:8].to(device))
     prepare(job.contestant)
-    before, contestant = _peak_bytes(device), CONTESTANTS[job.contestant]
+    before, contestant = peak_bytes(device), CONTESTANTS[job.contestant]
     with Meter(None if job.repeat is not None else subject.model) as meter:
         started = time.perf_counter()
         found = contestant(subject, setup, job.seed)
@@ -118,7 +118,7 @@ def work(setup: Setup, job: Job) -> dict[str, Any]:
         "backwards": verdict.backwards,
         "outside": verdict.outside,
         "about": verdict.about,
-        "mebibytes": _peak_bytes(device) / 2**20,
+        "mebibytes": peak_bytes(device) / 2**20,
         "mebibytes_before": before / 2**20,
     }
 

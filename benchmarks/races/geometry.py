@@ -1,27 +1,23 @@
-"""The speed and memory of the geometry, in four races.
+"""The speed and memory of reading every tap.
 
 `taps`: `forward` passes images through a model in eval mode; `measured` does the same through all
 taps, adds each batch to the moments of every tap by true label, and ends with the measures that
 need one pass. `memory`: the peaks of fresh processes that do this, on random images made batch by
-batch, and of exact NC1 of many classes in many dimensions. `nc1`: exact NC1 against D x D matrices
-(`variability`). `scaling`: its cost as N, K and D grow (`scaling`).
+batch.
 
     python -m robust_nc.benchmarks.races.geometry taps --examples 2000 --repeats 3
-    python -m robust_nc.benchmarks.races.geometry nc1 --repeats 5
 """
 
 import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import tyro
 from torch import Tensor
 
-from robust_nc.benchmarks.races import scaling, variability
 from robust_nc.benchmarks.races.memory import peak_bytes
 from robust_nc.benchmarks.races.timing import Timing, conditions, markdown, race, table
 from robust_nc.config import Component, ModelConfig
@@ -39,14 +35,6 @@ Mode = Literal["forward", "gap", "flatten"]
 Pairs = Iterable[tuple[Tensor, Tensor]]
 
 SHAPE, CLASSES = (3, 32, 32), 10
-
-
-class Peak(NamedTuple):
-    """Peak memory of a fresh process in MiB, on the device that holds the features."""
-
-    mode: Mode
-    examples: int
-    mebibytes: float
 
 
 @torch.no_grad()
@@ -106,8 +94,8 @@ def random_batches(
         yield torch.rand(count, *SHAPE, generator=source).to(device), labels.to(device)
 
 
-def peak(mode: Mode, examples: int, *, batch_size: int, backbone: str) -> Peak:
-    """Measure in a fresh process."""
+def peak(mode: Mode, examples: int, *, batch_size: int, backbone: str) -> float:
+    """Measure the peak memory of a fresh process, in MiB, on the device that holds the features."""
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
     arguments = (answers, mode, examples, batch_size, backbone, torch.get_num_threads())
@@ -115,7 +103,7 @@ def peak(mode: Mode, examples: int, *, batch_size: int, backbone: str) -> Peak:
     process.start()
     process.join()
     assert process.exitcode == 0, f"the measuring process ended with {process.exitcode}"
-    return Peak(mode, examples, answers.get() / 2**20)
+    return answers.get() / 2**20
 
 
 def _child(
@@ -134,10 +122,7 @@ def _child(
         forward_all(model, batches)
     else:
         measure_all(model, batches, feature=mode)
-    answers.put(_peak_bytes(device))
-
-
-_peak_bytes = peak_bytes
+    answers.put(peak_bytes(device))
 
 
 def make_model(backbone: str, classes: int = CLASSES) -> Classifier:
@@ -194,75 +179,31 @@ def memory(
     processes: int = 3,
     batch_size: int = 100,
     backbone: str = "preact_resnet18",
-    classes: tuple[int, ...] = (10, 100, 1_000),
-    dim: int = 65_536,
-    per_class: int = 2,
     threads: int | None = None,
 ) -> None:
-    """Measure peak memory: of all taps of a model, and of exact NC1 of many classes.
+    """Measure peak memory of fresh processes, without and with the measures of all taps.
 
     Args:
-        examples: Numbers of images that are compared (none: leave it out).
+        examples: Numbers of images that are compared.
         processes: Fresh processes per number.
         batch_size: Images per batch.
         backbone: The model's backbone.
-        classes: Numbers of classes of exact NC1 (none: leave it out).
-        dim: Its dimensions.
-        per_class: Its examples per class.
         threads: Threads of torch (default: as it decides).
     """
     _begin(threads)
-    if examples:
-        print(f"\n{backbone}: peaks of fresh processes, MiB: median (least to most)")
-        print(memory_table(examples, processes, batch_size=batch_size, backbone=backbone))
-    if classes:
-        print("\nexact nc1 and all one-pass measures of one tap")
-        settings = [variability.Setting(count, dim, per_class * count) for count in classes]
-        print(scaling.memory_table(settings, processes))
-
-
-def nc1(
-    dims: tuple[int, ...] = (512, 2_048, 65_536),
-    classes: tuple[int, ...] = (10, 100),
-    examples: int = 10_000,
-    repeats: int = 5,
-    svd: bool = True,
-    threads: int | None = None,
-) -> None:
-    """Race exact NC1 against D x D matrices.
-
-    Args:
-        dims: Dimensions of the features.
-        classes: Numbers of classes.
-        examples: Number of examples.
-        repeats: Timed rounds.
-        svd: With the general pseudo-inverse, by SVD, as well (up to D = 2,048).
-        threads: Threads of torch (default: as it decides).
-    """
-    _begin(threads)
-    outcomes = []
-    for dim in dims:
-        for count in classes:
-            setting = variability.Setting(count, dim, examples)
-            outcomes.append(variability.contest(setting, repeats=repeats, svd=svd))
-            print(f"\nN = {examples:,}\n{variability.report(outcomes[-1:])}", flush=True)
-    print(f"\nall, N = {examples:,}\n{variability.report(outcomes)}")
-
-
-def cost(repeats: int = 5, out: Path | None = None, threads: int | None = None) -> None:
-    """Time exact NC1 and the one-pass measures as N, K and D grow.
-
-    Args:
-        repeats: Timed rounds.
-        out: Where the figure goes (default: none is drawn).
-        threads: Threads of torch (default: as it decides).
-    """
-    _begin(threads)
-    points = scaling.sweep(repeats=repeats)
-    print(scaling.table(points))
-    if out is not None:
-        scaling.draw(points, out)
-        print(f"wrote {out}")
+    modes: tuple[Mode, ...] = ("forward", "gap", "flatten")
+    rows = [["mode", *(f"{count:,} images" for count in examples)]]
+    for mode in modes:
+        rows.append([mode])
+        for count in examples:
+            peaks = sorted(
+                peak(mode, count, batch_size=batch_size, backbone=backbone)
+                for _ in range(processes)
+            )
+            middle = statistics.median(peaks)
+            rows[-1].append(f"{middle:,.0f} ({peaks[0]:,.0f} to {peaks[-1]:,.0f})")
+    print(f"\n{backbone}: peaks of fresh processes, MiB: median (least to most)")
+    print(markdown(rows))
 
 
 def _begin(threads: int | None) -> None:
@@ -271,23 +212,5 @@ def _begin(threads: int | None) -> None:
     print(conditions(), flush=True)
 
 
-def memory_table(counts: tuple[int, ...], processes: int, *, batch_size: int, backbone: str) -> str:
-    """Compare the peaks of some numbers of images, without and with measures."""
-    rows = [["mode", *(f"{count:,} images" for count in counts)]]
-    modes: tuple[Mode, ...] = ("forward", "gap", "flatten")
-    for mode in modes:
-        rows.append([mode])
-        for count in counts:
-            peaks = sorted(
-                peak(mode, count, batch_size=batch_size, backbone=backbone).mebibytes
-                for _ in range(processes)
-            )
-            middle = statistics.median(peaks)
-            rows[-1].append(f"{middle:,.0f} ({peaks[0]:,.0f} to {peaks[-1]:,.0f})")
-    return markdown(rows)
-
-
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict(
-        {"taps": taps, "memory": memory, "nc1": nc1, "scaling": cost}
-    )
+    tyro.extras.subcommand_cli_from_dict({"taps": taps, "memory": memory})
