@@ -33,7 +33,7 @@ class Loss(NamedTuple):
 
 
 class Warned(NamedTuple):
-    """A named doubt about a verdict, and what it means."""
+    """A named warning about a verdict, and what it means."""
 
     name: str
     message: str

@@ -16,8 +16,8 @@ from robust_nc.evaluation.acceleration import (
     Padded,
     Variant,
     accelerate,
-    choose,
-    compiled,
+    compile_padded,
+    fastest,
     lowered,
     slow_bf16,
 )
@@ -435,7 +435,7 @@ class Laboured(nn.Module):
 def timed(own: nn.Module, fast: nn.Module, *, sizes: tuple[int, ...] = (16,)) -> tuple[str, int]:
     variant = Variant(fast, ("folded",))
     given = Accelerated(*variant, variants=(variant,)) if fast is not own else Accelerated(own, ())
-    choice = choose(own, given, images(), labels(), batch_sizes=sizes, seconds=20)
+    choice = fastest(own, given, images(), labels(), batch_sizes=sizes, seconds=20)
     assert choice.model is (fast if choice.names else own)
     return "fast" if choice.names else "own", choice.batch_size
 
@@ -476,7 +476,7 @@ def test_other_errors_of_a_model_are_not_hidden() -> None:
 
 def test_what_cannot_be_timed_in_time_is_left_out() -> None:
     model = Counting(Laboured(), []).eval()
-    choose(
+    fastest(
         model, Accelerated(model, ()), images(), labels(), batch_sizes=(10**9, 2, 4), seconds=0.0
     )
     assert len(model.calls) == 1
@@ -486,7 +486,7 @@ def test_a_choice_needs_images_and_sizes() -> None:
     fast = Accelerated(Laboured(), ())
     for points, sizes in ((images(0), (4,)), (images(), ()), (images(), (0,))):
         with pytest.raises(InputError, match="at least 1"):
-            choose(fast.model, fast, points, labels(len(points)), batch_sizes=sizes, seconds=0.1)
+            fastest(fast.model, fast, points, labels(len(points)), batch_sizes=sizes, seconds=0.1)
 
 
 def test_padding_changes_no_logits_and_no_gradient() -> None:
@@ -508,7 +508,7 @@ def test_padding_changes_no_logits_and_no_gradient() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_model_answers_alike(backend: str) -> None:
     model = convolutional(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))  # no checked annotations
-    fast = compiled(model, 4, backend=backend)
+    fast = compile_padded(model, 4, backend=backend)
     for count in (3, 4, 6):
         for wanted, found in zip(
             logits_and_gradient(model, images(count)),
@@ -528,10 +528,10 @@ def test_a_compiled_model_is_chosen_where_it_agrees(monkeypatch: pytest.MonkeyPa
         graph = Laboured(1)
         graph.load_state_dict(own.state_dict())
         graph.layers[-1][-1].bias.data[0] += change
-        monkeypatch.setattr(acceleration, "compiled", lambda model, size, as_=graph: as_)
-        choice = choose(own, given, images(), labels(), batch_sizes=(16,), seconds=100)
+        monkeypatch.setattr(acceleration, "compile_padded", lambda model, size, as_=graph: as_)
+        choice = fastest(own, given, images(), labels(), batch_sizes=(16,), seconds=100)
         assert choice.names == names
-        assert choose(own, given, images(), labels(), batch_sizes=(16,), seconds=20).model is own
+        assert fastest(own, given, images(), labels(), batch_sizes=(16,), seconds=20).model is own
 
 
 def flags() -> tuple[bool, ...]:

@@ -17,7 +17,7 @@ from helpers_evaluation import APGD_ONLY, BALL, SHORT, Failing, differences, exa
 from robust_nc import Ball, evaluate
 from robust_nc.attacks.apgd import APGD
 from robust_nc.evaluation import Outcome
-from robust_nc.evaluation.identity import told
+from robust_nc.evaluation.identity import attack_identity
 from robust_nc.evaluation.log import EvaluationLog, open_log
 from robust_nc.exceptions import InputError, RecordError, StorageError
 from robust_nc.types import Attack
@@ -255,10 +255,12 @@ def test_attacks_that_differ_are_told_apart() -> None:
         APGD(),
         APGD(steps=5),
     ]
-    assert len({told(attack) for attack in attacks}) == len(attacks)
-    assert told(partial(one, by=0.1)) == told(partial(one, by=0.1))
-    assert told(Bound().three) == told(Bound().three)
-    assert not any("0x" in told(attack) for attack in attacks), "the same in every process"
+    assert len({attack_identity(attack) for attack in attacks}) == len(attacks)
+    assert attack_identity(partial(one, by=0.1)) == attack_identity(partial(one, by=0.1))
+    assert attack_identity(Bound().three) == attack_identity(Bound().three)
+    assert not any("0x" in attack_identity(attack) for attack in attacks), (
+        "the same in every process"
+    )
 
 
 @pytest.mark.parametrize("place", ["folder", "below a file", "no parent to be made"])

@@ -332,12 +332,12 @@ def test_our_own_model_is_folded_too() -> None:
 COMPILED = """
 import torch
 from helpers_models import make, some_images, warmed_up
-from robust_nc.evaluation.acceleration import compiled
+from robust_nc.evaluation.acceleration import compile_padded
 from robust_nc.models.nearest_vertex import nearest_vertex_classifier
 
 model, images = warmed_up(make(shape=(1, 8, 8))), some_images(4, (1, 8, 8))
 classifier = nearest_vertex_classifier(model, "block2", torch.rand(5, 32), images)
-graph = compiled(classifier, 4, backend="eager")
+graph = compile_padded(classifier, 4, backend="eager")
 torch.testing.assert_close(graph(images), classifier(images))
 assert not torch._dynamo.utils.counters["graph_break"]
 """

@@ -32,6 +32,7 @@ from robust_nc.evaluation.folding import (
     kept_draws,
     trace,
 )
+from robust_nc.evaluation.scoring import margins
 from robust_nc.exceptions import InputError, unknown_name
 from robust_nc.runtime.torch_state import float32_products, full_precision, ran_out
 from robust_nc.threat import Ball
@@ -77,7 +78,7 @@ class Accelerated(NamedTuple):
     probes: Probes | None = None
 
 
-class Choice(NamedTuple):
+class AttackSetup(NamedTuple):
     """What was fastest: the model to attack, what was done to it, and how many items at a time."""
 
     model: nn.Module
@@ -146,10 +147,7 @@ def _one_step(model: nn.Module, probes: Probes) -> tuple[Tensor, Tensor]:
     leaf = probes.images.detach().requires_grad_()
     with torch.enable_grad():
         logits = model(leaf).float()
-        true = probes.labels[:, None]
-        others = logits.scatter(1, true, -torch.inf).amax(1)
-        loss = (others - logits.gather(1, true).squeeze(1)).sum()
-        (gradient,) = torch.autograd.grad(loss, leaf)
+        (gradient,) = torch.autograd.grad(margins(logits, probes.labels).sum(), leaf)
     moved = probes.images + probes.ball.eps * probes.ball.steepest(gradient.nan_to_num())
     return logits.detach(), probes.ball.project(moved, probes.images)
 
@@ -199,7 +197,7 @@ class Padded(nn.Module):
         )
 
 
-def compiled(model: nn.Module, size: int, *, backend: str = "inductor") -> nn.Module:
+def compile_padded(model: nn.Module, size: int, *, backend: str = "inductor") -> nn.Module:
     """Return a model under `torch.compile` for batches of one size; other lengths are padded.
 
     It is compiled when it is first called, once with and once without a gradient.
@@ -208,7 +206,7 @@ def compiled(model: nn.Module, size: int, *, backend: str = "inductor") -> nn.Mo
     return Padded(graph, size, plain=model)
 
 
-def choose(
+def fastest(
     own: nn.Module,
     fast: Accelerated,
     images: Tensor,
@@ -216,7 +214,7 @@ def choose(
     *,
     batch_sizes: tuple[int, ...],
     seconds: float,
-) -> Choice:
+) -> AttackSetup:
     """Time models and batch sizes, and return what is fastest per image, forward and gradient.
 
     Begins with `fast.model` at `batch_sizes[0]`, and leaves what it has only for a gain of 3 %.
@@ -227,7 +225,7 @@ def choose(
     """
     if not len(images) or not batch_sizes or min(batch_sizes) < 1:
         raise InputError(
-            "a choice needs images to time and batch sizes of at least 1, "
+            "timing needs images to time and batch sizes of at least 1, "
             f"found {len(images)} images and batch sizes {batch_sizes}"
         )
     worth = images.device.type in _COMPILING and seconds >= COMPILE_SECONDS
@@ -235,15 +233,15 @@ def choose(
     share = seconds / (2 if probes is None else 4)
     watch = _Stopwatch(images, labels)
     with kept_draws(images.device):
-        best = Choice(fast.model, fast.names, batch_sizes[0])
+        best = AttackSetup(fast.model, fast.names, batch_sizes[0])
         sizes = [best._replace(batch_size=size) for size in sorted(set(batch_sizes))]
         best = watch.race(best, sizes, share)
         models = [Variant(own, ()), *fast.variants]
-        best = watch.race(best, [Choice(*each, best.batch_size) for each in models], share)
+        best = watch.race(best, [AttackSetup(*each, best.batch_size) for each in models], share)
         if probes is not None:
-            graph = compiled(best.model, best.batch_size)
+            graph = compile_padded(best.model, best.batch_size)
             if _tried(own, graph, probes):
-                rival = Choice(graph, (*best.names, COMPILED), best.batch_size)
+                rival = AttackSetup(graph, (*best.names, COMPILED), best.batch_size)
                 best = watch.race(best, [rival], share)
     return best
 
@@ -254,10 +252,10 @@ class _Stopwatch:
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self._images = images
         self._labels = labels
-        self._times: dict[Choice, list[float]] = {}
-        self._full: set[Choice] = set()
+        self._times: dict[AttackSetup, list[float]] = {}
+        self._full: set[AttackSetup] = set()
 
-    def race(self, current: Choice, others: list[Choice], seconds: float) -> Choice:
+    def race(self, current: AttackSetup, others: list[AttackSetup], seconds: float) -> AttackSetup:
         """Return the best median time per image, the current one unless another gains `GAIN`."""
         entries = sorted(dict.fromkeys([current, *others]), key=lambda entry: entry.batch_size)
         if len(entries) == 1:
@@ -275,12 +273,12 @@ class _Stopwatch:
         best = min(paces, key=paces.__getitem__)
         return best if paces[best] <= (1 - GAIN) * paces[current] else current
 
-    def _pace(self, entry: Choice) -> float:
+    def _pace(self, entry: AttackSetup) -> float:
         """Median seconds per image, without the first pass, which sets things up, if it can."""
         times = self._times[entry]
         return statistics.median(times[1:] or times) / entry.batch_size
 
-    def _fits(self, entry: Choice, deadline: float) -> bool:
+    def _fits(self, entry: AttackSetup, deadline: float) -> bool:
         settled = len(self._times.get(entry, ())) > 1  # a first pass may be far slower than others
         known = [entry] if settled else list(self._times)
         if not known:
@@ -288,7 +286,7 @@ class _Stopwatch:
         expected = entry.batch_size * min(self._pace(each) for each in known)
         return time.perf_counter() + expected <= deadline
 
-    def _time(self, entry: Choice) -> None:
+    def _time(self, entry: AttackSetup) -> None:
         try:
             self._times.setdefault(entry, []).append(self._pass(entry))
         except (RuntimeError, MemoryError) as error:
@@ -297,7 +295,7 @@ class _Stopwatch:
             self._full.add(entry)
             del self._times[entry]
 
-    def _pass(self, entry: Choice) -> float:
+    def _pass(self, entry: AttackSetup) -> float:
         rows = torch.arange(entry.batch_size, device=self._images.device) % len(self._images)
         leaf, labels = self._images[rows].detach().requires_grad_(), self._labels[rows]
         self._wait()

@@ -22,12 +22,12 @@ from robust_nc.checks import check_images, check_labels
 from robust_nc.evaluation.acceleration import slow_bf16
 from robust_nc.evaluation.identity import evaluation_identity
 from robust_nc.evaluation.log import open_log
-from robust_nc.evaluation.referee import Judge
-from robust_nc.evaluation.sanity.attacks import doubts
-from robust_nc.evaluation.sanity.meanings import doubt
+from robust_nc.evaluation.referee import Evaluation
+from robust_nc.evaluation.sanity.attacks import sanity_warnings
+from robust_nc.evaluation.sanity.meanings import named_warning
 from robust_nc.evaluation.scoring import Scorer
-from robust_nc.evaluation.state import UNBROKEN, WRONG, Docket
-from robust_nc.evaluation.turns import Campaign, plan_turns
+from robust_nc.evaluation.state import UNBROKEN, WRONG, EvaluationState
+from robust_nc.evaluation.turns import plan_turns, run_turns
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.plugins import find_attack, find_protocol
 from robust_nc.runtime.progress import Progress
@@ -125,22 +125,27 @@ def evaluate(
     ids = _checked_ids(ids, len(images))
     told = _warn_of_mode(model)
     if precision.startswith("bf16") and slow_bf16(device):
-        warned = doubt("slow-precision", f"{precision} on {device}")
+        warned = named_warning("slow-precision", f"{precision} on {device}")
         told[warned.name] = warned
     with _set_up(model, seed), ExitStack() as stack:
-        docket = Docket.of(images, labels, ids, turns=len(turns))
-        name = partial(evaluation_identity, model, docket, ball, plan, seed, precision)
+        state = EvaluationState.of(images, labels, ids, turns=len(turns))
+        name = partial(evaluation_identity, model, state, ball, plan, seed, precision)
         journal = stack.enter_context(open_log(log, name))
         told |= {name: Warned(name, message) for name, message in journal.warnings.items()}
         scorer = Scorer(model, draws=plan.draws, seed=seed)
-        judge = Judge(scorer, ball, docket, size, seed, journal, warnings=told)
-        resize = batch_size is None
-        campaign = Campaign(judge, turns, accelerate=accelerate, tune=tune, resize=resize)
-        campaign.run(report)
+        evaluation = Evaluation(scorer, ball, state, size, seed, journal, warnings=told)
+        run_turns(
+            evaluation,
+            turns,
+            accelerated=accelerate,
+            tune=tune,
+            resize=batch_size is None,
+            report=report,
+        )
         if checks and len(images):
-            for warned in doubts(judge, plan):
-                judge.warnings[warned.name] = warned
-    return _outcome(judge, plan, campaign.accelerated)
+            for warned in sanity_warnings(evaluation, plan):
+                evaluation.warnings[warned.name] = warned
+    return _outcome(evaluation, plan)
 
 
 def evaluation_name(
@@ -159,8 +164,8 @@ def evaluation_name(
     images, labels = check_images(images), check_labels(labels, len(images))
     plan = _plan(protocol, attack, ball)
     with _set_up(model, seed):
-        docket = Docket.of(images, labels, _checked_ids(ids, len(images)), turns=0)
-        return evaluation_identity(model, docket, ball, plan, seed, precision)
+        state = EvaluationState.of(images, labels, _checked_ids(ids, len(images)), turns=0)
+        return evaluation_identity(model, state, ball, plan, seed, precision)
 
 
 def divisible(protocol: str, attack: Attack | None, ball: Ball) -> bool:
@@ -208,19 +213,19 @@ def _name_of(attack: Attack) -> str:
     return str(getattr(attack, "__name__", type(attack).__name__)).lower()
 
 
-def _outcome(judge: Judge, plan: EvaluationProtocol, accelerated: tuple[str, ...]) -> Outcome:
-    docket = judge.docket
+def _outcome(evaluation: Evaluation, plan: EvaluationProtocol) -> Outcome:
+    state = evaluation.state
     names = {UNBROKEN: "", WRONG: CLEAN} | {i: name for i, (name, _) in enumerate(plan.attacks)}
     return Outcome(
-        clean_correct=docket.clean_correct,
-        robust=docket.robust,
-        broken_by=tuple(names[int(code)] for code in docket.broken_by),
-        adversarials=docket.points,
-        forward_passes=docket.forwards,
-        backward_passes=docket.backwards,
-        warnings=tuple(judge.warnings.values()),
+        clean_correct=state.clean_correct,
+        robust=state.robust,
+        broken_by=tuple(names[int(code)] for code in state.broken_by),
+        adversarials=state.points,
+        forward_passes=state.forwards,
+        backward_passes=state.backwards,
+        warnings=tuple(evaluation.warnings.values()),
         attacks=plan.attacks,
-        accelerated=accelerated,
+        accelerated=evaluation.accelerated,
     )
 
 

@@ -29,7 +29,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-class Pair(NamedTuple):
+class NormPair(NamedTuple):
     """A layer and the batch norm that alone reads its output."""
 
     layer: nn.Module
@@ -40,7 +40,7 @@ class Traced(NamedTuple):
     """What one forward pass showed: logits `(P, K)`, and the pairs that can be folded."""
 
     logits: Tensor
-    pairs: tuple[Pair, ...]
+    pairs: tuple[NormPair, ...]
 
 
 class _Call(NamedTuple):
@@ -152,7 +152,7 @@ def _readers(last: Any) -> dict[Any, list[Any]]:
     return readers
 
 
-def _pairs(calls: list[_Call], readers: dict[Any, list[Any]]) -> Iterator[Pair]:
+def _pairs(calls: list[_Call], readers: dict[Any, list[Any]]) -> Iterator[NormPair]:
     times: dict[nn.Module, int] = defaultdict(int)
     for call in calls:
         times[call.module] += 1
@@ -165,10 +165,10 @@ def _pairs(calls: list[_Call], readers: dict[Any, list[Any]]) -> Iterator[Pair]:
         # A linear layer's last axis is the batch norm's axis of channels in two dimensions only.
         fits = layer.ndim == 2 or type(layer.module) is not nn.Linear
         if fits and readers[layer.made] == [norm.made]:
-            yield Pair(layer.module, norm.module)
+            yield NormPair(layer.module, norm.module)
 
 
-def fold_pairs(model: nn.Module, pairs: tuple[Pair, ...]) -> bool:
+def fold_pairs(model: nn.Module, pairs: tuple[NormPair, ...]) -> bool:
     """Put each pair's batch norm into its layer, in place; every other becomes an `Affine`.
 
     The layer gets new parameters, so that a weight shared with another layer is left alone.

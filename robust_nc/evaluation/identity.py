@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nc.evaluation.scoring import Guarded, checked_logits, halving
-from robust_nc.evaluation.state import Docket
+from robust_nc.evaluation.state import EvaluationState
 from robust_nc.io.digests import tensors_digest
 from robust_nc.io.files import digest, sha256_of
 from robust_nc.runtime.torch_state import device_of
@@ -25,7 +25,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object, in its repr: another 
 @torch.no_grad()
 def evaluation_identity(
     model: nn.Module,
-    docket: Docket,
+    state: EvaluationState,
     ball: Ball,
     plan: EvaluationProtocol,
     seed: int,
@@ -35,14 +35,14 @@ def evaluation_identity(
     weights = dict(sorted(model.state_dict().items()))
     # Not all of a model is in its weights: what it predicts tells two apart. Where it answers at
     # random, only its weights do. Its logits would differ from one machine to the next.
-    answers = _answers(model, docket) if plan.draws == 1 else []
+    answers = _answers(model, state) if plan.draws == 1 else []
     return digest(
         {
             "model": [_ADDRESS.sub("", repr(model)), *weights],
             "weights": tensors_digest([*weights.values(), *answers]),
-            "examples": tensors_digest([docket.images, docket.labels, docket.ids]),
+            "examples": tensors_digest([state.images, state.labels, state.ids]),
             "ball": [ball.norm, ball.eps, *ball.bounds],
-            "attacks": [[label, told(attack)] for label, attack in plan.attacks],
+            "attacks": [[label, attack_identity(attack)] for label, attack in plan.attacks],
             "protocol": [plan.name, plan.draws],
             "seed": seed,
             "precision": precision,
@@ -50,25 +50,25 @@ def evaluation_identity(
     )
 
 
-def _answers(model: nn.Module, docket: Docket) -> list[Tensor]:
+def _answers(model: nn.Module, state: EvaluationState) -> list[Tensor]:
     guarded, device = Guarded(model, "the first images"), device_of(model)
     answers: list[Tensor] = []
 
     def look(rows: Tensor) -> None:
-        images, labels = docket.images[rows].to(device), docket.labels[rows].to(device)
+        images, labels = state.images[rows].to(device), state.labels[rows].to(device)
         answers.append(checked_logits(guarded, images, labels).argmax(1))
 
-    halving(look, torch.arange(min(PROBES, len(docket.images))), PROBES)
+    halving(look, torch.arange(min(PROBES, len(state.images))), PROBES)
     return answers
 
 
-def told(attack: Attack) -> str:
+def attack_identity(attack: Attack) -> str:
     """Name an attack with its options and, if it is not ours, its code; the same in every process.
 
     Of an attack that is an object of a plain class only the class is known.
     """
     if isinstance(attack, functools.partial):
-        inner = f"{told(attack.func)} {attack.args} {sorted(attack.keywords.items())}"
+        inner = f"{attack_identity(attack.func)} {attack.args} {sorted(attack.keywords.items())}"
         return _ADDRESS.sub("", inner)
     named = attack if hasattr(attack, "__qualname__") else type(attack)  # a function or method
     options = repr(attack) if dataclasses.is_dataclass(attack) else ""

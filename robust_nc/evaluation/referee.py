@@ -1,12 +1,13 @@
-"""The judge: gives each attack its turn, trusts none, keeps the worst point it saw.
+"""An evaluation under way: gives each attack its turn, trusts none, keeps the worst point.
 
 >>> import torch
 >>> from robust_nc.threat import Ball
 >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3)).eval()
->>> docket = Docket.of(torch.rand(2, 1, 2, 2), torch.tensor([0, 1]), torch.arange(2), turns=0)
->>> judge = Judge(Scorer(model), Ball("Linf", 0.1), docket, batch_size=8, seed=0)
->>> judge.open()
->>> docket.forwards.tolist()
+>>> images, labels, ids = torch.rand(2, 1, 2, 2), torch.tensor([0, 1]), torch.arange(2)
+>>> state = EvaluationState.of(images, labels, ids, turns=0)
+>>> evaluation = Evaluation(Scorer(model), Ball("Linf", 0.1), state, batch_size=8, seed=0)
+>>> evaluation.open()
+>>> state.forwards.tolist()
 [1, 1]
 """
 
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 
 from robust_nc.evaluation.acceleration import Precision, lowered
 from robust_nc.evaluation.log import EvaluationLog
-from robust_nc.evaluation.scoring import Guarded, Scorer, Seen, halving
-from robust_nc.evaluation.state import Docket
+from robust_nc.evaluation.scoring import Guarded, Scorer, Scores, halving
+from robust_nc.evaluation.state import EvaluationState
 from robust_nc.exceptions import InputError, RobustNCError
 from robust_nc.runtime import stopping
 from robust_nc.runtime.progress import Pace
@@ -43,10 +44,11 @@ class Turn(NamedTuple):
 
 
 @dataclass
-class Judge:
-    """Gives attacks their turns over the examples of a docket; collects warnings by name.
+class Evaluation:
+    """Gives attacks their turns over the examples of `state`; collects warnings by name.
 
-    `fast` is what attacks are run against (the user's model where that is None); every verdict
+    `fast` is what attacks are run against (the user's model where that is None), made faster as
+    `accelerated` says; every verdict
     is that of the scorer, which asks the user's own. A wish to stop (`stopping`) is heeded after
     every step of an attack that is refereed, and after every batch of another: the log then holds
     all that was finished.
@@ -54,12 +56,13 @@ class Judge:
 
     scorer: Scorer
     ball: Ball
-    docket: Docket
+    state: EvaluationState
     batch_size: int
     seed: int
     log: EvaluationLog = field(default_factory=lambda: EvaluationLog(None, []))
     pace: Pace = field(default_factory=lambda: Pace(None, []))
     fast: nn.Module | None = None
+    accelerated: tuple[str, ...] = ()
     warnings: dict[str, Warned] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -67,23 +70,23 @@ class Judge:
 
     def open(self) -> None:
         """Make the clean verdict on every example."""
-        docket, scorer = self.docket, self.scorer.naming("the clean images")
+        state, scorer = self.state, self.scorer.naming("the clean images")
 
         def look(rows: Tensor) -> None:
             self.heed()
             images, labels = self.given(rows)
-            docket.open(rows, scorer.look(images, labels), scorer.draws)
+            state.open(rows, scorer.look(images, labels), scorer.draws)
 
-        self.batch_size = halving(look, torch.arange(len(docket.images)), self.batch_size)
+        self.batch_size = halving(look, torch.arange(len(state.images)), self.batch_size)
 
     def given(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Images and labels of some examples, on the model's device."""
-        return self.docket.images[rows].to(self.device), self.docket.labels[rows].to(self.device)
+        return self.state.images[rows].to(self.device), self.state.labels[rows].to(self.device)
 
     def turn(self, turn: Turn) -> None:
         """Let one attack try the examples that still stand."""
         self.heed()
-        rows, robust = self.docket.pending(turn.number), self.docket.robust
+        rows, robust = self.state.pending(turn.number), self.state.robust
         self.pace.turn(turn.name, turn.number, len(rows), int(robust.sum()), len(robust))
 
         # Where the output is random, a referee who is asked at every step would once say yes.
@@ -94,13 +97,13 @@ class Judge:
                 if steadily and isinstance(turn.attack, RefereedAttack):
                     self._referee(turn.attack, turn, part)
                 else:
-                    bench = Bench(self, turn, part)
+                    referee = CallReferee(self, turn, part)
                     found = self._run(turn, part)
-                    bench.settle(torch.arange(len(part)), found)
-                    bench.tick(int(found.forwards.sum()), int(found.backwards.sum()))
+                    referee.settle(torch.arange(len(part)), found)
+                    referee.tick(int(found.forwards.sum()), int(found.backwards.sum()))
 
         if steadily and isinstance(turn.attack, RefereedAttack) and len(rows):
-            size = max(_CHUNK // self.docket.images[0].numel(), self.batch_size)
+            size = max(_CHUNK // self.state.images[0].numel(), self.batch_size)
             for part in torch.split(rows, size):
                 work(part)
         else:
@@ -117,30 +120,30 @@ class Judge:
     def _referee(self, attack: RefereedAttack, turn: Turn, rows: Tensor) -> None:
         """Run an attack on rows; where memory runs out outside its steps, again on what is left."""
         while len(rows):
-            bench = Bench(self, turn, rows)
+            referee = CallReferee(self, turn, rows)
             try:
-                self._fly(attack, turn, bench)
+                self._run_under(attack, turn, referee)
                 return
             except (RuntimeError, MemoryError) as error:
-                if not ran_out(error) or bench.batch_size == 1:
+                if not ran_out(error) or referee.batch_size == 1:
                     raise
-            self.batch_size = bench.batch_size // 2
-            rows = rows[torch.isin(rows, self.docket.pending(turn.number))]
+            self.batch_size = referee.batch_size // 2
+            rows = rows[torch.isin(rows, self.state.pending(turn.number))]
 
-    def _fly(self, attack: RefereedAttack, turn: Turn, bench: "Bench") -> None:
+    def _run_under(self, attack: RefereedAttack, turn: Turn, referee: "CallReferee") -> None:
         fast = self.scorer.model if self.fast is None else self.fast
         model = Guarded(fast, f"attack {turn.name!r}")
-        images, labels = self.given(bench.rows)
+        images, labels = self.given(referee.rows)
         attack.run_under(
-            bench,
+            referee,
             model,
             images,
             labels,
             self.ball,
             seed=self._draws(turn),
-            ids=self.docket.ids[bench.rows].to(self.device),
+            ids=self.state.ids[referee.rows].to(self.device),
         )
-        self.batch_size = bench.batch_size
+        self.batch_size = referee.batch_size
 
     def _draws(self, turn: Turn) -> int:
         return stream_key(self.seed, "attack", turn.name, turn.precision) & (2**31 - 1)
@@ -149,7 +152,7 @@ class Judge:
         """Run an attack; passes of one that does not count are shared equally by its examples."""
         model, attack = self.scorer.model, turn.attack
         images, labels = self.given(rows)
-        ids = self.docket.ids[rows].to(self.device)
+        ids = self.state.ids[rows].to(self.device)
         given: tuple[Any, ...] = (model, images.clone(), labels.clone(), self.ball)
         weights = [parameter.detach().clone() for parameter in model.parameters()]
         gradients = [parameter.grad for parameter in model.parameters()]
@@ -187,7 +190,7 @@ class Judge:
             )
         return found
 
-    def score(self, scorer: Scorer, turn: Turn, rows: Tensor, points: Tensor) -> Seen:
+    def score(self, scorer: Scorer, turn: Turn, rows: Tensor, points: Tensor) -> Scores:
         """Put points into the ball, ask the user's own model, and note what it says."""
         origin, labels = self.given(rows)
         points = self._trusted(turn.name, points, origin)
@@ -195,7 +198,7 @@ class Judge:
             seen = scorer.look(points, labels)
         except InputError as error:
             raise InputError(f"attack {turn.name!r}: {error}") from error
-        self.docket.note(rows, turn.place, points, seen, self.scorer.draws)
+        self.state.note(rows, turn.place, points, seen, self.scorer.draws)
         return seen
 
     def _trusted(self, name: str, points: Tensor, origin: Tensor) -> Tensor:
@@ -209,25 +212,25 @@ class Judge:
         return self.ball.project(points, origin)
 
 
-class Bench:
-    """The referee of one call of an attack; its rows number `rows` of the docket."""
+class CallReferee:
+    """The referee of one call of an attack; its rows number `rows` of the evaluation."""
 
-    def __init__(self, judge: Judge, turn: Turn, rows: Tensor) -> None:
-        self.judge = judge
+    def __init__(self, evaluation: Evaluation, turn: Turn, rows: Tensor) -> None:
+        self.evaluation = evaluation
         self.turn = turn
         self.rows = rows
-        self.batch_size = judge.batch_size
-        self.scorer = judge.scorer.naming("the points it found")
+        self.batch_size = evaluation.batch_size
+        self.scorer = evaluation.scorer.naming("the points it found")
 
     @property
     def logits(self) -> Tensor:
         """Clean logits `(N, K)` of the user's own model."""
-        return self.judge.docket.logits[self.rows].to(self.judge.device)
+        return self.evaluation.state.logits[self.rows].to(self.evaluation.device)
 
     @property
     def worst_logits(self) -> Tensor:
         """Its logits `(N, K)` at the worst point of each example so far."""
-        return self.judge.docket.worst[self.rows].to(self.judge.device)
+        return self.evaluation.state.worst[self.rows].to(self.evaluation.device)
 
     def confirm(self, rows: Tensor, points: Tensor) -> Tensor:
         """Whether the user's own model misclassifies these points, put into the ball, `(R,)`."""
@@ -235,7 +238,7 @@ class Bench:
 
         def look(chosen: Tensor) -> None:
             there = chosen.to(rows.device)
-            seen = self.judge.score(self.scorer, self.turn, mine[chosen], points[there])
+            seen = self.evaluation.score(self.scorer, self.turn, mine[chosen], points[there])
             right[there] = seen.flipped
 
         halving(look, torch.arange(len(mine)), self.batch_size)
@@ -243,17 +246,17 @@ class Bench:
 
     def settle(self, rows: Tensor, attacked: Attacked) -> None:
         """Note examples that the attack has finished; the point of a survivor is scored too."""
-        judge, docket = self.judge, self.judge.docket
+        evaluation, state = self.evaluation, self.evaluation.state
         mine = self.rows[rows.cpu()]
-        standing = docket.robust[mine].nonzero().flatten()
+        standing = state.robust[mine].nonzero().flatten()
 
         def look(chosen: Tensor) -> None:
             points = attacked.points[chosen.to(attacked.points.device)]
-            judge.score(self.scorer, self.turn, mine[chosen], points)
+            evaluation.score(self.scorer, self.turn, mine[chosen], points)
 
         halving(look, standing, self.batch_size)
-        docket.forwards[mine] += attacked.forwards.cpu()
-        docket.backwards[mine] += attacked.backwards.cpu()
+        state.forwards[mine] += attacked.forwards.cpu()
+        state.backwards[mine] += attacked.backwards.cpu()
         self._finish(mine)
 
     def spare(self, rows: Tensor) -> None:
@@ -262,16 +265,16 @@ class Bench:
             self._finish(self.rows[rows.cpu()])
 
     def _finish(self, mine: Tensor) -> None:
-        judge, docket = self.judge, self.judge.docket
-        docket.finished[mine, self.turn.number] = True
-        told = {name: warned.message for name, warned in judge.warnings.items()}
-        judge.log.put(self.turn.number, docket.entry(mine), told)
-        judge.pace.done(len(mine), int(docket.robust.sum()), len(docket.robust))
+        evaluation, state = self.evaluation, self.evaluation.state
+        state.finished[mine, self.turn.number] = True
+        told = {name: warned.message for name, warned in evaluation.warnings.items()}
+        evaluation.log.put(self.turn.number, state.entry(mine), told)
+        evaluation.pace.done(len(mine), int(state.robust.sum()), len(state.robust))
 
     def tick(self, forwards: int, backwards: int) -> None:
         """Take note of passes, for the progress; stop here if that is wished."""
-        self.judge.pace.tick(forwards + backwards)
-        self.judge.heed()
+        self.evaluation.pace.tick(forwards + backwards)
+        self.evaluation.heed()
 
 
 @torch.no_grad()

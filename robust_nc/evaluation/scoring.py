@@ -1,4 +1,4 @@
-"""What the user's own model says of points: the only judge of a flip, in float32 proper.
+"""What the user's own model says of points: which alone decides on a flip, in float32 proper.
 
 >>> import torch
 >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3)).eval()
@@ -17,7 +17,7 @@ from robust_nc.exceptions import InputError
 from robust_nc.runtime.torch_state import full_precision, private_draws, ran_out, stream_key
 
 
-class Seen(NamedTuple):
+class Scores(NamedTuple):
     """Logits `(n, K)`, whether each point is misclassified `(n,)`, and its margin `(n,)`."""
 
     logits: Tensor
@@ -40,16 +40,16 @@ class Scorer:
         """Return a scorer that says, where the model fails, on which batch of `what`."""
         return Scorer(Guarded(self.model, what), draws=self.draws, seed=self.seed)
 
-    def look(self, points: Tensor, labels: Tensor) -> Seen:
+    def look(self, points: Tensor, labels: Tensor) -> Scores:
         """Score points `(n, C, H, W)`; `InputError` for logits that cannot be used."""
         with full_precision(), torch.no_grad():
             if self.draws == 1:
                 logits = checked_logits(self.model, points, labels)
-                return Seen(logits, logits.argmax(1) != labels, margins(logits, labels))
+                return Scores(logits, logits.argmax(1) != labels, margins(logits, labels))
             passes = torch.stack([self._pass(draw, points, labels) for draw in range(self.draws)])
         wrong = (passes.argmax(2) != labels).sum(0)
         logits = passes.mean(0)
-        return Seen(logits, 2 * wrong > self.draws, margins(logits, labels))
+        return Scores(logits, 2 * wrong > self.draws, margins(logits, labels))
 
     def _pass(self, draw: int, points: Tensor, labels: Tensor) -> Tensor:
         with private_draws(stream_key(self.seed, "verdict", draw), points.device):

@@ -1,8 +1,9 @@
 """What is known of every example of an evaluation, on the CPU, while attacks take their turns.
 
 >>> import torch
->>> docket = Docket.of(torch.rand(2, 1, 2, 2), torch.tensor([0, 1]), torch.arange(2), turns=1)
->>> docket.robust.tolist()
+>>> images, labels, ids = torch.rand(2, 1, 2, 2), torch.tensor([0, 1]), torch.arange(2)
+>>> state = EvaluationState.of(images, labels, ids, turns=1)
+>>> state.robust.tolist()
 [False, False]
 """
 
@@ -12,9 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robust_nc.evaluation.scoring import Seen
+from robust_nc.evaluation.scoring import Scores
 
-UNBROKEN, WRONG = -1, -2  # in `Docket.broken_by`, beside indices into the protocol's attacks
+UNBROKEN, WRONG = (
+    -1,
+    -2,
+)  # in `EvaluationState.broken_by`, beside indices into the protocol's attacks
 
 
 class Entry(NamedTuple):
@@ -42,12 +46,12 @@ class Entry(NamedTuple):
         return Entry(*common, *(part[moved] for part in self[5:]))
 
     def moved_to(self, start: int) -> "Entry":
-        """Return it for a docket in which its rows begin at `start`."""
+        """Return it for an evaluation in which its rows begin at `start`."""
         return self._replace(rows=self.rows + start, moved=self.moved + start)
 
 
 @dataclass
-class Docket:
+class EvaluationState:
     """N examples: what was given, the verdict so far, and which turns each has behind it."""
 
     images: Tensor
@@ -66,8 +70,8 @@ class Docket:
     unlogged: Tensor
 
     @classmethod
-    def of(cls, images: Tensor, labels: Tensor, ids: Tensor, *, turns: int) -> "Docket":
-        """Open a docket; nothing is known yet."""
+    def of(cls, images: Tensor, labels: Tensor, ids: Tensor, *, turns: int) -> "EvaluationState":
+        """Return the state before anything is known."""
         count = len(images)
         # Copies: what a caller made in inference mode cannot be differentiated.
         images, labels, ids = images.cpu().clone(), labels.cpu().clone(), ids.cpu().clone()
@@ -89,7 +93,7 @@ class Docket:
             unlogged=no.clone(),
         )
 
-    def open(self, rows: Tensor, seen: Seen, passes: int) -> None:
+    def open(self, rows: Tensor, seen: Scores, passes: int) -> None:
         """Note the clean verdict of some examples."""
         if not self.logits.shape[1]:
             self.logits = torch.zeros(len(self.images), seen.logits.shape[1])
@@ -101,7 +105,7 @@ class Docket:
         self.margins[rows] = seen.margins.cpu()
         self.forwards[rows] += passes
 
-    def note(self, rows: Tensor, attack: int, points: Tensor, seen: Seen, passes: int) -> None:
+    def note(self, rows: Tensor, attack: int, points: Tensor, seen: Scores, passes: int) -> None:
         """Note points of examples that stand: a flip breaks them, a larger margin is kept.
 
         There may be several points of one example.

@@ -6,13 +6,12 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 
-from robust_nc.evaluation.acceleration import Accelerated, Precision, accelerate, choose
-from robust_nc.evaluation.referee import PROBES, Judge, Turn
+from robust_nc.evaluation.acceleration import Accelerated, Precision, accelerate, fastest
+from robust_nc.evaluation.referee import PROBES, Evaluation, Turn
 from robust_nc.evaluation.state import Entry
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.runtime.progress import Pace, Progress
@@ -46,82 +45,79 @@ def plan_turns(plan: EvaluationProtocol, precision: str) -> list[Turn]:
     ]
 
 
-@dataclass
-class Campaign:
-    """Runs the turns of a judge, on a faster copy of the model where that helps.
+def run_turns(
+    evaluation: Evaluation,
+    turns: list[Turn],
+    *,
+    accelerated: bool = True,
+    tune: bool = True,
+    resize: bool = True,
+    report: Callable[[Progress], None] | None = None,
+) -> None:
+    """Make the clean verdict, take over what the log holds, and give each attack its turn.
 
-    With `tune` it measures, where much is ahead, which copy is fastest, and which batch size if
+    If `accelerated`, attacks run on a faster copy of the model, where one agrees with it. With
+    `tune`, where much is ahead, it is measured which copy is fastest, and which batch size if
     `resize`.
     """
+    state = evaluation.state
+    evaluation.open()
+    for line in evaluation.log.lines():
+        state.replay(line.turn, Entry(*line.tensors))
+    classes = state.logits.shape[1]
+    refereed = [turn for turn in turns if isinstance(turn.attack, RefereedAttack)]
+    evaluation.pace = Pace(
+        report, [_cost(turn, classes) for turn in turns], note=evaluation.log.damage
+    )
+    # Also where the log says that all of them are broken by now: the record names the copy.
+    fast = None
+    if accelerated and refereed and bool(state.clean_correct.any()):
+        fast = _take_faster(evaluation)
+    for turn in turns:
+        evaluation.turn(turn)
+        ahead = evaluation.pace.seconds_left() or 0.0
+        if fast is not None and tune and turn in refereed[:-1] and ahead >= _WORTH:
+            _take_fastest(evaluation, fast, seconds=_EFFORT * ahead, resize=resize)
+            fast = None
 
-    judge: Judge
-    turns: list[Turn]
-    accelerate: bool = True
-    tune: bool = True
-    resize: bool = True
-    accelerated: tuple[str, ...] = ()
 
-    def run(self, report: Callable[[Progress], None] | None = None) -> None:
-        """Make the clean verdict, take over what the log holds, and give each attack its turn."""
-        judge = self.judge
-        judge.open()
-        for line in judge.log.lines():
-            judge.docket.replay(line.turn, Entry(*line.tensors))
-        classes = judge.docket.logits.shape[1]
-        refereed = [turn for turn in self.turns if isinstance(turn.attack, RefereedAttack)]
-        costs = [_cost(turn, classes) for turn in self.turns]
-        judge.pace = Pace(report, costs, note=judge.log.damage)
-        # Also where the log says that all of them are broken by now: the record names the copy.
-        fast = self._faster() if refereed and bool(judge.docket.clean_correct.any()) else None
-        for turn in self.turns:
-            judge.turn(turn)
-            if fast is not None and turn in refereed[:-1] and self._choose(fast):
-                fast = None
-
-    def _faster(self) -> Accelerated | None:
-        """Find a faster copy of the model that agrees with it, on a few examples."""
-        judge, docket = self.judge, self.judge.docket
-        if not self.accelerate or judge.scorer.draws > 1:
+def _take_faster(evaluation: Evaluation) -> Accelerated | None:
+    """Attack a faster copy of the model from now on, if it agrees with it on a few examples."""
+    state, own = evaluation.state, evaluation.scorer.model
+    if evaluation.scorer.draws > 1:
+        return None
+    rows = torch.arange(min(PROBES, len(state.images)))
+    images, labels = evaluation.given(rows)
+    logits = state.logits[rows].to(evaluation.device)
+    try:
+        fast = accelerate(own, images, labels, evaluation.ball, logits)
+    except Exception as error:  # a stranger's model may raise anything
+        if ran_out(error):
             return None
-        rows = torch.arange(min(PROBES, len(docket.images)))
-        images, labels = judge.given(rows)
-        logits = docket.logits[rows].to(judge.device)
-        own = judge.scorer.model
-        try:
-            fast = accelerate(own, images, labels, judge.ball, logits)
-        except Exception as error:  # a stranger's model may raise anything
-            if ran_out(error):
-                return None
-            raise InputError(
-                f"the model failed when a faster copy was compared with it on {len(images)} images:"
-                f" {type(error).__name__}: {error}; accelerate=False leaves the comparison out"
-            ) from error
-        judge.fast, self.accelerated = fast.model, fast.names
-        judge.warnings |= {warned.name: warned for warned in fast.warnings}
-        return fast
+        raise InputError(
+            f"the model failed when a faster copy was compared with it on {len(images)} images:"
+            f" {type(error).__name__}: {error}; accelerate=False leaves the comparison out"
+        ) from error
+    evaluation.fast, evaluation.accelerated = fast.model, fast.names
+    evaluation.warnings |= {warned.name: warned for warned in fast.warnings}
+    return fast
 
-    def _choose(self, fast: Accelerated) -> bool:
-        """Measure which copy and which batch size are fastest, where much is still to be done."""
-        judge, ahead = self.judge, self.judge.pace.seconds_left()
-        if not self.tune or ahead is None or ahead < _WORTH:
-            return not self.tune
-        sizes = _BATCHES.get(judge.device.type, _BATCHES["cpu"]) if self.resize else ()
-        rows = judge.docket.robust.nonzero().flatten()[: max((*sizes, judge.batch_size))]
-        images, labels = judge.given(rows)
-        sizes = tuple(sorted({*sizes, judge.batch_size}))
-        try:
-            best = choose(
-                judge.scorer.model,
-                fast,
-                images,
-                labels,
-                batch_sizes=sizes,
-                seconds=_EFFORT * ahead,
-            )
-        except Exception:  # a model may refuse a batch of another size: it keeps what it has
-            return True
-        judge.fast, judge.batch_size, self.accelerated = best.model, best.batch_size, best.names
-        return True
+
+def _take_fastest(
+    evaluation: Evaluation, fast: Accelerated, *, seconds: float, resize: bool
+) -> None:
+    """Measure which copy and which batch size are fastest, and go on with them."""
+    sizes = _BATCHES.get(evaluation.device.type, _BATCHES["cpu"]) if resize else ()
+    sizes = tuple(sorted({*sizes, evaluation.batch_size}))
+    rows = evaluation.state.robust.nonzero().flatten()[: max(sizes)]
+    images, labels = evaluation.given(rows)
+    own = evaluation.scorer.model
+    try:
+        best = fastest(own, fast, images, labels, batch_sizes=sizes, seconds=seconds)
+    except Exception:  # a model may refuse a batch of another size: it keeps what it has
+        return
+    evaluation.fast, evaluation.batch_size = best.model, best.batch_size
+    evaluation.accelerated = best.names
 
 
 def _cost(turn: Turn, classes: int) -> int | None:

@@ -26,7 +26,7 @@ _TWICE = ("tf32", "bf16")  # precisions after which all attacks run once more
 _EARLY = 0.05  # of an attack's steps that an example takes which the first attack breaks
 _LATER = 0.3  # the same of the others
 _GATE = 0.08  # of the survivors that pass the gate of an attack for those near the boundary
-_CHECKS = 8  # images that the doubts about a verdict look at
+_CHECKS = 8  # images that the checks of a verdict look at
 
 
 class Course(NamedTuple):

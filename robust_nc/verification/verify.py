@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robust_nc.evaluation.sanity.output import doubts_of_output
+from robust_nc.evaluation.sanity.output import output_warnings
 from robust_nc.evidence.contents import Evidence
 from robust_nc.evidence.file import read_evidence
 from robust_nc.exceptions import InputError, RecordError
@@ -40,7 +40,7 @@ from robust_nc.verification.rejudge import (
     repeated_flips,
 )
 
-_RANDOM, _PROBES = "random-output", 8  # the doubt, and images that are asked about again
+_RANDOM, _PROBES = "random-output", 8  # the warning, and images that are asked about again
 
 
 @dataclass(kw_only=True, eq=False)
@@ -227,10 +227,10 @@ def _ask_again(stored: Stored, model: nn.Module, examples: Examples, found: Veri
     probes = examples.images[:_PROBES].to(device_of(model))
     try:
         with torch.inference_mode(False), torch.no_grad(), untouched(model):
-            doubts = doubts_of_output(model, probes, model(probes), seed=evidence.seed)
+            warned = output_warnings(model, probes, model(probes), seed=evidence.seed)
     except Exception as error:  # a stranger's model may raise anything
         found.unchecked.append(f"whether the model answers at random: {type(error).__name__}")
         return
-    if _RANDOM in {one.name for one in doubts}:
+    if _RANDOM in {one.name for one in warned}:
         text = f"leave out {_RANDOM}: the model gives other logits when it is asked again"
         found.wrong.append(Finding("warnings", text))

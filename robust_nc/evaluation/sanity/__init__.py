@@ -1,1 +1,1 @@
-"""Can the verdict be trusted? Each doubt has a name, a meaning and a remedy."""
+"""Can the verdict be trusted? Each warning has a name, a meaning and a remedy."""

@@ -1,9 +1,9 @@
-"""Doubts that need no pass: which attack broke what, and how many classes there are.
+"""Warnings that need no pass: which attack broke what, and how many classes there are.
 
->>> [found] = doubts_of_turns(("apgd-ce", "square"), (False, True), (40, 3), total=100)
+>>> [found] = attack_warnings(("apgd-ce", "square"), (False, True), (40, 3), total=100)
 >>> found.name
 'black-box-stronger'
->>> doubts_of_classes(10, [("dlr", True)])
+>>> class_warnings(10, [("dlr", True)])
 ()
 """
 
@@ -12,10 +12,10 @@ from functools import partial
 
 import torch
 
-from robust_nc.evaluation.referee import PROBES, Judge
-from robust_nc.evaluation.sanity.meanings import doubt
-from robust_nc.evaluation.sanity.output import doubts_of_output
-from robust_nc.evaluation.sanity.survivors import doubts_of_survivors
+from robust_nc.evaluation.referee import PROBES, Evaluation
+from robust_nc.evaluation.sanity.meanings import named_warning
+from robust_nc.evaluation.sanity.output import output_warnings
+from robust_nc.evaluation.sanity.survivors import survivor_warnings
 from robust_nc.types import EvaluationProtocol, Warned
 
 _POINTS = 0.002  # 0.2 points of accuracy, as AutoAttack has it
@@ -23,10 +23,10 @@ _POINTS = 0.002  # 0.2 points of accuracy, as AutoAttack has it
 _DLR_CLASSES = {False: 3, True: 4}  # untargeted, targeted
 
 
-def doubts_of_turns(
+def attack_warnings(
     names: Sequence[str], gradient_free: Sequence[bool], broken: Sequence[int], total: int
 ) -> tuple[Warned, ...]:
-    """Return a doubt if an attack without gradients lowered the verdict by more than 0.2 points.
+    """Return a warning if an attack without gradients lowered the verdict by more than 0.2 points.
 
     For each attack, in their order: its name, whether it needs no gradient, and how many of the
     `total` examples it was the first to break. It counts only where an attack by gradient had its
@@ -41,30 +41,30 @@ def doubts_of_turns(
         return ()
     told = ", ".join(f"{count / total:.1%} ({name!r})" for name, count in worst)
     seen = f"without gradients, after attacks by gradient, {told} of {total} examples were broken"
-    return (doubt("black-box-stronger", seen),)
+    return (named_warning("black-box-stronger", seen),)
 
 
-def doubts_of_classes(num_classes: int, losses: Iterable[tuple[str, bool]]) -> tuple[Warned, ...]:
-    """Return a doubt if an attack's loss needs more classes: `losses` are (name, targeted)."""
+def class_warnings(num_classes: int, losses: Iterable[tuple[str, bool]]) -> tuple[Warned, ...]:
+    """Return a warning if an attack's loss needs more classes: `losses` are (name, targeted)."""
     needed = [_DLR_CLASSES[targeted] for name, targeted in losses if name == "dlr"]
     if num_classes >= max(needed, default=0):
         return ()
     kind = "DLR loss" if num_classes < _DLR_CLASSES[False] else "targeted DLR loss"
     seen = f"{num_classes} classes are too few for the {kind}, which needs {max(needed)}"
-    return (doubt("few-classes", seen),)
+    return (named_warning("few-classes", seen),)
 
 
-def doubts(judge: Judge, plan: EvaluationProtocol) -> list[Warned]:
+def sanity_warnings(evaluation: Evaluation, plan: EvaluationProtocol) -> list[Warned]:
     """Look for what makes the verdict doubtful; most of it only where examples survived.
 
-    A model that fails here keeps its verdict, with the doubt `unchecked`.
+    A model that fails here keeps its verdict, with the warning `unchecked`.
     """
     if not plan.attacks:
         return []
     found = [
-        *_asked(partial(_of_output, judge)),
-        *_asked(partial(_of_survivors, judge)),
-        *_of_attacks(judge, plan),
+        *_asked(partial(_of_output, evaluation)),
+        *_asked(partial(_of_survivors, evaluation)),
+        *_of_attacks(evaluation, plan),
     ]
     return list({warned.name: warned for warned in found}.values())
 
@@ -73,39 +73,43 @@ def _asked(check: Callable[[], Sequence[Warned]]) -> Sequence[Warned]:
     try:
         return check()
     except Exception as error:  # a stranger's model may raise anything
-        return [doubt("unchecked", f"the model raised {type(error).__name__}: {error}")]
+        return [named_warning("unchecked", f"the model raised {type(error).__name__}: {error}")]
 
 
-def _of_output(judge: Judge) -> Sequence[Warned]:
-    docket = judge.docket
-    if judge.scorer.draws > 1:  # it is random, and judged as such
+def _of_output(evaluation: Evaluation) -> Sequence[Warned]:
+    state = evaluation.state
+    if evaluation.scorer.draws > 1:  # it is random, and judged as such
         return ()
-    rows = torch.arange(min(PROBES, len(docket.images), judge.batch_size))
-    logits = docket.logits[rows].to(judge.device)
-    return doubts_of_output(judge.scorer.model, judge.given(rows)[0], logits, seed=judge.seed)
+    rows = torch.arange(min(PROBES, len(state.images), evaluation.batch_size))
+    logits = state.logits[rows].to(evaluation.device)
+    return output_warnings(
+        evaluation.scorer.model, evaluation.given(rows)[0], logits, seed=evaluation.seed
+    )
 
 
-def _of_survivors(judge: Judge) -> Sequence[Warned]:
-    rows = judge.docket.robust.nonzero().flatten()[: min(PROBES, judge.batch_size)]
+def _of_survivors(evaluation: Evaluation) -> Sequence[Warned]:
+    rows = evaluation.state.robust.nonzero().flatten()[: min(PROBES, evaluation.batch_size)]
     if not len(rows):
         return ()
-    images, labels = judge.given(rows)
-    return doubts_of_survivors(judge.scorer.model, images, labels, judge.ball, seed=judge.seed)
+    images, labels = evaluation.given(rows)
+    return survivor_warnings(
+        evaluation.scorer.model, images, labels, evaluation.ball, seed=evaluation.seed
+    )
 
 
-def _of_attacks(judge: Judge, plan: EvaluationProtocol) -> Sequence[Warned]:
-    docket, attacks = judge.docket, [attack for _, attack in plan.attacks]
+def _of_attacks(evaluation: Evaluation, plan: EvaluationProtocol) -> Sequence[Warned]:
+    state, attacks = evaluation.state, [attack for _, attack in plan.attacks]
     free = [bool(getattr(attack, "gradient_free", False)) for attack in attacks]
-    broken = [int((docket.broken_by == place).sum()) for place in range(len(attacks))]
+    broken = [int((state.broken_by == place).sum()) for place in range(len(attacks))]
     losses = [
         (attack.loss, attack.num_targets is not None)
         for attack in attacks
         if hasattr(attack, "loss") and hasattr(attack, "num_targets")
     ]
     # Attacks of other libraries say what is known to be wrong with them.
-    known = [attack.defects(judge.ball) for attack in attacks if hasattr(attack, "defects")]
+    known = [attack.defects(evaluation.ball) for attack in attacks if hasattr(attack, "defects")]
     return [
         *(warned for defects in known for warned in defects),
-        *doubts_of_turns([name for name, _ in plan.attacks], free, broken, len(docket.images)),
-        *doubts_of_classes(docket.logits.shape[1], losses),
+        *attack_warnings([name for name, _ in plan.attacks], free, broken, len(state.images)),
+        *class_warnings(state.logits.shape[1], losses),
     ]

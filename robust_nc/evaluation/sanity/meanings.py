@@ -1,6 +1,6 @@
-"""What each doubt means for a verdict, and what to do about it; `docs/trust.md` shows this table.
+"""What each warning means for a verdict, and what to do about it; `docs/trust.md` shows this table.
 
->>> doubt("random-output", "the logits moved by 0.3 between two equal calls").name
+>>> named_warning("random-output", "the logits moved by 0.3 between two equal calls").name
 'random-output'
 """
 
@@ -94,7 +94,7 @@ MEANINGS: Mapping[str, Meaning] = MappingProxyType(
 )
 
 
-def doubt(name: str, seen: str) -> Warned:
-    """Return the named doubt; `seen` says, with the number, what was found this time."""
+def named_warning(name: str, seen: str) -> Warned:
+    """Return the warning of that name; `seen` says, with the number, what was found this time."""
     meaning = MEANINGS[name]
     return Warned(name, f"{seen}: {meaning.means}. To do: {meaning.remedy}.")

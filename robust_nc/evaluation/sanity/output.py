@@ -1,4 +1,4 @@
-"""Doubts that one more pass over a few probes can raise.
+"""Warnings that one more pass over a few probes can raise.
 
 The probes pass once more, in another batch composition than before; the logits are compared, and
 the same pass is watched for gradients in the forward and for what the first layer reads.
@@ -6,7 +6,7 @@ the same pass is watched for gradients in the forward and for what the first lay
 >>> import torch
 >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
 >>> probes = torch.rand(8, 1, 2, 2)
->>> doubts_of_output(model, probes, model(probes).detach(), seed=0)
+>>> output_warnings(model, probes, model(probes).detach(), seed=0)
 ()
 """
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from robust_nc.evaluation.sanity.meanings import doubt
+from robust_nc.evaluation.sanity.meanings import named_warning
 from robust_nc.runtime.torch_state import full_precision, private_draws, stream_key
 from robust_nc.types import Warned
 
@@ -44,14 +44,14 @@ _BACKWARD: tuple[Callable[..., Any], ...] = (
 
 
 @torch.no_grad()
-def doubts_of_output(
+def output_warnings(
     model: nn.Module, images: Tensor, logits: Tensor, *, seed: int
 ) -> tuple[Warned, ...]:
-    """Return the doubts about how a model answers; costs one forward per probe if there is none.
+    """Return the warnings about how a model answers; costs one forward per probe if there is none.
 
     `images` (P, C, H, W) are a few probes, `logits` (P, K) what the model, in eval mode as now,
     answered on them before in one larger batch. Up to three more passes over half of the probes
-    tell random from batch-dependent output. Log-probabilities are no doubt: all losses of the
+    tell random from batch-dependent output. Log-probabilities give none: all losses of the
     attacks are blind to the shift that makes them. Whatever the model raises passes through.
     """
     if not len(images):
@@ -79,9 +79,9 @@ def _of_change(
     seen = f"{moved} and {changed} of {len(now)} predictions changed"
     for _ in range(_REPEATS):
         if _differ(model(half).float(), answers[0]):
-            yield doubt("random-output", f"{seen} when the model was asked again")
+            yield named_warning("random-output", f"{seen} when the model was asked again")
             return
-    yield doubt("batch-dependent-output", f"{seen} in batches of {len(half)}")
+    yield named_warning("batch-dependent-output", f"{seen} in batches of {len(half)}")
 
 
 def _differ(one: Tensor, other: Tensor) -> bool:
@@ -103,7 +103,7 @@ def _of_probabilities(logits: Tensor) -> Iterator[Warned]:
     inside = ((rows >= -_ROUNDING) & (rows <= 1 + _ROUNDING)).all()
     if bool(inside & ((rows.sum(1) - 1).abs() <= _SUM).all()):
         seen = f"all outputs on {len(rows)} probes lie in [0, 1] and every row sums to 1"
-        yield doubt("probability-output", seen)
+        yield named_warning("probability-output", seen)
 
 
 class _Seen(TorchFunctionMode):
@@ -147,7 +147,7 @@ def _of_gradients(seen: _Seen) -> Iterator[Warned]:
         text = "the forward pass turned gradients on"
         if seen.backwards:
             text += f" and went backward {seen.backwards} times for two batches of probes"
-        yield doubt("optimisation-in-forward", text)
+        yield named_warning("optimisation-in-forward", text)
 
 
 class _Scaling(NamedTuple):
@@ -170,7 +170,7 @@ def _of_scaling(images: Tensor, half: Tensor, first_input: Tensor | None) -> Ite
     if bool((twice & centred & affine & (spread > _SPREAD)).all()):
         gain, std = float(found.gain.mean()), float(spread.mean())
         seen = f"the first layer reads pixels times {gain:.1f}, of standard deviation {std:.1f}"
-        yield doubt("double-normalisation", f"{seen}, as if normalised twice")
+        yield named_warning("double-normalisation", f"{seen}, as if normalised twice")
 
 
 def _scaling(pixels: Tensor, read: Tensor) -> _Scaling:
@@ -178,5 +178,5 @@ def _scaling(pixels: Tensor, read: Tensor) -> _Scaling:
     x_mean, y_mean = pixels.mean(axes), read.mean(axes)
     x, y = pixels - x_mean[:, None, None], read - y_mean[:, None, None]
     x_size, y_size, both = x.square().sum(axes), y.square().sum(axes), (x * y).sum(axes)
-    gain = both / x_size  # NaN for images of one colour, which then raise no doubt
+    gain = both / x_size  # NaN for images of one colour, which then give no warning
     return _Scaling(gain, x_mean - y_mean / gain, both / (x_size * y_size).sqrt())

@@ -1,10 +1,10 @@
-"""Doubts about examples that survived every attack: do gradients lead anywhere near them?
+"""Warnings about examples that survived every attack: do gradients lead anywhere near them?
 
 >>> import torch
 >>> model = torch.nn.Flatten()  # the brightest of three pixels
 >>> images = torch.rand(8, 1, 1, 3)
 >>> labels = model(images).argmax(1)
->>> doubts_of_survivors(model, images, labels, Ball("Linf", 0.01), seed=0)
+>>> survivor_warnings(model, images, labels, Ball("Linf", 0.01), seed=0)
 ()
 """
 
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_nc.evaluation.sanity.meanings import doubt
+from robust_nc.evaluation.sanity.meanings import named_warning
+from robust_nc.evaluation.scoring import margins
 from robust_nc.exceptions import InputError
 from robust_nc.registry import ATTACKS
 from robust_nc.runtime.torch_state import full_precision, private_draws, stream_key
@@ -46,10 +47,10 @@ class _Slopes(NamedTuple):
     by_entropy: Tensor
 
 
-def doubts_of_survivors(
+def survivor_warnings(
     model: nn.Module, images: Tensor, labels: Tensor, ball: Ball, *, seed: int
 ) -> tuple[Warned, ...]:
-    """Return the doubts about survivors: images (P, C, H, W) with labels (P,), the first 8 of them.
+    """Return the warnings about survivors: images (P, C, H, W), labels (P,), the first 8 of them.
 
     The model is in eval mode and classifies them correctly. Costs per survivor 9 forwards and 2
     gradients to look at the gradients, and at most 44 forwards and 40 gradients for an attack
@@ -62,7 +63,7 @@ def doubts_of_survivors(
         slopes = _slopes(model, images, labels)
         if slopes is None:
             seen = f"the logits of {len(images)} survivors have no gradient by the image"
-            return (doubt("no-gradient", seen),)
+            return (named_warning("no-gradient", seen),)
         found = [*_of_zeros(slopes, ball)]
         found += _of_masking(model, images, labels, ball, slopes, seed)
         found += _of_far(model, images, labels, ball, slopes, seed)
@@ -76,21 +77,15 @@ def _slopes(model: nn.Module, images: Tensor, labels: Tensor) -> _Slopes | None:
         logits = model(leaf).float()
         if not logits.requires_grad:
             return None
-        margins = _margins(logits, labels)
-        unit = margins.detach().abs().clamp_min(torch.finfo(logits.dtype).tiny)
+        found = margins(logits, labels)
+        unit = found.detach().abs().clamp_min(torch.finfo(logits.dtype).tiny)
         entropies = F.cross_entropy(logits / unit[:, None], labels, reduction="sum")
-        (first,) = torch.autograd.grad(margins.sum(), leaf, retain_graph=True, allow_unused=True)
+        (first,) = torch.autograd.grad(found.sum(), leaf, retain_graph=True, allow_unused=True)
         (second,) = torch.autograd.grad(entropies, leaf, allow_unused=True)
     if first is None or second is None:
         return None
     largest = logits.detach().abs().amax(1)
-    return _Slopes(margins.detach(), largest, first.nan_to_num(), second.nan_to_num())
-
-
-def _margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """Largest other logit minus the label's: above 0 is misclassified."""
-    others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
-    return others - logits.gather(1, labels[:, None]).squeeze(1)
+    return _Slopes(found.detach(), largest, first.nan_to_num(), second.nan_to_num())
 
 
 def _of_zeros(slopes: _Slopes, ball: Ball) -> Iterator[Warned]:
@@ -101,7 +96,7 @@ def _of_zeros(slopes: _Slopes, ball: Ball) -> Iterator[Warned]:
     flat = (reach <= _FLAT * slopes.margins.abs()) & (reach_of_entropy <= _FLAT)
     if bool(flat.any()):
         share = f"{int(flat.sum())} of {len(flat)} survivors"
-        yield doubt(
+        yield named_warning(
             "zero-gradients", f"the gradients of cross-entropy and margin vanish at {share}"
         )
 
@@ -116,7 +111,7 @@ def _of_masking(
     count, tiny = len(images), _ROUNDING * slopes.largest
     climbed = _climbed(images, ball, slopes.by_margin)
     blown = [_noise(images, ball, seed, draw) for draw in range(_TRIES)]
-    scored = [_margins(model(points).float(), labels) for points in (*climbed, *blown)]
+    scored = [margins(model(points).float(), labels) for points in (*climbed, *blown)]
     gains = torch.stack(scored) - slopes.margins
     steep = torch.stack([(slopes.by_margin * (p - images)).flatten(1).sum(1) for p in climbed])
     told = steep > tiny  # promises that are no rounding
@@ -133,7 +128,7 @@ def _of_masking(
         seen = f"noise breaks {flips[1]} of {count} survivors, a gradient step {flips[0]}"
     else:
         return
-    yield doubt("masked-gradients", f"{seen} (at most eps)")
+    yield named_warning("masked-gradients", f"{seen} (at most eps)")
 
 
 def _climbed(images: Tensor, ball: Ball, gradient: Tensor) -> list[Tensor]:
@@ -181,11 +176,11 @@ def _of_far(
             points = attack(*given, seed=seed, ids=standing)
         except InputError as error:
             seen = f"the attack that may change every pixel at will cannot be run ({error})"
-            yield doubt("eps-no-zero", seen)
+            yield named_warning("eps-no-zero", seen)
             return
         with torch.no_grad():
             standing = standing[model(points).argmax(1) == labels[standing]]
         if not len(standing):
             return
     share = f"{len(standing)} of {len(images)} survivors withstand {everything}"
-    yield doubt("eps-no-zero", f"{share}, which covers the whole range of the pixels")
+    yield named_warning("eps-no-zero", f"{share}, which covers the whole range of the pixels")

@@ -10,10 +10,10 @@ from helpers_attacks import BALLS, Counted, curved, linear, pictures, prediction
 from helpers_training import digits, small_config, small_run
 from torch import Tensor, nn
 
-from robust_nc.evaluation.sanity.attacks import doubts_of_classes, doubts_of_turns
+from robust_nc.evaluation.sanity.attacks import attack_warnings, class_warnings
 from robust_nc.evaluation.sanity.meanings import MEANINGS
-from robust_nc.evaluation.sanity.output import doubts_of_output
-from robust_nc.evaluation.sanity.survivors import doubts_of_survivors
+from robust_nc.evaluation.sanity.output import output_warnings
+from robust_nc.evaluation.sanity.survivors import survivor_warnings
 from robust_nc.models.classifier import Normalise
 from robust_nc.registry import ATTACKS
 from robust_nc.threat import Ball
@@ -55,7 +55,7 @@ def of_output(model: nn.Module, images: Tensor, *, seed: int = 0) -> list[str]:
     beside = pictures(5, tuple(images.shape[1:]), seed=99)
     with torch.no_grad():
         logits = model.eval()(torch.cat([images, beside]))[: len(images)]
-    return names(doubts_of_output(model, images, logits, seed=seed))
+    return names(output_warnings(model, images, logits, seed=seed))
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +84,7 @@ HEALTHY = {
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 @pytest.mark.parametrize("model", HEALTHY.values(), ids=HEALTHY.keys())
-def test_a_healthy_output_raises_no_doubt_and_costs_one_forward(model, count) -> None:
+def test_a_healthy_output_raises_no_warning_and_costs_one_forward(model, count) -> None:
     for seed in range(5):
         counted = Counted(model)
         images = pictures(count, SHAPE, seed=seed)
@@ -94,7 +94,7 @@ def test_a_healthy_output_raises_no_doubt_and_costs_one_forward(model, count) ->
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_the_output_of_trained_models_raises_no_doubt(trained, objective) -> None:
+def test_the_output_of_trained_models_raises_no_warning(trained, objective) -> None:
     images = digits("test", 120).images
     for first in range(0, 120, 8):
         assert of_output(trained[objective], images[first : first + 8]) == []
@@ -103,7 +103,7 @@ def test_the_output_of_trained_models_raises_no_doubt(trained, objective) -> Non
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 5)])
 def test_no_probe_and_odd_shapes(shape) -> None:
     assert of_output(curved(shape, 4), pictures(5, shape)) == []
-    assert doubts_of_output(curved(shape, 4), pictures(0, shape), torch.zeros(0, 4), seed=0) == ()
+    assert output_warnings(curved(shape, 4), pictures(0, shape), torch.zeros(0, 4), seed=0) == ()
 
 
 class _Noisy(nn.Module):
@@ -204,7 +204,7 @@ def _functional(images: Tensor) -> Tensor:
 @pytest.mark.parametrize("before", [_graded, _backward, _functional])
 def test_optimisation_in_forward(before) -> None:
     model = Around(curved(SHAPE, 5), before=before)
-    found = doubts_of_output(model, pictures(8, SHAPE), model(pictures(8, SHAPE)).detach(), seed=0)
+    found = output_warnings(model, pictures(8, SHAPE), model(pictures(8, SHAPE)).detach(), seed=0)
     assert names(found) == ["optimisation-in-forward"]
     assert "backward 2 times" in found[0].message
 
@@ -214,7 +214,7 @@ def test_gradients_that_are_turned_on_for_nothing_are_told_too() -> None:
         Around(curved(SHAPE, 5), before=torch.enable_grad()(torch.clone)),
         pictures(8, SHAPE),
     )
-    found = doubts_of_output(model, images, model(images).detach(), seed=0)
+    found = output_warnings(model, images, model(images).detach(), seed=0)
     assert names(found) == ["optimisation-in-forward"]
     assert "backward" not in found[0].message
 
@@ -315,7 +315,7 @@ def test_a_scripted_model() -> None:
     images = pictures(8, SHAPE)
     assert of_output(scripted, images) == []
     labels = predictions(scripted, images)
-    assert doubts_of_survivors(scripted, images, labels, LINF, seed=0) == ()
+    assert survivor_warnings(scripted, images, labels, LINF, seed=0) == ()
 
 
 # Survivors
@@ -330,7 +330,7 @@ def survivors(model: nn.Module, images: Tensor, labels: Tensor, ball: Ball) -> T
 
 @pytest.mark.parametrize("ball", [Ball("Linf", 0.08), Ball("L2", 0.4), Ball("L1", 1.0)], ids=str)
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_survivors_of_trained_models_raise_no_doubt(trained, objective, ball) -> None:
+def test_survivors_of_trained_models_raise_no_warning(trained, objective, ball) -> None:
     found = digits("test", 80)
     images, labels = found.images, found.labels
     rows = survivors(trained[objective], images, labels, ball)
@@ -341,45 +341,43 @@ def test_survivors_of_trained_models_raise_no_doubt(trained, objective, ball) ->
     ]:
         chosen = rows[first : first + count]
         for model in (trained[objective], steep(trained[objective])):
-            assert (
-                doubts_of_survivors(model, images[chosen], labels[chosen], ball, seed=first) == ()
-            )
+            assert survivor_warnings(model, images[chosen], labels[chosen], ball, seed=first) == ()
 
 
 @pytest.mark.parametrize("ball", BALLS, ids=lambda ball: ball.norm)
 @pytest.mark.parametrize("classes", [2, 10])
 @pytest.mark.parametrize("build", [linear, curved])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 5)])
-def test_survivors_of_plain_models_raise_no_doubt(build, classes, shape, ball) -> None:
+def test_survivors_of_plain_models_raise_no_warning(build, classes, shape, ball) -> None:
     for seed in range(2):
         model, images = build(shape, classes, seed=seed), pictures(24, shape, seed=seed)
         labels = predictions(model, images)
         rows = survivors(model, images, labels, ball)
-        assert doubts_of_survivors(model, images[rows], labels[rows], ball, seed=seed) == ()
+        assert survivor_warnings(model, images[rows], labels[rows], ball, seed=seed) == ()
 
 
 def test_no_survivor_no_ball_and_at_most_eight() -> None:
     model, images = Counted(linear(SHAPE, 3)), pictures(40, SHAPE)
     labels = predictions(model, images)
-    assert doubts_of_survivors(model, images[:0], labels[:0], LINF, seed=0) == ()
+    assert survivor_warnings(model, images[:0], labels[:0], LINF, seed=0) == ()
     model.forwards = model.backwards = 0
-    assert doubts_of_survivors(model, images, labels, Ball("L2", 0), seed=0) == ()
+    assert survivor_warnings(model, images, labels, Ball("L2", 0), seed=0) == ()
     assert model.forwards <= 8 * (1 + 44)
-    assert doubts_of_survivors(model, images, labels, Ball("L2", 0.1, (-1.0, 1.0)), seed=0) == ()
+    assert survivor_warnings(model, images, labels, Ball("L2", 0.1, (-1.0, 1.0)), seed=0) == ()
 
 
 def test_the_cost_of_survivors_that_nothing_breaks() -> None:
     bias = torch.tensor([1e3, 0, 0])
     model = Counted(Around(linear(SHAPE, 3), after=lambda logits: logits + bias))
     images, labels = pictures(12, SHAPE), torch.zeros(12, dtype=torch.int64)
-    assert names(doubts_of_survivors(model, images, labels, LINF, seed=0)) == ["eps-no-zero"]
+    assert names(survivor_warnings(model, images, labels, LINF, seed=0)) == ["eps-no-zero"]
     assert model.forwards == 8 * (9 + 44)
     assert model.backwards == 8 * (2 + 40)
 
 
 def _on(model: nn.Module, ball: Ball = LINF, *, seed: int = 0, count: int = 8) -> list[str]:
     images = pictures(count, SHAPE, seed=seed)
-    return names(doubts_of_survivors(model, images, predictions(model, images), ball, seed=seed))
+    return names(survivor_warnings(model, images, predictions(model, images), ball, seed=seed))
 
 
 def test_no_gradient() -> None:
@@ -411,7 +409,7 @@ def test_zero_gradients_are_told_by_their_share() -> None:
 
     model, images = Around(linear(SHAPE, 3), before=stuck_in_the_dark), pictures(8, SHAPE)
     images[3:] *= 0.01
-    found = doubts_of_survivors(model, images, predictions(model, images), LINF, seed=0)
+    found = survivor_warnings(model, images, predictions(model, images), LINF, seed=0)
     told = {each.name: each.message for each in found}
     assert "vanish at 5 of 8 survivors" in told["zero-gradients"]
 
@@ -452,7 +450,7 @@ def test_noise_that_breaks_more_than_the_gradient() -> None:
 
     model, images = Around(nn.Identity(), before=rough), torch.full((8, *SHAPE), 0.5)
     labels = predictions(model, images)
-    found = doubts_of_survivors(model, images, labels, LINF, seed=0)
+    found = survivor_warnings(model, images, labels, LINF, seed=0)
     assert names(found) == ["masked-gradients"]
     assert "noise" in found[0].message
 
@@ -463,7 +461,7 @@ def test_accuracy_that_does_not_reach_zero() -> None:
     for ball, whole in zip(BALLS, ("1", "8", "64"), strict=True):
         images = pictures(8, SHAPE)
         labels = predictions(model, images)
-        found = doubts_of_survivors(model, images, labels, ball, seed=0)
+        found = survivor_warnings(model, images, labels, ball, seed=0)
         assert names(found) == ["eps-no-zero"]
         assert f"8 of 8 survivors withstand {ball.norm} {whole}," in found[0].message
 
@@ -475,7 +473,7 @@ def test_far_points_that_break_the_model_are_told() -> None:
     bias = torch.tensor([1e3, 0, 0])
     model = Around(linear(SHAPE, 3), before=overflowing, after=lambda logits: logits + bias)
     images = 0.5 + 0.01 * pictures(8, SHAPE)
-    found = doubts_of_survivors(model, images, predictions(model, images), LINF, seed=0)
+    found = survivor_warnings(model, images, predictions(model, images), LINF, seed=0)
     assert names(found) == ["eps-no-zero"]
     assert "NaN or infinite" in found[0].message
 
@@ -494,8 +492,8 @@ def test_checks_leave_no_trace(model) -> None:
     expected = torch.random.get_rng_state()
     given = images.clone(), labels.clone(), logits.clone()
     with torch.no_grad():
-        doubts_of_output(model, images, logits, seed=0)
-        doubts_of_survivors(model, images, labels, LINF, seed=0)
+        output_warnings(model, images, logits, seed=0)
+        survivor_warnings(model, images, labels, LINF, seed=0)
     assert torch.equal(torch.random.get_rng_state(), expected)
     assert all(torch.equal(*pair) for pair in zip(given, (images, labels, logits), strict=True))
     for name, value in model.state_dict().items():
@@ -519,15 +517,15 @@ class _Fails(nn.Module):
 def test_what_the_model_raises_comes_through_and_no_hook_stays() -> None:
     model, state = _Fails(), torch.random.get_rng_state()
     with pytest.raises(RuntimeError, match="out of luck"):
-        doubts_of_output(model, pictures(8, SHAPE), torch.zeros(8, 2), seed=0)
+        output_warnings(model, pictures(8, SHAPE), torch.zeros(8, 2), seed=0)
     assert not model.layer._forward_pre_hooks
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_doubts_are_the_same_when_asked_again() -> None:
+def test_warnings_are_the_same_when_asked_again() -> None:
     model, images = Around(linear(SHAPE, 5), before=_rippled), pictures(8, SHAPE)
     labels = predictions(model, images)
-    first, again = (doubts_of_survivors(model, images, labels, LINF, seed=4) for _ in range(2))
+    first, again = (survivor_warnings(model, images, labels, LINF, seed=4) for _ in range(2))
     assert first == again != ()
 
 
@@ -550,7 +548,7 @@ def test_doubts_are_the_same_when_asked_again() -> None:
 )
 def test_black_box_stronger(free, broken, total, doubtful) -> None:
     attacks = tuple(f"attack-{number}" for number in range(len(free)))
-    found = doubts_of_turns(attacks, free, broken, total)
+    found = attack_warnings(attacks, free, broken, total)
     assert names(found) == (["black-box-stronger"] if doubtful else [])
     assert all("'attack-2'" in each.message for each in found)
 
@@ -567,7 +565,7 @@ def test_black_box_stronger(free, broken, total, doubtful) -> None:
     ],
 )
 def test_few_classes(classes, losses, few) -> None:
-    found = doubts_of_classes(classes, losses)
+    found = class_warnings(classes, losses)
     assert names(found) == (["few-classes"] if few else [])
     assert all(f"{classes} classes" in each.message for each in found)
 
@@ -575,13 +573,13 @@ def test_few_classes(classes, losses, few) -> None:
 # The page
 
 
-def test_the_page_on_trust_lists_every_doubt() -> None:
+def test_the_page_on_trust_lists_every_warning() -> None:
     rows = re.findall(r"^\| `([\w-]+)` \| (.*) \| (.*) \| (.*) \|$", PAGE.read_text(), re.MULTILINE)
     assert rows == [(name, *meaning) for name, meaning in MEANINGS.items()]
 
 
 def test_every_name_in_the_code_has_a_meaning_and_the_reverse() -> None:
     engine = Path(__file__).parent.parent / "robust_nc"
-    paths = {*engine.rglob("*.py")} - {engine / "doubts" / "named.py"}
+    paths = {*engine.rglob("*.py")} - {engine / "evaluation" / "sanity" / "meanings.py"}
     code = "".join(path.read_text() for path in sorted(paths))
-    assert set(re.findall(r'doubt\(\s*"([\w-]+)"', code)) == set(MEANINGS)
+    assert set(re.findall(r'named_warning\(\s*"([\w-]+)"', code)) == set(MEANINGS)
