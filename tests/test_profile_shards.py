@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from helpers_fleet import Handle, PicklingFleet
+from helpers_executor import Handle, PicklingExecutor
 from helpers_geometry import clusters
 from helpers_training import digits, small_model
 from hypothesis import given, settings
@@ -36,7 +36,7 @@ from robust_nc.profiling.shards import Crew, Sent, Shard, slices
 from robust_nc.profiling.split_rows import Side, clean_bank
 from robust_nc.record import tidy
 from robust_nc.runtime import stopping
-from robust_nc.runtime.executor import ALONE, Fleet
+from robust_nc.runtime.executor import IN_PROCESS, Executor
 from robust_nc.threat import Ball
 
 TRAIN, TEST, BATCH, BLOCK = 40, 24, 8, 15
@@ -70,7 +70,7 @@ def model() -> Classifier:
 
 
 def frame(
-    model: Classifier, measure: MeasureConfig, fleet: Fleet = ALONE, report: Any = None
+    model: Classifier, measure: MeasureConfig, executor: Executor = IN_PROCESS, report: Any = None
 ) -> pd.DataFrame:
     sets = {}
     for name, count in (("train", TRAIN), ("test", TEST)):
@@ -84,7 +84,7 @@ def frame(
         measure=measure,
         distances=DISTANCES,
         initial=initial,
-        fleet=fleet,
+        executor=executor,
         report=report,
     )
     return found.frame
@@ -114,42 +114,44 @@ class TestTheWholeProfile:
     def test_equal_blocks_give_equal_measures_to_the_bit(self, model):
         """The last block of train has 10 examples, that of test 9; no block ends with a batch."""
         blocks = dataclasses.replace(EVERYTHING, block=BLOCK)
-        fleet = PicklingFleet()
-        far = frame(model, blocks, fleet)
+        executor = PicklingExecutor()
+        far = frame(model, blocks, executor)
         pd.testing.assert_frame_equal(far, frame(model, blocks), check_exact=True)
-        assert fleet.calls.count("vertices_of") == 2 * 3
-        assert set(fleet.calls) == {
+        assert executor.calls.count("vertices_of") == 2 * 3
+        assert set(executor.calls) == {
             *("count_classes", "calibrate", "vertices_of", "attack_shard", "noise_shard"),
             *("swept_once", "swept_twice", "sweep_shard", "cheap_shard", "follow"),
             *("judge_network", "compare_taps", "judge_tap", "gradients"),
         }
 
-    def test_without_blocks_a_fleet_gives_the_measures_of_one_process(self, model):
-        fleet = PicklingFleet(width=3)
+    def test_without_blocks_an_executor_gives_the_measures_of_one_process(self, model):
+        executor = PicklingExecutor(width=3)
         some = dataclasses.replace(EVERYTHING, feature="flatten", targets=("nearest",))
-        assert_close(frame(model, some, fleet), frame(model, some))
-        assert fleet.calls.count("cheap_shard") == 2 * 3
+        assert_close(frame(model, some, executor), frame(model, some))
+        assert executor.calls.count("cheap_shard") == 2 * 3
 
     def test_attacked_images_stay_where_they_were_made(self, model):
-        fleet = PicklingFleet()
-        frame(model, CUT, fleet)
-        images = sum(fleet.sizes["attack_shard"]) + sum(fleet.sizes["noise_shard"])
-        sums = sum(sum(fleet.sizes[name]) for name in ("vertices_of", "swept_once", "swept_twice"))
-        small = sum(sum(fleet.sizes[name]) for name in ("count_classes", "calibrate"))
+        executor = PicklingExecutor()
+        frame(model, CUT, executor)
+        images = sum(executor.sizes["attack_shard"]) + sum(executor.sizes["noise_shard"])
+        sums = sum(
+            sum(executor.sizes[name]) for name in ("vertices_of", "swept_once", "swept_twice")
+        )
+        small = sum(sum(executor.sizes[name]) for name in ("count_classes", "calibrate"))
         assert images > 0
-        assert fleet.fetched == sums + small
+        assert executor.fetched == sums + small
 
     def test_the_model_the_examples_and_the_vertices_go_over_once(self, model):
-        fleet = PicklingFleet()
-        frame(model, dataclasses.replace(CUT, radii=(0.5, 1.0)), fleet)
-        assert sum(isinstance(value, Sent) for value in fleet.kept) == 1
-        assert sum(isinstance(value, Shard) for value in fleet.kept) == 3 + 2
-        assert sum(isinstance(value, dict) for value in fleet.kept) == 1
+        executor = PicklingExecutor()
+        frame(model, dataclasses.replace(CUT, radii=(0.5, 1.0)), executor)
+        assert sum(isinstance(value, Sent) for value in executor.kept) == 1
+        assert sum(isinstance(value, Shard) for value in executor.kept) == 3 + 2
+        assert sum(isinstance(value, dict) for value in executor.kept) == 1
 
-    def test_progress_is_told_in_one_process_and_in_a_fleet(self, model):
-        for fleet in (ALONE, PicklingFleet()):
+    def test_progress_is_told_in_one_process_and_in_an_executor(self, model):
+        for executor in (IN_PROCESS, PicklingExecutor()):
             told: list[tuple[float, str]] = []
-            frame(model, CUT, fleet, report=lambda *line: told.append(line))  # noqa: B023
+            frame(model, CUT, executor, report=lambda *line: told.append(line))  # noqa: B023
             assert all(0 <= share <= 1 for share, _ in told)
             assert {text for _, text in told} >= {
                 "geometry, train: attack",
@@ -161,20 +163,20 @@ class TestTheWholeProfile:
             if text == "geometry, train: measure attacked":
                 stopping.wish()
 
-        fleet = PicklingFleet()
+        executor = PicklingExecutor()
         try:
             with pytest.raises(StoppedError):
-                frame(model, CUT, fleet, report=report)
+                frame(model, CUT, executor, report=report)
         finally:
             stopping.clear()
-        assert "noise_shard" not in fleet.calls
+        assert "noise_shard" not in executor.calls
 
 
 class TestOneSplit:
     def rows(
-        self, model: nn.Module, examples: Examples, measure: MeasureConfig, fleet: Fleet
+        self, model: nn.Module, examples: Examples, measure: MeasureConfig, executor: Executor
     ) -> pd.DataFrame:
-        crew, subject = Crew(model, fleet), subject_of(model, measure)
+        crew, subject = Crew(model, executor), subject_of(model, measure)
         side = Side(subject, examples, "gap", None, crew)
         made = conditions(subject, examples, side.reference, crew, nothing)
         return tidy([row for each in made for row in side.measure(each)])
@@ -185,9 +187,11 @@ class TestOneSplit:
         for rows in slices(TRAIN, CUT, width=1):
             assert len(examples.part(rows).labels.unique()) <= 5
         even = dataclasses.replace(BARE, block=2 * BATCH)
-        far, near = (self.rows(model, examples, even, each) for each in (PicklingFleet(), ALONE))
+        far, near = (
+            self.rows(model, examples, even, each) for each in (PicklingExecutor(), IN_PROCESS)
+        )
         pd.testing.assert_frame_equal(far, near, check_exact=True)
-        assert_close(near, self.rows(model, examples, BARE, ALONE))
+        assert_close(near, self.rows(model, examples, BARE, IN_PROCESS))
 
     @pytest.mark.parametrize("kind", ["attacked", *TARGETS])
     def test_targets_and_noise_do_not_depend_on_the_shard(self, model, kind):
@@ -208,23 +212,23 @@ class TestOneSplit:
     def test_labels_that_training_saw_go_along(self, model):
         train = digits("train", TRAIN)
         examples = Examples("train", *train, given=(train.labels + train.ids % 2) % 10)
-        far = self.rows(model, examples, BARE, PicklingFleet())
-        assert_close(far, self.rows(model, examples, BARE, ALONE))
+        far = self.rows(model, examples, BARE, PicklingExecutor())
+        assert_close(far, self.rows(model, examples, BARE, IN_PROCESS))
         assert "leap_rate_memorised" in set(far["measure"])
 
     def test_corruptions_are_made_where_the_shards_are(self, model):
         measure = dataclasses.replace(BARE, corruptions=("contrast", "fog"), severities=(2, 4))
         examples, subject = Examples("test", *digits("test", TEST)), subject_of(model, measure)
-        fleet = PicklingFleet()
+        executor = PicklingExecutor()
         frames = []
-        for each in (fleet, ALONE):
+        for each in (executor, IN_PROCESS):
             crew = Crew(model, each)
             known = {"gap": Side(subject, examples, "gap", None, crew).reference}
             source = CorruptionSource("dimmed", dimmed)
             found = corrupted_rows(subject, examples, known, nothing, source=source, crew=crew)
             frames.append(tidy(found))
         assert_close(*frames)
-        assert fleet.calls.count("corrupt_shard") == 3 * 4
+        assert executor.calls.count("corrupt_shard") == 3 * 4
 
     def test_in_one_process_the_features_of_every_block_are_computed_once(self, model, monkeypatch):
         """Blocks of 15 and 9 are four batches; clean, attacked, both noises, noise on top."""
@@ -235,7 +239,7 @@ class TestOneSplit:
             return read_taps(model, images, taps, feature=feature)
 
         monkeypatch.setattr(tapbank, "read_taps", counted)
-        self.rows(model, Examples("test", *digits("test", TEST)), CUT, ALONE)
+        self.rows(model, Examples("test", *digits("test", TEST)), CUT, IN_PROCESS)
         assert sorted(read) == sorted(5 * [8, 7, 8, 1])
 
 
@@ -276,7 +280,7 @@ class TestShards:
 
     def test_a_handle_inside_of_an_argument_is_found_out(self):
         with pytest.raises(TypeError, match="inside of an argument"):
-            PicklingFleet().map(len, [([Handle(b"")],)])
+            PicklingExecutor().map(len, [([Handle(b"")],)])
 
 
 def batches(count: int, dim: int = 4, classes: int = 3) -> tuple[Moments, Batch]:

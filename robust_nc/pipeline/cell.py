@@ -30,7 +30,7 @@ from robust_nc.pipeline.verdict_rows import Verdicts, curve_rows, verdict_rows
 from robust_nc.profiling.profile_model import sweep_rows
 from robust_nc.record import folder as store
 from robust_nc.record.schema import tidy, write_record, write_rows
-from robust_nc.runtime.executor import ALONE, Fleet
+from robust_nc.runtime.executor import IN_PROCESS, Executor
 from robust_nc.runtime.progress import Clock, Progress
 from robust_nc.training.memorization import TEST_EXAMPLES, TRAIN_EXAMPLES
 from robust_nc.training.run import Trained
@@ -46,7 +46,7 @@ def run_cell(
     root: Path | None,
     *,
     report: Report,
-    fleet: Fleet = ALONE,
+    executor: Executor = IN_PROCESS,
 ) -> CellResult:
     """Do what is missing of a cell's stages, write its record, and remove what they left for it.
 
@@ -64,7 +64,7 @@ def run_cell(
     report(CellEvent(cell.id, 1.0, "evidence"))
     kept = _keep_evidence(path, trained, judged, verdicts, config)
     clock.stage("evidence")
-    geometry = _geometry(cell, out, trained, given, fleet, report)
+    geometry = _geometry(cell, out, trained, given, executor, report)
     clock.stage("geometry")
     rows = _rows(geometry, trained, given.test, verdicts, config)
     clock.stage("measure")
@@ -149,12 +149,12 @@ def _keep_evidence(
 
 
 def _geometry(
-    cell: Cell, out: Path, trained: Trained, given: Given, fleet: Fleet, report: Report
+    cell: Cell, out: Path, trained: Trained, given: Given, executor: Executor, report: Report
 ) -> Geometry:
     """Return the geometry of the last weights, measured now if it is not there."""
     found = geometry_of(cell, out)
     if found is None:
-        measure(cell, out, trained, given, fleet, report)
+        measure(cell, out, trained, given, executor, report)
         found = geometry_of(cell, out)
     assert found is not None, "it was written just now"
     return found

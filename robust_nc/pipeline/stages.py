@@ -32,7 +32,7 @@ from robust_nc.pipeline.suite import Cell
 from robust_nc.pipeline.verdict_parts import Part, apart, judge, parts_of
 from robust_nc.profiling.profile_model import profile_cell
 from robust_nc.record import folder as store
-from robust_nc.runtime.executor import ALONE, Fleet
+from robust_nc.runtime.executor import IN_PROCESS, Executor
 from robust_nc.runtime.progress import Clock, Progress
 from robust_nc.runtime.torch_state import default_device, device_of
 from robust_nc.training.checkpoint import read_manifest
@@ -100,15 +100,15 @@ def judge_stage(cell: Cell, part: Part, out: Path, root: Path | None, *, report:
 
 
 def measure_stage(
-    cell: Cell, out: Path, root: Path | None, *, fleet: Fleet = ALONE, report: Report
+    cell: Cell, out: Path, root: Path | None, *, executor: Executor = IN_PROCESS, report: Report
 ) -> None:
-    """Measure the geometry of a trained cell, in parts over a fleet.
+    """Measure the geometry of a trained cell, in parts over an executor.
 
     Raises `CheckpointError` where the training is not finished.
     """
     _check_trained(cell, out)
     if geometry_of(cell, out) is None:
-        measure(cell, out, trained(cell, out, root), gather(cell.config, root), fleet, report)
+        measure(cell, out, trained(cell, out, root), gather(cell.config, root), executor, report)
 
 
 def needs(cell: Cell, stage: Stage, out: Path, *, part: Part | None = None) -> tuple[Path, ...]:
@@ -210,7 +210,7 @@ def judge_part(
 
 
 def measure(
-    cell: Cell, out: Path, trained: Trained, given: Given, fleet: Fleet, report: Report
+    cell: Cell, out: Path, trained: Trained, given: Given, executor: Executor, report: Report
 ) -> None:
     """Measure the geometry of the last weights, with all that it takes at hand, and keep it."""
 
@@ -230,7 +230,7 @@ def measure(
         distances=given.distances,
         corrupted=given.corrupted,
         initial=initial,
-        fleet=fleet,
+        executor=executor,
         report=show,
     )
     clock.stage("measure")

@@ -23,7 +23,7 @@ from robust_nc.exceptions import RecordError
 from robust_nc.io.files import remove_file
 from robust_nc.models.classifier import Classifier
 from robust_nc.plugins import find_attack
-from robust_nc.runtime.executor import cut
+from robust_nc.runtime.executor import cut_rows
 from robust_nc.runtime.progress import Progress
 from robust_nc.training.run import Trained
 from robust_nc.types import Attack
@@ -47,11 +47,13 @@ def spans(
     ([(0, 2), (2, 4), (4, 5)], [(0, 2), (2, 4), (4, 9), (9, 10)])
     """
     if block is not None:
-        return [(part.start, part.stop) for part in cut(count, block=block)]
-    size = cut(count, width=width)[0].stop
+        return [(part.start, part.stop) for part in cut_rows(count, block=block)]
+    size = cut_rows(count, width=width)[0].stop
     taken, at = [], 0
     for start, stop in [*sorted(found), (count, count)]:
-        taken += [(at + p.start, at + p.stop) for p in cut(start - at, block=size) if start > at]
+        taken += [
+            (at + p.start, at + p.stop) for p in cut_rows(start - at, block=size) if start > at
+        ]
         taken += [(start, stop)] if stop > start else []
         at = stop
     return taken

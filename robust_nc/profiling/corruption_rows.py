@@ -30,7 +30,7 @@ from robust_nc.profiling.rows import Row
 from robust_nc.profiling.shards import Crew, Sent, Shard
 from robust_nc.profiling.split_rows import Made
 from robust_nc.runtime import stopping
-from robust_nc.runtime.executor import Report
+from robust_nc.runtime.progress import Report
 
 CORRUPTED = "corrupted"  # the condition
 _CHECKED = 10  # test images that are tried before a long run
@@ -42,7 +42,7 @@ class CorruptionSource(NamedTuple):
     """Where corrupted images come from: what is said of it in notes, and the images.
 
     `images` takes a corruption, a severity and examples, and returns `(N, C, H, W)` float32 in
-    [0, 1], on the CPU. A fleet calls it elsewhere: a folder must be there, too.
+    [0, 1], on the CPU. An executor calls it elsewhere: a folder must be there, too.
     """
 
     label: str

@@ -10,7 +10,7 @@ from robust_nc.profiling.rows import CLEAN, SWEEP, Row
 from robust_nc.profiling.shards import Crew
 from robust_nc.profiling.split_rows import Made
 from robust_nc.runtime import stopping
-from robust_nc.runtime.executor import Report
+from robust_nc.runtime.progress import Report
 from robust_nc.statistics.intervals import wilson
 
 LEVEL = 0.1  # the leap rate that the collapse radius is read at

@@ -1,6 +1,6 @@
 """Make the conditions of one split, one after another, so that few images are held at a time.
 
-Images are made shard by shard, in functions that a fleet can call anywhere, and stay where they
+Images are made shard by shard, in functions that an executor can call anywhere, and stay where they
 were made: `conditions` knows their handles only.
 """
 
@@ -29,7 +29,7 @@ from robust_nc.profiling.rows import ATTACKED, CLEAN
 from robust_nc.profiling.shards import Crew, Sent, Shard, at_work
 from robust_nc.profiling.split_rows import Made, clean_bank
 from robust_nc.runtime import stopping
-from robust_nc.runtime.executor import Report
+from robust_nc.runtime.progress import Report
 from robust_nc.runtime.torch_state import device_of, stream_key
 
 

@@ -14,7 +14,7 @@ from robust_nc.profiling.rows import CLEAN, Row
 from robust_nc.profiling.shards import Crew, Sent, Shard, at_work
 from robust_nc.profiling.split_rows import Made, clean_bank
 from robust_nc.profiling.two_passes import rounds, twins
-from robust_nc.runtime.executor import Report
+from robust_nc.runtime.progress import Report
 from robust_nc.runtime.torch_state import device_of
 
 

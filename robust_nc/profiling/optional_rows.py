@@ -14,7 +14,7 @@ from robust_nc.profiling.tap_attacks import judge_network, verdict_rows
 from robust_nc.profiling.tap_verdict import Trial
 from robust_nc.profiling.trajectory_rows import trajectory_rows
 from robust_nc.runtime import stopping
-from robust_nc.runtime.executor import Report
+from robust_nc.runtime.progress import Report
 
 
 def extra_rows(

@@ -39,7 +39,8 @@ from robust_nc.profiling.shards import Crew, Sent, at_work
 from robust_nc.profiling.split_rows import Side
 from robust_nc.record.schema import tidy
 from robust_nc.registry import CONTROLS
-from robust_nc.runtime.executor import ALONE, Fleet, Report, silent
+from robust_nc.runtime.executor import IN_PROCESS, Executor
+from robust_nc.runtime.progress import Report, no_report
 from robust_nc.runtime.torch_state import device_of, full_precision, untouched
 from robust_nc.threat import Ball
 from robust_nc.training.validation import spread
@@ -84,7 +85,7 @@ def profile(
     initial: nn.Module | None = None,
     seed: int = 0,
     report: Report | None = None,
-    fleet: Fleet = ALONE,
+    executor: Executor = IN_PROCESS,
 ) -> Profile:
     """Measure collapse, leaps and all that goes with them, over the whole grid of one model.
 
@@ -97,7 +98,7 @@ def profile(
     network before training, adds centred feature matrices. Draws depend on `seed` and on the place
     of an example. `report` is called with a share in [0, 1] and a line.
 
-    `fleet` does the passes through the network, shard by shard of the examples: by
+    `executor` does the passes through the network, shard by shard of the examples: by
     `measure.block`, whose sums are the same to the bit whoever made them, else into as many parts
     as it can do at a time. Only sums and logits come back, and are merged here.
 
@@ -109,7 +110,7 @@ def profile(
     if TRAIN not in named or set(named) - {TRAIN, TEST}:
         raise InputError(f"batches must be those of train, or train and test, found {set(named)}")
     sets = {name: _gathered(name, named[name]) for name in (TRAIN, TEST) if name in named}
-    crew = Crew(model, fleet)
+    crew = Crew(model, executor)
     num_classes = crew.ask(count_classes, sets[TRAIN].images[:2].clone())
     for examples in sets.values():
         check_labels(examples.labels, len(examples.labels), num_classes)
@@ -122,7 +123,7 @@ def profile(
         distances=distances,
         initial=initial,
         seed=seed,
-        report=report or silent,
+        report=report or no_report,
         crew=crew,
     )
     vertices = {(f, tap): m.means for f, r in found.references.items() for tap, m in r.items()}
@@ -145,13 +146,13 @@ def profile_cell(
     corrupted: CorruptionSource | None = None,
     initial: nn.Module | None = None,
     report: Report,
-    fleet: Fleet = ALONE,
+    executor: Executor = IN_PROCESS,
 ) -> pd.DataFrame:
     """Profile the model of a suite's cell on the examples that its configuration asks for.
 
     `given` (N,) are the labels that training saw, where some were wrong: `train` has the right
     ones. `corrupted` are corrupted test images, where they are not to be made; `distances` and
-    `initial` as for `profile`, `fleet` too.
+    `initial` as for `profile`, `executor` too.
     """
     settings = config.measure
     limit = settings.train_examples or len(train.labels)
@@ -170,7 +171,7 @@ def profile_cell(
         initial=initial,
         seed=config.seed,
         report=report,
-        crew=Crew(model, fleet),
+        crew=Crew(model, executor),
     )
     return tidy(found.rows)
 

@@ -1,4 +1,4 @@
-"""Who measures: a fleet that was handed a model once, and the shards of the examples of a split.
+"""Who measures: an executor that got a model once, and the shards of the examples of a split.
 
 >>> from robust_nc.config import MeasureConfig
 >>> slices(1_000, MeasureConfig(batch_size=100), width=3)
@@ -18,7 +18,8 @@ from torch import nn
 from robust_nc.config import MeasureConfig
 from robust_nc.profiling.feature_cache import TapBank
 from robust_nc.profiling.measurement import Examples, Subject
-from robust_nc.runtime.executor import ALONE, Fleet, Report, cut, silent, within
+from robust_nc.runtime.executor import IN_PROCESS, Executor, cut_rows
+from robust_nc.runtime.progress import Report, no_report, sub_report
 from robust_nc.runtime.torch_state import default_device, device_of, full_precision, untouched
 
 
@@ -75,15 +76,15 @@ def slices(count: int, settings: MeasureConfig, *, width: int) -> list[slice]:
     size = settings.block
     if size is None and width > 1:
         size = settings.batch_size * -(-count // (width * settings.batch_size))
-    return cut(count, block=size or None)
+    return cut_rows(count, block=size or None)
 
 
 class Crew:
-    """A fleet that works on one model; whatever it is given goes over once."""
+    """An executor that works on one model; whatever it is given goes over once."""
 
-    def __init__(self, model: nn.Module, fleet: Fleet = ALONE) -> None:
-        self._fleet = fleet
-        self._sent = fleet.keep(Sent(model))
+    def __init__(self, model: nn.Module, executor: Executor = IN_PROCESS) -> None:
+        self._executor = executor
+        self._sent = executor.keep(Sent(model))
         self._kept: dict[int, tuple[Any, Any]] = {}
         self._examples: Examples | None = None
         self._shards: list[Any] = []
@@ -91,20 +92,20 @@ class Crew:
     def keep(self, value: Any) -> Any:
         """Hand over a value for as long as this crew works; returns its handle."""
         if id(value) not in self._kept:
-            self._kept[id(value)] = (value, self._fleet.keep(value))
+            self._kept[id(value)] = (value, self._executor.keep(value))
         return self._kept[id(value)][1]
 
     def lend(self, value: Any) -> Any:
         """Hand over a value for as long as its handle is held."""
-        return self._fleet.keep(value)
+        return self._executor.keep(value)
 
     def shards(self, subject: Subject, examples: Examples) -> list[Any]:
         """Handles of the shards of a split; those of the split before are let go."""
         if self._examples is not examples:
-            rows = slices(len(examples.labels), subject.settings, width=self._fleet.width)
+            rows = slices(len(examples.labels), subject.settings, width=self._executor.width)
             self._shards = []  # not both at a time
             self._shards = [
-                self._fleet.keep(Shard(examples.part(each), among=len(rows))) for each in rows
+                self._executor.keep(Shard(examples.part(each), among=len(rows))) for each in rows
             ]
             self._examples = examples
         return self._shards
@@ -114,27 +115,27 @@ class Crew:
         call: Callable[..., Any],
         parts: Sequence[tuple[Any, ...]],
         *,
-        report: Report = silent,
+        report: Report = no_report,
     ) -> list[Any]:
         """Call `call(sent, *part, report=...)` for every part; returns handles, in order."""
-        return self._fleet.map(call, [(self._sent, *part) for part in parts], report=report)
+        return self._executor.map(call, [(self._sent, *part) for part in parts], report=report)
 
     def each(
         self,
         call: Callable[..., Any],
         parts: Sequence[tuple[Any, ...]],
         *,
-        report: Report = silent,
+        report: Report = no_report,
     ) -> Iterator[Any]:
         """Yield the values of all parts, in order; as many are held as are made at a time."""
-        step = max(1, self._fleet.width)
+        step = max(1, self._executor.width)
         for start in range(0, len(parts), step):
             wave = parts[start : start + step]
-            told = within(report, start, len(parts), size=len(wave))
+            told = sub_report(report, start, len(parts), size=len(wave))
             handles = self.map(call, wave, report=told)
             while handles:
-                yield self._fleet.get([handles.pop(0)])[0]
+                yield self._executor.get([handles.pop(0)])[0]
 
-    def ask(self, call: Callable[..., Any], *given: Any, report: Report = silent) -> Any:
+    def ask(self, call: Callable[..., Any], *given: Any, report: Report = no_report) -> Any:
         """Return the value of one call `call(sent, *given, report=...)`."""
         return next(self.each(call, [given], report=report))

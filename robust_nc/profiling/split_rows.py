@@ -1,6 +1,6 @@
 """One split seen through one way of making rows of features: its rows, condition by condition.
 
-What passes the network is done shard by shard, in functions that a fleet can call anywhere
+What passes the network is done shard by shard, in functions that an executor can call anywhere
 (`vertices_of`, `swept_once`, `swept_twice`); a `Side` merges what comes back and makes the rows.
 """
 
@@ -31,7 +31,7 @@ from robust_nc.profiling.two_passes import (
     rounds,
     second_sweep,
 )
-from robust_nc.runtime.executor import Report
+from robust_nc.runtime.progress import Report
 from robust_nc.runtime.torch_state import device_of
 
 _NOISY = "noisy"

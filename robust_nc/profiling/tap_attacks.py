@@ -33,8 +33,7 @@ from robust_nc.profiling.rows import Row
 from robust_nc.profiling.shards import Crew, Sent, at_work
 from robust_nc.profiling.tap_verdict import TRANSFER, TapVerdict, Trial, attack_tap, verdict_at
 from robust_nc.runtime import stopping
-from robust_nc.runtime.executor import Report, silent
-from robust_nc.runtime.progress import Progress
+from robust_nc.runtime.progress import Progress, Report, no_report
 from robust_nc.runtime.torch_state import device_of
 from robust_nc.threat import Ball
 from robust_nc.types import EvaluationProtocol, Warned
@@ -79,7 +78,7 @@ def adaptive_rows(
     if not len(images):
         raise InputError("a verdict on taps needs examples, found none")
     trial = Trial(images, labels, ball, protocol, seed, ids, batch_size)
-    crew, report = Crew(model), report or silent
+    crew, report = Crew(model), report or no_report
     if against_network is None:
         told = partial(_share_told, report, 0, 1 + len(taps))
         network = crew.map(judge_network, [(trial,)], report=told)[0]

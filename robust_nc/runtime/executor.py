@@ -5,33 +5,19 @@ of the parts, so that it does not matter who did which.
 
 >>> def total(rows: slice, values: list[int], *, report: Report) -> int:
 ...     return sum(values[rows])
->>> shared = ALONE.keep([1, 2, 3, 4, 5])
->>> found = ALONE.map(total, [(rows, shared) for rows in cut(5, block=2)])
->>> ALONE.get(found)
+>>> shared = IN_PROCESS.keep([1, 2, 3, 4, 5])
+>>> found = IN_PROCESS.map(total, [(rows, shared) for rows in cut_rows(5, block=2)])
+>>> IN_PROCESS.get(found)
 [3, 7, 5]
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-Report = Callable[[float, str], None]
-"""Told how far a piece of work is: a share in [0, 1] and a line."""
+from robust_nc.runtime.progress import Report, no_report, sub_report
 
 
-def silent(share: float, text: str) -> None:
-    """Report to nobody."""
-
-
-def within(report: Report, done: int, total: int, *, size: int = 1) -> Report:
-    """Report a share of `size` parts, `done` of `total` parts being through, as one of the whole.
-
-    >>> within(lambda share, text: print(share, text), 1, 4)(0.5, "half")
-    0.375 half
-    """
-    return lambda share, text: report((done + share * size) / total, text)
-
-
-class Fleet(Protocol):
+class Executor(Protocol):
     """Does the parts of a piece of work; `width` is how many it can do at a time.
 
     `keep` hands over a value that many calls take (a model), and `map` calls a function of a module
@@ -53,7 +39,7 @@ class Fleet(Protocol):
         call: Callable[..., Any],
         parts: Sequence[tuple[Any, ...]],
         *,
-        report: Report = silent,
+        report: Report = no_report,
     ) -> list[Any]:
         """Call `call(*part, report=...)` for every part; returns handles, in order."""
 
@@ -61,8 +47,8 @@ class Fleet(Protocol):
         """Return the values of handles, in order."""
 
 
-class Alone:
-    """The fleet of one process: everything is done here, in order; handles are the values."""
+class LocalExecutor:
+    """The executor of one process: everything is done here, in order; handles are the values."""
 
     width = 1
 
@@ -75,11 +61,12 @@ class Alone:
         call: Callable[..., Any],
         parts: Sequence[tuple[Any, ...]],
         *,
-        report: Report = silent,
+        report: Report = no_report,
     ) -> list[Any]:
         """Call with one part after another."""
         return [
-            call(*part, report=within(report, done, len(parts))) for done, part in enumerate(parts)
+            call(*part, report=sub_report(report, done, len(parts)))
+            for done, part in enumerate(parts)
         ]
 
     def get(self, handles: Sequence[Any]) -> list[Any]:
@@ -87,13 +74,13 @@ class Alone:
         return list(handles)
 
 
-ALONE = Alone()
+IN_PROCESS = LocalExecutor()
 
 
-def cut(count: int, *, block: int | None = None, width: int = 1) -> list[slice]:
+def cut_rows(count: int, *, block: int | None = None, width: int = 1) -> list[slice]:
     """Cut `count` rows into blocks, or, without `block`, into at most `width` parts of one size.
 
-    >>> cut(5, width=2), cut(0)
+    >>> cut_rows(5, width=2), cut_rows(0)
     ([slice(0, 3, None), slice(3, 5, None)], [slice(0, 0, None)])
     """
     size = block or max(1, -(-count // max(width, 1)))

@@ -1,4 +1,7 @@
-"""How an evaluation gets on: attacks done, robust so far, passes per second, time left.
+"""How long work gets on: what it reports, and the seconds of its stages.
+
+A piece of work tells a share that is done and a line (`Report`); whoever runs several shows what
+each tells as an `Event`. A verdict on a model tells more, a `Progress`:
 
 >>> print(Progress("apgd-t", 2, 4, 130, 325, 324, 500, 1.2e6, 60.0, 240.0))
 attack 2 of 4 (apgd-t): 130 of 325, robust at most 64.8%, 20,000 passes/s, 4 min left
@@ -9,6 +12,22 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 _SECONDS = 0.5  # between two reports
+
+Report = Callable[[float, str], None]
+"""Told how far a piece of work is: a share in [0, 1] and a line."""
+
+
+def no_report(share: float, status: str) -> None:
+    """Report to nobody."""
+
+
+def sub_report(report: Report, done: int, total: int, *, size: int = 1) -> Report:
+    """Report a share of `size` parts, `done` of `total` parts being through, as one of the whole.
+
+    >>> sub_report(lambda share, status: print(share, status), 1, 4)(0.5, "half")
+    0.375 half
+    """
+    return lambda share, status: report((done + share * size) / total, status)
 
 
 class Clock:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import ray
 
 from robust_nc.engines.local import Finished
-from robust_nc.engines.ray.executor import RayFleet
+from robust_nc.engines.ray.executor import RayExecutor
 from robust_nc.engines.ray.files import pack
 from robust_nc.engines.ray.inbox import Desk
 from robust_nc.engines.ray.start import Cluster
@@ -76,8 +76,8 @@ class Chain(NamedTuple):
         """Measure in one task, or, where there is room for several, cut over the cluster."""
         if self.width == 1:
             return self.stage(cell, "measure")
-        fleet = RayFleet(self.cluster, cell.id, width=self.width, mailbox=self.desk.mailbox)
-        measure_stage(cell, self.out, self.root, fleet=fleet, report=self.tell)
+        executor = RayExecutor(self.cluster, cell.id, width=self.width, mailbox=self.desk.mailbox)
+        measure_stage(cell, self.out, self.root, executor=executor, report=self.tell)
         return Finished(cell.id, None, None)
 
     def stage(self, cell: Cell, stage: Stage, part: Part | None = None) -> Finished:

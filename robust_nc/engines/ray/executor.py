@@ -1,4 +1,4 @@
-"""The fleet of a Ray cluster: parts are tasks, values that many take lie in its object store."""
+"""The executor of a Ray cluster: parts are tasks, values that many take lie in its object store."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,10 +8,10 @@ import ray
 from robust_nc.engines.ray.start import Cluster
 from robust_nc.engines.ray.worker import do_part
 from robust_nc.exceptions import ClusterError, RobustNCError
-from robust_nc.runtime.executor import Report, silent
+from robust_nc.runtime.progress import Report, no_report
 
 
-class RayFleet:
+class RayExecutor:
     """Does the parts of one cell on the cluster; Ray itself does again what was lost.
 
     `width` is how many parts a piece of work of this cell is cut into.
@@ -33,7 +33,7 @@ class RayFleet:
         call: Callable[..., Any],
         parts: Sequence[tuple[Any, ...]],
         *,
-        report: Report = silent,
+        report: Report = no_report,
     ) -> list[Any]:
         """Start a task per part; returns at once. Progress goes through the mailbox."""
         remote = self._cluster.task(do_part, retries=self._cluster.settings.retries)

@@ -84,7 +84,7 @@ class Desk:
         self.mailbox.stop.remote()
 
     def _receive(self, letter: Letter) -> None:
-        # Parts of a fleet are tried again by Ray; they have no state, and number 0.
+        # Parts of an executor are tried again by Ray; they have no state, and number 0.
         if letter.attempt and letter.attempt != self._attempts.get(letter.task):
             return
         if letter.parcel is not None:

@@ -30,7 +30,7 @@ from robust_nc.pipeline.stages import (
 from robust_nc.pipeline.suite import Cell
 from robust_nc.pipeline.verdict_parts import Part
 from robust_nc.runtime import stopping
-from robust_nc.runtime.executor import Report
+from robust_nc.runtime.progress import Report
 
 _TOLD = 0.5  # seconds between two events of one task
 _ASKED = 1.0  # seconds between two looks whether to stop
@@ -184,7 +184,7 @@ def do_part(
     call: Callable[..., Any],
     *arguments: Any,
 ) -> Any:
-    """Call a function of a fleet; handles among the arguments have arrived as values."""
+    """Call a function of an executor; handles among the arguments have arrived as values."""
     stopping.clear()
     torch.set_num_threads(threads)
     post = Post(mailbox, task, attempt)

@@ -1,6 +1,6 @@
-"""The processes of a run as a fleet: the first one tells, the others do their share.
+"""The processes of a run as an executor: the first one tells, the others do their share.
 
-Who drives calls `keep`, `map`, `train` and `forget`, as of any fleet; who follows calls `follow`.
+Who drives calls `keep`, `map`, `train` and `forget`; who follows calls `follow`.
 Values travel as bytes between CPUs, so that it does not matter who has which GPU.
 
 >>> unpacked(packed(Outcome(torch.ones(2), None))).value.tolist()
@@ -18,7 +18,7 @@ from torch import distributed as dist
 
 from robust_nc.engines.local import failed
 from robust_nc.exceptions import ClusterError
-from robust_nc.runtime.executor import Report, silent, within
+from robust_nc.runtime.progress import Report, no_report, sub_report
 from robust_nc.training.data_parallel import together
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ class _End(NamedTuple):
 
 
 class Ranks:
-    """The processes of a run, as the fleet of the first one; `width` is how many there are.
+    """The processes of a run, as the executor of the first one; `width` is how many there are.
 
     Of the parts that are mapped, process r does number r, r + width, and so on, and the first gets
     the results. What an error ends in one of them ends the call in the first, once all are through.
@@ -103,7 +103,7 @@ class Ranks:
         call: Callable[..., Any],
         parts: Sequence[tuple[Any, ...]],
         *,
-        report: Report = silent,
+        report: Report = no_report,
     ) -> list[Any]:
         """Call `call(*part, report=...)` for every part, and wait for all; progress is our own."""
         self._tell(_Map(call, [tuple(map(_sent, part)) for part in parts]))
@@ -147,7 +147,7 @@ class Ranks:
                     )
                     for part in order.parts
                 ]
-                self._mapped(order.call, parts, silent)
+                self._mapped(order.call, parts, no_report)
             elif isinstance(order, _Train):
                 self._follow_training(order)
             elif isinstance(order, _Forget):
@@ -201,7 +201,7 @@ class Ranks:
         outcomes = []
         for done, part in enumerate(own):
             try:
-                told = within(report, done, len(own))
+                told = sub_report(report, done, len(own))
                 outcomes.append(Outcome(call(*part, report=told), None))
             except Exception as error:  # it is told once all are through
                 outcomes.append(Outcome(None, error))

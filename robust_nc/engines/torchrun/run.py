@@ -33,7 +33,7 @@ from robust_nc.pipeline.stages import (
 from robust_nc.pipeline.suite import Cell
 from robust_nc.pipeline.verdict_parts import Part
 from robust_nc.runtime import stopping
-from robust_nc.runtime.executor import Report as Told
+from robust_nc.runtime.progress import Report as Told
 from robust_nc.runtime.torch_state import default_device
 from robust_nc.training.objectives import ClosedForm
 from robust_nc.training.run import build_objective, train_cell
@@ -87,7 +87,7 @@ def _run_cell(
         )
     if is_trained(cell, out):
         _judge(ranks, cell, out, root, report)
-    return run_cell(cell, suite, out, root, report=report, fleet=ranks)
+    return run_cell(cell, suite, out, root, report=report, executor=ranks)
 
 
 def _train(config: RunConfig, root: Path | None) -> None:

@@ -1,10 +1,10 @@
-"""A fleet of one process that is as strict as many machines: everything is pickled on its way."""
+"""An executor of one process, as strict as many machines: all is pickled on its way."""
 
 import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from robust_nc.runtime.executor import Report, silent
+from robust_nc.runtime.progress import Report, no_report
 
 
 class Handle:
@@ -19,7 +19,7 @@ class Handle:
         raise TypeError("a handle was put inside of an argument; it must be one itself")
 
 
-class PicklingFleet:
+class PicklingExecutor:
     """Calls functions in the opposite order, with pickled arguments, and pickles the results.
 
     `calls` are the names of the functions that were called, `sizes` the bytes of each result,
@@ -42,7 +42,7 @@ class PicklingFleet:
         call: Callable[..., Any],
         parts: Sequence[tuple[Any, ...]],
         *,
-        report: Report = silent,
+        report: Report = no_report,
     ) -> list[Handle]:
         known = pickle.loads(pickle.dumps(call))
         found: dict[int, Handle] = {}
