@@ -19,9 +19,8 @@ from robust_nc.claims.answers import Answer, read_answers, write_answer
 from robust_nc.claims.deciding import Test as Trial
 from robust_nc.claims.deciding import combine, decide, p_value
 from robust_nc.claims.page import answers_page, answers_table, number
-from robust_nc.claims.quantities import QUANTITIES, meaning, measure
+from robust_nc.claims.quantities import QUANTITIES, UndefinedError, meaning, quantity_value
 from robust_nc.claims.reading import Claims, holds_claims, read_claims
-from robust_nc.claims.rows import UndefinedError
 from robust_nc.config import Component, component
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import digest, sha256_of
@@ -209,7 +208,7 @@ def planted(**changes: Any) -> list[dict[str, Any]]:
 
 def value(name: str, *, without: str = "", changes: dict[str, Any] | None = None, **options: Any):
     rows = [row for row in planted(**(changes or {})) if row["measure"] != without]
-    return measure(Component(name=name, options=options), tidy(rows))
+    return quantity_value(Component(name=name, options=options), tidy(rows))
 
 
 class TestQuantities:
@@ -251,7 +250,7 @@ class TestQuantities:
 
         def found(accuracy: float) -> float:
             part = Component(name="nc1_trace_log10_at", options={"accuracy": accuracy})
-            return measure(part, tidy(rows))
+            return quantity_value(part, tidy(rows))
 
         assert found(0.8) == pytest.approx(math.log10(2))
         assert found(0.81) == pytest.approx(-1)
@@ -287,7 +286,7 @@ class TestQuantities:
     def test_values_over_different_examples_are_not_compared(self):
         rows = [row | ({"n": 51} if row.get("tap") == "block2" else {}) for row in planted()]
         with pytest.raises(RecordError, match="51 and over 50"):
-            measure(Component(name="early_over_late"), tidy(rows))
+            quantity_value(Component(name="early_over_late"), tidy(rows))
 
     def test_each_has_one_sentence(self):
         for name in QUANTITIES.names():

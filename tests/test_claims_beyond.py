@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from robust_nc.claims.quantities import meaning, measure
-from robust_nc.claims.rows import UndefinedError
+from robust_nc.claims.quantities import UndefinedError, meaning, quantity_value
 from robust_nc.config import Component
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.record import tidy
@@ -61,7 +60,7 @@ def planted() -> list[dict[str, Any]]:
 
 def value(name: str, *, without: str = "", **options: Any) -> float:
     rows = [row for row in planted() if row["measure"] != without]
-    return measure(Component(name=name, options=options), tidy(rows))
+    return quantity_value(Component(name=name, options=options), tidy(rows))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +112,7 @@ def test_what_has_no_value_is_undefined():
         value("epochs_to", accuracy=0.97)
     flat = [row | {"value": 1.0} if row["measure"] == "dilation" else row for row in planted()]
     with pytest.raises(UndefinedError, match="does not change over the epochs"):
-        measure(Component(name="dilation_with_memorization"), tidy(flat))
+        quantity_value(Component(name="dilation_with_memorization"), tidy(flat))
 
 
 def test_dilation_may_be_asked_from_its_least_on():
@@ -124,7 +123,7 @@ def test_dilation_may_be_asked_from_its_least_on():
 
     def found(since: str) -> float:
         part = Component(name="dilation_with_memorization", options={"since": since})
-        return measure(part, rows)
+        return quantity_value(part, rows)
 
     assert found("start") == pytest.approx(-0.6)
     assert found("least") == pytest.approx(1.0)

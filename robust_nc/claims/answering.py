@@ -25,9 +25,8 @@ from robust_nc.claims.answers import (
     Used,
 )
 from robust_nc.claims.deciding import Decision, Test, combine, decide, value_range
-from robust_nc.claims.quantities import meaning, measure, notes
-from robust_nc.claims.reading import Claims, Plan
-from robust_nc.claims.rows import UndefinedError
+from robust_nc.claims.quantities import UndefinedError, meaning, notes, quantity_value
+from robust_nc.claims.reading import ClaimPlan, Claims
 from robust_nc.config import Component, plain
 from robust_nc.exceptions import RecordError
 from robust_nc.io.files import canonical_json, sha256_of
@@ -51,7 +50,7 @@ class _Measured(NamedTuple):
 class _Asked(NamedTuple):
     """A claim and its measured cells, by side (`of`, and `against` where there is one) and seed."""
 
-    plan: Plan
+    plan: ClaimPlan
     sides: dict[str, dict[int, _Measured]]
 
     def every(self) -> Iterator[tuple[str, int, _Measured]]:
@@ -117,11 +116,11 @@ def _load(claims: Claims, out: Path) -> tuple[dict[Path, _Measured], list[str]]:
     return found, list(missing.values())
 
 
-def _path(plan: Plan, cell: Cell, out: Path) -> Path:
+def _path(plan: ClaimPlan, cell: Cell, out: Path) -> Path:
     return record_path(out / plan.suite.name, cell.model, cell.id)
 
 
-def _asked(plan: Plan, cells: Mapping[Path, _Measured], out: Path) -> _Asked:
+def _asked(plan: ClaimPlan, cells: Mapping[Path, _Measured], out: Path) -> _Asked:
     """Put the cells of a claim by side and seed; of two sides, the seeds that both have."""
     chosen = {"of": plan.of} | ({} if plan.against is None else {"against": plan.against})
     seeds = sorted(set.intersection(*(set(side) for side in chosen.values())))
@@ -153,7 +152,7 @@ def _premises(asked: _Asked) -> tuple[Premise, ...]:
 
 def _value(part: Component, rows: pd.DataFrame) -> tuple[float | None, str]:
     try:
-        return measure(part, rows), ""
+        return quantity_value(part, rows), ""
     except UndefinedError as error:
         return None, str(error)
 
@@ -252,7 +251,7 @@ def _beside(asked: _Asked) -> tuple[Beside, ...]:
             values, missing = [], []
             for seed, cell in cells.items():
                 try:
-                    value = measure(part, cell.rows)
+                    value = quantity_value(part, cell.rows)
                     values.append(SeedValue(seed=seed, of=value, against=None, value=value))
                 except RecordError as error:
                     missing.append(Missing(side=side, seed=seed, reason=str(error)))

@@ -1,5 +1,9 @@
 """Claims as files: `[[claim]]` tables, each checked whole before anything runs.
 
+`of` and `against` choose cells by dotted keys of a configuration. A part needs only those options
+that tell it from the others of the suite; what its class takes by default counts as said. Exactly
+one cell per seed must be left.
+
 >>> import tempfile, pathlib
 >>> path = pathlib.Path(tempfile.mkdtemp()) / "mine.toml"
 >>> _ = path.write_text('''
@@ -19,28 +23,53 @@
 """
 
 import dataclasses
+import inspect
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from robust_nc.claims.choosing import choose
 from robust_nc.claims.deciding import Expect
 from robust_nc.claims.quantities import taps, whole
 from robust_nc.config import Component, Part, RunConfig, configuration, plain, read
 from robust_nc.exceptions import ConfigError, InputError, unknown_name
 from robust_nc.io.files import canonical_json, digest
 from robust_nc.models.build import build_model
-from robust_nc.pipeline.suite import CLAIMS, Cell, Suite, read_suite
+from robust_nc.pipeline.suite import CLAIMS, Cell, Suite, read_suite, value_at, with_value
 from robust_nc.profiling.feature_cache import chosen_taps
+from robust_nc.registry import (
+    AVERAGINGS,
+    BACKBONES,
+    DATASETS,
+    HEADS,
+    IMBALANCES,
+    LABEL_NOISES,
+    LOSSES,
+    NECKS,
+    OBJECTIVES,
+    SCHEDULES,
+    Registry,
+)
 from robust_nc.report.board.gather import part_label
 
 ANSWERS = "answers"  # the folder of the answers, beside those of the suites
 _KEYS = ("description", "claim")
 _Text = Annotated[str, Field(min_length=1)]
+_REGISTRIES: dict[str, Registry] = {
+    "data.dataset": DATASETS,
+    "data.imbalance": IMBALANCES,
+    "data.noise": LABEL_NOISES,
+    "model.backbone": BACKBONES,
+    "model.head": HEADS,
+    "model.neck": NECKS,
+    "train.averaging": AVERAGINGS,
+    "train.loss": LOSSES,
+    "train.objective": OBJECTIVES,
+    "train.schedule": SCHEDULES,
+}
 
 
 @configuration
@@ -69,7 +98,7 @@ class Claim:
     variant: tuple[dict[str, Any], ...] = ()
 
 
-class Plan(NamedTuple):
+class ClaimPlan(NamedTuple):
     """A claim with what it names looked up: one quantity per variant, and cells by seed.
 
     `digest` is that of the claim's own entry, as it was read and before defaults.
@@ -88,7 +117,7 @@ class Claims(NamedTuple):
 
     name: str
     description: str
-    plans: tuple[Plan, ...]
+    plans: tuple[ClaimPlan, ...]
 
     def suites(self) -> tuple[Suite, ...]:
         """Return the suites that the claims are about, each once, in the order of the claims."""
@@ -135,7 +164,7 @@ def read_claims(name: str = CLAIMS) -> Claims:
     return Claims(Path(source).stem, str(values.get("description", "")), plans)
 
 
-def _plan(entry: dict[str, Any], folder: Path, source: str) -> Plan:
+def _plan(entry: dict[str, Any], folder: Path, source: str) -> ClaimPlan:
     source = f"{source}, claim {entry.get('id', 'without an id')}"
     claim = read(Claim, entry, source=source)
     if claim.expect == "equal" and claim.effect == 0:
@@ -149,10 +178,10 @@ def _plan(entry: dict[str, Any], folder: Path, source: str) -> Plan:
         suite = read_suite(str(folder / claim.suite) if beside else claim.suite)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
-    of = choose(suite, claim.of, source=f"{source}, of")
+    of = _cells_of(suite, claim.of, f"{source}, of")
     against = None
     if claim.against is not None:
-        against = choose(suite, claim.against, source=f"{source}, against")
+        against = _cells_of(suite, claim.against, f"{source}, against")
         if not set(of) & set(against):
             raise ConfigError(f"{source}: `of` and `against` have no seed in common")
         if of == against:
@@ -160,7 +189,7 @@ def _plan(entry: dict[str, Any], folder: Path, source: str) -> Plan:
     for side in (of,) if against is None else (of, against):
         one = next(iter(side.values()))  # the cells of a side differ in the seed alone
         _check_taps(one.config, (*quantities, *claim.beside), source)
-    return Plan(claim, digest(entry), suite, quantities, of, against)
+    return ClaimPlan(claim, digest(entry), suite, quantities, of, against)
 
 
 def _variants(claim: Claim) -> tuple[Component, ...]:
@@ -206,7 +235,7 @@ def _measured(config: RunConfig) -> tuple[str, ...] | None:
         return None
 
 
-def _check_apart(plans: tuple[Plan, ...], source: str) -> None:
+def _check_apart(plans: tuple[ClaimPlan, ...], source: str) -> None:
     """Refuse two claims, or two suites, that would be written to one place."""
     seen: dict[str, Suite] = {ANSWERS: Suite(ANSWERS, "", ())}
     ids: set[str] = set()
@@ -219,3 +248,66 @@ def _check_apart(plans: tuple[Plan, ...], source: str) -> None:
                 f"{source}: a suite other than that of claim {plan.claim.id} would be written to "
                 f"the folder {plan.suite.name!r} too; give it another name"
             )
+
+
+def _cells_of(suite: Suite, wanted: Mapping[str, Any], source: str) -> dict[int, Cell]:
+    """Return the cells of one model, by seed, whose configuration has the wanted values.
+
+    `source` says in errors where `wanted` stands. Raises `ConfigError` for a key or value that no
+    configuration can have, and where no model, or more than one, has them.
+    """
+    values = {key: _plain(key, value, source) for key, value in wanted.items()}
+    found = [
+        cell
+        for cell in suite.cells
+        if all(_fits(key, value, value_at(cell.config, key)) for key, value in values.items())
+    ]
+    models = sorted({cell.model for cell in found or suite.cells})
+    if not found:
+        raise ConfigError(
+            f"{source}: no cell of the suite {suite.name} has {_text(wanted)}; "
+            f"its models: {', '.join(models)}"
+        )
+    if len(models) > 1:
+        raise ConfigError(
+            f"{source}: {len(models)} models of the suite {suite.name} have {_text(wanted)} "
+            f"({', '.join(models)}); say what tells them apart"
+        )
+    return {cell.config.seed: cell for cell in sorted(found, key=lambda cell: cell.config.seed)}
+
+
+def _plain(key: str, value: object, source: str) -> Any:
+    """Read a value as a suite would, and return it as a configuration holds it."""
+    if key == "seed":
+        raise ConfigError(f"{source}: seed is what a claim is averaged over; leave it out")
+    config = read(RunConfig, with_value({}, key.split("."), value), source=source)
+    found = value_at(config, key)
+    if isinstance(found, dict) and "options" not in found:
+        raise ConfigError(
+            f"{source}: {key!r} is a table; write whole keys in quotes, such as "
+            f"'{key}.{min(found)}'"
+        )
+    if isinstance(found, dict) and key in _REGISTRIES:
+        parameters = _parameters(key, found["name"])
+        for option in found["options"]:
+            if option not in parameters:
+                raise unknown_name(f"option of {found['name']!r} in {source}", option, parameters)
+    return found
+
+
+def _fits(key: str, wanted: Any, found: Any) -> bool:
+    if not (isinstance(wanted, dict) and isinstance(found, dict)):
+        return bool(wanted == found)
+    if wanted["name"] != found["name"]:
+        return False
+    parameters = _parameters(key, found["name"]) if key in _REGISTRIES else {}
+    known = {name: parameter.default for name, parameter in parameters.items()} | found["options"]
+    return all(name in known and known[name] == value for name, value in wanted["options"].items())
+
+
+def _parameters(key: str, name: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(_REGISTRIES[key].load(name)).parameters
+
+
+def _text(wanted: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} = {value!r}" for key, value in wanted.items()) or "no condition"
