@@ -16,12 +16,16 @@ from robust_nc.exceptions import ConfigError, unknown_name
 
 
 class Registry:
-    """One table of names of one kind of part; refuses duplicates, explains unknown names."""
+    """One table of names of one kind of part; refuses duplicates, explains unknown names.
 
-    def __init__(self, kind: str, group: str, entries: Mapping[str, str]) -> None:
+    `entries` by name, or the "module:attribute" where there is a mapping from names to the parts.
+    """
+
+    def __init__(self, kind: str, group: str, entries: Mapping[str, str] | str) -> None:
         self.kind = kind
         self.group = f"robust_nc.{group}"
-        self._entries = dict(entries)
+        self._table = entries
+        self._entries: dict[str, Any] = {}
         self._scanned = False
 
     def names(self) -> tuple[str, ...]:
@@ -41,18 +45,25 @@ class Registry:
         entries = self._all()
         if name not in entries:
             raise unknown_name(self.kind, name, entries)
-        module, attribute = entries[name].split(":")
-        return getattr(importlib.import_module(module), attribute)
+        found = entries[name]
+        return _imported(found) if isinstance(found, str) else found
 
     def __contains__(self, name: object) -> bool:
         return name in self._all()
 
-    def _all(self) -> dict[str, str]:
+    def _all(self) -> dict[str, Any]:
         if not self._scanned:
             self._scanned = True
+            known = self._table
+            self._entries = dict(_imported(known) if isinstance(known, str) else known)
             for point in metadata.entry_points(group=self.group):
                 self.register(point.name, point.value)
         return self._entries
+
+
+def _imported(target: str) -> Any:
+    module, attribute = target.split(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 DATASETS = Registry(
@@ -221,95 +232,4 @@ PROTOCOLS = Registry(
     },
 )
 
-METRICS = Registry(
-    "measure",
-    "metrics",
-    {
-        "agop_eigenvalue": "robust_nc.geometry.measures:AGOP_EIGENVALUE",
-        "agop_trace": "robust_nc.geometry.measures:AGOP_TRACE",
-        "agreement": "robust_nc.geometry.measures:AGREEMENT",
-        "alignment_angle": "robust_nc.geometry.measures:ALIGNMENT_ANGLE",
-        "alignment_angle_class": "robust_nc.geometry.measures:ALIGNMENT_ANGLE_CLASS",
-        "alignment_distance": "robust_nc.geometry.measures:ALIGNMENT_DISTANCE",
-        "cdnv": "robust_nc.geometry.measures:CDNV",
-        "collapse_radius": "robust_nc.geometry.measures:COLLAPSE_RADIUS",
-        "collapse_radius_high": "robust_nc.geometry.measures:COLLAPSE_RADIUS_HIGH",
-        "collapse_radius_low": "robust_nc.geometry.measures:COLLAPSE_RADIUS_LOW",
-        "corruption_accuracy": "robust_nc.geometry.measures:CORRUPTION_ACCURACY",
-        "corruption_bias": "robust_nc.geometry.measures:CORRUPTION_BIAS",
-        "dilation": "robust_nc.geometry.measures:DILATION",
-        "displacement": "robust_nc.geometry.measures:DISPLACEMENT",
-        "etf_distance": "robust_nc.geometry.measures:ETF_DISTANCE",
-        "hd_1": "robust_nc.geometry.measures:HD_1",
-        "hd_20": "robust_nc.geometry.measures:HD_20",
-        "hd_5": "robust_nc.geometry.measures:HD_5",
-        "hier_ndcg": "robust_nc.geometry.measures:HIER_NDCG",
-        "induced_severity": "robust_nc.geometry.measures:INDUCED_SEVERITY",
-        "landed": "robust_nc.geometry.measures:LANDED",
-        "landing_fraction": "robust_nc.geometry.measures:LANDING_FRACTION",
-        "landing_median": "robust_nc.geometry.measures:LANDING_MEDIAN",
-        "leap_rate": "robust_nc.geometry.measures:LEAP_RATE",
-        "leap_rate_class": "robust_nc.geometry.measures:LEAP_RATE_CLASS",
-        "leap_rate_memorised": "robust_nc.geometry.measures:LEAP_RATE_MEMORISED",
-        "leap_rate_right": "robust_nc.geometry.measures:LEAP_RATE_RIGHT",
-        "leap_rate_wrong": "robust_nc.geometry.measures:LEAP_RATE_WRONG",
-        "mce": "robust_nc.geometry.measures:MCE",
-        "mean_row_entropy": "robust_nc.geometry.measures:MEAN_ROW_ENTROPY",
-        "memorised": "robust_nc.geometry.measures:MEMORISED",
-        "memorised_off_edge": "robust_nc.geometry.measures:MEMORISED_OFF_EDGE",
-        "memorised_way": "robust_nc.geometry.measures:MEMORISED_WAY",
-        "memorization": "robust_nc.geometry.measures:MEMORIZATION",
-        "memorization_relative": "robust_nc.geometry.measures:MEMORIZATION_RELATIVE",
-        "mistake_severity": "robust_nc.geometry.measures:MISTAKE_SEVERITY",
-        "nc1": "robust_nc.geometry.measures:NC1",
-        "nc1_class": "robust_nc.geometry.measures:NC1_CLASS",
-        "nc1_cleanref": "robust_nc.geometry.measures:NC1_CLEANREF",
-        "nc1_landed": "robust_nc.geometry.measures:NC1_LANDED",
-        "nc1_landed_null": "robust_nc.geometry.measures:NC1_LANDED_NULL",
-        "nc1_leap_null": "robust_nc.geometry.measures:NC1_LEAP_NULL",
-        "nc1_trace": "robust_nc.geometry.measures:NC1_TRACE",
-        "nc1_trace_debiased": "robust_nc.geometry.measures:NC1_TRACE_DEBIASED",
-        "nc1_trace_landed": "robust_nc.geometry.measures:NC1_TRACE_LANDED",
-        "nc1_trace_landed_null": "robust_nc.geometry.measures:NC1_TRACE_LANDED_NULL",
-        "nc1_trace_leap_null": "robust_nc.geometry.measures:NC1_TRACE_LEAP_NULL",
-        "nc1_unscaled": "robust_nc.geometry.measures:NC1_UNSCALED",
-        "nc2_angle": "robust_nc.geometry.measures:NC2_ANGLE",
-        "nc2_angle_head": "robust_nc.geometry.measures:NC2_ANGLE_HEAD",
-        "nc2_angle_w": "robust_nc.geometry.measures:NC2_ANGLE_W",
-        "nc2_gram": "robust_nc.geometry.measures:NC2_GRAM",
-        "nc2_gram_head": "robust_nc.geometry.measures:NC2_GRAM_HEAD",
-        "nc2_gram_w": "robust_nc.geometry.measures:NC2_GRAM_W",
-        "nc2_norm": "robust_nc.geometry.measures:NC2_NORM",
-        "nc2_norm_head": "robust_nc.geometry.measures:NC2_NORM_HEAD",
-        "nc2_norm_w": "robust_nc.geometry.measures:NC2_NORM_W",
-        "nc2_target": "robust_nc.geometry.measures:NC2_TARGET",
-        "nc2_target_raw": "robust_nc.geometry.measures:NC2_TARGET_RAW",
-        "nc3": "robust_nc.geometry.measures:NC3",
-        "nc3_raw": "robust_nc.geometry.measures:NC3_RAW",
-        "nc3_w": "robust_nc.geometry.measures:NC3_W",
-        "nc4": "robust_nc.geometry.measures:NC4",
-        "ncc": "robust_nc.geometry.measures:NCC",
-        "ncc_adaptive": "robust_nc.geometry.measures:NCC_ADAPTIVE",
-        "ncc_clean": "robust_nc.geometry.measures:NCC_CLEAN",
-        "ncc_transferred": "robust_nc.geometry.measures:NCC_TRANSFERRED",
-        "nearest_share": "robust_nc.geometry.measures:NEAREST_SHARE",
-        "nfm_agop": "robust_nc.geometry.measures:NFM_AGOP",
-        "nfm_agop_centred": "robust_nc.geometry.measures:NFM_AGOP_CENTRED",
-        "nfm_agop_root": "robust_nc.geometry.measures:NFM_AGOP_ROOT",
-        "nfm_agop_root_centred": "robust_nc.geometry.measures:NFM_AGOP_ROOT_CENTRED",
-        "off_edge": "robust_nc.geometry.measures:OFF_EDGE",
-        "procrustes": "robust_nc.geometry.measures:PROCRUSTES",
-        "return_rate": "robust_nc.geometry.measures:RETURN_RATE",
-        "robust_accuracy": "robust_nc.geometry.measures:ROBUST_ACCURACY",
-        "severity": "robust_nc.geometry.measures:SEVERITY",
-        "severity_null": "robust_nc.geometry.measures:SEVERITY_NULL",
-        "svd_nc1_activation": "robust_nc.geometry.measures:SVD_NC1_ACTIVATION",
-        "svd_nc1_features": "robust_nc.geometry.measures:SVD_NC1_FEATURES",
-        "svd_nc1_linear": "robust_nc.geometry.measures:SVD_NC1_LINEAR",
-        "t_selected": "robust_nc.geometry.measures:T_SELECTED",
-        "trajectory_off": "robust_nc.geometry.measures:TRAJECTORY_OFF",
-        "trajectory_t": "robust_nc.geometry.measures:TRAJECTORY_T",
-        "vci": "robust_nc.geometry.measures:VCI",
-        "vulnerability_correlation": "robust_nc.geometry.measures:VULNERABILITY_CORRELATION",
-    },
-)
+METRICS = Registry("measure", "metrics", "robust_nc.geometry.measures:MEASURES")

@@ -1,7 +1,9 @@
 """Collapse measures against the oracle, their invariances and their undefined cases."""
 
+import importlib
 import itertools
 import math
+import operator
 import warnings
 from collections.abc import Mapping
 
@@ -14,9 +16,9 @@ from hypothesis import strategies as st
 from reference import collapse as oracle
 from torch import Tensor
 
-from robust_nc.geometry import measures
 from robust_nc.geometry.collapse import MEASURES, Collapse, collapse, measure_collapse
 from robust_nc.geometry.leaps import MEASURES as LEAP_MEASURES
+from robust_nc.geometry.measures import Measure
 from robust_nc.geometry.moments import Moments
 from robust_nc.geometry.projection import Projection, whitening
 from robust_nc.geometry.scatter import TotalScatter
@@ -303,7 +305,9 @@ def test_ncc_of_pure_noise_is_chance_when_examples_are_left_out() -> None:
 def test_every_measure_is_registered_under_its_name() -> None:
     for name in METRICS.names():
         measure = METRICS.load(name)
-        assert isinstance(measure, measures.Measure)
+        assert isinstance(measure, Measure)
         assert measure.name == name
+        module, path = measure.formula.split(":")
+        assert callable(operator.attrgetter(path)(importlib.import_module(module)))
     assert {*MEASURES, *LEAP_MEASURES} <= set(METRICS.names())
     assert METRICS.load("ncc").higher_is_better

@@ -22,12 +22,12 @@ from robust_nc.geometry.leaps import (
     measure_leaps,
 )
 from robust_nc.geometry.moments import Moments
+from robust_nc.geometry.nearest import nearest_vertex
 from robust_nc.geometry.nulls import (
     isotropic_draws,
     isotropic_null,
     joint_counts,
     leap_null,
-    recollapse,
 )
 
 
@@ -250,7 +250,7 @@ def test_planted_leaps_are_told_from_scatter_by_landing_and_not_by_labels() -> N
         assert after is not None
         assert after > 1, "by true label both look destroyed"
         found = measure_leaps(clean, attacked, labels, vertices)
-        landed = recollapse(attacked, vertices)
+        landed = measure_collapse(attacked, nearest_vertex(attacked, vertices), num_classes=10)
         moments = Moments(10, 64)
         moments.update(attacked, found.destination)
         null = isotropic_null(moments, vertices, seed=0)
@@ -300,6 +300,7 @@ def test_isotropic_null_is_keyed_and_has_the_variance_asked_for() -> None:
         draws[7:8],
     )
     found = isotropic_null(moments, moments.means, seed=0, num_examples=4000)
-    assert found == recollapse(draws, moments.means)
+    landed = measure_collapse(draws, nearest_vertex(draws, moments.means), num_classes=3)
+    assert found == (landed.nc1, landed.nc1_trace)
     assert found == isotropic_null(moments, moments.means, seed=0, num_examples=4000)
     assert found != isotropic_null(moments, moments.means, seed=1, num_examples=4000)

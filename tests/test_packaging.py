@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"robust_nc": "robust_nc", "attacks": "robust_nc/attacks"}
-KINDS = {".py", ".toml", ".html", ".css", ".js", ".json", ".jsonl", ".typed"}
+KINDS = {".py", ".toml", ".csv", ".html", ".css", ".js", ".json", ".jsonl", ".typed"}
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,11 @@
 >>> import torch
 >>> vertices = torch.tensor([[0.0, 0, 0], [2, 0, 0], [0, 2, 0]], dtype=torch.float64)
 >>> features = torch.tensor([[0.0, 0, 0], [1, 1, 5]])
->>> [[abs(round(w, 9)) for w in row] for row in barycentric(features, vertices).tolist()]
+>>> hull = Hull(vertices)
+>>> found = hull.locate(features)
+>>> [[abs(round(w, 9)) for w in row] for row in found.weights.tolist()]
 [[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]]
->>> edge_position(features, torch.tensor([0, 1]), torch.tensor([1, 2]), vertices).tolist()
+>>> hull.along(found.inner, torch.tensor([0, 1]), torch.tensor([1, 2])).tolist()
 [0.0, 0.5]
 """
 
@@ -16,7 +18,6 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from robust_nc.checks import check_labels
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.inputs import as_vertices, check_features
 from robust_nc.geometry.moments import blocks
@@ -30,8 +31,14 @@ _ROUNDING = 64 * torch.finfo(torch.float64).eps
 class Position(NamedTuple):
     """Features seen from the vertices, float64.
 
-    `weights` (N, K) as `barycentric`, `residual` (N,) as `residual`, and `inner` (N, K) the inner
-    products <h - s, mu_k - s> with s the mean vertex, from which `Hull.along` reads edges.
+    `weights` (N, K): barycentric coordinates of the orthogonal projection onto the affine hull of
+    the vertices. Rows sum to 1; values below 0 or above 1 lie outside of the simplex. Where the
+    vertices are affinely independent, vertex k reads as the k-th unit vector and the way along an
+    edge linearly; where they are not (K > D + 1), many coordinates name one point, and those of
+    least norm are given. A class without a vertex has 0.
+
+    `residual` (N,): distance from that hull in mean edge lengths, NaN where all vertices coincide.
+    `inner` (N, K): products <h - s, mu_k - s>, s the mean vertex, from which `Hull.along` reads.
     """
 
     weights: Float64[Tensor, "n k"]
@@ -88,7 +95,12 @@ class Hull:
         return logits.nan_to_num(nan=-torch.inf).argmax(1)
 
     def along(self, inner: Float64[Tensor, "n k"], origins: Labels, ends: Labels) -> PerExample:
-        """Positions `(N,)` on edges, from `Position.inner`; see `edge_position`."""
+        """How far along its edge each feature lies: t = <h - mu_a, mu_b - mu_a> / |mu_b - mu_a|^2.
+
+        `(N,)`, from `Position.inner`; from the *vertex* mu_a (0 at mu_a, 1 at mu_b), not from the
+        clean feature as the landing fraction is; `origins` a and `ends` b are `(N,)`. NaN marks
+        what has no edge: a = b, a class without a vertex, vertices that coincide.
+        """
         way = (inner - self._gram[origins]).gather(1, torch.stack([ends, origins], 1))
         squared = self._squared[origins, ends]
         return (way[:, 0] - way[:, 1]) / squared.where(squared > 0, torch.nan)
@@ -107,43 +119,6 @@ class Hull:
         wide = rows.new_full((self.num_groups, rows.shape[1]), torch.nan)
         wide[self._kept] = rows
         return wide
-
-
-def barycentric(features: Tensor, vertices: Tensor) -> Tensor:
-    """Barycentric coordinates `(N, K)` float64 of features `(N, D)` among vertices `(K, D)`.
-
-    Those of the orthogonal projection onto the affine hull of the vertices: each row sums to 1,
-    and values below 0 or above 1 lie outside of the simplex. Where the vertices are affinely
-    independent, vertex k reads as the k-th unit vector and the way along an edge linearly; where
-    they are not (K > D + 1), many coordinates name one point, and those of least norm are given.
-    A class without a vertex (a row of NaN) has 0.
-    """
-    return Hull(vertices).locate(features).weights
-
-
-def residual(features: Tensor, vertices: Tensor) -> Tensor:
-    """Distance `(N,)` of features from the affine hull of the vertices, in mean edge lengths.
-
-    NaN where all vertices coincide.
-    """
-    return Hull(vertices).locate(features).residual
-
-
-def edge_position(
-    features: Tensor, origins: Tensor, destinations: Tensor, vertices: Tensor
-) -> Tensor:
-    """How far along its edge each feature lies: t = <h - mu_a, mu_b - mu_a> / |mu_b - mu_a|^2.
-
-    `(N,)` float64, from the *vertex* mu_a (0 at mu_a, 1 at mu_b), not from the clean feature as
-    the landing fraction is; `origins` a and `destinations` b are `(N,)`. NaN marks what has no
-    edge: a = b, a class without a vertex, vertices that coincide.
-    """
-    hull = Hull(vertices)
-    count, groups = len(features), len(vertices)
-    inner = hull.locate(features).inner
-    starts = check_labels(origins, count, groups, what="origins").to(inner.device)
-    ends = check_labels(destinations, count, groups, what="destinations").to(inner.device)
-    return hull.along(inner, starts, ends)
 
 
 def polygon(weights: Tensor) -> Tensor:

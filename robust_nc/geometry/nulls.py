@@ -21,10 +21,9 @@ from robust_nc.exceptions import InputError
 from robust_nc.geometry.collapse import collapse
 from robust_nc.geometry.groups import Groups
 from robust_nc.geometry.moments import Moments, blocks
-from robust_nc.geometry.nearest import nearest_vertex
 from robust_nc.geometry.projection import Projection, Span, by_gram, whitening
 from robust_nc.runtime.torch_state import keyed_normal
-from robust_nc.types import Features, Labels, Vertices
+from robust_nc.types import Labels, Vertices
 
 _BLOCKS = 32  # times as many draws at a time where each pass over the vertices is expensive
 
@@ -78,20 +77,6 @@ def _points(vertices: Vertices, absent: Bool[Tensor, " k"]) -> Float64[Tensor, "
 
 def _squared_distances(rows: Tensor, points: Tensor) -> Tensor:
     return torch.cdist(rows, points, compute_mode="donot_use_mm_for_euclid_dist").square()
-
-
-def recollapse(features: Features, vertices: Vertices) -> Variability:
-    """NC1 of features `(n, D)` grouped by their nearest vertex: `nc1_landed`, in memory.
-
-    Over batches, feed `Moments` and then `Projection` with `nearest_vertex` as the groups.
-    """
-    groups = nearest_vertex(features, vertices)
-    moments = Moments(len(vertices), features.shape[1])
-    moments.update(features, groups)
-    projection = Projection(moments)
-    projection.update(features, groups)
-    measured = collapse(moments, projection=projection)
-    return Variability(measured.nc1, measured.nc1_trace)
 
 
 def isotropic_draws(

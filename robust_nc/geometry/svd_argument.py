@@ -69,16 +69,6 @@ class SvdNc1:
     num_examples: int
     notes: Mapping[str, str]
 
-    @property
-    def lowered_by(self) -> tuple[str, ...]:
-        """Which of the steps "linear" and "activation" lower NC1."""
-        values = [self.features, self.linear, self.activation]
-        return tuple(
-            step
-            for step, before, after in zip(POINTS[1:], values, values[1:], strict=False)
-            if before is not None and after is not None and after < before
-        )
-
 
 def svd_argument(
     model: nn.Module,
