@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from robust_nc.benchmarks.gpu import cell as script
-from robust_nc.benchmarks.gpu.speed import compare_steps
 from robust_nc.config import training_id
 from robust_nc.exceptions import ConfigError
 from robust_nc.io.files import sha256_of
@@ -207,19 +206,3 @@ def test_evidence_that_was_left_behind_is_named_in_one_sentence(tmp_path, suite,
     missing = [reason for reason in found.unchecked if "is not beside it" in reason]
     assert len(missing) == 1 - count
     assert all(digest in reason for reason in missing)
-
-
-def test_speeds_are_json_of_every_combination(monkeypatch, capsys):
-    found = compare_steps(batch_size=4, steps=2, repeats=2, backbone="small_cnn", compiled=(False,))
-    assert json.loads(json.dumps(found)) == found
-    assert [(row["objective"], row["precision"]) for row in found["rows"]] == [
-        ("standard", "bf16"),
-        ("standard", "float32"),
-        ("pgd", "bf16"),
-        ("pgd", "float32"),
-    ]
-    assert all(row["images_per_second"] > 0 and row["n"] == 2 for row in found["rows"])
-    monkeypatch.setattr(script, "compare_steps", lambda **sizes: {"rows": [], **sizes})
-    monkeypatch.setattr(sys, "argv", ["cell", "--benchmark", "--batch-size", "8"])
-    assert script.main() == script.DONE
-    assert json.loads(capsys.readouterr().out)["batch_size"] == 8

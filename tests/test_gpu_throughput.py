@@ -6,29 +6,35 @@ import math
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
-from robust_nc.benchmarks.gpu import entries, throughput
-from robust_nc.benchmarks.gpu.counting import SHEETS, Traffic, Work, count_work, roof, sheet_of
-from robust_nc.benchmarks.gpu.entries import Entry, Options, plan, quick
-from robust_nc.benchmarks.gpu.measuring import attacking, training
-from robust_nc.benchmarks.gpu.passes import Passes, Way, paces
-from robust_nc.benchmarks.gpu.summary import page
+from robust_nc.benchmarks.gpu import throughput
+from robust_nc.benchmarks.gpu.throughput import Entry, Options, Passes, Way, count_work, page, plan
 from robust_nc.exceptions import ConfigError
 
 CPU = torch.device("cpu")
 TINY = Way("small_cnn", 4, image_shape=(1, 8, 8))
+SMALL = throughput.quick(Options())
 
 
-def entry(name: str, call=lambda: {"seconds": {}}, **changed) -> Entry:
-    return Entry(**{"section": "ceiling", "name": name, "call": call, "kind": "tiny"} | changed)
+def entry(name: str, call=list) -> Entry:
+    return Entry("passes", name, call)
 
 
 def asked(*arguments: object) -> list[str]:
     return ["throughput", *map(str, arguments)]
+
+
+def record_of(*entries: tuple[str, list[throughput.Row]]) -> throughput.Row:
+    return {"conditions": "here", "entries": {name: {"rows": rows} for name, rows in entries}}
+
+
+def timed(seconds: float, what: str, **more: object) -> throughput.Row:
+    return throughput._row(what, [seconds], **more)
 
 
 def test_a_quick_call_measures_everything_once_and_writes_a_page(tmp_path, monkeypatch, capsys):
@@ -36,16 +42,16 @@ def test_a_quick_call_measures_everything_once_and_writes_a_page(tmp_path, monke
     options = ("--quick", "--out", out, "--precisions", "bf16", "float32", "--minutes", 9)
     monkeypatch.setattr(sys, "argv", asked(*options))
     assert throughput.main() == throughput.DONE
-    shown = capsys.readouterr()
-    rows = json.loads(out.read_text())["rows"]
-    assert {key.partition(":")[0] for key in rows} == set(entries.get_args(entries.Section)) - {
-        "race"
-    }
-    assert not [row for row in rows.values() if "error" in row]
-    assert all(row["share"] > 0 for key, row in rows.items() if "PGD-2" in key)
-    for title in ("Device", "Passes", "Training", "Batches", "Attacks", "Ceiling", "Measures"):
-        assert f"## {title}" in shown.out
-    assert out.with_suffix(".md").read_text() in shown.out
+    shown = capsys.readouterr().out
+    entries = json.loads(out.read_text())["entries"]
+    assert {name.partition(":")[0] for name in entries} == set(get_args(throughput.Section))
+    assert not [found for found in entries.values() if "error" in found]
+    for what in ("product 64", "convolution", "copy 1 MiB", "forward", "gradient", "step"):
+        assert f"| {what} " in shown
+    floors = [line.split("|")[-2] for line in shown.splitlines() if "-2 " in line]
+    assert len(floors) == 6, "two attacks and a training, in two precisions"
+    assert all(share.strip().endswith("%") for share in floors)
+    assert out.with_suffix(".md").read_text() in shown
     before = out.read_text()
     assert throughput.main() == throughput.DONE
     assert "1 of" not in capsys.readouterr().err, "nothing is measured twice"
@@ -55,41 +61,34 @@ def test_a_quick_call_measures_everything_once_and_writes_a_page(tmp_path, monke
 def test_what_would_not_end_in_time_is_left_to_the_next_call(tmp_path):
     out, made = tmp_path / "speed.json", []
     record = throughput.opened(out, CPU)
+    record["entries"]["one"] = {"kind": "training", "took": 1e6}
     jobs = [
-        entry(name, lambda name=name: made.append(name) or {"seconds": {}}, guess=guess, kind=name)
-        for name, guess in (("short", 0.0), ("long", 1e6), ("after", 0.0))
+        Entry(section, name, lambda name=name: made.append(name) or [])
+        for section, name in (("passes", "short"), ("training", "long"), ("passes", "after"))
     ]
     assert not throughput.measure(jobs, record, out, end=time.monotonic() + 60, again=False)
-    assert made == ["short"]
+    assert made == ["short"], "the longest of its kind says what an entry needs"
     again = throughput.opened(out, CPU)
     assert throughput.measure(jobs, again, out, end=math.inf, again=False)
     assert made == ["short", "long", "after"]
 
 
-def test_the_longest_of_its_kind_says_what_an_entry_needs(tmp_path):
-    out = tmp_path / "speed.json"
-    record = throughput.opened(out, CPU)
-    record["rows"]["ceiling: one"] = {"kind": "tiny", "took": 1e6}
-    job = entry("two", guess=0.0)
-    assert not throughput.measure([job], record, out, end=time.monotonic() + 60, again=False)
-
-
 def test_a_failure_is_told_and_made_again_only_if_asked(tmp_path):
-    def fails() -> dict:
+    def fails() -> list:
         raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
 
     out = tmp_path / "speed.json"
     record = throughput.opened(out, CPU)
     assert throughput.measure([entry("a", fails)], record, out, end=math.inf, again=False)
-    assert record["rows"]["ceiling: a"]["error"] == "CUDA out of memory."
-    assert "- ceiling: a: CUDA out of memory." in page(record)
+    assert record["entries"]["a"]["error"] == "CUDA out of memory."
+    assert "- a: CUDA out of memory." in page(record)
     assert throughput.measure([entry("a")], record, out, end=math.inf, again=False)
-    assert "error" in record["rows"]["ceiling: a"]
+    assert "error" in record["entries"]["a"]
     assert throughput.measure([entry("a")], record, out, end=math.inf, again=True)
-    assert "error" not in record["rows"]["ceiling: a"]
+    assert "error" not in record["entries"]["a"]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"place": {"device": "another"}, "rows": {}}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"place": {"device": "another"}, "entries": {}}'])
 def test_a_file_of_something_else_is_refused_and_kept(tmp_path, monkeypatch, capsys, content):
     out = tmp_path / "speed.json"
     out.write_text(content)
@@ -99,107 +98,83 @@ def test_a_file_of_something_else_is_refused_and_kept(tmp_path, monkeypatch, cap
     assert out.read_text() == content
 
 
+def test_a_record_of_another_torch_is_another_record(tmp_path, monkeypatch):
+    out = tmp_path / "speed.json"
+    out.write_text(json.dumps(throughput.opened(out, CPU)))
+    assert throughput.opened(out, CPU)["entries"] == {}
+    monkeypatch.setattr(torch, "__version__", "0.1")
+    with pytest.raises(ConfigError, match="give another --out"):
+        throughput.opened(out, CPU)
+
+
 def test_the_plan_ends_with_what_must_be_compiled_and_has_no_name_twice():
-    found = [job.kind for job in plan(Options(), CPU)]
-    late = ["compiled" in kind for kind in found]
+    entries = plan(Options(), CPU)
+    late = [entry.compiling for entry in entries]
     assert late == sorted(late)
     assert any(late)
-    names = [job.key for job in plan(Options(), CPU)]
-    assert len(set(names)) == len(names)
-    assert not [name for name in names if name.startswith("race")]
-
-
-def test_the_race_needs_a_checkpoint_and_takes_ours_alone_without_the_other(tmp_path, monkeypatch):
-    left_out = {"pyautoattack": "it is not installed"}
-    monkeypatch.setattr(entries.autoattack, "able", lambda names: (["ours"], left_out))
-    monkeypatch.setattr(entries, "in_a_child", lambda setup, job: {"contestant": job.contestant})
-    options = Options(sections=("race",), checkpoint=tmp_path, race_rounds=1)
-    found = [job.call() for job in plan(options, CPU)]
-    assert {row["run"]["contestant"] for row in found} == {"passes", "ours"}
-    assert all(row["left_out"] == left_out for row in found)
-
-
-def test_flops_and_bytes_of_a_product_are_those_of_the_formula():
-    layer = nn.Linear(8, 4, bias=False)
-    images = torch.rand(16, 8)
-    with torch.no_grad(), Traffic() as traffic:
-        layer(images)
-    assert traffic.flops == 2 * 16 * 8 * 4
-    assert traffic.bytes == 4 * (16 * 8 + 8 * 4 + 16 * 4)
-    assert traffic.operators == 1
-
-
-def test_a_gradient_by_the_images_computes_about_as_much_again():
-    work = count_work(TINY, CPU)
-    assert work["gradient"].flops == pytest.approx(2 * work["forward"].flops, rel=0.1)
-    assert work["step"].flops > work["gradient"].flops
-    assert work["step"].operators > work["gradient"].operators > work["forward"].operators
-
-
-def test_the_roof_is_the_lower_of_peak_and_bandwidth():
-    work = Work(flops=100.0, bytes=10.0, operators=1)
-    assert roof(work, flops=1e3, bandwidth=1e9) == 1e3
-    assert roof(work, flops=1e9, bandwidth=1e3) == 1e4
-
-
-def test_a_board_is_known_by_its_name():
-    assert sheet_of("NVIDIA H100 80GB HBM3") is SHEETS["H100 80GB HBM3"]
-    assert sheet_of("NVIDIA H100 PCIe") is SHEETS["H100 PCIe"]
-    assert sheet_of("some CPU") is None
-    for sheet in SHEETS.values():
-        assert sheet.tflops["float32"] <= sheet.tflops["tf32"] <= sheet.tflops["bf16"]
-
-
-def test_short_calls_are_repeated_within_a_round():
-    calls = []
-    (timing,) = paces({"one": lambda: calls.append(1)}, seconds=0.05)
-    assert 3 <= len(timing.seconds) <= 30
-    assert len(calls) > 100
-
-
-def test_the_floor_is_its_gradients_and_one_step():
-    passes, done = Passes(TINY, CPU), []
-    passes.gradient = lambda: done.append("gradient")
-    passes.step = lambda: done.append("step")
-    passes.floor(3)
-    assert done == ["gradient"] * 3 + ["step"]
-
-
-def test_a_frozen_copy_is_passed_and_the_model_learns():
-    passes = Passes(TINY, CPU)
-    before = [part.clone() for part in passes.bare.parameters()]
-    passes.gradient()
-    assert all(map(torch.equal, before, passes.bare.parameters()))
-    passes.step()
-    assert not all(map(torch.equal, before, passes.bare.parameters()))
-    assert all(part.grad is None for part in passes.frozen.parameters())
-
-
-def test_each_timed_epoch_of_a_training_has_its_floor():
-    found = training(TINY, CPU, inner=2, steps=2, epochs=3)
-    assert found["seconds"]["floor"]["n"] == found["seconds"]["loop"]["n"] == 3
-    ends = [found["seconds"][name]["median"] for name in ("floor", "loop")]
-    assert found["share"] == pytest.approx(ends[0] / ends[1])
-
-
-def test_an_attack_is_charged_all_its_passes():
-    found = attacking(TINY, CPU, steps=3, seconds=0.0)
-    assert found["passes"] == {"pgd": [3.0, 3.0], "apgd": [4.0, 3.0]}
+    assert len({entry.name for entry in entries}) == len(entries)
 
 
 def test_quick_sizes_leave_what_was_asked_for():
     options = Options(out=Path("here.json"), precisions=("tf32",), sections=("device",))
-    tiny = quick(options)
-    kept = ("out", "precisions", "sections", "minutes", "again", "checkpoint")
+    tiny = throughput.quick(options)
+    kept = ("out", "precisions", "sections", "minutes", "again")
     assert all(getattr(tiny, name) == getattr(options, name) for name in kept)
     assert dataclasses.asdict(tiny) != dataclasses.asdict(options)
 
 
-def test_a_record_of_another_torch_is_another_record(tmp_path, monkeypatch):
-    out = tmp_path / "speed.json"
-    record = throughput.opened(out, CPU)
-    out.write_text(json.dumps(record))
-    assert throughput.opened(out, CPU)["rows"] == {}
-    monkeypatch.setattr(torch, "__version__", "0.1")
-    with pytest.raises(ConfigError, match="give another --out"):
-        throughput.opened(out, CPU)
+def test_flops_and_bytes_of_a_product_are_those_of_the_formula():
+    layer, images = nn.Linear(8, 4, bias=False), torch.rand(16, 8)
+    with torch.no_grad():
+        work = count_work(lambda: layer(images))
+    assert work == (2 * 16 * 8 * 4, 4 * (16 * 8 + 8 * 4 + 16 * 4), 1)
+
+
+def test_a_gradient_by_the_images_computes_about_as_much_again():
+    rows = throughput.pass_rows(TINY, SMALL, CPU)
+    forward, gradient, step = (throughput.Work(**row["work"]) for row in rows)
+    assert gradient.flops == pytest.approx(2 * forward.flops, rel=0.1)
+    assert step.flops > gradient.flops
+    assert step.operators > gradient.operators > forward.operators
+
+
+def test_peak_roof_and_floor_are_those_of_the_other_rows():
+    way = TINY._asdict()
+    work = {"flops": 100.0, "bytes": 10.0, "operators": 1}
+    rows = [
+        timed(0.1, "product", work=work, peak="float32"),
+        timed(0.1, "copy", work=work | {"flops": 0.0, "bytes": 1.0}, bandwidth=True),
+        timed(1.0, "gradient", way=way, work=work),
+        timed(2.0, "step", way=way, work=work | {"flops": 200.0}),
+        timed(5.0, "training", way=way, floor={"gradient": 2, "step": 1}),
+        timed(5.0, "alone", way=TINY._replace(batch_size=8)._asdict(), floor={"step": 1}),
+    ]
+    lines = page(record_of(("a", rows))).splitlines()
+    shares = [
+        [cell.strip() for cell in line.split("|")[-4:-1]] for line in lines if "batch" in line
+    ]
+    # 1,000 FLOP/s at most, 10 bytes a second of 10 FLOP each; 400 FLOP in 5 s; 4 s of passes in 5
+    assert shares == [
+        ["10 %", "10 %", ""],
+        ["10 %", "20 %", ""],
+        ["8 %", "13 %", "80 %"],
+        ["", "", ""],
+    ]
+
+
+def test_a_frozen_copy_is_passed_and_the_model_learns():
+    passes = Passes(TINY, CPU)
+    before = [part.clone() for part in passes.model.parameters()]
+    passes.gradient()
+    assert all(map(torch.equal, before, passes.model.parameters()))
+    passes.step()
+    assert not all(map(torch.equal, before, passes.model.parameters()))
+    assert all(part.grad is None for part in passes.frozen.parameters())
+
+
+def test_an_attack_is_charged_all_its_passes():
+    rows = throughput.attack_rows(TINY, dataclasses.replace(SMALL, inner=3), CPU)
+    assert [(row["what"], row["floor"]) for row in rows] == [
+        ("PGD-3", {"gradient": 3.0, "forward": 0.0}),
+        ("APGD-3", {"gradient": 3.0, "forward": 1.0}),
+    ]

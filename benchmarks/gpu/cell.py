@@ -19,7 +19,6 @@ from typing import Literal
 
 import tyro
 
-from robust_nc.benchmarks.gpu.speed import compare_steps
 from robust_nc.benchmarks.races.timing import conditions, markdown
 from robust_nc.config import training_id
 from robust_nc.engines.run_suite import Hooks, run_suite
@@ -238,14 +237,6 @@ class Options:
     """Stop before this many minutes have passed."""
     reserve: float = 3.0
     """Minutes that must be left to begin the attack and the measures of a trained cell."""
-    benchmark: bool = False
-    """Only measure images per second of training steps, and print them as JSON."""
-    batch_size: int = 128
-    """With --benchmark: images per step."""
-    steps: int = 20
-    """With --benchmark: steps per timed epoch."""
-    repeats: int = 5
-    """With --benchmark: timed epochs."""
 
 
 def run(options: Options) -> int:
@@ -275,12 +266,6 @@ def main() -> int:
     """Entry point."""
     options = tyro.cli(Options)
     try:
-        if options.benchmark:
-            measured = compare_steps(
-                batch_size=options.batch_size, steps=options.steps, repeats=options.repeats
-            )
-            print(json.dumps(measured, indent=1))
-            return DONE
         return run(options)
     except RobustNCError as error:
         say(f"cell: {error}")
