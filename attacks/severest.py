@@ -3,6 +3,7 @@
 >>> import torch
 >>> from robust_nc.threat import Ball
 >>> tree = ((0.0, 1.0, 2.0), (1.0, 0.0, 2.0), (2.0, 2.0, 0.0))
+>>> _ = torch.manual_seed(0)
 >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
 >>> images, labels, ids = torch.rand(5, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1]), torch.arange(5)
 >>> attack = Severest(distances=tree, steps=5)

@@ -71,7 +71,7 @@ def _wrong_scores(stored: Stored) -> list[str]:
     return found
 
 
-def wrong_evidence(stored: Stored) -> list[str]:
+def wrong_evidence(stored: Stored, results: Path) -> list[str]:
     """What is wrong with the evidence that is committed with a record."""
     named = stored.record.evidence
     path = stored.path.with_suffix(".evidence")
@@ -91,7 +91,7 @@ def wrong_evidence(stored: Stored) -> list[str]:
     return found
 
 
-def wrong_standing(stored: Stored) -> list[str]:
+def wrong_standing(stored: Stored, results: Path) -> list[str]:
     """What is wrong with the receipt and the challenges of a record."""
     found = []
     try:

@@ -26,8 +26,8 @@ def complaints(path: Path, results: Path) -> list[str]:
     stored = read_record(path)
     return [
         *wrong_record(stored, results),
-        *wrong_evidence(stored),
-        *wrong_standing(stored),
+        *wrong_evidence(stored, results),
+        *wrong_standing(stored, results),
         *strangers(results, [stored]),
     ]
 
