@@ -12,7 +12,6 @@ import pytest
 from robust_nc.exceptions import RecordError, UnknownNameError
 from robust_nc.record import Stored
 from robust_nc.report.board import terminal
-from robust_nc.report.board.formats import escape_latex, escape_markdown
 from robust_nc.report.board.table import COLUMNS, format_table, leaderboard, paired
 
 NASTY = "a_b&c%d$e#f{g}h~i^j\\k|l<m>\x1b[31mn\no"
@@ -77,7 +76,7 @@ def test_columns_that_do_not_fit_a_terminal_are_named() -> None:
 
 def test_a_name_stays_on_its_row() -> None:
     text = format_table(frame_of().assign(model=["two\nlines", "b"]), "table")
-    assert "two?lines" in text
+    assert "two lines" in text
 
 
 @pytest.mark.parametrize(("beside", "words"), [("cw", "cw flatters;"), ("ce", "ce, cw flatter;")])
@@ -114,7 +113,7 @@ def test_boards_are_tables_of_their_own() -> None:
 def test_latex_is_escaped_and_whole() -> None:
     text = format_table(frame_of().assign(model=[NASTY, "b"]), "latex")
     assert r"a\_b\&c\%d\$e\#f\{g\}h\textasciitilde{}i\textasciicircum{}j\textbackslash{}k" in text
-    assert r"\textbar{}l\textless{}m\textgreater{}?[31mn?o" in text
+    assert r"\textbar{}l\textless{}m\textgreater{}?[31mn o" in text
     for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\end{tabular}", r"clean \%"):
         assert rule in text
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
@@ -122,18 +121,11 @@ def test_latex_is_escaped_and_whole() -> None:
     assert {row.replace(r"\&", "").count("&") for row in rows} == {9}
 
 
-def test_every_special_character_of_latex_is_escaped() -> None:
-    for character in "&%$#_{}~^\\":
-        assert escape_latex(character).startswith("\\")
-        assert escape_latex(character) != character
-
-
 def test_markdown_is_escaped_and_rectangular() -> None:
     text = format_table(frame_of().assign(model=[NASTY, "b"]), "markdown")
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 4
     assert {row.replace(r"\|", "").count("|") for row in rows} == {11}
-    assert escape_markdown("<img>") == r"\<img\>"
 
 
 def test_a_terminal_is_sent_no_commands() -> None:

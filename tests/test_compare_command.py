@@ -249,7 +249,7 @@ def test_names_are_printed_and_never_obeyed(
     path = put(tmp_path / "a.json", nasty)
     text = said(path, path, capsys)
     assert "\x1b" not in text
-    assert "?[31mred?new [b]x" in text
+    assert "?[31mred new [b]x" in text
 
 
 def test_records_can_be_read_from_where_results_lie(tmp_path: Path) -> None:

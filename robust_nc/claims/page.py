@@ -14,7 +14,8 @@ from collections.abc import Iterable, Sequence
 from robust_nc.claims.answers import Answer, Beside, Scale, Summary, Tested
 from robust_nc.claims.reading import Claim
 from robust_nc.config import plain
-from robust_nc.report.board.formats import count, escape_markdown
+from robust_nc.io.text import escape_markdown
+from robust_nc.report.board.formats import count
 from robust_nc.report.board.gather import part_label
 from robust_nc.report.site.pages import Shown, ShownTest
 

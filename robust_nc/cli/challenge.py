@@ -12,9 +12,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from robust_nc.cli.verify import shown
 from robust_nc.exceptions import RecordError
 from robust_nc.io.digests import state_digest, state_digests
+from robust_nc.io.text import printable
 from robust_nc.record.schema import Record, read_record
 from robust_nc.runtime.torch_state import default_device
 from robust_nc.verification.challenge import Tried, try_points, write_challenge
@@ -54,7 +54,7 @@ def challenge_command(
         _check_model(stored.record, state_digest(state_digests(judge)), tell)
         tried = try_points(stored, judge, examples, points.rows, points.points)
     for line in _lines(tried):
-        print(shown(line))
+        print(printable(line))
     if not len(tried.counted):
         return 1
     path = write_challenge(stored, tried, evidence, judge, folder=out)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from robust_nc.io.text import printable
 from robust_nc.report.board.comparing import Accuracy, Compared, Side, compare
 from robust_nc.report.board.formats import INTERVALS, count, percent, points, short
 from robust_nc.report.board.gather import identity
-from robust_nc.report.board.terminal import printable
 from robust_nc.statistics.intervals import Interval
 from robust_nc.statistics.significance import ALPHA
 

@@ -14,9 +14,9 @@ from rich.console import Console
 
 from robust_nc.exceptions import DataError, RecordError
 from robust_nc.exchange.hub_push import push, repository
-from robust_nc.exchange.plain_text import one_line
 from robust_nc.exchange.record_files import check_whole, evidence_file
 from robust_nc.exchange.submission import is_cut, ready, remarks
+from robust_nc.io.text import one_line
 from robust_nc.record.schema import Stored, read_record
 from robust_nc.verification.consistency import inconsistencies
 from robust_nc.verification.originals import Examples, examples_of

@@ -1,8 +1,4 @@
-"""`robust-nc verify`: one screen per record, badges for what was checked and nothing more.
-
->>> shown("a name with \\x1b[31m colours")
-'a name with ?[31m colours'
-"""
+"""`robust-nc verify`: one screen per record, badges for what was checked and nothing more."""
 
 import contextlib
 import os
@@ -17,6 +13,7 @@ from robust_nc.cli.progress_bars import Screen
 from robust_nc.config import plain
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import canonical_json, write_text
+from robust_nc.io.text import printable
 from robust_nc.pipeline.appraise import Event
 from robust_nc.record.folder import is_record_name, record_folders
 from robust_nc.record.schema import Stored, read_record
@@ -52,7 +49,7 @@ def verify_command(
     bad = 0
     paths = record_paths(records)
     for path in paths:
-        print(shown(str(path)))
+        print(printable(str(path)))
         try:
             # The code of a model may print; stdout is for what was found.
             with contextlib.redirect_stdout(sys.stderr), Screen(stderr) as screen:
@@ -63,11 +60,11 @@ def verify_command(
                     show=lambda stage, share, text: screen.event(Event(stage, share, text)),
                 )
         except RecordError as error:
-            print(f"  INVALID {shown(str(error))}")
+            print(f"  INVALID {printable(str(error))}")
             bad += 1
             continue
         for line in lines(found, wanted):
-            print(f"  {shown(line)}")
+            print(f"  {printable(line)}")
         bad += bool(found.wrong)
         if save:
             place = receipt_path(path)
@@ -176,8 +173,3 @@ def _audit_lines(found: Checked, wanted: Wanted) -> Iterator[str]:
         yield f"geometry     {found.geometry}"
     elif (claimed := found.stored.record.summary.get(CLAIM)) is not None:
         yield f"geometry     leap rate {claimed:.3f} on test, as claimed"
-
-
-def shown(text: str) -> str:
-    """Return text for a terminal: what a stranger wrote may hold control characters."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -16,9 +16,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from robust_nc.exchange.plain_text import one_line, safe_link
+from robust_nc.io.text import escape_latex, one_line, safe_link
 from robust_nc.record.schema import Card, Stored
-from robust_nc.report.board.formats import escape_latex
 
 # As in CITATION.cff, which no wheel holds; a test compares the two.
 TITLE = (

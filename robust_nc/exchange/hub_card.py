@@ -10,10 +10,10 @@ name: "-\u002d- {\u007b x }}"
 import json
 from typing import Any
 
-from robust_nc.exchange.plain_text import one_line, safe_link
+from robust_nc.io.text import escape_markdown, one_line, safe_link
 from robust_nc.record.schema import Card, Record, Stored
 from robust_nc.record.standing import standing
-from robust_nc.report.board.formats import escape_markdown, percent
+from robust_nc.report.board.formats import percent
 from robust_nc.report.board.gather import identity
 
 

@@ -7,8 +7,8 @@
 from pathlib import Path
 
 from robust_nc.exceptions import RecordError
-from robust_nc.exchange.plain_text import one_line
 from robust_nc.io.files import sha256_of
+from robust_nc.io.text import one_line
 from robust_nc.io.untrusted import file_name, read_json
 from robust_nc.record.schema import Stored
 from robust_nc.record.seals import broken_seals

@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import Any
 
 from robust_nc.exceptions import RecordError
-from robust_nc.exchange.plain_text import one_line
+from robust_nc.io.text import one_line
 from robust_nc.threat import parse_eps
 
 _PERCENT = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})?")

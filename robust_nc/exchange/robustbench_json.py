@@ -16,12 +16,12 @@ there and None here.
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from robust_nc.exceptions import RecordError, unknown_name
-from robust_nc.exchange.plain_text import one_line, safe_link, safe_name
 from robust_nc.exchange.robustbench_fields import (
     as_share,
     count_of,
@@ -31,6 +31,7 @@ from robust_nc.exchange.robustbench_fields import (
     text_of,
 )
 from robust_nc.io.files import write_text
+from robust_nc.io.text import one_line, safe_link
 from robust_nc.io.untrusted import file_name, read_json
 from robust_nc.record.schema import Card, Record, Stored
 from robust_nc.record.standing import standing
@@ -198,7 +199,7 @@ def export_tree(stored: Sequence[Stored], out: Path) -> list[Path]:
     paths = []
     for info, place, one in zip(infos, places, stored, strict=True):
         cell = one.record.cell
-        key = safe_name(f"{info.key}_{cell}", limit=110) if places.count(place) > 1 else info.key
+        key = _file_key(f"{info.key}_{cell}", limit=110) if places.count(place) > 1 else info.key
         path = out / info.dataset / info.threat / f"{key}.json"
         write_text(path, json.dumps(to_fields(info), indent=2, allow_nan=False) + "\n")
         paths.append(path)
@@ -220,7 +221,7 @@ def info_of(stored: Stored) -> ModelInfo:
     return ModelInfo(
         dataset=file_name(record.data.dataset, what=f"data set of {stored.path}"),
         threat=about.norm,
-        key=safe_name(card.name or record.model),
+        key=_file_key(card.name or record.model),
         declared=record.data.dataset,
         eps=about.eps,
         clean=_two_decimals(record.scores["clean"].value if "clean" in record.scores else None),
@@ -263,3 +264,9 @@ def _check(info: ModelInfo, what: str) -> None:
 
 def _two_decimals(value: float | None) -> float | None:
     return None if value is None else as_share(f"{100 * value:.2f}")
+
+
+def _file_key(text: str, *, limit: int = 80) -> str:
+    """Return text as a plain file name, "unnamed" where nothing is left of it."""
+    name = re.sub(r"[^A-Za-z0-9_.+=-]+", "_", text[: 4 * limit])[:limit].strip("._-+=")
+    return name or "unnamed"

@@ -21,7 +21,7 @@ from robust_nc.evaluation.scoring import Guarded, checked_logits
 from robust_nc.exceptions import ConfigError, InputError, RecordError
 from robust_nc.io.digests import state_digest
 from robust_nc.io.files import alone, remove_file, remove_unfinished, sha256_of
-from robust_nc.pipeline.card import safe_name
+from robust_nc.pipeline.card import model_name
 from robust_nc.pipeline.finished_model import check_layers, measure_layers, measure_settings
 from robust_nc.pipeline.make_record import Appraised, keep_evidence, make_appraisal, outcome_rows
 from robust_nc.pipeline.settings import Appraisal, Given, Judged, JudgedData, appraisal_id, gather
@@ -215,7 +215,7 @@ def _prepare(request: Request, tell: Tell) -> _Subject:
         measure=measure,
         seed=request.seed,
     )
-    name = (safe_name(request.card.name) if request.card else "") or opened.name
+    name = (model_name(request.card) if request.card else "") or opened.name
     return _Subject(settings, name, opened, model, given, classes, _spare(classes, given))
 
 

@@ -1,7 +1,7 @@
-"""Model cards: what authors say of their model, as plain text of bounded length.
+"""Model cards: what authors say of their model, as printable text of bounded length.
 
->>> print(plain_text("A" + chr(27) + "[31mB" + chr(10) + "C"))
-A[31mB C
+>>> model_name(Card(name="Ours (Wide ResNet, 2024)/../x"))
+'Ours-Wide-ResNet-2024-..-x'
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from typing import Any
 
 from robust_nc.config import read
 from robust_nc.exceptions import ConfigError, RecordError
+from robust_nc.io.text import printable
 from robust_nc.io.untrusted import read_bounded
 from robust_nc.record.schema import Card
 
@@ -21,15 +22,13 @@ _LARGEST = 64 * 1024  # bytes of a file
 _NAME_LENGTH = 100
 _LINES = "notes"  # the entry that may have several lines
 
-# Marks that make text read in another order than it is stored in.
-_DIRECTIONS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-
 
 def read_card(path: Path) -> Card:
     """Read a card from a TOML file.
 
-    Control characters are left out. Raises `ConfigError` for a file that is missing or no TOML,
-    an unknown key, a value of another type, and an entry of more than 2,000 characters.
+    What no reader sees is replaced (`io.text.printable`). Raises `ConfigError` for a file that is
+    missing or no TOML, an unknown key, a value of another type, and an entry of more than 2,000
+    characters.
     """
     try:
         content = read_bounded(path, limit=_LARGEST).decode()
@@ -38,11 +37,11 @@ def read_card(path: Path) -> Card:
         raise ConfigError(f"the card {error}") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"the card {path} is not TOML: {error}") from None
-    return plain_card(read(Card, values, source=str(path)), source=str(path))
+    return _printable_card(read(Card, values, source=str(path)), source=str(path))
 
 
-def plain_card(card: Card, *, source: str) -> Card:
-    """Return a card without control characters, or raise `ConfigError` for an entry too long."""
+def _printable_card(card: Card, *, source: str) -> Card:
+    """Return a card in printable text, or raise `ConfigError` for an entry too long."""
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(card):
         value = getattr(card, field.name)
@@ -52,23 +51,12 @@ def plain_card(card: Card, *, source: str) -> Card:
             raise ConfigError(
                 f"{source}: {field.name} has {len(value):,} characters; at most {LONGEST:,} fit"
             )
-        changed[field.name] = plain_text(value, lines=field.name == _LINES)
+        lines = value.splitlines() if field.name == _LINES else [value]
+        changed[field.name] = "\n".join(map(printable, lines)).strip()
     return dataclasses.replace(card, **changed)
 
 
-def plain_text(text: str, *, lines: bool = False) -> str:
-    """Leave out control characters and marks of direction; line ends become spaces or are kept."""
-    text = _DIRECTIONS.sub("", re.sub(r"\r\n?|\t", lambda m: " " if m[0] == "\t" else "\n", text))
-    text = text if lines else text.replace("\n", " ")
-    kept = (c for c in text if c == "\n" or unicodedata.category(c) not in {"Cc", "Cs"})
-    return "".join(kept).strip()
-
-
-def safe_name(text: str) -> str:
-    """Turn a name into one that a file may have; "" where nothing is left of it.
-
-    >>> safe_name("Ours (Wide ResNet, 2024)/../x")
-    'Ours-Wide-ResNet-2024-..-x'
-    """
-    folded = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+def model_name(card: Card) -> str:
+    """Turn the name of a card into one that a file may have; "" where nothing is left of it."""
+    folded = unicodedata.normalize("NFKD", card.name).encode("ascii", "ignore").decode()
     return re.sub(r"[^\w.+=-]+", "-", folded)[:_NAME_LENGTH].strip("-.+=")

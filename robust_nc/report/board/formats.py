@@ -1,12 +1,6 @@
-r"""Tables as text: for a terminal, CSV, LaTeX (booktabs), Markdown.
+"""Tables as text: for a terminal, CSV, LaTeX (booktabs), Markdown.
 
-Names come from records that others wrote, so each format escapes them, and characters that a
-terminal would obey are replaced.
-
->>> escape_latex("50% of a_b")
-'50\\% of a\\_b'
->>> escape_markdown("a|b")
-'a\\|b'
+Names come from records that others wrote, so each format escapes them (`io.text`).
 """
 
 import csv
@@ -18,8 +12,9 @@ from typing import Any, Literal, get_args
 import pandas as pd
 
 from robust_nc.exceptions import RecordError, unknown_name
+from robust_nc.io.text import escape_latex, escape_markdown, printable
 from robust_nc.report.board.terminal import Section as Section
-from robust_nc.report.board.terminal import printable, terminal_table
+from robust_nc.report.board.terminal import terminal_table
 
 Style = Literal["table", "csv", "latex", "markdown"]
 
@@ -38,15 +33,6 @@ NULLS = (
     "null of NC1 attacked: each example put on the vertex it leaped to; "
     "null of NC1 landed (grouped by nearest vertex): noise of the same variance"
 )
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-}
 
 
 def format_table(frame: pd.DataFrame, style: Style = "table") -> str:
@@ -279,19 +265,6 @@ def _markdown(section: Section) -> str:
     )
 
 
-def escape_latex(text: str) -> str:
-    """Escape what LaTeX would read as commands."""
-    return "".join(_LATEX.get(character, character) for character in printable(text))
-
-
-def escape_markdown(text: str) -> str:
-    """Escape what Markdown would read as markup, HTML or a column."""
-    return "".join(
-        f"\\{character}" if character in r"\`*_[]<>|~#&" else character
-        for character in printable(text)
-    )
-
-
 _GAP = "  "
 Rows = Sequence[tuple[Any, ...]]
 
@@ -334,7 +307,7 @@ def _csv(columns: Sequence[str], rows: Rows) -> str:
 
 
 def _terminal(columns: tuple[str, ...], cells: Rows, numbers: list[bool]) -> str:
-    shown = [[_printable(cell) for cell in row] for row in (columns, *cells)]
+    shown = [[printable(cell) for cell in row] for row in (columns, *cells)]
     widths = [max(len(row[i]) for row in shown) for i in range(len(columns))]
     rules = ["-" * len(cell) for cell in shown[0]]
     lines = []
@@ -369,8 +342,3 @@ def _plain_markdown(columns: tuple[str, ...], cells: Rows, numbers: list[bool]) 
     rows = [" | ".join(map(escape_markdown, row)) for row in cells]
     head = " | ".join(map(escape_markdown, columns))
     return "\n".join(f"| {row} |" for row in (head, " | ".join(rules), *rows))
-
-
-def _printable(text: str) -> str:
-    """Replace what a terminal would obey."""
-    return "".join(character if character.isprintable() else "?" for character in text)

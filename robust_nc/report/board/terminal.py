@@ -12,13 +12,15 @@ a       90.1
 import io
 import textwrap
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.box import Box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
+
+from robust_nc.io.text import printable
 
 WIDTH = 132
 _NAMES = 40  # characters that names are given before extra columns are
@@ -38,11 +40,6 @@ class Section(NamedTuple):
     rows: Sequence[tuple[str, ...]]
     names: int
     extra: int = 0
-
-
-def printable(text: Any) -> str:
-    """Replace what a terminal would obey, and line breaks."""
-    return "".join(character if character.isprintable() else "?" for character in str(text))
 
 
 class _Name(NamedTuple):

@@ -12,11 +12,12 @@ import pandas as pd
 
 from robust_nc.exceptions import InputError
 from robust_nc.io.files import digest
+from robust_nc.io.text import safe_link
 from robust_nc.report.board.formats import GAP, count, display_names, has_gap, interval_note
 from robust_nc.report.board.gather import Identity
 from robust_nc.report.board.table import BOARD
 from robust_nc.report.site.columns import COLUMNS, Cell, Column, cell, shown
-from robust_nc.report.site.text import LONG, SHORT, cut, file_stem, https_link
+from robust_nc.report.site.text import LONG, SHORT, cut, file_stem
 
 _MOST_CHOICES = 200
 FILTERS = ("dataset", "ball", "protocol", "head", "objective", "badge")
@@ -163,7 +164,7 @@ def published_boards(frame: pd.DataFrame) -> list[Board]:
 def _published_row(row: dict[Any, Any]) -> Row:
     name = cut(_text(row.get("model")))
     cells = tuple(_cell(row, column) for column in _COLUMNS)
-    return Row("", https_link(_text(row.get("link"))), name, cells)
+    return Row("", safe_link(_text(row.get("link"))), name, cells)
 
 
 def _cell(row: dict[Any, Any], column: Column) -> Cell:

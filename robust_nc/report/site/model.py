@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from robust_nc.io.text import safe_link
 from robust_nc.record.schema import Card, Record, Stored
 from robust_nc.record.standing import best_badge, standing
 from robust_nc.report.board.formats import count, percent
@@ -17,7 +18,7 @@ from robust_nc.report.site.columns import COLUMNS, Column, cell
 from robust_nc.report.site.commands import check, reproduce
 from robust_nc.report.site.files import Figure
 from robust_nc.report.site.layers import Layers, Leaps
-from robust_nc.report.site.text import LONG, SHORT, cut, https_link
+from robust_nc.report.site.text import LONG, SHORT, cut
 
 _MOST_SEEDS = 100
 _MOST_ITEMS = 30
@@ -137,7 +138,7 @@ def _card(card: Card) -> list[tuple[str, str, str]]:
         )
         if text:
             label = _LABELS.get(field.name, field.name)
-            lines.append((label, cut(text, LONG), https_link(text) if label == "link" else ""))
+            lines.append((label, cut(text, LONG), safe_link(text) if label == "link" else ""))
     return lines
 
 

@@ -1,28 +1,20 @@
-"""Strangers' text on a page: escaped, cut, stripped of what steers a reader's eyes or a terminal.
+"""Strangers' text on a page: escaped, cut, printable.
 
 >>> environment().from_string("{{ name }}").render(name="<script>")
 '&lt;script&gt;'
->>> https_link("javascript:alert(1)"), https_link("https://arxiv.org/abs/2311.07444")
-('', 'https://arxiv.org/abs/2311.07444')
 """
 
 import base64
 import hashlib
 import re
-import unicodedata
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from robust_nc.io.text import printable
+
 SHORT, LONG = 80, 2000  # characters that are shown in a cell, and of a text
-_REPLACED = "\ufffd"
-_SPACES = frozenset("\n\r\t")
-# Marks that turn the direction of the text after them.
-_TURNING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-# Controls, half of a surrogate pair, ends of lines that only some programs see.
-_UNSEEN = frozenset({"Cc", "Cs", "Zl", "Zp"})
-_LINK = re.compile(r"https://[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?([/?#][!#-;=?-~]{0,500})?")
 
 
 def environment() -> Environment:
@@ -35,17 +27,6 @@ def environment() -> Environment:
         lstrip_blocks=True,
         finalize=_finalize,
     )
-
-
-def visible(text: str) -> str:
-    """Replace controls and marks of direction; spaces of any kind become a space.
-
-    >>> visible("a\\u202eb\\nc")
-    'a\\ufffdb c'
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(map(_visible, text))
 
 
 def cut(text: str, most: int = SHORT) -> str:
@@ -67,11 +48,6 @@ def file_stem(text: str, digest: str) -> str:
     return f"{words[:60] or 'x'}-{digest[:8]}"
 
 
-def https_link(text: str) -> str:
-    """Return a text that is a plain https address, or ""."""
-    return text if _LINK.fullmatch(text) else ""
-
-
 def script_hash(script: str) -> str:
     """Source expression that lets a content security policy run this script and no other.
 
@@ -82,13 +58,6 @@ def script_hash(script: str) -> str:
     return f"sha256-{base64.b64encode(found).decode()}"
 
 
-def _visible(character: str) -> str:
-    if character in _SPACES:
-        return " "
-    hidden = character in _TURNING or unicodedata.category(character) in _UNSEEN
-    return _REPLACED if hidden else character
-
-
 def _finalize(value: Any) -> Any:
     # Markup is what a template itself made; everything else is text.
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -1,0 +1,107 @@
+"""What strangers wrote comes out the same wherever it is shown, and nothing obeys it."""
+
+import dataclasses
+import re
+
+import pytest
+from helpers_exchange import filed, resealed
+
+from robust_nc.exchange.bibliography import entry
+from robust_nc.exchange.hub_card import model_card
+from robust_nc.io.text import LONGEST, escape_latex, escape_markdown, printable, safe_link
+from robust_nc.record import Card
+from robust_nc.report.board.table import format_table, leaderboard
+from robust_nc.report.site.text import environment
+from robust_nc.report.site.write import write_site
+
+EVIL = "a\u200bb\u202ec\x1b[31md\ne"
+SHOWN = "a?b?c?[31md e"
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What each surface shows of `EVIL` in a model's name and card, and of links good and bad."""
+    folder = tmp_path_factory.mktemp("shown")
+    cards = [
+        Card(name=EVIL, authors=EVIL, paper=EVIL, venue=EVIL, link="http://example.org/paper"),
+        Card(name=EVIL, authors=EVIL, paper=EVIL, venue=EVIL, link="javascript:alert(1)"),
+    ]
+    records = [filed(folder / "results", seed=seed, card=card) for seed, card in enumerate(cards)]
+    records = [resealed(dataclasses.replace(one.record, model=EVIL), one.path) for one in records]
+    frame = leaderboard(records)
+    write_site(records[:1], folder / "site")
+    write_site(records[1:], folder / "site2")
+    return {
+        "terminal": format_table(frame, "table"),
+        "markdown": format_table(frame, "markdown").replace("\\", ""),
+        "latex": format_table(frame, "latex"),
+        "bibtex": "\n".join(entry(card, "key") for card in cards),
+        "hub": "\n".join(map(model_card, records)).replace("\\", ""),
+        "site": "".join(path.read_text() for path in folder.rglob("*.html")),
+    }
+
+
+def test_text_is_the_same_on_every_surface(shown: dict[str, str]) -> None:
+    for surface, text in shown.items():
+        assert SHOWN in text, surface
+        assert not {"\u200b", "\u202e", "\x1b"} & set(text), surface
+
+
+def test_a_link_is_one_everywhere_or_nowhere(shown: dict[str, str]) -> None:
+    assert 'href="http://example.org/paper"' in shown["site"]
+    assert "<http://example.org/paper>" in shown["hub"]
+    assert "url = {http://example.org/paper}" in shown["bibtex"]
+    for surface, text in shown.items():
+        assert not re.search("[<{\"'(]javascript:", text), surface
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "plain, M\u00fcller, \u4e2d\u6587 \U0001f600",
+            "plain, M\u00fcller, \u4e2d\u6587 \U0001f600",
+        ),
+        ("one\r\ntwo\tthree\u00a0four\u2028five", "one  two three four five"),
+        (
+            "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647",
+            "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647",
+        ),
+        ("a\u200cb\u200d\u200d\u200bc\ufeff\ud800\x00", "a?b???c???"),
+    ],
+)
+def test_what_no_reader_sees_is_replaced_and_alphabets_stay(text: str, expected: str) -> None:
+    assert printable(text) == expected
+    assert environment().from_string("{{ text }}").render(text=text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "javascript:alert(6)",
+        "data:text/html,<script>alert(8)</script>",
+        'https://example.org/" onmouseover="alert(7)',
+        "https://user@example.org/",
+        "https://ex\u0430mple.org/",
+        "https:///nowhere",
+        "https://example.org/\u202e",
+        "ftp://example.org",
+        "https://example.org/" + "x" * LONGEST,
+        "",
+    ],
+)
+def test_what_is_no_plain_address_is_no_link(text: str) -> None:
+    assert safe_link(text) == ""
+
+
+def test_an_address_stays_one() -> None:
+    for link in ("https://arxiv.org/abs/2311.07444?x=1#a", "http://localhost:8000/a_b/~c"):
+        assert safe_link(f" {link}\n") == link
+    assert safe_link('https://x.org/"><b>') == "https://x.org/%22%3E%3Cb%3E"
+
+
+def test_markup_is_escaped() -> None:
+    for character in "&%$#_{}~^\\":
+        assert escape_latex(character).startswith("\\")
+        assert escape_latex(character) != character
+    assert escape_markdown("<img>") == r"\<img\>"
