@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers_runner import GRID, TINY
@@ -11,6 +12,7 @@ from rich.console import Console
 from robust_nc.cli.plan import plan_command
 from robust_nc.config import RunConfig, read
 from robust_nc.data.load import to_unit
+from robust_nc.engines.options import RunOptions
 from robust_nc.evaluation import evaluate
 from robust_nc.exceptions import ConfigError
 from robust_nc.pipeline.suite import Suite, read_suite
@@ -271,6 +273,10 @@ class TestSpeedsFile:
             read_speeds(path)
 
 
+def plan(suite: Path, **options: Any) -> None:
+    plan_command(RunOptions(str(suite), plan=True, **options), Console(stderr=True))
+
+
 class TestCommand:
     def planned(self, tmp_path, capsys, text: str = TINY, **options) -> str:
         suite = suite_of(text, tmp_path)
@@ -278,16 +284,13 @@ class TestCommand:
         file = tmp_path / "speeds.json"
         write_speeds(file, flat_speeds(sketches, Rate(fixed=3.6, each=0.0)))
         before = sorted(tmp_path.rglob("*"))
-        args = {"price_per_hour": None, "devices": 1, **options}
-        stderr = Console(stderr=True)
-        plan_command(
-            str(tmp_path / "tiny.toml"), tmp_path / "out", None, speeds=file, stderr=stderr, **args
-        )
+        given = {"workers": 1, "out": tmp_path / "out", **options}
+        plan(tmp_path / "tiny.toml", speeds=file, **given)
         assert sorted(tmp_path.rglob("*")) == before, "a plan writes nothing"
         return str(capsys.readouterr().out)
 
     def test_it_tells_cells_hours_disk_money_and_where_speeds_are_from(self, tmp_path, capsys):
-        out = self.planned(tmp_path, capsys, price_per_hour=2.0, devices=3)
+        out = self.planned(tmp_path, capsys, price=2.0, workers=3)
         assert "tiny: 1 cells" in out
         assert "CPU core hours" in out
         assert "with 3 processes at a time" in out
@@ -296,13 +299,19 @@ class TestCommand:
         assert "assumed for standard" in out
         assert f"from {tmp_path / 'speeds.json'}, on cpu x86_64, 1 thread, torch 2" in out
 
+    def test_a_part_of_a_suite_is_planned_alone_and_says_its_numbers(self, tmp_path, capsys):
+        text = f"{TINY}\n[grid]\nseed = [0, 1, 2]\n"
+        out = self.planned(tmp_path, capsys, text, where=("seed=2",))
+        assert "tiny: 1 cells" in out
+        assert "\n  small_cnn-linear-standard: 2\n" in out
+
     def test_without_a_price_there_is_no_money(self, tmp_path, capsys):
         assert "money" not in self.planned(tmp_path, capsys)
 
     @pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf")])
     def test_a_price_that_cannot_be_is_refused(self, wrong, tmp_path, capsys):
         with pytest.raises(ConfigError, match="--price is what an hour"):
-            self.planned(tmp_path, capsys, price_per_hour=wrong)
+            self.planned(tmp_path, capsys, price=wrong)
 
     def test_a_plan_is_not_made_by_several_processes(self, tmp_path, capsys, monkeypatch):
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
@@ -325,15 +334,7 @@ class TestCommand:
             ),
         )
         with pytest.raises(ConfigError, match=r"on gpu x.*small_cnn.*they hold no key.*; vgg"):
-            plan_command(
-                str(tmp_path / "tiny.toml"),
-                tmp_path / "out",
-                None,
-                None,
-                tmp_path / "s.json",
-                1,
-                Console(stderr=True),
-            )
+            plan(tmp_path / "tiny.toml", speeds=tmp_path / "s.json")
 
     def test_claims_are_planned_suite_by_suite(self, tmp_path, capsys, monkeypatch):
         monkeypatch.chdir(tmp_path)
@@ -348,8 +349,7 @@ class TestCommand:
         suites = [read_suite(name) for name in ("quickstart", "heads-under-attack")]
         sketches = [s for suite in suites for s in sketch_suite(suite, tmp_path, Anatomist(None))]
         write_speeds(tmp_path / "s.json", flat_speeds(sketches))
-        stderr = Console(stderr=True)
-        plan_command("mine.toml", None, None, None, tmp_path / "s.json", 2, stderr)
+        plan(Path("mine.toml"), speeds=tmp_path / "s.json")
         out = capsys.readouterr().out
         assert "quickstart: 12 cells" in out
         assert "heads-under-attack: 75 cells" in out

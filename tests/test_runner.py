@@ -30,6 +30,7 @@ from helpers_runner import (
 )
 
 from robust_nc.config import cell_id, training_id
+from robust_nc.engines.options import RunOptions
 from robust_nc.engines.run_suite import SuiteReport, run_suite
 from robust_nc.exceptions import StorageError
 from robust_nc.record import Record, same_record
@@ -62,6 +63,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 
 ALONE = ("--workers", 1)
+OPTIONS = RunOptions("tiny", workers=1)
 
 
 @pytest.fixture
@@ -145,7 +147,9 @@ class TestOverwrite:
         ran = run(copy, "--overwrite", "only-cache")
         assert ran.code == 1
         missing = [line for line in ran.err.splitlines() if line.startswith("missing: ")]
-        assert missing == [f"missing: {c.model} seed 0 ({c.id})" for c in (first, second)]
+        assert missing == [
+            f"missing: {c.model} seed 0, cell {i} ({c.id})" for i, c in enumerate((first, second))
+        ]
         assert times(copy / "out", "*.*") == before
 
     def test_only_cache_leaves_no_folder_where_there_was_none(self, tmp_path):
@@ -188,7 +192,7 @@ def mended(tmp_path_factory: pytest.TempPathFactory) -> Mended:
     def meanwhile(event: object) -> None:
         if not refused:
             with pytest.raises(StorageError) as raised:
-                run_suite(suite, out, hooks=QUIET)
+                run_suite(suite, out, OPTIONS, hooks=QUIET)
             refused.append(str(raised.value))
             (worker,) = multiprocessing.active_children()
             os.kill(worker.pid or 0, signal.SIGKILL)
@@ -196,7 +200,7 @@ def mended(tmp_path_factory: pytest.TempPathFactory) -> Mended:
     hooks = QUIET._replace(
         on_event=meanwhile, on_retry=lambda cell, why: retried.append((cell, why))
     )
-    report = run_suite(suite, out, hooks=hooks, workers=1)
+    report = run_suite(suite, out, OPTIONS, hooks=hooks)
     record_path(out, suite.cells[0].model, suite.cells[0].id).unlink()
     truncated = record_path(out, suite.cells[1].model, suite.cells[1].id)
     truncated.write_text(truncated.read_text()[:500])

@@ -21,6 +21,7 @@ import tyro
 
 from robust_nc.benchmarks.races.timing import conditions, markdown
 from robust_nc.config import training_id
+from robust_nc.engines.options import RunOptions
 from robust_nc.engines.run_suite import Hooks, run_suite
 from robust_nc.exceptions import ConfigError, RobustNCError
 from robust_nc.io import files
@@ -147,7 +148,9 @@ def work_through(
 def _missing(cells: list[Cell], suite: Suite, work: Path) -> list[Cell]:
     hooks = Hooks(lambda event: None, lambda result: None, lambda cell, message: None)
     chosen = suite._replace(cells=tuple(cells))
-    absent = run_suite(chosen, work, hooks=hooks, overwrite="only-cache").absent
+    absent = run_suite(
+        chosen, work, RunOptions(suite.name, overwrite="only-cache"), hooks=hooks
+    ).absent
     return [cell for cell in cells if cell.id in absent]
 
 

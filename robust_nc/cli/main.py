@@ -1,7 +1,8 @@
 """The command line: `robust-nc evaluate | verify | run | board | ...`.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 some cells failed or
-are missing or the output cannot be written, 2 bad input, 130 interrupted, 143 ended by SIGTERM.
+are missing or the output cannot be written, 2 bad input, 130 interrupted, 143 ended by SIGTERM or
+after --minutes.
 """
 
 import os
@@ -15,7 +16,8 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from robust_nc.exceptions import ConfigError, RobustNCError
+from robust_nc.engines.options import RunOptions
+from robust_nc.exceptions import RobustNCError
 
 FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
@@ -23,54 +25,16 @@ FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 _stderr = Console(stderr=True, highlight=False, emoji=False)
 
 
-def run(
-    suite: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SUITE")],
-    /,
-    out: Path | None = None,
-    overwrite: Literal["never", "always", "only-missing", "only-cache"] = "only-missing",
-    workers: int | None = None,
-    root: Path | None = None,
-    engine: Literal["local", "ray"] = "local",
-    address: str | None = None,
-    gpus: float | None = None,
-    shards: int | None = None,
-    plan: bool = False,
-    price: float | None = None,
-    speeds: Path | None = None,
-) -> int:
-    """Train, attack, measure and record every cell of a suite; run again to go on.
-
-    Args:
-        suite: Name of a suite that comes with the package, `claims` (runs what the claims of the
-            literature are decided on, and answers them), or a path that ends with .toml.
-        out: Folder for records, checkpoints and logs (default: out/<suite>).
-        overwrite: never: keep every cell that has a record; only-missing: also redo damaged ones;
-            always: start over; only-cache: compute nothing, say what is missing.
-        workers: Cells at a time (default: one per core on a CPU, one on an accelerator); with
-            --engine ray, tasks at a time on a cluster that is started here.
-        root: Folder of data sets (default: $ROBUST_NC_DATA, else ~/.cache/robust_nc).
-        engine: local: processes of this machine; ray: a Ray cluster, stages and parts as tasks.
-        address: The cluster to join (default: $RAY_ADDRESS, else one is started here; auto: the
-            one that runs on this machine).
-        gpus: GPUs of a task, shares such as 0.5 too (default: one, where the cluster has any).
-        shards: Parts that a verdict and a geometry are cut into (default: what fills the cluster).
-        plan: Run nothing; say how many cells, hours of a device, and how much disk it will take.
-        price: With --plan: dollars for an hour of a device; says what it will cost.
-        speeds: With --plan: a file of measured speeds, read if it is there, else written; so that
-            what a GPU will take can be said elsewhere.
-    """
-    from robust_nc.cli.run import Asked, check, run_command
-
-    asked = Asked(suite, out, overwrite, workers, root, engine, address, gpus, shards)
-    if plan:
+def run(options: Annotated[RunOptions, tyro.conf.arg(name="")]) -> int:
+    """Train, attack, measure and record every cell of a suite; run again to go on."""
+    options.check()
+    if options.plan:
         from robust_nc.cli.plan import plan_command
-        from robust_nc.engines.run_suite import default_workers
 
-        check(asked)  # what would be refused when it runs
-        return plan_command(suite, out, root, price, speeds, workers or default_workers(), _stderr)
-    if price is not None or speeds is not None:
-        raise ConfigError("--price and --speeds are for a plan; add --plan, or leave them out")
-    return run_command(asked, _stderr)
+        return plan_command(options, _stderr)
+    from robust_nc.cli.run import run_command
+
+    return run_command(options, _stderr)
 
 
 def evaluate(

@@ -11,8 +11,10 @@ from rich.progress import Progress
 
 from robust_nc.claims.reading import holds_claims, read_claims
 from robust_nc.cli.progress_bars import bars
-from robust_nc.engines.torchrun.process_group import started
+from robust_nc.engines.options import RunOptions, under_torchrun
+from robust_nc.engines.run_suite import default_workers
 from robust_nc.exceptions import ConfigError
+from robust_nc.pipeline.selection import cell_numbers, select_cells
 from robust_nc.pipeline.suite import Suite, read_suite
 from robust_nc.planning.cell_sizes import Anatomist
 from robust_nc.planning.plan import Cost, Sketch, measure, price, probes_of, sketch_suite
@@ -32,30 +34,24 @@ from robust_nc.planning.timing import Bench
 _EARLIER = Path("results")  # records that come with a copy of the repository, where it is
 
 
-def plan_command(
-    name: str,
-    out: Path | None,
-    root: Path | None,
-    price_per_hour: float | None,
-    speeds: Path | None,
-    devices: int,
-    stderr: Console,
-) -> int:
-    """Print what `name`, a suite or claims, will cost; trains nothing, and returns the exit code.
+def plan_command(options: RunOptions, stderr: Console) -> int:
+    """Print what a suite or claims will cost; trains nothing, and returns the exit code.
 
-    `price_per_hour` is that of a device; `speeds` a file of measured speeds, written where there is
-    none; `devices` how many cells run at a time. Raises `ConfigError` for a price or a number of
-    devices that cannot be, for speeds of other models, and under torchrun.
+    Raises `ConfigError` for options that cannot be, for speeds of other models, and under torchrun.
     """
-    _check(price_per_hour, devices)
-    plans = _sketched(name, out, Anatomist(root))
+    _check(options.price)
+    devices, price_per_hour = options.workers or default_workers(), options.price
+    plans = _sketched(options, Anatomist(options.root))
     sketches = [sketch for _, found in plans for sketch in found]
-    table, source = _speeds(sketches, speeds, Anatomist(root), devices, stderr)
+    table, source = _speeds(sketches, options.speeds, Anatomist(options.root), devices, stderr)
     costs: list[Cost] = []
     for suite, found in plans:
         priced = price(found, table)
         costs += priced
         print(plan_text(suite.name, priced, table, devices=devices, price=price_per_hour))
+        print("numbers of the cells, for --cells:")
+        for model, numbers in cell_numbers(suite, [each.cell for each in found]).items():
+            print(f"  {model}: {' '.join(map(str, numbers))}")
         print()
     if len(plans) > 1:
         for title, left in (("all suites", False), ("what is left of all", True)):
@@ -66,33 +62,32 @@ def plan_command(
     return 0
 
 
-def _check(price_per_hour: float | None, devices: int) -> None:
-    if started():
+def _check(price_per_hour: float | None) -> None:
+    if under_torchrun():
         raise ConfigError("a plan is made by one process, found several; leave torchrun out")
     if price_per_hour is not None and not (0 <= price_per_hour < math.inf):
         raise ConfigError(
             f"--price is what an hour of one device costs, a number of at least 0, found "
             f"{price_per_hour}"
         )
-    if devices < 1:
-        raise ConfigError(f"--workers must be at least 1, found {devices}")
 
 
-def _sketched(
-    name: str, out: Path | None, anatomist: Anatomist
-) -> list[tuple[Suite, list[Sketch]]]:
-    """Count the cells of a suite, or of all suites of claims, each in its own folder."""
-    if holds_claims(name):
-        claims = read_claims(name)
-        folder = out or Path("out") / claims.name
+def _sketched(options: RunOptions, anatomist: Anatomist) -> list[tuple[Suite, list[Sketch]]]:
+    """Count the chosen cells of a suite, or of all suites of claims, each in its own folder."""
+    if holds_claims(options.suite):
+        options.refuse_selection()
+        claims = read_claims(options.suite)
+        folder = options.out or Path("out") / claims.name
         suites = [(suite, folder / suite.name) for suite in claims.suites()]
     else:
-        suite = read_suite(name)
-        suites = [(suite, out or Path("out") / suite.name)]
-    return [
-        (suite, sketch_suite(suite, place, anatomist, read_records([_EARLIER / suite.name])))
-        for suite, place in suites
-    ]
+        suite = read_suite(options.suite)
+        suites = [(suite, options.out or Path("out") / suite.name)]
+    plans = []
+    for suite, place in suites:
+        chosen = select_cells(suite, options.cells, options.where)
+        known = read_records([_EARLIER / suite.name])
+        plans.append((suite, sketch_suite(chosen, place, anatomist, known)))
+    return plans
 
 
 def _speeds(

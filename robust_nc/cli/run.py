@@ -1,9 +1,8 @@
 """`robust-nc run`: a suite, or claims, with progress on stderr and its table on stdout."""
 
 import functools
-import shlex
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import TaskID
@@ -12,69 +11,47 @@ from robust_nc.claims.reading import holds_claims, read_claims
 from robust_nc.cli.claims import claims_command
 from robust_nc.cli.progress_bars import bars
 from robust_nc.cli.stopping import heeding
-from robust_nc.engines.ray.settings import ClusterSettings
-from robust_nc.engines.run_suite import Hooks, Overwrite, SuiteReport, run_suite
+from robust_nc.engines.options import RunOptions, under_torchrun
+from robust_nc.engines.run_suite import Hooks, SuiteReport, run_suite
 from robust_nc.engines.torchrun.executor import Ranks
-from robust_nc.engines.torchrun.process_group import joined, started
-from robust_nc.exceptions import ConfigError, StoppedError
+from robust_nc.engines.torchrun.process_group import joined
+from robust_nc.exceptions import StoppedError
 from robust_nc.pipeline.cell import CellEvent, CellResult
-from robust_nc.pipeline.suite import Cell, Suite, read_suite
+from robust_nc.pipeline.selection import cell_titles, select_cells
+from robust_nc.pipeline.suite import Suite, read_suite
 from robust_nc.record.folder import record_path
 from robust_nc.record.schema import read_record
 from robust_nc.report.board.table import format_table, leaderboard
 from robust_nc.runtime import stopping
 
 
-class Asked(NamedTuple):
-    """What `robust-nc run` was asked: the suite's name, and its options as they were given."""
-
-    name: str
-    out: Path | None = None
-    overwrite: Overwrite = "only-missing"
-    workers: int | None = None
-    root: Path | None = None
-    engine: Literal["local", "ray"] = "local"
-    address: str | None = None
-    gpus: float | None = None
-    shards: int | None = None
-
-
-def run_command(asked: Asked, stderr: Console) -> int:
+def run_command(options: RunOptions, stderr: Console) -> int:
     """Run a suite, or the suites of claims, show what came of it, and return the exit code.
 
     Under torchrun the first process does so, and the others help.
     """
-    if not started():
-        return _drive(asked, stderr, None)
-    if asked.engine == "ray" or asked.workers is not None:
-        raise ConfigError(
-            "torchrun says how many processes there are; leave out --engine and --workers"
-        )
+    if not under_torchrun():
+        return _drive(options, stderr, None)
     with joined() as ranks:
         if ranks.rank:
             with stopping.on_sigterm():
                 return ranks.follow()
-        return _drive(asked, stderr, ranks)
+        return _drive(options, stderr, ranks)
 
 
-def _drive(asked: Asked, stderr: Console, ranks: Ranks | None) -> int:
-    name, out, cluster, again = asked.name, asked.out, check(asked), _command(asked)
+def _drive(options: RunOptions, stderr: Console, ranks: Ranks | None) -> int:
+    name, again = options.suite, options.command()
     say = functools.partial(stderr.print, markup=False, soft_wrap=True)
 
-    def carry_out(suite: Suite, place: Path, *, table: bool) -> int:
+    def carry_out(whole: Suite, place: Path, *, table: bool) -> int:
         stopping.heed()
-        say(f"{suite.name}: {len(suite.cells)} cells into {place}")
-        with Screen(suite, stderr) as screen:
-            report = run_suite(
-                suite,
-                place,
-                hooks=Hooks(screen.event, screen.result, screen.error, screen.retry),
-                overwrite=asked.overwrite,
-                workers=asked.workers,
-                root=asked.root,
-                cluster=cluster,
-                ranks=ranks,
-            )
+        suite = select_cells(whole, options.cells, options.where)
+        titles = cell_titles(whole)
+        among = "" if len(suite.cells) == len(whole.cells) else f" of {len(whole.cells)}"
+        say(f"{suite.name}: {len(suite.cells)}{among} cells into {place}")
+        with Screen(suite, titles, stderr) as screen:
+            hooks = Hooks(screen.event, screen.result, screen.error, screen.retry)
+            report = run_suite(suite, place, options, hooks=hooks, ranks=ranks)
         if stopping.wished() or report.stopped:
             _tell_stopped(suite, report)
         if table and (report.kept or report.made):
@@ -82,20 +59,22 @@ def _drive(asked: Asked, stderr: Console, ranks: Ranks | None) -> int:
         say(f"{len(report.made)} cells made, {report.kept} kept, {len(report.failed)} failed")
         for cell in suite.cells:
             if cell.id in report.absent:
-                say(f"missing: {_name(cell)} ({cell.id})")
+                say(f"missing: {titles[cell.id]} ({cell.id})")
         if report.failed:
             say(f"try the failed cells again with: {again}")
         return 1 if report.failed or report.absent else 0
 
     def carry_out_all() -> int:
         if holds_claims(name):
+            options.refuse_selection()
             claims = read_claims(name)
             run = functools.partial(carry_out, table=False)
-            return claims_command(claims, out or Path("out") / claims.name, run, say)
+            return claims_command(claims, options.out or Path("out") / claims.name, run, say)
         suite = read_suite(name)
-        return carry_out(suite, out or Path("out") / suite.name, table=True)
+        return carry_out(suite, options.out or Path("out") / suite.name, table=True)
 
-    return heeding(carry_out_all, again, say)
+    seconds = None if options.minutes is None else 60 * options.minutes
+    return heeding(carry_out_all, again, say, seconds=seconds)
 
 
 def _tell_stopped(suite: Suite, report: SuiteReport) -> None:
@@ -110,37 +89,6 @@ def _tell_stopped(suite: Suite, report: SuiteReport) -> None:
         )
 
 
-def check(asked: Asked) -> ClusterSettings | None:
-    """Say what is asked of a cluster, if any; raises `ConfigError` for options that cannot be."""
-    if asked.workers is not None and asked.workers < 1:
-        raise ConfigError(f"--workers must be at least 1, found {asked.workers}")
-    if asked.engine == "ray":
-        return ClusterSettings(
-            address=asked.address, slots=asked.workers, gpus=asked.gpus, shards=asked.shards
-        )
-    for option in ("address", "gpus", "shards"):
-        if getattr(asked, option) is not None:
-            raise ConfigError(f"--{option} is for a cluster; add --engine ray, or leave it out")
-    return None
-
-
-def _command(asked: Asked) -> str:
-    """Say what to type to go on: always without --overwrite, or finished cells would be lost."""
-    options = asked._replace(overwrite="only-missing")._asdict()
-    given = [
-        text
-        for option, default in Asked._field_defaults.items()
-        if options[option] != default
-        for text in (f"--{option}", str(options[option]))
-    ]
-    program = "torchrun ... -m robust_nc" if started() else "robust-nc"
-    return f"{program} {shlex.join(['run', asked.name, *given])}"
-
-
-def _name(cell: Cell) -> str:
-    return f"{cell.model} seed {cell.config.seed}"
-
-
 def _table(suite: Suite, place: Path) -> str:
     """Show the records of the suite's own cells, whatever else lies in the folder."""
     paths = sorted(record_path(place, cell.model, cell.id) for cell in suite.cells)
@@ -150,8 +98,8 @@ def _table(suite: Suite, place: Path) -> str:
 class Screen:
     """Bars for the suite and its running cells on a terminal; one line per cell elsewhere."""
 
-    def __init__(self, suite: Suite, console: Console) -> None:
-        self._names = {cell.id: _name(cell) for cell in suite.cells}
+    def __init__(self, suite: Suite, titles: dict[str, str], console: Console) -> None:
+        self._names = {cell.id: titles[cell.id] for cell in suite.cells}
         self._console = console
         self._tasks: dict[str, TaskID] = {}
         self._progress = bars(console)

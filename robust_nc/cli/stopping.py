@@ -15,12 +15,19 @@ from robust_nc.runtime import stopping
 INTERRUPTED, TERMINATED = 130, 143
 
 
-def heeding(command: Callable[[], int], again: str, say: Callable[[str], None]) -> int:
+def heeding(
+    command: Callable[[], int],
+    again: str,
+    say: Callable[[str], None],
+    *,
+    seconds: float | None = None,
+) -> int:
     """Call `command`, which heeds `stopping`, and return its exit code or that of its ending.
 
-    `again` is what to type to go on, as `say` tells.
+    `again` is what to type to go on, as `say` tells; after `seconds` it is asked to stop as by
+    SIGTERM.
     """
-    with stopping.on_sigterm():
+    with stopping.on_sigterm(seconds=seconds):
         try:
             return command()
         except StoppedError as error:

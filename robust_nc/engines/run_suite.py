@@ -9,13 +9,14 @@ import os
 from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from robust_nc.config import training_id
 from robust_nc.data.load import dataset_info
 from robust_nc.engines.local import Finished, OnRetry, Task, run_tasks, silent
+from robust_nc.engines.options import Overwrite, RunOptions
 from robust_nc.engines.ray.settings import ClusterSettings
 from robust_nc.engines.torchrun.executor import Ranks
 from robust_nc.engines.torchrun.run import run_cells
@@ -30,8 +31,6 @@ from robust_nc.pipeline.cell import CellEvent, CellResult, check_cell, run_cell
 from robust_nc.pipeline.suite import Cell, Suite
 from robust_nc.record.folder import checkpoint_folder, record_path, remove_caches
 from robust_nc.record.schema import read_record
-
-Overwrite = Literal["never", "always", "only-missing", "only-cache"]
 
 
 class SuiteReport(NamedTuple):
@@ -57,24 +56,15 @@ class Hooks(NamedTuple):
 
 
 def run_suite(
-    suite: Suite,
-    out: Path,
-    *,
-    hooks: Hooks,
-    overwrite: Overwrite = "only-missing",
-    workers: int | None = None,
-    root: Path | None = None,
-    cluster: ClusterSettings | None = None,
-    ranks: Ranks | None = None,
+    suite: Suite, out: Path, options: RunOptions, *, hooks: Hooks, ranks: Ranks | None = None
 ) -> SuiteReport:
-    """Run the cells of a suite into `out`, several at a time on a CPU, and say how it ended.
+    """Run the cells of a suite, all that it holds, into `out`, and say how it ended.
 
-    With `cluster` they run on a Ray cluster, with `ranks` one after the other by all processes that
-    torchrun started, else on this machine, `workers` at a time.
-    `overwrite`: "never" keeps every cell that has a record; "only-missing" also makes again what is
-    damaged or incomplete; "always" starts over; "only-cache" computes nothing. One run at a time
-    may write to `out`: a second one gets a `StorageError`.
+    Of the options it takes those that say how (`overwrite`, `workers`, `root`, `engine` and what
+    belongs to it). With `ranks` cells run one after the other by all processes that torchrun
+    started. One run at a time may write to `out`: a second one gets a `StorageError`.
     """
+    overwrite, root = options.overwrite, options.root
     if overwrite == "only-cache":
         absent = tuple(cell.id for cell in suite.cells if _needed(cell, out, overwrite))
         return SuiteReport(len(suite.cells) - len(absent), (), {}, absent)
@@ -93,7 +83,8 @@ def run_suite(
                 remove_tree(checkpoint_folder(out, training_id(cell.config)))
                 remove_file(record_path(out, cell.model, cell.id))
                 remove_caches(out, cell.id)
-        chosen: Engine = partial(_here, workers)
+        cluster = options.cluster()
+        chosen: Engine = partial(_here, options.workers)
         if ranks is not None:
             chosen = partial(_together, ranks)
         elif cluster is not None:

@@ -53,25 +53,30 @@ def heed() -> None:
 
 
 @contextlib.contextmanager
-def on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into the wish, for this block; in the main thread only.
+def on_sigterm(*, seconds: float | None = None) -> Iterator[None]:
+    """Turn SIGTERM, and the end of so many seconds, into the wish, for this block.
 
-    Work that has not heeded it when `SECONDS` are over gets a `KeyboardInterrupt`, and so it does
-    on a second SIGTERM.
+    In the main thread only. Work that has not heeded it when `SECONDS` are over gets a
+    `KeyboardInterrupt`, and so it does on a second SIGTERM.
     """
-    first: list[float] = []
+    terms: list[float] = []
+    begun: list[None] = []
 
     def asked(number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if number == signal.SIGALRM or (first and now - first[0] > _TWICE):
+        if number == signal.SIGTERM:
+            terms.append(time.monotonic())
+        twice = number == signal.SIGTERM and terms[-1] - terms[0] > _TWICE
+        if twice or (number == signal.SIGALRM and begun):
             raise KeyboardInterrupt
-        if not first:
-            first.append(now)
+        if not begun:
+            begun.append(None)
             signal.setitimer(signal.ITIMER_REAL, SECONDS - _MARGIN)
         wish()
 
     before = [(number, signal.signal(number, asked)) for number in (signal.SIGTERM, signal.SIGALRM)]
     try:
+        if seconds is not None:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,8 +1,4 @@
-"""How the processes that `torchrun` starts find each other, and how they end together.
-
->>> started()
-False
-"""
+"""How the processes that `torchrun` starts find each other, and how they end together."""
 
 import contextlib
 import datetime
@@ -21,12 +17,6 @@ from robust_nc.runtime import stopping
 
 _STEP = datetime.timedelta(minutes=30)  # the longest that processes wait for one in a training
 _LOOK = 0.5  # seconds between two looks whether any process was asked to stop
-_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-def started() -> bool:
-    """Whether `torchrun` started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and all(n in os.environ for n in _VARIABLES)
 
 
 @contextlib.contextmanager
