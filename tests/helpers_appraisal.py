@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from robust_nc.data.load import load_dataset
-from robust_nc.pipeline.appraise import Appraisement, Request, appraise
+from robust_nc.pipeline.appraise import Appraised, Request, appraise
 from robust_nc.threat import Ball
 
 CODE = '''
@@ -76,7 +76,7 @@ def write_model(folder: Path) -> str:
     return f"{folder / 'net.py'}:make"
 
 
-def judge(model: str, out: Path, **changed: Any) -> Appraisement:
+def judge(model: str, out: Path, **changed: Any) -> Appraised:
     """Appraise quickly: PGD on 40 digits, without geometry unless it is asked for."""
     said: list[str] = changed.pop("said", [])
     report = changed.pop("report", lambda event: None)

@@ -45,7 +45,7 @@ def outcome_of(points: Tensor, *, ball: Ball = BALL) -> Outcome:
     count = len(points)
     yes, passes = torch.ones(count, dtype=torch.bool), torch.full((count,), 7)
     attacks = (("own", APGD(steps=1)),)
-    return Outcome(yes, ~yes, ("own",) * count, points, passes, passes, (), attacks)
+    return Outcome(yes, ~yes, torch.zeros_like(passes), points, passes, passes, (), attacks)
 
 
 def forge(path: Path, **changes: Any) -> None:

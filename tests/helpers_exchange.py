@@ -15,8 +15,13 @@ from robust_nc.data.load import fingerprint, read_split, to_unit
 from robust_nc.evidence.contents import Evidence
 from robust_nc.evidence.file import write_evidence
 from robust_nc.io.digests import state_digest
+from robust_nc.pipeline.finished_model import (
+    AppraisalConfig,
+    EvaluatedData,
+    ModelReference,
+    appraisal_id,
+)
 from robust_nc.pipeline.make_record import which_examples
-from robust_nc.pipeline.settings import Appraisal, Judged, JudgedData, appraisal_id
 from robust_nc.record import (
     Card,
     Passes,
@@ -111,9 +116,9 @@ def appraised(out: Path, *, count: int = 200, side: int = 8, seed: int = 0) -> S
     Every tenth image is misclassified, every fourth of the others is broken.
     """
     part = Component(name="synthetic", options={"test_size": count, "image_shape": [1, side, side]})
-    settings = Appraisal(
-        model=Judged(reference="net.py:make", state=STATE),
-        data=JudgedData(dataset=part),
+    settings = AppraisalConfig(
+        model=ModelReference(reference="net.py:make", state=STATE),
+        data=EvaluatedData(dataset=part),
         threat=ThreatConfig(eps=8 / 255),
         evaluation=EvaluationConfig(protocol="pgd"),
         seed=seed,

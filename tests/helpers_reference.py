@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from robust_nc.zoo.reference import Opened, open_model
+from robust_nc.zoo.reference import OpenedModel, open_model
 
 SHAPE = (1, 8, 8)
 CODE = '''
@@ -107,7 +107,7 @@ def write_code(folder: Path) -> Path:
     return path
 
 
-def opened(reference: object, classes: int = 10, **options: Any) -> Opened:
+def opened(reference: object, classes: int = 10, **options: Any) -> OpenedModel:
     return open_model(str(reference), num_classes=classes, image_shape=SHAPE, **options)
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from robust_nc.config import RunConfig, read
 from robust_nc.exceptions import RobustNCError
 from robust_nc.io.files import digest, sha256_of
-from robust_nc.pipeline.settings import SUITE as EVALUATED
-from robust_nc.pipeline.settings import Appraisal
+from robust_nc.pipeline.finished_model import SUITE as EVALUATED
+from robust_nc.pipeline.finished_model import AppraisalConfig
 from robust_nc.record import COLUMNS, Stored, read_record, unpack_flags
 from robust_nc.record.seals import broken_seals
 from robust_nc.record.standing import standing
@@ -35,7 +35,7 @@ def wrong_record(stored: Stored, results: Path) -> list[str]:
     if stored.path != results / record.suite / record.model / f"{record.cell}.json":
         found.append("lies in another place than its suite, model and cell")
     try:  # still a configuration of today
-        read(Appraisal if record.suite == EVALUATED else RunConfig, record.config)
+        read(AppraisalConfig if record.suite == EVALUATED else RunConfig, record.config)
     except RobustNCError as error:
         found.append(str(error))
     if digest(record.config)[:16] != record.cell:

@@ -11,8 +11,8 @@ from helpers_runner import tiny
 from robust_nc.pipeline.cell import run_cell
 from robust_nc.pipeline.stages import (
     CellResult,
-    Part,
     Stage,
+    VerdictPart,
     judge_stage,
     measure_stage,
     needs,
@@ -47,7 +47,7 @@ def whole(cell: Cell, out: Path) -> CellResult:
     return run_cell(cell, "tiny", out, None, report=quiet)
 
 
-def do(cell: Cell, stage: Stage, out: Path, part: Part | None = None) -> None:
+def do(cell: Cell, stage: Stage, out: Path, part: VerdictPart | None = None) -> None:
     """Do a stage in `out` itself."""
     if stage == "train":
         train_stage(cell, out, None, report=quiet)
@@ -60,7 +60,7 @@ def do(cell: Cell, stage: Stage, out: Path, part: Part | None = None) -> None:
         whole(cell, out)
 
 
-def elsewhere(cell: Cell, stage: Stage, out: Path, part: Part | None = None) -> None:
+def elsewhere(cell: Cell, stage: Stage, out: Path, part: VerdictPart | None = None) -> None:
     """Do a stage in a fresh folder that holds only what it needs, and bring home all files."""
     with tempfile.TemporaryDirectory() as name:
         there = Path(name)
@@ -76,7 +76,9 @@ def elsewhere(cell: Cell, stage: Stage, out: Path, part: Part | None = None) -> 
                 shutil.copyfile(path, target)
 
 
-def in_stages(cell: Cell, out: Path, *, width: int = 1, backwards: bool = False) -> list[Part]:
+def in_stages(
+    cell: Cell, out: Path, *, width: int = 1, backwards: bool = False
+) -> list[VerdictPart]:
     """Do all stages, each elsewhere; return the parts that were judged."""
     elsewhere(cell, "train", out)
     parts = verdict_parts(cell, out, None, width=width)

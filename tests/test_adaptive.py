@@ -15,12 +15,13 @@ from robust_nc.attacks.fab import FAB
 from robust_nc.attacks.pgd import PGD
 from robust_nc.attacks.square import Square
 from robust_nc.evaluation import Outcome, evaluate
+from robust_nc.evaluation.evaluate_model import TRANSFER
 from robust_nc.exceptions import InputError, UnknownNameError
 from robust_nc.geometry.moments import Moments
 from robust_nc.models.classifier import Classifier
 from robust_nc.models.nearest_vertex import NearestVertexClassifier
 from robust_nc.models.taps import read_taps
-from robust_nc.profiling.tap_attacks import TRANSFER, TapVerdict, adaptive_rows, attack_tap
+from robust_nc.profiling.tap_attacks import TapVerdict, adaptive_rows, attack_tap
 from robust_nc.record import tidy
 from robust_nc.threat import Ball
 from robust_nc.types import EvaluationProtocol, Goal

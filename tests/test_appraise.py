@@ -22,9 +22,15 @@ from robust_nc.exceptions import (
     UnknownNameError,
 )
 from robust_nc.io.files import alone, sha256_of
-from robust_nc.pipeline.appraise import Appraisement, Event
-from robust_nc.pipeline.finished_model import measure_settings
-from robust_nc.pipeline.settings import SUITE, Appraisal, appraisal_id, gather, named_dataset
+from robust_nc.pipeline.appraise import Appraised, Event
+from robust_nc.pipeline.finished_model import (
+    SUITE,
+    AppraisalConfig,
+    appraisal_id,
+    measure_settings,
+    named_dataset,
+    read_model_data,
+)
 from robust_nc.record import Card, Stored, read_record, unpack_flags
 from robust_nc.record.folder import evidence_path, read_all
 from robust_nc.record.seals import broken_seals
@@ -37,7 +43,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def measured(model: str, tmp_path_factory: pytest.TempPathFactory) -> Appraisement:
+def measured(model: str, tmp_path_factory: pytest.TempPathFactory) -> Appraised:
     out = tmp_path_factory.mktemp("measured") / "out"
     return judge(model, out, geometry=True, attack="fgsm")
 
@@ -67,7 +73,7 @@ class TestTheRecord:
 
     def test_it_says_what_was_judged(self, measured, model):
         record = measured.stored.record
-        settings = read(Appraisal, record.config)
+        settings = read(AppraisalConfig, record.config)
         assert record.cell == appraisal_id(settings) == measured.stored.path.stem
         assert record.suite == SUITE
         assert settings.model.reference == model
@@ -274,11 +280,11 @@ class TestDataOfOnesOwn:
         for split, name in ((s, c) for s in ("train", "test") for c in ("ant", "bee")):
             (tmp_path / split / name).mkdir(parents=True)
             Image.new("RGB", (12, 9), (9, 9, 9)).save(tmp_path / split / name / "0.png")
-        found = gather(f"{tmp_path}?size=8", n=1, root=None, train=True)
+        found = read_model_data(f"{tmp_path}?size=8", n=1, root=None, train=True)
         assert found.shape.image_shape == (3, 8, 8)
         assert (len(found.test.labels), found.examples, len(found.train.labels)) == (1, 1, 2)
         shutil.rmtree(tmp_path / "train")
-        found = gather(f"{tmp_path}?size=8", n=None, root=None, train=True)
+        found = read_model_data(f"{tmp_path}?size=8", n=None, root=None, train=True)
         assert (found.shape.class_names, found.train) == (("ant", "bee"), None)
 
     def test_a_registered_name_goes_before_a_folder(self, tmp_path, monkeypatch):
@@ -292,6 +298,6 @@ class TestDataOfOnesOwn:
 
 @pytest.mark.parametrize(("n", "train", "test"), [(5, 200, 5), (150, 300, 150), (None, 720, 360)])
 def test_the_geometry_is_as_large_as_the_verdict(n, train, test):
-    settings = measure_settings(gather("digits", n=n, root=None, train=True), ("1",), 32)
+    settings = measure_settings(read_model_data("digits", n=n, root=None, train=True), ("1",), 32)
     assert (settings.train_examples, settings.test_examples) == (train, test)
     assert (settings.taps, settings.batch_size) == (("1",), 32)

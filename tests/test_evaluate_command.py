@@ -169,8 +169,8 @@ def test_an_interrupt_says_what_to_type(model, tmp_path, monkeypatch):
     ran = cli("evaluate", model, *FAST, *options)
     assert (ran.code, ran.out) == (130, "")
     assert ran.err.strip().endswith(
-        f"Go on with: robust-nc evaluate {model} --dataset digits --norm Linf --eps 8/255 "
-        f"--protocol pgd --n 40 --out {tmp_path} --attack fgsm --no-geometry"
+        f"Go on with: robust-nc evaluate {model} --dataset digits --protocol pgd --n 40 "
+        f"--eps 8/255 --out {tmp_path} --no-geometry --attack fgsm"
     )
 
 

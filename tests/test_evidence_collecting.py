@@ -174,7 +174,7 @@ def test_parts_that_do_not_fit_are_refused() -> None:
     with pytest.raises(InputError, match="29 images"):
         collected(made.model, made.images[:29], made.labels[:29], made.outcome, BALL)
     renamed = made.outcome._replace(attacks=())
-    with pytest.raises(InputError, match="'apgd-ce', which is not one of its attacks"):
+    with pytest.raises(InputError, match="broken by 0, none of its attacks"):
         collected(made.model, made.images, made.labels, renamed, BALL)
     with pytest.raises(InputError, match="batch 1 of the points of the evidence"):
         collected(Failing(made.model, 1), made.images, made.labels, made.outcome, BALL)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from robust_nc.exceptions import InputError, RecordError
-from robust_nc.pipeline.settings import named_dataset
+from robust_nc.pipeline.finished_model import named_dataset
 from robust_nc.record import Caution, EvidenceFile, Stored
 from robust_nc.report.site.board import published_boards
 from robust_nc.report.site.commands import check, reproduce

@@ -23,8 +23,8 @@ from helpers_results import (
 
 from robust_nc.config import plain
 from robust_nc.io.files import sha256_of
-from robust_nc.pipeline.settings import SUITE as EVALUATED
-from robust_nc.pipeline.settings import Appraisal, Judged, appraisal_id
+from robust_nc.pipeline.finished_model import SUITE as EVALUATED
+from robust_nc.pipeline.finished_model import AppraisalConfig, ModelReference, appraisal_id
 from robust_nc.record import EvidenceFile, Score, Stored, Weights, read_record, write_record
 from robust_nc.record.folder import read_all
 from robust_nc.record.seals import sealed
@@ -73,7 +73,9 @@ def test_no_score_of_the_main_branch_moved() -> None:
 
 def submitted(results: Path, *, seed: int = 0, state: str = "5" * 64) -> Stored:
     """Write a submission: a sealed appraisal with rows and a file in the place of evidence."""
-    settings = Appraisal(model=Judged(reference="net.py:make", state=state), seed=seed)
+    settings = AppraisalConfig(
+        model=ModelReference(reference="net.py:make", state=state), seed=seed
+    )
     cell = appraisal_id(settings)
     stored = write_cell(results / EVALUATED, config(), model="net")
     path = stored.path.with_name(f"{cell}.json")

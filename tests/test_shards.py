@@ -6,7 +6,7 @@ import torch
 
 from robust_nc.evaluation.log import close_log, open_log
 from robust_nc.evaluation.state import Entry
-from robust_nc.pipeline.verdict_parts import Shard, join
+from robust_nc.pipeline.verdict_parts import PartLog, join
 
 Told = list[tuple[int, list[int], list[bool]]]
 
@@ -19,7 +19,7 @@ def entry(rows: list[int], *, robust: bool) -> Entry:
     return Entry(torch.tensor(rows), flags, *numbers, *moved)
 
 
-def log(folder: Path, name: str, start: int, stop: int, lines: Told, *, ended: bool) -> Shard:
+def log(folder: Path, name: str, start: int, stop: int, lines: Told, *, ended: bool) -> PartLog:
     """Write a log; rows count from its first image."""
     path = folder / f"{name}.jsonl"
     with open_log(path, lambda: name) as found:
@@ -27,10 +27,10 @@ def log(folder: Path, name: str, start: int, stop: int, lines: Told, *, ended: b
             found.put(turn, entry(rows, robust=robust[0]), {})
     if ended:
         close_log(path, {})
-    return Shard(path, name, start, stop)
+    return PartLog(path, name, start, stop)
 
 
-def joined(folder: Path, count: int, *shards: Shard) -> Told:
+def joined(folder: Path, count: int, *shards: PartLog) -> Told:
     join(folder / "whole.jsonl", "whole", count, shards)
     lines = open_log(folder / "whole.jsonl", lambda: "whole").lines()
     found = [(line.turn, Entry(*line.tensors)) for line in lines]

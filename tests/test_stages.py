@@ -10,17 +10,18 @@ from robust_nc.config import training_id
 from robust_nc.evaluation.log import end_of_log
 from robust_nc.exceptions import CheckpointError, StoppedError
 from robust_nc.pipeline import stages
-from robust_nc.pipeline.caches import note_seconds, noted_seconds
 from robust_nc.pipeline.stages import (
     is_judged,
     is_trained,
     judge_stage,
     measure_stage,
     needs,
+    note_seconds,
+    noted_seconds,
     verdict_parts,
 )
 from robust_nc.pipeline.suite import Cell
-from robust_nc.pipeline.verdict_parts import Part
+from robust_nc.pipeline.verdict_parts import VerdictPart
 from robust_nc.record import read_record
 from robust_nc.record.folder import caches, checkpoint_folder, part_log, part_logs, record_path
 from robust_nc.runtime import stopping
@@ -135,8 +136,8 @@ def test_killed_between_stages_it_goes_on_and_redoes_nothing(
         path.unlink()
     if kept == 0:
         shutil.rmtree(checkpoint_folder(out, training_id(cell.config)))
-    calls = dict.fromkeys(("_step", "judge", "profile_cell"), 0)
-    for owner, name in ((Trainer, "_step"), (stages, "judge"), (stages, "profile_cell")):
+    calls = dict.fromkeys(("_step", "evaluate_part", "profile_cell"), 0)
+    for owner, name in ((Trainer, "_step"), (stages, "evaluate_part"), (stages, "profile_cell")):
         call = getattr(owner, name)
 
         def counting(*given, name=name, call=call, **options):
@@ -146,7 +147,7 @@ def test_killed_between_stages_it_goes_on_and_redoes_nothing(
         monkeypatch.setattr(owner, name, counting)
     whole(cell, out)
     assert bool(calls["_step"]) == (kept == 0)
-    assert calls["judge"] == {0: 6, 1: 6, 2: 5}.get(kept, 0)
+    assert calls["evaluate_part"] == {0: 6, 1: 6, 2: 5}.get(kept, 0)
     assert calls["profile_cell"] == (kept < 4)
     assert left(cell, out) == left(cell, done)
 
@@ -156,7 +157,7 @@ def test_a_stage_that_is_done_is_not_done_again(cell: Cell, begun: Path, monkeyp
         raise AssertionError
 
     monkeypatch.setattr(stages, "train_cell", fail)
-    part = Part("best", 0, 8)
+    part = VerdictPart("best", 0, 8)
     assert is_trained(cell, begun)
     assert is_judged(cell, part, begun)
     assert verdict_parts(cell, begun, None) == []
@@ -176,8 +177,8 @@ def test_a_part_that_is_half_done_goes_on(
     assert len(lines) > 3
     half = len(lines) // 2
     path.write_bytes(b"".join(lines[:half]))
-    assert verdict_parts(cell, out, None) == [Part("best", 8, 16)]
-    elsewhere(cell, "judge", out, Part("best", 8, 16))
+    assert verdict_parts(cell, out, None) == [VerdictPart("best", 8, 16)]
+    elsewhere(cell, "judge", out, VerdictPart("best", 8, 16))
     again = path.read_bytes().splitlines(keepends=True)
     assert again[:half] == lines[:half], "what was there is kept"
     assert len(again) <= len(lines), "and not done again"
@@ -195,16 +196,16 @@ def test_the_log_of_other_weights_is_discarded(
     other = part_log(out, cell.id, "best", 8, 16).read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(other[:-1] + (lines[-1:] if closed else [])))
     if not closed:
-        elsewhere(cell, "judge", out, Part("best", 0, 8))
+        elsewhere(cell, "judge", out, VerdictPart("best", 0, 8))
         assert path.read_bytes().splitlines()[:-1] == [line[:-1] for line in lines[:-1]]
     elsewhere(cell, "record", out)
     assert left(cell, out) == left(cell, done)
 
 
 def test_what_was_left_of_other_weights_is_not_taken(cell: Cell, begun: Path, monkeypatch) -> None:
-    assert is_judged(cell, Part("best", 0, 8), begun)
+    assert is_judged(cell, VerdictPart("best", 0, 8), begun)
     monkeypatch.setattr(stages, "_weights", lambda cell, which, out: "0" * 64)
-    assert not is_judged(cell, Part("best", 0, 8), begun)
+    assert not is_judged(cell, VerdictPart("best", 0, 8), begun)
     assert stages.geometry_of(cell, begun) is None
 
 
@@ -226,7 +227,7 @@ def test_the_training_puts_back_what_says_which_weights_are_best(
 
 def test_untrained_cells_are_neither_judged_nor_measured(cell: Cell, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not finished"):
-        judge_stage(cell, Part("best", 0, 8), tmp_path, None, report=quiet)
+        judge_stage(cell, VerdictPart("best", 0, 8), tmp_path, None, report=quiet)
     with pytest.raises(CheckpointError, match="not finished"):
         measure_stage(cell, tmp_path, None, report=quiet)
     with pytest.raises(CheckpointError, match="not finished"):
@@ -237,7 +238,7 @@ def test_untrained_cells_are_neither_judged_nor_measured(cell: Cell, tmp_path: P
 def test_a_stage_needs_its_checkpoints_and_what_it_goes_on_from(
     cell: Cell, begun: Path, tmp_path: Path
 ) -> None:
-    folder, part = checkpoint_folder(begun, training_id(cell.config)), Part("last", 8, 16)
+    folder, part = checkpoint_folder(begun, training_id(cell.config)), VerdictPart("last", 8, 16)
     cache = begun / "cache"
     assert needs(cell, "train", begun) == (folder, cache / f"{cell.id}-train.json")
     assert needs(cell, "judge", begun, part=part) == (folder, cache / f"{cell.id}-last-8-16.jsonl")

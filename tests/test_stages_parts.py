@@ -16,7 +16,7 @@ from robust_nc.evaluation.scoring import Guarded
 from robust_nc.exceptions import StoppedError
 from robust_nc.pipeline.stages import CellEvent, is_judged, judge_stage, verdict_parts
 from robust_nc.pipeline.suite import Cell
-from robust_nc.pipeline.verdict_parts import Part, parts_of, spans
+from robust_nc.pipeline.verdict_parts import VerdictPart, parts_of, spans
 from robust_nc.record.folder import part_log, part_logs
 from robust_nc.runtime import stopping
 
@@ -50,7 +50,7 @@ def trained(cell: Cell, done: Path, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def places(parts: list[Part], which: str = "best") -> list[tuple[int, int]]:
+def places(parts: list[VerdictPart], which: str = "best") -> list[tuple[int, int]]:
     return [part[1:] for part in parts if part.which == which]
 
 
@@ -70,7 +70,7 @@ def test_one_part_is_the_whole_and_left_to_the_end(cell: Cell, trained: Path) ->
 
 
 def test_parts_are_cut_around_those_that_were_begun(cell: Cell, trained: Path) -> None:
-    do(cell, "judge", trained, Part("best", 5, 10))
+    do(cell, "judge", trained, VerdictPart("best", 5, 10))
     part_log(trained, cell.id, "best", 12, 16).write_bytes(b"")
     parts = verdict_parts(cell, trained, None, width=2)
     assert places(parts) == [(0, 5), (10, 12), (12, 16), (16, 20)]
@@ -83,7 +83,11 @@ def test_what_was_begun_in_other_parts_or_in_one_piece_is_taken_over(
     """A part, one that overlaps it, one half done, and a whole verdict that was begun."""
     shutil.copytree(trained, trained / "fresh")
     fresh = trained / "fresh"
-    for part in (Part("best", 0, 9), Part("best", 4, 12), Part("best", 12, 20)):
+    for part in (
+        VerdictPart("best", 0, 9),
+        VerdictPart("best", 4, 12),
+        VerdictPart("best", 12, 20),
+    ):
         do(cell, "judge", trained, part)
     half = part_log(trained, cell.id, "best", 12, 20)
     half.write_bytes(b"".join(half.read_bytes().splitlines(keepends=True)[:3]))
@@ -161,7 +165,7 @@ def test_an_own_attack_is_judged_in_blocks_to_the_bit(tmp_path: Path) -> None:
 def test_a_stop_within_a_part_keeps_what_was_finished(
     cell: Cell, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    part, put = Part("best", 0, 20), EvaluationLog.put
+    part, put = VerdictPart("best", 0, 20), EvaluationLog.put
     told: list[str] = []
 
     def first_time(self: EvaluationLog, *given: object) -> None:
@@ -199,7 +203,7 @@ def test_memory_that_runs_out_within_a_part_changes_no_verdict(
 
     with monkeypatch.context() as patched:
         patched.setattr(Guarded, "forward", failing)
-        for part in (Part("best", 0, 10), Part("best", 10, 20)):
+        for part in (VerdictPart("best", 0, 10), VerdictPart("best", 10, 20)):
             judge_stage(cell, part, trained, None, report=quiet)
     assert len(failures) == 3
     whole(cell, trained)

@@ -13,7 +13,7 @@ from helpers_verifying import altered, judged, opened
 
 from robust_nc.config import plain, read
 from robust_nc.io.files import digest, sha256_of
-from robust_nc.pipeline.settings import Appraisal, appraisal_id
+from robust_nc.pipeline.finished_model import AppraisalConfig, appraisal_id
 from robust_nc.record import Stored, pack_flags, read_record, unpack_flags, write_rows
 from robust_nc.verification.consistency import inconsistencies
 from robust_nc.verification.originals import examples_of
@@ -295,6 +295,6 @@ def test_a_wild_record_is_never_a_crash(copied):
 
 def test_the_name_of_a_cell_is_that_of_its_settings(made):
     stored, _ = made
-    settings = read(Appraisal, stored.record.config)
+    settings = read(AppraisalConfig, stored.record.config)
     assert appraisal_id(settings) == stored.record.cell == digest(plain(settings))[:16]
     assert json.loads(stored.path.read_text())["cell"] == stored.record.cell

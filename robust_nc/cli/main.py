@@ -75,25 +75,27 @@ def evaluate(
         batch_size: Images at a time (default: measured).
         root: Folder of data sets (default: $ROBUST_NC_DATA, else ~/.cache/robust_nc).
     """
-    from robust_nc.cli.evaluate import Asked, evaluate_command
+    from robust_nc.cli.evaluate import evaluate_command
+    from robust_nc.pipeline.appraise import Request
+    from robust_nc.pipeline.card import read_card
+    from robust_nc.threat import Ball, parse_eps
 
-    asked = Asked(
+    request = Request(
         model=model,
         dataset=dataset,
-        norm=norm,
-        eps=eps,
+        ball=Ball(norm, parse_eps(eps)),
         protocol=protocol,
         n=n,
         out=out,
         taps=taps,
         geometry=geometry,
         attack=attack,
-        card=card,
+        card=None if card is None else read_card(card),
         seed=seed,
         batch_size=batch_size,
         root=root,
     )
-    return evaluate_command(asked, _stderr)
+    return evaluate_command(request, _stderr)
 
 
 def verify(

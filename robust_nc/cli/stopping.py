@@ -7,12 +7,19 @@ sends before it kills: the state is saved first.
 0
 """
 
+import shlex
+import sys
 from collections.abc import Callable
 
 from robust_nc.exceptions import StoppedError
 from robust_nc.runtime import stopping
 
 INTERRUPTED, TERMINATED = 130, 143
+
+
+def typed() -> str:
+    """Return what was typed on the command line, to be typed again."""
+    return shlex.join(["robust-nc", *sys.argv[1:]])
 
 
 def heeding(

@@ -26,7 +26,7 @@ from robust_nc.evaluation.referee import Evaluation
 from robust_nc.evaluation.sanity.attacks import sanity_warnings
 from robust_nc.evaluation.sanity.meanings import named_warning
 from robust_nc.evaluation.scoring import Scorer
-from robust_nc.evaluation.state import UNBROKEN, WRONG, EvaluationState
+from robust_nc.evaluation.state import TRANSFERRED, UNBROKEN, WRONG, EvaluationState
 from robust_nc.evaluation.turns import plan_turns, run_turns
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.plugins import find_attack, find_protocol
@@ -42,28 +42,37 @@ from robust_nc.threat import Ball
 from robust_nc.types import Attack, EvaluationProtocol, RefereedAttack, Warned
 
 CLEAN = "clean"  # `broken_by` of an example that is misclassified as it is
+TRANSFER = "transfer"  # and of one that only points made against another model break
 BATCH = {"cpu": 128, "cuda": 512}  # where none is given; then the fastest is measured
 
 
 class Outcome(NamedTuple):
     """The verdict on N examples, on the CPU.
 
-    `clean_correct`, `robust` (N,) bool; `broken_by` N names of attacks ("" where none succeeded,
-    "clean" where none was needed); `adversarials` (N, C, H, W): in the ball, the point of largest
-    margin loss found; `forward_passes`, `backward_passes` (N,) int64, all that were spent on each
-    example. `attacks` are those that made the verdict, by name; `accelerated` is how the model was
-    made faster for them ("folded", "channels_last", ...).
+    `clean_correct`, `robust` (N,) bool; `codes` (N,) int64: the place in `attacks` of what broke
+    each, -1 where nothing did, -2 where nothing was needed (`broken_by` in words); `adversarials`
+    (N, C, H, W): in the ball, the point of largest margin loss found; `forward_passes`,
+    `backward_passes` (N,) int64, all that were spent on each example. `attacks` are those that made
+    the verdict, by name; `accelerated` is how the model was made faster for them ("folded",
+    "channels_last", ...).
     """
 
     clean_correct: Tensor
     robust: Tensor
-    broken_by: tuple[str, ...]
+    codes: Tensor
     adversarials: Tensor
     forward_passes: Tensor
     backward_passes: Tensor
     warnings: tuple[Warned, ...]
     attacks: tuple[tuple[str, Attack], ...] = ()
     accelerated: tuple[str, ...] = ()
+
+    @property
+    def broken_by(self) -> tuple[str, ...]:
+        """N names of attacks; "" where none succeeded, "clean" where none was needed."""
+        names = dict(enumerate(name for name, _ in self.attacks))
+        names |= {UNBROKEN: "", WRONG: CLEAN, TRANSFERRED: TRANSFER}
+        return tuple(names[code] for code in self.codes.tolist())
 
     @property
     def clean_accuracy(self) -> float:
@@ -215,11 +224,10 @@ def _name_of(attack: Attack) -> str:
 
 def _outcome(evaluation: Evaluation, plan: EvaluationProtocol) -> Outcome:
     state = evaluation.state
-    names = {UNBROKEN: "", WRONG: CLEAN} | {i: name for i, (name, _) in enumerate(plan.attacks)}
     return Outcome(
         clean_correct=state.clean_correct,
         robust=state.robust,
-        broken_by=tuple(names[int(code)] for code in state.broken_by),
+        codes=state.broken_by,
         adversarials=state.points,
         forward_passes=state.forwards,
         backward_passes=state.backwards,

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from robust_nc.evaluation.scoring import Scores
 
-UNBROKEN, WRONG = (
-    -1,
-    -2,
-)  # in `EvaluationState.broken_by`, beside indices into the protocol's attacks
+# In `broken_by`, beside places of attacks in the protocol: no attack broke it; none was needed; and
+# what broke it was found against another model (`profiling.tap_verdict`).
+UNBROKEN, WRONG, TRANSFERRED = -1, -2, -3
 
 
 class Entry(NamedTuple):

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from robust_nc.checks import check_images, check_labels
-from robust_nc.evaluation.evaluate_model import CLEAN, Outcome
+from robust_nc.evaluation.evaluate_model import Outcome
 from robust_nc.evaluation.scoring import Scorer, halving
+from robust_nc.evaluation.state import WRONG
 from robust_nc.evidence.coding import LEVELS, coded_levels, rounded
 from robust_nc.evidence.contents import TOLERANCE, Evidence
 from robust_nc.evidence.strengthening import Found, Strengthened, look, strengthen
@@ -73,7 +74,7 @@ def collect(
             labels=labels.cpu().clone(),
             clean_correct=outcome.clean_correct.clone(),
             robust=outcome.robust.clone(),
-            broken_by=_codes(outcome),
+            broken_by=outcome.codes.clone(),
             forwards=outcome.forward_passes.clone(),
             backwards=outcome.backward_passes.clone(),
             broken=broken,
@@ -159,13 +160,6 @@ def _as_good(there: Found, exact: Found) -> Tensor:
     return there.flipped & enough
 
 
-def _codes(outcome: Outcome) -> Tensor:
-    """Return `broken_by` as in `record.Verdict`: indices of attacks, -1, -2."""
-    names = [name for name, _ in outcome.attacks]
-    codes = {"": -1, CLEAN: -2} | {name: index for index, name in enumerate(names)}
-    return torch.tensor([codes[name] for name in outcome.broken_by], dtype=torch.int64)
-
-
 def _check(images: Tensor, labels: Tensor, ids: Tensor, outcome: Outcome) -> None:
     count = len(outcome.robust)
     lengths = {"images": len(images), "labels": len(labels), "ids": len(ids)}
@@ -175,8 +169,6 @@ def _check(images: Tensor, labels: Tensor, ids: Tensor, outcome: Outcome) -> Non
             f"a verdict on {count} examples needs as many images, labels and ids, found "
             f"{', '.join(wrong) or f'images of shape {tuple(images.shape)}'}"
         )
-    unknown = {*outcome.broken_by} - {"", CLEAN, *(name for name, _ in outcome.attacks)}
-    if unknown:
-        raise InputError(
-            f"the outcome is broken by {sorted(unknown)[0]!r}, which is not one of its attacks"
-        )
+    unknown = outcome.codes[(outcome.codes >= len(outcome.attacks)) | (outcome.codes < WRONG)]
+    if len(unknown):
+        raise InputError(f"the outcome is broken by {int(unknown[0])}, none of its attacks")

@@ -7,6 +7,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from robust_nc.config import Component, EvaluationConfig, ThreatConfig
+from robust_nc.config import Component, EvaluationConfig, ThreatConfig, plain
 from robust_nc.data.load import to_unit
 from robust_nc.evaluation.evaluate_model import Outcome, evaluate
 from robust_nc.evaluation.scoring import Guarded, checked_logits
@@ -22,67 +23,46 @@ from robust_nc.exceptions import ConfigError, InputError, RecordError
 from robust_nc.io.digests import state_digest
 from robust_nc.io.files import alone, remove_file, remove_unfinished, sha256_of
 from robust_nc.pipeline.card import model_name
-from robust_nc.pipeline.finished_model import check_layers, measure_layers, measure_settings
-from robust_nc.pipeline.make_record import Appraised, keep_evidence, make_appraisal, outcome_rows
-from robust_nc.pipeline.settings import Appraisal, Given, Judged, JudgedData, appraisal_id, gather
+from robust_nc.pipeline.finished_model import (
+    SUITE,
+    AppraisalConfig,
+    EvaluatedData,
+    ModelData,
+    ModelReference,
+    appraisal_id,
+    check_layers,
+    measure_layers,
+    measure_settings,
+    read_model_data,
+)
+from robust_nc.pipeline.make_record import (
+    Results,
+    keep_evidence,
+    make_record,
+    verdict_rows,
+    which_examples,
+)
+from robust_nc.pipeline.verdict_parts import evaluate_on
 from robust_nc.plugins import find_attack, find_protocol
 from robust_nc.profiling.feature_cache import chosen_taps
 from robust_nc.record.folder import evidence_path, verdict_log
-from robust_nc.record.schema import Card, Stored, read_record, write_record, write_rows
+from robust_nc.record.schema import (
+    Card,
+    Facts,
+    Stored,
+    Weights,
+    read_record,
+    tidy,
+    write_record,
+    write_rows,
+)
 from robust_nc.record.seals import sealed
 from robust_nc.runtime.progress import Clock, Progress
 from robust_nc.runtime.torch_state import default_device, device_of, full_precision, untouched
 from robust_nc.threat import Ball
 from robust_nc.types import Warned
-from robust_nc.zoo.reference import Opened, open_model
-
-
-def check_folder(out: Path, cell: str) -> None:
-    """Refuse a folder with another record in it."""
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file; choose a folder with --out")
-    for path in sorted(out.glob("*.json")):
-        if path.stem != cell and not path.name.startswith("."):
-            raise ConfigError(
-                f"{out} holds {_told(path)} already, and a folder holds one record; choose "
-                f"another, such as --out {out}-{cell[:6]}"
-            )
-
-
-def finished(out: Path, cell: str) -> Stored | None:
-    """Return the whole record of this appraisal, or None where it is missing or damaged."""
-    path = out / f"{cell}.json"
-    if not path.is_file():
-        return None
-    try:
-        stored = read_record(path)
-        stored.rows()
-    except RecordError:
-        return None
-    evidence, beside = stored.record.evidence, evidence_path(path)
-    if evidence is None or not beside.is_file() or sha256_of(beside) != evidence.sha256:
-        return None
-    return stored
-
-
-def with_card(stored: Stored, card: Card | None, name: str) -> Stored:
-    """Give a finished record another card, where one was handed in, and return it."""
-    if card is None or card == stored.record.card:
-        return stored
-    record = sealed(dataclasses.replace(stored.record, card=card, model=name))
-    write_record(stored.path, record)
-    return Stored(record, stored.path)
-
-
-def _told(path: Path) -> str:
-    try:
-        record = read_record(path).record
-    except RecordError:
-        return path.name
-    threat = record.config.get("threat")
-    eps = f", eps {threat.get('eps')}" if isinstance(threat, dict) else ""
-    return f"{path.name} ({record.model} on {record.data.dataset}{eps}, {record.protocol})"
-
+from robust_nc.zoo.guard import Tell
+from robust_nc.zoo.reference import OpenedModel, open_model
 
 PLACE = Path("out") / "evaluate"
 
@@ -117,22 +97,23 @@ class Event(NamedTuple):
     status: str
 
 
-class Appraisement(NamedTuple):
+class Appraised(NamedTuple):
     """The record and where it lies; `made` says whether it was made now, or was there."""
 
     stored: Stored
     made: bool
 
 
-Tell = Callable[[str], None]
-Report = Callable[[Event], None]
+AppraisalReport = Callable[[Event], None]
 
 
 def _unheard(_: object) -> None:
     """Take what nobody listens to."""
 
 
-def appraise(request: Request, *, tell: Tell = _unheard, report: Report = _unheard) -> Appraisement:
+def appraise(
+    request: Request, *, tell: Tell = _unheard, report: AppraisalReport = _unheard
+) -> Appraised:
     """Judge a model and leave its record, rows and evidence in one folder.
 
     Killed, it goes on from its log. An appraisal that is finished is not done again; another one
@@ -146,25 +127,72 @@ def appraise(request: Request, *, tell: Tell = _unheard, report: Report = _unhea
     subject = _prepare(request, tell)
     cell = appraisal_id(subject.settings)
     out = request.out or PLACE / subject.name
-    check_folder(out, cell)
+    _check_folder(out, cell)
     with alone(out):
         remove_unfinished(out)
-        stored = finished(out, cell)
+        stored = _finished(out, cell)
         if stored is not None:
-            return Appraisement(with_card(stored, request.card, subject.name), made=False)
-        return Appraisement(_make(subject, request, out / f"{cell}.json", report), made=True)
+            return Appraised(_with_card(stored, request.card, subject.name), made=False)
+        return Appraised(_make(subject, request, out / f"{cell}.json", report), made=True)
+
+
+def _check_folder(out: Path, cell: str) -> None:
+    """Refuse a folder with another record in it."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file; choose a folder with --out")
+    for path in sorted(out.glob("*.json")):
+        if path.stem != cell and not path.name.startswith("."):
+            raise ConfigError(
+                f"{out} holds {_told(path)} already, and a folder holds one record; choose "
+                f"another, such as --out {out}-{cell[:6]}"
+            )
+
+
+def _finished(out: Path, cell: str) -> Stored | None:
+    """Return the whole record of this appraisal, or None where it is missing or damaged."""
+    path = out / f"{cell}.json"
+    if not path.is_file():
+        return None
+    try:
+        stored = read_record(path)
+        stored.rows()
+    except RecordError:
+        return None
+    evidence, beside = stored.record.evidence, evidence_path(path)
+    if evidence is None or not beside.is_file() or sha256_of(beside) != evidence.sha256:
+        return None
+    return stored
+
+
+def _with_card(stored: Stored, card: Card | None, name: str) -> Stored:
+    """Give a finished record another card, where one was handed in, and return it."""
+    if card is None or card == stored.record.card:
+        return stored
+    record = sealed(dataclasses.replace(stored.record, card=card, model=name))
+    write_record(stored.path, record)
+    return Stored(record, stored.path)
+
+
+def _told(path: Path) -> str:
+    try:
+        record = read_record(path).record
+    except RecordError:
+        return path.name
+    threat = record.config.get("threat")
+    eps = f", eps {threat.get('eps')}" if isinstance(threat, dict) else ""
+    return f"{path.name} ({record.model} on {record.data.dataset}{eps}, {record.protocol})"
 
 
 class _Subject(NamedTuple):
     """A model that answers the images, on its device, and all that its appraisal depends on."""
 
-    settings: Appraisal
+    settings: AppraisalConfig
     name: str
-    opened: Opened
+    opened: OpenedModel
     model: nn.Module
-    given: Given
+    data: ModelData
     num_classes: int
-    doubts: tuple[Warned, ...]
+    warnings: tuple[Warned, ...]
 
 
 def _check(request: Request) -> None:
@@ -182,83 +210,83 @@ def _prepare(request: Request, tell: Tell) -> _Subject:
     """Read the data, open the model, and see that they fit together."""
     if request.attack is not None:
         find_attack(request.attack)
-    given = gather(request.dataset, n=request.n, root=request.root, train=request.geometry)
+    data = read_model_data(request.dataset, n=request.n, root=request.root, train=request.geometry)
     opened = open_model(
         request.model,
-        num_classes=given.shape.num_classes,
-        image_shape=given.shape.image_shape,
+        num_classes=data.shape.num_classes,
+        image_shape=data.shape.image_shape,
         tell=tell,
     )
     model = opened.model.to(default_device()).eval()
-    classes = _num_classes(model, given)
+    classes = _num_classes(model, data)
     measure = None
-    if request.geometry and given.train is None:
+    if request.geometry and data.train is None:
         tell(
-            f"geometry is left out: {given.label} has no training images, whose class means are "
+            f"geometry is left out: {data.label} has no training images, whose class means are "
             "the vertices"
         )
     elif request.geometry:
         taps = None if request.taps is None else chosen_taps(model, request.taps)
-        check_layers(model, given, taps)
-        measure = measure_settings(given, taps, request.batch_size)
+        check_layers(model, data, taps)
+        measure = measure_settings(data, taps, request.batch_size)
     attack = None if request.attack is None else Component(name=request.attack)
-    settings = Appraisal(
-        model=Judged(reference=opened.reference, state=state_digest(opened.digests)),
-        data=JudgedData(dataset=given.part, examples=given.examples),
+    settings = AppraisalConfig(
+        model=ModelReference(reference=opened.reference, state=state_digest(opened.digests)),
+        data=EvaluatedData(dataset=data.part, examples=data.examples),
         threat=ThreatConfig(norm=request.ball.norm, eps=float(request.ball.eps)),
         evaluation=EvaluationConfig(
             protocol=request.protocol,
             attack=attack,
-            examples=given.examples,
+            examples=data.examples,
             batch_size=request.batch_size,
         ),
         measure=measure,
         seed=request.seed,
     )
     name = (model_name(request.card) if request.card else "") or opened.name
-    return _Subject(settings, name, opened, model, given, classes, _spare(classes, given))
+    return _Subject(settings, name, opened, model, data, classes, _spare(classes, data))
 
 
-def _num_classes(model: nn.Module, given: Given) -> int:
+def _num_classes(model: nn.Module, data: ModelData) -> int:
     """Ask the model for the logits of two images, and refuse one that does not fit the data."""
     device = device_of(model)
-    images, labels = to_unit(given.test.images[:2]).to(device), given.test.labels
-    guarded = Guarded(model, given.label)
+    images, labels = to_unit(data.test.images[:2]).to(device), data.test.labels
+    guarded = Guarded(model, data.label)
     none = torch.zeros(0, dtype=torch.int64)
     with torch.inference_mode(False), torch.no_grad(), untouched(model), full_precision():
         classes = checked_logits(guarded, images, none).shape[1]
-    parts = [labels] if given.train is None else [labels, given.train.labels]
+    parts = [labels] if data.train is None else [labels, data.train.labels]
     highest = max(int(part.max()) for part in parts)
     if highest >= classes:
         raise InputError(
-            f"the model answers {classes} classes, and {given.label} has labels up to {highest}; "
+            f"the model answers {classes} classes, and {data.label} has labels up to {highest}; "
             "give the data that it was trained for, or a model with an output for each class"
         )
     return classes
 
 
-def _spare(classes: int, given: Given) -> tuple[Warned, ...]:
-    known = given.shape.num_classes
+def _spare(classes: int, data: ModelData) -> tuple[Warned, ...]:
+    known = data.shape.num_classes
     if classes <= known:
         return ()
     message = (
-        f"the model answers {classes} classes, and {given.label} has {known}: what is taken for "
+        f"the model answers {classes} classes, and {data.label} has {known}: what is taken for "
         "one of the others counts as misclassified"
     )
     return (Warned("spare-classes", message),)
 
 
-def _make(subject: _Subject, request: Request, path: Path, report: Report) -> Stored:
+def _make(subject: _Subject, request: Request, path: Path, report: AppraisalReport) -> Stored:
     """Attack, keep the evidence, measure, and write the record as the last thing."""
-    clock, settings = Clock(), subject.settings
+    clock, settings, test = Clock(), subject.settings, subject.data.test
     log = verdict_log(path.parent, path.stem, "best")
-    outcome = _judge(subject, request, log, report)
+    outcome = evaluate_on(log, partial(_evaluate, subject, request, log, report))
     clock.stage("attack")
     report(Event("evidence", 0.0, "strengthen and round the adversarial images"))
     kept = keep_evidence(
         evidence_path(path),
         subject.model,
-        subject.given.test,
+        test,
         outcome,
         request.ball,
         protocol=request.protocol,
@@ -266,62 +294,71 @@ def _make(subject: _Subject, request: Request, path: Path, report: Report) -> St
         batch_size=request.batch_size,
     )
     clock.stage("evidence")
-    rows = outcome_rows(outcome, settings)
+    rows = tidy(verdict_rows(outcome, settings.evaluation.protocol))
     if settings.measure is not None:
 
         def show(share: float, status: str) -> None:
             report(Event("geometry", share, status.removeprefix("geometry, ")))
 
         layers = measure_layers(
-            subject.model, subject.given, settings, num_classes=subject.num_classes, report=show
+            subject.model, subject.data, settings, num_classes=subject.num_classes, report=show
         )
         rows = pd.concat([layers, rows], ignore_index=True)
     clock.stage("measure")
-    facts = subject.opened.facts
-    made = Appraised(
-        settings=settings,
-        name=subject.name,
-        head=facts.get("head", ""),
-        objective=facts.get("objective", ""),
-        card=request.card,
-        given=subject.given,
-        model=subject.model,
+    results = Results(
         outcome=outcome,
-        doubts=subject.doubts,
         kept=kept,
         rows=rows,
         file=write_rows(path.with_suffix(".parquet"), rows),
         seconds=clock.seconds,
+        warnings=subject.warnings,
     )
-    write_record(path, make_appraisal(made))
+    count, facts = len(test.labels), subject.opened.facts
+    record = make_record(
+        results,
+        cell=path.stem,
+        suite=SUITE,
+        model=subject.name,
+        objective=facts.get("objective", ""),
+        head=facts.get("head", ""),
+        config=plain(settings),
+        seed=settings.seed,
+        protocol=settings.evaluation.protocol,
+        data=Facts(
+            dataset=subject.data.part.name,
+            split="test",
+            examples=count,
+            which=which_examples(count),
+            fingerprint=kept.fingerprint,
+            num_classes=subject.data.shape.num_classes,
+        ),
+        weights=Weights(
+            parameters=sum(parameter.numel() for parameter in subject.model.parameters()),
+            state=kept.state,
+        ),
+        device=device_of(subject.model),
+        card=request.card,
+    )
+    write_record(path, record)
     remove_file(log)
     return read_record(path)
 
 
-def _judge(subject: _Subject, request: Request, log: Path, report: Report) -> Outcome:
-    """Make the verdict; killed, it goes on from its log."""
-
+def _evaluate(subject: _Subject, request: Request, log: Path, report: AppraisalReport) -> Outcome:
     def show(progress: Progress) -> None:
         report(Event("attack", progress.share, str(progress)))
 
-    def judge() -> Outcome:
-        test = subject.given.test
-        return evaluate(
-            subject.model,
-            to_unit(test.images),
-            test.labels,
-            request.ball,
-            protocol=request.protocol,
-            attack=request.attack,
-            seed=request.seed,
-            ids=test.ids,
-            batch_size=request.batch_size,
-            log=log,
-            report=show,
-        )
-
-    try:
-        return judge()
-    except RecordError:  # left by another version of the model's code or of an attack
-        remove_file(log)
-        return judge()
+    test = subject.data.test
+    return evaluate(
+        subject.model,
+        to_unit(test.images),
+        test.labels,
+        request.ball,
+        protocol=request.protocol,
+        attack=request.attack,
+        seed=request.seed,
+        ids=test.ids,
+        batch_size=request.batch_size,
+        log=log,
+        report=show,
+    )

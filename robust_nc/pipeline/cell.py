@@ -1,42 +1,71 @@
 """One cell of a suite: train, attack, measure, record. What is there already is not done again."""
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from robust_nc.config import RunConfig
+from robust_nc.config import EvaluationConfig, RunConfig, identifying
 from robust_nc.data.base import Split, first
 from robust_nc.evaluation.evaluate_model import Outcome
 from robust_nc.evaluation.log import end_of_log
 from robust_nc.geometry.dilation import MEASURES
-from robust_nc.pipeline.caches import Geometry, noted_seconds
-from robust_nc.pipeline.cell_inputs import Given, check_cell, gather, judged_count
-from robust_nc.pipeline.make_record import Kept, Made, keep_evidence, make_record
+from robust_nc.pipeline.cell_inputs import CellInputs, check_cell, gather_inputs, judged_count
+from robust_nc.pipeline.make_record import (
+    KeptEvidence,
+    Results,
+    keep_evidence,
+    make_record,
+    score,
+    verdict_rows,
+    which_examples,
+)
+from robust_nc.pipeline.shot_scores import shot_scores
 from robust_nc.pipeline.stages import (
     CellEvent,
+    CellReport,
     CellResult,
-    Report,
+    Geometry,
     checkpoints_of,
     geometry_of,
     judge_part,
-    measure,
-    train,
+    measure_cell,
+    noted_seconds,
+    train_or_read,
     verdict_parts,
     verdicts_of,
 )
 from robust_nc.pipeline.suite import Cell
-from robust_nc.pipeline.verdict_parts import Part, join_parts, judge, remove_others
-from robust_nc.pipeline.verdict_rows import Verdicts, curve_rows, verdict_rows
+from robust_nc.pipeline.verdict_parts import VerdictPart, evaluate_part, join_parts, remove_others
 from robust_nc.profiling.profile_model import sweep_rows
 from robust_nc.record import folder as store
-from robust_nc.record.schema import tidy, write_record, write_rows
+from robust_nc.record.schema import Facts, File, Score, Weights, tidy, write_record, write_rows
 from robust_nc.runtime.executor import IN_PROCESS, Executor
 from robust_nc.runtime.progress import Clock, Progress
+from robust_nc.runtime.torch_state import default_device
+from robust_nc.training.checkpoint import read_manifest
 from robust_nc.training.memorization import TEST_EXAMPLES, TRAIN_EXAMPLES
 from robust_nc.training.run import Trained
 from robust_nc.training.validation import VALIDATION_EXAMPLES, spread
 
-__all__ = ["CellEvent", "CellResult", "Report", "check_cell", "run_cell"]
+__all__ = ["CellEvent", "CellReport", "CellResult", "check_cell", "run_cell"]
+
+
+class Verdicts(NamedTuple):
+    """On the best and the last weights, and on the best by a weaker protocol, or None."""
+
+    best: Outcome
+    last: Outcome
+    beside: Outcome | None
+
+    def rows(self, settings: EvaluationConfig) -> list[dict[str, Any]]:
+        """Accuracies of all of them, as tidy rows."""
+        rows = []
+        for which, outcome in self._asdict().items():
+            if outcome is not None:
+                protocol = settings.beside if which == "beside" else settings.protocol
+                rows += verdict_rows(outcome, str(protocol), which)
+        return rows
 
 
 def run_cell(
@@ -45,7 +74,7 @@ def run_cell(
     out: Path,
     root: Path | None,
     *,
-    report: Report,
+    report: CellReport,
     executor: Executor = IN_PROCESS,
 ) -> CellResult:
     """Do what is missing of a cell's stages, write its record, and remove what they left for it.
@@ -53,8 +82,8 @@ def run_cell(
     Nothing in the record depends on where a stage was done; its `seconds` are the sums of theirs.
     """
     config, clock = cell.config, Clock()
-    given = gather(config, root)
-    trained = train(cell, out, root, report)
+    given = gather_inputs(config, root)
+    trained = train_or_read(cell, out, root, report)
     clock.stage("train")
     in_parts = _judge_parts(cell, out, root, trained, given.test, report)
     clock.stage("parts")
@@ -76,9 +105,29 @@ def run_cell(
         "evidence": spent["evidence"],
         "measure": round(geometry.seconds + spent["measure"], 3),
     }
-    folder = checkpoints_of(cell, out)
-    made = Made(trained, judged, verdicts, kept, rows, file, folder, seconds)
-    record = make_record(cell, suite, made)
+    results = Results(
+        outcome=verdicts.best,
+        kept=kept,
+        rows=rows,
+        file=file,
+        seconds=seconds,
+        warnings=verdicts.last.warnings,
+        scores=_scores(config, trained, judged, verdicts),
+    )
+    record = make_record(
+        results,
+        cell=cell.id,
+        suite=suite,
+        model=cell.model,
+        objective=config.train.objective.name,
+        head=config.model.head.name,
+        config=identifying(config),
+        seed=config.seed,
+        protocol=config.evaluation.protocol,
+        data=_facts(config, trained, judged, kept),
+        weights=_weights(checkpoints_of(cell, out), trained, kept),
+        device=default_device(),
+    )
     write_record(path, record)
     store.remove_caches(out, cell.id)
     clean, robust = record.scores["clean"].value, record.scores["robust"].value
@@ -86,7 +135,7 @@ def run_cell(
 
 
 def _judge_parts(
-    cell: Cell, out: Path, root: Path | None, trained: Trained, test: Split, report: Report
+    cell: Cell, out: Path, root: Path | None, trained: Trained, test: Split, report: CellReport
 ) -> float:
     """Judge the blocks that are missing; return the seconds that parts took, wherever that was."""
     for which in verdicts_of(cell, out):
@@ -98,7 +147,9 @@ def _judge_parts(
     return sum(float(end["seconds"]) for end in map(end_of_log, logs) if end is not None)
 
 
-def _judge_all(cell: Cell, out: Path, trained: Trained, test: Split, report: Report) -> Verdicts:
+def _judge_all(
+    cell: Cell, out: Path, trained: Trained, test: Split, report: CellReport
+) -> Verdicts:
     """Judge the best and the last weights, and the best ones by the weaker protocol beside."""
     found = {
         which: _judge(cell, which, out, trained, test, report) for which in verdicts_of(cell, out)
@@ -107,7 +158,7 @@ def _judge_all(cell: Cell, out: Path, trained: Trained, test: Split, report: Rep
 
 
 def _judge(
-    cell: Cell, which: str, out: Path, trained: Trained, test: Split, report: Report
+    cell: Cell, which: str, out: Path, trained: Trained, test: Split, report: CellReport
 ) -> Outcome:
     """Make a whole verdict, from those on its parts if there are any."""
 
@@ -115,17 +166,17 @@ def _judge(
         report(CellEvent(cell.id, progress.share, str(progress)))
 
     config, log = cell.config, store.verdict_log(out, cell.id, which)
-    whole = Part(which, 0, judged_count(config, len(test.labels)))
+    whole = VerdictPart(which, 0, judged_count(config, len(test.labels)))
     logs = _logs(cell, which, out)
     if logs:
         join_parts(config, whole, logs, trained, test, log=log)
     checks = which != "beside"
-    return judge(config, whole, trained, test, log=log, checks=checks, report=show)
+    return evaluate_part(config, whole, trained, test, log=log, checks=checks, report=show)
 
 
-def _logs(cell: Cell, which: str, out: Path) -> dict[Part, Path]:
+def _logs(cell: Cell, which: str, out: Path) -> dict[VerdictPart, Path]:
     found = store.part_logs(out, cell.id, which)
-    return {Part(which, *place): path for place, path in found.items()}
+    return {VerdictPart(which, *place): path for place, path in found.items()}
 
 
 def _judged(test: Split, verdicts: Verdicts) -> Split:
@@ -134,7 +185,7 @@ def _judged(test: Split, verdicts: Verdicts) -> Split:
 
 def _keep_evidence(
     record: Path, trained: Trained, judged: Split, verdicts: Verdicts, config: RunConfig
-) -> Kept:
+) -> KeptEvidence:
     settings = config.evaluation
     return keep_evidence(
         store.evidence_path(record),
@@ -149,12 +200,17 @@ def _keep_evidence(
 
 
 def _geometry(
-    cell: Cell, out: Path, trained: Trained, given: Given, executor: Executor, report: Report
+    cell: Cell,
+    out: Path,
+    trained: Trained,
+    given: CellInputs,
+    executor: Executor,
+    report: CellReport,
 ) -> Geometry:
     """Return the geometry of the last weights, measured now if it is not there."""
     found = geometry_of(cell, out)
     if found is None:
-        measure(cell, out, trained, given, executor, report)
+        measure_cell(cell, out, trained, given, executor, report)
         found = geometry_of(cell, out)
     assert found is not None, "it was written just now"
     return found
@@ -169,7 +225,7 @@ def _rows(
     curves = [row for entry in trained.history for row in curve_rows(entry, sizes)]
     found = [
         pd.concat([geometry.rows, tidy([*sweep, *curves])], ignore_index=True),
-        tidy(verdict_rows(verdicts, config.evaluation)),
+        tidy(verdicts.rows(config.evaluation)),
     ]
     return pd.concat(found, ignore_index=True)
 
@@ -184,3 +240,86 @@ def _sizes(trained: Trained, config: RunConfig) -> dict[str, int]:
         "dilation": min(TEST_EXAMPLES, trained.info.sizes["test"]),
         **dict.fromkeys((*MEASURES, "memorised"), corrupted),
     }
+
+
+def _facts(config: RunConfig, trained: Trained, judged: Split, kept: KeptEvidence) -> Facts:
+    count, altered = len(judged.labels), trained.altered
+    return Facts(
+        dataset=config.data.dataset.name,
+        split="test",
+        examples=count,
+        which=which_examples(count),
+        fingerprint=kept.fingerprint,
+        num_classes=trained.best.num_classes,
+        train_examples=len(altered.original),
+        wrong_labels=None if altered.effective_rate is None else int(altered.wrong.sum()),
+        noise=altered.effective_rate,
+    )
+
+
+def _weights(folder: Path, trained: Trained, kept: KeptEvidence) -> Weights:
+    return Weights(
+        parameters=sum(parameter.numel() for parameter in trained.best.parameters()),
+        best=_weights_file(folder, "best"),
+        last=_weights_file(folder, "last"),
+        state=kept.state,
+    )
+
+
+def _weights_file(folder: Path, which: str) -> File:
+    """Name the tensors of a checkpoint by their path below the suite's folder."""
+    file = read_manifest(folder / f"{which}.json")["tensors"]
+    return File(path=f"{folder.parent.name}/{folder.name}/{file['name']}", sha256=file["sha256"])
+
+
+def _scores(
+    config: RunConfig, trained: Trained, judged: Split, verdicts: Verdicts
+) -> dict[str, Score]:
+    """Return the accuracies beside those of the verdict on the best weights."""
+    best, last, beside = verdicts
+    scores = {"clean_last": score(last.clean_correct), "robust_last": score(last.robust)}
+    if beside is not None:
+        scores["robust_beside"] = score(beside.robust)
+    if config.data.imbalance is not None:
+        counts = trained.altered.original.bincount(minlength=trained.info.num_classes)
+        for name, flags in (("clean", best.clean_correct), ("robust", best.robust)):
+            found = shot_scores(counts, judged.labels, flags)
+            scores |= {f"{name}_{shot}": value for shot, value in found.items()}
+    return scores
+
+
+# Keys of the training log, and where their values stand in the tidy rows.
+_CURVES: dict[str, dict[str, Any]] = {
+    "nc1_trace": {"tap": "penultimate", "grouping": "true", "measure": "nc1_trace"},
+    "nc2_angle": {"tap": "penultimate", "grouping": "true", "measure": "nc2_angle"},
+    "train_accuracy": {"measure": "accuracy"},
+    "memorization": {"tap": "penultimate", "measure": "memorization"},
+    "corruption_bias": {"tap": "penultimate", "measure": "corruption_bias"},
+    "memorization_relative": {"tap": "penultimate", "measure": "memorization_relative"},
+    "memorised": {"measure": "memorised"},
+    "memorised_off_edge": {"tap": "penultimate", "measure": "memorised_off_edge"},
+    "memorised_way": {"tap": "penultimate", "measure": "memorised_way"},
+    "dilation": {"tap": "penultimate", "split": "test", "measure": "dilation"},
+    "validation_clean": {"measure": "accuracy", "split": "validation"},
+    "validation_attacked": {
+        "measure": "accuracy",
+        "split": "validation",
+        "condition": "attacked",
+    },
+}
+
+
+def curve_rows(entry: dict[str, Any], sizes: dict[str, int]) -> list[dict[str, Any]]:
+    """Turn one epoch of the training log into rows.
+
+    `sizes` are the examples behind a value: by measure, where it is there, or else by split.
+    """
+    common = {"tap": "output", "condition": "clean", "split": "train", "epoch": entry["epoch"]}
+    rows = [
+        common | place | {"value": float(entry[key])}
+        for key, place in _CURVES.items()
+        if entry.get(key) is not None
+    ]
+    for row in rows:
+        row["n"] = sizes[row["measure"] if row["measure"] in sizes else row["split"]]
+    return rows

@@ -1,7 +1,7 @@
 """What a cell needs beside its model, gathered before any work is done, or refused.
 
 >>> from robust_nc.config import RunConfig
->>> gather(RunConfig(), None).test.images.shape
+>>> gather_inputs(RunConfig(), None).test.images.shape
 torch.Size([360, 1, 8, 8])
 """
 
@@ -21,7 +21,7 @@ from robust_nc.profiling.feature_cache import chosen_taps
 from robust_nc.training.run import check_training
 
 
-class Given(NamedTuple):
+class CellInputs(NamedTuple):
     """The test split, distances between its classes `(K, K)` or None, corrupted images or None."""
 
     test: Split
@@ -47,7 +47,7 @@ def check_cell(config: RunConfig, root: Path | None) -> Hierarchy | None:
     return tree
 
 
-def gather(config: RunConfig, root: Path | None) -> Given:
+def gather_inputs(config: RunConfig, root: Path | None) -> CellInputs:
     """Gather what the cell needs, and refuse now what would else end it after its training."""
     tree = check_cell(config, root)
     test = read_test(config, root)
@@ -55,7 +55,7 @@ def gather(config: RunConfig, root: Path | None) -> Given:
     if config.measure.corruptions:
         corrupted = corruption_source(dataset_info(config.data.dataset, root).name, root)
         check_corrupted(corrupted, config.measure, test)
-    return Given(test, None if tree is None else tree.distances(), corrupted)
+    return CellInputs(test, None if tree is None else tree.distances(), corrupted)
 
 
 def read_test(config: RunConfig, root: Path | None) -> Split:

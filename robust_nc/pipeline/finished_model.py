@@ -1,29 +1,182 @@
-"""The geometry of a finished model: how much is measured, and the measuring.
+"""A finished model: what its record depends on, its data, and how much of it is measured.
 
->>> from robust_nc.pipeline.settings import gather
->>> digits = gather("digits", n=100, root=None, train=True)
->>> settings = measure_settings(digits, None, None)
->>> settings.train_examples, settings.test_examples
+>>> settings = AppraisalConfig(model=ModelReference(reference="mine.py:net", state="00"))
+>>> len(appraisal_id(settings))
+16
+>>> digits = read_model_data("digits", n=100, root=None, train=True)
+>>> measured = measure_settings(digits, None, None)
+>>> measured.train_examples, measured.test_examples
 (200, 100)
 """
 
-from collections.abc import Callable
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+from urllib.parse import parse_qsl
 
 import pandas as pd
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from robust_nc.config import MeasureConfig
-from robust_nc.data.base import Split, first
+from robust_nc.config import (
+    Component,
+    EvaluationConfig,
+    MeasureConfig,
+    Part,
+    Positive,
+    ThreatConfig,
+    build,
+    configuration,
+    plain,
+)
+from robust_nc.data.base import Dataset, Split, first
+from robust_nc.data.folder import Folder, list_images
 from robust_nc.data.hierarchy.tree import tree_of
-from robust_nc.data.load import to_unit
-from robust_nc.exceptions import InputError
+from robust_nc.data.load import data_root, to_unit
+from robust_nc.data.npz import Npz
+from robust_nc.exceptions import ConfigError, DataError, InputError, UnknownNameError, unknown_name
+from robust_nc.io.files import digest
 from robust_nc.models.taps import read_taps
-from robust_nc.pipeline.settings import Appraisal, Given
 from robust_nc.profiling.feature_cache import chosen_taps
 from robust_nc.profiling.profile_model import profile
+from robust_nc.registry import DATASETS
+from robust_nc.runtime.progress import Report
 from robust_nc.runtime.torch_state import device_of, full_precision, untouched
 from robust_nc.training.validation import spread
+
+SUITE = "evaluated"  # `Record.suite` of an appraisal, and its folder in results/
+
+
+@configuration
+class ModelReference:
+    """The model: as it was asked for, and the digest of its tensors."""
+
+    reference: str
+    state: str
+
+
+@configuration
+class EvaluatedData:
+    """The images: the first `examples` of a split in the official order (None: all)."""
+
+    dataset: Part = Field(default_factory=lambda: Component(name="digits"))
+    split: Literal["train", "test"] = "test"
+    examples: Positive | None = None
+
+
+@configuration
+class AppraisalConfig:
+    """Everything that the record of a finished model depends on; `measure` None: no geometry."""
+
+    model: ModelReference
+    data: EvaluatedData = Field(default_factory=EvaluatedData)
+    threat: ThreatConfig = Field(default_factory=ThreatConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    measure: MeasureConfig | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+def appraisal_id(settings: AppraisalConfig) -> str:
+    """Name an appraisal: the first 16 hexadecimal digits of its configuration's digest."""
+    return digest(plain(settings))[:16]
+
+
+_OF_PATHS = {"npz": ".npz file", "folder": "folder of images"}
+_MOST_CLASSES = 100_000  # a label beyond is no class number
+
+
+class Shape(NamedTuple):
+    """What a model must fit: K, (C, H, W), names of the classes, and whether there is train."""
+
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    has_train: bool
+
+
+class ModelData(NamedTuple):
+    """A data set: the first examples of its test split, and its training split or None.
+
+    `label` is what the user called it, `examples` how many of test were asked for (None: all).
+    """
+
+    label: str
+    part: Component
+    shape: Shape
+    test: Split
+    examples: int | None
+    train: Split | None
+
+
+def named_dataset(text: str) -> Component:
+    """Return the data set that `text` names: registered, a `.npz` file or a folder of images.
+
+    Options follow a question mark: `my/images?size=64`. Raises `UnknownNameError` otherwise, and
+    `ConfigError` for a kind of data set without its path.
+    """
+    place, _, query = text.partition("?")
+    options: dict[str, Any] = {key: _value(value) for key, value in parse_qsl(query)}
+    if place in _OF_PATHS and "path" not in options:
+        raise ConfigError(f"--dataset {place} names no {_OF_PATHS[place]}; give its path instead")
+    if place in DATASETS:
+        return Component(name=place, options=options)
+    if place.endswith(".npz"):
+        return Component(name="npz", options={"path": place, **options})
+    if Path(place).expanduser().is_dir():
+        return Component(name="folder", options={"path": place, **options})
+    names = [name for name in DATASETS.names() if name not in _OF_PATHS]
+    unknown = unknown_name("data set", place, names)
+    raise UnknownNameError(f"{unknown}, a path that ends with .npz, or a folder of images")
+
+
+def read_model_data(text: str, *, n: int | None, root: Path | None, train: bool) -> ModelData:
+    """Read the first `n` test images (None: all) and, if `train` asks for them, those of train.
+
+    Raises `ConfigError`, `DataError` or `InputError` that says what is wrong with the data.
+    """
+    part, home = named_dataset(text), data_root(root)
+    dataset: Dataset = build(DATASETS, part)
+    test = dataset.read("test", home)
+    shape = _shape(dataset, test, home)
+    size = len(test.labels)
+    if n is not None and not 1 <= n <= size:
+        raise InputError(f"--n must be in 1..{size}, the test images of {text}; found {n}")
+    learnt = dataset.read("train", home) if train and shape.has_train else None
+    return ModelData(text, part, shape, first(test, n), None if n == size else n, learnt)
+
+
+def _shape(dataset: Dataset, test: Split, home: Path) -> Shape:
+    if _has_train(dataset):
+        info = dataset.info(home)
+        return Shape(info.num_classes, info.image_shape, info.class_names, has_train=True)
+    if isinstance(dataset, Folder):
+        base = Path(dataset.path).expanduser()
+        names = list_images(base / ("test" if (base / "test").is_dir() else "val")).classes
+    else:
+        count = 1 + int(test.labels.max())
+        if count > _MOST_CLASSES:
+            raise DataError(f"a label is {count - 1}; labels must be class numbers from 0 on")
+        names = tuple(str(index) for index in range(max(2, count)))
+    channels, height, width = test.images.shape[1:]
+    return Shape(len(names), (channels, height, width), names, has_train=False)
+
+
+def _has_train(dataset: Dataset) -> bool:
+    """Whether there are training images; only files of the user's own may lack them."""
+    if isinstance(dataset, Npz):
+        return "train" in dataset.splits()
+    if isinstance(dataset, Folder):
+        return (Path(dataset.path).expanduser() / "train").is_dir()
+    return True
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
 
 TRAIN_EXAMPLES, TEST_EXAMPLES = 2_000, 1_000
 _PER_CLASS = 20  # training images that a vertex needs at least
@@ -31,7 +184,7 @@ _BATCH = 256
 
 
 def measure_settings(
-    given: Given, taps: tuple[str, ...] | None, batch_size: int | None
+    given: ModelData, taps: tuple[str, ...] | None, batch_size: int | None
 ) -> MeasureConfig:
     """Return what is measured of a finished model on its data, `taps` None: all that are found.
 
@@ -52,7 +205,7 @@ def measure_settings(
     )
 
 
-def check_layers(model: nn.Module, given: Given, taps: tuple[str, ...] | None) -> None:
+def check_layers(model: nn.Module, given: ModelData, taps: tuple[str, ...] | None) -> None:
     """Refuse, before anything is attacked, a model whose layers cannot be read."""
     images = to_unit(given.test.images[:2]).to(device_of(model))
     names = chosen_taps(model, taps)
@@ -65,11 +218,11 @@ def check_layers(model: nn.Module, given: Given, taps: tuple[str, ...] | None) -
 
 def measure_layers(
     model: nn.Module,
-    given: Given,
-    settings: Appraisal,
+    given: ModelData,
+    settings: AppraisalConfig,
     *,
     num_classes: int,
-    report: Callable[[float, str], None],
+    report: Report,
 ) -> pd.DataFrame:
     """Measure every tap, clean and attacked, on train and test; tidy rows.
 
@@ -98,7 +251,7 @@ def _batches(split: Split, size: int) -> list[tuple[Tensor, Tensor]]:
     return [(images[i : i + size], split.labels[i : i + size]) for i in starts]
 
 
-def _distances(given: Given, num_classes: int) -> Tensor | None:
+def _distances(given: ModelData, num_classes: int) -> Tensor | None:
     """Distances between the classes, of data that have a tree of their own."""
     tree = tree_of(None, given.part.name)
     if tree is None or num_classes != given.shape.num_classes:

@@ -7,25 +7,22 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
-from robust_nc.config import RunConfig, identifying, plain
 from robust_nc.data.base import Split
 from robust_nc.data.load import fingerprint, to_unit
-from robust_nc.evaluation.evaluate_model import CLEAN, Outcome
+from robust_nc.evaluation.evaluate_model import Outcome
 from robust_nc.evidence.collecting import collect
 from robust_nc.evidence.file import write_evidence
 from robust_nc.io.digests import state_digest
-from robust_nc.pipeline.settings import SUITE, Appraisal, Given, appraisal_id
-from robust_nc.pipeline.shot_scores import shot_scores
-from robust_nc.pipeline.suite import Cell
-from robust_nc.pipeline.verdict_rows import Verdicts, verdict_rows
 from robust_nc.plugins import find_protocol
 from robust_nc.record.schema import (
     AttackUse,
@@ -40,15 +37,11 @@ from robust_nc.record.schema import (
     Verdict,
     Weights,
     pack_flags,
-    tidy,
 )
 from robust_nc.record.seals import sealed
 from robust_nc.runtime.environment import hardware, versions
-from robust_nc.runtime.torch_state import default_device, device_of
 from robust_nc.statistics.intervals import wilson
 from robust_nc.threat import Ball
-from robust_nc.training.checkpoint import read_manifest
-from robust_nc.training.run import Trained
 from robust_nc.types import Warned
 
 # Headline measures of the penultimate tap, and the row that each is taken from.
@@ -76,7 +69,7 @@ _SUMMARY: dict[str, dict[str, str]] = {
 _EVIDENCE_BATCH = 256  # where the configuration leaves it open
 
 
-class Kept(NamedTuple):
+class KeptEvidence(NamedTuple):
     """The evidence file that was left, digests of the model's tensors and of the examples."""
 
     file: EvidenceFile
@@ -94,7 +87,7 @@ def keep_evidence(
     protocol: str,
     seed: int,
     batch_size: int | None,
-) -> Kept:
+) -> KeptEvidence:
     """Write the evidence for a verdict on `judged`, made by `protocol` with `seed`, to `path`."""
     images, found = to_unit(judged.images), fingerprint(judged)
     evidence = collect(
@@ -109,76 +102,82 @@ def keep_evidence(
         draws=find_protocol(protocol).draws,
         batch_size=batch_size or _EVIDENCE_BATCH,
     )
-    return Kept(write_evidence(path, evidence, images), state_digest(evidence.weights), found)
+    return KeptEvidence(
+        write_evidence(path, evidence, images), state_digest(evidence.weights), found
+    )
 
 
-class Made(NamedTuple):
-    """What a cell made: weights, verdicts on `judged`, rows, evidence, and the time taken."""
+class Results(NamedTuple):
+    """What was found of the weights that a record is about, of a cell or a finished model.
 
-    trained: Trained
-    judged: Split
-    verdicts: Verdicts
-    kept: Kept
+    `warnings` came before those of the verdict, and `scores` beside its accuracies.
+    """
+
+    outcome: Outcome
+    kept: KeptEvidence
     rows: pd.DataFrame
     file: File
-    folder: Path
     seconds: dict[str, float]
+    warnings: tuple[Warned, ...] = ()
+    scores: Mapping[str, Score] = MappingProxyType({})
 
 
-def make_record(cell: Cell, suite: str, made: Made) -> Record:
-    """Put together the record of a cell."""
-    config, model, best = cell.config, made.trained.best, made.verdicts.best
+def make_record(
+    found: Results,
+    *,
+    cell: str,
+    suite: str,
+    model: str,
+    objective: str,
+    head: str,
+    config: dict[str, Any],
+    seed: int,
+    protocol: str,
+    data: Facts,
+    weights: Weights,
+    device: torch.device,
+    card: Card | None = None,
+) -> Record:
+    """Put together a record, sealed, of what was found on `device`."""
+    outcome = found.outcome
     record = Record(
-        cell=cell.id,
+        cell=cell,
         suite=suite,
-        model=cell.model,
-        objective=config.train.objective.name,
-        head=config.model.head.name,
-        config=identifying(config),
-        seed=config.seed,
-        data=_facts(config, made, model.num_classes),
-        weights=Weights(
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            best=_weights(made.folder, "best"),
-            last=_weights(made.folder, "last"),
-            state=made.kept.state,
+        model=model,
+        objective=objective,
+        head=head,
+        config=config,
+        seed=seed,
+        data=data,
+        weights=weights,
+        protocol=protocol,
+        attacks=_attack_uses(outcome),
+        accelerated=outcome.accelerated,
+        passes=Passes(
+            forward=int(outcome.forward_passes.sum()), backward=int(outcome.backward_passes.sum())
         ),
-        protocol=config.evaluation.protocol,
-        attacks=attack_uses(best),
-        accelerated=best.accelerated,
-        passes=passes_spent(best),
-        verdict=verdict_flags(best),
-        scores=_scores(config, made),
-        summary=summary(made.rows),
-        rows=made.file,
-        warnings=cautions((*made.verdicts.last.warnings, *best.warnings)),
-        seconds=made.seconds,
+        verdict=Verdict(
+            clean_correct=pack_flags(outcome.clean_correct.numpy()),
+            robust=pack_flags(outcome.robust.numpy()),
+            broken_by=tuple(outcome.codes.tolist()),
+        ),
+        scores={
+            "clean": score(outcome.clean_correct),
+            "robust": score(outcome.robust),
+            **_clean_train(found.rows),
+            **found.scores,
+        },
+        summary=summary(found.rows),
+        rows=found.file,
+        warnings=_cautions((*found.warnings, *outcome.warnings)),
+        seconds=found.seconds,
         versions=versions(),
-        hardware=hardware(default_device()),
-        created=now(),
-        evidence=made.kept.file,
+        hardware=hardware(device),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        card=card,
+        evidence=found.kept.file,
     )
     return sealed(record)
-
-
-def now() -> str:
-    """Return the time in UTC, as records state it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _facts(config: RunConfig, made: Made, num_classes: int) -> Facts:
-    count, altered = len(made.judged.labels), made.trained.altered
-    return Facts(
-        dataset=config.data.dataset.name,
-        split="test",
-        examples=count,
-        which=which_examples(count),
-        fingerprint=made.kept.fingerprint,
-        num_classes=num_classes,
-        train_examples=len(altered.original),
-        wrong_labels=None if altered.effective_rate is None else int(altered.wrong.sum()),
-        noise=altered.effective_rate,
-    )
 
 
 def which_examples(count: int) -> str:
@@ -186,81 +185,31 @@ def which_examples(count: int) -> str:
     return f"the first {count} of test in the official order"
 
 
-def _weights(folder: Path, which: str) -> File:
-    """Name the tensors of a checkpoint by their path below the suite's folder."""
-    file = read_manifest(folder / f"{which}.json")["tensors"]
-    return File(path=f"{folder.parent.name}/{folder.name}/{file['name']}", sha256=file["sha256"])
-
-
-def attack_uses(outcome: Outcome) -> tuple[AttackUse, ...]:
+def _attack_uses(outcome: Outcome) -> tuple[AttackUse, ...]:
     """Say which attacks made a verdict, with all parameters, and what each was first to break."""
     uses = []
-    for name, attack in outcome.attacks:
+    for place, (name, attack) in enumerate(outcome.attacks):
         parameters: dict[str, Any] = {"attack": type(attack).__name__}
         if dataclasses.is_dataclass(attack) and not isinstance(attack, type):
             parameters |= json.loads(json.dumps(dataclasses.asdict(attack), default=repr))
-        broke = outcome.broken_by.count(name)
+        broke = int((outcome.codes == place).sum())
         uses.append(AttackUse(name=name, parameters=parameters, broke=broke))
     return tuple(uses)
 
 
-def passes_spent(outcome: Outcome) -> Passes:
-    """Sum up what a verdict cost."""
-    forward, backward = outcome.forward_passes.sum(), outcome.backward_passes.sum()
-    return Passes(forward=int(forward), backward=int(backward))
-
-
-def verdict_flags(outcome: Outcome) -> Verdict:
-    """Pack a verdict per example."""
-    names = [name for name, _ in outcome.attacks]
-    codes = {"": -1, CLEAN: -2} | {name: index for index, name in enumerate(names)}
-    return Verdict(
-        clean_correct=pack_flags(outcome.clean_correct.numpy()),
-        robust=pack_flags(outcome.robust.numpy()),
-        broken_by=tuple(codes[name] for name in outcome.broken_by),
-    )
-
-
-def cautions(warnings: Iterable[Warned]) -> tuple[Caution, ...]:
+def _cautions(warnings: Iterable[Warned]) -> tuple[Caution, ...]:
     """Return warnings as a record has them: of one name, the last."""
     found = {warned.name: warned.message for warned in warnings}
     return tuple(Caution(name=name, message=message) for name, message in found.items())
 
 
-def _scores(config: RunConfig, made: Made) -> dict[str, Score]:
-    last, beside = made.verdicts.last, made.verdicts.beside
-    scores = accuracies(made.verdicts.best) | clean_train(made.rows)
-    scores |= {"clean_last": score(last.clean_correct), "robust_last": score(last.robust)}
-    if beside is not None:
-        scores["robust_beside"] = score(beside.robust)
-    if config.data.imbalance is not None:
-        scores |= _shot_scores(made)
-    return scores
-
-
-def accuracies(outcome: Outcome) -> dict[str, Score]:
-    """Return the two scores of a verdict, `clean` and `robust`."""
-    return {"clean": score(outcome.clean_correct), "robust": score(outcome.robust)}
-
-
-def clean_train(rows: pd.DataFrame) -> dict[str, Score]:
+def _clean_train(rows: pd.DataFrame) -> dict[str, Score]:
     """Return the accuracy `clean_train` on the training images of the geometry, if it is there."""
     row = _one(rows, {"tap": "output", "measure": "accuracy", **_CLEAN_TRAIN})
     if row is None:
         return {}
     count = int(row["n"])
     return {"clean_train": _interval(round(float(row["value"]) * count), count)}
-
-
-def _shot_scores(made: Made) -> dict[str, Score]:
-    """Accuracies on classes with many, a medium number of and few training examples."""
-    best = made.verdicts.best
-    counts = made.trained.altered.original.bincount(minlength=made.trained.info.num_classes)
-    return {
-        f"{name}_{shot}": score
-        for name, flags in (("clean", best.clean_correct), ("robust", best.robust))
-        for shot, score in shot_scores(counts, made.judged.labels, flags).items()
-    }
 
 
 def score(flags: Tensor) -> Score:
@@ -320,72 +269,14 @@ def _finished(rows: pd.DataFrame) -> "pd.Series[bool]":
     return chosen
 
 
-class Appraised(NamedTuple):
-    """All that an appraisal made: `head` and `objective` are known of our own checkpoints alone."""
+def verdict_rows(outcome: Outcome, protocol: str, which: str = "best") -> list[dict[str, Any]]:
+    """Accuracies of a verdict, `best`, `last` or `beside`, as tidy rows.
 
-    settings: Appraisal
-    name: str
-    head: str
-    objective: str
-    card: Card | None
-    given: Given
-    model: nn.Module
-    outcome: Outcome
-    doubts: tuple[Warned, ...]
-    kept: Kept
-    rows: pd.DataFrame
-    file: File
-    seconds: dict[str, float]
-
-
-def make_appraisal(found: Appraised) -> Record:
-    """Put together the record of an appraisal, sealed."""
-    outcome, settings = found.outcome, found.settings
-    record = Record(
-        cell=appraisal_id(settings),
-        suite=SUITE,
-        model=found.name,
-        objective=found.objective,
-        head=found.head,
-        config=plain(settings),
-        seed=settings.seed,
-        data=_appraised_facts(found),
-        weights=Weights(
-            parameters=sum(parameter.numel() for parameter in found.model.parameters()),
-            state=found.kept.state,
-        ),
-        protocol=settings.evaluation.protocol,
-        attacks=attack_uses(outcome),
-        accelerated=outcome.accelerated,
-        passes=passes_spent(outcome),
-        verdict=verdict_flags(outcome),
-        scores=accuracies(outcome) | clean_train(found.rows),
-        summary=summary(found.rows),
-        rows=found.file,
-        warnings=cautions((*found.doubts, *outcome.warnings)),
-        seconds=found.seconds,
-        versions=versions(),
-        hardware=hardware(device_of(found.model)),
-        created=now(),
-        card=found.card,
-        evidence=found.kept.file,
-    )
-    return sealed(record)
-
-
-def outcome_rows(outcome: Outcome, settings: Appraisal) -> pd.DataFrame:
-    """Return the accuracies of the verdict as tidy rows."""
-    rows = verdict_rows(Verdicts(outcome, outcome, None), settings.evaluation)
-    return tidy([row for row in rows if row["note"] != "last"])
-
-
-def _appraised_facts(found: Appraised) -> Facts:
-    count, given = len(found.given.test.labels), found.given
-    return Facts(
-        dataset=given.part.name,
-        split="test",
-        examples=count,
-        which=which_examples(count),
-        fingerprint=found.kept.fingerprint,
-        num_classes=given.shape.num_classes,
-    )
+    `attack` is the protocol, `note` says which weights. The clean accuracy beside is that of best.
+    """
+    note = "last" if which == "last" else "best"
+    common = {"tap": "output", "measure": "verdict", "split": "test", "n": len(outcome.robust)}
+    clean = {"condition": "clean", "value": outcome.clean_accuracy, "note": note}
+    robust = {"condition": "attacked", "value": outcome.robust_accuracy, "attack": protocol}
+    rows = [] if which == "beside" else [common | clean]
+    return [*rows, common | robust | {"note": note}]

@@ -16,22 +16,29 @@ what `needs` names, and bring home what is new or changed. What is there already
 ()
 """
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from robust_nc.config import training_id
 from robust_nc.data.base import Split
 from robust_nc.data.load import dataset_info
 from robust_nc.evaluation.log import close_log, end_of_log
 from robust_nc.exceptions import CheckpointError, StoppedError
+from robust_nc.io.files import atomic, write_text
 from robust_nc.models.build import build_model
-from robust_nc.pipeline import caches
-from robust_nc.pipeline.cell_inputs import Given, gather, judged_count, read_test
+from robust_nc.pipeline.cell_inputs import CellInputs, gather_inputs, judged_count, read_test
 from robust_nc.pipeline.suite import Cell
-from robust_nc.pipeline.verdict_parts import Part, apart, judge, parts_of
+from robust_nc.pipeline.verdict_parts import VerdictPart, evaluate_part, parts_of, without_overlap
 from robust_nc.profiling.profile_model import profile_cell
 from robust_nc.record import folder as store
+from robust_nc.record.schema import COLUMNS
 from robust_nc.runtime.executor import IN_PROCESS, Executor
 from robust_nc.runtime.progress import Clock, Progress
 from robust_nc.runtime.torch_state import default_device, device_of
@@ -40,6 +47,7 @@ from robust_nc.training.progress import TrainEvent, describe_event
 from robust_nc.training.run import Trained, train_cell
 
 Stage = Literal["train", "judge", "measure", "record"]
+_OURS = b"robust_nc"  # key of what a kept geometry says of itself
 
 
 class CellEvent(NamedTuple):
@@ -61,16 +69,23 @@ class CellResult(NamedTuple):
     seconds: float
 
 
-Report = Callable[[CellEvent], None]
+class Geometry(NamedTuple):
+    """The rows of a geometry, and how many seconds they took."""
+
+    rows: pd.DataFrame
+    seconds: float
 
 
-def train_stage(cell: Cell, out: Path, root: Path | None, *, report: Report) -> None:
+CellReport = Callable[[CellEvent], None]
+
+
+def train_stage(cell: Cell, out: Path, root: Path | None, *, report: CellReport) -> None:
     """Train a cell, or go on from its checkpoints."""
     if not is_trained(cell, out):
-        train(cell, out, root, report)
+        train_or_read(cell, out, root, report)
 
 
-def verdict_parts(cell: Cell, out: Path, root: Path | None, *, width: int = 1) -> list[Part]:
+def verdict_parts(cell: Cell, out: Path, root: Path | None, *, width: int = 1) -> list[VerdictPart]:
     """List what is still to be judged of a trained cell, in parts that can be done anywhere.
 
     Parts are blocks of `evaluation.block` images, else about `width` for each verdict, around those
@@ -89,7 +104,9 @@ def verdict_parts(cell: Cell, out: Path, root: Path | None, *, width: int = 1) -
     return parts
 
 
-def judge_stage(cell: Cell, part: Part, out: Path, root: Path | None, *, report: Report) -> None:
+def judge_stage(
+    cell: Cell, part: VerdictPart, out: Path, root: Path | None, *, report: CellReport
+) -> None:
     """Judge a part of a trained cell, or go on from its log, which is left also by a stop.
 
     Raises `CheckpointError` where the training is not finished.
@@ -100,7 +117,7 @@ def judge_stage(cell: Cell, part: Part, out: Path, root: Path | None, *, report:
 
 
 def measure_stage(
-    cell: Cell, out: Path, root: Path | None, *, executor: Executor = IN_PROCESS, report: Report
+    cell: Cell, out: Path, root: Path | None, *, executor: Executor = IN_PROCESS, report: CellReport
 ) -> None:
     """Measure the geometry of a trained cell, in parts over an executor.
 
@@ -108,10 +125,14 @@ def measure_stage(
     """
     _check_trained(cell, out)
     if geometry_of(cell, out) is None:
-        measure(cell, out, trained(cell, out, root), gather(cell.config, root), executor, report)
+        measure_cell(
+            cell, out, trained(cell, out, root), gather_inputs(cell.config, root), executor, report
+        )
 
 
-def needs(cell: Cell, stage: Stage, out: Path, *, part: Part | None = None) -> tuple[Path, ...]:
+def needs(
+    cell: Cell, stage: Stage, out: Path, *, part: VerdictPart | None = None
+) -> tuple[Path, ...]:
     """Return what a stage reads of `out`, as far as it is there: checkpoints (a folder), and files.
 
     An engine carries these, and brings home what the stage left; of the folder it also removes
@@ -139,16 +160,16 @@ def is_trained(cell: Cell, out: Path) -> bool:
     return _is_finished(cell, out)
 
 
-def is_judged(cell: Cell, part: Part, out: Path) -> bool:
+def is_judged(cell: Cell, part: VerdictPart, out: Path) -> bool:
     """Whether a part of a trained cell is judged to its end, on the weights that are there now."""
     end = end_of_log(store.part_log(out, cell.id, *part))
     return end is not None and end.get("weights") == _weights(cell, part.which, out)
 
 
-def geometry_of(cell: Cell, out: Path) -> caches.Geometry | None:
+def geometry_of(cell: Cell, out: Path) -> Geometry | None:
     """Return the geometry that `measure_stage` left, if it is of the weights that are there now."""
     path = store.geometry_path(out, cell.id)
-    return caches.read_geometry(path, weights=_weights(cell, "last", out))
+    return read_geometry(path, weights=_weights(cell, "last", out))
 
 
 def checkpoints_of(cell: Cell, out: Path) -> Path:
@@ -164,7 +185,7 @@ def verdicts_of(cell: Cell, out: Path) -> list[str]:
     return names if cell.config.evaluation.beside is None else [*names, "beside"]
 
 
-def train(cell: Cell, out: Path, root: Path | None, report: Report) -> Trained:
+def train_or_read(cell: Cell, out: Path, root: Path | None, report: CellReport) -> Trained:
     """Train a cell and note the seconds of all sessions, or read what its checkpoints hold."""
 
     def on_epoch(event: TrainEvent) -> None:
@@ -175,8 +196,8 @@ def train(cell: Cell, out: Path, root: Path | None, report: Report) -> Trained:
 
     def note(least: float) -> None:
         clock.stage("train")
-        total = (caches.noted_seconds(noted) or 0.0) + clock.seconds["train"]
-        caches.note_seconds(noted, max(total, round(least, 3)))
+        total = (noted_seconds(noted) or 0.0) + clock.seconds["train"]
+        note_seconds(noted, max(total, round(least, 3)))
 
     try:
         found = train_cell(cell.config, root=root, folder=folder, device=device, report=on_epoch)
@@ -190,11 +211,11 @@ def train(cell: Cell, out: Path, root: Path | None, report: Report) -> Trained:
 
 def trained(cell: Cell, out: Path, root: Path | None) -> Trained:
     """Read a training that is finished."""
-    return train(cell, out, root, lambda event: None)
+    return train_or_read(cell, out, root, lambda event: None)
 
 
 def judge_part(
-    cell: Cell, part: Part, out: Path, trained: Trained, test: Split, report: Report
+    cell: Cell, part: VerdictPart, out: Path, trained: Trained, test: Split, report: CellReport
 ) -> None:
     """Judge a part, with training and test images at hand, and close its log."""
     log, clock = store.part_log(out, cell.id, *part), Clock()
@@ -203,14 +224,19 @@ def judge_part(
     def show(progress: Progress) -> None:
         report(CellEvent(cell.id, progress.share, f"{place}: {progress}"))
 
-    judge(cell.config, part, trained, test, log=log, checks=False, report=show)
+    evaluate_part(cell.config, part, trained, test, log=log, checks=False, report=show)
     clock.stage("attack")
     weights, seconds = _weights(cell, part.which, out), clock.seconds["attack"]
     close_log(log, {"weights": weights, "seconds": seconds})
 
 
-def measure(
-    cell: Cell, out: Path, trained: Trained, given: Given, executor: Executor, report: Report
+def measure_cell(
+    cell: Cell,
+    out: Path,
+    trained: Trained,
+    given: CellInputs,
+    executor: Executor,
+    report: CellReport,
 ) -> None:
     """Measure the geometry of the last weights, with all that it takes at hand, and keep it."""
 
@@ -235,7 +261,7 @@ def measure(
     )
     clock.stage("measure")
     path, weights = store.geometry_path(out, cell.id), _weights(cell, "last", out)
-    caches.write_geometry(path, rows, weights=weights, seconds=clock.seconds["measure"])
+    write_geometry(path, rows, weights=weights, seconds=clock.seconds["measure"])
 
 
 def _is_finished(cell: Cell, out: Path) -> bool:
@@ -254,11 +280,13 @@ def _check_trained(cell: Cell, out: Path) -> None:
         )
 
 
-def _found(cell: Cell, which: str, out: Path, count: int) -> list[Part]:
+def _found(cell: Cell, which: str, out: Path, count: int) -> list[VerdictPart]:
     """Parts with a log that do not overlap: those that are finished before others."""
-    found = [Part(which, *place) for place in store.part_logs(out, cell.id, which)]
+    found = [VerdictPart(which, *place) for place in store.part_logs(out, cell.id, which)]
     found.sort(key=lambda part: not is_judged(cell, part, out))
-    return [Part(which, *place) for place in apart([part[1:] for part in found], count)]
+    return [
+        VerdictPart(which, *place) for place in without_overlap([part[1:] for part in found], count)
+    ]
 
 
 def _weights(cell: Cell, which: str, out: Path) -> str:
@@ -266,3 +294,48 @@ def _weights(cell: Cell, which: str, out: Path) -> str:
     name = "last" if which == "last" else "best"
     about = read_manifest(checkpoints_of(cell, out) / f"{name}.json")
     return str(about["tensors"]["sha256"])
+
+
+def write_geometry(path: Path, rows: pd.DataFrame, *, weights: str, seconds: float) -> None:
+    """Keep the rows of a geometry, exactly, with the digest of the weights that it is of."""
+    about = {"weights": weights, "seconds": seconds, "digest": _rows_digest(rows)}
+    table = pa.Table.from_pandas(rows, preserve_index=False)
+    table = table.replace_schema_metadata({_OURS: json.dumps(about).encode()})
+    with atomic(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_geometry(path: Path, *, weights: str) -> Geometry | None:
+    """Return what `write_geometry` kept; None where it is missing, damaged, or of other weights."""
+    try:
+        table = pq.read_table(path)
+        about = json.loads(table.schema.metadata[_OURS])
+        rows = table.to_pandas().astype(COLUMNS)
+        if about["weights"] != weights or about["digest"] != _rows_digest(rows):
+            return None
+        return Geometry(rows, float(about["seconds"]))
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException):
+        return None
+
+
+def _rows_digest(rows: pd.DataFrame) -> str:
+    """Digest of the names and values of all columns, in order."""
+    total = hashlib.sha256("\n".join(rows.columns).encode())
+    total.update(pd.util.hash_pandas_object(rows, index=False).to_numpy().tobytes())
+    return total.hexdigest()
+
+
+def note_seconds(path: Path, seconds: float) -> None:
+    """Note how long a stage took."""
+    write_text(path, json.dumps({"seconds": seconds}) + "\n")
+
+
+def noted_seconds(path: Path) -> float | None:
+    """Return what `note_seconds` noted, or None.
+
+    >>> noted_seconds(Path("nowhere"))
+    """
+    try:
+        return float(json.loads(path.read_text())["seconds"])
+    except (OSError, KeyError, TypeError, ValueError):
+        return None

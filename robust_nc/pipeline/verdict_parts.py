@@ -2,8 +2,8 @@
 
 >>> from robust_nc.config import RunConfig
 >>> parts_of(RunConfig(), "best", [], count=10, width=3)
-[Part(which='best', start=0, stop=4), Part(which='best', start=4, stop=8), \
-Part(which='best', start=8, stop=10)]
+[VerdictPart(which='best', start=0, stop=4), VerdictPart(which='best', start=4, stop=8), \
+VerdictPart(which='best', start=8, stop=10)]
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ from robust_nc.training.run import Trained
 from robust_nc.types import Attack
 
 
-class Shard(NamedTuple):
+class PartLog(NamedTuple):
     """The log of images `start` to `stop`, and the name of its evaluation."""
 
     path: Path
@@ -59,10 +59,10 @@ def spans(
     return taken
 
 
-def apart(found: Sequence[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+def without_overlap(found: Sequence[tuple[int, int]], count: int) -> list[tuple[int, int]]:
     """Choose parts that do not overlap, the first ones first; those beyond `count` are none.
 
-    >>> apart([(4, 8), (0, 5), (0, 4)], 8)
+    >>> without_overlap([(4, 8), (0, 5), (0, 4)], 8)
     [(4, 8), (0, 4)]
     """
     chosen: list[tuple[int, int]] = []
@@ -72,13 +72,13 @@ def apart(found: Sequence[tuple[int, int]], count: int) -> list[tuple[int, int]]
     return chosen
 
 
-def join(log: Path, name: str, count: int, shards: Sequence[Shard]) -> None:
+def join(log: Path, name: str, count: int, shards: Sequence[PartLog]) -> None:
     """Write the log of the evaluation `name` of `count` examples from those of its parts.
 
     Finished parts come first, then what the log has itself, then parts that are half done: of each
     example the first is taken. The log of another evaluation is left out, and removed.
     """
-    whole = Shard(log, name, 0, count)
+    whole = PartLog(log, name, 0, count)
     ended = [shard for shard in shards if end_of_log(shard.path) is not None]
     rest = [shard for shard in shards if shard not in ended]
     sources = [*ended, *([whole] if log.exists() else []), *rest]
@@ -86,7 +86,7 @@ def join(log: Path, name: str, count: int, shards: Sequence[Shard]) -> None:
     write_log(log, name, _lines(opened, count))
 
 
-def _own(shard: Shard) -> EvaluationLog | None:
+def _own(shard: PartLog) -> EvaluationLog | None:
     try:
         return open_log(shard.path, lambda: shard.name)
     except RecordError:  # left by other weights: worth nothing now
@@ -95,7 +95,7 @@ def _own(shard: Shard) -> EvaluationLog | None:
 
 
 def _lines(
-    opened: Sequence[tuple[Shard, EvaluationLog]], count: int
+    opened: Sequence[tuple[PartLog, EvaluationLog]], count: int
 ) -> Iterator[tuple[Line, dict[str, str]]]:
     taken = torch.zeros(count, dtype=torch.bool)
     warnings: dict[str, str] = {}
@@ -112,7 +112,7 @@ def _lines(
                 yield Line(line.turn, tuple(entry)), warnings
 
 
-class Part(NamedTuple):
+class VerdictPart(NamedTuple):
     """Test images `start` to `stop` of one verdict: `best`, `last` or `beside`."""
 
     which: str
@@ -120,7 +120,7 @@ class Part(NamedTuple):
     stop: int
 
 
-class Question(NamedTuple):
+class _Question(NamedTuple):
     """A model and the protocol it is asked by, with an attack of the author's own, or None."""
 
     model: Classifier
@@ -130,7 +130,7 @@ class Question(NamedTuple):
 
 def parts_of(
     config: RunConfig, which: str, found: Sequence[tuple[int, int]], *, count: int, width: int
-) -> list[Part]:
+) -> list[VerdictPart]:
     """Cut a verdict on `count` images into blocks, or into about `width` parts around those found.
 
     There are none where one would be the whole, nor of a verdict that would depend on the cut
@@ -140,12 +140,12 @@ def parts_of(
     if block is None and not divisible(*_asked(config, which), config.threat.ball()):
         return []
     cuts = spans(found, count, block=block, width=width)
-    return [Part(which, *cut) for cut in cuts] if len(cuts) > 1 else []
+    return [VerdictPart(which, *cut) for cut in cuts] if len(cuts) > 1 else []
 
 
-def judge(
+def evaluate_part(
     config: RunConfig,
-    part: Part,
+    part: VerdictPart,
     trained: Trained,
     test: Split,
     *,
@@ -176,15 +176,20 @@ def judge(
             report=report,
         )
 
+    return evaluate_on(log, attempt)
+
+
+def evaluate_on(log: Path, evaluate: Callable[[], Outcome]) -> Outcome:
+    """Make a verdict that goes on from its log, or begins anew where the log is of another one."""
     try:
-        return attempt()
-    except RecordError:  # left by other weights of this cell: a log of ours, worth nothing now
+        return evaluate()
+    except RecordError:  # left by other weights or code: a log of ours, worth nothing now
         remove_file(log)
-        return attempt()
+        return evaluate()
 
 
-def log_name(config: RunConfig, part: Part, trained: Trained, test: Split) -> str:
-    """Return what names the log of `judge`."""
+def log_name(config: RunConfig, part: VerdictPart, trained: Trained, test: Split) -> str:
+    """Return what names the log of `evaluate_part`."""
     question = _question(config, part.which, trained)
     return evaluation_name(
         question.model,
@@ -199,7 +204,7 @@ def log_name(config: RunConfig, part: Part, trained: Trained, test: Split) -> st
 
 
 def remove_others(
-    config: RunConfig, logs: Mapping[Part, Path], trained: Trained, test: Split
+    config: RunConfig, logs: Mapping[VerdictPart, Path], trained: Trained, test: Split
 ) -> None:
     """Remove logs that were left by other weights of this cell, or for other images."""
     for part, path in logs.items():
@@ -212,8 +217,8 @@ def remove_others(
 
 def join_parts(
     config: RunConfig,
-    whole: Part,
-    logs: Mapping[Part, Path],
+    whole: VerdictPart,
+    logs: Mapping[VerdictPart, Path],
     trained: Trained,
     test: Split,
     *,
@@ -221,14 +226,14 @@ def join_parts(
 ) -> None:
     """Write the log of the whole verdict from those of its parts, as far as they belong to it."""
     shards = [
-        Shard(path, log_name(config, part, trained, test), part.start, part.stop)
+        PartLog(path, log_name(config, part, trained, test), part.start, part.stop)
         for part, path in logs.items()
     ]
     join(log, log_name(config, whole, trained, test), whole.stop, shards)
 
 
-def _question(config: RunConfig, which: str, trained: Trained) -> Question:
-    return Question(trained.last if which == "last" else trained.best, *_asked(config, which))
+def _question(config: RunConfig, which: str, trained: Trained) -> _Question:
+    return _Question(trained.last if which == "last" else trained.best, *_asked(config, which))
 
 
 def _asked(config: RunConfig, which: str) -> tuple[str, Attack | None]:
@@ -241,6 +246,6 @@ def _asked(config: RunConfig, which: str) -> tuple[str, Attack | None]:
     return settings.protocol, None if own is None else find_attack(own.name, own.options)
 
 
-def _examples(part: Part, test: Split) -> tuple[Tensor, Tensor]:
+def _examples(part: VerdictPart, test: Split) -> tuple[Tensor, Tensor]:
     rows = slice(part.start, part.stop)
     return to_unit(test.images[rows]), test.labels[rows]

@@ -157,7 +157,7 @@ def _evidence(probe: Probe, model: Classifier, watch: Stopwatch, _: Anatomist) -
             labels = (model(points.to(device)).argmax(1).cpu() + 1) % model.num_classes
         whole, none = torch.ones(count, dtype=torch.bool), torch.zeros(count, dtype=torch.int64)
         by = (("pgd", build(ATTACKS, Component(name="pgd"))),)
-        outcome = Outcome(whole, ~whole, ("pgd",) * count, points, none, none, (), by)
+        outcome = Outcome(whole, ~whole, none, points, none, none, (), by)
         split = numbered(images, labels)
 
         def work() -> None:

@@ -31,14 +31,14 @@ from robust_nc.models.nearest_vertex import nearest_vertex_classifier
 from robust_nc.models.taps import module_taps, read_taps
 from robust_nc.profiling.rows import Row
 from robust_nc.profiling.shards import Crew, Sent, at_work
-from robust_nc.profiling.tap_verdict import TRANSFER, TapVerdict, Trial, attack_tap, verdict_at
+from robust_nc.profiling.tap_verdict import TapVerdict, Trial, attack_tap, verdict_at
 from robust_nc.runtime import stopping
 from robust_nc.runtime.progress import Progress, Report, no_report
 from robust_nc.runtime.torch_state import device_of
 from robust_nc.threat import Ball
 from robust_nc.types import EvaluationProtocol, Warned
 
-__all__ = ["TRANSFER", "TapVerdict", "adaptive_rows", "attack_tap", "verdict_rows"]
+__all__ = ["TapVerdict", "adaptive_rows", "attack_tap", "verdict_rows"]
 
 _SAME = 1e-6  # of the size of vertices: of one set of features they differ by rounding only
 _BATCH = 256  # images at a time, to compare taps

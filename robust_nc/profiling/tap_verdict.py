@@ -20,14 +20,13 @@ from torch import Tensor, nn
 
 from robust_nc.checks import check_images
 from robust_nc.evaluation.evaluate_model import Outcome, evaluate
+from robust_nc.evaluation.state import TRANSFERRED
 from robust_nc.exceptions import InputError
 from robust_nc.models.nearest_vertex import NearestVertexClassifier, nearest_vertex_classifier
 from robust_nc.plugins import find_protocol
 from robust_nc.runtime.progress import Progress
 from robust_nc.threat import Ball
 from robust_nc.types import EvaluationProtocol, Warned
-
-TRANSFER = "transfer"  # `broken_by` of an example that only the network's points break
 
 _POINTS = 0.002  # share of the examples from which it counts that transfer does more
 
@@ -157,10 +156,6 @@ def verdict_at(
 def _worst(own: Outcome, points: Tensor, stands: Tensor) -> Outcome:
     """Add the transferred points to a verdict: an example must stand at both."""
     fallen = own.robust & ~stands
-    broken_by = tuple(
-        TRANSFER if fell else name
-        for name, fell in zip(own.broken_by, fallen.tolist(), strict=True)
-    )
     warnings = own.warnings
     if _share(fallen) > _POINTS:
         message = (
@@ -170,7 +165,7 @@ def _worst(own: Outcome, points: Tensor, stands: Tensor) -> Outcome:
         warnings = (*warnings, Warned("transfer-stronger", message))
     return own._replace(
         robust=own.robust & stands,
-        broken_by=broken_by,
+        codes=own.codes.masked_fill(fallen, TRANSFERRED),
         adversarials=torch.where(fallen[:, None, None, None], points, own.adversarials),
         forward_passes=own.forward_passes + 1,
         warnings=warnings,

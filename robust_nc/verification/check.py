@@ -13,7 +13,7 @@ from torch import nn
 
 from robust_nc.exceptions import DataError, InputError, RecordError
 from robust_nc.io.files import sha256_of
-from robust_nc.pipeline.settings import Appraisal
+from robust_nc.pipeline.finished_model import AppraisalConfig
 from robust_nc.record.schema import Record, Stored
 from robust_nc.record.standing import PROVEN, SCHEMA_OK, Receipt
 from robust_nc.runtime.environment import hardware, versions
@@ -163,7 +163,7 @@ def _audit(
         found.unchecked.append(f"no audit: {error}")
     try:
         settings = settings_of(found.stored.record)
-        if isinstance(settings, Appraisal):
+        if isinstance(settings, AppraisalConfig):
             found.geometry = remeasure(
                 found.stored.record,
                 settings,

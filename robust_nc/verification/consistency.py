@@ -20,8 +20,8 @@ from robust_nc.config import Component, RunConfig, read
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import digest
 from robust_nc.io.untrusted import file_name, read_json
+from robust_nc.pipeline.finished_model import SUITE, AppraisalConfig
 from robust_nc.pipeline.make_record import summary, which_examples
-from robust_nc.pipeline.settings import SUITE, Appraisal
 from robust_nc.record.schema import COLUMNS, Record, Score, Stored, Verdict, unpack_flags
 from robust_nc.record.seals import broken_seals
 from robust_nc.statistics.intervals import wilson
@@ -60,11 +60,11 @@ def found_in_flags(found: list[Finding]) -> bool:
     return any(finding.place.startswith("verdict") for finding in found)
 
 
-def settings_of(record: Record) -> RunConfig | Appraisal:
+def settings_of(record: Record) -> RunConfig | AppraisalConfig:
     """Return a record's configuration, of a suite's cell or an appraisal; `RecordError` if none."""
     try:
         if record.suite == SUITE:
-            return read(Appraisal, record.config, source="config")
+            return read(AppraisalConfig, record.config, source="config")
         return read(RunConfig, record.config, source="config")
     except ConfigError as error:
         raise RecordError(str(error)) from None
@@ -116,7 +116,7 @@ def _config_findings(record: Record) -> Iterator[Finding]:
         "protocol": (record.protocol, settings.evaluation.protocol),
         "data.dataset": (record.data.dataset, settings.data.dataset.name),
     }
-    if isinstance(settings, Appraisal):
+    if isinstance(settings, AppraisalConfig):
         pairs |= {
             "data.split": (record.data.split, settings.data.split),
             "weights.state": (record.weights.state, settings.model.state),

@@ -15,7 +15,7 @@ from torch import nn
 from robust_nc.config import MeasureConfig
 from robust_nc.data.base import Split
 from robust_nc.data.load import read_split, to_unit
-from robust_nc.pipeline.settings import Appraisal
+from robust_nc.pipeline.finished_model import AppraisalConfig
 from robust_nc.profiling.profile_model import profile
 from robust_nc.record.schema import Record
 from robust_nc.runtime.torch_state import stream_key
@@ -51,7 +51,7 @@ class Remeasured(NamedTuple):
 
 def remeasure(
     record: Record,
-    settings: Appraisal,
+    settings: AppraisalConfig,
     model: nn.Module,
     examples: Examples,
     *,

@@ -44,7 +44,7 @@ _LONGEST = 80
 _CHECKPOINTS = ("best.json", "last.json")
 
 
-class Opened(NamedTuple):
+class OpenedModel(NamedTuple):
     """A model in eval mode on the CPU, as it was asked for, and a name for files about it.
 
     `digests` are those of its tensors (`state_digests`). `facts` holds "head", "objective" and
@@ -71,7 +71,7 @@ def open_model(
     num_classes: int,
     image_shape: ImageShape,
     tell: Tell | None = None,
-) -> Opened:
+) -> OpenedModel:
     """Return the model that a reference names, one of `FORMS`; a path that exists wins.
 
     Code runs only where the reference names it. The model must turn images of `image_shape` into
@@ -86,7 +86,7 @@ def open_model(
         model = found.model.cpu().eval()
         _check_output(model, reference, num_classes, image_shape, tell)
         digests = state_digests(model)
-    return Opened(model, reference, name_of(reference), digests, found.facts)
+    return OpenedModel(model, reference, name_of(reference), digests, found.facts)
 
 
 def name_of(reference: str) -> str:

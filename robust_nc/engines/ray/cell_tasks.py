@@ -21,7 +21,7 @@ from robust_nc.engines.ray.worker import Done, Job, do_stage
 from robust_nc.exceptions import ClusterError
 from robust_nc.pipeline.stages import CellEvent, Stage, measure_stage, needs, verdict_parts
 from robust_nc.pipeline.suite import Cell
-from robust_nc.pipeline.verdict_parts import Part
+from robust_nc.pipeline.verdict_parts import VerdictPart
 from robust_nc.record.folder import remove_caches
 
 _LOSSES = {
@@ -80,7 +80,7 @@ class Chain(NamedTuple):
         measure_stage(cell, self.out, self.root, executor=executor, report=self.tell)
         return Finished(cell.id, None, None)
 
-    def stage(self, cell: Cell, stage: Stage, part: Part | None = None) -> Finished:
+    def stage(self, cell: Cell, stage: Stage, part: VerdictPart | None = None) -> Finished:
         """Have a stage done, again and again as long as it is lost and had got on."""
         name = "-".join([cell.id, stage, *map(str, part or ())])
         lost = 0
@@ -103,7 +103,9 @@ class Chain(NamedTuple):
             self.desk.close(name, done.parcel)
             return done.ended
 
-    def _submit(self, name: str, attempt: int, cell: Cell, stage: Stage, part: Part | None) -> Done:
+    def _submit(
+        self, name: str, attempt: int, cell: Cell, stage: Stage, part: VerdictPart | None
+    ) -> Done:
         settings = self.cluster.settings
         job = Job(
             task=name,

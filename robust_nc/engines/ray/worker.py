@@ -28,7 +28,7 @@ from robust_nc.pipeline.stages import (
     train_stage,
 )
 from robust_nc.pipeline.suite import Cell
-from robust_nc.pipeline.verdict_parts import Part
+from robust_nc.pipeline.verdict_parts import VerdictPart
 from robust_nc.runtime import stopping
 from robust_nc.runtime.progress import Report
 
@@ -45,7 +45,7 @@ class Job(NamedTuple):
     cell: Cell
     suite: str
     root: Path | None
-    part: Part | None
+    part: VerdictPart | None
     threads: int
     sync_seconds: float
 

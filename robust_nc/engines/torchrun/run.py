@@ -21,8 +21,8 @@ from robust_nc.engines.torchrun.executor import Ranks
 from robust_nc.pipeline.cell import run_cell
 from robust_nc.pipeline.stages import (
     CellEvent,
+    CellReport,
     CellResult,
-    Report,
     checkpoints_of,
     is_trained,
     judge_stage,
@@ -31,9 +31,9 @@ from robust_nc.pipeline.stages import (
     verdict_parts,
 )
 from robust_nc.pipeline.suite import Cell
-from robust_nc.pipeline.verdict_parts import Part
+from robust_nc.pipeline.verdict_parts import VerdictPart
 from robust_nc.runtime import stopping
-from robust_nc.runtime.progress import Report as Told
+from robust_nc.runtime.progress import Report
 from robust_nc.runtime.torch_state import default_device
 from robust_nc.training.objectives import ClosedForm
 from robust_nc.training.run import build_objective, train_cell
@@ -53,7 +53,7 @@ def run_cells(
     out: Path,
     root: Path | None,
     *,
-    on_event: Report,
+    on_event: CellReport,
 ) -> Generator[Finished, None, None]:
     """Do cells in the first process, with the others' help, and yield each as it ends.
 
@@ -79,7 +79,7 @@ def is_closed(cell: Cell) -> bool:
 
 
 def _run_cell(
-    ranks: Ranks, cell: Cell, suite: str, out: Path, root: Path | None, report: Report
+    ranks: Ranks, cell: Cell, suite: str, out: Path, root: Path | None, report: CellReport
 ) -> CellResult:
     if not is_closed(cell) and not is_trained(cell, out):
         ranks.train(
@@ -95,7 +95,7 @@ def _train(config: RunConfig, root: Path | None) -> None:
     train_cell(config, root=root, device=default_device())
 
 
-def _judge(ranks: Ranks, cell: Cell, out: Path, root: Path | None, report: Report) -> None:
+def _judge(ranks: Ranks, cell: Cell, out: Path, root: Path | None, report: CellReport) -> None:
     """Judge parts, one in each process at a time, and put their logs where they belong."""
 
     def told(share: float, text: str) -> None:
@@ -118,13 +118,13 @@ def _judge(ranks: Ranks, cell: Cell, out: Path, root: Path | None, report: Repor
 
 def _judge_part(
     cell: Cell,
-    part: Part,
+    part: VerdictPart,
     home: Path | None,
     weights: Parcel,
     log: Parcel,
     root: Path | None,
     *,
-    report: Told,
+    report: Report,
 ) -> _Judged:
     """Judge a part in the suite's folder, `home`, or without it in a temporary one."""
 
@@ -145,7 +145,7 @@ def _judge_part(
         return _Judged(_pack(out, [] if home else _logs(cell, part, out)), error)
 
 
-def _logs(cell: Cell, part: Part, out: Path) -> list[Path]:
+def _logs(cell: Cell, part: VerdictPart, out: Path) -> list[Path]:
     return [path for path in needs(cell, "judge", out, part=part) if path.is_file()]
 
 
