@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from robust_nc.attacks.apgd import APGD
 from robust_nc.evaluation import Outcome, evaluate
 from robust_nc.evidence.collecting import collect
-from robust_nc.evidence.container import pack_file, unpack_file
 from robust_nc.evidence.contents import Evidence
+from robust_nc.evidence.file import pack_file, unpack_file
 from robust_nc.threat import Ball
 
 

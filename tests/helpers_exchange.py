@@ -37,7 +37,7 @@ from robust_nc.record import (
     write_record,
     write_rows,
 )
-from robust_nc.record.seals import sealed
+from robust_nc.record.schema import sealed
 from robust_nc.record.standing import challenge_path
 from robust_nc.statistics.intervals import wilson
 from robust_nc.threat import Ball

@@ -14,7 +14,7 @@ from robust_nc.io.files import digest, sha256_of
 from robust_nc.pipeline.finished_model import SUITE as EVALUATED
 from robust_nc.pipeline.finished_model import AppraisalConfig
 from robust_nc.record import COLUMNS, Stored, read_record, unpack_flags
-from robust_nc.record.seals import broken_seals
+from robust_nc.record.schema import broken_seals
 from robust_nc.record.standing import standing
 from robust_nc.statistics.intervals import wilson
 

@@ -17,7 +17,7 @@ from robust_nc.data.load import load_dataset
 from robust_nc.pipeline.appraise import Request, appraise
 from robust_nc.pipeline.make_record import score
 from robust_nc.record import Record, Stored, pack_flags, read_record, unpack_flags, write_rows
-from robust_nc.record.seals import sealed
+from robust_nc.record.schema import sealed
 from robust_nc.threat import Ball
 
 EXAMPLES = 120

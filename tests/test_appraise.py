@@ -33,7 +33,7 @@ from robust_nc.pipeline.finished_model import (
 )
 from robust_nc.record import Card, Stored, read_record, unpack_flags
 from robust_nc.record.folder import evidence_path, read_all
-from robust_nc.record.seals import broken_seals
+from robust_nc.record.schema import broken_seals
 from robust_nc.threat import Ball
 
 

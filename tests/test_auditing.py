@@ -23,11 +23,10 @@ from robust_nc.record import Stored, read_record, unpack_flags
 from robust_nc.record.standing import challenge_path, receipt_path
 from robust_nc.statistics.sampling import fewest_broken, most_broken
 from robust_nc.verification import audit as auditing
-from robust_nc.verification.audit import Audit, audit, audit_protocol
+from robust_nc.verification.audit import Audit, Remeasured, audit, audit_protocol
+from robust_nc.verification.evidence import find_evidence
 from robust_nc.verification.originals import examples_of
 from robust_nc.verification.rejudge import look_again
-from robust_nc.verification.remeasure import Remeasured
-from robust_nc.verification.verify import evidence_path
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +128,7 @@ class TestDrawing:
             (clean & ~torch.from_numpy(unpack_flags(stored.record.verdict.robust))).nonzero()[0]
         )
         label = examples.labels[row : row + 1]
-        points = read_evidence(evidence_path(stored), examples.images)
+        points = read_evidence(find_evidence(stored), examples.images)
         low = examples.images[row].double()
         high = points.adversarials[int((points.broken == row).nonzero())].double()
         for _ in range(60):  # bisect to the boundary

@@ -16,7 +16,7 @@ from robust_nc.pipeline.make_record import summary
 from robust_nc.pipeline.suite import Suite
 from robust_nc.record import Stored, read_record, tidy, unpack_flags
 from robust_nc.record.folder import evidence_path, record_path
-from robust_nc.record.seals import broken_seals
+from robust_nc.record.schema import broken_seals
 
 GRID = """
 [grid]

@@ -16,9 +16,9 @@ from robust_nc.record import Stored, read_record, unpack_flags
 from robust_nc.record.standing import standing
 from robust_nc.verification.audit import write_broken
 from robust_nc.verification.challenge import challenge_findings, try_points
-from robust_nc.verification.originals import Examples, examples_of
+from robust_nc.verification.evidence import find_evidence
+from robust_nc.verification.originals import RecordExamples, examples_of
 from robust_nc.verification.rejudge import look_again
-from robust_nc.verification.verify import evidence_path
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +32,11 @@ def claim(made: tuple[Stored, str], tmp_path: Path) -> tuple[Stored, str]:
     stored, reference = made
     folder = shutil.copytree(stored.path.parent, tmp_path / "out")
     copy = read_record(folder / stored.path.name)
-    evidence_path(copy).rename(tmp_path / "proof.evidence")
+    find_evidence(copy).rename(tmp_path / "proof.evidence")
     return claiming_all(copy), reference
 
 
-def pushed(model: torch.nn.Module, examples: Examples) -> Tensor:
+def pushed(model: torch.nn.Module, examples: RecordExamples) -> Tensor:
     """One step of size eps against the margin, for every example."""
     points = examples.images.clone().requires_grad_()
     torch.nn.functional.cross_entropy(model(points), examples.labels).backward()

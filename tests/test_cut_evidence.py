@@ -11,8 +11,8 @@ from helpers_runner import cli
 
 from robust_nc.exchange.submission import EXAMPLES, ready
 from robust_nc.record import Stored, read_record
-from robust_nc.verification.originals import Examples, examples_of
-from robust_nc.verification.verify import verify
+from robust_nc.verification.evidence import check_evidence
+from robust_nc.verification.originals import RecordExamples, examples_of
 
 COUNT = EXAMPLES + 500
 
@@ -23,7 +23,7 @@ class Submitted(NamedTuple):
     whole: Stored
     cut: Stored
     evidence: Path
-    examples: Examples
+    examples: RecordExamples
 
 
 @pytest.fixture
@@ -35,20 +35,20 @@ def submitted(tmp_path: Path) -> Submitted:
 
 
 def test_it_is_placed_and_proves_no_bound(submitted: Submitted) -> None:
-    found = verify(submitted.cut, examples=submitted.examples, model=None)
+    found = check_evidence(submitted.cut, examples=submitted.examples, model=None)
     assert (found.wrong, found.rows, found.placed, found.proves) == ([], EXAMPLES, True, False)
     assert any("first 1,000" in reason for reason in found.unchecked)
 
 
 def test_it_is_compared_with_the_record_without_the_images(submitted: Submitted) -> None:
-    found = verify(submitted.cut, examples=None, model=None)
+    found = check_evidence(submitted.cut, examples=None, model=None)
     assert (found.wrong, found.rows) == ([], EXAMPLES)
     assert not found.placed
 
 
 def test_the_full_file_in_its_place_counts_as_whole(submitted: Submitted) -> None:
     shutil.copy(submitted.whole.path.with_suffix(".evidence"), submitted.evidence)
-    found = verify(submitted.cut, examples=submitted.examples, model=None)
+    found = check_evidence(submitted.cut, examples=submitted.examples, model=None)
     assert (found.wrong, found.rows, found.placed) == ([], None, True)
 
 
@@ -58,7 +58,7 @@ def test_a_lie_about_its_length_is_found(submitted: Submitted, rows: int) -> Non
     assert record.evidence is not None
     told = dataclasses.replace(record.evidence, rows=rows)
     lying = resealed(dataclasses.replace(record, evidence=told), submitted.cut.path)
-    assert verify(lying, examples=submitted.examples, model=None).wrong
+    assert check_evidence(lying, examples=submitted.examples, model=None).wrong
 
 
 def test_the_command_says_what_it_is(submitted: Submitted) -> None:

@@ -18,11 +18,11 @@ from robust_nc.evidence.coding import (
     decode,
     decompress,
     encode,
-    pack,
     pack_floats,
+    pack_numbers,
     rounded,
-    unpack,
     unpack_floats,
+    unpack_numbers,
     width,
 )
 from robust_nc.exceptions import RecordError
@@ -42,9 +42,9 @@ def points_in(ball: Ball, images: Tensor, *, seed: int = 0) -> Tensor:
 @settings(max_examples=60, deadline=None)
 def test_packed_numbers_come_back(level: int, count: int, seed: int) -> None:
     numbers = np.random.default_rng(seed).integers(-level, level + 1, (4, count)).astype(np.int8)
-    packed = pack(numbers, level)
+    packed = pack_numbers(numbers, level)
     assert packed.shape == (4, width(level, count))
-    assert np.array_equal(unpack(packed, level, count), numbers)
+    assert np.array_equal(unpack_numbers(packed, level, count), numbers)
 
 
 def test_a_byte_holds_five_numbers_of_the_coarsest_level() -> None:
@@ -54,7 +54,7 @@ def test_a_byte_holds_five_numbers_of_the_coarsest_level() -> None:
 @pytest.mark.parametrize("packed", [[243], [2 * 81 + 40]], ids=["no digits", "beyond the last"])
 def test_bytes_that_packing_does_not_make_are_refused(packed: list[int]) -> None:
     with pytest.raises(RecordError, match="code"):
-        unpack(np.array([packed], dtype=np.uint8), 1, 4)
+        unpack_numbers(np.array([packed], dtype=np.uint8), 1, 4)
 
 
 def test_floats_come_back_to_the_bit() -> None:
@@ -137,7 +137,9 @@ def test_decoding_is_a_product_and_a_sum_of_float32() -> None:
     numbers = draws.integers(-7, 8, (1, 4096)).astype(np.int8)
     step = np.float32(0.0123)
     coded = Coded(
-        torch.tensor([7], dtype=torch.uint8), torch.tensor([step]), pack(numbers, 7).tobytes()
+        torch.tensor([7], dtype=torch.uint8),
+        torch.tensor([step]),
+        pack_numbers(numbers, 7).tobytes(),
     )
     moved = (images.numpy() + (numbers.astype(np.float32) * step).reshape(images.shape)).clip(0, 1)
     found = decode(coded, images, BOUNDS).numpy()

@@ -11,8 +11,8 @@ from robust_nc.attacks.fab import FAB
 from robust_nc.evaluation import evaluate
 from robust_nc.evaluation.scoring import Scorer
 from robust_nc.evidence.coding import coded_levels
+from robust_nc.evidence.collecting import look, strengthen
 from robust_nc.evidence.contents import TOLERANCE
-from robust_nc.evidence.strengthening import look, strengthen
 from robust_nc.exceptions import InputError
 from robust_nc.threat import Ball
 

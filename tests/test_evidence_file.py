@@ -12,13 +12,17 @@ from helpers_evaluation import BALL
 from helpers_evidence_files import Case, case, differences, forge
 
 from robust_nc.evidence.coding import compress
-from robust_nc.evidence.container import unpack_file
 from robust_nc.evidence.contents import Evidence
-from robust_nc.evidence.file import first, read_evidence, read_header, write_evidence
+from robust_nc.evidence.file import (
+    first_evidence,
+    read_evidence,
+    unpack_file,
+    write_evidence,
+)
 from robust_nc.exceptions import InputError, RecordError
 from robust_nc.io.files import sha256_of
 from robust_nc.threat import Ball
-from robust_nc.verification.points import read_points
+from robust_nc.verification.challenge import read_points
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +53,6 @@ def test_equal_evidence_gives_equal_bytes(made: Case, path: Path, tmp_path: Path
     assert again.read_bytes() == path.read_bytes()
 
 
-def test_the_header_needs_no_images(made: Case, path: Path) -> None:
-    header, evidence = read_header(path), made.evidence
-    assert (header.examples, header.broken) == (30, len(evidence.broken))
-    assert (header.ball, header.shape) == (BALL, (1, 8, 8))
-    assert (header.fingerprint, header.weights) == (evidence.fingerprint, evidence.weights)
-    assert (header.draws, header.seed) == (1, 0)
-
-
 def test_without_images_all_but_the_points_is_read(made: Case, path: Path) -> None:
     found = read_evidence(path, None)
     assert differences(found, made.evidence) == ["adversarials"]
@@ -73,7 +69,7 @@ def test_other_images_are_refused(made: Case, path: Path) -> None:
 
 
 def test_the_first_examples_can_be_kept(made: Case, path: Path) -> None:
-    cut = first(made.evidence, 11)
+    cut = first_evidence(made.evidence, 11)
     write_evidence(path, cut, made.images[:11])
     again = read_evidence(path, made.images[:11])
     assert not differences(again, cut)
@@ -84,7 +80,7 @@ def test_the_first_examples_can_be_kept(made: Case, path: Path) -> None:
 def test_nothing_broken_and_no_example_at_all_can_be_written(made: Case, path: Path) -> None:
     count = int(made.evidence.broken[0])
     for size in (count, 0):
-        cut = first(made.evidence, size)
+        cut = first_evidence(made.evidence, size)
         assert write_evidence(path, cut, made.images[:size]).broken == 0
         assert not differences(read_evidence(path, made.images[:size]), cut)
 
@@ -132,7 +128,7 @@ def test_a_changed_tensor_is_named(made: Case, path: Path, name: str) -> None:
     content[8 + size + header[name]["data_offsets"][0]] ^= 1
     path.write_bytes(content)
     with pytest.raises(RecordError, match=f"damaged: {name} is not"):
-        read_header(path)
+        read_evidence(path, None)
 
 
 def test_a_changed_eps_is_found(path: Path) -> None:
@@ -141,7 +137,7 @@ def test_a_changed_eps_is_found(path: Path) -> None:
     assert content.count(eps) == 1
     path.write_bytes(content.replace(eps, (0.02).hex().encode()))
     with pytest.raises(RecordError, match="does not fit its seal"):
-        read_header(path)
+        read_evidence(path, None)
 
 
 LONG = np.zeros(31, dtype=np.int32)
@@ -172,7 +168,7 @@ LONG = np.zeros(31, dtype=np.int32)
 def test_a_forged_file_is_refused(path: Path, changes: dict[str, Any], told: str) -> None:
     forge(path, **changes)
     with pytest.raises(RecordError, match=told):
-        read_header(path)
+        read_evidence(path, None)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +193,7 @@ def test_forged_numbers_of_broken_examples_are_refused(
     array[0] = value
     forge(path, **{name: array})
     with pytest.raises(RecordError, match=told):
-        read_header(path)
+        read_evidence(path, None)
 
 
 def test_codes_of_another_size_are_refused(made: Case, path: Path) -> None:
@@ -209,18 +205,18 @@ def test_codes_of_another_size_are_refused(made: Case, path: Path) -> None:
 
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="not there"):
-        read_header(tmp_path / "none.evidence")
+        read_evidence(tmp_path / "none.evidence", None)
     with pytest.raises(RecordError, match="no file"):
-        read_header(tmp_path)
+        read_evidence(tmp_path, None)
     (tmp_path / "x").write_bytes(b"\x80\x04" + b"x" * 100)
     with pytest.raises(RecordError, match="no evidence file"):
-        read_header(tmp_path / "x")
+        read_evidence(tmp_path / "x", None)
 
 
 def test_a_file_above_the_limit_is_not_read(path: Path, monkeypatch) -> None:
     monkeypatch.setattr("robust_nc.evidence.file.MAX_BYTES", 100)
     with pytest.raises(RecordError, match="larger than 100 bytes"):
-        read_header(path)
+        read_evidence(path, None)
 
 
 def test_points_of_a_challenge_are_read_from_evidence(made: Case, path: Path) -> None:

@@ -15,11 +15,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
 
-from robust_nc.evidence.container import TENSORS, TYPES, unpack_file
 from robust_nc.evidence.contents import Evidence
-from robust_nc.evidence.file import read_evidence, read_header, write_evidence
+from robust_nc.evidence.file import (
+    TENSORS,
+    TYPES,
+    read_evidence,
+    unpack_file,
+    write_evidence,
+)
 from robust_nc.exceptions import RecordError
-from robust_nc.verification.points import read_points
+from robust_nc.verification.challenge import read_points
 
 FUZZ = settings(
     max_examples=150,
@@ -49,7 +54,7 @@ def read_or_refused(path: Path, made: Case) -> Evidence | None:
     """Nothing but a `RecordError` of one line may come out."""
     told = "one sentence"
     with contextlib.suppress(RecordError):
-        read_header(path)
+        read_evidence(path, None)
     try:
         return read_evidence(path, made.images)
     except RecordError as error:

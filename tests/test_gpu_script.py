@@ -15,7 +15,7 @@ from robust_nc.pipeline.cell import CellEvent
 from robust_nc.pipeline.suite import Suite, read_suite
 from robust_nc.record.folder import checkpoint_folder, read_all
 from robust_nc.training.progress import TrainEvent
-from robust_nc.verification.verify import verify
+from robust_nc.verification.evidence import check_evidence
 
 TOML = """
 name = "tiny"
@@ -200,7 +200,7 @@ def test_evidence_that_was_left_behind_is_named_in_one_sentence(tmp_path, suite,
     (stored,) = read_all(out)
     assert stored.record.evidence is not None
     assert stored.path.with_suffix(".evidence").is_file() == bool(count)
-    found = verify(stored, examples=None, model=None)
+    found = check_evidence(stored, examples=None, model=None)
     assert not found.wrong
     digest = f"SHA-256 {stored.record.evidence.sha256[:16]}"
     missing = [reason for reason in found.unchecked if "is not beside it" in reason]

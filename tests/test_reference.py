@@ -17,7 +17,7 @@ from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.io.digests import state_digests
 from robust_nc.io.untrusted import file_name
 from robust_nc.record.folder import NOT_RECORDS
-from robust_nc.zoo import guard
+from robust_nc.zoo import code as guard
 from robust_nc.zoo.reference import FORMS, name_of, open_model
 
 

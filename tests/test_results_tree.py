@@ -27,7 +27,7 @@ from robust_nc.pipeline.finished_model import SUITE as EVALUATED
 from robust_nc.pipeline.finished_model import AppraisalConfig, ModelReference, appraisal_id
 from robust_nc.record import EvidenceFile, Score, Stored, Weights, read_record, write_record
 from robust_nc.record.folder import read_all
-from robust_nc.record.seals import sealed
+from robust_nc.record.schema import sealed
 from robust_nc.record.standing import challenge_path
 from robust_nc.report.board.table import leaderboard
 

@@ -8,7 +8,7 @@ import pytest
 
 from robust_nc.config import plain
 from robust_nc.record import Record
-from robust_nc.record.seals import broken_seals, sealed
+from robust_nc.record.schema import broken_seals, sealed
 
 RECORD = sealed(helpers.record_of(helpers.config()))
 FIELDS = sorted(set(plain(RECORD)) - {"seals"})

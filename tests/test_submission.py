@@ -17,7 +17,7 @@ from robust_nc.exchange import submission
 from robust_nc.exchange.submission import ready, remarks
 from robust_nc.io.files import sha256_of
 from robust_nc.record import Score, Stored, read_record, write_record
-from robust_nc.record.seals import broken_seals
+from robust_nc.record.schema import broken_seals
 from robust_nc.record.standing import challenge_path
 from robust_nc.verification.originals import examples_of
 

@@ -16,8 +16,8 @@ from robust_nc.io.files import digest, sha256_of
 from robust_nc.pipeline.finished_model import AppraisalConfig, appraisal_id
 from robust_nc.record import Stored, pack_flags, read_record, unpack_flags, write_rows
 from robust_nc.verification.consistency import inconsistencies
+from robust_nc.verification.evidence import check_evidence, find_evidence
 from robust_nc.verification.originals import examples_of
-from robust_nc.verification.verify import evidence_path, verify
 
 Values = dict[str, Any]
 
@@ -37,7 +37,7 @@ def copied(made: tuple[Stored, str], tmp_path: Path) -> Stored:
 def places(stored: Stored, reference: str | None = None) -> set[str]:
     """Everything that is named as wrong, with the images and without or with the model."""
     model = None if reference is None else opened(reference)
-    found = verify(stored, examples=examples_of(stored.record, None), model=model)
+    found = check_evidence(stored, examples=examples_of(stored.record, None), model=model)
     return {finding.place for finding in (*inconsistencies(stored), *found.wrong)}
 
 
@@ -205,7 +205,7 @@ def test_a_forger_who_knows_it_all_is_refuted_by_the_model_and_the_evidence(copi
 
 @pytest.mark.parametrize("place", [0.05, 0.3, 0.6, 0.999])
 def test_one_byte_of_the_evidence_is_found(copied, place):
-    path = evidence_path(copied)
+    path = find_evidence(copied)
     content = bytearray(path.read_bytes())
     content[int(place * len(content))] ^= 1
     path.write_bytes(content)
@@ -214,7 +214,7 @@ def test_one_byte_of_the_evidence_is_found(copied, place):
 
 @pytest.mark.parametrize("size", [0, 7, 100])
 def test_evidence_that_is_cut_is_found(copied, size):
-    path = evidence_path(copied)
+    path = find_evidence(copied)
     path.write_bytes(path.read_bytes()[:size])
     assert {"evidence.sha256", "evidence"} <= places(copied)
 
@@ -289,7 +289,7 @@ def test_a_wild_record_is_never_a_crash(copied):
     for change in wild:
         stored = altered(copied, change, seal=True)
         assert inconsistencies(stored), change
-        verify(stored, examples=None, model=None)
+        check_evidence(stored, examples=None, model=None)
         copied.path.write_text(before)
 
 

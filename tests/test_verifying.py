@@ -18,8 +18,8 @@ from robust_nc.io.untrusted import read_json
 from robust_nc.record import Caution, Stored, read_record
 from robust_nc.record.standing import Receipt, receipt_path, standing
 from robust_nc.threat import Ball
-from robust_nc.verification.match import inside, original_findings
-from robust_nc.verification.originals import Examples, ball_of, dataset_of, examples_of
+from robust_nc.verification.evidence import check_evidence, find_evidence, inside, original_findings
+from robust_nc.verification.originals import RecordExamples, ball_of, dataset_of, examples_of
 from robust_nc.verification.rejudge import (
     Looked,
     bounded,
@@ -28,7 +28,6 @@ from robust_nc.verification.rejudge import (
     repeated_clean,
     repeated_flips,
 )
-from robust_nc.verification.verify import evidence_path, verify
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +184,7 @@ class TestOriginals:
 class TestWhole:
     def test_without_a_model_nothing_is_wrong_and_nothing_is_proven(self, made):
         stored, _ = made
-        found = verify(stored, examples=examples_of(stored.record, None), model=None)
+        found = check_evidence(stored, examples=examples_of(stored.record, None), model=None)
         assert (found.wrong, found.unchecked, found.placed) == ([], [], True)
         assert not found.proves
         assert found.upper is None
@@ -193,7 +192,7 @@ class TestWhole:
     def test_with_the_model_the_bound_is_proven(self, made):
         stored, reference = made
         examples = examples_of(stored.record, None)
-        found = verify(stored, examples=examples, model=opened(reference))
+        found = check_evidence(stored, examples=examples, model=opened(reference))
         assert (found.wrong, found.unchecked) == ([], [])
         assert found.proves
         assert found.clean.proven.all()
@@ -204,8 +203,8 @@ class TestWhole:
 
     def test_without_images_or_evidence_it_says_what_was_not_checked(self, copied):
         stored, reference = copied
-        evidence_path(stored).unlink()
-        found = verify(stored, examples=None, model=opened(reference))
+        find_evidence(stored).unlink()
+        found = check_evidence(stored, examples=None, model=opened(reference))
         assert found.wrong == []
         assert "is not beside it" in found.unchecked[0]
         assert found.same_model, "weights.state of the record says so"
@@ -216,7 +215,7 @@ class TestWhole:
         model = opened(reference)
         with torch.no_grad():
             model[1].weight[3, 5] += 1e-6
-        found = verify(stored, examples=examples_of(stored.record, None), model=model)
+        found = check_evidence(stored, examples=examples_of(stored.record, None), model=model)
         (finding,) = found.wrong
         assert finding.place == "model"
         assert "another model: 1 tensor differs" in finding.text
@@ -229,20 +228,22 @@ class TestWhole:
         with torch.no_grad():
             model[3].weight.zero_()
             model[3].bias.copy_(torch.arange(10.0))
-        found = verify(stored, examples=examples_of(stored.record, None), model=model)
+        found = check_evidence(stored, examples=examples_of(stored.record, None), model=model)
         places = {finding.place for finding in found.wrong}
         assert {"model", "clean verdicts"} <= places
         assert found.clean.refuted.any()
 
     def test_a_model_that_cannot_answer_is_a_finding(self, made):
         stored, _ = made
-        found = verify(stored, examples=examples_of(stored.record, None), model=nn.Flatten())
+        found = check_evidence(
+            stored, examples=examples_of(stored.record, None), model=nn.Flatten()
+        )
         assert {finding.place for finding in found.wrong} >= {"model"}
 
     def test_an_adversarial_outside_of_the_ball_is_named(self, made):
         stored, _ = made
         examples = examples_of(stored.record, None)
-        evidence = read_evidence(evidence_path(stored), examples.images)
+        evidence = read_evidence(find_evidence(stored), examples.images)
         points = evidence.adversarials.clone()
         points[4, 0, 2, 2] = (points[4, 0, 2, 2] + 0.5) % 1
         (finding,) = original_findings(dataclasses.replace(evidence, adversarials=points), examples)
@@ -252,10 +253,10 @@ class TestWhole:
     def test_another_label_is_named(self, made):
         stored, _ = made
         examples = examples_of(stored.record, None)
-        evidence = read_evidence(evidence_path(stored), examples.images)
+        evidence = read_evidence(find_evidence(stored), examples.images)
         labels = examples.labels.clone()
         labels[17] = (labels[17] + 1) % 10
-        changed = Examples(examples.images, labels, examples.ids, examples.fingerprint)
+        changed = RecordExamples(examples.images, labels, examples.ids, examples.fingerprint)
         (finding,) = original_findings(evidence, changed)
         assert str(finding) == "evidence.labels: differ from the data's in example 17"
 
@@ -351,9 +352,12 @@ class Trembling(nn.Module):
 def test_a_model_that_answers_at_random_is_named_unless_the_record_says_so(tmp_path):
     stored, reference = judged(tmp_path)
     model, examples = opened(reference), examples_of(stored.record, None)
-    places = [one.place for one in verify(stored, examples=examples, model=Trembling(model)).wrong]
+    trembling = Trembling(model)
+    found = check_evidence(stored, examples=examples, model=trembling)
+    places = [one.place for one in found.wrong]
     assert "warnings" in places
     told = resealed(stored, warnings=(Caution(name="random-output", message="it does"),))
-    places = [one.place for one in verify(told, examples=examples, model=Trembling(model)).wrong]
+    found = check_evidence(told, examples=examples, model=trembling)
+    places = [one.place for one in found.wrong]
     assert "warnings" not in places
-    assert not verify(stored, examples=examples, model=model).wrong
+    assert not check_evidence(stored, examples=examples, model=model).wrong

@@ -17,10 +17,9 @@ from robust_nc.io.digests import state_digest, state_digests
 from robust_nc.io.text import printable
 from robust_nc.record.schema import Record, read_record
 from robust_nc.runtime.torch_state import default_device
-from robust_nc.verification.challenge import Tried, try_points, write_challenge
+from robust_nc.verification.challenge import Tried, read_points, try_points, write_challenge
 from robust_nc.verification.consistency import found_in_flags, inconsistencies
 from robust_nc.verification.originals import examples_of
-from robust_nc.verification.points import read_points
 from robust_nc.zoo.reference import open_model
 
 

@@ -19,8 +19,8 @@ from robust_nc.exchange.submission import is_cut, ready, remarks
 from robust_nc.io.text import one_line
 from robust_nc.record.schema import Stored, read_record
 from robust_nc.verification.consistency import inconsistencies
-from robust_nc.verification.originals import Examples, examples_of
-from robust_nc.verification.verify import verify
+from robust_nc.verification.evidence import check_evidence
+from robust_nc.verification.originals import RecordExamples, examples_of
 
 
 def submit_command(
@@ -51,7 +51,9 @@ def submit_command(
     return 0
 
 
-def _checked(stored: Stored, root: Path | None, stderr: Console, *, cut: bool) -> Examples | None:
+def _checked(
+    stored: Stored, root: Path | None, stderr: Console, *, cut: bool
+) -> RecordExamples | None:
     """Check the evidence, against the images where they are here; raise for what is wrong.
 
     `cut`: the evidence will be cut, which is not possible without the images.
@@ -63,7 +65,7 @@ def _checked(stored: Stored, root: Path | None, stderr: Console, *, cut: bool) -
             raise
         stderr.print(f"note: not checked against the images: {error}", markup=False, soft_wrap=True)
         examples = None
-    wrong = [*inconsistencies(stored), *verify(stored, examples=examples, model=None).wrong]
+    wrong = [*inconsistencies(stored), *check_evidence(stored, examples=examples, model=None).wrong]
     if wrong:
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise RecordError(f"{stored.path} does not hold: {wrong[0]}{more}")

@@ -28,7 +28,7 @@ def verdict_text(stored: Stored, *, page: Path | None, root: Path | None) -> str
         *_warnings(record),
         *_geometry(record, stored.rows()),
         *_files(stored, page),
-        f"check it:   {verify_command(stored, root)}",
+        f"check it:   {_verifying(stored, root)}",
     ]
     return "\n".join(parts)
 
@@ -38,7 +38,7 @@ def share(score: Score) -> str:
     return f"{score.value:.1%} [{100 * score.low:.1f}, {100 * score.high:.1f}]"
 
 
-def verify_command(stored: Stored, root: Path | None) -> str:
+def _verifying(stored: Stored, root: Path | None) -> str:
     """Say what to type to check the record against its evidence and the model."""
     reference = _table(stored.record, "model").get("reference", "MODEL")
     words = ["robust-nc", "verify", str(stored.path), "--model", str(reference)]

@@ -18,12 +18,11 @@ from robust_nc.pipeline.appraise import Event
 from robust_nc.record.folder import is_record_name, record_folders
 from robust_nc.record.schema import Stored, read_record
 from robust_nc.record.standing import receipt_path, standing
-from robust_nc.verification.audit import write_broken
-from robust_nc.verification.check import Checked, Wanted, check
+from robust_nc.verification.audit import CLAIM, write_broken
+from robust_nc.verification.check import CheckOptions, RecordCheck, check_record
 from robust_nc.verification.consistency import is_sealed
 from robust_nc.verification.originals import ball_of
 from robust_nc.verification.rejudge import Repeated
-from robust_nc.verification.remeasure import CLAIM
 
 _MOST_LINES = 12  # findings that are shown of one record
 
@@ -45,7 +44,7 @@ def verify_command(
     if seed is not None and seed < 0:
         raise ConfigError(f"--seed must be at least 0, found {seed}")
     drawn = int.from_bytes(os.urandom(4)) if seed is None else seed
-    wanted = Wanted(model=model, audit=audit, seed=drawn, root=root)
+    wanted = CheckOptions(model=model, audit=audit, seed=drawn, root=root)
     bad = 0
     paths = record_paths(records)
     for path in paths:
@@ -53,7 +52,7 @@ def verify_command(
         try:
             # The code of a model may print; stdout is for what was found.
             with contextlib.redirect_stdout(sys.stderr), Screen(stderr) as screen:
-                found = check(
+                found = check_record(
                     read_record(path),
                     wanted,
                     tell=screen.line,
@@ -93,7 +92,7 @@ def record_paths(places: tuple[Path, ...]) -> list[Path]:
     return paths
 
 
-def lines(found: Checked, wanted: Wanted) -> Iterator[str]:
+def lines(found: RecordCheck, wanted: CheckOptions) -> Iterator[str]:
     """Say what was found of a record, line by line."""
     yield _subject(found.stored)
     sealed = "" if is_sealed(found.stored.record) else ", not sealed (of an earlier version)"
@@ -123,7 +122,7 @@ def _subject(stored: Stored) -> str:
     )
 
 
-def _evidence_lines(found: Checked) -> Iterator[str]:
+def _evidence_lines(found: RecordCheck) -> Iterator[str]:
     seen = found.evidence
     if seen.evidence is not None:
         where = "all in the ball and bounds of their originals" if seen.placed else "not placed"
@@ -155,7 +154,7 @@ def _counts(repeated: Repeated) -> str:
     return f"{proven:,} proven, {tolerated:,} within tolerance, {refuted:,} refuted"
 
 
-def _audit_lines(found: Checked, wanted: Wanted) -> Iterator[str]:
+def _audit_lines(found: RecordCheck, wanted: CheckOptions) -> Iterator[str]:
     audit = found.audit
     if audit is not None:
         yield f"audit        {audit}"

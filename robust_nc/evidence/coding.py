@@ -34,7 +34,7 @@ _ZSTD = 9  # higher levels take longer and save less than 0.1 % of packed digits
 
 Bytes = npt.NDArray[np.uint8]
 Numbers = npt.NDArray[np.int8]
-Floats = npt.NDArray[np.float32]
+_Floats = npt.NDArray[np.float32]
 
 
 def width(level: int, count: int) -> int:
@@ -42,7 +42,7 @@ def width(level: int, count: int) -> int:
     return 4 * count if level == 0 else -(-count // _per_byte(level))
 
 
-def pack(numbers: Numbers, level: int) -> Bytes:
+def pack_numbers(numbers: Numbers, level: int) -> Bytes:
     """Pack rows of numbers in -level..level, `(n, count)`, into `(n, width(level, count))`."""
     places = _per_byte(level)
     digits = (numbers.astype(np.int16) + level).astype(np.uint8)
@@ -54,8 +54,8 @@ def pack(numbers: Numbers, level: int) -> Bytes:
     return packed
 
 
-def unpack(packed: Bytes, level: int, count: int) -> Numbers:
-    """Undo `pack`; raises `RecordError` for bytes that it does not make."""
+def unpack_numbers(packed: Bytes, level: int, count: int) -> Numbers:
+    """Undo `pack_numbers`; raises `RecordError` for bytes that it does not make."""
     places = _per_byte(level)
     if len(packed) and int(packed.max()) >= (2 * level + 1) ** places:
         raise RecordError(f"a code is larger than {places} numbers in -{level}..{level} make")
@@ -65,18 +65,18 @@ def unpack(packed: Bytes, level: int, count: int) -> Numbers:
     return numbers[:, :count]
 
 
-def pack_floats(values: Floats, known: Floats) -> Bytes:
+def pack_floats(values: _Floats, known: _Floats) -> Bytes:
     """Pack float32 `(n, count)` by the bits in which they differ from known ones, byte by byte."""
     different = values.view(np.uint32) ^ known.view(np.uint32)
     planes = different.astype("<u4").view(np.uint8).reshape(*values.shape, 4)
     return np.ascontiguousarray(planes.transpose(0, 2, 1)).reshape(len(values), -1)
 
 
-def unpack_floats(packed: Bytes, known: Floats) -> Floats:
+def unpack_floats(packed: Bytes, known: _Floats) -> _Floats:
     """Undo `pack_floats`, to the bit."""
     planes = packed.reshape(len(packed), 4, -1).transpose(0, 2, 1)
     different = np.ascontiguousarray(planes).view("<u4")[..., 0].astype(np.uint32)
-    values: Floats = (different ^ known.view(np.uint32)).view(np.float32)
+    values: _Floats = (different ^ known.view(np.uint32)).view(np.float32)
     return values
 
 
@@ -180,7 +180,7 @@ def encode(points: Tensor, origins: Tensor, bounds: tuple[float, float]) -> Code
     for level in _distinct(found.levels):
         rows = (found.levels == level).numpy()
         if level:
-            parts.append(pack(found.numbers.numpy()[rows], level))
+            parts.append(pack_numbers(found.numbers.numpy()[rows], level))
         else:
             parts.append(pack_floats(exact[rows], known[rows]))
     return Coded(found.levels, found.steps, b"".join(part.tobytes() for part in parts))
@@ -205,10 +205,10 @@ def decode(coded: Coded, origins: Tensor, bounds: tuple[float, float]) -> Tensor
         packed = rest[: part * len(there)].reshape(-1, part)
         rest = rest[packed.size :]
         if level:
-            numbers = torch.from_numpy(unpack(packed, level, count))
+            numbers = torch.from_numpy(unpack_numbers(packed, level, count))
             points[rows] = _moved(numbers, coded.steps[rows], there, bounds)
         else:
-            known: Floats = np.ascontiguousarray(there.flatten(1).numpy())
+            known: _Floats = np.ascontiguousarray(there.flatten(1).numpy())
             points[rows] = torch.from_numpy(unpack_floats(packed, known)).view_as(there)
     if not bool(points.isfinite().all()):
         raise RecordError("a point that was kept exactly has pixels that are not finite")

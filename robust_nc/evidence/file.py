@@ -1,5 +1,10 @@
 """Evidence as one file: `<cell>.evidence`, written whole, read without trust.
 
+It is a safetensors file of known tensors, and one text that describes them. Nothing that a file
+says of itself is believed: its header is checked against what is there, and each tensor against its
+digest, so that damage is named. (Who forges a tensor can forge its digest too: the SHA-256 in the
+record is what holds.)
+
 >>> import tempfile, torch
 >>> from robust_nc.evaluation.evaluate_model import evaluate
 >>> from robust_nc.evidence.collecting import collect
@@ -12,7 +17,7 @@
 >>> written = write_evidence(path, evidence, images)
 >>> torch.equal(read_evidence(path, images).adversarials, evidence.adversarials)
 True
->>> read_header(path).broken == written.broken
+>>> len(read_evidence(path, None).broken) == written.broken
 True
 """
 
@@ -21,13 +26,16 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from robust_nc.config import read
+from robust_nc.config import configuration, plain, read
 from robust_nc.evidence.coding import (
     MOST,
     Coded,
@@ -37,13 +45,35 @@ from robust_nc.evidence.coding import (
     decompress,
     encode,
 )
-from robust_nc.evidence.container import TENSORS, TYPES, Array, Head, pack_file, unpack_file
 from robust_nc.evidence.contents import Evidence
 from robust_nc.exceptions import ConfigError, InputError, RecordError
-from robust_nc.io.files import write_bytes
-from robust_nc.io.untrusted import read_bounded
+from robust_nc.io.files import canonical_json, digest, write_bytes
+from robust_nc.io.untrusted import parse_json, read_bounded
 from robust_nc.record.schema import EvidenceFile
 from robust_nc.threat import Ball
+
+TENSORS = {
+    "ids": "I64",  # of all examples, as the next four
+    "labels": "I32",
+    "broken_by": "I16",
+    "forwards": "I32",
+    "backwards": "I32",
+    "margins": "F32",  # of broken examples, as the next three
+    "ranges": "F32",
+    "levels": "U8",
+    "steps": "F32",
+    "frames": "I64",  # compressed bytes of each group of broken examples
+    "codes": "U8",
+}
+TYPES = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "F32": "<f4", "U8": "|u1"}
+
+_KEY = "robust_nc.evidence"
+_MAX_HEADER = 4 * 2**20
+
+Array = npt.NDArray[Any]
+_Count = Annotated[int, Field(ge=0, le=2**31)]
+_Side = Annotated[int, Field(ge=1, le=2**20)]
+_Text = Annotated[str, Field(max_length=200)]
 
 MAX_BYTES = 512 * 2**20
 _FARTHEST = 2.0**20  # a pixel bound from 0
@@ -53,20 +83,34 @@ _OF_EXAMPLES = ("ids", "labels", "broken_by", "forwards", "backwards")
 _OF_BROKEN = ("margins", "ranges", "levels", "steps")
 
 
-class Header(NamedTuple):
-    """What a file says without the images: N `examples`, of which B are `broken`, and the rest.
+@configuration
+class EvidenceHead:
+    """What evidence is about. Numbers that must be exact are hexadecimal (`float.hex`).
 
-    `shape` is (C, H, W); the other fields are those of `Evidence`.
+    `points` is the SHA-256 of the adversarial images, `tensors` those of the tensors, and `seal`
+    the digest of all other fields.
     """
 
-    examples: int
-    broken: int
-    ball: Ball
-    fingerprint: str
-    weights: Mapping[str, str]
-    draws: int
-    seed: int
-    shape: tuple[int, int, int]
+    schema_version: Literal[1] = 1
+    examples: _Count
+    shape: tuple[_Side, _Side, _Side]
+    norm: _Text
+    eps: _Text
+    bounds: tuple[_Text, _Text]
+    fingerprint: _Text
+    weights: dict[str, _Text]
+    draws: Annotated[int, Field(ge=1, le=2**31)]
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
+    points: _Text
+    tensors: dict[str, _Text] = Field(default_factory=dict)
+    seal: _Text = ""
+
+
+class Unpacked(NamedTuple):
+    """The head of a file and its tensors, each of one axis, by name."""
+
+    head: EvidenceHead
+    arrays: Mapping[str, Array]
 
 
 def write_evidence(path: Path, evidence: Evidence, images: Tensor) -> EvidenceFile:
@@ -131,14 +175,7 @@ def read_evidence(path: Path, images: Tensor | None) -> Evidence:
     )
 
 
-def read_header(path: Path) -> Header:
-    """Read what needs no images; raises `RecordError` as `read_evidence` does."""
-    head, _, broken = _opened(path)
-    about = (head.fingerprint, head.weights, head.draws, head.seed, head.shape)
-    return Header(head.examples, len(broken), _ball(head), *about)
-
-
-def first(evidence: Evidence, count: int) -> Evidence:
+def first_evidence(evidence: Evidence, count: int) -> Evidence:
     """Return the evidence of the first `count` examples; `fingerprint` stays that of all."""
     rows = ("ids", "labels", "clean_correct", "robust", "broken_by", "forwards", "backwards")
     points = ("broken", "adversarials", "margins", "ranges")
@@ -151,7 +188,7 @@ def first(evidence: Evidence, count: int) -> Evidence:
 class _Opened(NamedTuple):
     """The head of a file, its tensors, and the rows `(B,)` of the broken examples."""
 
-    head: Head
+    head: EvidenceHead
     arrays: Mapping[str, Array]
     broken: Tensor
 
@@ -195,7 +232,7 @@ def _about(evidence: Evidence, images: Tensor) -> _Opened:
         "seed": evidence.seed,
         "points": total.hexdigest(),
     }
-    return _Opened(read(Head, values, source="its head"), arrays, broken)
+    return _Opened(read(EvidenceHead, values, source="its head"), arrays, broken)
 
 
 def _fit(points: Tensor, broken: Tensor, images: Tensor) -> bool:
@@ -234,7 +271,7 @@ def _narrow(name: str, values: Array) -> Array:
     return narrow
 
 
-def _check(head: Head, arrays: Mapping[str, Array]) -> Tensor:
+def _check(head: EvidenceHead, arrays: Mapping[str, Array]) -> Tensor:
     """Return the rows of the broken examples; `RecordError` for parts that do not fit."""
     ball = _ball(head)
     broken = np.flatnonzero(arrays["broken_by"] >= 0)
@@ -260,7 +297,7 @@ def _check(head: Head, arrays: Mapping[str, Array]) -> Tensor:
     return torch.from_numpy(broken)
 
 
-def _ball(head: Head) -> Ball:
+def _ball(head: EvidenceHead) -> Ball:
     """Return the ball of a head; `RecordError` for one that there is not."""
     try:
         eps, low, high = (float.fromhex(text) for text in (head.eps, *head.bounds))
@@ -273,7 +310,7 @@ def _ball(head: Head) -> Ball:
 
 
 def _points(
-    path: Path, head: Head, arrays: Mapping[str, Array], broken: Tensor, images: Tensor
+    path: Path, head: EvidenceHead, arrays: Mapping[str, Array], broken: Tensor, images: Tensor
 ) -> Tensor:
     """Decode the adversarials group by group; all must be what was written, to the bit."""
     points = torch.empty((len(broken), *head.shape), dtype=torch.float32)
@@ -328,3 +365,92 @@ def _tensor(values: Array) -> Tensor:
 def _sum(values: Array) -> int:
     """Sum without wrapping around."""
     return sum(values.tolist())
+
+
+def pack_file(head: EvidenceHead, arrays: Mapping[str, Array]) -> bytes:
+    """Return the content of a file; equal arguments give equal bytes."""
+    assert arrays.keys() == TENSORS.keys()
+    stored = {name: arrays[name].astype(TYPES[kind]) for name, kind in TENSORS.items()}
+    values = plain(head)
+    values["tensors"] = {name: _sha256(array.tobytes()) for name, array in stored.items()}
+    values["seal"] = _seal(values)
+    packed: bytes = safetensors.numpy.save(stored, metadata={_KEY: canonical_json(values)})
+    return packed
+
+
+def unpack_file(content: bytes, *, what: str) -> Unpacked:
+    """Take a file apart; raises `RecordError` that names `what` and says what is wrong with it."""
+    if len(content) < 8:
+        raise RecordError(f"{what} is no evidence file: it has only {len(content)} bytes")
+    size = int.from_bytes(content[:8], "little")
+    if size > min(_MAX_HEADER, len(content) - 8):
+        raise RecordError(
+            f"{what} is no evidence file, or a part of one: its header would have {size:,} bytes"
+        )
+    try:
+        text = content[8 : 8 + size].decode("utf-8")
+    except UnicodeDecodeError:
+        raise RecordError(f"{what} is no evidence file: its header is not UTF-8 text") from None
+    header = parse_json(text, what=f"the header of {what}")
+    if not isinstance(header, dict) or header.keys() != {"__metadata__", *TENSORS}:
+        raise RecordError(f"{what} is no evidence file: it must hold {', '.join(TENSORS)}")
+    head = _read_head(header.pop("__metadata__"), what)
+    return Unpacked(head, _arrays(header, head, memoryview(content)[8 + size :], what))
+
+
+def _read_head(metadata: Any, what: str) -> EvidenceHead:
+    text = metadata.get(_KEY) if isinstance(metadata, dict) and len(metadata) == 1 else None
+    if not isinstance(text, str):
+        raise RecordError(f"{what} is no evidence file: it has no entry {_KEY!r}")
+    values = parse_json(text, what=f"the entry {_KEY!r} of {what}")
+    try:
+        head = read(EvidenceHead, values, source=what)
+    except ConfigError as error:
+        raise RecordError(str(error)) from None
+    if head.seal != _seal(plain(head)):
+        raise RecordError(f"{what} is damaged: what it says of itself does not fit its seal")
+    return head
+
+
+def _arrays(
+    header: dict[str, Any], head: EvidenceHead, data: memoryview, what: str
+) -> dict[str, Array]:
+    places = {}
+    for name, kind in TENSORS.items():
+        entry = header[name]
+        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+            raise RecordError(f"{what}: {name} must have a dtype, a shape and data_offsets only")
+        length, (start, end) = _whole(entry["shape"], 1), _whole(entry["data_offsets"], 2)
+        size = np.dtype(TYPES[kind]).itemsize
+        if entry["dtype"] != kind or start > end or end - start != length[0] * size:
+            raise RecordError(f"{what}: {name} must be {kind} of one axis that fits its data")
+        places[name] = (start, end)
+    reached = 0
+    for start, end in sorted(places.values()):
+        if start != reached:
+            raise RecordError(f"{what} has tensors that overlap, or data that belong to none")
+        reached = end
+    if reached != len(data):
+        raise RecordError(f"{what} has {len(data):,} bytes of data instead of {reached:,}")
+    arrays = {}
+    for name, (start, end) in places.items():
+        if head.tensors.get(name) != _sha256(data[start:end]):
+            raise RecordError(f"{what} is damaged: {name} is not what its digest says")
+        arrays[name] = np.frombuffer(data[start:end], dtype=TYPES[TENSORS[name]])
+    return arrays
+
+
+def _whole(values: Any, count: int) -> list[int]:
+    """Return a list of so many numbers >= 0; of -1 where there is none, which fits no data."""
+    right = isinstance(values, list) and len(values) == count
+    if right and all(type(value) is int and value >= 0 for value in values):
+        return list(values)
+    return [-1] * count
+
+
+def _seal(values: dict[str, Any]) -> str:
+    return digest({name: value for name, value in values.items() if name != "seal"})
+
+
+def _sha256(content: bytes | memoryview) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -10,8 +10,7 @@ from robust_nc.exceptions import RecordError
 from robust_nc.io.files import sha256_of
 from robust_nc.io.text import one_line
 from robust_nc.io.untrusted import file_name, read_json
-from robust_nc.record.schema import Stored
-from robust_nc.record.seals import broken_seals
+from robust_nc.record.schema import Stored, broken_seals
 from robust_nc.record.standing import challenges_of
 
 LARGEST_ROWS = 2**20

@@ -13,13 +13,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from robust_nc.evidence.file import first, read_evidence, write_evidence
+from robust_nc.evidence.file import first_evidence, read_evidence, write_evidence
 from robust_nc.exceptions import RecordError
 from robust_nc.exchange.record_files import challenge_files, check_whole, evidence_file, rows_file
 from robust_nc.io.files import sha256_of, write_bytes
 from robust_nc.io.untrusted import file_name
-from robust_nc.record.schema import EvidenceFile, Stored, read_record, write_record
-from robust_nc.record.seals import sealed
+from robust_nc.record.schema import EvidenceFile, Stored, read_record, sealed, write_record
 from robust_nc.record.standing import standing
 from robust_nc.report.board.formats import percent, points
 from robust_nc.report.board.ranking import MIN_EXAMPLES
@@ -139,7 +138,7 @@ def _write_cut(stored: Stored, source: Path, target: Path, images: Tensor) -> Ev
     assert named is not None
     rows = min(len(evidence.ids), EXAMPLES)
     while rows:
-        written = write_evidence(target, first(evidence, rows), images[:rows])
+        written = write_evidence(target, first_evidence(evidence, rows), images[:rows])
         if written.bytes <= LARGEST:
             return dataclasses.replace(written, rows=rows, full=named.full or named.sha256)
         rows = min(rows - 1, int(0.95 * rows * LARGEST / written.bytes))

@@ -52,16 +52,16 @@ from robust_nc.record.schema import (
     Stored,
     Weights,
     read_record,
+    sealed,
     tidy,
     write_record,
     write_rows,
 )
-from robust_nc.record.seals import sealed
 from robust_nc.runtime.progress import Clock, Progress
 from robust_nc.runtime.torch_state import default_device, device_of, full_precision, untouched
 from robust_nc.threat import Ball
 from robust_nc.types import Warned
-from robust_nc.zoo.guard import Tell
+from robust_nc.zoo.code import Tell
 from robust_nc.zoo.reference import OpenedModel, open_model
 
 PLACE = Path("out") / "evaluate"

@@ -37,8 +37,8 @@ from robust_nc.record.schema import (
     Verdict,
     Weights,
     pack_flags,
+    sealed,
 )
-from robust_nc.record.seals import sealed
 from robust_nc.runtime.environment import hardware, versions
 from robust_nc.statistics.intervals import wilson
 from robust_nc.threat import Ball

@@ -6,9 +6,18 @@ hexadecimal bit strings in the order of ids (`pack_flags`).
 >>> import numpy as np
 >>> unpack_flags(pack_flags(np.array([True, False, True]))).tolist()
 [True, False, True]
+
+A record carries a seal of each of its fields, so that whatever changed afterwards can be named:
+that finds damage and careless edits. Who changes a field can seal it anew, and then has to stand up
+to the evidence.
+
+>>> broken_seals({"seed": 1, "seals": {"seed": seal_of(0)}})
+('seed',)
 """
 
+import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -21,10 +30,11 @@ from pydantic import Field
 
 from robust_nc.config import configuration, plain, read
 from robust_nc.exceptions import ConfigError, RecordError
-from robust_nc.io.files import atomic, canonical_json, sha256_of, write_text
+from robust_nc.io.files import atomic, canonical_json, digest, sha256_of, write_text
 from robust_nc.io.untrusted import file_name, read_json
 
 SCHEMA = 1
+_SEALS = "seals"
 MOST_ROWS = 2_000_000  # that are read of one record
 
 # One row = one value. `i`, `j` index matrices and histograms; `epoch` is -1 for finished weights.
@@ -169,7 +179,7 @@ class Record:
     """One evaluated cell. `summary` holds the headline measures of the penultimate tap.
 
     `accelerated` says how the model was made faster for the attacks (the verdict is its own).
-    `seals` are digests of the other fields (`seals.sealed`); none in records of earlier versions.
+    `seals` are digests of the other fields (`sealed`); none in records of earlier versions.
     """
 
     schema_version: int = SCHEMA
@@ -309,3 +319,31 @@ def same_record(first: Record, second: Record) -> bool:
     for key in varying:
         left.pop(key), right.pop(key)
     return canonical_json(left) == canonical_json(right)
+
+
+def seal_of(value: object) -> str:
+    """First 16 hexadecimal digits of the digest of one field's plain value."""
+    return digest(value)[:16]
+
+
+def sealed(record: Record) -> Record:
+    """Return the record with a seal for each of its fields."""
+    values = plain(record)
+    found = {name: seal_of(value) for name, value in values.items() if name != _SEALS}
+    return dataclasses.replace(record, seals=found)
+
+
+def broken_seals(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Name the fields that are not as they were sealed, sorted.
+
+    `values` are those of the record's file: a field that came with a later version is not in it.
+    """
+    seals = values[_SEALS]
+    fields = {name: value for name, value in values.items() if name != _SEALS}
+    return tuple(
+        sorted(
+            name
+            for name in seals.keys() | fields.keys()
+            if name not in fields or seals.get(name) != seal_of(fields[name])
+        )
+    )

@@ -1,33 +1,60 @@
 """Lowering a record: adversarial examples against what it claims to be robust.
 
+They come as an evidence file, or as anyone's `.npz`: `ids`, the rows of the examples in the record,
+int64 `(M,)`, and `images`, the points, float32 `(M, C, H, W)` in [0, 1], as `numpy.savez` writes
+them. Nothing is unpickled.
+
 >>> import torch
 >>> tried = Tried(*(torch.arange(0),) * 5, claimed=90, examples=100)
 >>> tried._replace(counted=torch.arange(5)).left
 0.85
+>>> import tempfile
+>>> path = Path(tempfile.mkdtemp()) / "points.npz"
+>>> np.savez(path, ids=np.array([3]), images=np.zeros((1, 1, 2, 2), np.float32))
+>>> read_points(path, torch.zeros(5, 1, 2, 2)).rows.tolist()
+[3]
 """
 
+import io
+import math
+import re
 import shutil
+import struct
+import zipfile
+import zlib
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from robust_nc.config import plain, read
+from robust_nc.evidence.file import MAX_BYTES, read_evidence
 from robust_nc.exceptions import ConfigError, InputError, RecordError, UnknownNameError
 from robust_nc.io.files import atomic, canonical_json, sha256_of, write_text
-from robust_nc.io.untrusted import read_json
+from robust_nc.io.untrusted import read_bounded, read_json
 from robust_nc.plugins import find_protocol
 from robust_nc.record.schema import Record, Stored, unpack_flags
 from robust_nc.record.standing import Challenge, challenge_path, challenges_of, standing
 from robust_nc.runtime.environment import hardware, versions
 from robust_nc.runtime.torch_state import device_of
-from robust_nc.verification.match import Finding, inside, name_rows
-from robust_nc.verification.originals import Examples, ball_of
-from robust_nc.verification.points import read_points
+from robust_nc.verification.evidence import Finding, inside, name_rows
+from robust_nc.verification.originals import RecordExamples, ball_of
 from robust_nc.verification.rejudge import bounded, certain, look_again
 
+_TYPES = {"ids": "<i8", "images": "<f4"}
+_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+_DAMAGED = (
+    *(OSError, ValueError, RuntimeError, EOFError, LookupError, ArithmeticError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
+_HEADER = re.compile(
+    r"\{'descr': '([<>|=]?\w{1,8})', 'fortran_order': (True|False), "
+    r"'shape': \(((?:\d{1,10}, ?)*(?:\d{1,10})?),?\), ?\} *\n?"
+)
 _CLEAN = 256  # images whose margins say what the model's are like
 
 
@@ -61,7 +88,7 @@ class Tried(NamedTuple):
 def try_points(
     stored: Stored,
     model: nn.Module,
-    examples: Examples,
+    examples: RecordExamples,
     rows: Tensor,
     points: Tensor,
     *,
@@ -70,7 +97,7 @@ def try_points(
     """Judge `points` (B, C, H, W), meant to break the examples `rows` (B,) of a record.
 
     A point counts if its example is claimed robust, it lies in the ball and the bounds of its
-    original, and the model misclassifies it by more than the tolerance (`rejudging`). Of
+    original, and the model misclassifies it by more than the tolerance (`rejudge`). Of
     several for one example, one has to. Nothing is projected. `robust` (N,) are the flags to lower
     (None: what earlier challenges left). Raises `RecordError` for rows and shapes that do not fit
     the record, `InputError` for a model that fails.
@@ -131,7 +158,7 @@ def write_challenge(
     return path
 
 
-def challenge_findings(stored: Stored, model: nn.Module, examples: Examples) -> list[Finding]:
+def challenge_findings(stored: Stored, model: nn.Module, examples: RecordExamples) -> list[Finding]:
     """Try the challenges that lie beside a record again; name those that do not hold.
 
     Empty where all hold, or there are none.
@@ -147,7 +174,7 @@ def challenge_findings(stored: Stored, model: nn.Module, examples: Examples) -> 
     return found
 
 
-def _refusal(path: Path, stored: Stored, model: nn.Module, examples: Examples) -> str:
+def _refusal(path: Path, stored: Stored, model: nn.Module, examples: RecordExamples) -> str:
     """Say why a challenge does not hold, "" where it does."""
     told = read(Challenge, read_json(path), source=path.name)
     if told.cell != stored.record.cell:
@@ -166,7 +193,7 @@ def _refusal(path: Path, stored: Stored, model: nn.Module, examples: Examples) -
     return f"its evidence does not break {name_rows(unproven)}" if unproven else ""
 
 
-def _check(rows: Tensor, points: Tensor, examples: Examples) -> None:
+def _check(rows: Tensor, points: Tensor, examples: RecordExamples) -> None:
     count = len(examples.labels)
     if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < count:
         raise RecordError(
@@ -193,3 +220,80 @@ def _others(rows: Tensor, *without: Tensor) -> Tensor:
         sorted(set(rows.tolist()).difference(*(part.tolist() for part in without))),
         dtype=torch.int64,
     )
+
+
+class ChallengePoints(NamedTuple):
+    """M points `(M, C, H, W)` float32, and the rows `(M,)` int64 of the examples they are for."""
+
+    rows: Tensor
+    points: Tensor
+
+
+def read_points(path: Path, images: Tensor) -> ChallengePoints:
+    """Read the points of a challenge to the record whose N originals are `images` (N, C, H, W).
+
+    Raises `RecordError` for a file that is neither, is damaged, names rows that there are not, or
+    holds other shapes or pixels outside of [0, 1]. Whether points are in the ball is not asked.
+    """
+    content = read_bounded(path, limit=MAX_BYTES)
+    if not content.startswith(b"PK"):
+        evidence = read_evidence(path, images)
+        return ChallengePoints(evidence.broken, evidence.adversarials)
+    most = len(images) * (math.prod(images.shape[1:]) * 4 + 8) + 2**16
+    arrays = _members(content, path, most=most)
+    ids, points = arrays["ids"], arrays["images"]
+    if ids.ndim != 1 or points.shape != (len(ids), *images.shape[1:]):
+        raise RecordError(
+            f"{path} must hold ids (M,) and images (M, {', '.join(map(str, images.shape[1:]))}), "
+            f"found {ids.shape} and {points.shape}"
+        )
+    if len(ids) and not 0 <= ids.min() <= ids.max() < len(images):
+        raise RecordError(
+            f"{path} has the ids {ids.min()} to {ids.max()}; they are the rows of the record's "
+            f"examples, 0 to {len(images) - 1}"
+        )
+    if not ((points >= 0) & (points <= 1)).all():
+        raise RecordError(f"{path} has pixels that are not in [0, 1]; divide by 255 if 0..255")
+    return ChallengePoints(
+        torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(points.astype("f4"))
+    )
+
+
+def _members(content: bytes, path: Path, *, most: int) -> dict[str, npt.NDArray[Any]]:
+    """Read both arrays of an archive, whose members together may have `most` bytes."""
+    wanted = [f"{name}.npy" for name in _TYPES]
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            entries = archive.infolist()
+            if sorted(entry.filename for entry in entries) != wanted:
+                raise RecordError(f"{path} must hold the arrays ids and images, and nothing else")
+            if not {entry.compress_type for entry in entries} <= _METHODS:
+                raise RecordError(f"{path} must be stored or deflated, as numpy.savez does")
+            total = sum(entry.file_size for entry in entries)
+            if total > most:
+                raise RecordError(
+                    f"{path} unpacks to {total:,} bytes; the record's examples have {most:,}"
+                )
+            # A member is read up to the size that was just checked, whatever follows.
+            found = {name: archive.read(f"{name}.npy") for name in _TYPES}
+    except _DAMAGED as error:
+        raise RecordError(f"{path} cannot be read as .npz: {error}") from None
+    return {name: _array(member, name, path) for name, member in found.items()}
+
+
+def _array(content: bytes, name: str, path: Path) -> npt.NDArray[Any]:
+    """Read one array as `numpy.save` writes it; its header is no more than matched."""
+    size, start = (2, 10) if content[6:7] == b"\x01" else (4, 12)
+    end = start + int.from_bytes(content[8 : 8 + size], "little")
+    header = _HEADER.fullmatch(content[start : min(end, start + 2**12)].decode("latin-1"))
+    if not content.startswith(b"\x93NUMPY") or header is None:
+        raise RecordError(f"{name} of {path} is no plain array as numpy.savez writes it")
+    kind, fortran, sizes = header.groups()
+    shape = tuple(int(side) for side in sizes.split(",") if side.strip())
+    if kind != _TYPES[name] or fortran == "True":
+        raise RecordError(
+            f"{name} of {path} must be {np.dtype(_TYPES[name]).name} in C order, found {kind!r}"
+        )
+    if len(content) - end != math.prod(shape) * np.dtype(kind).itemsize:
+        raise RecordError(f"{name} of {path} has another number of bytes than its shape {shape}")
+    return np.frombuffer(content[end:], dtype=kind).reshape(shape)

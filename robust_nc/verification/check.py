@@ -1,6 +1,6 @@
 """All that can be checked of one record, and the badges that it earns.
 
->>> Wanted().audit is None
+>>> CheckOptions().audit is None
 True
 """
 
@@ -18,21 +18,19 @@ from robust_nc.record.schema import Record, Stored
 from robust_nc.record.standing import PROVEN, SCHEMA_OK, Receipt
 from robust_nc.runtime.environment import hardware, versions
 from robust_nc.runtime.torch_state import default_device
-from robust_nc.verification.audit import Audit, audit
+from robust_nc.verification.audit import CLAIM, Audit, Remeasured, audit, remeasure
 from robust_nc.verification.challenge import challenge_findings
 from robust_nc.verification.consistency import found_in_flags, inconsistencies, settings_of
-from robust_nc.verification.match import Finding
-from robust_nc.verification.originals import Examples, examples_of
-from robust_nc.verification.remeasure import CLAIM, Remeasured, remeasure
-from robust_nc.verification.verify import Verification, verify
+from robust_nc.verification.evidence import EvidenceCheck, Finding, check_evidence
+from robust_nc.verification.originals import RecordExamples, examples_of
+from robust_nc.zoo.code import Tell
 from robust_nc.zoo.reference import open_model
 
-Tell = Callable[[str], None]
 Show = Callable[[str, float, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class CheckOptions:
     """What to check with: the model's reference, how many examples to audit by which seed."""
 
     model: str | None = None
@@ -42,12 +40,12 @@ class Wanted:
 
 
 @dataclass(kw_only=True, eq=False)
-class Checked:
+class RecordCheck:
     """What was found of a record. `unchecked` says what could not be looked at, and why."""
 
     stored: Stored
     inconsistent: list[Finding]
-    evidence: Verification = field(default_factory=Verification)
+    evidence: EvidenceCheck = field(default_factory=EvidenceCheck)
     challenges: list[Finding] = field(default_factory=list)
     audit: Audit | None = None
     geometry: Remeasured | None = None
@@ -97,14 +95,14 @@ class Checked:
         )
 
 
-def check(stored: Stored, wanted: Wanted, *, tell: Tell, show: Show) -> Checked:
+def check_record(stored: Stored, wanted: CheckOptions, *, tell: Tell, show: Show) -> RecordCheck:
     """Check a record with what there is: its data if they are here, its model if it is given.
 
     `tell` is called with what the user should know, `show` with a stage, a share and a line. Raises
     for a model that cannot be opened (`ConfigError`, `CheckpointError`, `InputError`); what is
     wrong with the record is in what is returned.
     """
-    found = Checked(stored=stored, inconsistent=inconsistencies(stored))
+    found = RecordCheck(stored=stored, inconsistent=inconsistencies(stored))
     examples = _examples(stored.record, wanted.root, found)
     model = None
     if wanted.model is not None and examples is None:
@@ -112,7 +110,7 @@ def check(stored: Stored, wanted: Wanted, *, tell: Tell, show: Show) -> Checked:
     elif wanted.model is not None and examples is not None:
         model = _model(wanted.model, stored.record, examples, tell)
     show("verify", 0.0, "evidence")
-    found.evidence = verify(stored, examples=examples, model=model)
+    found.evidence = check_evidence(stored, examples=examples, model=model)
     if model is not None and examples is not None and not found_in_flags(found.inconsistent):
         show("verify", 0.5, "challenges")
         found.challenges = challenge_findings(stored, model, examples)
@@ -121,7 +119,7 @@ def check(stored: Stored, wanted: Wanted, *, tell: Tell, show: Show) -> Checked:
     return found
 
 
-def _examples(record: Record, root: Path | None, found: Checked) -> Examples | None:
+def _examples(record: Record, root: Path | None, found: RecordCheck) -> RecordExamples | None:
     try:
         return examples_of(record, root)
     except RecordError as error:
@@ -131,7 +129,7 @@ def _examples(record: Record, root: Path | None, found: Checked) -> Examples | N
     return None
 
 
-def _model(reference: str, record: Record, examples: Examples, tell: Tell) -> nn.Module:
+def _model(reference: str, record: Record, examples: RecordExamples, tell: Tell) -> nn.Module:
     channels, height, width = examples.images.shape[1:]
     opened = open_model(
         reference,
@@ -143,7 +141,7 @@ def _model(reference: str, record: Record, examples: Examples, tell: Tell) -> nn
 
 
 def _audit(
-    found: Checked, wanted: Wanted, model: nn.Module, examples: Examples, show: Show
+    found: RecordCheck, wanted: CheckOptions, model: nn.Module, examples: RecordExamples, show: Show
 ) -> None:
     """Attack again, and measure the geometry again where the record is of one set of weights."""
     assert wanted.audit is not None

@@ -22,10 +22,17 @@ from robust_nc.io.files import digest
 from robust_nc.io.untrusted import file_name, read_json
 from robust_nc.pipeline.finished_model import SUITE, AppraisalConfig
 from robust_nc.pipeline.make_record import summary, which_examples
-from robust_nc.record.schema import COLUMNS, Record, Score, Stored, Verdict, unpack_flags
-from robust_nc.record.seals import broken_seals
+from robust_nc.record.schema import (
+    COLUMNS,
+    Record,
+    Score,
+    Stored,
+    Verdict,
+    broken_seals,
+    unpack_flags,
+)
 from robust_nc.statistics.intervals import wilson
-from robust_nc.verification.match import Finding, attack_codes, name_rows
+from robust_nc.verification.evidence import Finding, attack_codes, name_rows
 
 _ROUNDING = 1e-5  # rows are kept to seven digits; sums of other machines differ by less
 _MOST_ROWS = 64 * 2**20  # bytes of a rows file

@@ -23,7 +23,7 @@ MADE = "synthetic"  # the data set whose size its options choose
 _MOST_VALUES = 2**28
 
 
-class Examples(NamedTuple):
+class RecordExamples(NamedTuple):
     """The N examples of a record: images `(N, C, H, W)` float32, labels and ids `(N,)` int64.
 
     `fingerprint` is that of the examples as they are stored.
@@ -35,7 +35,7 @@ class Examples(NamedTuple):
     fingerprint: str
 
 
-def examples_of(record: Record, root: Path | None) -> Examples:
+def examples_of(record: Record, root: Path | None) -> RecordExamples:
     """Read the examples that a record was judged on.
 
     Raises `RecordError` for a configuration that names no data, `DataError` where they are not
@@ -53,7 +53,7 @@ def examples_of(record: Record, root: Path | None) -> Examples:
             f"the first {count} images of {record.data.split} of {part.name} here are others than "
             f"the record's (fingerprint {found[:16]}, not {record.data.fingerprint[:16]})"
         )
-    return Examples(to_unit(split.images), split.labels, split.ids, found)
+    return RecordExamples(to_unit(split.images), split.labels, split.ids, found)
 
 
 def dataset_of(config: Mapping[str, Any]) -> Component:

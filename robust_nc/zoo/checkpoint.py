@@ -24,14 +24,14 @@ Which = Literal["best", "last"]
 UNKNOWN = ""  # an objective that nobody named
 
 
-class Found(NamedTuple):
+class FoundModel(NamedTuple):
     """A model, and what is known of it: its "head", "objective" and "backbone", or nothing."""
 
     model: nn.Module
     facts: dict[str, str]
 
 
-def from_checkpoint(path: Path, *, which: Which) -> Found:
+def from_checkpoint(path: Path, *, which: Which) -> FoundModel:
     """Read the checkpoint whose JSON is `path` (`best.json`, `last.json`).
 
     Raises `CheckpointError` where it is missing, damaged, or names a file elsewhere.
@@ -53,10 +53,10 @@ def from_checkpoint(path: Path, *, which: Which) -> Found:
         raise CheckpointError(str(error)) from None
     check_size(path.parent / name)
     model = load_classifier(path.parent, which=which)
-    return Found(model, facts_of(config, objective))
+    return FoundModel(model, facts_of(config, objective))
 
 
-def from_record(path: Path, *, which: Which = "best") -> Found:
+def from_record(path: Path, *, which: Which = "best") -> FoundModel:
     """Read the weights that a record names, which must lie below the folder of its suite.
 
     That is the parent of the folder that holds the record. Raises `CheckpointError` where the

@@ -2,9 +2,9 @@
 
 That is what `PyTorchModelHubMixin` writes. No code of the folder is run, and no pickle is read.
 
->>> repository("someone/model")
+>>> check_repository("someone/model")
 'someone/model'
->>> repository("../model")
+>>> check_repository("../model")
 Traceback (most recent call last):
 ...
 robust_nc.exceptions.ConfigError: expected hf:OWNER/NAME, found 'hf:../model'
@@ -24,9 +24,8 @@ from robust_nc.exceptions import CheckpointError, ConfigError, RecordError, Robu
 from robust_nc.io.untrusted import read_json
 from robust_nc.models.build import build_model
 from robust_nc.plugins import Code, split_code, told
-from robust_nc.zoo.checkpoint import Found, facts_of
-from robust_nc.zoo.code import from_code
-from robust_nc.zoo.guard import Tell, to_stderr
+from robust_nc.zoo.checkpoint import FoundModel, facts_of
+from robust_nc.zoo.code import Tell, from_code, to_stderr
 from robust_nc.zoo.weight_files import check_size, fill, read_safetensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -45,13 +44,13 @@ class OwnConfig:
     objective: str | None = None
 
 
-def fetch(name: str, *, revision: str | None = None, tell: Tell | None = None) -> Path:
+def fetch_folder(name: str, *, revision: str | None = None, tell: Tell | None = None) -> Path:
     """Fetch `PATTERNS` of a repository, or take them from the cache, and return their folder.
 
     Raises `ConfigError` in one sentence where huggingface_hub is missing or the repository is out
     of reach.
     """
-    repository(name)
+    check_repository(name)
     try:
         hub: Any = importlib.import_module("huggingface_hub")
     except ImportError:
@@ -75,7 +74,7 @@ def fetch(name: str, *, revision: str | None = None, tell: Tell | None = None) -
     return folder
 
 
-def repository(name: str) -> str:
+def check_repository(name: str) -> str:
     """Return the name of a repository, `OWNER/NAME`; raises `ConfigError` for anything else."""
     if not _REPOSITORY.fullmatch(name):
         raise ConfigError(f"expected hf:OWNER/NAME, found {f'hf:{name}'[:120]!r}")
@@ -89,7 +88,7 @@ def looks_like_one(path: Path) -> bool:
 
 def from_folder(
     folder: Path, *, class_name: str | None, reference: str, tell: Tell | None = None
-) -> Found:
+) -> FoundModel:
     """Build the model of a folder and load its weights, strictly.
 
     `class_name` is `package.module:Class` or `file.py:Class`, code of the user, called with what
@@ -100,7 +99,7 @@ def from_folder(
     config = _config(folder)
     if class_name is not None:
         model = from_code(_class(class_name), options=config, tell=tell)
-        return Found(_filled(model, weights, class_name), {})
+        return FoundModel(_filled(model, weights, class_name), {})
     if "robust_nc" not in config:
         raise ConfigError(
             f"{folder} does not say what its weights belong to: name the class, as in "
@@ -109,7 +108,9 @@ def from_folder(
         )
     own = read(OwnConfig, config["robust_nc"], source=f"{folder / CONFIG}, robust_nc")
     model = _built(own, folder)
-    return Found(_filled(model, weights, "the model in it"), facts_of(own.model, own.objective))
+    return FoundModel(
+        _filled(model, weights, "the model in it"), facts_of(own.model, own.objective)
+    )
 
 
 def _class(name: str) -> Code:

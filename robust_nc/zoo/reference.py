@@ -17,16 +17,14 @@ from robust_nc.evaluation.scoring import Guarded, checked_logits
 from robust_nc.exceptions import ConfigError, InputError, unknown_name
 from robust_nc.io.digests import state_digests
 from robust_nc.io.files import digest
+from robust_nc.models.backbones import ImageShape
 from robust_nc.plugins import Code, split_code
 from robust_nc.record.folder import NOT_RECORDS
-from robust_nc.zoo.checkpoint import Found, Which, from_checkpoint, from_record
-from robust_nc.zoo.code import from_code
-from robust_nc.zoo.guard import Tell, strangers_code
-from robust_nc.zoo.hub import CONFIG, fetch, from_folder, looks_like_one
+from robust_nc.zoo.checkpoint import FoundModel, Which, from_checkpoint, from_record
+from robust_nc.zoo.code import Tell, from_code, strangers_code
+from robust_nc.zoo.hub import CONFIG, fetch_folder, from_folder, looks_like_one
 from robust_nc.zoo.robustbench import load_model, read_parts
 from robust_nc.zoo.timm import from_timm
-
-ImageShape = tuple[int, int, int]
 
 FORMS = (
     "package.module:factory",
@@ -121,7 +119,7 @@ def _taken_apart(reference: str) -> tuple[Path | None, str]:
 
 def _found(
     reference: str, *, num_classes: int, image_shape: ImageShape, tell: Tell | None
-) -> Found:
+) -> FoundModel:
     """Dispatch on the form of a reference."""
     place = _place(reference)
     if place is not None:
@@ -129,7 +127,7 @@ def _found(
     kind, colon, rest = reference.partition(":")
     name, _, query = rest.partition("?")
     if colon and kind == "robustbench":
-        return Found(load_model(reference).model, {})
+        return FoundModel(load_model(reference).model, {})
     if colon and kind == "timm":
         parts = read_parts(query, ("weights",), of="a timm reference")
         model = from_timm(
@@ -139,18 +137,18 @@ def _found(
             image_shape=image_shape,
             tell=tell,
         )
-        return Found(model, {})
+        return FoundModel(model, {})
     if colon and kind == "hf":
         parts = read_parts(query, ("class", "revision"), of="an hf reference")
-        folder = fetch(name, revision=parts.get("revision"), tell=tell)
+        folder = fetch_folder(name, revision=parts.get("revision"), tell=tell)
         return from_folder(folder, class_name=parts.get("class"), reference=reference, tell=tell)
     code = _code(reference)
     if code is None:
         raise _unknown(reference)
-    return Found(from_code(code, tell=tell), {})
+    return FoundModel(from_code(code, tell=tell), {})
 
 
-def _of_place(place: _Place, reference: str, tell: Tell | None) -> Found:
+def _of_place(place: _Place, reference: str, tell: Tell | None) -> FoundModel:
     """Open what lies at a path."""
     path, query = place
     if path.is_dir():

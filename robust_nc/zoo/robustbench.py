@@ -38,7 +38,7 @@ class ZooModel(NamedTuple):
     sha256: str
 
 
-class Reference(NamedTuple):
+class ZooReference(NamedTuple):
     """A reference, taken apart; "" for what it leaves out."""
 
     name: str
@@ -88,13 +88,13 @@ def load_model(reference: str) -> ZooModel:
     return ZooModel(fitting[0][1], reference, sha256_of(path))
 
 
-def read_reference(reference: str) -> Reference:
+def read_reference(reference: str) -> ZooReference:
     """Take a reference apart; `ConfigError` says how one looks."""
     zoo, colon, rest = reference.partition(":")
     name, _, query = rest.partition("?")
     if zoo != _ZOO or not colon or not name:
         raise ConfigError(f"expected {_ZOO}:NAME?weights=PATH, found {reference!r}")
-    return Reference(name, **read_parts(query, _PARTS, of="a zoo reference"))
+    return ZooReference(name, **read_parts(query, _PARTS, of="a zoo reference"))
 
 
 def read_parts(query: str, valid: Collection[str], *, of: str) -> dict[str, str]:
@@ -113,7 +113,7 @@ def read_parts(query: str, valid: Collection[str], *, of: str) -> dict[str, str]
     return parts
 
 
-def find(asked: Reference) -> list[Candidate]:
+def find(asked: ZooReference) -> list[Candidate]:
     """All entries of the zoo that a reference may mean, those of robustbench's defaults first."""
     zoo = imported(f"{_ZOO}.model_zoo", _ZOO).model_dicts
     everything = [
@@ -176,7 +176,7 @@ def _alike(fitting: list[tuple[Candidate, nn.Module]]) -> bool:
     return all(torch.equal(answers[0], answer) for answer in answers)
 
 
-def _about_missing(asked: Reference, candidates: list[Candidate]) -> str:
+def _about_missing(asked: ZooReference, candidates: list[Candidate]) -> str:
     path = asked.weights or f"models/{asked.name}.pt"
     told = f"there is no file {path}" if asked.weights else "the reference names no weights"
     places = []

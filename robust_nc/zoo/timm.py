@@ -17,7 +17,7 @@ from torch import nn
 from robust_nc.exceptions import CheckpointError, ConfigError
 from robust_nc.models.classifier import Normalise
 from robust_nc.models.timm_backbone import create_network
-from robust_nc.zoo.guard import Tell
+from robust_nc.zoo.code import Tell
 from robust_nc.zoo.weight_files import fill, read_weights
 
 
