@@ -167,7 +167,7 @@ def test_paths_may_be_escaped():
 class TestTheZoo:
     @pytest.mark.parametrize("name", ["Rice2020Overfitting", "Debenedetti2022Light_XCiT-S12"])
     def test_an_architecture_loads_its_weights(self, tmp_path, name):
-        candidate = zoo.find(zoo.Reference(name, "cifar10", "Linf"))[0]
+        candidate = zoo.find(zoo.ZooReference(name, "cifar10", "Linf"))[0]
         original = zoo._build(name, candidate).eval()
         path = tmp_path / "w.pt"
         state = {f"module.{key}": value for key, value in original.state_dict().items()}

@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-import torch
-from torch import nn
 
 from robust_nc.config import Component, EvaluationConfig, ThreatConfig, plain
 from robust_nc.data.load import to_unit
-from robust_nc.evaluation.evaluate_model import Outcome, evaluate
-from robust_nc.evaluation.scoring import Guarded, checked_logits
-from robust_nc.exceptions import ConfigError, InputError, RecordError
+from robust_nc.evaluation.evaluate_model import evaluate
+from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.digests import state_digest
 from robust_nc.io.files import alone, remove_file, remove_unfinished, sha256_of
 from robust_nc.pipeline.card import model_name
@@ -57,8 +54,8 @@ from robust_nc.record.schema import (
     write_record,
     write_rows,
 )
-from robust_nc.runtime.progress import Clock, Progress
-from robust_nc.runtime.torch_state import default_device, device_of, full_precision, untouched
+from robust_nc.runtime.progress import Clock
+from robust_nc.runtime.torch_state import default_device, device_of
 from robust_nc.threat import Ball
 from robust_nc.types import Warned
 from robust_nc.zoo.code import Tell
@@ -189,9 +186,7 @@ class _Subject(NamedTuple):
     settings: AppraisalConfig
     name: str
     opened: OpenedModel
-    model: nn.Module
     data: ModelData
-    num_classes: int
     warnings: tuple[Warned, ...]
 
 
@@ -218,7 +213,6 @@ def _prepare(request: Request, tell: Tell) -> _Subject:
         tell=tell,
     )
     model = opened.model.to(default_device()).eval()
-    classes = _num_classes(model, data)
     measure = None
     if request.geometry and data.train is None:
         tell(
@@ -244,25 +238,7 @@ def _prepare(request: Request, tell: Tell) -> _Subject:
         seed=request.seed,
     )
     name = (model_name(request.card) if request.card else "") or opened.name
-    return _Subject(settings, name, opened, model, data, classes, _spare(classes, data))
-
-
-def _num_classes(model: nn.Module, data: ModelData) -> int:
-    """Ask the model for the logits of two images, and refuse one that does not fit the data."""
-    device = device_of(model)
-    images, labels = to_unit(data.test.images[:2]).to(device), data.test.labels
-    guarded = Guarded(model, data.label)
-    none = torch.zeros(0, dtype=torch.int64)
-    with torch.inference_mode(False), torch.no_grad(), untouched(model), full_precision():
-        classes = checked_logits(guarded, images, none).shape[1]
-    parts = [labels] if data.train is None else [labels, data.train.labels]
-    highest = max(int(part.max()) for part in parts)
-    if highest >= classes:
-        raise InputError(
-            f"the model answers {classes} classes, and {data.label} has labels up to {highest}; "
-            "give the data that it was trained for, or a model with an output for each class"
-        )
-    return classes
+    return _Subject(settings, name, opened, data, _spare(opened.num_classes, data))
 
 
 def _spare(classes: int, data: ModelData) -> tuple[Warned, ...]:
@@ -278,14 +254,28 @@ def _spare(classes: int, data: ModelData) -> tuple[Warned, ...]:
 
 def _make(subject: _Subject, request: Request, path: Path, report: AppraisalReport) -> Stored:
     """Attack, keep the evidence, measure, and write the record as the last thing."""
-    clock, settings, test = Clock(), subject.settings, subject.data.test
-    log = verdict_log(path.parent, path.stem, "best")
-    outcome = evaluate_on(log, partial(_evaluate, subject, request, log, report))
+    clock, settings, model = Clock(), subject.settings, subject.opened.model
+    data, test, log = subject.data, subject.data.test, verdict_log(path.parent, path.stem, "best")
+    attack = partial(
+        evaluate,
+        model,
+        to_unit(test.images),
+        test.labels,
+        request.ball,
+        protocol=request.protocol,
+        attack=request.attack,
+        seed=request.seed,
+        ids=test.ids,
+        batch_size=request.batch_size,
+        log=log,
+        report=lambda progress: report(Event("attack", progress.share, str(progress))),
+    )
+    outcome = evaluate_on(log, attack)
     clock.stage("attack")
     report(Event("evidence", 0.0, "strengthen and round the adversarial images"))
     kept = keep_evidence(
         evidence_path(path),
-        subject.model,
+        model,
         test,
         outcome,
         request.ball,
@@ -300,9 +290,8 @@ def _make(subject: _Subject, request: Request, path: Path, report: AppraisalRepo
         def show(share: float, status: str) -> None:
             report(Event("geometry", share, status.removeprefix("geometry, ")))
 
-        layers = measure_layers(
-            subject.model, subject.data, settings, num_classes=subject.num_classes, report=show
-        )
+        classes = subject.opened.num_classes
+        layers = measure_layers(model, data, settings, num_classes=classes, report=show)
         rows = pd.concat([layers, rows], ignore_index=True)
     clock.stage("measure")
     results = Results(
@@ -325,40 +314,20 @@ def _make(subject: _Subject, request: Request, path: Path, report: AppraisalRepo
         seed=settings.seed,
         protocol=settings.evaluation.protocol,
         data=Facts(
-            dataset=subject.data.part.name,
+            dataset=data.part.name,
             split="test",
             examples=count,
             which=which_examples(count),
             fingerprint=kept.fingerprint,
-            num_classes=subject.data.shape.num_classes,
+            num_classes=data.shape.num_classes,
         ),
         weights=Weights(
-            parameters=sum(parameter.numel() for parameter in subject.model.parameters()),
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
             state=kept.state,
         ),
-        device=device_of(subject.model),
+        device=device_of(model),
         card=request.card,
     )
     write_record(path, record)
     remove_file(log)
     return read_record(path)
-
-
-def _evaluate(subject: _Subject, request: Request, log: Path, report: AppraisalReport) -> Outcome:
-    def show(progress: Progress) -> None:
-        report(Event("attack", progress.share, str(progress)))
-
-    test = subject.data.test
-    return evaluate(
-        subject.model,
-        to_unit(test.images),
-        test.labels,
-        request.ball,
-        protocol=request.protocol,
-        attack=request.attack,
-        seed=request.seed,
-        ids=test.ids,
-        batch_size=request.batch_size,
-        log=log,
-        report=show,
-    )

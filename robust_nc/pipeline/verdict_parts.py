@@ -7,6 +7,7 @@ VerdictPart(which='best', start=8, stop=10)]
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -159,23 +160,22 @@ def evaluate_part(
     """
     settings, question = config.evaluation, _question(config, part.which, trained)
 
-    def attempt() -> Outcome:
-        return evaluate(
-            question.model,
-            *_examples(part, test),
-            config.threat.ball(),
-            protocol=question.protocol,
-            attack=question.attack,
-            seed=config.seed,
-            ids=torch.arange(part.start, part.stop),
-            batch_size=settings.batch_size,
-            precision=settings.precision,
-            tune=settings.block is None,  # by the clock, and two machines would not agree
-            checks=checks,
-            log=log,
-            report=report,
-        )
-
+    attempt = partial(
+        evaluate,
+        question.model,
+        *_examples(part, test),
+        config.threat.ball(),
+        protocol=question.protocol,
+        attack=question.attack,
+        seed=config.seed,
+        ids=torch.arange(part.start, part.stop),
+        batch_size=settings.batch_size,
+        precision=settings.precision,
+        tune=settings.block is None,  # by the clock, and two machines would not agree
+        checks=checks,
+        log=log,
+        report=report,
+    )
     return evaluate_on(log, attempt)
 
 

@@ -45,13 +45,14 @@ _CHECKPOINTS = ("best.json", "last.json")
 class OpenedModel(NamedTuple):
     """A model in eval mode on the CPU, as it was asked for, and a name for files about it.
 
-    `digests` are those of its tensors (`state_digests`). `facts` holds "head", "objective" and
-    "backbone" of a model of ours, and nothing of others.
+    `num_classes` are those that it tells apart, `digests` those of its tensors (`state_digests`).
+    `facts` holds "head", "objective" and "backbone" of a model of ours, and nothing of others.
     """
 
     model: nn.Module
     reference: str
     name: str
+    num_classes: int
     digests: Mapping[str, str]
     facts: Mapping[str, str]
 
@@ -82,9 +83,9 @@ def open_model(
     found = _found(reference, num_classes=num_classes, image_shape=image_shape, tell=tell)
     with strangers_code(reference, tell):
         model = found.model.cpu().eval()
-        _check_output(model, reference, num_classes, image_shape, tell)
+        answered = _checked_classes(model, reference, num_classes, image_shape, tell)
         digests = state_digests(model)
-    return OpenedModel(model, reference, name_of(reference), digests, found.facts)
+    return OpenedModel(model, reference, name_of(reference), answered, digests, found.facts)
 
 
 def name_of(reference: str) -> str:
@@ -235,14 +236,14 @@ def _unknown(reference: str) -> ConfigError:
 
 
 @torch.no_grad()
-def _check_output(
+def _checked_classes(
     model: nn.Module,
     reference: str,
     num_classes: int,
     image_shape: ImageShape,
     tell: Tell | None,
-) -> None:
-    """Refuse a model that does not turn images into logits."""
+) -> int:
+    """Return how many classes a model tells apart; refuse one that makes no logits of images."""
     size = 2 * image_shape[0] * image_shape[1] * image_shape[2]
     probe = torch.linspace(0, 9, size).sin().abs().view(2, *image_shape)
     try:
@@ -259,3 +260,4 @@ def _check_output(
         )
     if classes > num_classes and tell is not None:
         tell(f"{reference} has {classes} classes, the data {num_classes}: all of them count")
+    return classes
