@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from robust_nc.report.site.pages import Site, write_index, write_style
+from robust_nc.report.site.pages import Pages
+from robust_nc.report.site.tables import with_pages
+from robust_nc.report.site.write import write_index
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -131,6 +133,4 @@ def many_rows(count: int) -> pd.DataFrame:
 
 def write_many(out: Path, count: int = 1000) -> Path:
     """Write the page of a board of so many rows, without pages of its models."""
-    site = Site(out, "many models", claims=False, published=False)
-    write_style(site)
-    return write_index(site, many_rows(count))
+    return write_index(Pages(out, "many models"), with_pages(many_rows(count)))

@@ -18,7 +18,7 @@ from robust_nc.claims.answering import answer_claims, missing_cells
 from robust_nc.claims.answers import Answer, read_answers, write_answer
 from robust_nc.claims.deciding import Test as Trial
 from robust_nc.claims.deciding import combine, decide, p_value
-from robust_nc.claims.page import answers_page, answers_table, number
+from robust_nc.claims.page import answers_page, answers_table
 from robust_nc.claims.quantities import QUANTITIES, UndefinedError, meaning, quantity_value
 from robust_nc.claims.reading import Claims, holds_claims, read_claims
 from robust_nc.config import Component, component
@@ -27,6 +27,7 @@ from robust_nc.io.files import digest, sha256_of
 from robust_nc.pipeline.suite import read_suite, suite_names
 from robust_nc.record import tidy, write_record, write_rows
 from robust_nc.record.folder import record_path, rows_path
+from robust_nc.report.board.formats import number
 from robust_nc.statistics.significance import holm
 
 VALUES = st.lists(st.floats(-5, 5), min_size=3, max_size=8).filter(lambda v: np.std(v) > 1e-3)

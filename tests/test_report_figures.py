@@ -15,16 +15,22 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from robust_nc.exceptions import InputError
-from robust_nc.report.figures.curves import accuracy_against_eps, collapse_over_epochs
-from robust_nc.report.figures.drawing import COLOURS, Wanted, select
-from robust_nc.report.figures.figures import PLOTS, panels, save_all, save_each, story
-from robust_nc.report.figures.plots import (
+from robust_nc.report.figures import (
+    PLOTS,
+    accuracy_against_eps,
+    collapse_over_epochs,
     collapse_per_layer,
     landing_fraction,
     leap_layers,
     leap_matrix,
     leap_rate_per_layer,
+    panels,
+    save_all,
+    save_each,
+    story,
 )
+from robust_nc.report.figures.axes import COLOURS
+from robust_nc.report.figures.selection import RowFilter, select
 
 # Plots of rows that records had before the geometry in full, and have still.
 FIRST = {
@@ -209,7 +215,7 @@ def test_what_cannot_be_compared_is_refused(one: pd.DataFrame) -> None:
 
 
 def test_of_several_radii_the_largest_is_drawn(one: pd.DataFrame) -> None:
-    wanted = Wanted("leap_rate", ("attacked",), split="train")
+    wanted = RowFilter("leap_rate", ("attacked",), split="train")
     small = one.assign(eps=one["eps"] / 2, value=0.0)
     chosen = select(pd.concat([one, small]), wanted)
     assert set(chosen["eps"]) == {0.15}
@@ -217,7 +223,7 @@ def test_of_several_radii_the_largest_is_drawn(one: pd.DataFrame) -> None:
 
 
 def test_averaged_features_are_drawn_unless_others_are_asked_for(whole: pd.DataFrame) -> None:
-    wanted = Wanted("leap_rate", ("attacked",), split="train")
+    wanted = RowFilter("leap_rate", ("attacked",), split="train")
     assert set(select(whole, wanted)["feature"]) == {"gap"}
     flat = whole[whole["feature"] == "flatten"]
     drawn = lines(leap_rate_per_layer(flat))[COLOURS["attacked"]]

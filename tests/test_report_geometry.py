@@ -12,22 +12,26 @@ import pytest
 from helpers_report_geometry import labels, line, means, note, rows_of
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 
 from robust_nc.exceptions import InputError, UnknownNameError
-from robust_nc.report.figures.curves import GROUPINGS, collapse_against_eps, leap_rate_against_eps
-from robust_nc.report.figures.drawing import COLOURS
-from robust_nc.report.figures.figures import PLOTS, leap_matrices, save_all
-from robust_nc.report.figures.geometry_plots import (
-    NETWORK,
+from robust_nc.report.figures import (
+    PLOTS,
     alignment_angles,
+    collapse_against_eps,
+    leap_matrices,
+    leap_matrix,
+    leap_rate_against_eps,
     leap_rate_by_target,
     nearest_vertex_accuracy,
+    save_all,
+    trajectory_in_plane,
+    trajectory_on_edge,
 )
-from robust_nc.report.figures.layout import one_legend
-from robust_nc.report.figures.lines import log_scale
-from robust_nc.report.figures.paths import MOST_PATHS, trajectory_in_plane, trajectory_on_edge
-from robust_nc.report.figures.plots import leap_matrix
+from robust_nc.report.figures.axes import COLOURS
+from robust_nc.report.figures.curves import GROUPINGS
+from robust_nc.report.figures.geometry_plots import NETWORK
+from robust_nc.report.figures.paths import MOST_PATHS
+from robust_nc.report.figures.saving import draw_alone
 
 NEW = [
     nearest_vertex_accuracy,
@@ -307,10 +311,9 @@ def test_plots_of_one_model_refuse_several(draw: object, two: pd.DataFrame) -> N
     ("limits", "shown"), [((0.15, 0.65), ["0.2", "0.3", "0.4", "0.6"]), ((1e-4, 1e4), [])]
 )
 def test_an_axis_of_few_decades_is_labelled_between_them(
-    limits: tuple[float, float], shown: list[str]
+    one: pd.DataFrame, limits: tuple[float, float], shown: list[str]
 ) -> None:
-    ax = Figure().subplots()
-    log_scale(ax)
+    ax = collapse_against_eps(one)
     ax.set_ylim(*limits)
     ticks = [tick.get_text() for tick in ax.get_yticklabels(minor=True)]
     assert [text for text in ticks if text] == shown
@@ -336,8 +339,7 @@ def test_models_stand_side_by_side(two: pd.DataFrame, tmp_path: Path) -> None:
 def test_a_legend_of_long_names_stays_within_the_figure(two: pd.DataFrame, tmp_path: Path) -> None:
     long = two.assign(objective=two["objective"] + ", a name longer than a third of a column")
     rows = long[long["condition"] == "sweep"]
-    ax = leap_rate_against_eps(rows)
-    one_legend(ax.figure, [ax])
-    (legend,) = ax.figure.legends
-    assert legend.get_window_extent().width <= ax.figure.bbox.width
+    figure = draw_alone("leap_rate_against_eps", rows).figure
+    (legend,) = figure.legends
+    assert legend.get_window_extent().width <= figure.bbox.width
     assert [text.get_text() for text in legend.get_texts()] == sorted(set(rows["objective"]))

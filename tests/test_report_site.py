@@ -12,8 +12,9 @@ import pytest
 from robust_nc.exceptions import InputError, RecordError
 from robust_nc.pipeline.finished_model import named_dataset
 from robust_nc.record import Caution, EvidenceFile, Stored
-from robust_nc.report.site.board import published_boards
-from robust_nc.report.site.commands import check, reproduce
+from robust_nc.report.site.commands import reproduce, verify_command
+from robust_nc.report.site.figures import FigureLimits
+from robust_nc.report.site.tables import cell, published_boards
 from robust_nc.report.site.write import write_site
 
 
@@ -79,12 +80,8 @@ def test_figures_stand_side_by_side_on_a_page_of_their_own(page: Path) -> None:
     assert "Heads against linear" in found.words
 
 
-def test_only_so_many_models_are_drawn(
-    records: list[Stored], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("robust_nc.report.site.write.MOST_MODELS", 1)
-    monkeypatch.setattr("robust_nc.report.site.figures.MOST_TOGETHER", 0)
-    site = write_site(records, tmp_path).parent
+def test_only_so_many_models_are_drawn(records: list[Stored], tmp_path: Path) -> None:
+    site = write_site(records, tmp_path, limits=FigureLimits(models=1, together=0)).parent
     texts = [path.read_text() for path in (site / "model").iterdir()]
     assert sorted(text.count("<img") for text in texts) == [0, 7]
     assert sum("drawn for the first 1 models" in text for text in texts) == 1
@@ -93,10 +90,8 @@ def test_only_so_many_models_are_drawn(
 
 
 def test_the_gap_stands_on_boards_with_a_weaker_protocol(
-    records: list[Stored], page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    records: list[Stored], page: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("robust_nc.report.site.write.MOST_MODELS", 0)
-    monkeypatch.setattr("robust_nc.report.site.figures.MOST_TOGETHER", 0)
     assert "gap" not in Page(page.read_text()).all("th", "data-key")
     first, *others = records
     told = dataclasses.replace(
@@ -113,7 +108,9 @@ def test_the_gap_stands_on_boards_with_a_weaker_protocol(
         )
         for stored in others
     ]
-    text = write_site([one, *elsewhere], tmp_path / "site").read_text()
+    text = write_site(
+        [one, *elsewhere], tmp_path / "site", limits=FigureLimits(models=0, together=0)
+    ).read_text()
     assert Page(text).all("th", "data-key").count("gap") == 2  # all tables have the same columns
     assert text.count("by how much pgd_ce flatters") == 1  # of two boards
 
@@ -149,8 +146,8 @@ def test_published_rows_stand_apart(records: list[Stored], tmp_path: Path) -> No
     row = {"dataset": "cifar10", "ball": "Linf 8/255", "model": "Some2020Net", "clean": 0.9}
     rows = [{**row, "robust": 0.6, "link": "https://a.org/x"}, {**row, "robust": float("nan")}]
     (board,) = published_boards(pd.DataFrame(rows))
-    assert [one.page for one in board.rows] == ["https://a.org/x", ""]
-    assert [one.cells[2].text for one in board.rows] == ["60.0", "-"]
+    assert [row["page"] for row in board.rows] == ["https://a.org/x", ""]
+    assert [cell(row, board.columns[2])[0] for row in board.rows] == ["60.0", "-"]
     assert "unverified" in board.caption
 
 
@@ -184,7 +181,7 @@ def test_an_appraisal_tells_how_to_get_it_again(records: list[Stored]) -> None:
     assert named_dataset("npz?path=my+data/x.npz").options == {"path": "my data/x.npz"}
     stored = Stored(record, Path("/results/evaluated/a/b.json"))
     checked = "robust-nc verify a/b.json --model 'my nets/a.py:net' --audit 300"
-    assert check(stored, Path("/results/evaluated")) == checked
+    assert verify_command(stored, Path("/results/evaluated")) == checked
     for evil in ("--out=/etc", "a\nrm -rf", "x" * 1000, ""):
         config = {**record.config, "model": {"reference": evil}}
         assert reproduce(dataclasses.replace(record, config=config)) == ""

@@ -13,7 +13,8 @@ import helpers_report as helpers
 import pandas as pd
 import pytest
 
-from robust_nc.report.site.pages import Shown, ShownTest
+from robust_nc.claims.answers import read_answers
+from robust_nc.report.site.figures import FigureLimits
 from robust_nc.report.site.write import write_site
 
 pytestmark = [
@@ -33,7 +34,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A site with every page: six models (two with figures), two rows of others, one claim."""
+    """A site with every page: six models (two with figures), two rows of others, our claims."""
     records = helpers.write_grid(tmp_path_factory.mktemp("grid"), seeds=2)
     rows = [
         {
@@ -48,13 +49,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         for i in range(PUBLISHED)
     ]
-    test = ShownTest("landed", "0.53 [0.47, 0.58]", "above 0.5", "0.2", "1", "5", "undecided")
-    claim = Shown("C1", "undecided", "It leaps.", "a note", "too close", "digits", (test,))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("robust_nc.report.site.write.MOST_MODELS", 2)
-        patch.setattr("robust_nc.report.site.figures.MOST_TOGETHER", 0)
-        out = tmp_path_factory.mktemp("site")
-        return write_site(records, out, published=pd.DataFrame(rows), claims=[claim]).parent
+    return write_site(
+        records,
+        tmp_path_factory.mktemp("site"),
+        published=pd.DataFrame(rows),
+        claims=read_answers(Path(__file__).parent.parent / "results" / "claims" / "answers"),
+        limits=FigureLimits(models=2, together=0),
+    ).parent
 
 
 @pytest.fixture

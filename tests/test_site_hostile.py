@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import helpers_browser as browsing
@@ -22,8 +23,8 @@ from robust_nc.record import (
     tidy,
     write_rows,
 )
-from robust_nc.report.site.pages import Shown, ShownTest
-from robust_nc.report.site.text import environment
+from robust_nc.report.site.figures import FigureLimits
+from robust_nc.report.site.pages import environment
 from robust_nc.report.site.write import write_site
 
 EVILS = (
@@ -97,6 +98,22 @@ def write_evil(folder: Path, evil: str, link: str, seed: int) -> Stored:
     return Stored(made, folder / f"{seed}.json")
 
 
+def answer(evil: str) -> SimpleNamespace:
+    """An answer to a claim with a text in every field that holds one."""
+    summary = SimpleNamespace(values=(), mean=0.5, low=0.4, high=0.6, level=0.95)
+    return SimpleNamespace(
+        claim=SimpleNamespace(
+            id=evil, says=evil, source=evil, expect=evil, reference=0.0, effect=0.1
+        ),
+        verdict=evil,
+        reason=evil,
+        tests=(SimpleNamespace(quantity=evil, summary=summary, p=0.1, p_holm=1.0),),
+        scale=SimpleNamespace(
+            dataset=evil, train_limit=None, backbone=evil, epochs=1, seeds=(0,), ball=evil
+        ),
+    )
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evil")
@@ -113,11 +130,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for link in LINKS
         ]
     )
-    claims = [Shown(*[evil] * 6, tests=(ShownTest(*[evil] * 7),)) for evil in EVILS]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("robust_nc.report.site.figures._OWN", ("collapse_per_layer",))
-        patch.setattr("robust_nc.report.site.figures.MOST_TOGETHER", 0)
-        return write_site(records, folder / "site", published=published, claims=claims).parent
+    return write_site(
+        records,
+        folder / "site",
+        published=published,
+        claims=list(map(answer, EVILS)),
+        limits=FigureLimits(together=0, own=("collapse_per_layer",)),
+    ).parent
 
 
 class Tags(HTMLParser):

@@ -11,7 +11,7 @@ from robust_nc.exchange.hub_card import model_card
 from robust_nc.io.text import LONGEST, escape_latex, escape_markdown, printable, safe_link
 from robust_nc.record import Card
 from robust_nc.report.board.table import format_table, leaderboard
-from robust_nc.report.site.text import environment
+from robust_nc.report.site.pages import environment
 from robust_nc.report.site.write import write_site
 
 EVIL = "a\u200bb\u202ec\x1b[31md\ne"

@@ -2,24 +2,19 @@
 
 Every number is that of the answer, in four digits.
 
->>> number(0.99954), number(-0.0), number(None)
-('0.9995', '0', '-')
 >>> answers_page(())
 '# Claims and answers\\n\\nThere are no claims.\\n'
 """
 
-import re
 from collections.abc import Iterable, Sequence
 
 from robust_nc.claims.answers import Answer, Beside, Scale, Summary, Tested
 from robust_nc.claims.reading import Claim
 from robust_nc.config import plain
 from robust_nc.io.text import escape_markdown
-from robust_nc.report.board.formats import count
+from robust_nc.report.board.formats import MISSING, count, number
 from robust_nc.report.board.gather import part_label
-from robust_nc.report.site.pages import Shown, ShownTest
 
-MISSING = "-"
 HEADERS = ("claim", "verdict", "quantity", "mean [interval]", "expected", "p", "p (Holm)", "seeds")
 _LEFT = 5  # so many columns are words
 
@@ -64,18 +59,13 @@ def answers_page(answers: Sequence[Answer], *, description: str = "", folder: st
     return "\n\n".join(blocks) + "\n"
 
 
-def number(value: float | None) -> str:
-    """Write a number in four digits, and none as a dash."""
-    return MISSING if value is None else f"{value + 0.0:.4g}"
-
-
-def spread(summary: Summary) -> str:
+def _spread(summary: Summary) -> str:
     """Write a mean with its interval and what that is.
 
     >>> values = {"values": (), "missing": (), "mean": 0.5}
-    >>> spread(Summary(**values, low=0.25, high=0.75, level=0.9875))
+    >>> _spread(Summary(**values, low=0.25, high=0.75, level=0.9875))
     '0.5 [0.25, 0.75] 98.75 %'
-    >>> spread(Summary(**values, low=0.25, high=0.75, level=None))
+    >>> _spread(Summary(**values, low=0.25, high=0.75, level=None))
     '0.5 (0.25 to 0.75)'
     """
     if summary.mean is None:
@@ -97,7 +87,7 @@ def _rows(answers: Sequence[Answer]) -> list[tuple[str, ...]]:
                     answer.claim.id if k == 0 else "",
                     f"{verdict} ({test.verdict})".strip() if several else verdict,
                     test.quantity,
-                    spread(test.summary),
+                    _spread(test.summary),
                     _expected(answer),
                     number(test.p),
                     number(test.p_holm),
@@ -160,7 +150,7 @@ def _selected(wanted: dict[str, object]) -> str:
 
 def _test_words(answer: Answer, test: Tested) -> str:
     summary, n = test.summary, len(test.summary.values)
-    about = f"`{test.quantity}` over {count(n, n, 'seed')}: {spread(summary)}"
+    about = f"`{test.quantity}` over {count(n, n, 'seed')}: {_spread(summary)}"
     if test.p is not None:
         kind = "larger of two one-sided p" if _near(answer.claim, summary) else "p"
         about += f"; {kind} {number(test.p)}, adjusted {number(test.p_holm)}"
@@ -245,7 +235,7 @@ def _beside(told: Sequence[Beside]) -> str:
         gone = {missing.reason for missing in one.summary.missing}
         note = f"; not in {len(one.summary.missing)} cells: {min(gone)}" if gone else ""
         count = str(len(one.summary.values))
-        rows.append((one.quantity, one.side, f"{one.meaning}{note}", spread(one.summary), count))
+        rows.append((one.quantity, one.side, f"{one.meaning}{note}", _spread(one.summary), count))
     headers = ("beside", "side", "what it is", "mean [interval]", "seeds")
     return _markdown(headers, rows, 3)
 
@@ -254,49 +244,3 @@ def _markdown(headers: Sequence[str], rows: Iterable[Sequence[str]], words: int)
     rules = ["---" if k < words else "---:" for k in range(len(headers))]
     lines = [headers, rules, *([escape_markdown(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def claims_shown(answers: Sequence[Answer]) -> tuple[Shown, ...]:
-    """Return the answers as text, C2 before C10."""
-    return tuple(
-        Shown(
-            id=answer.claim.id,
-            verdict=answer.verdict,
-            says=answer.claim.says,
-            source=answer.claim.source,
-            reason=answer.reason,
-            scale=_shown_scale(answer.scale),
-            tests=tuple(_test(answer.claim, test) for test in answer.tests),
-        )
-        for answer in sorted(answers, key=lambda one: _natural(one.claim.id))
-    )
-
-
-def _natural(name: str) -> list[tuple[str, int]]:
-    return [(word, int(part or 0)) for word, part in re.findall(r"([^0-9]*)([0-9]*)", name)]
-
-
-def _test(claim: Claim, test: Tested) -> ShownTest:
-    return ShownTest(
-        quantity=test.quantity,
-        mean=spread(test.summary),
-        expected=_asked(claim),
-        p=number(test.p),
-        p_holm=number(test.p_holm),
-        seeds=str(len(test.summary.values)),
-        verdict=test.verdict,
-    )
-
-
-def _asked(claim: Claim) -> str:
-    if claim.expect == "equal":
-        return f"{number(claim.reference)}, within {number(claim.effect)}"
-    return f"{claim.expect} {number(claim.reference)} by more than {number(claim.effect)}"
-
-
-def _shown_scale(scale: Scale) -> str:
-    whole = "all" if scale.train_limit is None else f"{scale.train_limit:,}"
-    return (
-        f"{scale.dataset}, {whole} training images, {scale.backbone}, {scale.epochs} epochs, "
-        f"{count(len(scale.seeds), len(scale.seeds), 'seed')}, {scale.ball}"
-    )

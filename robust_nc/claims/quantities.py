@@ -107,7 +107,15 @@ class _Option(NamedTuple):
     text: str = "{}"
 
 
-_Where = Mapping[str, "str | _Option"]
+_Where = dict[str, "str | _Option"]
+
+
+def _where(*parts: _Where, **columns: "str | _Option") -> _Where:
+    """Join columns and what they hold."""
+    joined: _Where = {}
+    for part in (*parts, columns):
+        joined |= part
+    return joined
 
 
 class _Quantity:
@@ -232,79 +240,79 @@ _WEIGHTS = _Option("weights", Literal["best", "last"], "best")
 _OF_THE_FIRST = "the attack of the first row"
 
 _AT: _Where = {"tap": _TAP, "feature": _FEATURE, "split": _TRAIN, "condition": _ATTACKED}
-_LEAPS = _AT | {"grouping": "none"}
-_CLEAN = _AT | {"split": "train", "condition": "clean", "grouping": "true"}
+_LEAPS = _where(_AT, grouping="none")
+_CLEAN = _where(_AT, split="train", condition="clean", grouping="true")
 _NC1: _Where = {"measure": "nc1", "vertices": "same"}
 _OUTPUT: _Where = {"tap": "output", "split": _TEST, "condition": _ANY}
 _VERDICT: _Where = {"tap": "output", "measure": "verdict", "split": "test"}
-_BROKEN = _VERDICT | {"condition": "attacked", "note": "best"}
-_VERTEX = {"tap": _TAP, "split": "test", "measure": "ncc_adaptive", "feature": _FEATURE}
-_NETWORK = _VERTEX | {"tap": "output", "measure": "robust_accuracy"}
+_BROKEN = _where(_VERDICT, condition="attacked", note="best")
+_VERTEX: _Where = {"tap": _TAP, "split": "test", "measure": "ncc_adaptive", "feature": _FEATURE}
+_NETWORK = _where(_VERTEX, tap="output", measure="robust_accuracy")
 
 _TABLE = {
     # Leaps of examples under attack, and the collapse of features.
     "landed": _Quantity(
         "Share of leaps that end as near to the new vertex as clean examples lie.",
-        _LEAPS | {"measure": "landed"},
+        _where(_LEAPS, measure="landed"),
     ),
     "landing_fraction": _Quantity(
         "Mean way along the edge to the vertex of the new prediction; 1 is the whole edge.",
-        _LEAPS | {"measure": "landing_fraction"},
+        _where(_LEAPS, measure="landing_fraction"),
     ),
     "off_edge": _Quantity(
-        "Mean distance from that edge, in edge lengths.", _LEAPS | {"measure": "off_edge"}
+        "Mean distance from that edge, in edge lengths.", _where(_LEAPS, measure="off_edge")
     ),
     "leap_rate": _Quantity(
-        "Share of examples that end at another vertex.", _LEAPS | {"measure": "leap_rate"}
+        "Share of examples that end at another vertex.", _where(_LEAPS, measure="leap_rate")
     ),
     "displacement": _Quantity(
         "Mean move of the features over the mean distance of two vertices.",
-        _LEAPS | {"measure": "displacement"},
+        _where(_LEAPS, measure="displacement"),
     ),
     "leap_severity": _Quantity(
         "Mean distance in the class tree that leaps go.",
-        _LEAPS | {"split": _TEST, "measure": "severity"},
+        _where(_LEAPS, split=_TEST, measure="severity"),
     ),
     "wrong_over_right": _Quantity(
         "Leap rate of training examples with a wrong label, memorised or all, less that of others.",
-        _AT | {"split": "train", "measure": _WHICH_WRONG},
-        _AT | {"split": "train", "measure": "leap_rate_right"},
+        _where(_AT, split="train", measure=_WHICH_WRONG),
+        _where(_AT, split="train", measure="leap_rate_right"),
         made=lambda wrong, right: wrong.value - right.value,
     ),
     "nc1_log10": _Quantity(
         "Decimal logarithm of NC1; lower is more collapsed.",
-        _AT | _NC1 | {"condition": _ANY, "grouping": _GROUPING},
+        _where(_AT, _NC1, condition=_ANY, grouping=_GROUPING),
         made=_log10,
     ),
     "nc1_clean": _Quantity(
         "Decimal logarithm of NC1 of the clean features, by true label.",
-        _CLEAN | _NC1,
+        _where(_CLEAN, _NC1),
         made=_log10,
     ),
     "nc1_attacked": _Quantity(
         "Decimal logarithm of NC1 of the attacked features, by true label.",
-        _CLEAN | _NC1 | {"condition": "attacked"},
+        _where(_CLEAN, _NC1, condition="attacked"),
         made=_log10,
     ),
     "nc1_landed": _Quantity(
         "Decimal logarithm of NC1 of the attacked features, by the vertex where each landed.",
-        _CLEAN | _NC1 | {"condition": "attacked", "grouping": "landed"},
+        _where(_CLEAN, _NC1, condition="attacked", grouping="landed"),
         made=_log10,
     ),
     "fall_over_depth": _Quantity(
         "By how many decades the trace form of NC1 changes from a layer to a later one.",
-        _CLEAN | _NC1 | {"measure": "nc1_trace", "tap": _Option("last", str, "penultimate")},
-        _CLEAN | _NC1 | {"measure": "nc1_trace", "tap": _Option("first", str, "layer1")},
+        _where(_CLEAN, _NC1, measure="nc1_trace", tap=_Option("last", str, "penultimate")),
+        _where(_CLEAN, _NC1, measure="nc1_trace", tap=_Option("first", str, "layer1")),
         made=_log10_ratio,
     ),
     "alignment_angle": _Quantity(
         "Mean angle in degrees between the clean and the attacked mean of a class.",
-        _AT | {"measure": "alignment_angle"},
+        _where(_AT, measure="alignment_angle"),
     ),
     # The nearest vertex as a classifier.
     "ncc": _Quantity(
         "Accuracy of the nearest vertex on these examples, however they were attacked.",
-        _AT | {"condition": _ANY, "grouping": "true", "measure": "ncc"},
+        _where(_AT, condition=_ANY, grouping="true", measure="ncc"),
     ),
     "ncc_adaptive": _Quantity(
         "Robust test accuracy of the nearest vertex under attacks aimed at it.",
@@ -313,20 +321,20 @@ _TABLE = {
     ),
     "ncc_transferred": _Quantity(
         "Test accuracy of the nearest vertex under attacks aimed at the network.",
-        _VERTEX | {"measure": "ncc_transferred"},
+        _where(_VERTEX, measure="ncc_transferred"),
         read=_of_adaptive_verdict,
     ),
     "vertex_over_network": _Quantity(
         "Robust test accuracy of the nearest vertex, attacked adaptively, less the network's own.",
         _VERTEX,
-        _NETWORK | {"attack": _OF_THE_FIRST},
+        _where(_NETWORK, attack=_OF_THE_FIRST),
         made=_difference,
         read=_of_adaptive_verdict,
     ),
     "early_over_late": _Quantity(
         "Robust test accuracy of the nearest vertex, attacked at each tap: early less penultimate.",
-        _VERTEX | {"tap": _Option("early", str, "block2")},
-        _VERTEX | {"tap": "penultimate"},
+        _where(_VERTEX, tap=_Option("early", str, "block2")),
+        _where(_VERTEX, tap="penultimate"),
         made=_difference,
         read=_of_adaptive_verdict,
     ),
@@ -338,34 +346,33 @@ _TABLE = {
     # What the network says.
     "train_accuracy": _Quantity(
         "Clean accuracy of the network on the training examples that were measured.",
-        _OUTPUT
-        | {"split": "train", "condition": "clean", "grouping": "none", "measure": "accuracy"},
+        _where(_OUTPUT, split="train", condition="clean", grouping="none", measure="accuracy"),
     ),
     "accuracy": _Quantity(
         "Accuracy of the network on its last weights, on the examples that were measured.",
-        _OUTPUT | {"grouping": "none", "measure": "accuracy"},
+        _where(_OUTPUT, grouping="none", measure="accuracy"),
     ),
     "clean_verdict": _Quantity(
         "Clean test accuracy on the examples that were judged.",
-        _VERDICT | {"condition": "clean", "note": _WEIGHTS},
+        _where(_VERDICT, condition="clean", note=_WEIGHTS),
     ),
     "robust_verdict": _Quantity(
         "Robust test accuracy under a protocol.",
-        _BROKEN | {"note": _WEIGHTS, "attack": _PROTOCOL},
+        _where(_BROKEN, note=_WEIGHTS, attack=_PROTOCOL),
     ),
     "flattery": _Quantity(
         "By how much a weaker protocol overstates robust accuracy.",
-        _BROKEN | {"attack": _Option("weaker", str, "pgd_ce")},
-        _BROKEN | {"attack": _PROTOCOL},
+        _where(_BROKEN, attack=_Option("weaker", str, "pgd_ce")),
+        _where(_BROKEN, attack=_PROTOCOL),
         made=_difference,
     ),
     "mistake_severity": _Quantity(
         "Mean distance in the class tree between label and prediction, over the mistakes.",
-        _OUTPUT | {"measure": "mistake_severity"},
+        _where(_OUTPUT, measure="mistake_severity"),
     ),
     "hd": _Quantity(
         "Mean distance in the class tree between the label and the k likeliest classes.",
-        _OUTPUT | {"measure": _Option("k", Literal[1, 5, 20], 1, "hd_{}")},
+        _where(_OUTPUT, measure=_Option("k", Literal[1, 5, 20], 1, "hd_{}")),
     ),
     # Wrong labels, at the end of the training.
     "memorised": _Quantity(

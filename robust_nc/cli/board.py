@@ -233,11 +233,10 @@ def _page(results: Path, wanted: Wanted, tell: Callable[[str], None]) -> None:
 def _claims(results: Path) -> Sequence[Any]:
     """Read the answered claims of a results folder, or of the suites' folders in it."""
     from robust_nc.claims.answers import read_answers
-    from robust_nc.claims.page import claims_shown
     from robust_nc.claims.reading import ANSWERS
 
     folders = sorted({*results.glob(ANSWERS), *results.glob(f"*/{ANSWERS}")})
-    return claims_shown([answer for folder in folders for answer in read_answers(folder)])
+    return [answer for folder in folders for answer in read_answers(folder)]
 
 
 def _exchange(results: Path, wanted: Wanted, tell: Callable[[str], None]) -> None:

@@ -94,6 +94,15 @@ def short(value: float) -> str:
     return f"{value:.3g}" if math.isfinite(value) else MISSING
 
 
+def number(value: float | None) -> str:
+    """Write a number in four digits, and none as a dash.
+
+    >>> number(0.99954), number(-0.0), number(None)
+    ('0.9995', '0', '-')
+    """
+    return MISSING if value is None else f"{value + 0.0:.4g}"
+
+
 def interval_note(kinds: set[str]) -> str:
     """Say what the intervals of a table are."""
     known = [text for kind, text in INTERVALS.items() if kind in kinds]

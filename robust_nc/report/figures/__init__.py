@@ -1,1 +1,61 @@
-"""figures: say what this room holds."""
+"""Figures of the geometry under attack, drawn from the tidy rows of records.
+
+A plot draws on the axes that it is given, or on those of a new figure of one column's width, and
+returns them; it raises `InputError` where the frame holds no rows for it. `save_all` writes all.
+
+>>> sorted(PLOTS)[:3]
+['accuracy_against_eps', 'alignment_angles', 'collapse_against_eps']
+"""
+
+from robust_nc.report.figures.curves import (
+    accuracy_against_eps,
+    collapse_against_eps,
+    collapse_over_epochs,
+    leap_rate_against_eps,
+)
+from robust_nc.report.figures.geometry_plots import (
+    alignment_angles,
+    leap_rate_by_target,
+    nearest_vertex_accuracy,
+)
+from robust_nc.report.figures.paths import trajectory_in_plane, trajectory_on_edge
+from robust_nc.report.figures.plots import (
+    collapse_per_layer,
+    landing_fraction,
+    leap_layers,
+    leap_matrix,
+    leap_rate_per_layer,
+)
+from robust_nc.report.figures.saving import (
+    PLOTS,
+    SavedFigure,
+    leap_matrices,
+    panels,
+    save_all,
+    save_each,
+    story,
+)
+
+__all__ = [
+    "PLOTS",
+    "SavedFigure",
+    "accuracy_against_eps",
+    "alignment_angles",
+    "collapse_against_eps",
+    "collapse_over_epochs",
+    "collapse_per_layer",
+    "landing_fraction",
+    "leap_layers",
+    "leap_matrices",
+    "leap_matrix",
+    "leap_rate_against_eps",
+    "leap_rate_by_target",
+    "leap_rate_per_layer",
+    "nearest_vertex_accuracy",
+    "panels",
+    "save_all",
+    "save_each",
+    "story",
+    "trajectory_in_plane",
+    "trajectory_on_edge",
+]

@@ -1,4 +1,4 @@
-"""Plots along training and along the radius of the ball; see `plots`.
+"""Plots along training and along the radius of the ball.
 
 >>> LEVEL
 0.1
@@ -7,38 +7,36 @@
 from typing import NamedTuple
 
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from robust_nc.report.figures.drawing import (
-    Wanted,
-    deepest,
+from robust_nc.report.figures.axes import (
+    GREY,
     finish,
-    new_axes,
+    lines,
+    log_scale,
+    model_colours,
+    model_lines,
+    percent_axis,
+    present,
+    styled,
+)
+from robust_nc.report.figures.selection import (
+    RowFilter,
+    deepest,
     note_of,
     one_model,
     optional,
     roles,
     select,
-    styled,
-)
-from robust_nc.report.figures.lines import (
-    inputs,
-    log_scale,
-    model_colours,
-    model_lines,
-    percent,
-    untitle,
 )
 
 LEVEL = 0.1  # leap rate at which a model has lost its simplex: the eps there is its collapse radius
 GROUPINGS = {"by true label": "#d55e00", "by nearest vertex": "#029e73"}
-_GREY = "#555555"
 _NAMED = {"true": "by true label", "landed": "by nearest vertex"}
 
 
-class Radius(NamedTuple):
+class _Radius(NamedTuple):
     """The collapse radius of one model, mean of its seeds, and the interval that holds them all.
 
     `high` is None where the interval of a seed is open: beyond the largest eps.
@@ -52,7 +50,7 @@ class Radius(NamedTuple):
 @styled
 def collapse_over_epochs(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """NC1 (ratio of traces) of the penultimate layer on clean training data, over training."""
-    wanted = Wanted("nc1_trace", ("clean",), split="train", epochs=True)
+    wanted = RowFilter("nc1_trace", ("clean",), split="train", epochs=True)
     rows = select(frame, wanted)
     ax = model_lines(rows, ax, "epoch")
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -66,20 +64,20 @@ def accuracy_against_eps(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes
     """Accuracy under attack against the radius of the ball."""
     # Accuracies that name a feature are of the images that the geometry was measured on.
     sweep = frame[frame["feature"] == ""]
-    rows = select(sweep, Wanted("accuracy", ("attacked",), split="test", every_eps=True))
+    rows = select(sweep, RowFilter("accuracy", ("attacked",), split="test", every_eps=True))
     ax = model_lines(rows, ax, "eps")
     _label_eps(ax, rows)
     ax.set(ylabel="accuracy under attack", ylim=(-0.02, 1.02))
-    percent(ax)
+    percent_axis(ax)
     return finish(ax, "Accuracy against eps", note_of(rows))
 
 
 @styled
 def leap_rate_against_eps(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Leap rate of the deepest tap against the radius of the ball, with the collapse radii."""
-    rows = deepest(select(frame, Wanted("leap_rate", ("sweep",), every_eps=True)))
+    rows = deepest(select(frame, RowFilter("leap_rate", ("sweep",), every_eps=True)))
     ax, colours, hue = model_lines(rows, ax, "eps"), model_colours(rows), roles(rows).hue
-    ax.axhline(LEVEL, color=_GREY, linewidth=0.8, linestyle=":")
+    ax.axhline(LEVEL, color=GREY, linewidth=0.8, linestyle=":")
     radii = {
         (str(model), str(name)): _radius(frame, part)
         for (model, name), part in rows.groupby(["model", hue], sort=True)
@@ -99,7 +97,7 @@ def leap_rate_against_eps(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axe
             )
     _label_eps(ax, rows)
     ax.set(ylabel="leap rate", ylim=(-0.02, 1.02))
-    percent(ax)
+    percent_axis(ax)
     note = f"layer {rows['tap'].iloc[0]}; {note_of(rows)}"
     if any(radii.values()):
         note = f"diamond: collapse radius (leap rate 10 %), whisker: its interval; {note}"
@@ -112,27 +110,12 @@ def collapse_against_eps(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes
 
     The deepest tap; the line and the band that stand upright are the collapse radius.
     """
-    wanted = [Wanted("nc1_trace", ("sweep",), name, every_eps=True) for name in _NAMED]
+    wanted = [RowFilter("nc1_trace", ("sweep",), name, every_eps=True) for name in _NAMED]
     found = [part for one in wanted if not (part := optional(frame, one)).empty]
     rows = deepest(pd.concat(found) if found else select(frame, wanted[0]))
     one_model(rows, "collapse against eps")
     rows = rows.assign(input=rows["grouping"].replace(_NAMED))
-    ax, names = ax or new_axes(), inputs(rows, GROUPINGS)
-    sns.lineplot(
-        rows,
-        x="eps",
-        y="value",
-        hue="input",
-        hue_order=names,
-        palette=GROUPINGS,
-        style="input",
-        style_order=names,
-        markers=True,
-        markeredgewidth=0,
-        errorbar=("pi", 100),
-        ax=ax,
-    )
-    untitle(ax)
+    ax = lines(rows, ax, "eps", "input", present(rows["input"], GROUPINGS), "input")
     _label_eps(ax, rows)
     ax.set(ylabel="NC1 by traces (log scale)")
     log_scale(ax)
@@ -140,23 +123,23 @@ def collapse_against_eps(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes
     radius = _radius(frame, rows)
     if radius is not None:
         high = rows["eps"].max() if radius.high is None else radius.high
-        ax.axvspan(radius.low, high, color=_GREY, alpha=0.12, linewidth=0)
-        ax.axvline(radius.value, color=_GREY, linewidth=0.9, linestyle="--")
+        ax.axvspan(radius.low, high, color=GREY, alpha=0.12, linewidth=0)
+        ax.axvline(radius.value, color=GREY, linewidth=0.9, linestyle="--")
         note = f"upright: collapse radius (leap rate 10 %) and its interval; {note}"
     return finish(ax, "Collapse against eps", note)
 
 
-def _radius(frame: pd.DataFrame, like: pd.DataFrame) -> Radius | None:
+def _radius(frame: pd.DataFrame, like: pd.DataFrame) -> _Radius | None:
     """Return the collapse radius of the model and tap of other rows; None if a seed has none."""
     at, low, high = (_values(frame, f"collapse_radius{end}", like) for end in ("", "_low", "_high"))
     if len(at) < like["seed"].nunique():
         return None
     ends = max(at + high) if len(high) == len(at) else None
-    return Radius(sum(at) / len(at), min(at + low), ends)
+    return _Radius(sum(at) / len(at), min(at + low), ends)
 
 
 def _values(frame: pd.DataFrame, measure: str, like: pd.DataFrame) -> list[float]:
-    rows = optional(frame, Wanted(measure, ("sweep",), every_eps=True))
+    rows = optional(frame, RowFilter(measure, ("sweep",), every_eps=True))
     same = rows["model"].eq(like["model"].iloc[0]) & rows["tap"].eq(like["tap"].iloc[0])
     return [float(value) for value in rows[same]["value"]]
 

@@ -11,22 +11,26 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from robust_nc.exceptions import InputError
-from robust_nc.report.figures.drawing import (
+from robust_nc.report.figures.axes import (
     COLOURS,
-    Wanted,
-    conditions,
-    deepest,
+    GREY,
     finish,
     label_taps,
+    layer_lines,
     new_axes,
+    percent_axis,
+    slant_labels,
+    styled,
+)
+from robust_nc.report.figures.selection import (
+    RowFilter,
+    deepest,
     note_of,
     one_model,
     optional,
     select,
-    styled,
     taps_in_order,
 )
-from robust_nc.report.figures.lines import layer_lines, percent
 
 # Accuracies of the nearest-vertex classifier, by what attacked the examples.
 ACCURACIES = {
@@ -62,17 +66,17 @@ def nearest_vertex_accuracy(frame: pd.DataFrame, *, ax: Axes | None = None) -> A
     parts = [
         part.assign(input=name)
         for measure, name in ACCURACIES.items()
-        if not (part := optional(frame, Wanted(measure))).empty
+        if not (part := optional(frame, RowFilter(measure))).empty
     ]
-    rows = pd.concat(parts) if parts else select(frame, Wanted("ncc_adaptive"))
+    rows = pd.concat(parts) if parts else select(frame, RowFilter("ncc_adaptive"))
     one_model(rows, "nearest-vertex accuracy")
     ax = layer_lines(rows, _KIND_COLOURS, ax)
-    network = optional(frame[frame["tap"] == "output"], Wanted("robust_accuracy"))["value"]
+    network = optional(frame[frame["tap"] == "output"], RowFilter("robust_accuracy"))["value"]
     if len(network):
         ax.axhline(network.mean(), color="#333333", linewidth=1, linestyle="--", label=NETWORK)
         ax.legend()
     ax.set(ylabel="accuracy", ylim=(-0.02, 1.02))
-    percent(ax)
+    percent_axis(ax)
     protocols = "/".join(sorted(set(rows["attack"]) - {""}))
     what = "transferred: points made against the network"
     note = f"{what}; protocol {protocols}; {note_of(rows)}"
@@ -86,16 +90,16 @@ def alignment_angles(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     One model; above 20 classes boxes from quartile to quartile with whiskers to the extremes
     stand for the dots. The line under noise is the control.
     """
-    rows = conditions(select(frame, Wanted("alignment_angle", ("attacked", "gaussian"))))
+    rows = select(frame, RowFilter("alignment_angle", ("attacked", "gaussian")))
     one_model(rows, "a figure of alignment angles")
     ax, taps = layer_lines(rows, COLOURS, ax), taps_in_order(rows)
-    each, what = optional(frame, Wanted("alignment_angle_class", ("attacked",))), ""
+    each, what = optional(frame, RowFilter("alignment_angle_class", ("attacked",))), ""
     if not each.empty:
         many = each["i"].nunique() > MOST_DOTS
         _classes(ax, each, taps, boxes=many)
         what = f"{'boxes' if many else 'dots'}: classes, attacked; "
     label_taps(ax, taps)
-    ax.axhline(0, color="#555555", linewidth=0.8, linestyle=":")
+    ax.axhline(0, color=GREY, linewidth=0.8, linestyle=":")
     ax.set(ylabel="angle (degrees)")
     note = f"line: mean of classes; {what}{note_of(rows, spread='{seeds}: mean and range')}"
     return finish(ax, "Angles of attacked class means", note)
@@ -107,10 +111,10 @@ def leap_rate_by_target(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
     One model, the deepest tap.
     """
-    leaped = deepest(select(frame, Wanted("leap_rate", tuple(TARGETS))))
+    leaped = deepest(select(frame, RowFilter("leap_rate", tuple(TARGETS))))
     if set(leaped["condition"]) <= {"attacked"}:
         raise InputError("no rows of leap_rate under a targeted attack")
-    landed = optional(frame, Wanted("landed", tuple(TARGETS)))
+    landed = optional(frame, RowFilter("landed", tuple(TARGETS)))
     rows = pd.concat([leaped, deepest(landed)]) if len(landed) else leaped
     one_model(rows, "a figure of targets")
     ax = ax or new_axes()
@@ -130,11 +134,9 @@ def leap_rate_by_target(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         err_kws={"linewidth": 1},
         ax=ax,
     )
-    ax.tick_params(axis="x", labelrotation=30)
-    for label in ax.get_xticklabels():
-        label.set(horizontalalignment="right", rotation_mode="anchor")
+    slant_labels(ax)
     ax.set(xlabel="target of the attack", ylabel="share", ylim=(0, 1.15))
-    percent(ax)
+    percent_axis(ax)
     ax.legend(loc="upper center", ncols=len(_SHARES))
     note = note_of(leaped, spread="bar: mean of {seeds}; whisker: smallest to largest")
     return finish(ax, "Leaps by target", f"layer {rows['tap'].iloc[0]}; {note}")

@@ -11,26 +11,22 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.ticker import MaxNLocator
 
-from robust_nc.report.figures.drawing import (
-    Wanted,
+from robust_nc.report.figures.axes import GREY, MOST_INSIDE, finish, new_axes, styled
+from robust_nc.report.figures.selection import (
+    RowFilter,
     deepest,
-    finish,
     in_order,
-    new_axes,
     note_of,
     one_model,
     optional,
     select,
-    styled,
     taps_in_order,
 )
-from robust_nc.report.figures.lines import MOST_INSIDE
 
 MOST_PATHS = 40  # more hide one another
 MOST_BANDS = 3  # more cover one another: only the last line keeps its band
 DASHES = ("-", "--", ":", "-.")
 MOST_EDGES = 10  # vertices with more edges than these give are drawn without
-_GREY = "#555555"
 
 
 @styled
@@ -40,7 +36,7 @@ def trajectory_on_edge(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     One line per layer, dark to light from input to output; of several models one line each, at
     the deepest tap. The line is the mean over examples, the band their middle half.
     """
-    wanted = [Wanted(f"trajectory_t{end}", ("attacked",)) for end in ("", "_low", "_high")]
+    wanted = [RowFilter(f"trajectory_t{end}", ("attacked",)) for end in ("", "_low", "_high")]
     rows, low, high = select(frame, wanted[0]), *(optional(frame, one) for one in wanted[1:])
     several = rows["model"].nunique() > 1
     if several:
@@ -57,7 +53,7 @@ def trajectory_on_edge(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         if name in banded and len(bottom) and len(top):
             ax.fill_between(mean.index, bottom, top, color=colour, alpha=0.15, linewidth=0)
     for vertex in (0, 1):
-        ax.axhline(vertex, color=_GREY, linewidth=0.8, linestyle=":")
+        ax.axhline(vertex, color=GREY, linewidth=0.8, linestyle=":")
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.set(xlabel="step of the attack", ylabel="position on the edge")
     if len(names) > 1:
@@ -76,7 +72,7 @@ def trajectory_in_plane(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     runs from dark to light and ends in a dot. Of many examples the first `MOST_PATHS` are drawn.
     The plane has no unit: edges are straight and true along themselves, the rest is projection.
     """
-    found = [select(frame, Wanted(f"trajectory_{axis}", ("attacked",))) for axis in "xy"]
+    found = [select(frame, RowFilter(f"trajectory_{axis}", ("attacked",))) for axis in "xy"]
     one_model(found[0], "a figure of paths")
     xs, ys = map(_one_seed, found)
     x, y = (rows.pivot(index="j", columns="i", values="value") for rows in (xs, ys))
@@ -91,7 +87,7 @@ def trajectory_in_plane(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     lines = LineCollection(list(pieces), cmap="viridis", linewidths=0.9, alpha=0.8, zorder=2)
     lines.set_array(np.tile(x.columns.to_numpy()[1:], len(paths)))
     ax.add_collection(lines)
-    ax.scatter(paths[:, -1, 0], paths[:, -1, 1], s=6, color=_GREY, linewidths=0, zorder=3)
+    ax.scatter(paths[:, -1, 0], paths[:, -1, 1], s=6, color=GREY, linewidths=0, zorder=3)
     for label, (across, up) in vertices.iterrows():
         ax.scatter(across, up, s=70, facecolor="white", edgecolor="black", linewidths=0.8, zorder=4)
         ax.text(across, up, str(label), ha="center", va="center", fontsize=6, zorder=5)
@@ -123,7 +119,7 @@ def _vertices(frame: pd.DataFrame, like: pd.DataFrame) -> pd.DataFrame:
     """Places `(x, y)` of the vertices by class, in the plane of other rows."""
     axes = []
     for axis in "xy":
-        rows = select(frame, Wanted(f"vertex_{axis}"))
+        rows = select(frame, RowFilter(f"vertex_{axis}"))
         same = rows["seed"].eq(like["seed"].iloc[0]) & rows["tap"].eq(like["tap"].iloc[0])
         axes.append(rows[same].set_index("i")["value"].rename(axis))
     return pd.concat(axes, axis=1).dropna().sort_index()

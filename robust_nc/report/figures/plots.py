@@ -14,29 +14,29 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from robust_nc.exceptions import InputError, unknown_name
-from robust_nc.report.figures.drawing import (
+from robust_nc.report.figures.axes import (
     COLOURS,
+    GREY,
     NULL,
-    Wanted,
-    conditions,
-    deepest,
+    as_percent,
     finish,
     label_taps,
+    layer_lines,
+    log_scale,
     new_axes,
+    percent_axis,
+    present,
+    styled,
+    untitle,
+)
+from robust_nc.report.figures.selection import (
+    RowFilter,
+    deepest,
     note_of,
     one_model,
     optional,
     select,
-    styled,
     taps_in_order,
-)
-from robust_nc.report.figures.lines import (
-    as_percent,
-    inputs,
-    layer_lines,
-    log_scale,
-    percent,
-    untitle,
 )
 
 # The landing histogram: 40 bins over the edge, from half an edge behind to half an edge beyond.
@@ -48,10 +48,10 @@ CELL = 0.15  # inches that a number needs in a cell of a matrix
 @styled
 def collapse_per_layer(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """NC1 by true label per layer: clean, attacked, under noise, and the null of leaping alone."""
-    grouped = Wanted("nc1", ("clean", "attacked", "gaussian"), grouping="true", split="train")
-    rows = conditions(select(frame, grouped))
+    grouped = RowFilter("nc1", ("clean", "attacked", "gaussian"), grouping="true", split="train")
+    rows = select(frame, grouped)
     # Rows without leaps have no null either.
-    null = optional(frame, Wanted("nc1_leap_null", ("attacked",), split="train"))
+    null = optional(frame, RowFilter("nc1_leap_null", ("attacked",), split="train"))
     if not null.empty:
         rows = pd.concat([rows, null.assign(input=NULL)])
     ax = layer_lines(rows, COLOURS, ax)
@@ -66,11 +66,11 @@ def collapse_per_layer(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 @styled
 def leap_rate_per_layer(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Share of examples whose nearest vertex changes, per layer: attacked, and under noise."""
-    wanted = Wanted("leap_rate", ("attacked", "gaussian"), split="train")
-    rows = conditions(select(frame, wanted))
+    wanted = RowFilter("leap_rate", ("attacked", "gaussian"), split="train")
+    rows = select(frame, wanted)
     ax = layer_lines(rows, COLOURS, ax)
     ax.set(ylabel="leap rate", ylim=(-0.02, 1.02))
-    percent(ax)
+    percent_axis(ax)
     return finish(ax, "Leap rate per layer", note_of(rows))
 
 
@@ -83,7 +83,7 @@ def leap_matrix(
     One model, one tap (the deepest unless it is named), all seeds together; rows sum to 100 %.
     Cells too small for their number are left to a colour bar, or to the note without `bar`.
     """
-    wanted = Wanted("leap_matrix", ("attacked",), split="train")
+    wanted = RowFilter("leap_matrix", ("attacked",), split="train")
     rows = select(frame if tap is None else _at_tap(frame, tap, wanted), wanted)
     rows = deepest(rows)
     one_model(rows, "a leap matrix")
@@ -126,8 +126,8 @@ def landing_fraction(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
     One model, the deepest tap, all seeds together; values outside [-0.5, 1.5] are in the end bins.
     """
-    wanted = Wanted("landing_histogram", ("attacked", "gaussian"), split="train")
-    rows = conditions(deepest(select(frame, wanted)))
+    wanted = RowFilter("landing_histogram", ("attacked", "gaussian"), split="train")
+    rows = deepest(select(frame, wanted))
     one_model(rows, "a distribution of landing fractions")
     if not rows["value"].sum() > 0:
         raise InputError("no value of landing_histogram: no example has an edge to travel")
@@ -138,7 +138,7 @@ def landing_fraction(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         x="fraction",
         weights="value",
         hue="input",
-        hue_order=inputs(rows, COLOURS),
+        hue_order=list(present(rows["input"], COLOURS)),
         palette=COLOURS,
         bins=LANDING_EDGES.tolist(),
         element="step",
@@ -148,10 +148,10 @@ def landing_fraction(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ax=ax,
     )
     for vertex in (0, 1):
-        ax.axvline(vertex, color="#555555", linewidth=0.8, linestyle=":")
+        ax.axvline(vertex, color=GREY, linewidth=0.8, linestyle=":")
     ax.set(xlabel="landing fraction", ylabel="share of examples")
     ax.set_xticks([-0.5, 0, 0.5, 1, 1.5])
-    percent(ax)
+    percent_axis(ax)
     untitle(ax)
     where = f"0: stayed, 1: reached the other vertex; layer {rows['tap'].iloc[0]}"
     note = f"{where}; {note_of(rows, spread='{seeds} together')}"
@@ -161,7 +161,7 @@ def landing_fraction(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 @styled
 def leap_layers(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """In which layer examples leap for good: share of all that were counted, those without too."""
-    rows = conditions(select(frame, Wanted("leap_layer", ("attacked", "gaussian"), split="train")))
+    rows = select(frame, RowFilter("leap_layer", ("attacked", "gaussian"), split="train"))
     one_model(rows, "a histogram of leap layers")
     totals = rows.groupby(["condition", "seed"])["value"].transform("sum")
     rows = rows.assign(share=rows["value"] / totals.where(totals > 0))
@@ -176,7 +176,7 @@ def leap_layers(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         y="share",
         order=taps,
         hue="input",
-        hue_order=inputs(leaped, COLOURS),
+        hue_order=list(present(leaped["input"], COLOURS)),
         palette=COLOURS,
         saturation=1,
         errorbar=("pi", 100),
@@ -185,13 +185,13 @@ def leap_layers(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     )
     label_taps(ax, taps)
     ax.set(ylabel="share of examples")
-    percent(ax)
+    percent_axis(ax)
     untitle(ax)
     note = note_of(rows, spread="bar: mean of {seeds}; whisker: smallest to largest")
     return finish(ax, "Where examples leap", note)
 
 
-def _at_tap(frame: pd.DataFrame, tap: str, wanted: Wanted) -> pd.DataFrame:
+def _at_tap(frame: pd.DataFrame, tap: str, wanted: RowFilter) -> pd.DataFrame:
     taps = set(frame[frame["measure"] == wanted.measure]["tap"])
     if taps and tap not in taps:
         raise unknown_name("tap", tap, taps)

@@ -1,6 +1,6 @@
 """What a reader runs to get a row again, or to check it; made from a stranger's configuration.
 
->>> plain_argument("a b"), plain_argument("--out=/etc"), plain_argument("a\\nb")
+>>> _argument("a b"), _argument("--out=/etc"), _argument("a\\nb")
 ("'a b'", '', '')
 """
 
@@ -19,7 +19,7 @@ AUDITED = 300
 _MOST = 300  # characters of an argument
 
 
-def plain_argument(text: str) -> str:
+def _argument(text: str) -> str:
     """Quote an argument for a shell; "" for one that no reader should paste."""
     fine = 0 < len(text) <= _MOST and text.isprintable() and text.isascii()
     return shlex.quote(text) if fine and not text.startswith("-") else ""
@@ -28,7 +28,7 @@ def plain_argument(text: str) -> str:
 def reproduce(record: Record) -> str:
     """Return the command that makes the row again, or "" where it cannot be told safely."""
     if record.suite != APPRAISED:
-        suite = plain_argument(record.suite)
+        suite = _argument(record.suite)
         return f"robust-nc run {suite}" if suite else ""
     told = identity(record)
     asked = {
@@ -41,14 +41,14 @@ def reproduce(record: Record) -> str:
     }
     attack = _at(record.config, "evaluation", "attack", "name")
     asked |= {} if attack is None else {"--attack": str(attack)}
-    words = [plain_argument(reference(record)), *map(plain_argument, asked.values())]
+    words = [_argument(_reference(record)), *map(_argument, asked.values())]
     if not all(words):
         return ""
     options = [f"{name} {word}" for name, word in zip(asked, words[1:], strict=True)]
     if not record.config.get("measure"):
         return " ".join(["robust-nc evaluate", words[0], *options, "--no-geometry"])
     named = _at(record.config, "measure", "taps")
-    taps = [plain_argument(str(tap)) for tap in named] if isinstance(named, list) else []
+    taps = [_argument(str(tap)) for tap in named] if isinstance(named, list) else []
     if not all(taps):
         return ""
     return " ".join(
@@ -70,17 +70,17 @@ def _at(values: object, *keys: str) -> Any:
     return values
 
 
-def check(stored: Stored, root: Path) -> str:
+def verify_command(stored: Stored, root: Path) -> str:
     """Return the command that checks the record, in the folder `root`; "" as `reproduce`."""
-    path = plain_argument(os.path.relpath(stored.path, root))
+    path = _argument(os.path.relpath(stored.path, root))
     if not path:
         return ""
-    model = plain_argument(reference(stored.record))
+    model = _argument(_reference(stored.record))
     checked = f" --model {model} --audit {AUDITED}" if model and stored.record.evidence else ""
     return f"robust-nc verify {path}{checked}"
 
 
-def reference(record: Record) -> str:
+def _reference(record: Record) -> str:
     """Return what a finished model was asked for as; "" for one of a suite."""
     found = _at(record.config, "model", "reference")
     return found if isinstance(found, str) else ""

@@ -1,114 +1,126 @@
-"""What one model's page says: scores and seeds, its card, how to get and to check it again.
+"""What one model's page says: its numbers, layers and leaps, its records, and how it was made.
 
->>> size(1_234_567)
-'1.2 MB'
+>>> distinct(["digits", "digits", "", "cifar10"])
+'digits; cifar10'
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from robust_nc.io.text import safe_link
-from robust_nc.record.schema import Card, Record, Stored
+import pandas as pd
+
+from robust_nc.record.schema import Record, Stored
 from robust_nc.record.standing import best_badge, standing
-from robust_nc.report.board.formats import count, percent
+from robust_nc.report.board.formats import count
 from robust_nc.report.board.gather import identity
-from robust_nc.report.site.columns import COLUMNS, Column, cell
-from robust_nc.report.site.commands import check, reproduce
-from robust_nc.report.site.files import Figure
-from robust_nc.report.site.layers import Layers, Leaps
-from robust_nc.report.site.text import LONG, SHORT, cut
+from robust_nc.report.figures.selection import RowFilter, deepest, optional, taps_in_order
+from robust_nc.report.site.commands import reproduce, verify_command
+from robust_nc.report.site.tables import COLUMNS, LONG, SHORT, Kind, cut, number_text
 
 _MOST_SEEDS = 100
 _MOST_ITEMS = 30
-_LABELS = {"extra_data": "extra data"}
+_MOST_LAYERS = 200
+_MOST_CLASSES = 20  # a larger matrix is a figure only
+_CLEAN, _ATTACKED = ("clean",), ("attacked",)
+_LAYERS: tuple[tuple[str, RowFilter, Kind], ...] = (
+    ("NC1 clean", RowFilter("nc1", _CLEAN, "true", "train"), "short"),
+    ("NC1 attacked", RowFilter("nc1", _ATTACKED, "true", "train"), "short"),
+    ("its null", RowFilter("nc1_leap_null", _ATTACKED, None, "train"), "short"),
+    ("NC1 landed", RowFilter("nc1", _ATTACKED, "landed", "train"), "short"),
+    ("its null", RowFilter("nc1_landed_null", _ATTACKED, None, "train"), "short"),
+    ("NC2 angle clean", RowFilter("nc2_angle", _CLEAN, "true", "train"), "short"),
+    ("leap %", RowFilter("leap_rate", _ATTACKED, None, "train"), "percent"),
+    ("leap % noise", RowFilter("leap_rate", ("gaussian",), None, "train"), "percent"),
+    ("landed %", RowFilter("landed", _ATTACKED, None, "train"), "percent"),
+    ("landing fraction", RowFilter("landing_fraction", _ATTACKED, None, "train"), "short"),
+)
 
 
-class Seed(NamedTuple):
-    """One record of the model: its seed, cell, accuracies, evidence and badge."""
+class Layers(NamedTuple):
+    """Measures per layer, means over seeds: headers of the numbers, and these from input on."""
 
-    seed: str
-    cell: str
-    clean: str
-    robust: str
-    evidence: str
-    digest: str
-    badge: str
+    headers: list[str]
+    rows: list[tuple[str, list[str]]]
+    left: int
 
 
-class Page(NamedTuple):
-    """One model's page. `card` are (label, text, link or "")."""
+def page_values(
+    row: Mapping[Any, Any], members: Sequence[Stored], rows: pd.DataFrame, root: Path
+) -> dict[str, Any]:
+    """Gather what the page of one row of the leaderboard says.
 
-    path: str
-    name: str
-    badge: str
-    board: str
-    numbers: list[tuple[str, str, str]]
-    card: list[tuple[str, str, str]]
-    warnings: list[tuple[str, str]]
-    seeds: list[Seed]
-    seeds_left: int
-    facts: list[tuple[str, str]]
-    again: str
-    checks: list[str]
-    layers: Layers
-    leaps: Leaps | None
-    figures: list[Figure]
-    drawn: bool
-
-
-class Drawn(NamedTuple):
-    """What was made of a model's rows; `figures` None where the site has enough of them."""
-
-    layers: Layers
-    leaps: Leaps | None
-    figures: list[Figure] | None
-
-
-def model_page(
-    row: Mapping[Any, Any], members: Sequence[Stored], drawn: Drawn, *, path: str, root: Path
-) -> Page:
-    """Gather what the page of one row of the leaderboard says; `members` are its records."""
+    `members` are its records, `rows` theirs, `root` the folder that all records lie in.
+    """
     records = [stored.record for stored in members]
+    shown = members[:_MOST_SEEDS]
     card = next((one.card for one in records if one.card is not None), None)
-    cautions = {(cut(one.name), cut(one.message, LONG)) for r in records for one in r.warnings}
-    told = [(one, cell(row, one)) for one in COLUMNS if one.number or one.key == "badge"]
-    return Page(
-        path=path,
-        name=cut(str(row["shown"]), LONG),
-        badge=str(row.get("badge") or ""),
-        board=cut(f"{row['dataset']}, {row['ball'] or 'no ball'}, protocol {row['protocol']}"),
-        numbers=[(one.header, found.text, _meaning(row, one)) for one, found in told],
-        card=[] if card is None else _card(card),
-        warnings=sorted(cautions)[:_MOST_ITEMS],
-        seeds=[_seed(stored) for stored in members[:_MOST_SEEDS]],
-        seeds_left=max(0, len(members) - _MOST_SEEDS),
-        facts=facts(records),
-        again=reproduce(records[0]),
-        checks=[found for stored in members[:_MOST_SEEDS] if (found := check(stored, root))],
-        layers=drawn.layers,
-        leaps=drawn.leaps,
-        figures=drawn.figures or [],
-        drawn=drawn.figures is not None,
-    )
+    warnings = {(one.name, one.message) for record in records for one in record.warnings}
+    return {
+        "row": row,
+        "columns": [one for one in COLUMNS if one.number or one.key == "badge"],
+        "card": {} if card is None else dataclasses.asdict(card),
+        "warnings": sorted(warnings)[:_MOST_ITEMS],
+        "records": [(stored.record, _checked(stored)) for stored in shown],
+        "more_records": len(members) - len(shown),
+        "facts": facts(records),
+        "again": reproduce(records[0]),
+        "checks": [found for stored in shown if (found := verify_command(stored, root))],
+        "layers": layers(rows),
+        "leaps": leaps(rows),
+        "seeds": len(members),
+    }
+
+
+def layers(rows: pd.DataFrame) -> Layers:
+    """Tabulate the headline measures per layer; no rows where none were made."""
+    places = [optional(rows, wanted) for _, wanted, _ in _LAYERS]
+    means = [
+        (part.groupby("tap")["value"].mean(), kind)
+        for part, (_, _, kind) in zip(places, _LAYERS, strict=True)
+    ]
+    taps = taps_in_order(pd.concat(places))
+    texts = [
+        (tap, [number_text(mean.get(tap, math.nan), kind) for mean, kind in means])
+        for tap in taps[:_MOST_LAYERS]
+    ]
+    return Layers([header for header, _, _ in _LAYERS], texts, max(0, len(taps) - _MOST_LAYERS))
+
+
+def leaps(rows: pd.DataFrame) -> tuple[str, pd.DataFrame] | None:
+    """Return the deepest layer and its leap matrix as shares of rows, all seeds together.
+
+    None where there is none, and for more than `_MOST_CLASSES` classes.
+    """
+    found = deepest(optional(rows, RowFilter("leap_matrix", _ATTACKED, None, "train")))
+    matrix = found.pivot_table(index="i", columns="j", values="value", aggfunc="sum", fill_value=0)
+    if not 0 < max(matrix.shape) <= _MOST_CLASSES:
+        return None
+    sums = matrix.sum(axis=1)
+    return str(found["tap"].iloc[0]), matrix.div(sums.where(sums > 0), axis=0).fillna(0.0)
 
 
 def facts(records: Sequence[Record]) -> list[tuple[str, str]]:
     """Say what was measured, on what, with what."""
-    first = records[0]
+    stages = dict.fromkeys(stage for record in records for stage in record.seconds)
+    means = {
+        stage: sum(record.seconds.get(stage, 0.0) for record in records) / len(records)
+        for stage in stages
+    }
     found: dict[str, Iterable[str]] = {
         "data": (f"{one.data.dataset}, {one.data.num_classes} classes" for one in records),
         "judged on": (_judged(one) for one in records),
         "ball": (identity(one).ball for one in records),
         "protocol": (one.protocol for one in records),
-        "attacks": (f"{one.name} ({_pairs(one.parameters)})" for one in first.attacks),
+        "attacks": (f"{one.name} ({_pairs(one.parameters)})" for one in records[0].attacks),
         "suite": (one.suite for one in records),
         "model": map(_parts, records),
         "parameters": (f"{one.weights.parameters:,}" for one in records),
         "weights, SHA-256": (_weights(one) for one in records),
         "seeds": (str(one.seed) for one in records),
-        "seconds": (_seconds(records),),
+        "seconds": (", ".join(f"{stage} {seconds:,.1f}" for stage, seconds in means.items()),),
         "hardware": (_pairs(one.hardware) for one in records),
         "versions": (_pairs(one.versions) for one in records),
         "made": sorted({one.created[:10] for one in records}),
@@ -123,51 +135,11 @@ def distinct(values: Iterable[str]) -> str:
     return cut("; ".join(texts[:_MOST_ITEMS]), LONG) + more
 
 
-def size(amount: int) -> str:
-    """Write a number of bytes."""
-    units = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
-    return next((f"{amount / n:.1f} {unit}" for unit, n in units if amount >= n), f"{amount} B")
-
-
-def _card(card: Card) -> list[tuple[str, str, str]]:
-    lines = []
-    for field in dataclasses.fields(card):
-        value = getattr(card, field.name)
-        text = (
-            {True: "yes", False: "no", None: ""}.get(value) if not isinstance(value, str) else value
-        )
-        if text:
-            label = _LABELS.get(field.name, field.name)
-            lines.append((label, cut(text, LONG), safe_link(text) if label == "link" else ""))
-    return lines
-
-
-def _seed(stored: Stored) -> Seed:
-    record, evidence = stored.record, stored.record.evidence
+def _checked(stored: Stored) -> str:
     found = standing(stored)
-    badge = best_badge(found.badges)
     lost = f"challenged: {count(found.challenged, found.challenged, 'example')} lost"
-    return Seed(
-        seed=str(record.seed),
-        cell=cut(record.cell, 40),
-        clean=_score(record, "clean"),
-        robust=_score(record, "robust"),
-        evidence="none"
-        if evidence is None
-        else f"{evidence.broken:,} examples, {size(evidence.bytes)}",
-        digest="" if evidence is None else cut(evidence.sha256, 64),
-        badge="; ".join(part for part in (badge, lost if found.challenged else "") if part) or "-",
-    )
-
-
-def _score(record: Record, name: str) -> str:
-    score = record.scores.get(name)
-    return "-" if score is None else f"{percent(score.value, score.low, score.high)} of {score.n:,}"
-
-
-def _meaning(row: Mapping[Any, Any], column: Column) -> str:
-    why = cut(str(row.get("unranked") or "")) if column.key == "rank" else ""
-    return f"{column.meaning}; not ranked: {why}" if why else column.meaning
+    told = [best_badge(found.badges), lost if found.challenged else ""]
+    return "; ".join(part for part in told if part) or "-"
 
 
 def _parts(one: Record) -> str:
@@ -188,12 +160,3 @@ def _weights(one: Record) -> str:
 
 def _pairs(values: Mapping[str, object]) -> str:
     return cut(", ".join(f"{key} {value}" for key, value in sorted(values.items())), 4 * SHORT)
-
-
-def _seconds(records: Sequence[Record]) -> str:
-    stages = dict.fromkeys(stage for record in records for stage in record.seconds)
-    means = {
-        stage: sum(record.seconds.get(stage, 0.0) for record in records) / len(records)
-        for stage in stages
-    }
-    return ", ".join(f"{stage} {seconds:,.1f}" for stage, seconds in means.items())

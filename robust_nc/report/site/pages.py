@@ -1,108 +1,87 @@
-"""Writing the pages of a site: templates, the style that they share, and the page of the tables.
+"""The pages of a site: templates, and what they have in common; all text in them is escaped.
 
->>> import tempfile
->>> site = Site(Path(tempfile.mkdtemp()), "mine", claims=False, published=False)
->>> write_style(site).name
-'style.css'
+>>> environment().from_string("{{ name }}").render(name="<script>")
+'&lt;script&gt;'
 """
 
-from collections.abc import Mapping, Sequence
+import base64
+import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from robust_nc.io.files import write_text
-from robust_nc.report.site.board import CAPTION, boards, choices, published_boards
-from robust_nc.report.site.columns import COLUMNS
-from robust_nc.report.site.text import environment, script_hash
-
-_EARLY = "early.js"
-_SCRIPTS = ("state.js", "table.js", "compare.js", "start.js")
+from robust_nc.io.text import printable, safe_link
+from robust_nc.report.board.formats import number, percent
+from robust_nc.report.site.tables import LONG, cell, cut
 
 
-class Site(NamedTuple):
+class Pages:
     """What the pages of a site share: folder, title, and which of the optional pages there are."""
 
-    out: Path
-    title: str
-    claims: bool
-    published: bool
+    def __init__(
+        self, out: Path, title: str, *, claims: bool = False, published: bool = False
+    ) -> None:
+        self.out, self.title, self.claims, self.published = out, title, claims, published
+        self._templates = environment()
+
+    def write(self, path: str, template: str, *, up: str = "", **values: Any) -> Path:
+        """Fill a template and write it to `path`, from where `up` leads to the site's folder."""
+        page = self._templates.get_template(template).render(
+            {"hashes": "", "site": self, "up": up, **values}
+        )
+        write_text(self.out / path, page + "\n")
+        return self.out / path
+
+    def write_style(self) -> Path:
+        """Write the style that all pages share."""
+        write_text(self.out / "style.css", self.source("style.css"))
+        return self.out / "style.css"
+
+    def source(self, name: str) -> str:
+        """Return a style or a script as it is."""
+        assert self._templates.loader is not None
+        return self._templates.loader.get_source(self._templates, name)[0]
 
 
-def write_index(
-    site: Site,
-    frame: pd.DataFrame,
-    *,
-    facts: Sequence[tuple[str, str]] = (),
-    published: pd.DataFrame | None = None,
-) -> Path:
-    """Write the page of a leaderboard's tables; `facts` say what was measured."""
-    made = boards(frame)
-    theirs = [] if published is None else published_boards(published)
-    early, script = _source(_EARLY), "\n".join(map(_source, _SCRIPTS))
-    values = {
-        "boards": made,
-        "published": theirs,
-        "published_caption": CAPTION,
-        "choices": choices(made, theirs),
-        "columns": made[0].columns,
-        "meanings": [(one.header, one.meaning) for one in COLUMNS],
-        "total": len(frame) + sum(len(one.rows) for one in theirs),
-        "models": len(frame),
-        "records": int(frame["seeds"].sum()),
-        "facts": facts,
-        "early": early,
-        "script": script,
-        "hashes": f"'{script_hash(early)}' '{script_hash(script)}'",
-    }
-    return write_page(site, "index.html", "index.html", values)
-
-
-def write_page(
-    site: Site, path: str, template: str, values: Mapping[str, Any], *, up: str = ""
-) -> Path:
-    """Fill a template and write it to `path`, from where `up` leads to the site's folder."""
-    page = (
-        environment()
-        .get_template(template)
-        .render({"hashes": "", "site": site, "up": up, **values})
+def environment() -> Environment:
+    """Return the templates' environment: all output visible and escaped, no undefined names."""
+    templates = Environment(
+        loader=PackageLoader("robust_nc.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finalize,
     )
-    write_text(site.out / path, page + "\n")
-    return site.out / path
+    for written in (cell, cut, file_size, number, percent, safe_link):
+        templates.filters[written.__name__] = written
+    templates.globals["LONG"] = LONG
+    return templates
 
 
-def write_style(site: Site) -> Path:
-    """Write the style that all pages share."""
-    write_text(site.out / "style.css", _source("style.css"))
-    return site.out / "style.css"
+def script_hash(script: str) -> str:
+    """Source expression that lets a content security policy run this script and no other.
+
+    >>> script_hash("")
+    'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='
+    """
+    found = hashlib.sha256(script.encode()).digest()
+    return f"sha256-{base64.b64encode(found).decode()}"
 
 
-def _source(name: str) -> str:
-    templates = environment()
-    assert templates.loader is not None
-    return templates.loader.get_source(templates, name)[0]
+def file_size(amount: int) -> str:
+    """Write a number of bytes.
+
+    >>> file_size(1_234_567)
+    '1.2 MB'
+    """
+    units = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+    return next((f"{amount / n:.1f} {unit}" for unit, n in units if amount >= n), f"{amount} B")
 
 
-class ShownTest(NamedTuple):
-    """One test of a claim: its quantity, and what came of it, as text."""
-
-    quantity: str
-    mean: str
-    expected: str
-    p: str
-    p_holm: str
-    seeds: str
-    verdict: str
-
-
-class Shown(NamedTuple):
-    """One claim, as it was asked and answered; `scale` says what it was measured on."""
-
-    id: str
-    verdict: str
-    says: str
-    source: str
-    reason: str
-    scale: str
-    tests: tuple[ShownTest, ...]
+def _finalize(value: Any) -> Any:
+    # Markup is what a template itself made; everything else is text.
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -1,69 +1,28 @@
-"""What all figures share: style, colours, the choice of rows, and the note of what was measured.
+"""Which rows a figure draws, and what its note says of them.
 
-Nothing here touches the state of pyplot: a figure is an object that its caller owns.
-
->>> axes = new_axes()
->>> [float(side) for side in axes.figure.get_size_inches()]
-[3.4, 2.7]
+>>> merge_notes(["n = 9 to 20 test examples; one seed", "n = 1,000 test examples; one seed"])
+'n = 9 to 1,000 test examples; one seed'
 """
 
-import functools
 import re
-import textwrap
-from collections.abc import Callable, Collection
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Collection
+from typing import NamedTuple
 
-import matplotlib
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from robust_nc.exceptions import InputError
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-COLUMN_WIDTH = 3.4  # inches: one column of a paper
-STYLE: Any = {  # dict of rcParams
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.labelsize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.alpha": 0.3,
-    "grid.linewidth": 0.5,
-    "legend.fontsize": 7,
-    "legend.title_fontsize": 7,
-    "legend.framealpha": 0.5,
-    "legend.edgecolor": "none",
-    "lines.linewidth": 1.4,
-    "lines.markersize": 4,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-}
-NULL = "leap null"
-# The palette "colorblind" of seaborn, fixed per condition so that every figure means the same.
-COLOURS = {
-    "clean": "#0173b2",
-    "attacked": "#d55e00",
-    "gaussian noise": "#949494",
-    "sign noise": "#cc78bc",
-    NULL: "#029e73",
-}
-CONDITIONS = {"gaussian": "gaussian noise", "sign": "sign noise"}
+_CONDITIONS = {"gaussian": "gaussian noise", "sign": "sign noise"}
 # A figure compares like with like: these must not vary within one.
 _FIXED = ("dataset", "backbone", "ball", "feature")
 # Where a model has rows of several, a figure is of this one.
 _PREFERRED = {"feature": "gap", "split": "train"}
 _REPEATS = ("model", "seed", "condition", "tap", "eps", "epoch", "i", "j")
 _NAMES = ("model", "head", "objective", "tap")
-_NOTE = "note"
 _COUNT = re.compile(r"n = ([\d,]+)(?: to ([\d,]+))? (.*)")
 
 
-class Wanted(NamedTuple):
+class RowFilter(NamedTuple):
     """Which rows a figure draws. `None` takes any value."""
 
     measure: str
@@ -74,24 +33,14 @@ class Wanted(NamedTuple):
     every_eps: bool = False
 
 
-def styled(draw: Callable[P, T]) -> Callable[P, T]:
-    """Make a function draw in our style, and leave matplotlib's settings as they were."""
+class Roles(NamedTuple):
+    """Which columns tell models apart in a figure: by colour, by dashes (None: not needed)."""
 
-    @functools.wraps(draw)
-    def inside(*args: P.args, **kwargs: P.kwargs) -> T:
-        with matplotlib.rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    return inside
+    hue: str
+    style: str | None
 
 
-@styled
-def new_axes(width: float = COLUMN_WIDTH, height: float = 2.7) -> Axes:
-    """Return the axes of a new figure of one column's width."""
-    return Figure(figsize=(width, height), layout="constrained").subplots()
-
-
-def select(frame: pd.DataFrame, wanted: Wanted) -> pd.DataFrame:
+def select(frame: pd.DataFrame, wanted: RowFilter) -> pd.DataFrame:
     """Return the wanted rows that have a value; of several radii the largest, unless every one.
 
     Of several features of one model it takes `gap`, of several splits `train`: choose another by
@@ -101,10 +50,9 @@ def select(frame: pd.DataFrame, wanted: Wanted) -> pd.DataFrame:
     chosen = (frame["measure"] == wanted.measure) & (frame["epoch"].ge(0) == wanted.epochs)
     if wanted.conditions is not None:
         chosen &= frame["condition"].isin(list(wanted.conditions))
-    if wanted.grouping is not None:
-        chosen &= frame["grouping"] == wanted.grouping
-    if wanted.split is not None:
-        chosen &= frame["split"] == wanted.split
+    for column in ("grouping", "split"):
+        if (value := getattr(wanted, column)) is not None:
+            chosen &= frame[column] == value
     rows = frame[chosen]
     if rows.empty:
         others = wanted.conditions and (frame["measure"] == wanted.measure).any()
@@ -122,10 +70,11 @@ def select(frame: pd.DataFrame, wanted: Wanted) -> pd.DataFrame:
         has = (rows[column] == name).groupby(rows["model"]).transform("any")
         rows = rows[(rows[column] == name) | ~has]
     _refuse_mixtures(rows)
-    return rows.assign(**{name: rows[name].map(literal) for name in _NAMES if name in rows})
+    shown = {name: rows[name].map(literal) for name in _NAMES if name in rows}
+    return rows.assign(**shown, input=rows["condition"].replace(_CONDITIONS))
 
 
-def optional(frame: pd.DataFrame, wanted: Wanted) -> pd.DataFrame:
+def optional(frame: pd.DataFrame, wanted: RowFilter) -> pd.DataFrame:
     """Return the wanted rows as `select`, or none where it would raise."""
     try:
         return select(frame, wanted)
@@ -136,11 +85,6 @@ def optional(frame: pd.DataFrame, wanted: Wanted) -> pd.DataFrame:
 def literal(name: str) -> str:
     """Keep matplotlib from reading dollar signs in a name as mathematics."""
     return name.replace("$", r"\$")
-
-
-def conditions(rows: pd.DataFrame) -> pd.DataFrame:
-    """Name the conditions as a reader would, in a column `input`."""
-    return rows.assign(input=rows["condition"].replace(CONDITIONS))
 
 
 def deepest(rows: pd.DataFrame) -> pd.DataFrame:
@@ -157,13 +101,6 @@ def one_model(rows: pd.DataFrame, what: str) -> None:
             f"{what} is of one model; choose one of {', '.join(models)} by frame['model'], or "
             "draw all with save_all"
         )
-
-
-class Roles(NamedTuple):
-    """Which columns tell models apart in a figure: by colour, by dashes (None: not needed)."""
-
-    hue: str
-    style: str | None
 
 
 def roles(rows: pd.DataFrame) -> Roles:
@@ -185,16 +122,6 @@ def taps_in_order(rows: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(rows.sort_values("depth", kind="stable")["tap"]))
 
 
-def label_taps(ax: Axes, taps: list[str]) -> None:
-    """Write the names of the taps along the x axis."""
-    ax.set_xticks(range(len(taps)), taps)
-    if sum(map(len, taps)) > 24:
-        ax.tick_params(axis="x", labelrotation=30)
-        for label in ax.get_xticklabels():
-            label.set(horizontalalignment="right", rotation_mode="anchor")
-    ax.set_xlabel("layer, input to output")
-
-
 def note_of(
     rows: pd.DataFrame, *, spread: str = "line: mean of {seeds}; band: smallest to largest"
 ) -> str:
@@ -212,36 +139,8 @@ def note_of(
     return "; ".join(parts)
 
 
-def finish(ax: Axes, title: str, note: str) -> Axes:
-    """Put the title and, in small letters below it, the note."""
-    inches = ax.get_window_extent().width / ax.figure.dpi
-    lines = wrapped(note, max(30, round(inches * 23)))
-    ax.set_title(title, loc="left", pad=5 + 8 * len(lines))
-    words = ax.text(0, 1.02, "\n".join(lines), transform=ax.transAxes, fontsize=6, color="#555555")
-    words.set(gid=_NOTE, verticalalignment="bottom", linespacing=1.15)
-    return ax
-
-
-def wrapped(text: str, width: int) -> list[str]:
-    """Cut a text into lines, and no name of a model at its hyphens."""
-    return textwrap.wrap(text, width, break_on_hyphens=False)
-
-
-def take_note(ax: Axes) -> str:
-    """Remove the note from the axes and return it in one line."""
-    notes = [text for text in ax.texts if text.get_gid() == _NOTE]
-    for text in notes:
-        text.remove()
-    ax.set_title(ax.get_title(loc="left"), loc="left", pad=5)
-    return " ".join(notes[0].get_text().split()) if notes else ""
-
-
 def merge_notes(notes: list[str]) -> str:
-    """Say once what several notes say, with all their numbers of examples as one range.
-
-    >>> merge_notes(["n = 9 to 20 test examples; one seed", "n = 1,000 test examples; one seed"])
-    'n = 9 to 1,000 test examples; one seed'
-    """
+    """Say once what several notes say, with all their numbers of examples as one range."""
     merged: dict[str, list[int]] = {}
     for part in (part for note in notes for part in note.split("; ")):
         found = _COUNT.fullmatch(part)

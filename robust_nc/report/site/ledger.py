@@ -5,7 +5,7 @@ shows. It is read as a stranger's: what it says wrong costs a drawing, and no fi
 
 >>> import tempfile
 >>> ledger = Ledger(Path(tempfile.mkdtemp()))
->>> ledger.drawn("what", lambda: Together([], [("leap_matrix", "no rows")])).left_out
+>>> ledger.drawn("what", lambda: SideBySide([], [("leap_matrix", "no rows")])).left_out
 [('leap_matrix', 'no rows')]
 >>> ledger.close()
 >>> Ledger(ledger.out).drawn("what", lambda: 1 / 0).left_out
@@ -35,7 +35,7 @@ _OURS = re.compile(
 )
 
 
-class Figure(NamedTuple):
+class SiteFigure(NamedTuple):
     """A figure as a page shows it: where it lies as seen from the page, and its pixels."""
 
     source: str
@@ -50,10 +50,10 @@ class Figure(NamedTuple):
         return self.source.removeprefix("../")
 
 
-class Together(NamedTuple):
+class SideBySide(NamedTuple):
     """Figures that were drawn in one go, and what was left out with the reason."""
 
-    figures: list[Figure]
+    figures: list[SiteFigure]
     left_out: list[tuple[str, str]]
 
 
@@ -63,14 +63,14 @@ class Ledger:
     def __init__(self, out: Path) -> None:
         self.out = out
         self._files: set[str] = set()
-        self._drawn: dict[str, Together] = {}
+        self._drawn: dict[str, SideBySide] = {}
         self._last_drawn, self._last_files = _read(out / NAME)
 
     def page(self, path: str) -> None:
         """Say that a page was written, by its path from the folder."""
         self._files.add(path)
 
-    def drawn(self, what: str, draw: Callable[[], Together]) -> Together:
+    def drawn(self, what: str, draw: Callable[[], SideBySide]) -> SideBySide:
         """Return the figures that the digest `what` tells apart, drawn anew where one is gone."""
         found = _figures(self._last_drawn.get(what))
         if found is None or not all((self.out / one.file).is_file() for one in found.figures):
@@ -87,7 +87,7 @@ class Ledger:
         write_text(self.out / NAME, canonical_json(told) + "\n")
 
 
-def shown(records: Sequence[Stored], names: Sequence[str], key: str = "") -> str:
+def drawing_digest(records: Sequence[Stored], names: Sequence[str], key: str = "") -> str:
     """Name what figures show: a digest of the rows, of the figures' names, and of who draws."""
     rows = [
         [[str(part) for part in identity(one.record)], one.record.seed, one.record.rows.sha256]
@@ -116,12 +116,12 @@ def _read(path: Path) -> tuple[Mapping[str, Any], set[str]]:
     return drawn if isinstance(drawn, dict) else {}, ours
 
 
-def _figures(found: Any) -> Together | None:
+def _figures(found: Any) -> SideBySide | None:
     """Return what the file says of figures; None where it is not what we write."""
     try:
         figures, left_out = found
-        told = Together(
-            [Figure(str(a), str(b), str(c), int(w), int(h)) for a, b, c, w, h in figures],
+        told = SideBySide(
+            [SiteFigure(str(a), str(b), str(c), int(w), int(h)) for a, b, c, w, h in figures],
             [(str(name), str(reason)) for name, reason in left_out],
         )
     except (TypeError, ValueError):

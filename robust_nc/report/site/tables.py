@@ -1,0 +1,317 @@
+"""The tables of the first page: columns, rows that may be compared, and what a caption must say.
+
+>>> column = Column("robust", "robust %", "percent", "")
+>>> cell({"robust": 0.625}, column), cell({"robust": None}, column)
+(('62.5', '0.625'), ('-', ''))
+"""
+
+import math
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import pandas as pd
+
+from robust_nc.exceptions import InputError
+from robust_nc.io.files import digest
+from robust_nc.io.text import safe_link
+from robust_nc.report.board.formats import (
+    GAP,
+    MISSING,
+    NULLS,
+    count,
+    display_names,
+    has_gap,
+    interval_note,
+    percent,
+    points,
+    short,
+)
+from robust_nc.report.board.gather import Identity
+from robust_nc.report.board.table import BOARD
+
+SHORT, LONG = 80, 2000  # characters that are shown in a cell, and of a text
+Kind = Literal["count", "interval", "percent", "points", "short", "name"]
+_MOST_CHOICES = 200
+_FILTERS = {
+    "dataset": "data set",
+    "ball": "ball",
+    "protocol": "protocol",
+    "head": "head",
+    "objective": "objective",
+    "badge": "evidence",
+}
+
+
+class Column(NamedTuple):
+    """One column: its key in the leaderboard, header, how it is written, what it means.
+
+    `extra` columns show once a reader asks for them; `first` is the order of the first click; of
+    names the first `most` characters show.
+    """
+
+    key: str
+    header: str
+    kind: Kind
+    meaning: str
+    extra: bool = False
+    first: Literal["ascending", "descending"] = "descending"
+    most: int = SHORT
+
+    @property
+    def number(self) -> bool:
+        """Whether the column holds numbers."""
+        return self.kind != "name"
+
+
+_UP: Literal["ascending"] = "ascending"
+COLUMNS = (
+    Column(
+        "rank",
+        "rank",
+        "count",
+        "1 + the number of rows of the table that beat this one significantly; ties share a rank",
+        first=_UP,
+    ),
+    Column("model", "model", "name", "name of the model; leads to its page", first=_UP),
+    Column("head", "head", "name", "last linear map, and how it is fixed or learned", first=_UP),
+    Column("objective", "objective", "name", "how the model was trained", first=_UP),
+    Column("clean", "clean %", "interval", "accuracy on the images as they are"),
+    Column(
+        "robust", "robust %", "interval", "share of examples that no attack of the protocol broke"
+    ),
+    Column(
+        "gap",
+        "gap",
+        "points",
+        "points by which accuracy under a weaker protocol, judged beside, is above robust",
+    ),
+    Column(
+        "leap_rate",
+        "leap %",
+        "percent",
+        "share of examples whose nearest class mean differs once attacked",
+    ),
+    Column(
+        "nc1_clean",
+        "NC1 clean",
+        "short",
+        "spread within classes over spread between them; 0 is full collapse",
+        first=_UP,
+    ),
+    Column(
+        "nc1_attacked", "NC1 attacked", "short", "the same of attacked examples, by true label"
+    ),
+    Column("nc1_leap_null", "its null", "short", NULLS.split("; ")[0]),
+    Column(
+        "collapse_radius",
+        "collapse radius",
+        "short",
+        "smallest eps at which one example in ten leaps; - where none was reached",
+    ),
+    Column(
+        "leap_layer",
+        "leap layer",
+        "short",
+        "depth of the layer where most leaps begin; 0 is the first layer measured",
+    ),
+    Column("seeds", "seeds", "count", "trained models that the row is a mean of"),
+    Column(
+        "passes_per_example",
+        "passes",
+        "count",
+        "forward and backward passes of the protocol, per example",
+    ),
+    Column("protocol", "protocol", "name", "the attacks whose worst case is robust", first=_UP),
+    Column("badge", "evidence", "name", "what was checked again, by whom does not matter"),
+    Column(
+        "challenged",
+        "challenged",
+        "count",
+        "examples that were claimed robust, and that someone broke; robust counts them as broken",
+        extra=True,
+    ),
+    Column(
+        "landed",
+        "landed %",
+        "percent",
+        "share of leaped examples as close to the new class mean as that class itself is",
+        extra=True,
+    ),
+    Column(
+        "nc1_landed",
+        "NC1 landed",
+        "short",
+        "NC1 of attacked examples, grouped by their nearest class mean",
+        extra=True,
+    ),
+    Column("nc1_landed_null", "null of landed", "short", NULLS.split("; ")[1], extra=True),
+    Column(
+        "nc2_angle_clean",
+        "NC2 angle",
+        "short",
+        "mean deviation of the cosines between class means from those of the simplex",
+        extra=True,
+        first=_UP,
+    ),
+    Column(
+        "robust_last",
+        "robust %, last",
+        "percent",
+        "of the last weights; the difference to robust is robust over-fitting",
+        extra=True,
+    ),
+    Column("backbone", "backbone", "name", "the network below the head", extra=True, first=_UP),
+    Column("parameters", "parameters", "count", "numbers that training could set", extra=True),
+    Column("suite", "suite", "name", "the grid of experiments it is from", extra=True, first=_UP),
+    Column("warnings", "warnings", "name", "doubts about the verdict, explained on the page of the "
+           "model", extra=True, first=_UP),
+)  # fmt: skip
+
+NEEDED = ("dataset", "ball", "model", "clean", "robust")
+PUBLISHED = (
+    "unverified, as published by RobustBench, 2025-03-31; their figures, nothing checked here"
+)
+_PUBLISHED_COLUMNS = (
+    Column("model", "model", "name", "name of the entry", first=_UP),
+    Column("clean", "clean %", "percent", "as published"),
+    Column("robust", "robust %", "percent", "as published, under AutoAttack or what was stronger"),
+    Column("architecture", "architecture", "name", "as published", first=_UP),
+    Column("extra_data", "extra data", "name", "as published", first=_UP),
+    Column("authors", "authors", "name", "as published", first=_UP, most=LONG),
+    Column("venue", "venue", "name", "as published", first=_UP),
+    Column("badge", "evidence", "name", "nothing was checked here", first=_UP),
+    Column("notes", "notes", "name", "as published", first=_UP, most=LONG),
+)
+
+
+class Board(NamedTuple):
+    """One table: rows of a frame that may be compared, with their `key` and the `page` of each."""
+
+    title: str
+    caption: str
+    dataset: str
+    ball: str
+    columns: tuple[Column, ...]
+    rows: list[dict[Hashable, Any]]
+
+
+def cell(row: Mapping[Any, Any], column: Column) -> tuple[str, str]:
+    """Return what is shown of a row, and the number to sort by where the text does not say it."""
+    value = row.get(column.key)
+    if column.kind == "name":
+        known = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+        return cut(known if isinstance(known, str) else "", column.most) or MISSING, ""
+    number = float(value) if isinstance(value, int | float) else math.nan
+    exact = f"{number:.6g}" if math.isfinite(number) else ""
+    if column.kind == "interval":
+        low, high = float(row[f"{column.key}_low"]), float(row[f"{column.key}_high"])
+        return percent(number, low, high), exact
+    text = number_text(number, column.kind)
+    return text, "" if exact == text else exact
+
+
+def number_text(value: float, kind: Kind) -> str:
+    """Write one number.
+
+    >>> number_text(1234.0, "count"), number_text(float("nan"), "short")
+    ('1,234', '-')
+    """
+    if kind == "count":
+        return f"{value:,.0f}" if math.isfinite(value) else MISSING
+    return {"percent": percent, "points": points}.get(kind, short)(value)
+
+
+def with_pages(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add to a leaderboard the key of each row, its page, and the name that it shows by."""
+    keys = [row_key(row) for row in frame.to_dict("records")]
+    stems = [file_stem(str(model), key) for model, key in zip(frame["model"], keys, strict=True)]
+    return frame.assign(
+        key=keys, page=[f"model/{stem}.html" for stem in stems], model=display_names(frame)
+    )
+
+
+def row_key(row: Mapping[Any, Any]) -> str:
+    """Name what a row is about: a digest of all that identifies it."""
+    # An eps that is missing is NaN, which equals nothing; its ball says as much.
+    return digest({name: str(row[name]) for name in Identity._fields if name != "eps"})
+
+
+def boards(frame: pd.DataFrame) -> list[Board]:
+    """Cut a leaderboard with its pages (`with_pages`) into its tables, in its order."""
+    columns = tuple(one for one in COLUMNS if one.key != "gap" or has_gap(frame))
+    found = []
+    for _, part in frame.groupby(list(BOARD), sort=False):
+        first = part.iloc[0]
+        examples = count(int(part["examples"].min()), int(part["examples"].max()), "example")
+        about = f"protocol {cut(str(first['protocol']))}, {examples}"
+        found.append(_board(part, columns, about, _caption(part)))
+    return found
+
+
+def published_boards(frame: pd.DataFrame) -> list[Board]:
+    """Return one table per data set and ball, best robust accuracy first.
+
+    Columns `NEEDED`, accuracies as shares in [0, 1] (NaN: not told); optional: architecture,
+    authors, venue, link, notes (text), extra_data (bool). Raises `InputError` for others.
+    """
+    missing = [name for name in NEEDED if name not in frame]
+    if missing:
+        raise InputError(f"published rows lack the columns {', '.join(missing)}")
+    links = frame["link"] if "link" in frame else [""] * len(frame)
+    pages = [safe_link(link) if isinstance(link, str) else "" for link in links]
+    ordered = frame.assign(key="", page=pages, badge="unverified").sort_values(
+        ["dataset", "ball", "robust"], ascending=[True, True, False]
+    )
+    groups = ordered.groupby(["dataset", "ball"], sort=False)
+    return [_board(part, _PUBLISHED_COLUMNS, "", PUBLISHED) for _, part in groups]
+
+
+def choices(made: Sequence[Board]) -> list[tuple[str, str, list[str]]]:
+    """Return the filters of the page: key of a column or of a table, label, values to choose."""
+    found: dict[str, set[str]] = {key: set() for key in _FILTERS}
+    for board in made:
+        found["dataset"].add(board.dataset)
+        found["ball"].add(board.ball)
+        for column in board.columns:
+            if column.key in found:
+                found[column.key] |= {cell(row, column)[0] for row in board.rows}
+    return [(key, label, sorted(found[key])[:_MOST_CHOICES]) for key, label in _FILTERS.items()]
+
+
+def cut(text: str, most: int = SHORT) -> str:
+    """Cut a text that is longer than a reader wants, and say so.
+
+    >>> cut("abcdef", 3), cut("abc", 3)
+    ('abc... (6 characters)', 'abc')
+    """
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+
+
+def file_stem(text: str, digest: str) -> str:
+    """Name a file after a stranger's text: safe characters, and a digest that tells it apart.
+
+    >>> file_stem("../../etc/passwd", "0123456789abcdef"), file_stem("...", "01234567")
+    ('etc_passwd-01234567', 'x-01234567')
+    """
+    words = re.sub(r"[^A-Za-z0-9._=-]+", "_", text[:200]).strip("._-")
+    return f"{words[:60] or 'x'}-{digest[:8]}"
+
+
+def _board(part: pd.DataFrame, columns: tuple[Column, ...], about: str, caption: str) -> Board:
+    rows = part.to_dict("records")
+    dataset, ball = cut(str(rows[0]["dataset"])), cut(str(rows[0]["ball"])) or "no ball"
+    title = ", ".join(word for word in (dataset, ball, about) if word)
+    return Board(title, caption, dataset, ball, columns, rows)
+
+
+def _caption(part: pd.DataFrame) -> str:
+    seeds = count(int(part["seeds"].min()), int(part["seeds"].max()), "seed")
+    unranked = "; ".join(sorted(set(part["unranked"]) - {""}))
+    notes = [seeds, *([f"not ranked (-): {unranked}"] if unranked else [])]
+    notes.append(interval_note(set(part["interval"])))
+    if has_gap(part):
+        weaker = sorted(set(part["beside"]) - {""})
+        verb = "flatters" if len(weaker) == 1 else "flatter"
+        notes.append(f"{GAP}: by how much {cut(', '.join(weaker))} {verb}")
+    return "; ".join(notes)
