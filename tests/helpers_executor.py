@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable, Sequence
+from inspect import isfunction
 from typing import Any
 
 from robust_nc.runtime.progress import Report, no_report
@@ -22,8 +23,9 @@ class Handle:
 class PicklingExecutor:
     """Calls functions in the opposite order, with pickled arguments, and pickles the results.
 
-    `calls` are the names of the functions that were called, `sizes` the bytes of each result,
-    `fetched` the bytes of all values that were asked for.
+    `calls` are the names of the functions that were called (of a function that is handed to another
+    to be called, its own name), `sizes` the bytes of each result, `fetched` the bytes of all values
+    that were asked for.
     """
 
     def __init__(self, width: int = 3) -> None:
@@ -49,8 +51,9 @@ class PicklingExecutor:
         for place in reversed(range(len(parts))):
             given = [_arrived(each) for each in parts[place]]
             stored = pickle.dumps(known(*given, report=report))
-            self.calls.append(call.__name__)
-            self.sizes.setdefault(call.__name__, []).append(len(stored))
+            name = next((each.__name__ for each in given if isfunction(each)), call.__name__)
+            self.calls.append(name)
+            self.sizes.setdefault(name, []).append(len(stored))
             found[place] = Handle(stored)
         return [found[place] for place in range(len(parts))]
 

@@ -1,7 +1,6 @@
 """Rows under common corruptions: a planted classifier, one pass per corruption, stated sources."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +17,6 @@ from robust_nc.geometry.leaps import measure_leaps
 from robust_nc.geometry.moments import Moments
 from robust_nc.geometry.nearest import nearest_vertex
 from robust_nc.models.taps import read_taps
-from robust_nc.profiling.conditions import Attacking
 from robust_nc.profiling.corruption_rows import (
     CorruptionSource,
     corrupted_rows,
@@ -27,8 +25,10 @@ from robust_nc.profiling.corruption_rows import (
     stored_corruptions,
 )
 from robust_nc.profiling.feature_cache import TapBank, chosen_taps
-from robust_nc.profiling.measurement import Examples, Reference, Subject
+from robust_nc.profiling.measurement import Examples, Measurement
 from robust_nc.profiling.rows import Row
+from robust_nc.profiling.shards import ModelExecutor, SplitShards
+from robust_nc.profiling.split_rows import SplitRows
 from robust_nc.record import COLUMNS, tidy
 from robust_nc.threat import Ball
 
@@ -76,30 +76,6 @@ SPREADS = [0.1, 0.3, 0.65, 0.85, 0.98]
 TEST = drawn(SPREADS, [0, 0, 1, 1, 1])
 
 
-def subject_of(names: tuple[str, ...], severities: tuple[int, ...], **options: Any) -> Subject:
-    model = Range().eval()
-    settings = MeasureConfig(corruptions=names, severities=severities, batch_size=2, **options)
-    return Subject(
-        model=model,
-        taps=chosen_taps(model, None),
-        num_classes=2,
-        ball=Ball("Linf", 0.1),
-        attacking=Attacking(1, 1, 1.0),
-        settings=settings,
-        seed=0,
-        distances=None,
-    )
-
-
-def references(subject: Subject, feature: str) -> Reference:
-    bank = TapBank(subject.model, {"clean": TRAIN.images}, feature=feature, batch_size=4)
-    found = {tap: Moments(2, dim) for tap, dim in bank.dims().items()}
-    for batch in bank.batches("clean"):
-        for tap, features in batch.features.items():
-            found[tap].update(features, TRAIN.labels[batch.rows])
-    return found
-
-
 def rows_of(
     names: tuple[str, ...],
     severities: tuple[int, ...],
@@ -107,13 +83,17 @@ def rows_of(
     *,
     features: tuple[str, ...] = ("gap",),
     told: list[str] | None = None,
+    batch_size: int = 2,
+    seed: int = 0,
 ) -> list[Row]:
-    subject = subject_of(names, severities)
-    known = {feature: references(subject, feature) for feature in features}
+    model = Range().eval()
+    settings = MeasureConfig(corruptions=names, severities=severities, batch_size=batch_size)
+    how = Measurement.of(model, settings, Ball("Linf", 0.1), num_classes=2, scale=1.0, seed=seed)
+    executor = ModelExecutor(model)
+    train, test = (SplitShards(executor, how, examples) for examples in (TRAIN, TEST))
+    known = {feature: SplitRows(train, feature).vertices for feature in features}
     lines = [] if told is None else told
-    return corrupted_rows(
-        subject, TEST, known, lambda share, text: lines.append(text), source=source
-    )
+    return corrupted_rows(test, known, lambda share, text: lines.append(text), source=source)
 
 
 def planted(examples: Examples, corruption: str, severity: int) -> Tensor:
@@ -162,13 +142,14 @@ class TestPlanted:
         assert found["tap"].tolist() == ["output"]
 
     def test_taps_agree_with_the_functions_of_the_geometry(self, rows: list[Row]) -> None:
-        subject = subject_of(("contrast",), (3,))
-        images = planted(TEST, "contrast", 3)
-        for tap, moments in references(subject, "gap").items():
-            clean, here = (
-                read_taps(subject.model, part, [tap], feature="gap").features[tap].detach()
-                for part in (TEST.images, images)
+        model, images = Range().eval(), planted(TEST, "contrast", 3)
+        for tap in chosen_taps(model, None):
+            learnt, clean, here = (
+                read_taps(model, part, [tap], feature="gap").features[tap].detach()
+                for part in (TRAIN.images, TEST.images, images)
             )
+            moments = Moments(2, learnt.shape[1])
+            moments.update(learnt, TRAIN.labels)
             leaps = measure_leaps(clean, here, TEST.labels, moments.means)
             assert leaps.leap_rate == pytest.approx(0.2)
             place = {"tap": tap, "attack": "contrast/3"}
@@ -214,17 +195,17 @@ class TestSweep:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked, held = [], []
-        add = TapBank.add
+        hold = TapBank.hold
 
         def spied(bank: TapBank, condition: str, images: Tensor) -> None:
-            add(bank, condition, images)
+            hold(bank, condition, images)
             held.append(len(bank.images))
 
         def images(name: str, level: int, some: Examples) -> Tensor:
             asked.append((name, level))
             return some.images
 
-        monkeypatch.setattr(TapBank, "add", spied)
+        monkeypatch.setattr(TapBank, "hold", spied)
         told: list[str] = []
         source = CorruptionSource("", images)
         rows = rows_of(
@@ -237,12 +218,8 @@ class TestSweep:
         assert len(chosen(rows, measure="mce")) == 2
 
     def test_batches_do_not_matter(self) -> None:
-        subject = subject_of(("contrast",), (4,))
-        whole = subject._replace(settings=MeasureConfig(corruptions=("contrast",), severities=(4,)))
-        known = {"gap": references(subject, "gap")}
         some, other = (
-            tidy(corrupted_rows(each, TEST, known, lambda share, text: None, source=PLANTED))
-            for each in (subject, whole)
+            tidy(rows_of(("contrast",), (4,), PLANTED, batch_size=size)) for size in (2, 256)
         )
         pd.testing.assert_frame_equal(some, other, rtol=1e-12)
 
@@ -306,15 +283,7 @@ class TestSources:
         pytest.importorskip("imagecorruptions", reason="needs the extra robust_nc[corruptions]")
         source = made_corruptions()
         assert source.label.startswith("made by imagecorruptions-imaug 1.")
-        rows = [
-            corrupted_rows(
-                subject_of(("gaussian_noise",), (5,))._replace(seed=seed),
-                TEST,
-                {"gap": references(subject_of((), (1,)), "gap")},
-                lambda share, text: None,
-            )
-            for seed in (0, 1)
-        ]
+        rows = [rows_of(("gaussian_noise",), (5,), None, seed=seed) for seed in (0, 1)]
         pd.testing.assert_frame_equal(tidy(rows[0]), tidy(rows[1]))
 
     def test_made_images_are_keyed_by_example(self) -> None:

@@ -12,7 +12,21 @@ CODE = """
 import torch
 from robust_nc.benchmarks.races.memory import held_bytes, peak_bytes
 from robust_nc.geometry.moments import Moments
-from robust_nc.profiling.accumulators import Batch, GroupPart, ReferencePart
+from robust_nc.geometry.projection import Projection
+from robust_nc.profiling.accumulators import ExactMeter, FeatureBatch, GroupMeter, VertexMeter
+from robust_nc.profiling.rows import group_rows, vertex_rows
+
+def group(name):
+    meter = GroupMeter(reference, grouping=name)
+    meter.update(batch)
+    exact = ExactMeter(reference, grouping=name, onto=Projection(meter.moments))
+    exact.update(batch)
+    group_rows(meter, exact.projection, None, reference.means, seed=0)
+
+def vertices():
+    meter = VertexMeter(reference, own=False, leaping=True)
+    meter.update(batch)
+    vertex_rows(meter, meter.leaps(), reference.means)
 
 torch.set_num_threads(1)
 labels = torch.arange({examples}) % {groups}
@@ -21,12 +35,9 @@ features = torch.randn({groups}, {dim}, generator=source)[labels]
 features += 0.3 * torch.randn({examples}, {dim}, generator=source)
 reference = Moments({groups}, {dim})
 reference.update(features, labels)
-batch = Batch(features, features + 0.1, None, labels, labels, labels, None)
+batch = FeatureBatch(features, features + 0.1, None, labels, labels, labels, None)
 before = held_bytes()
-part = {part}
-part.first(batch)
-part.second(batch)
-part.rows()
+{part}
 print(peak_bytes(torch.device("cpu")) - before)
 """
 
@@ -34,11 +45,7 @@ print(peak_bytes(torch.device("cpu")) - before)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
-    [
-        "GroupPart('true', reference, None, seed=0)",
-        "GroupPart('landed', reference, None, seed=0)",
-        "ReferencePart(reference, own=False, leaping=True)",
-    ],
+    ["group('true')", "group('landed')", "vertices()"],
 )
 def test_a_part_holds_no_more_than_it_is_planned_for(part: str) -> None:
     """Rounds are cut by `part_bytes`."""

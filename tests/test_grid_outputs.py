@@ -15,9 +15,10 @@ from robust_nc.exceptions import InputError
 from robust_nc.geometry.severity import output_measures, output_sums
 from robust_nc.models.classifier import Classifier
 from robust_nc.profiling import Profile, profile
-from robust_nc.profiling.conditions import Attacking, attack_images
+from robust_nc.profiling.conditions import attack_images
 from robust_nc.profiling.feature_cache import TapBank
-from robust_nc.profiling.output_rows import Outputs, output_rows
+from robust_nc.profiling.measurement import Attacking
+from robust_nc.profiling.output_rows import output_rows
 from robust_nc.runtime import stream_key
 from robust_nc.threat import Ball
 
@@ -121,21 +122,21 @@ class TestRows:
 
     def test_without_distances_there_is_accuracy_alone(self):
         labels = torch.tensor([0, 1, 1])
-        rows = output_rows(Outputs(torch.eye(3), torch.eye(3)), labels, None)
+        rows = output_rows(torch.eye(3), labels, None, clean=torch.eye(3))
         assert rows == [{"tap": "output", "measure": "accuracy", "value": 2 / 3, "n": 3}]
 
     def test_nothing_induced_is_none_with_the_reason(self):
         labels = torch.tensor([0, 1, 1])
-        *_, row = output_rows(Outputs(torch.eye(3), torch.eye(3)), labels, 1 - torch.eye(3))
+        *_, row = output_rows(torch.eye(3), labels, 1 - torch.eye(3), clean=torch.eye(3))
         assert (row["measure"], row["value"], row["n"]) == ("induced_severity", None, 0)
         assert row["note"].startswith("undefined: no example that is right")
 
     def test_large_sets_are_ranked_in_parts(self, monkeypatch):
         logits = torch.randn(30, 10, generator=torch.Generator().manual_seed(0))
         labels = torch.arange(30) % 10
-        whole = output_rows(Outputs(logits), labels, DISTANCES)
+        whole = output_rows(logits, labels, DISTANCES)
         monkeypatch.setattr("robust_nc.profiling.output_rows._AT_ONCE", 7)
-        for one, other in zip(whole, output_rows(Outputs(logits), labels, DISTANCES), strict=True):
+        for one, other in zip(whole, output_rows(logits, labels, DISTANCES), strict=True):
             assert one == other | {"value": one["value"] and pytest.approx(one["value"])}
 
 
@@ -162,12 +163,11 @@ class TestBank:
         seen = torch.cat([batch.logits for batch in bank.batches("clean")])
         assert model.passes == 4
         assert torch.equal(bank.logits("clean"), seen)
-        assert torch.equal(bank.predicted("clean"), seen.argmax(1))
         assert model.passes == 4
         with torch.no_grad():
             torch.testing.assert_close(seen, model(images), rtol=1e-5, atol=1e-6)
-        bank.add("dark", 0.5 * images)
+        bank.hold("dark", 0.5 * images)
         assert not torch.equal(bank.logits("dark"), seen)
         bank.drop({"dark"})
-        bank.add("dark", images)
+        bank.hold("dark", images)
         assert torch.equal(bank.logits("dark"), seen)

@@ -16,10 +16,9 @@ from robust_nc.exceptions import InputError
 from robust_nc.geometry.dilation import MEASURES, measure_memorization
 from robust_nc.geometry.leaps import measure_leaps
 from robust_nc.models.classifier import Classifier
-from robust_nc.profiling import make_conditions as made
-from robust_nc.profiling.conditions import Attacking
-from robust_nc.profiling.leap_rows import Context, Given, leap_rows
-from robust_nc.profiling.measurement import Examples, Subject, drawn
+from robust_nc.profiling import conditions as made
+from robust_nc.profiling.leap_rows import Context, SeenLabels, leap_rows
+from robust_nc.profiling.measurement import Examples, Measurement, drawn
 from robust_nc.runtime import untouched
 from robust_nc.threat import Ball
 from robust_nc.training.loop import Trainer
@@ -144,7 +143,7 @@ def rates(wrong: Tensor | None, predicted: Tensor | None = None) -> dict[str, tu
     given = None
     if wrong is not None:
         labels = torch.where(wrong, 1 - leaps.labels, leaps.labels)
-        given = Given(labels, leaps.labels if predicted is None else predicted)
+        given = SeenLabels(labels, leaps.labels if predicted is None else predicted)
     rows = leap_rows(leaps, Context(None, None, collapse, given))
     return {
         row["measure"]: (row["value"], row["n"], row["note"], row["vertices"])
@@ -184,18 +183,10 @@ def test_attacks_on_train_aim_away_from_the_labels_that_training_saw(monkeypatch
     monkeypatch.setattr(made, "attack_images", spy)
     labels = torch.tensor([0, 1, 2])
     examples = Examples("train", torch.rand(3, 1, 8, 8), labels, labels, given=labels.flip(0))
-    subject = Subject(
-        model=small_model(),
-        taps=("penultimate",),
-        num_classes=10,
-        ball=Ball("Linf", 0.1),
-        attacking=Attacking(1, 1, 1.0),
-        settings=MeasureConfig(),
-        seed=0,
-        distances=None,
-    )
-    made.attack(subject, examples, None, lambda share: None)
-    made.attack(subject, examples._replace(given=None), None, lambda share: None)
+    model = small_model()
+    how = Measurement.of(model, MeasureConfig(), Ball("Linf", 0.1), num_classes=10, scale=1.0)
+    for some in (examples, examples._replace(given=None)):
+        made.attack_examples(model, how, some, report=lambda share: None)
     assert seen == [[2, 1, 0], [0, 1, 2]]
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -20,20 +21,26 @@ from robust_nc.exceptions import InputError, StoppedError
 from robust_nc.geometry.leaps import LeapMeter
 from robust_nc.geometry.moments import Moments
 from robust_nc.geometry.nearest import NearestMeter
-from robust_nc.geometry.portable import moved
+from robust_nc.geometry.portable import bare, moved
 from robust_nc.geometry.projection import Projection
 from robust_nc.geometry.scatter import EXAMPLES_PER_DIM, TotalScatter
 from robust_nc.models.classifier import Classifier
 from robust_nc.models.taps import read_taps
-from robust_nc.profiling import feature_cache as tapbank
-from robust_nc.profiling import profile
-from robust_nc.profiling.accumulators import Batch, Exact, Grouping, GroupPart, Part, ReferencePart
-from robust_nc.profiling.conditions import TARGETS, Attacking
+from robust_nc.profiling import feature_cache, profile
+from robust_nc.profiling.accumulators import (
+    ExactMeter,
+    FeatureBatch,
+    GroupMeter,
+    Meter,
+    OnePassMeter,
+    VertexMeter,
+)
+from robust_nc.profiling.conditions import TARGETS, attack_shard, split_conditions
 from robust_nc.profiling.corruption_rows import CorruptionSource, corrupted_rows
-from robust_nc.profiling.make_conditions import attack_shard, conditions
-from robust_nc.profiling.measurement import Examples, Subject
-from robust_nc.profiling.shards import Crew, Sent, Shard, slices
-from robust_nc.profiling.split_rows import Side, clean_bank
+from robust_nc.profiling.measurement import Examples, Measurement
+from robust_nc.profiling.rows import Row, group_rows, vertex_rows
+from robust_nc.profiling.shards import ModelExecutor, PortableModel, Shard, SplitShards, slices
+from robust_nc.profiling.split_rows import SplitRows
 from robust_nc.record import tidy
 from robust_nc.runtime import stopping
 from robust_nc.runtime.executor import IN_PROCESS, Executor
@@ -97,17 +104,8 @@ def assert_close(found: pd.DataFrame, wanted: pd.DataFrame) -> None:
     pd.testing.assert_series_equal(found["value"], wanted["value"], rtol=1e-9, atol=1e-12)
 
 
-def subject_of(model: nn.Module, measure: MeasureConfig) -> Subject:
-    return Subject(
-        model=model,
-        taps=("penultimate",),
-        num_classes=10,
-        ball=BALL,
-        attacking=Attacking(1, 1, 1.0),
-        settings=measure,
-        seed=0,
-        distances=None,
-    )
+def how(model: nn.Module, measure: MeasureConfig) -> Measurement:
+    return Measurement.of(model, measure, BALL, num_classes=10, scale=1.0, distances=DISTANCES)
 
 
 class TestTheWholeProfile:
@@ -117,34 +115,31 @@ class TestTheWholeProfile:
         executor = PicklingExecutor()
         far = frame(model, blocks, executor)
         pd.testing.assert_frame_equal(far, frame(model, blocks), check_exact=True)
-        assert executor.calls.count("vertices_of") == 2 * 3
+        assert executor.calls.count("noise_shard") == 2 * (3 + 2)
         assert set(executor.calls) == {
-            *("count_classes", "calibrate", "vertices_of", "attack_shard", "noise_shard"),
-            *("swept_once", "swept_twice", "sweep_shard", "cheap_shard", "follow"),
-            *("judge_network", "compare_taps", "judge_tap", "gradients"),
+            *("count_classes", "calibrate", "sweep_shard", "attack_shard", "noise_shard"),
+            *("attack_at", "follow", "gradients"),
+            *("attack_network", "compare_taps", "attack_one_tap"),
         }
 
     def test_without_blocks_an_executor_gives_the_measures_of_one_process(self, model):
         executor = PicklingExecutor(width=3)
         some = dataclasses.replace(EVERYTHING, feature="flatten", targets=("nearest",))
         assert_close(frame(model, some, executor), frame(model, some))
-        assert executor.calls.count("cheap_shard") == 2 * 3
+        assert executor.calls.count("attack_at") == 3
 
     def test_attacked_images_stay_where_they_were_made(self, model):
         executor = PicklingExecutor()
         frame(model, CUT, executor)
         images = sum(executor.sizes["attack_shard"]) + sum(executor.sizes["noise_shard"])
-        sums = sum(
-            sum(executor.sizes[name]) for name in ("vertices_of", "swept_once", "swept_twice")
-        )
-        small = sum(sum(executor.sizes[name]) for name in ("count_classes", "calibrate"))
+        fetched = ("count_classes", "calibrate", "sweep_shard")
         assert images > 0
-        assert executor.fetched == sums + small
+        assert executor.fetched == sum(sum(executor.sizes[name]) for name in fetched)
 
     def test_the_model_the_examples_and_the_vertices_go_over_once(self, model):
         executor = PicklingExecutor()
         frame(model, dataclasses.replace(CUT, radii=(0.5, 1.0)), executor)
-        assert sum(isinstance(value, Sent) for value in executor.kept) == 1
+        assert sum(isinstance(value, PortableModel) for value in executor.kept) == 1
         assert sum(isinstance(value, Shard) for value in executor.kept) == 3 + 2
         assert sum(isinstance(value, dict) for value in executor.kept) == 1
 
@@ -176,10 +171,10 @@ class TestOneSplit:
     def rows(
         self, model: nn.Module, examples: Examples, measure: MeasureConfig, executor: Executor
     ) -> pd.DataFrame:
-        crew, subject = Crew(model, executor), subject_of(model, measure)
-        side = Side(subject, examples, "gap", None, crew)
-        made = conditions(subject, examples, side.reference, crew, nothing)
-        return tidy([row for each in made for row in side.measure(each)])
+        split = SplitShards(ModelExecutor(model, executor), how(model, measure), examples)
+        view = SplitRows(split, "gap")
+        made = split_conditions(split, view.vertices, nothing)
+        return tidy([row for each in made for row in view.measure(each)])
 
     def test_shards_need_not_have_all_classes(self, model):
         train = digits("train", TRAIN)
@@ -195,12 +190,12 @@ class TestOneSplit:
 
     @pytest.mark.parametrize("kind", ["attacked", *TARGETS])
     def test_targets_and_noise_do_not_depend_on_the_shard(self, model, kind):
-        subject = subject_of(model, BARE)._replace(distances=DISTANCES)
+        measurement = how(model, BARE)
         test = Examples("test", *digits("test", TEST))
         reference = {"penultimate": Moments(10, model.head.dim)}
         reference["penultimate"].update(*clusters([3] * 10, model.head.dim))
         whole, *parts = (
-            attack_shard(Sent(model), subject, Shard(each), reference, kind, report=nothing)
+            attack_shard(model, measurement, Shard(each), reference, kind, report=nothing)
             for each in (test, test.part(slice(0, 8)), test.part(slice(8, 24)))
         )
         assert torch.equal(torch.cat([each.images for each in parts]), whole.images)
@@ -218,15 +213,14 @@ class TestOneSplit:
 
     def test_corruptions_are_made_where_the_shards_are(self, model):
         measure = dataclasses.replace(BARE, corruptions=("contrast", "fog"), severities=(2, 4))
-        examples, subject = Examples("test", *digits("test", TEST)), subject_of(model, measure)
+        examples = Examples("test", *digits("test", TEST))
         executor = PicklingExecutor()
         frames = []
         for each in (executor, IN_PROCESS):
-            crew = Crew(model, each)
-            known = {"gap": Side(subject, examples, "gap", None, crew).reference}
+            split = SplitShards(ModelExecutor(model, each), how(model, measure), examples)
+            known = {"gap": SplitRows(split, "gap").vertices}
             source = CorruptionSource("dimmed", dimmed)
-            found = corrupted_rows(subject, examples, known, nothing, source=source, crew=crew)
-            frames.append(tidy(found))
+            frames.append(tidy(corrupted_rows(split, known, nothing, source=source)))
         assert_close(*frames)
         assert executor.calls.count("corrupt_shard") == 3 * 4
 
@@ -238,7 +232,7 @@ class TestOneSplit:
             read.append(len(images))
             return read_taps(model, images, taps, feature=feature)
 
-        monkeypatch.setattr(tapbank, "read_taps", counted)
+        monkeypatch.setattr(feature_cache, "read_taps", counted)
         self.rows(model, Examples("test", *digits("test", TEST)), CUT, IN_PROCESS)
         assert sorted(read) == sorted(5 * [8, 7, 8, 1])
 
@@ -262,113 +256,114 @@ class TestShards:
         assert slices(50, CUT, width=9) == slices(50, CUT, width=1)
 
     def test_features_are_left_behind_and_memory_is_shared(self, model):
-        examples, subject = Examples("test", *digits("test", TEST)), subject_of(model, CUT)
+        examples, known = Examples("test", *digits("test", TEST)), (model, how(model, CUT), "gap")
         shard = Shard(examples.part(slice(0, BLOCK)), among=3)
-        for _ in clean_bank(subject, shard, "gap").batches("clean"):
-            pass
-        assert clean_bank(subject, shard, "gap") is clean_bank(subject, shard, "gap")
+        assert sum(len(batch.predicted) for batch in shard.bank(*known).batches("clean")) == BLOCK
+        assert shard.bank(*known) is shard.bank(*known)
         arrived = pickle.loads(pickle.dumps(shard))
         assert arrived.among == 3
         assert torch.equal(arrived.examples.images, shard.examples.images)
         assert len(pickle.dumps(shard)) < 2 * shard.examples.images.nbytes + 4096
-
-    def test_a_subject_leaves_its_model_behind(self, model):
-        subject = subject_of(model, BARE)
-        arrived = pickle.loads(pickle.dumps(subject))
-        assert not list(arrived.model.parameters())
-        assert arrived.of(model) == subject
 
     def test_a_handle_inside_of_an_argument_is_found_out(self):
         with pytest.raises(TypeError, match="inside of an argument"):
             PicklingExecutor().map(len, [([Handle(b"")],)])
 
 
-def batches(count: int, dim: int = 4, classes: int = 3) -> tuple[Moments, Batch]:
+def batches(count: int, dim: int = 4, classes: int = 3) -> tuple[Moments, FeatureBatch]:
     """Vertices of clean examples, and a batch that some of them leap in."""
     sizes = [count - 2 * (count // 3), count // 3, count // 3][:classes]
     clean, labels = clusters(sizes, dim)
     here, _ = clusters(sizes, dim, seed=1)
     reference = Moments(classes, dim)
     reference.update(clean, labels)
-    noisy = here.flip(0)
-    other = (labels + 1) % classes
-    return reference, Batch(clean, here, noisy, labels, labels, here.argmax(1) % classes, other)
+    other, predicted = (labels + 1) % classes, here.argmax(1) % classes
+    return reference, FeatureBatch(clean, here, here.flip(0), labels, labels, predicted, other)
 
 
-def rows_of(batch: Batch, rows: slice) -> Batch:
-    return Batch(*(each if each is None else each[rows] for each in batch))
+def rows_of(batch: FeatureBatch, rows: slice) -> FeatureBatch:
+    return FeatureBatch(*(each if each is None else each[rows] for each in batch))
+
+
+def sent(meter: Meter) -> Meter:
+    """The meter as it comes back from another machine."""
+    found: Meter = pickle.loads(pickle.dumps(bare(meter)))
+    return found
+
+
+def swept(make: Callable[[], Meter], batch: FeatureBatch, shards: list[slice]) -> Meter:
+    """The merged meters of all shards."""
+    meters = []
+    for rows in shards:
+        meters.append(make())
+        meters[-1].update(rows_of(batch, rows))
+    whole, *others = map(sent, meters)
+    for meter in others:
+        whole.merge(meter)
+    return whole
 
 
 GROUPINGS = ("true", "predicted", "landed", "target")
-PARTS = [*GROUPINGS, "reference", "own"]
 
 
-def made(kind: str, reference: Moments) -> Part:
-    if kind in GROUPINGS:
-        return GroupPart(kind, reference, None, seed=0)
-    return ReferencePart(reference, own=kind == "own", leaping=kind != "own")
-
-
-class TestPartsMergeExactly:
-    @pytest.mark.parametrize("kind", PARTS)
+class TestMetersMergeExactly:
     @settings(max_examples=8, deadline=None)
     @given(cuts=st.lists(st.integers(1, 59), max_size=3, unique=True))
-    def test_what_is_merged_is_what_one_part_sees(self, kind: str, cuts: list[int]) -> None:
+    @pytest.mark.parametrize("kind", [*GROUPINGS, "vertices", "own"])
+    def test_what_is_merged_is_what_one_meter_sees(self, kind: str, cuts: list[int]) -> None:
         reference, batch = batches(60)
-        whole = made(kind, reference)
-        whole.first(batch)
-        whole.second(batch)
-        ends = [0, *sorted(cuts), 60]
-        shards = [slice(*pair) for pair in itertools.pairwise(ends)]
-        parts = []
-        for rows in shards:
-            part = made(kind, reference)
-            part.first(rows_of(batch, rows))
-            parts.append(pickle.loads(pickle.dumps(part.bare())))
-        merged = parts[0]
-        for part in parts[1:]:
-            merged.merge(part)
-        merged.beside(reference, None)
-        exact = merged.exact()
-        if exact is not None:
-            for rows in shards:
-                mine = pickle.loads(pickle.dumps(exact.fresh()))
-                Exact(Grouping.by(kind, reference), mine).second(rows_of(batch, rows))
-                exact.merge(pickle.loads(pickle.dumps(mine.bare())))
-        assert_close(tidy(merged.rows()), tidy(whole.rows()))
-        if kind == "reference":
-            assert torch.equal(merged.noisy(), whole.noisy())
-            assert torch.equal(merged.leaps().destination, whole.leaps().destination)
-            torch.testing.assert_close(merged.leaps().t, whole.leaps().t, rtol=1e-12, atol=0)
+        vertices = reference.means
+        shards = [slice(*pair) for pair in itertools.pairwise([0, *sorted(cuts), 60])]
+
+        def rows(parts: list[slice]) -> list[Row]:
+            if kind in GROUPINGS:
+                meter = swept(lambda: GroupMeter(reference, grouping=kind), batch, parts)
+                onto = Projection(meter.moments)
+                exact = swept(lambda: ExactMeter(reference, grouping=kind, onto=onto), batch, parts)
+                return group_rows(meter, exact.projection, None, vertices, seed=0)
+            own = kind == "own"
+            meter = swept(lambda: VertexMeter(reference, own=own, leaping=not own), batch, parts)
+            leaps = meter.leaps()
+            seen.append((leaps, meter.noisy()))
+            return vertex_rows(meter, leaps, vertices)
+
+        seen: list[Any] = []
+        assert_close(tidy(rows(shards)), tidy(rows([slice(0, 60)])))
+        if kind == "vertices":
+            (merged, noisy), (whole, wanted) = seen
+            assert torch.equal(noisy, wanted)
+            assert torch.equal(merged.destination, whole.destination)
+            torch.testing.assert_close(merged.t, whole.t, rtol=1e-12, atol=0)
 
     def test_bare_sums_are_lean(self):
         reference, batch = batches(60, dim=1_000)
-        part = made("reference", reference)
-        part.first(batch)
-        assert len(pickle.dumps(part.bare())) < reference.nbytes
-        assert len(pickle.dumps(Projection(reference).bare())) < reference.nbytes / 4
+        meter = VertexMeter(reference, own=False, leaping=True)
+        meter.update(batch)
+        assert len(pickle.dumps(bare(meter))) < reference.nbytes
+        assert len(pickle.dumps(bare(OnePassMeter(reference).leaps))) < reference.nbytes
+        assert len(pickle.dumps(bare(Projection(reference)))) < reference.nbytes / 4
 
     def test_what_is_bare_is_merged_and_read_only(self):
         reference, batch = batches(60)
         meters = (LeapMeter(reference.means), NearestMeter(reference, leave_one_out=False))
-        leaps, nearest = (meter.bare() for meter in meters)
+        leaps, nearest = bare(meters)
         with pytest.raises(InputError, match="bare"):
             leaps.update(batch.clean, batch.here, batch.labels)
         with pytest.raises(InputError, match="bare"):
             nearest.update(batch.here, batch.labels)
         with pytest.raises(InputError, match="bare"):
-            Projection(reference).bare().update(batch.here, batch.labels)
+            bare(Projection(reference)).update(batch.here, batch.labels)
 
     def test_bare_sums_of_other_vertices_are_refused(self):
         reference, _ = batches(60)
         other = Moments(3, 4)
         other.update(*clusters([20, 20, 20], 4, seed=5))
         with pytest.raises(InputError, match="different vertices"):
-            LeapMeter(reference.means).bare().merge(LeapMeter(other.means).bare())
+            bare(LeapMeter(reference.means)).merge(bare(LeapMeter(other.means)))
         smaller = Moments(3, 4)
         smaller.update(*clusters([20, 20], 4))
         with pytest.raises(InputError, match="different class means"):
-            Projection(reference).bare().merge(Projection(smaller).bare())
+            bare(Projection(reference)).merge(bare(Projection(smaller)))
 
 
 class TestScatter:
@@ -391,14 +386,14 @@ class TestScatter:
 class TestSumsOnTheirWay:
     def test_all_tensors_move_and_what_is_there_stays(self):
         reference, batch = batches(60)
-        part = made("reference", reference)
-        part.first(batch)
-        elsewhere = part.on(torch.device("meta"))
-        assert elsewhere is not part
-        assert part.on(torch.device("cpu")) is part
+        meter = VertexMeter(reference, own=False, leaping=True)
+        meter.update(batch)
+        elsewhere = meter.on(torch.device("meta"))
+        assert elsewhere is not meter
+        assert meter.on(torch.device("cpu")) is meter
         found = {"a": [reference], "b": (batch, None)}
         assert moved(found, torch.device("cpu")) is found
         there = moved(found, torch.device("meta"))
         assert there["a"][0].device.type == there["b"][0].here.device.type == "meta"
-        assert isinstance(there["b"][0], Batch)
+        assert isinstance(there["b"][0], FeatureBatch)
         assert reference.device.type == "cpu"

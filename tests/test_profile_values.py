@@ -14,7 +14,8 @@ from robust_nc.data.base import Split
 from robust_nc.geometry.alignment import measure_alignment
 from robust_nc.models.classifier import Classifier
 from robust_nc.profiling import Profile, profile
-from robust_nc.profiling.conditions import Attacking, attack_images
+from robust_nc.profiling.conditions import attack_images
+from robust_nc.profiling.measurement import Attacking
 from robust_nc.runtime import stream_key, untouched
 from robust_nc.statistics.intervals import wilson
 from robust_nc.threat import Ball

@@ -21,10 +21,11 @@ from robust_nc.exceptions import InputError, UnknownNameError
 from robust_nc.geometry.collapse import measure_collapse
 from robust_nc.geometry.leaps import measure_leaps
 from robust_nc.models.classifier import Classifier
-from robust_nc.profiling import split_rows as side
-from robust_nc.profiling.conditions import NOISES, Attacking, attack_images, noisy_images
+from robust_nc.profiling import shards
+from robust_nc.profiling.conditions import NOISES, attack_images, noisy_images
 from robust_nc.profiling.feature_cache import TapBank
 from robust_nc.profiling.leap_rows import LANDING_BINS
+from robust_nc.profiling.measurement import Attacking
 from robust_nc.profiling.profile_model import profile_cell, sweep_rows
 from robust_nc.record import COLUMNS, tidy
 from robust_nc.registry import CONTROLS
@@ -293,7 +294,7 @@ class TestTheBank:
     def test_features_that_do_not_fit_are_computed_again_and_equal(self, model, rows, monkeypatch):
         for budget in (0, 100_000):
             small = functools.partial(TapBank, budget=budget)
-            monkeypatch.setattr(side, "TapBank", small)
+            monkeypatch.setattr(shards, "TapBank", small)
             pd.testing.assert_frame_equal(rows_of(model, measured()), rows)
 
     def test_what_fits_is_computed_once(self, model):
@@ -308,7 +309,7 @@ class TestTheBank:
         batches = list(TapBank(model, {"x": images}, feature="gap", batch_size=16).batches("x"))
         size = sum(f.nbytes for batch in batches for f in batch.features.values())
         bank = TapBank(model, {"x": images}, feature="gap", batch_size=16, budget=size)
-        assert bank.dims()["penultimate"] == batches[0].features["penultimate"].shape[1]
+        assert len(next(bank.batches("x")).features) == len(batches[0].features)
         first, second = list(bank.batches("x")), list(bank.batches("x"))
         assert all(one is other for one, other in zip(first, second, strict=True))
 

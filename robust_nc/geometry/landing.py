@@ -72,7 +72,7 @@ def along_edges(
     return Way(t, off, squared.sqrt())
 
 
-class Row(NamedTuple):
+class ExampleLeaps(NamedTuple):
     """What is kept of each example, `(n,)` each: a few numbers, never features."""
 
     labels: Tensor
@@ -86,8 +86,15 @@ class Row(NamedTuple):
     t_selected: Tensor
     flipped: Tensor
 
+    @classmethod
+    def none(cls, device: torch.device) -> "ExampleLeaps":
+        """Return what is kept of no example."""
+        nobody = torch.zeros(0, dtype=torch.int64, device=device)
+        none = nobody.double()
+        return cls(nobody, nobody, nobody, none, none, none, none, none, none, nobody.bool())
 
-class Place(NamedTuple):
+
+class _Seen(NamedTuple):
     """Features seen from the vertices: inner products `(n, K)`, nearest vertex, distance to it."""
 
     inner: Float64[Tensor, "n k"]
@@ -95,12 +102,12 @@ class Place(NamedTuple):
     distance: Float64[Tensor, " n"]
 
 
-def _place(features: Features, centred: Centred) -> Place:
+def _see(features: Features, centred: Centred) -> _Seen:
     shifted = features - centred.shift
     inner = shifted @ centred.rows.T
     best = (inner + centred.bias).max(1)
     size = torch.linalg.vector_norm(shifted, dim=1).square()
-    return Place(inner, best.indices, (size - 2 * best.values).clamp_min(0).sqrt())
+    return _Seen(inner, best.indices, (size - 2 * best.values).clamp_min(0).sqrt())
 
 
 def measure_rows(
@@ -110,15 +117,15 @@ def measure_rows(
     destinations: Labels | None,
     flipped: Tensor | None,
     frame: Frame,
-) -> Row:
+) -> ExampleLeaps:
     """Measure some examples in float64: displacements h' - h from the nearest clean vertex a."""
-    before, after = _place(clean, frame.centred), _place(attacked, frame.centred)
+    before, after = _see(clean, frame.centred), _see(attacked, frame.centred)
     inner = after.inner - before.inner
     moved = torch.linalg.vector_norm(attacked.double() - clean, dim=1)
     t = off = torch.full_like(moved, torch.nan)
     if destinations is not None:
         t, off, _ = along_edges(inner, moved, before.nearest, destinations, frame)
-    return Row(
+    return ExampleLeaps(
         labels=labels,
         origin=before.nearest,
         destination=after.nearest,
@@ -132,13 +139,7 @@ def measure_rows(
     )
 
 
-def no_rows(frame: Frame) -> Row:
-    """Return the row of no example."""
-    nobody = torch.zeros(0, dtype=torch.int64, device=frame.squared.device)
-    return measure_rows(frame.centred.rows[:0], frame.centred.rows[:0], nobody, nobody, None, frame)
-
-
-def landing_radii(row: Row, num_classes: int) -> Float64[Tensor, " k"]:
+def landing_radii(row: ExampleLeaps, num_classes: int) -> Float64[Tensor, " k"]:
     """95th percentile of the clean distances of each class; NaN for a class without any."""
     own = row.origin == row.labels
     ordered = row.clean_distance[own].sort()

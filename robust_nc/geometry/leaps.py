@@ -13,7 +13,6 @@ the network's attacked prediction.
 (0.5, [0.75, 0.0], 0.0)
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -25,17 +24,15 @@ from robust_nc.checks import check_labels
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.inputs import as_features, as_vertices, check_features
 from robust_nc.geometry.landing import (
+    ExampleLeaps,
     Frame,
-    Row,
     landing_radii,
     make_frame,
     measure_rows,
-    no_rows,
     row_entropies,
 )
 from robust_nc.geometry.moments import blocks
-from robust_nc.geometry.nearest import Centred
-from robust_nc.geometry.portable import Portable
+from robust_nc.geometry.portable import Portable, moved
 from robust_nc.types import Labels
 
 
@@ -120,11 +117,13 @@ _NOTES = {
 class LeapMeter(Portable):
     """Accumulates leaps against vertices `(K, D)`; a class without a vertex is a row of NaN."""
 
+    against = ("vertices", "_frame")
+
     def __init__(self, vertices: Tensor) -> None:
-        self.vertices = as_vertices(vertices)
-        self._frame = make_frame(self.vertices)
-        self._bare = False
-        self._rows: list[Row] = []
+        self.vertices: Tensor | None = as_vertices(vertices)
+        self._frame: Frame | None = make_frame(self.vertices)
+        self._squared = self._frame.squared
+        self._rows: list[ExampleLeaps] = []
         self._destined = False
         self._predicted = False
 
@@ -142,14 +141,15 @@ class LeapMeter(Portable):
         `destinations` (n,): targets, or attacked predictions. `flipped` (n,) bool: whether the
         network's prediction changed.
         """
-        if self._bare:
+        frame = self._frame
+        if self.vertices is None or frame is None:
             raise InputError("a bare meter has no vertices; it can be merged and read only")
         groups, dim = self.vertices.shape
         check_features(clean, "clean", dim=dim)
         check_features(attacked, "attacked", dim=dim)
         if len(attacked) != len(clean):
             raise InputError(f"found {len(clean)} clean and {len(attacked)} attacked examples")
-        device, count = self.vertices.device, len(clean)
+        device, count = self._squared.device, len(clean)
         labels = check_labels(labels, count, groups).to(device)
         if destinations is not None:
             destinations = check_labels(destinations, count, groups, what="destinations")
@@ -169,7 +169,7 @@ class LeapMeter(Portable):
                     labels[rows],
                     None if destinations is None else destinations[rows],
                     None if flipped is None else flipped[rows].to(device),
-                    self._frame,
+                    frame,
                 )
             )
 
@@ -177,50 +177,38 @@ class LeapMeter(Portable):
         """Append what another meter of the same vertices has seen; in place, returns self."""
         if not self._same(other):
             raise InputError("cannot merge leaps measured against different vertices")
-        device = self.vertices.device
-        self._rows += [Row(*(column.to(device) for column in row)) for row in other._rows]
+        self._rows += moved(other._rows, self._squared.device)
         self._destined |= other._destined
         self._predicted |= other._predicted
         return self
 
     def _same(self, other: "LeapMeter") -> bool:
         """Whether the vertices are the same, or, where one has left them, what is between them."""
-        if not self._bare and not other._bare:
+        if self.vertices is not None and other.vertices is not None:
             theirs = other.vertices.to(self.vertices.device)
             return torch.equal(self.vertices.nan_to_num(), theirs.nan_to_num())
-        own, theirs = self._frame.squared, other._frame.squared.to(self._frame.squared.device)
+        own, theirs = self._squared, other._squared.to(self._squared.device)
         return own.shape == theirs.shape and torch.allclose(own, theirs, equal_nan=True)
-
-    def bare(self) -> "LeapMeter":
-        """Return what was seen, without the vertices."""
-        twin = copy.copy(self)
-        twin._bare, twin._rows = True, list(self._rows)
-        twin.vertices = self.vertices[:, :0].clone()
-        centred = self._frame.centred
-        twin._frame = self._frame._replace(
-            centred=Centred(centred.shift[:0].clone(), centred.rows[:, :0].clone(), centred.bias)
-        )
-        return twin
 
     def compute(self) -> Leaps:
         """Return the measures of everything seen."""
-        rows = self._rows or [no_rows(self._frame)]
-        row = Row(*(torch.cat(column) for column in zip(*rows, strict=True)))
-        return summarise(row, self._frame, destined=self._destined, predicted=self._predicted)
+        rows = self._rows or [ExampleLeaps.none(self._squared.device)]
+        row = ExampleLeaps(*(torch.cat(column) for column in zip(*rows, strict=True)))
+        return summarise(row, self._squared, destined=self._destined, predicted=self._predicted)
 
 
 def _mean(values: Tensor) -> float | None:
     return float(values.double().mean()) if values.numel() else None
 
 
-def summarise(row: Row, frame: Frame, *, destined: bool, predicted: bool) -> Leaps:
-    """Compute the measures from what is kept of each example."""
-    groups = len(frame.squared)
+def summarise(row: ExampleLeaps, squared: Tensor, *, destined: bool, predicted: bool) -> Leaps:
+    """Compute the measures from what is kept of each example, and `Frame.squared`."""
+    groups = len(squared)
     leaped = row.origin != row.destination
     pairs = torch.bincount(row.origin * groups + row.destination, minlength=groups * groups)
     matrix = pairs.view(groups, groups)
-    scale = frame.squared.sqrt().nanmean()
-    neighbour = frame.squared.nan_to_num(torch.inf, posinf=torch.inf).argmin(1)
+    scale = squared.sqrt().nanmean()
+    neighbour = squared.nan_to_num(torch.inf, posinf=torch.inf).argmin(1)
     on_edge = torch.isfinite(row.t)
     radius = landing_radii(row, groups)[row.destination]
     near = row.attacked_distance <= radius + _ROUNDING * scale
@@ -278,7 +266,7 @@ def measure_leaps(
             f"found shapes {tuple(clean.shape)} and {tuple(attacked.shape)}"
         )
     meter = LeapMeter(as_vertices(vertices).to(clean.device))
-    count, groups = len(clean), len(meter.vertices)
+    count, groups = len(clean), len(meter._squared)
     labels = check_labels(labels, count, groups)
     if destinations is not None:
         destinations = check_labels(destinations, count, groups, what="destinations")

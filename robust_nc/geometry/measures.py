@@ -64,8 +64,8 @@ def markdown() -> str:
     better = {value: word for word, value in _BETTER.items()}
     for name, measure in sorted(MEASURES.items()):
         formula = measure.formula.removeprefix("robust_nc.")
-        cells = (f"`{name}`", measure.description, measure.unit)
-        cells += (better[measure.higher_is_better], f"`{formula}`")
+        cells = [f"`{name}`", measure.description, measure.unit]
+        cells += [better[measure.higher_is_better], f"`{formula}`"]
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join(lines)
 

@@ -6,7 +6,6 @@
 [0, 1]
 """
 
-import copy
 from typing import NamedTuple
 
 import torch
@@ -89,6 +88,8 @@ class NearestMeter(Portable):
     of its own vertex, and examples of groups that are not kept out of the count.
     """
 
+    against = ("_centred",)
+
     def __init__(self, moments: Moments, *, leave_one_out: bool) -> None:
         self._centred: Centred | None = centre(moments.means)
         self._counts = moments.counts.double()
@@ -138,12 +139,6 @@ class NearestMeter(Portable):
         self._compared += other._compared
         self._differ += other._differ
         return self
-
-    def bare(self) -> "NearestMeter":
-        """Return what was counted, without the vertices."""
-        twin = copy.copy(self)
-        twin._centred = None
-        return twin
 
     @property
     def counted(self) -> tuple[int, int]:

@@ -181,6 +181,8 @@ class Projection(Portable):
     `rank` is the numerical rank of the centred means, at most K'-1.
     """
 
+    against = ("_whitening", "_source")
+
     def __init__(self, moments: Moments) -> None:
         self._prepare(moments.groups(), moments)
 
@@ -258,13 +260,6 @@ class Projection(Portable):
         """Return a projection onto the same means that has seen nothing."""
         twin = copy.copy(self)
         twin._sums, twin._counts = torch.zeros_like(self._sums), torch.zeros_like(self._counts)
-        return twin
-
-    def bare(self) -> "Projection":
-        """Return the sums without the means: they can be merged and read only."""
-        twin = copy.copy(self)
-        twin._sums, twin._counts = self._sums.clone(), self._counts.clone()
-        twin._whitening = twin._source = None
         return twin
 
     def __getstate__(self) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from robust_nc.planning.cell_sizes import Site
 from robust_nc.planning.pieces import Passes, Piece, Probe
 from robust_nc.planning.survivors import Survival
 from robust_nc.planning.verdict_cost import verdict_pieces
+from robust_nc.profiling.accumulators import BUDGET as ROUND_BYTES
 from robust_nc.profiling.accumulators import part_bytes
 from robust_nc.profiling.conditions import NOISES, SEVEREST
 from robust_nc.profiling.feature_cache import BUDGET as BANK_BYTES
 from robust_nc.profiling.profile_model import CALIBRATION
-from robust_nc.profiling.two_passes import BUDGET as ROUND_BYTES
 
 _PARTS = 5  # of a tap under one condition, about: groupings, and what is against the clean vertices
 _SEVEREST = 3  # targets that the severest attack tries at each distance

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from robust_nc.geometry.agop import input_agop
 from robust_nc.geometry.feature_matrices import layer_features
 from robust_nc.geometry.svd_argument import POINTS, svd_argument
-from robust_nc.profiling.rows import CLEAN, Row
+from robust_nc.profiling.measurement import CLEAN
+from robust_nc.profiling.rows import Row
 
 
 def agop_rows(

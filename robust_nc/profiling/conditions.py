@@ -1,35 +1,42 @@
-"""Conditions under which examples are measured: clean, attacked, noise of the same size.
+"""Conditions under which examples are measured: clean, attacked, noise of the same size, targets.
+
+They are made one after another, so that few images are held at a time, in functions of a shard that
+an executor can call anywhere; the images stay where they were made.
 
 >>> tuple(NOISES), tuple(TARGETS)
 (('gaussian', 'sign'), ('cyclic', 'random', 'nearest', 'farthest', 'hierarchy'))
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from robust_nc.config import Component, build
+from robust_nc.exceptions import InputError
 from robust_nc.geometry.nearest import vertex_logits
 from robust_nc.geometry.severity import farthest_classes
+from robust_nc.plugins import find_protocol
+from robust_nc.profiling.measurement import (
+    ATTACKED,
+    CLEAN,
+    Attacking,
+    ConditionImages,
+    Examples,
+    Measurement,
+    VertexMoments,
+)
+from robust_nc.profiling.shards import Shard, SplitCondition, SplitShards
 from robust_nc.registry import ATTACKS, CONTROLS
-from robust_nc.runtime.torch_state import device_of, keyed_uniform
+from robust_nc.runtime import stopping
+from robust_nc.runtime.progress import Report
+from robust_nc.runtime.torch_state import device_of, keyed_uniform, stream_key
 from robust_nc.threat import Ball
 from robust_nc.types import Attack, Labels
 
 NOISES = {"gaussian": "L2", "sign": "Linf"}  # which norm of the attack each control matches
-
-
-class Attacking(NamedTuple):
-    """The geometry attack: PGD on CE of logits divided by `scale`, and on the margin."""
-
-    steps: int
-    restarts: int
-    scale: float
-
-    def __str__(self) -> str:
-        return f"pgd ce/{self.scale:.3g} and margin, {self.steps} steps, {self.restarts} restarts"
 
 
 class Aim(NamedTuple):
@@ -155,3 +162,172 @@ def noisy_images(
             )
         )
     return torch.cat(parts)
+
+
+def check_settings(measurement: Measurement) -> None:
+    """Refuse what would fail later, before anything is attacked."""
+    settings, distances = measurement.settings, measurement.distances
+    if settings.adaptive is not None:
+        find_protocol(settings.adaptive)
+    by_tree = [kind for kind in settings.targets if kind in BY_TREE]
+    if not by_tree:
+        return
+    if distances is None:
+        raise InputError(
+            f"targets by {by_tree[0]!r} need distances between the classes; give "
+            f"profile(distances=) a (K, K) matrix, or leave {by_tree[0]!r} out of measure.targets"
+        )
+    farthest_classes(distances, torch.arange(measurement.num_classes))
+
+
+def split_conditions(
+    split: SplitShards, vertices: VertexMoments, report: Report
+) -> Iterator[SplitCondition]:
+    """Yield clean, attacked, noise of the attack's size, then one per choice of targets.
+
+    `vertices` are those of the first feature, whose last tap targets are chosen by. Raises
+    `StoppedError` between two of them, if the work was asked to stop.
+    """
+    known = split.executor.keep(vertices)
+    yield split.clean()
+    stopping.heed()
+    attacked = split.make(ATTACKED, attack_shard, known, ATTACKED, report=report)
+    yield attacked
+    for kind in NOISES:
+        stopping.heed()
+        yield split.make(kind, noise_shard, kind, beside=attacked, report=report)
+    del attacked  # one condition at a time
+    for kind in split.measurement.settings.targets:
+        stopping.heed()
+        targeted = kind != SEVEREST
+        yield split.make(kind, attack_shard, known, kind, targeted=targeted, report=report)
+
+
+def attack_shard(
+    model: nn.Module,
+    measurement: Measurement,
+    shard: Shard,
+    vertices: VertexMoments,
+    kind: str,
+    *,
+    report: Report,
+) -> ConditionImages:
+    """Attack a shard, untargeted (`kind` "attacked") or towards a kind of targets."""
+    examples = shard.examples
+    what = "attack" if kind == ATTACKED else f"attack, {kind} targets"
+    targets = distances = None
+    if kind == SEVEREST:  # the prediction says which target it came to
+        distances = measurement.distances
+    elif kind != ATTACKED:
+        targets = _targets(model, measurement, shard, vertices, kind)
+    found = attack_examples(
+        model,
+        measurement,
+        examples,
+        targets,
+        report=lambda share: report(share, what),
+        distances=distances,
+    )
+    # As far from the attacked image as that is from its own.
+    mirrored = 2 * found - examples.images
+    key = stream_key(examples.key(measurement.seed), "return")
+    noisy = _noise(measurement, examples, found, mirrored, "gaussian", key)
+    return ConditionImages(kind, found, targets, noisy)
+
+
+def noise_shard(
+    model: nn.Module,
+    measurement: Measurement,
+    shard: Shard,
+    kind: str,
+    attacked: ConditionImages,
+    *,
+    report: Report,
+) -> ConditionImages:
+    """Make noise on a shard that is as large as its attack was."""
+    assert attacked.images is not None
+    examples, key = shard.examples, shard.examples.key(measurement.seed)
+    found = _noise(measurement, examples, examples.images, attacked.images, kind, key)
+    return ConditionImages(kind, found)
+
+
+def attack_examples(
+    model: nn.Module,
+    measurement: Measurement,
+    examples: Examples,
+    targets: Tensor | None = None,
+    *,
+    report: Callable[[float], None],
+    eps: float | None = None,
+    distances: Tensor | None = None,
+) -> Tensor:
+    """Run the geometry attack on examples, in the measurement's ball or one of another `eps`.
+
+    With `distances` (K, K) it tries target after target for the farthest mistake.
+    """
+    ball = measurement.ball if eps is None else dataclasses.replace(measurement.ball, eps=eps)
+    return attack_images(
+        model,
+        examples.images,
+        examples.attacked_labels,
+        ball,
+        measurement.attacking,
+        targets=targets,
+        seed=examples.key(measurement.seed),
+        ids=examples.ids,
+        batch_size=measurement.settings.batch_size,
+        report=report,
+        distances=distances,
+    )
+
+
+def stated(measurement: Measurement, condition: str) -> dict[str, object]:
+    """Say what was done to the images of a condition: columns `eps` and `attack`."""
+    if condition == CLEAN:
+        return {"eps": 0.0, "attack": ""}
+    text = str(measurement.attacking)
+    if condition in NOISES:
+        text = f"{condition} noise, {NOISES[condition]} of: {text}"
+    elif condition in (*TARGETS, SEVEREST):
+        text = f"{condition} targets, {text}"
+    return {"eps": measurement.ball.eps, "attack": text}
+
+
+def _noise(
+    measurement: Measurement, examples: Examples, origin: Tensor, other: Tensor, kind: str, key: int
+) -> Tensor:
+    return noisy_images(
+        origin,
+        other,
+        measurement.ball,
+        kind=kind,
+        seed=key,
+        ids=examples.ids,
+        batch_size=measurement.settings.batch_size,
+    )
+
+
+def _targets(
+    model: nn.Module, measurement: Measurement, shard: Shard, moments: VertexMoments, kind: str
+) -> Tensor:
+    """Choose targets, batch by batch where they depend on the clean features of the last tap."""
+    tap, examples = measurement.taps[-1], shard.examples
+    device, distances = device_of(model), measurement.distances
+    vertices = moments[tap].means.to(device)
+    whole = [(slice(0, len(examples.labels)), vertices[:0])]
+    bank = shard.bank(model, measurement, measurement.features[0])
+    batches = ((batch.rows, batch.features[tap]) for batch in bank.batches(CLEAN))
+    chosen = [
+        TARGETS[kind](
+            Aim(
+                labels=examples.attacked_labels[rows].to(device),
+                features=features,
+                vertices=vertices,
+                distances=None if distances is None else distances.to(device),
+                seed=examples.key(measurement.seed),
+                ids=examples.ids[rows].to(device),
+            )
+        ).cpu()
+        for rows, features in (batches if kind in BY_FEATURES else whole)
+    ]
+    return torch.cat(chosen)

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from robust_nc.config import MeasureConfig
 from robust_nc.data.base import Split, first
@@ -24,11 +24,15 @@ from robust_nc.data.corruption_names import chosen_corruptions, mean_corruption_
 from robust_nc.data.corruptions import DISTRIBUTION, corrupt_images, corruption_library
 from robust_nc.data.load import data_root, to_unit
 from robust_nc.exceptions import DataError
-from robust_nc.profiling.measurement import Condition, Examples, Reference, Subject
-from robust_nc.profiling.one_pass import cheap_measures
+from robust_nc.profiling.measurement import (
+    ConditionImages,
+    Examples,
+    Measurement,
+    VertexMoments,
+)
+from robust_nc.profiling.one_pass import measure_once
 from robust_nc.profiling.rows import Row
-from robust_nc.profiling.shards import Crew, Sent, Shard
-from robust_nc.profiling.split_rows import Made
+from robust_nc.profiling.shards import Shard, SplitShards
 from robust_nc.runtime import stopping
 from robust_nc.runtime.progress import Report
 
@@ -95,60 +99,57 @@ def check_corrupted(source: CorruptionSource, settings: MeasureConfig, test: Spl
 
 
 def corrupted_rows(
-    subject: Subject,
-    examples: Examples,
-    references: Mapping[str, Reference],
+    split: SplitShards,
+    references: Mapping[str, VertexMoments],
     report: Report,
     *,
     source: CorruptionSource | None = None,
-    crew: Crew | None = None,
 ) -> list[Row]:
     """Measure every corruption at every severity that the settings ask for, and their means.
 
-    `references` by feature; without `source`, the images are made; without `crew`, all is done
-    here. Column `attack` names the
+    `references` by feature; without `source`, the images are made. Column `attack` names the
     corruption and severity ("fog/3"), in the means how many there are. `corruption_accuracy` is
     the mean accuracy over severities, then corruptions, as on RobustBench's leaderboard of
     CIFAR-10-C; `mce` is the mean error, not divided by that of another network.
     """
     source = source or made_corruptions()
-    names = chosen_corruptions(subject.settings.corruptions)
-    severities = sorted(set(subject.settings.severities))
+    measurement, examples = split.measurement, split.examples
+    names = chosen_corruptions(measurement.settings.corruptions)
+    severities = sorted(set(measurement.settings.severities))
     if not names:
         return []
-    crew = crew or Crew(subject.model)
+    known = split.executor.keep(source)
     found: dict[str, list[float]] = {name: [] for name in names}
     rows: list[Row] = []
     for done, (name, severity) in enumerate((n, s) for n in names for s in severities):
         stopping.heed()
         report(done / (len(names) * len(severities)), f"corruption {name}/{severity}")
-        given = (crew.keep(source), name, severity)
-        parts = [(shard, *given) for shard in crew.shards(subject, examples)]
-        made = Made(CORRUPTED, crew.map(corrupt_shard, parts))
-        for feature, reference in references.items():
+        condition = split.make(CORRUPTED, corrupt_shard, known, name, severity)
+        for feature, vertices in references.items():
             place: Row = {"feature": feature, "attack": f"{name}/{severity}"}
-            measured = cheap_measures(subject, examples, feature, reference, made, crew, _MEASURES)
+            measured = measure_once(split, feature, vertices, condition, _MEASURES)
             network = _of_network("accuracy", measured.accuracy)
             rows += [place | row for row in (*measured.rows, network)]
         found[name].append(rows[-1]["value"])
     rows += _means(found, severities, tuple(references), source.label)
     common: Row = {"condition": CORRUPTED, "split": examples.split}
-    depths = {**subject.depths, "output": -1}
+    depths = {**measurement.depths, "output": -1}
     whole = {"n": len(examples.labels)}
     return [common | whole | {"depth": depths[row["tap"]]} | row for row in rows]
 
 
 def corrupt_shard(
-    sent: Sent,
+    model: nn.Module,
+    measurement: Measurement,
     shard: Shard,
     source: CorruptionSource,
     corruption: str,
     severity: int,
     *,
     report: Report,
-) -> Condition:
+) -> ConditionImages:
     """Corrupt the images of a shard."""
-    return Condition(CORRUPTED, source.images(corruption, severity, shard.examples))
+    return ConditionImages(CORRUPTED, source.images(corruption, severity, shard.examples))
 
 
 def _means(

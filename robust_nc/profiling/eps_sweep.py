@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 
+from torch import nn
+
 from robust_nc.geometry.radius import collapse_radius
-from robust_nc.profiling.make_conditions import sweep_shard
-from robust_nc.profiling.measurement import Condition, Examples, Reference, Subject
-from robust_nc.profiling.one_pass import cheap_measures
-from robust_nc.profiling.rows import CLEAN, SWEEP, Row
-from robust_nc.profiling.shards import Crew
-from robust_nc.profiling.split_rows import Made
+from robust_nc.profiling.conditions import attack_examples
+from robust_nc.profiling.measurement import SWEEP, ConditionImages, Measurement, VertexMoments
+from robust_nc.profiling.one_pass import measure_once
+from robust_nc.profiling.rows import Row
+from robust_nc.profiling.shards import Shard, SplitShards
 from robust_nc.runtime import stopping
 from robust_nc.runtime.progress import Report
 from robust_nc.statistics.intervals import wilson
@@ -17,42 +18,46 @@ LEVEL = 0.1  # the leap rate that the collapse radius is read at
 
 
 def radius_rows(
-    subject: Subject,
-    examples: Examples,
-    references: Mapping[str, Reference],
-    crew: Crew,
-    report: Report,
+    split: SplitShards, references: Mapping[str, VertexMoments], report: Report
 ) -> list[Row]:
     """Attack at every radius (multiples of eps), and read off the collapse radius of every tap.
 
     `references` by feature. Radius 0 is the clean images: nothing leaps there.
     """
-    if not subject.ball.eps:
+    measurement, examples = split.measurement, split.examples
+    if not measurement.ball.eps:
         return []
-    factors = sorted({0.0, *subject.settings.radii})
+    factors = sorted({0.0, *measurement.settings.radii})
     rows: list[Row] = []
-    who, shards = crew.keep(subject), crew.shards(subject, examples)
     for done, factor in enumerate(factors):
         stopping.heed()
         report(done / len(factors), f"attack at {factor:g} eps")
-        eps = factor * subject.ball.eps
-        made = Made(CLEAN, [Condition(CLEAN)] * len(shards))
-        if factor:
-            parts = [(who, shard, SWEEP, eps) for shard in shards]
-            made = Made(SWEEP, crew.map(sweep_shard, parts))
-        for feature, reference in references.items():
-            found = cheap_measures(
-                subject, examples, feature, reference, made, crew, ("leap_rate",)
-            )
+        eps = factor * measurement.ball.eps
+        condition = split.make(SWEEP, attack_at, eps) if factor else split.clean()
+        for feature, vertices in references.items():
+            found = measure_once(split, feature, vertices, condition, ("leap_rate",))
             rows += [{"feature": feature, "eps": eps} | row for row in found.rows]
             share: Row = {"tap": "output", "measure": "accuracy", "value": found.accuracy}
             rows.append({"feature": feature, "eps": eps} | share | {"n": len(examples.labels)})
     for feature in references:
         mine = [row for row in rows if row["feature"] == feature]
-        rows += [{"feature": feature} | row for tap in subject.taps for row in _radius(tap, mine)]
-    common: Row = {"condition": SWEEP, "split": examples.split, "attack": str(subject.attacking)}
-    depths = {**subject.depths, "output": -1}
+        rows += [
+            {"feature": feature} | row for tap in measurement.taps for row in _radius(tap, mine)
+        ]
+    common: Row = {"condition": SWEEP, "split": examples.split}
+    common["attack"] = str(measurement.attacking)
+    depths = {**measurement.depths, "output": -1}
     return [common | {"depth": depths[row["tap"]]} | row for row in rows]
+
+
+def attack_at(
+    model: nn.Module, measurement: Measurement, shard: Shard, eps: float, *, report: Report
+) -> ConditionImages:
+    """Attack a shard, untargeted, in a ball of another radius."""
+    found = attack_examples(
+        model, measurement, shard.examples, report=lambda share: report(share, ""), eps=eps
+    )
+    return ConditionImages(SWEEP, found)
 
 
 def _radius(tap: str, rows: list[Row]) -> list[Row]:

@@ -80,9 +80,10 @@ class TapBank:
         self._kept: dict[str, list[TapBatch]] = {}
         self._logits: dict[str, Tensor] = {}
 
-    def add(self, condition: str, images: Tensor) -> None:
-        """Take the images of one more condition."""
-        self.images[condition] = images
+    @property
+    def num_batches(self) -> int:
+        """Batches of every condition."""
+        return -(-len(next(iter(self.images.values()))) // self._batch_size)
 
     def hold(self, condition: str, images: Tensor) -> None:
         """Take the images of a condition, unless it has these already."""
@@ -90,7 +91,7 @@ class TapBank:
             return
         if condition in self.images:
             self.drop({condition})
-        self.add(condition, images)
+        self.images[condition] = images
 
     def drop(self, conditions: Collection[str]) -> None:
         """Forget conditions and what was kept of them."""
@@ -131,21 +132,12 @@ class TapBank:
         self._budget -= _size(batch)
         return [*fresh, batch]
 
-    def predicted(self, condition: str) -> Tensor:
-        """Return the network's predictions `(N,)` under a condition, on the CPU."""
-        return self.logits(condition).argmax(1)
-
     def logits(self, condition: str) -> Tensor:
         """Return the network's logits `(N, K)` under a condition, on the CPU."""
         if condition not in self._logits:
             for _ in self.batches(condition):
                 pass
         return self._logits[condition]
-
-    def dims(self) -> dict[str, int]:
-        """D of every tap."""
-        first = next(self.batches(next(iter(self.images))))
-        return {tap: first.features[tap].shape[1] for tap in self.taps}
 
     @torch.no_grad()
     def _compute(self, images: Tensor) -> Iterator[TapBatch]:

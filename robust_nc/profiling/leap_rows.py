@@ -22,7 +22,7 @@ _BY_LABEL = {
 }
 
 
-class Given(NamedTuple):
+class SeenLabels(NamedTuple):
     """Labels `(N,)` that training saw, and what the network says of the clean images `(N,)`."""
 
     labels: Tensor
@@ -40,7 +40,7 @@ class Context(NamedTuple):
     distances: Tensor | None
     noisy: Tensor | None
     collapse: tuple[float | None, ...]
-    given: Given | None = None
+    given: SeenLabels | None = None
 
 
 def leap_rows(leaps: Leaps, context: Context) -> list[Row]:
@@ -86,7 +86,7 @@ def _beside(leaps: Leaps, context: Context, common: Row) -> list[Row]:
     return rows
 
 
-def _by_label(leaps: Leaps, given: Given, common: Row) -> list[Row]:
+def _by_label(leaps: Leaps, given: SeenLabels, common: Row) -> list[Row]:
     """Leap rates by whether the label was wrong, and of wrong ones that the network has learnt."""
     leaped = leaps.origin != leaps.destination
     labels, predicted = (part.to(leaped.device) for part in given)

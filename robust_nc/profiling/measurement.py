@@ -1,36 +1,48 @@
-"""What is measured, on which examples, and what all measures of one model share.
+"""How one model is measured, on which examples, and what was done to them.
 
 >>> images, labels = torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 0])
 >>> Examples("test", images, labels, torch.arange(3)).part(slice(1, 3)).ids.tolist()
 [1, 2]
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from robust_nc.config import MeasureConfig
 from robust_nc.geometry.moments import Moments
+from robust_nc.geometry.severity import check_distances
 from robust_nc.models.classifier import Classifier
-from robust_nc.profiling.accumulators import Head
-from robust_nc.profiling.conditions import Attacking
-from robust_nc.profiling.feature_cache import all_taps
+from robust_nc.profiling.feature_cache import all_taps, chosen_taps
 from robust_nc.runtime.torch_state import generator, stream_key
 from robust_nc.threat import Ball
 
-Reference = dict[str, Moments]  # by tap: moments of the clean training features by true label
+CLEAN, ATTACKED, SWEEP = "clean", "attacked", "sweep"  # conditions; the others by their kind
+
+VertexMoments = dict[str, Moments]  # by tap: moments of the clean training features by true label
 
 
-class Subject(NamedTuple):
-    """A model and how it is measured; `taps` in depth order, `distances` (K, K) between classes.
+class Attacking(NamedTuple):
+    """The geometry attack: PGD on CE of logits divided by `scale`, and on the margin."""
 
-    Pickled, it leaves the model behind, which goes by itself.
+    steps: int
+    restarts: int
+    scale: float
+
+    def __str__(self) -> str:
+        return f"pgd ce/{self.scale:.3g} and margin, {self.steps} steps, {self.restarts} restarts"
+
+
+class Measurement(NamedTuple):
+    """How a model is measured, without the model.
+
+    `taps` in depth order, `depths` their places among all taps of the model, `distances` (K, K)
+    between classes or None.
     """
 
-    model: nn.Module
     taps: tuple[str, ...]
+    depths: dict[str, int]
     num_classes: int
     ball: Ball
     attacking: Attacking
@@ -38,20 +50,31 @@ class Subject(NamedTuple):
     seed: int
     distances: Tensor | None
 
-    def __reduce__(self) -> tuple[Callable[..., "Subject"], tuple[Any, ...]]:
-        """Put a module that is nothing in the model's place."""
-        return Subject, tuple(self._replace(model=nn.Identity()))
-
-    def of(self, model: nn.Module) -> "Subject":
-        """Give it its model back."""
-        return self._replace(model=model)
-
-    @property
-    def depths(self) -> dict[str, int]:
-        """Place of each tap among all of the model's."""
-        known = all_taps(self.model)
-        places = known if set(self.taps) <= set(known) else self.taps
-        return {tap: places.index(tap) for tap in self.taps}
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        settings: MeasureConfig,
+        ball: Ball,
+        *,
+        num_classes: int,
+        scale: float,
+        seed: int = 0,
+        distances: Tensor | None = None,
+    ) -> "Measurement":
+        """Measure a model as the settings say; the attack divides its logits by `scale`."""
+        taps, known = chosen_taps(model, settings.taps), all_taps(model)
+        places = known if set(taps) <= set(known) else taps
+        return cls(
+            taps=taps,
+            depths={tap: places.index(tap) for tap in taps},
+            num_classes=num_classes,
+            ball=ball,
+            attacking=Attacking(settings.steps, settings.restarts, scale),
+            settings=settings,
+            seed=seed,
+            distances=None if distances is None else check_distances(distances, num_classes),
+        )
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -59,18 +82,28 @@ class Subject(NamedTuple):
         feature = self.settings.feature
         return ("gap", "flatten") if feature == "both" else (feature,)
 
-    def head(self, tap: str, dim: int) -> Head | None:
-        """Return the head where its rows live in the feature space of this tap."""
-        if tap != self.taps[-1] or tap != all_taps(self.model)[-1]:
-            return None
-        if isinstance(self.model, Classifier):
-            frame = self.model.head.frame()
-            weight = self.model.head.vertices().detach()
-            return Head(weight, None if frame is None else frame.detach())
-        layers = [module for module in self.model.modules() if isinstance(module, nn.Linear)]
-        if not layers or layers[-1].weight.shape != (self.num_classes, dim):
-            return None
-        return Head(layers[-1].weight.detach(), None)
+
+class HeadRows(NamedTuple):
+    """The rows of the last map `(K, D)`, and its fixed frame where it has one."""
+
+    weight: Tensor
+    frame: Tensor | None
+
+
+def head_rows(
+    model: nn.Module, measurement: Measurement, tap: str, shape: tuple[int, int]
+) -> HeadRows | None:
+    """Return the head where its rows, of the shape (K, D), live in the features of this tap."""
+    if tap != measurement.taps[-1] or tap != all_taps(model)[-1]:
+        return None
+    if isinstance(model, Classifier):
+        frame = model.head.frame()
+        weight = model.head.vertices().detach()
+        return HeadRows(weight, None if frame is None else frame.detach())
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not layers or layers[-1].weight.shape != shape:
+        return None
+    return HeadRows(layers[-1].weight.detach(), None)
 
 
 class Examples(NamedTuple):
@@ -109,7 +142,7 @@ class Examples(NamedTuple):
         return stream_key(seed, "geometry", self.split)
 
 
-class Condition(NamedTuple):
+class ConditionImages(NamedTuple):
     """What was done to the images: `(N, C, H, W)`, with the targets `(N,)` of a targeted attack.
 
     Clean ones are those of the examples, and `images` None. `noisy` are the images with noise on

@@ -3,7 +3,7 @@
 >>> import torch
 >>> labels, distances = torch.tensor([0, 1, 1]), torch.tensor([[0.0, 1], [1, 0]])
 >>> clean = torch.tensor([[2.0, 1], [0, 1], [1, 0]])
->>> rows = output_rows(Outputs(clean.flip(1), clean), labels, distances)
+>>> rows = output_rows(clean.flip(1), labels, distances, clean=clean)
 >>> for row in rows[:2]:
 ...     print(row["measure"], round(row["value"], 2), row["n"])
 accuracy 0.33 3
@@ -11,7 +11,6 @@ mistake_severity 1.0 2
 """
 
 from functools import reduce
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,31 +21,27 @@ from robust_nc.profiling.rows import Row, valued
 _AT_ONCE = 4096  # examples whose logits are ranked together
 
 
-class Outputs(NamedTuple):
-    """Logits `(N, K)` under a condition; of the clean images too, where they are others."""
-
-    logits: Tensor
-    clean: Tensor | None = None
-
-
-def output_rows(outputs: Outputs, labels: Tensor, distances: Tensor | None) -> list[Row]:
+def output_rows(
+    logits: Tensor, labels: Tensor, distances: Tensor | None, *, clean: Tensor | None = None
+) -> list[Row]:
     """Accuracy; with distances (K, K) between classes also severity of mistakes and ranking.
 
+    `logits` `(N, K)` under a condition; `clean` of the clean images, where they are others.
     `induced_severity` is `mistake_severity` over the examples that are right on clean images: the
     mistakes that the condition made.
     """
-    predicted = outputs.logits.argmax(1)
+    predicted = logits.argmax(1)
     right, count = int((predicted == labels).sum()), len(labels)
     rows: list[Row] = [{"measure": "accuracy", "value": right / count, "n": count}]
     if distances is not None:
-        found = output_measures(_summed(outputs.logits, labels, distances))
+        found = output_measures(_summed(logits, labels, distances))
         rows += [
             valued(name, value, found.notes) | {"n": found.counts[name]}
             for name, value in found.values.items()
             if name != "accuracy"
         ]
-        if outputs.clean is not None:
-            kept = outputs.clean.argmax(1) == labels
+        if clean is not None:
+            kept = clean.argmax(1) == labels
             rows.append(_induced(labels[kept], predicted[kept], distances))
     return [{"tap": "output"} | row for row in rows]
 

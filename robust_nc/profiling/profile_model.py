@@ -12,7 +12,6 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import pandas as pd
@@ -25,18 +24,15 @@ from robust_nc.data.base import Split
 from robust_nc.data.load import to_unit
 from robust_nc.evaluation.evaluate_model import evaluate
 from robust_nc.exceptions import InputError
-from robust_nc.geometry.severity import check_distances
 from robust_nc.models.classifier import Classifier
-from robust_nc.profiling.conditions import Attacking
+from robust_nc.profiling.conditions import check_settings, split_conditions, stated
 from robust_nc.profiling.corruption_rows import CorruptionSource, corrupted_rows
 from robust_nc.profiling.eps_sweep import radius_rows
-from robust_nc.profiling.feature_cache import chosen_taps
-from robust_nc.profiling.make_conditions import check_settings, conditions, stated
-from robust_nc.profiling.measurement import Examples, Reference, Subject, drawn
+from robust_nc.profiling.measurement import Examples, Measurement, VertexMoments, drawn
 from robust_nc.profiling.optional_rows import extra_rows
 from robust_nc.profiling.rows import Row
-from robust_nc.profiling.shards import Crew, Sent, at_work
-from robust_nc.profiling.split_rows import Side
+from robust_nc.profiling.shards import ModelExecutor, SplitShards
+from robust_nc.profiling.split_rows import SplitRows
 from robust_nc.record.schema import tidy
 from robust_nc.registry import CONTROLS
 from robust_nc.runtime.executor import IN_PROCESS, Executor
@@ -110,12 +106,12 @@ def profile(
     if TRAIN not in named or set(named) - {TRAIN, TEST}:
         raise InputError(f"batches must be those of train, or train and test, found {set(named)}")
     sets = {name: _gathered(name, named[name]) for name in (TRAIN, TEST) if name in named}
-    crew = Crew(model, executor)
-    num_classes = crew.ask(count_classes, sets[TRAIN].images[:2].clone())
+    workers = ModelExecutor(model, executor)
+    num_classes = workers.ask(count_classes, sets[TRAIN].images[:2].clone())
     for examples in sets.values():
         check_labels(examples.labels, len(examples.labels), num_classes)
     found = _measure(
-        model,
+        workers,
         sets,
         ball,
         settings,
@@ -124,14 +120,13 @@ def profile(
         initial=initial,
         seed=seed,
         report=report or no_report,
-        crew=crew,
     )
     vertices = {(f, tap): m.means for f, r in found.references.items() for tap, m in r.items()}
     return Profile(
         frame=tidy(found.rows),
-        taps=found.subject.taps,
+        taps=found.measurement.taps,
         vertices=vertices,
-        logit_scale=found.subject.attacking.scale,
+        logit_scale=found.measurement.attacking.scale,
     )
 
 
@@ -161,7 +156,7 @@ def profile_cell(
         learnt = learnt._replace(given=spread(train._replace(labels=given), limit).labels)
     sets = {TRAIN: learnt, TEST: _unit(TEST, _first(test, settings.test_examples))}
     found = _measure(
-        model,
+        ModelExecutor(model, executor),
         sets,
         config.threat.ball(),
         settings,
@@ -171,19 +166,18 @@ def profile_cell(
         initial=initial,
         seed=config.seed,
         report=report,
-        crew=Crew(model, executor),
     )
     return tidy(found.rows)
 
 
 class _Measured(NamedTuple):
-    subject: Subject
+    measurement: Measurement
     rows: list[Row]
-    references: dict[str, Reference]
+    references: dict[str, VertexMoments]
 
 
 def _measure(
-    model: nn.Module,
+    executor: ModelExecutor,
     sets: dict[str, Examples],
     ball: Ball,
     settings: MeasureConfig,
@@ -194,43 +188,43 @@ def _measure(
     initial: nn.Module | None,
     seed: int,
     report: Report,
-    crew: Crew,
 ) -> _Measured:
     _check_enough(sets[TRAIN].labels, num_classes)
+    model = executor.model
     # A caller's inference mode would reach the sums.
     with torch.inference_mode(False), untouched(model), full_precision():
-        scale = crew.ask(calibrate, sets[TRAIN].first(CALIBRATION).images)
-        subject = Subject(
-            model=model,
-            taps=chosen_taps(model, settings.taps),
+        measurement = Measurement.of(
+            model,
+            settings,
+            ball,
             num_classes=num_classes,
-            ball=ball,
-            attacking=Attacking(settings.steps, settings.restarts, scale),
-            settings=settings,
+            scale=executor.ask(calibrate, sets[TRAIN].first(CALIBRATION).images),
             seed=seed,
-            distances=None if distances is None else check_distances(distances, num_classes),
+            distances=distances,
         )
-        check_settings(subject)
+        check_settings(measurement)
         rows: list[Row] = []
-        references: dict[str, Reference] = {}
-        for split, examples in sets.items():
-            told = partial(_told, report, split)
-            rows += _split_rows(subject, examples, references, crew, told)
-        examples = sets.get(TEST, sets[TRAIN])
-        told = partial(_told, report, examples.split)
+        references: dict[str, VertexMoments] = {}
+        split: SplitShards | None = None
+        for examples in sets.values():
+            split = None  # not the shards of both at a time
+            split = SplitShards(executor, measurement, examples)
+            told = _told(report, examples.split)
+            rows += _split_rows(split, references, told)
+        assert split is not None
         if settings.radii:
-            rows += radius_rows(subject, examples, references, crew, told)
+            rows += radius_rows(split, references, told)
         if settings.corruptions:
-            rows += corrupted_rows(subject, examples, references, told, source=corrupted, crew=crew)
-        rows += extra_rows(subject, examples, references, initial, crew, told)
-    return _Measured(subject, rows, references)
+            rows += corrupted_rows(split, references, told, source=corrupted)
+        rows += extra_rows(executor, measurement, examples, references, initial, told)
+    return _Measured(measurement, rows, references)
 
 
-def count_classes(sent: Sent, images: Tensor, *, report: Report) -> int:
+def count_classes(model: nn.Module, images: Tensor, *, report: Report) -> int:
     """Ask the model for logits, and say so where it gives none."""
-    with torch.inference_mode(False), untouched(sent.model), torch.no_grad():
+    with torch.no_grad():
         try:
-            logits = sent.model(images.to(device_of(sent.model)))
+            logits = model(images.to(device_of(model)))
         except RuntimeError as error:
             raise InputError(
                 f"the model fails on float32 images of shape {tuple(images.shape)}: {error}"
@@ -240,33 +234,26 @@ def count_classes(sent: Sent, images: Tensor, *, report: Report) -> int:
     return logits.shape[1]
 
 
-def calibrate(sent: Sent, images: Tensor, *, report: Report) -> float:
+def calibrate(model: nn.Module, images: Tensor, *, report: Report) -> float:
     """Find what the attack divides logits by, from clean training images."""
-    with at_work(sent):
-        found: float = CONTROLS.load("logit_scale")(sent.model, images.to(device_of(sent.model)))
+    found: float = CONTROLS.load("logit_scale")(model, images.to(device_of(model)))
     return found
 
 
 def _split_rows(
-    subject: Subject,
-    examples: Examples,
-    references: dict[str, Reference],
-    crew: Crew,
-    report: Report,
+    split: SplitShards, references: dict[str, VertexMoments], report: Report
 ) -> list[Row]:
     """Measure one split through every feature; the first split fills `references`."""
-    sides = {
-        feature: Side(subject, examples, feature, references.get(feature), crew)
-        for feature in subject.features
-    }
-    references |= {feature: side.reference for feature, side in sides.items()}
+    views = [
+        SplitRows(split, feature, references.get(feature)) for feature in split.measurement.features
+    ]
+    references |= {view.feature: view.vertices for view in views}
     rows: list[Row] = []
-    reference = references[subject.features[0]]
-    for condition in conditions(subject, examples, reference, crew, report):
+    for condition in split_conditions(split, views[0].vertices, report):
         report(0.0, f"measure {condition.name}")
-        shared = stated(subject, condition.name)
-        for side in sides.values():
-            rows += [shared | row for row in side.measure(condition)]
+        shared = stated(split.measurement, condition.name)
+        for view in views:
+            rows += [shared | row for row in view.measure(condition)]
     return rows
 
 
@@ -301,8 +288,8 @@ def _first(split: Split, limit: int | None) -> Split:
     return split if limit is None else Split(*(part[:limit] for part in split))
 
 
-def _told(report: Report, split: str, share: float, text: str) -> None:
-    report(share, f"geometry, {split}: {text}")
+def _told(report: Report, split: str) -> Report:
+    return lambda share, text: report(share, f"geometry, {split}: {text}")
 
 
 def _check_enough(labels: Tensor, num_classes: int) -> None:

@@ -7,11 +7,27 @@
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
+from robust_nc.geometry.alignment import etf_distance
+from robust_nc.geometry.collapse import collapse
+from robust_nc.geometry.leaps import Leaps
+from robust_nc.geometry.moments import Moments
+from robust_nc.geometry.nulls import isotropic_null, joint_counts, leap_null
+from robust_nc.geometry.projection import Projection
+from robust_nc.profiling.accumulators import GroupMeter, VertexMeter
+from robust_nc.profiling.measurement import HeadRows
+from robust_nc.registry import METRICS
+
 Row = dict[str, Any]
 
-CLEAN, ATTACKED, SWEEP = "clean", "attacked", "sweep"  # conditions; the others by their kind
-
 _NO_SPREAD = "undefined: the means coincide, or fewer than two groups have two examples"
+_NO_VERTEX = "undefined: no example of a class with a vertex"
+_NOTES = {
+    "ncc": _NO_VERTEX,
+    "nc4": _NO_VERTEX,
+    "etf_distance": "undefined: the class means coincide",
+}
 
 
 def valued(name: str, value: float | None, notes: Mapping[str, str]) -> Row:
@@ -27,4 +43,74 @@ def class_rows(common: Row, values: tuple[float | None, ...], sizes: list[int]) 
         | {"i": i, "value": value, "n": size}
         | {"note": "" if value is not None else "undefined: too few examples, or no spread"}
         for i, (value, size) in enumerate(zip(values, sizes, strict=True))
+    ]
+
+
+def group_rows(
+    meter: GroupMeter,
+    projection: Projection,
+    head: HeadRows | None,
+    vertices: Tensor,
+    *,
+    seed: int,
+) -> list[Row]:
+    """All collapse measures of one grouping, and for the true label those of single classes.
+
+    `projection` is that of the second sweep; `vertices` (K, D) are the clean training ones.
+    """
+    measured = collapse(
+        meter.moments,
+        projection=projection,
+        scatter=meter.scatter,
+        weight=None if head is None else head.weight,
+        target=None if head is None else head.frame,
+    )
+    common = {"grouping": meter.grouping, "vertices": "same", "n": measured.num_examples}
+    rows = [
+        common | {"measure": name, "value": value, "note": measured.notes.get(name, "")}
+        for name, value in measured.measures().items()
+        if name not in {"ncc", "nc4"}
+    ]
+    rows += [common | row for row in _registered(meter.moments)]
+    if meter.grouping == "true":
+        rows.append(common | valued("etf_distance", etf_distance(meter.moments.means), _NOTES))
+        sizes = meter.moments.counts.tolist()
+        rows += class_rows(common | {"measure": "nc1_class"}, projection.per_group(), sizes)
+    if meter.grouping == "landed":
+        noise = isotropic_null(meter.moments, vertices, seed=seed)
+        values = {"nc1_landed_null": noise.nc1, "nc1_trace_landed_null": noise.nc1_trace}
+        common = common | {"vertices": "clean-train"}
+        rows += [common | valued(name, value, {}) for name, value in values.items()]
+    return rows
+
+
+def vertex_rows(meter: VertexMeter, leaps: Leaps | None, vertices: Tensor) -> list[Row]:
+    """Measures against the clean training vertices (K, D), and the null of leaping alone."""
+    common: Row = {"grouping": "true", "vertices": "clean-train"}
+    seen, compared = meter.nearest.counted
+    values = {
+        "ncc": (meter.nearest.ncc(), seen),
+        "nc4": (meter.nearest.nc4(), compared),
+        "nc1_cleanref": (meter.cleanref.nc1(), meter.cleanref.count),
+    }
+    rows = [
+        common | {"n": count} | valued(name, value, _NOTES)
+        for name, (value, count) in values.items()
+    ]
+    if leaps is None:
+        return rows
+    null = leap_null(joint_counts(leaps.labels, leaps.destination, len(vertices)), vertices)
+    common = common | {"n": leaps.num_examples}
+    nulls = {"nc1_leap_null": null.nc1, "nc1_trace_leap_null": null.nc1_trace}
+    return rows + [common | valued(name, value, {}) for name, value in nulls.items()]
+
+
+def _registered(moments: Moments) -> list[Row]:
+    """Values of the measures that come with a function of their own."""
+    known = [METRICS.load(name) for name in METRICS.names()]
+    notes = dict.fromkeys([measure.name for measure in known], "undefined for these features")
+    return [
+        valued(measure.name, measure.compute(moments), notes)
+        for measure in known
+        if measure.compute is not None
     ]

@@ -9,39 +9,187 @@ says nothing about how robust that tap is:
 >>> model = build_model(ModelConfig(image_shape=(1, 8, 8))).eval()
 >>> images, labels = torch.rand(20, 1, 8, 8), torch.arange(20) % 10
 >>> vertices = model.tapped(images).features["block1"].detach().view(2, 10, -1).mean(0)
+>>> ball = Ball("Linf", 0.1)
+>>> verdict = attack_tap(model, "block1", vertices, images, labels, ball, protocol="pgd")
+>>> verdict.adaptive <= verdict.transferred <= verdict.clean
+True
 >>> rows = adaptive_rows(
-...     model, {"block1": vertices}, images, labels, Ball("Linf", 0.1),
+...     model, {"block1": vertices}, images, labels, ball,
 ...     taps=["block1"], feature="gap", protocol="pgd", seed=0,
 ... )
 >>> [row["measure"] for row in rows]
 ['robust_accuracy', 'ncc_clean', 'ncc_transferred', 'ncc_adaptive']
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from robust_nc.checks import check_images
-from robust_nc.evaluation.evaluate_model import Outcome
+from robust_nc.evaluation.evaluate_model import Outcome, evaluate
+from robust_nc.evaluation.state import TRANSFERRED
 from robust_nc.exceptions import InputError, unknown_name
-from robust_nc.models.nearest_vertex import nearest_vertex_classifier
+from robust_nc.models.nearest_vertex import NearestVertexClassifier, nearest_vertex_classifier
 from robust_nc.models.taps import module_taps, read_taps
+from robust_nc.plugins import find_protocol
 from robust_nc.profiling.rows import Row
-from robust_nc.profiling.shards import Crew, Sent, at_work
-from robust_nc.profiling.tap_verdict import TapVerdict, Trial, attack_tap, verdict_at
+from robust_nc.profiling.shards import ModelExecutor
 from robust_nc.runtime import stopping
 from robust_nc.runtime.progress import Progress, Report, no_report
 from robust_nc.runtime.torch_state import device_of
 from robust_nc.threat import Ball
 from robust_nc.types import EvaluationProtocol, Warned
 
-__all__ = ["TapVerdict", "adaptive_rows", "attack_tap", "verdict_rows"]
-
+_POINTS = 0.002  # share of the examples from which it counts that transfer does more
 _SAME = 1e-6  # of the size of vertices: of one set of features they differ by rounding only
 _BATCH = 256  # images at a time, to compare taps
+
+
+class TapVerdict(NamedTuple):
+    """What the nearest-vertex classifier of one tap withstands; shares of the same N examples.
+
+    `clean`: correct as they are; `transferred`: correct also at the points that were made against
+    the network; `adaptive`: that neither those points nor the attack on the classifier itself
+    breaks, the one number that says how robust the tap is. `outcome` is the worst case over both,
+    with "transfer" in `broken_by` where only the network's points break; `scale` is what the
+    logits were divided by.
+    """
+
+    clean: float
+    transferred: float
+    adaptive: float
+    outcome: Outcome
+    scale: float
+
+
+def attack_tap(
+    model: nn.Module,
+    tap: str,
+    vertices: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    ball: Ball,
+    *,
+    protocol: str | EvaluationProtocol = "standard",
+    feature: str = "gap",
+    seed: int = 0,
+    ids: Tensor | None = None,
+    batch_size: int | None = None,
+    against_network: Outcome | None = None,
+    report: Callable[[Progress], None] | None = None,
+) -> TapVerdict:
+    """Attack the nearest-vertex classifier of one tap by a protocol, and by transfer.
+
+    `vertices` (K, D) are clean class means of the tap's features (`feature` "gap" or "flatten"; a
+    class without one is a row of NaN), `images` (N, C, H, W) and `labels` (N,) as for `evaluate`.
+    `against_network` is the verdict of the same protocol on the network, of the same examples in
+    the same order (None: made here); an example that the network gets wrong as it is counts with
+    the point that stands there. Logits are divided so that the median margin of `images` is 5.
+
+    Where transfer breaks more than 0.2 points beyond the classifier's own attack, the outcome's
+    warnings say `transfer-stronger`: that attack was too weak. Raises `InputError` without
+    examples, for an `against_network` of other examples, and what `evaluate` and
+    `NearestVertexClassifier` raise.
+    """
+    images = check_images(images)
+    if not len(images):
+        raise InputError("a verdict on a tap needs examples, found none")
+    trial = Trial(images, labels, ball, protocol, seed, ids, batch_size)
+    network = trial.evaluate(model, None) if against_network is None else against_network
+    trial.checked(network)
+    classifier = nearest_vertex_classifier(model, tap, vertices, images, feature=feature)
+    return _attack(classifier, trial, network, report)
+
+
+class Trial(NamedTuple):
+    """What every verdict here has in common: examples, ball, protocol and draws."""
+
+    images: Tensor
+    labels: Tensor
+    ball: Ball
+    protocol: str | EvaluationProtocol
+    seed: int
+    ids: Tensor | None
+    batch_size: int | None = None
+
+    def evaluate(self, model: nn.Module, report: Callable[[Progress], None] | None) -> Outcome:
+        """Make the verdict of the protocol on a model."""
+        return evaluate(
+            model,
+            self.images,
+            self.labels,
+            self.ball,
+            protocol=self.protocol,
+            seed=self.seed,
+            ids=self.ids,
+            batch_size=self.batch_size,
+            report=report,
+        )
+
+    def checked(self, network: Outcome) -> Outcome:
+        """Refuse a verdict on the network of other examples than these."""
+        if network.adversarials.shape != self.images.shape:
+            raise InputError(
+                f"against_network holds points of shape {tuple(network.adversarials.shape)} for "
+                f"images of shape {tuple(self.images.shape)}; it must be the verdict on the same "
+                "examples"
+            )
+        return network
+
+    @property
+    def plan(self) -> EvaluationProtocol:
+        """The protocol itself."""
+        return find_protocol(self.protocol) if isinstance(self.protocol, str) else self.protocol
+
+    def stands(self, model: nn.Module, points: Tensor) -> Tensor:
+        """Whether a model is right at points made before, `(N,)`; evaluated as all others are."""
+        alone = self._replace(images=points, protocol=self.plan._replace(attacks=(), by_norm={}))
+        return alone.evaluate(model, None).clean_correct
+
+
+def _attack(
+    classifier: NearestVertexClassifier,
+    trial: Trial,
+    network: Outcome,
+    report: Callable[[Progress], None] | None,
+) -> TapVerdict:
+    """Attack a classifier, beside the points that were made against the network."""
+    points = trial.ball.project(network.adversarials, trial.images.cpu())
+    stands = trial.stands(classifier, points)
+    own = trial.evaluate(classifier, report)
+    outcome = _worst(own, points, stands)
+    return TapVerdict(
+        clean=own.clean_accuracy,
+        transferred=_share(own.clean_correct & stands),
+        adaptive=outcome.robust_accuracy,
+        outcome=outcome,
+        scale=float(classifier.scale),
+    )
+
+
+def _worst(own: Outcome, points: Tensor, stands: Tensor) -> Outcome:
+    """Add the transferred points to a verdict: an example must stand at both."""
+    fallen = own.robust & ~stands
+    warnings = own.warnings
+    if _share(fallen) > _POINTS:
+        message = (
+            f"points made against the network break {_share(fallen):.1%} of the examples that the "
+            "attack on the nearest-vertex classifier itself missed: that attack was too weak"
+        )
+        warnings = (*warnings, Warned("transfer-stronger", message))
+    return own._replace(
+        robust=own.robust & stands,
+        codes=own.codes.masked_fill(fallen, TRANSFERRED),
+        adversarials=torch.where(fallen[:, None, None, None], points, own.adversarials),
+        forward_passes=own.forward_passes + 1,
+        warnings=warnings,
+    )
+
+
+def _share(flags: Tensor) -> float:
+    return float(flags.double().mean())
 
 
 def adaptive_rows(
@@ -78,36 +226,37 @@ def adaptive_rows(
     if not len(images):
         raise InputError("a verdict on taps needs examples, found none")
     trial = Trial(images, labels, ball, protocol, seed, ids, batch_size)
-    crew, report = Crew(model), report or no_report
+    executor, report = ModelExecutor(model), report or no_report
     if against_network is None:
-        told = partial(_share_told, report, 0, 1 + len(taps))
-        network = crew.map(judge_network, [(trial,)], report=told)[0]
+        told = _stage(report, 0, 1 + len(taps))
+        network = executor.map(attack_network, [(trial,)], report=told)[0]
     else:
         network = trial.checked(against_network)
     known = {tap: vertices[tap] for tap in taps}
-    return verdict_rows(trial, network, known, module_taps(model), feature, crew, report)
+    places = module_taps(model)
+    return tap_attack_rows(executor, trial, network, known, places, feature, report)
 
 
-def verdict_rows(
+def tap_attack_rows(
+    executor: ModelExecutor,
     trial: Trial,
     network: object,
     vertices: Mapping[str, Tensor],
     places: Sequence[str],
     feature: str,
-    crew: Crew,
     report: Report,
 ) -> list[Row]:
     """Make the rows of `adaptive_rows`, tap by tap; `network` is the handle of its verdict.
 
     `places` are all taps of the model, in depth order. Raises `StoppedError` between two taps.
     """
-    shared = crew.lend(trial)
-    compared: _Compared = crew.ask(compare_taps, shared, network, vertices, feature)
+    shared = executor.lend(trial)
+    compared: _Compared = executor.ask(compare_taps, shared, network, vertices, feature)
     distinct = list(dict.fromkeys(compared.twins.values()))
     parts = [(shared, network, tap, vertices[tap], feature) for tap in distinct]
-    told = partial(_share_told, report, 1, 1 + len(distinct))
+    told = _stage(report, 1, 1 + len(distinct))
     verdicts = {}
-    for verdict in crew.each(judge_tap, parts, report=told):
+    for verdict in executor.each(attack_one_tap, parts, report=told):
         verdicts[verdict.tap] = verdict
         stopping.heed()
     common: Row = {"condition": "attacked", "split": "test", "grouping": "true"}
@@ -120,10 +269,9 @@ def verdict_rows(
     return [common | row for row in rows]
 
 
-def judge_network(sent: Sent, trial: Trial, *, report: Report) -> Outcome:
+def attack_network(model: nn.Module, trial: Trial, *, report: Report) -> Outcome:
     """Make the verdict on the network itself."""
-    with at_work(sent):
-        return trial.judge(sent.model, partial(_progress_told, report, "output"))
+    return trial.evaluate(model, _progress(report, "output"))
 
 
 class _Compared(NamedTuple):
@@ -134,7 +282,7 @@ class _Compared(NamedTuple):
 
 
 def compare_taps(
-    sent: Sent,
+    model: nn.Module,
     trial: Trial,
     network: Outcome,
     vertices: Mapping[str, Tensor],
@@ -143,9 +291,7 @@ def compare_taps(
     report: Report,
 ) -> _Compared:
     """Find the taps that can share a verdict, since their features are equal."""
-    with at_work(sent):
-        images = (trial.images, network.adversarials)
-        twins = _same_features(sent.model, vertices, images, feature)
+    twins = _same_features(model, vertices, (trial.images, network.adversarials), feature)
     value, note = network.robust_accuracy, _names(network.warnings)
     return _Compared(twins, {"measure": "robust_accuracy", "value": value, "note": note})
 
@@ -160,8 +306,8 @@ class _Shares(NamedTuple):
     warnings: str
 
 
-def judge_tap(
-    sent: Sent,
+def attack_one_tap(
+    model: nn.Module,
     trial: Trial,
     network: Outcome,
     tap: str,
@@ -171,23 +317,20 @@ def judge_tap(
     report: Report,
 ) -> _Shares:
     """Attack the nearest-vertex classifier of one tap."""
-    with at_work(sent):
-        classifier = nearest_vertex_classifier(
-            sent.model, tap, vertices, trial.images, feature=feature
-        )
-        found = verdict_at(classifier, trial, network, partial(_progress_told, report, tap))
+    classifier = nearest_vertex_classifier(model, tap, vertices, trial.images, feature=feature)
+    found = _attack(classifier, trial, network, _progress(report, tap))
     warnings = _names(found.outcome.warnings)
     return _Shares(tap, found.clean, found.transferred, found.adaptive, warnings)
 
 
-def _share_told(report: Report, before: int, total: int, share: float, text: str) -> None:
+def _stage(report: Report, before: int, total: int) -> Report:
     """Tell of one stage, or of all that are left, as a share of `total` stages."""
     left = 1 if not before else total - before
-    report((before + share * left) / total, text)
+    return lambda share, text: report((before + share * left) / total, text)
 
 
-def _progress_told(report: Report, tap: str, now: Progress) -> None:
-    report(now.share, f"adaptive, {tap}: {now}")
+def _progress(report: Report, tap: str) -> Callable[[Progress], None]:
+    return lambda now: report(now.share, f"adaptive, {tap}: {now}")
 
 
 def _tap_rows(tap: str, verdict: _Shares) -> Iterator[Row]:
