@@ -13,7 +13,7 @@ from robust_nc.claims.answers import read_answers
 from robust_nc.claims.page import answers_page
 from robust_nc.claims.reading import read_claims
 from robust_nc.data.hierarchy.tree import read_hierarchy
-from robust_nc.geometry.measures import markdown
+from robust_nc.geometry.measures import measures_table
 from robust_nc.io.files import sha256_of
 from robust_nc.pipeline.suite import read_suite
 from robust_nc.record.folder import read_all
@@ -105,7 +105,7 @@ def test_the_python_of_the_page_on_systems_runs(capsys: pytest.CaptureFixture[st
 
 def test_the_page_on_measures_lists_every_measure() -> None:
     """Its table is what `python -m robust_nc.geometry.measures` prints."""
-    assert f"\n\n{markdown()}\n\n" in (ROOT / "docs/measures.md").read_text()
+    assert f"\n\n{measures_table()}\n\n" in (ROOT / "docs/measures.md").read_text()
 
 
 def test_the_page_of_claims_is_what_the_answers_say() -> None:

@@ -28,10 +28,10 @@ from robust_nc.models.classifier import Classifier
 from robust_nc.models.taps import read_taps
 from robust_nc.profiling import feature_cache, profile
 from robust_nc.profiling.accumulators import (
+    Accumulator,
     ExactMeter,
     FeatureBatch,
     GroupMeter,
-    Meter,
     OnePassMeter,
     VertexMeter,
 )
@@ -285,13 +285,13 @@ def rows_of(batch: FeatureBatch, rows: slice) -> FeatureBatch:
     return FeatureBatch(*(each if each is None else each[rows] for each in batch))
 
 
-def sent(meter: Meter) -> Meter:
+def sent(meter: Accumulator) -> Accumulator:
     """The meter as it comes back from another machine."""
-    found: Meter = pickle.loads(pickle.dumps(bare(meter)))
+    found: Accumulator = pickle.loads(pickle.dumps(bare(meter)))
     return found
 
 
-def swept(make: Callable[[], Meter], batch: FeatureBatch, shards: list[slice]) -> Meter:
+def swept(make: Callable[[], Accumulator], batch: FeatureBatch, shards: list[slice]) -> Accumulator:
     """The merged meters of all shards."""
     meters = []
     for rows in shards:

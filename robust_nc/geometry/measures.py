@@ -58,7 +58,7 @@ def _read() -> dict[str, Measure]:
 MEASURES = _read()
 
 
-def markdown() -> str:
+def measures_table() -> str:
     """Return the table of the documentation, by name."""
     lines = ["| name | what it is | unit | better | computed by |", "|---|---|---|---|---|"]
     better = {value: word for word, value in _BETTER.items()}
@@ -71,4 +71,4 @@ def markdown() -> str:
 
 
 if __name__ == "__main__":
-    print(markdown())
+    print(measures_table())

@@ -30,10 +30,10 @@ from robust_nc.geometry.collapse import collapse
 from robust_nc.geometry.inputs import as_features
 from robust_nc.geometry.moments import Moments
 from robust_nc.models.rfm_kernels import (
-    blocks,
     kernel_agop,
     make_kernel,
     matrix_root,
+    row_blocks,
     solve_ridge,
     unit_sphere,
 )
@@ -275,7 +275,7 @@ class DeepRFM:
         """Evaluate a kernel machine (None: the last one) by blocks of rows."""
         centers = self.centers_ if centers is None else centers
         coefficients = self.coefficients_ if coefficients is None else coefficients
-        parts: Iterator[slice] = blocks(len(rows), len(centers), self.batch_size)
+        parts: Iterator[slice] = row_blocks(len(rows), len(centers), self.batch_size)
         found = [self.kernel(rows[part], centers) @ coefficients for part in parts]
         return torch.cat(found) if found else rows.new_zeros(0, coefficients.shape[1])
 

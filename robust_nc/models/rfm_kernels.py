@@ -127,7 +127,7 @@ def solve_ridge(
     """
     size = len(centers)
     matrix = centers.new_empty(size, size)
-    for rows in blocks(size, size, batch_size):
+    for rows in row_blocks(size, size, batch_size):
         matrix[rows] = kernel(centers[rows], centers)
     matrix.diagonal().add_(ridge)
     info = torch.empty((), dtype=torch.int32, device=matrix.device)
@@ -155,7 +155,7 @@ def kernel_agop(
     """
     size, dim = centers.shape
     total = centers.new_zeros(dim, dim)
-    for rows in blocks(size, size, batch_size):
+    for rows in row_blocks(size, size, batch_size):
         points = centers[rows]
         pulls = kernel.pull(_squared_distances(points, centers))
         for column in coefficients.T:
@@ -174,7 +174,7 @@ def matrix_root(matrix: Float64[Tensor, "d d"]) -> Float64[Tensor, "d d"]:
     return root
 
 
-def blocks(num_rows: int, num_columns: int, batch_size: int | None) -> Iterator[slice]:
+def row_blocks(num_rows: int, num_columns: int, batch_size: int | None) -> Iterator[slice]:
     """Cut rows into blocks of `batch_size`, or of 32 MiB in float64."""
     step = batch_size or max(1, _BLOCK_BYTES // (8 * max(num_columns, 1)))
     return (slice(start, start + step) for start in range(0, num_rows, step))

@@ -49,7 +49,7 @@ class FeatureBatch(NamedTuple):
     target: Tensor | None
 
 
-class Meter(Protocol):
+class Accumulator(Protocol):
     """What one sweep over the features of a tap accumulates."""
 
     def update(self, batch: FeatureBatch) -> None:
@@ -66,7 +66,7 @@ class TapMeter(NamedTuple):
     """
 
     tap: str
-    make: Callable[..., Meter]
+    make: Callable[..., Accumulator]
     nbytes: int = 0
 
 

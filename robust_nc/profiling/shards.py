@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from robust_nc.config import MeasureConfig
 from robust_nc.geometry.portable import bare, moved
-from robust_nc.profiling.accumulators import FeatureBatch, Meter, TapMeter
+from robust_nc.profiling.accumulators import Accumulator, FeatureBatch, TapMeter
 from robust_nc.profiling.feature_cache import TapBank, TapBatch
 from robust_nc.profiling.measurement import (
     CLEAN,
@@ -256,7 +256,9 @@ def sweep_shard(
     for name, images in held.items():
         bank.hold(name, images)
     known = moved(vertices or {}, device_of(model))
-    made: list[tuple[str, Meter]] = [(each.tap, each.make(known.get(each.tap))) for each in meters]
+    made: list[tuple[str, Accumulator]] = [
+        (each.tap, each.make(known.get(each.tap))) for each in meters
+    ]
     for batch in _batches(bank, shard.examples.labels, condition, again) if made else ():
         for tap, meter in made:
             meter.update(batch[tap])
