@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers_appraisal import EXAMPLES, claiming_all, judged, opened, resealed
 from helpers_runner import cli
-from helpers_verifying import EXAMPLES, claiming_all, judged, opened, resealed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import hypergeom

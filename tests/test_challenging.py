@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers_appraisal import BALL, EXAMPLES, claiming_all, judged, opened
 from helpers_runner import cli
-from helpers_verifying import BALL, EXAMPLES, claiming_all, judged, opened
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -170,16 +170,16 @@ class TestCommand:
     def test_another_model_cannot_lower_it(self, claim, made, tmp_path):
         stored, reference = claim
         folder = shutil.copytree(Path(reference.rpartition(":")[0]).parent, tmp_path / "model")
-        state = load_file(folder / "net.safetensors")
-        state["3.bias"][2] += 5
-        save_file(state, folder / "net.safetensors")
+        state = load_file(folder / "weights.safetensors")
+        state["5.bias"][2] += 5
+        save_file(state, folder / "weights.safetensors")
         ran = cli(
             "challenge",
             stored.path,
             "--evidence",
             tmp_path / "proof.evidence",
             "--model",
-            f"{folder / 'net.py'}:net",
+            f"{folder / 'net.py'}:make",
         )
         assert ran.code == 2
         assert "another model" in ran.err

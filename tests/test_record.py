@@ -1,9 +1,10 @@
-"""Records: what is written is read again, and anything else is refused in one sentence."""
+"""Records: written, sealed, found in folders, given badges and challenged; all else is refused."""
 
 import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import helpers_report as helpers
 import numpy as np
@@ -12,21 +13,38 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from robust_nc.config import plain
 from robust_nc.exceptions import RecordError
-from robust_nc.io.files import sha256_of
+from robust_nc.io.files import remove_tree, sha256_of
 from robust_nc.pipeline.make_record import summary
+from robust_nc.record.folder import checkpoint_folder, read_all, record_path
 from robust_nc.record.schema import (
     COLUMNS,
     SCHEMA,
+    Record,
     Stored,
+    broken_seals,
     pack_flags,
     read_record,
     same_record,
+    sealed,
     tidy,
     unpack_flags,
     write_record,
     write_rows,
 )
+from robust_nc.record.standing import (
+    PROVEN,
+    SCHEMA_OK,
+    best_badge,
+    challenge_path,
+    receipt_path,
+    standing,
+)
+
+EVIDENCE = "ab" * 32
+RECORD = sealed(helpers.record_of(helpers.config()))
+FIELDS = sorted(set(plain(RECORD)) - {"seals"})
 
 
 @pytest.fixture
@@ -171,3 +189,187 @@ def test_values_keep_seven_digits_and_their_range(tmp_path: Path) -> None:
     assert found == pytest.approx(values, rel=1e-6, abs=0, nan_ok=True)
     assert found[0] != values[0]
     assert found[2:6] == values[2:6]
+
+
+# Seals
+
+
+def other(value: Any) -> Any:
+    """A value of the same kind that is another one."""
+    if isinstance(value, dict):
+        return {**value, "more": 1}
+    if isinstance(value, list | tuple):
+        return [*value, 1]
+    return f"{value}0" if isinstance(value, str) else (0 if value is None else value + 1)
+
+
+def test_a_sealed_record_is_whole() -> None:
+    assert broken_seals(plain(RECORD)) == ()
+    assert sealed(RECORD) == RECORD
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_changed_field_is_named(field: str) -> None:
+    values = plain(RECORD)
+    values[field] = other(values[field])
+    assert broken_seals(values) == (field,)
+
+
+def test_a_field_that_lost_its_seal_is_named() -> None:
+    values = plain(RECORD)
+    values["seals"] = {name: seal for name, seal in values["seals"].items() if name != "seed"}
+    assert broken_seals(values) == ("seed",)
+
+
+def test_a_seal_without_a_field_is_named() -> None:
+    values = plain(RECORD)
+    values["seals"]["hardware2"] = "0"
+    assert broken_seals(values) == ("hardware2",)
+
+
+def test_every_field_has_a_seal() -> None:
+    assert sorted(RECORD.seals) == FIELDS
+    assert {field.name for field in dataclasses.fields(Record)} == {*FIELDS, "seals"}
+
+
+# Where records lie
+
+
+def test_records_are_read_sorted_by_path(tmp_path: Path) -> None:
+    written = helpers.write_grid(tmp_path, objectives=("pgd", "standard"), heads=("etf",), seeds=2)
+    found = read_all(tmp_path)
+    assert [one.path for one in found] == sorted(one.path for one in written)
+    assert {one.record.cell for one in found} == {one.record.cell for one in written}
+    first = found[0].record
+    assert found[0].path == record_path(tmp_path, first.model, first.cell)
+
+
+def test_one_record_is_a_root_too(tmp_path: Path) -> None:
+    stored = helpers.write_cell(tmp_path, helpers.config())
+    assert read_all(stored.path) == [stored]
+
+
+def test_files_that_are_no_records_are_passed_over(tmp_path: Path) -> None:
+    stored = helpers.write_cell(tmp_path, helpers.config())
+    folder = checkpoint_folder(tmp_path, stored.record.cell)
+    for path in (folder / "log.json", tmp_path / "cache" / "x.json", tmp_path / ".hidden.json"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("no record")
+    assert read_all(tmp_path) == [stored]
+
+
+def test_a_root_inside_a_folder_named_cache_is_read(tmp_path: Path) -> None:
+    stored = helpers.write_cell(tmp_path / "cache", helpers.config())
+    assert read_all(tmp_path / "cache") == [stored]
+
+
+def test_damage_and_absence_are_reported(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="run a suite first"):
+        read_all(tmp_path / "absent")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "broken.json").write_text("{")
+    with pytest.raises(RecordError, match=r"broken\.json"):
+        read_all(tmp_path)
+
+
+def test_remove_tree_removes_what_is_there(tmp_path: Path) -> None:
+    helpers.write_cell(tmp_path / "out", helpers.config())
+    remove_tree(tmp_path / "out")
+    remove_tree(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# Receipts and challenges
+
+
+def leave_receipt(stored: Stored, **changes: object) -> None:
+    values = {
+        "record": sha256_of(stored.path),
+        "evidence": None,
+        "badges": [SCHEMA_OK, PROVEN],
+        "created": "2026-01-01",
+    }
+    receipt_path(stored.path).write_text(json.dumps(values | changes))
+
+
+def leave_challenge(stored: Stored, evidence: str = EVIDENCE, **changes: object) -> None:
+    values = {
+        "cell": stored.record.cell,
+        "evidence": evidence,
+        "broken": [0, 3],
+        "created": "2026-01-01",
+    }
+    challenge_path(stored.path, evidence).write_text(json.dumps(values | changes))
+
+
+def test_a_record_alone_stands_as_it_claims(stored: Stored) -> None:
+    found = standing(stored)
+    assert found.robust.tolist() == unpack_flags(stored.record.verdict.robust).tolist()
+    assert (found.challenged, found.badges) == (0, ())
+
+
+def test_a_receipt_of_this_record_gives_its_badges(stored: Stored) -> None:
+    leave_receipt(stored)
+    assert standing(stored).badges == (SCHEMA_OK, PROVEN)
+
+
+@pytest.mark.parametrize("changes", [{"record": "0" * 64}, {"evidence": EVIDENCE}])
+def test_a_receipt_of_another_state_gives_none(stored: Stored, changes: dict[str, str]) -> None:
+    leave_receipt(stored, **changes)
+    assert standing(stored).badges == ()
+
+
+def test_a_changed_record_loses_its_badges(stored: Stored) -> None:
+    leave_receipt(stored)
+    stored.path.write_text(stored.path.read_text() + " ")
+    assert standing(read_record(stored.path)).badges == ()
+
+
+@pytest.mark.parametrize(
+    "badge", ["verified", "audited", "audited 0", "audited -3", "audited 201", "<b>"]
+)
+def test_a_badge_that_there_is_not_is_refused(stored: Stored, badge: str) -> None:
+    leave_receipt(stored, badges=[badge])
+    with pytest.raises(RecordError, match=r"\.receipt holds a badge"):
+        standing(stored)
+
+
+def test_challenges_count_each_example_once(stored: Stored) -> None:
+    claimed = unpack_flags(stored.record.verdict.robust)
+    assert claimed[:4].all()
+    leave_challenge(stored)
+    leave_challenge(stored, "cd" * 32, broken=[3, 2])
+    found = standing(stored)
+    assert found.challenged == 3
+    assert not found.robust[[0, 2, 3]].any()
+    assert found.robust.sum() == claimed.sum() - 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cell": "other"},
+        {"broken": [-1]},
+        {"broken": [10_000]},
+        {"broken": [10**30]},
+        {"broken": ["0"]},
+        {"more": 1},
+    ],
+)
+def test_a_challenge_that_is_none_is_refused(stored: Stored, changes: dict[str, object]) -> None:
+    leave_challenge(stored, **changes)
+    with pytest.raises(RecordError, match=r"\.challenge"):
+        standing(stored)
+
+
+def test_challenges_of_a_record_whose_name_goes_on_are_none_of_ours(stored: Stored) -> None:
+    longer = stored.path.with_name(f"{stored.path.stem}.more.json")
+    values = {"cell": "other", "evidence": EVIDENCE, "broken": [0], "created": "2026-01-01"}
+    challenge_path(longer, EVIDENCE).write_text(json.dumps(values))
+    assert standing(stored).challenged == 0
+
+
+def test_the_badge_that_says_most_is_shown() -> None:
+    assert best_badge((PROVEN, SCHEMA_OK)) == PROVEN
+    assert best_badge((PROVEN, "audited 300", SCHEMA_OK)) == "audited 300"
+    assert best_badge(()) == ""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from helpers_verifying import altered, judged, opened
+from helpers_appraisal import altered, judged, opened
 
 from robust_nc.config import plain, read
 from robust_nc.io.files import digest, sha256_of

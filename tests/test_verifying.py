@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers_appraisal import BALL, EXAMPLES, altered, judged, opened, resealed
 from helpers_runner import cli
-from helpers_verifying import BALL, EXAMPLES, altered, judged, opened, resealed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -226,8 +226,8 @@ class TestWhole:
         stored, reference = made
         model = opened(reference)
         with torch.no_grad():
-            model[3].weight.zero_()
-            model[3].bias.copy_(torch.arange(10.0))
+            model[5].weight.zero_()
+            model[5].bias.copy_(torch.arange(10.0))
         found = check_evidence(stored, examples=examples_of(stored.record, None), model=model)
         places = {finding.place for finding in found.wrong}
         assert {"model", "clean verdicts"} <= places
@@ -310,7 +310,7 @@ class TestCommand:
             (["RECORD", "--audit", "5"], "--model"),
             (["RECORD", "--audit", "0", "--model", "x:y"], "at least 1"),
             (["RECORD", "--seed", "-1"], "at least 0"),
-            (["RECORD", "--model", "no/such.py:net"], "no/such.py"),
+            (["RECORD", "--model", "no/such.py:make"], "no/such.py"),
         ],
     )
     def test_bad_input_is_said_in_one_sentence(self, made, arguments, words):
@@ -324,13 +324,13 @@ class TestCommand:
     def test_a_weight_that_changed_in_its_file_is_named(self, made, tmp_path):
         stored, reference = made
         folder = shutil.copytree(Path(reference.rpartition(":")[0]).parent, tmp_path / "model")
-        state = load_file(folder / "net.safetensors")
-        state["3.bias"][2] += 1e-4
-        save_file(state, folder / "net.safetensors")
-        ran = cli("verify", stored.path, "--model", f"{folder / 'net.py'}:net")
+        state = load_file(folder / "weights.safetensors")
+        state["5.bias"][2] += 1e-4
+        save_file(state, folder / "weights.safetensors")
+        ran = cli("verify", stored.path, "--model", f"{folder / 'net.py'}:make")
         assert ran.code == 1
         assert "another model: 1 tensor differs" in ran.out
-        assert "3.bias" in ran.out
+        assert "5.bias" in ran.out
         assert json.loads(stored.path.read_text())["cell"] == stored.record.cell
 
 
