@@ -218,6 +218,10 @@ class Stored(NamedTuple):
 
     def rows(self) -> pd.DataFrame:
         """Read the tidy rows (columns `COLUMNS`), checked against their SHA-256."""
+        return pd.read_parquet(self.rows_path())
+
+    def rows_path(self) -> Path:
+        """Return the file of the tidy rows, checked against its SHA-256, and of bounded length."""
         path = self.path.parent / file_name(self.record.rows.path, what=f"rows of {self.path}")
         if not path.is_file():
             raise RecordError(
@@ -226,7 +230,7 @@ class Stored(NamedTuple):
         if sha256_of(path) != self.record.rows.sha256:
             raise RecordError(f"{path} is not the file that {self.path.name} was written with")
         _check_rows(path)
-        return pd.read_parquet(path)
+        return path
 
 
 def _check_rows(path: Path) -> None:
