@@ -1,5 +1,6 @@
 """The verb `board`: conditions, order, queries and exports, and what it refuses."""
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -12,10 +13,9 @@ from helpers_runner import cli
 from rich.console import Console
 
 from robust_nc.cli import board
-from robust_nc.cli.board import Wanted, board_command
+from robust_nc.cli.board import BoardOptions, board_command
 from robust_nc.exceptions import ConfigError, RecordError, UnknownNameError
 from robust_nc.exchange.robustbench_published import published_rows
-from robust_nc.report.board import index
 from robust_nc.report.board.formats import plain_text
 from robust_nc.report.board.querying import Condition, kept, ordered, parse_condition
 from robust_nc.report.board.table import COLUMNS, leaderboard
@@ -31,11 +31,6 @@ FRAME = pd.DataFrame(
 )
 
 
-@pytest.fixture(autouse=True)
-def _home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
@@ -43,12 +38,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def shown(
-    results: Path, wanted: Wanted, capsys: pytest.CaptureFixture[str]
-) -> tuple[str, list[str]]:
+def shown(options: BoardOptions, capsys: pytest.CaptureFixture[str]) -> tuple[str, list[str]]:
     """Output and messages of one call."""
     stderr = Console(file=io.StringIO(), width=200)
-    assert board_command(results, wanted, stderr) == 0
+    assert board_command(options, stderr) == 0
     assert isinstance(stderr.file, io.StringIO)
     return capsys.readouterr().out, stderr.file.getvalue().splitlines()
 
@@ -146,31 +139,33 @@ class TestBoard:
     def test_conditions_and_order_reach_every_text(
         self, results: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        wanted = Wanted("csv", where=("head=etf", "robust>=0.5"), sort="robust")
-        out, _ = shown(results, wanted, capsys)
+        wanted = BoardOptions(results, "csv", where=("head=etf", "robust>=0.5"), sort="robust")
+        out, _ = shown(wanted, capsys)
         frame = pd.read_csv(io.StringIO(out))
         assert set(frame["head"]) == {"etf"}
         assert frame["objective"].tolist() == ["pgd", "trades"]
         for style in ("table", "latex", "markdown"):
-            out, _ = shown(results, wanted._replace(format=style), capsys)
+            out, _ = shown(dataclasses.replace(wanted, format=style), capsys)
             assert "etf-pgd" in out
             assert "linear" not in out
 
     def test_conditions_hold_for_differences_too(
         self, results: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        wanted = Wanted("csv", against="linear", where=("measure=robust",), sort="-difference")
-        out, _ = shown(results, wanted, capsys)
+        wanted = BoardOptions(
+            results, "csv", against="linear", where=("measure=robust",), sort="-difference"
+        )
+        out, _ = shown(wanted, capsys)
         assert set(pd.read_csv(io.StringIO(out))["measure"]) == {"robust"}
 
     def test_nothing_left_is_one_sentence(self, results: Path) -> None:
         with pytest.raises(RecordError, match="none of 6 rows meets robust>2"):
-            board_command(results, Wanted(where=("robust>2",)), Console())
+            board_command(BoardOptions(results, where=("robust>2",)), Console())
 
     def test_published_rows_are_there_and_unverified(
         self, results: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        out, _ = shown(results, Wanted("csv", published=True), capsys)
+        out, _ = shown(BoardOptions(results, "csv", published=True), capsys)
         frame = pd.read_csv(io.StringIO(out), keep_default_na=False)
         assert len(frame) == len(published_rows()) + 6
         theirs = frame[frame["suite"] == "robustbench"]
@@ -180,21 +175,10 @@ class TestBoard:
     def test_a_board_without_records_can_show_the_published(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        out, _ = shown(tmp_path, Wanted("csv", published=True), capsys)
+        out, _ = shown(BoardOptions(tmp_path, "csv", published=True), capsys)
         assert len(out.splitlines()) == 1 + len(published_rows())
         with pytest.raises(RecordError, match="holds no records"):
-            board_command(tmp_path, Wanted(), Console())
-
-    def test_many_records_are_kept_in_the_index(
-        self, results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        before, _ = shown(results, Wanted("csv"), capsys)
-        monkeypatch.setattr(board, "_MANY", 2)
-        first, told = shown(results, Wanted("csv"), capsys)
-        again, silent = shown(results, Wanted("csv"), capsys)
-        assert before == first == again
-        assert any(line.startswith("index: ") for line in told)
-        assert silent == []
+            board_command(BoardOptions(tmp_path), Console())
 
 
 class TestPage:
@@ -212,10 +196,10 @@ class TestPage:
             return out / "index.html"
 
         monkeypatch.setattr(board, "_site_writer", lambda: write_site)
-        wanted = Wanted("html", tmp_path, where=("head=etf", "objective=pgd"))
-        _, told = shown(results, wanted, capsys)
+        wanted = BoardOptions(results, "html", tmp_path, where=("head=etf", "objective=pgd"))
+        _, told = shown(wanted, capsys)
         assert told[-1] == f"wrote {tmp_path / 'index.html'}"
-        shown(results, Wanted("html", tmp_path, published=True), capsys)
+        shown(BoardOptions(results, "html", tmp_path, published=True), capsys)
         (some, none, _), (every, theirs, _) = calls
         assert {one.record.head for one in some} == {"etf"}
         assert sorted(one.record.seed for one in some) == [0, 1]
@@ -227,18 +211,20 @@ class TestPage:
 
 class TestExchange:
     def test_bibtex_is_of_the_rows(self, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        out, _ = shown(results, Wanted("bibtex"), capsys)
+        out, _ = shown(BoardOptions(results, "bibtex"), capsys)
         assert out.count("@") == 1
-        wanted = Wanted("bibtex", where=("model=Wang2023Better_WRN-70-16",), published=True)
-        out, _ = shown(results, wanted, capsys)
+        wanted = BoardOptions(
+            results, "bibtex", where=("model=Wang2023Better_WRN-70-16",), published=True
+        )
+        out, _ = shown(wanted, capsys)
         assert out.count("\n@") == 1
         assert "Better Diffusion Models" in out
 
     def test_model_info_is_of_the_rows(
         self, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        wanted = Wanted("robustbench", tmp_path, where=("head=etf", "objective=pgd"))
-        _, told = shown(results, wanted, capsys)
+        wanted = BoardOptions(results, "robustbench", tmp_path, where=("head=etf", "objective=pgd"))
+        _, told = shown(wanted, capsys)
         files = list(tmp_path.rglob("*.json"))
         assert len(files) == 2
         assert "wrote 2 files" in told[-1]
@@ -257,10 +243,10 @@ class TestQueries:
             "latex": r"etf & 6 \\",
         }
         for style, line in expected.items():
-            out, _ = shown(results, Wanted(style, sql=sql), capsys)  # type: ignore[arg-type]
+            out, _ = shown(BoardOptions(results, style, sql=sql), capsys)  # type: ignore[arg-type]
             assert line in out.splitlines()
         path = tmp_path / "answer.csv"
-        out, told = shown(results, Wanted("csv", path, sql=sql), capsys)
+        out, told = shown(BoardOptions(results, "csv", path, sql=sql), capsys)
         assert out == ""
         assert path.read_text() == "head,n\netf,6\nlinear,6\n"
         assert told[-1] == f"wrote {path}"
@@ -269,10 +255,10 @@ class TestQueries:
         self, results: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         sql = "select * from range(1500)"
-        out, told = shown(results, Wanted(sql=sql), capsys)
+        out, told = shown(BoardOptions(results, sql=sql), capsys)
         assert len(out.splitlines()) == 1002
         assert told[-1] == "the first 1,000 of 1,500 rows; --format csv has all"
-        out, _ = shown(results, Wanted("csv", sql=sql), capsys)
+        out, _ = shown(BoardOptions(results, "csv", sql=sql), capsys)
         assert len(out.splitlines()) == 1501
 
     def test_the_command_line_answers_in_one_sentence(self, results: Path) -> None:
@@ -286,25 +272,25 @@ class TestQueries:
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [
-        (Wanted("html", sql="select 1"), "written as table, csv, latex or markdown"),
-        (Wanted(sql="select 1", where=("head=etf",)), "--sql goes with"),
-        (Wanted(sql="select 1", published=True), "--sql goes with"),
-        (Wanted("html", sort="robust"), "leave --sort out"),
-        (Wanted("bibtex", against="linear"), "--against is shown as"),
-        (Wanted(against="linear", published=True), "--against is shown as"),
-        (Wanted("robustbench"), "needs --out"),
-        (Wanted("robustbench", Path("x"), published=True), "RobustBench's own files"),
+        (BoardOptions(format="html", sql="select 1"), "written as table, csv, latex or markdown"),
+        (BoardOptions(sql="select 1", where=("head=etf",)), "--sql goes with"),
+        (BoardOptions(sql="select 1", published=True), "--sql goes with"),
+        (BoardOptions(format="html", sort="robust"), "leave --sort out"),
+        (BoardOptions(format="bibtex", against="linear"), "--against is shown as"),
+        (BoardOptions(against="linear", published=True), "--against is shown as"),
+        (BoardOptions(format="robustbench"), "needs --out"),
+        (
+            BoardOptions(format="robustbench", out=Path("x"), published=True),
+            "RobustBench's own files",
+        ),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(
-    results: Path, wanted: Wanted, words: str
-) -> None:
+def test_options_that_do_not_go_together_are_refused(wanted: BoardOptions, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        board_command(results, wanted, Console())
+        board_command(wanted, Console())
 
 
 def test_conditions_are_on_the_columns_of_the_leaderboard(results: Path) -> None:
     frame = leaderboard(results)
     for column in COLUMNS:
         assert len(ordered(frame, column)) == len(frame)
-    assert index.TABLES == ("records", "rows", "board")

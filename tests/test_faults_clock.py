@@ -21,7 +21,7 @@ from helpers_runner import cli, write_suite
 
 from robust_nc.pipeline import make_record as recording
 from robust_nc.record import read_record, write_record
-from robust_nc.report.board.index import ask
+from robust_nc.report.board.sql import query
 
 ROOT = Path(__file__).parent.parent
 ONE = '[grid]\n"evaluation.examples" = [40]\n"train.epochs" = [2]\n'
@@ -149,15 +149,14 @@ def test_a_clock_that_jumps_while_a_cell_is_made(calm, tmp_path, clock):
     assert_same(left_by(out), calm.left)
 
 
-def test_the_board_sees_a_record_that_is_older_than_the_one_it_replaced(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+def test_the_board_sees_a_record_that_is_older_than_the_one_it_replaced(tmp_path):
     results = tmp_path / "results"
     helpers_report.write_grid(results, objectives=("pgd",), heads=("etf",), seeds=2)
-    assert ask(results, "select max(seed) from records").rows == [(1,)]
+    assert query(results, "select max(seed) from records").rows == [(1,)]
     (path, *_) = sorted(results.rglob("*.json"))
     old = path.stat()
     record = read_record(path).record
     write_record(path, dataclasses.replace(record, seed=7))
     for seconds in (-HOUR, 0.0, YEAR):
         os.utime(path, (old.st_atime, old.st_mtime + seconds))
-        assert ask(results, "select max(seed) from records").rows == [(7,)]
+        assert query(results, "select max(seed) from records").rows == [(7,)]

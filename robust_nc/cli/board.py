@@ -1,24 +1,24 @@
 """`robust-nc board`: the leaderboard as text, as pages or files, or the answer to a query.
 
->>> from rich.console import Console
 >>> try:
-...     board_command(Path("results"), Wanted("html", sql="select 1"), Console())
+...     BoardOptions(format="html", sql="select 1").check()
 ... except ConfigError as error:
 ...     print(error)
 the answer to --sql is written as table, csv, latex or markdown, found --format html
 """
 
-import importlib.util
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
+import tyro
 from rich.console import Console
 
 from robust_nc.exceptions import ConfigError, RecordError
 
-# What takes long to import is imported where it is needed: a query is to be answered at once.
+# What takes long to import is imported where it is needed: a mistake is to be told at once.
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -26,26 +26,70 @@ if TYPE_CHECKING:
 
 Format = Literal["table", "csv", "latex", "markdown", "bibtex", "robustbench", "html"]
 Text = Literal["table", "csv", "latex", "markdown"]
+Tell = Callable[[str], None]
 
 _TEXTS: tuple[Text, ...] = get_args(Text)
-_MANY = 1000  # records, from which on the board is kept in the index
 _SHOWN = 1000  # rows of an answer in a terminal
 
 
-class Wanted(NamedTuple):
-    """What to show, and how: the options of the verb."""
+@dataclass(frozen=True)
+class BoardOptions:
+    """What to show, and how, as it was given; nothing is checked before `check`."""
 
+    results: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RESULTS")] = Path(
+        "results"
+    )
+    """Folder with records, searched recursively."""
     format: Format = "table"
+    """What to make of it; html writes pages with figures into --out, robustbench a folder of
+    model_info files."""
     out: Path | None = None
+    """For html and robustbench: the folder (html: default RESULTS). Otherwise a file."""
     against: str | None = None
-    where: tuple[str, ...] = ()
+    """Show, instead of the leaderboard, every head minus this one, seed by seed, with paired
+    intervals (the html page has both)."""
+    where: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Keep rows such as head=etf, "robust>=0.4", "model~trades"; once per condition."""
     sort: str | None = None
+    """Column to sort by; --sort=-robust for largest first."""
     sql: str | None = None
+    """Answer a query of your own over the tables records, rows and board."""
     published: bool = False
+    """Also show RobustBench's published rows, as unverified."""
+
+    def check(self) -> None:
+        """Raise `ConfigError` for options that do not go together."""
+        text = self.format in _TEXTS
+        if self.sql is not None:
+            if not text:
+                raise ConfigError(
+                    f"the answer to --sql is written as {_listed(_TEXTS)}, "
+                    f"found --format {self.format}"
+                )
+            if self.against or self.where or self.sort or self.published:
+                raise ConfigError(
+                    "--sql goes with --format and --out alone; say the rest in the query"
+                )
+        if self.format == "html" and self.sort is not None:
+            raise ConfigError(
+                "the page sorts by its own headers; leave --sort out, or take --format"
+            )
+        if self.against is not None and (self.published or not (text or self.format == "html")):
+            raise ConfigError(
+                f"--against is shown as {_listed(_TEXTS)}, and without --published, which has no "
+                "seeds"
+            )
+        if self.format == "robustbench":
+            if self.out is None:
+                raise ConfigError("--format robustbench needs --out, the folder for its files")
+            if self.published:
+                raise ConfigError(
+                    "--published are RobustBench's own files; leave one of the two out"
+                )
 
 
-def board_command(results: Path, wanted: Wanted, stderr: Console) -> int:
-    """Read the records, or their index, and show them in the wished form.
+def board_command(options: BoardOptions, stderr: Console) -> int:
+    """Read the records and show them in the wished form.
 
     Raises `ConfigError` for options that do not go together, and `RecordError` where there is
     nothing to show.
@@ -54,63 +98,45 @@ def board_command(results: Path, wanted: Wanted, stderr: Console) -> int:
     def tell(text: str) -> None:
         stderr.print(text, markup=False, soft_wrap=True)
 
-    _check(wanted)
-    style = cast(Text, wanted.format)
-    if wanted.sql is not None:
-        _show(_answer(results, wanted.sql, style, tell), wanted.out, tell)
-    elif wanted.format == "html":
-        _page(results, wanted, tell)
-    elif wanted.format in {"bibtex", "robustbench"}:
-        _exchange(results, wanted, tell)
+    options.check()
+    if options.sql is not None:
+        _show(_answer(options, options.sql, tell), options, tell)
+    elif options.format == "html":
+        _page(options, tell)
+    elif options.format == "bibtex":
+        _show(_bibtex(*_split(options)), options, tell)
+    elif options.format == "robustbench":
+        from robust_nc.exchange.robustbench_json import export_tree
+
+        assert options.out is not None
+        count = len(export_tree(_split(options)[0], options.out))
+        tell(f"wrote {count:,} files below {options.out}")
     else:
         from robust_nc.report.board.table import format_table
 
-        _show(format_table(_frame(results, wanted, tell), style), wanted.out, tell)
+        _show(format_table(_frame(options), cast(Text, options.format)), options, tell)
     return 0
-
-
-def _check(wanted: Wanted) -> None:
-    text = wanted.format in _TEXTS
-    if wanted.sql is not None:
-        if not text:
-            raise ConfigError(
-                f"the answer to --sql is written as {_listed(_TEXTS)}, "
-                f"found --format {wanted.format}"
-            )
-        if wanted.against or wanted.where or wanted.sort or wanted.published:
-            raise ConfigError("--sql goes with --format and --out alone; say the rest in the query")
-    if wanted.format == "html" and wanted.sort is not None:
-        raise ConfigError("the page sorts by its own headers; leave --sort out, or take --format")
-    if wanted.against is not None and (wanted.published or not (text or wanted.format == "html")):
-        raise ConfigError(
-            f"--against is shown as {_listed(_TEXTS)}, and without --published, which has no seeds"
-        )
-    if wanted.format == "robustbench":
-        if wanted.out is None:
-            raise ConfigError("--format robustbench needs --out, the folder for its files")
-        if wanted.published:
-            raise ConfigError("--published are RobustBench's own files; leave one of the two out")
 
 
 def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def _show(text: str, out: Path | None, tell: Callable[[str], None]) -> None:
-    if out is None:
+def _show(text: str, options: BoardOptions, tell: Tell) -> None:
+    if options.out is None:
         print(text)
         return
     from robust_nc.io.files import write_text
 
-    write_text(out, text.removesuffix("\n") + "\n")
-    tell(f"wrote {out}")
+    write_text(options.out, text.removesuffix("\n") + "\n")
+    tell(f"wrote {options.out}")
 
 
-def _answer(results: Path, sql: str, style: Text, tell: Callable[[str], None]) -> str:
+def _answer(options: BoardOptions, sql: str, tell: Tell) -> str:
     from robust_nc.report.board.formats import plain_text
-    from robust_nc.report.board.index import ask
+    from robust_nc.report.board.sql import query
 
-    answer = ask(results, sql, tell=tell)
+    style, answer = cast(Text, options.format), query(options.results, sql)
     shown = answer.rows
     if style == "table" and len(shown) > _SHOWN:
         shown = shown[:_SHOWN]
@@ -118,64 +144,62 @@ def _answer(results: Path, sql: str, style: Text, tell: Callable[[str], None]) -
     return plain_text(answer.columns, shown, style)
 
 
-def _frame(results: Path, wanted: Wanted, tell: Callable[[str], None]) -> "pd.DataFrame":
+def _frame(options: BoardOptions) -> "pd.DataFrame":
     """Return the rows to show of the leaderboard, or of differences to one head."""
-    if wanted.against is None:
-        return _chosen(_board(results, wanted, tell), wanted)
+    records = _records(options, needed=not options.published)
+    if options.against is None:
+        return _rows(options, records)
     from robust_nc.report.board.table import paired
 
-    frame = paired(_records(results), against=wanted.against)
+    frame = paired(records, against=options.against)
     if frame.empty:
-        raise RecordError(f"{results} holds no other head to compare with {wanted.against!r}")
-    return _chosen(frame, wanted)
+        raise RecordError(
+            f"{options.results} holds no other head to compare with {options.against!r}"
+        )
+    return _chosen(options, frame)
 
 
-def _board(results: Path, wanted: Wanted, tell: Callable[[str], None]) -> "pd.DataFrame":
-    """Return the leaderboard; that of many records is kept in the index, and made only once."""
-    from robust_nc.report.board.index import scan
-    from robust_nc.report.board.table import leaderboard
-
-    count = len(scan(results).found)
-    if not count and wanted.published:
-        return _with_published(None)
-    if count >= _MANY and importlib.util.find_spec("duckdb"):
-        from robust_nc.report.board.index import board_frame
-
-        frame = board_frame(results, tell=tell)
-    else:
-        frame = leaderboard(_records(results))
-    return _with_published(frame) if wanted.published else frame
-
-
-def _records(results: Path) -> "list[Stored]":
+def _records(options: BoardOptions, *, needed: bool = True) -> "list[Stored]":
     from robust_nc.record.folder import read_all
 
-    records = read_all(results)
-    if not records:
+    records = read_all(options.results)
+    if needed and not records:
         raise RecordError(
-            f"{results} holds no records; run a suite first: robust-nc run quickstart"
+            f"{options.results} holds no records; run a suite first: robust-nc run quickstart"
         )
     return records
 
 
-def _with_published(frame: "pd.DataFrame | None") -> "pd.DataFrame":
+def _rows(options: BoardOptions, records: "list[Stored]") -> "pd.DataFrame":
+    """Return the rows of the leaderboard that the conditions leave, published ones last."""
     import pandas as pd
 
-    from robust_nc.exchange.robustbench_published import published_rows
+    from robust_nc.report.board.table import leaderboard
 
-    theirs = published_rows()
-    return theirs if frame is None else pd.concat([frame, theirs], ignore_index=True)
+    frames = [leaderboard(records)] if records else []
+    if options.published:
+        from robust_nc.exchange.robustbench_published import published_rows
+
+        frames.append(published_rows())
+    return _chosen(options, pd.concat(frames, ignore_index=True))
 
 
-def _chosen(frame: "pd.DataFrame", wanted: Wanted) -> "pd.DataFrame":
+def _chosen(options: BoardOptions, frame: "pd.DataFrame") -> "pd.DataFrame":
     from robust_nc.report.board.querying import kept, ordered
 
-    found = ordered(kept(frame, wanted.where), wanted.sort)
+    found = ordered(kept(frame, options.where), options.sort)
     if found.empty:
-        raise RecordError(
-            f"none of {len(frame):,} rows meets {' and '.join(wanted.where)}; leave a condition out"
-        )
+        conditions = " and ".join(options.where)
+        raise RecordError(f"none of {len(frame):,} rows meets {conditions}; leave a condition out")
     return found
+
+
+def _split(options: BoardOptions) -> "tuple[list[Stored], pd.DataFrame | None]":
+    """Return the records and the published rows that the conditions leave."""
+    records = _records(options)
+    frame = _rows(options, records)
+    theirs = _with_cards(frame[frame["badge"] == "unverified"]) if options.published else None
+    return _of_rows(records, frame), theirs
 
 
 def _of_rows(records: "Sequence[Stored]", frame: "pd.DataFrame") -> "list[Stored]":
@@ -193,18 +217,6 @@ def _of_rows(records: "Sequence[Stored]", frame: "pd.DataFrame") -> "list[Stored
     return [stored for place in sorted(set(found) - {-1}) for stored in found[place]]
 
 
-def _split(results: Path, wanted: Wanted) -> "tuple[list[Stored], pd.DataFrame | None]":
-    """Return the records and the published rows that the conditions leave."""
-    from robust_nc.report.board.table import leaderboard
-
-    records = _records(results)
-    frame = leaderboard(records)
-    if not wanted.published:
-        return _of_rows(records, _chosen(frame, wanted)), None
-    frame = _chosen(_with_published(frame), wanted)
-    return _of_rows(records, frame), _with_cards(frame[frame["badge"] == "unverified"])
-
-
 def _with_cards(theirs: "pd.DataFrame") -> "pd.DataFrame":
     """Add to published rows what their cards say: authors, venue, link, ..."""
     import dataclasses
@@ -219,14 +231,14 @@ def _with_cards(theirs: "pd.DataFrame") -> "pd.DataFrame":
     return theirs.join(fields.drop(columns=[name for name in fields if name in theirs]))
 
 
-def _page(results: Path, wanted: Wanted, tell: Callable[[str], None]) -> None:
+def _page(options: BoardOptions, tell: Tell) -> None:
     """Write the pages. Ranks and figures there are of the rows that `--where` leaves."""
     write_site = _site_writer()
-    records, theirs = _split(results, wanted)
-    claims = () if wanted.where else _claims(results)
-    if wanted.where:
+    records, theirs = _split(options)
+    claims = () if options.where else _claims(options.results)
+    if options.where:
         tell("the page holds, and ranks, what --where leaves")
-    page = write_site(records, wanted.out or results, published=theirs, claims=claims)
+    page = write_site(records, options.out or options.results, published=theirs, claims=claims)
     tell(f"wrote {page}")
 
 
@@ -237,17 +249,6 @@ def _claims(results: Path) -> Sequence[Any]:
 
     folders = sorted({*results.glob(ANSWERS), *results.glob(f"*/{ANSWERS}")})
     return [answer for folder in folders for answer in read_answers(folder)]
-
-
-def _exchange(results: Path, wanted: Wanted, tell: Callable[[str], None]) -> None:
-    records, theirs = _split(results, wanted)
-    if wanted.format == "bibtex":
-        _show(_bibtex(records, theirs), wanted.out, tell)
-        return
-    from robust_nc.exchange.robustbench_json import export_tree
-
-    assert wanted.out is not None
-    tell(f"wrote {len(export_tree(records, wanted.out)):,} files below {wanted.out}")
 
 
 def _bibtex(records: "Sequence[Stored]", theirs: "pd.DataFrame | None") -> str:

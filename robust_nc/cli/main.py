@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
+from robust_nc.cli.board import BoardOptions, board_command
 from robust_nc.engines.options import RunOptions
 from robust_nc.exceptions import RobustNCError
 
@@ -25,7 +26,7 @@ FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 _stderr = Console(stderr=True, highlight=False, emoji=False)
 
 
-def run(options: Annotated[RunOptions, tyro.conf.arg(name="")]) -> int:
+def _run(options: Annotated[RunOptions, tyro.conf.arg(name="")]) -> int:
     """Train, attack, measure and record every cell of a suite; run again to go on."""
     options.check()
     if options.plan:
@@ -37,7 +38,7 @@ def run(options: Annotated[RunOptions, tyro.conf.arg(name="")]) -> int:
     return run_command(options, _stderr)
 
 
-def evaluate(
+def _evaluate(
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
     /,
     dataset: str,
@@ -98,7 +99,7 @@ def evaluate(
     return evaluate_command(request, _stderr)
 
 
-def verify(
+def _verify(
     records: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RECORD")],
     /,
     model: str | None = None,
@@ -123,7 +124,7 @@ def verify(
     return verify_command(records, model, audit, seed, save, root, _stderr)
 
 
-def challenge(
+def _challenge(
     record: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RECORD")],
     /,
     evidence: Path,
@@ -145,7 +146,7 @@ def challenge(
     return challenge_command(record, evidence, model, out, root, _stderr)
 
 
-def compare(
+def _compare(
     first: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="A")],
     second: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="B")],
     /,
@@ -161,7 +162,7 @@ def compare(
     return compare_command(first, second, _stderr)
 
 
-def submit(
+def _submit(
     record: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RECORD")],
     /,
     to: Path = Path("results"),
@@ -182,40 +183,12 @@ def submit(
     return submit_command(record, to, hub, root, _stderr)
 
 
-def board(
-    results: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RESULTS")] = Path(
-        "results"
-    ),
-    /,
-    format: Literal["table", "csv", "latex", "markdown", "bibtex", "robustbench", "html"] = "table",
-    out: Path | None = None,
-    against: str | None = None,
-    where: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
-    sort: str | None = None,
-    sql: str | None = None,
-    published: bool = False,
-) -> int:
-    """Show the leaderboard of a results folder.
-
-    Args:
-        results: Folder with records, searched recursively.
-        format: What to make of it; html writes pages with figures into --out, robustbench a
-            folder of model_info files.
-        out: For html and robustbench: the folder (html: default RESULTS). Otherwise a file.
-        against: Show, instead of the leaderboard, every head minus this one, seed by seed, with
-            paired intervals (the html page has both).
-        where: Keep rows such as head=etf, "robust>=0.4", "model~trades"; once per condition.
-        sort: Column to sort by; --sort=-robust for largest first.
-        sql: Answer a query of your own over the tables records, rows and board of the index.
-        published: Also show RobustBench's published rows, as unverified.
-    """
-    from robust_nc.cli.board import Wanted, board_command
-
-    wanted = Wanted(format, out, against, where, sort, sql, published)
-    return board_command(results, wanted, _stderr)
+def _board(options: Annotated[BoardOptions, tyro.conf.arg(name="")]) -> int:
+    """Show the leaderboard of a results folder."""
+    return board_command(options, _stderr)
 
 
-def data(
+def _data(
     action: Annotated[Literal["list", "fetch"], tyro.conf.Positional] = "list",
     name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = None,
     /,
@@ -233,7 +206,7 @@ def data(
     return data_command(action, name, root, _stderr)
 
 
-def doctor() -> int:
+def _doctor() -> int:
     """Say what this environment has, what is broken, and the remedy."""
     from robust_nc.cli.doctor import doctor_command
 
@@ -244,15 +217,15 @@ def main() -> None:
     """Entry point: errors that a user can cause become one sentence and an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
     verbs: dict[str, Callable[..., int]] = {
-        "evaluate": evaluate,
-        "verify": verify,
-        "challenge": challenge,
-        "compare": compare,
-        "submit": submit,
-        "run": run,
-        "board": board,
-        "data": data,
-        "doctor": doctor,
+        "evaluate": _evaluate,
+        "verify": _verify,
+        "challenge": _challenge,
+        "compare": _compare,
+        "submit": _submit,
+        "run": _run,
+        "board": _board,
+        "data": _data,
+        "doctor": _doctor,
     }
     try:
         code = tyro.extras.subcommand_cli_from_dict(verbs, prog="robust-nc")

@@ -236,7 +236,8 @@ class Stored(NamedTuple):
 def _check_rows(path: Path) -> None:
     """Refuse a table that is larger than any of ours: equal rows take no room in a file."""
     try:
-        count = pq.read_metadata(path).num_rows
+        with path.open("rb") as file:
+            count = pq.read_metadata(file).num_rows
     except (OSError, ValueError) as error:
         raise RecordError(f"{path} cannot be read as rows of measures: {error}") from None
     if count > MOST_ROWS:

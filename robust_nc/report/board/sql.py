@@ -90,6 +90,8 @@ def query(results: Path, sql: str) -> QueryResult:
     ):
         connection.execute("set enable_progress_bar = false")
         connection.execute(f"set temp_directory = {_quoted(f'{folder}/spilled')}")
+        # So that rows come in the order of their files.
+        connection.execute("set disabled_optimizers = 'build_side_probe_side'")
         connection.execute("create schema held")
         _make_records(connection, records, base)
         _make_rows(connection, records, Path(folder))
@@ -156,7 +158,8 @@ def _checked_rows(stored: Stored) -> Path:
     if path.stat().st_size > _MOST_BYTES:
         raise RecordError(f"{path} is larger than {_MOST_BYTES:,} bytes, the most that is read")
     try:
-        kinds = {field.name: field.type for field in pq.read_schema(path)}
+        with path.open("rb") as file:
+            kinds = {field.name: field.type for field in pq.read_schema(file)}
     except (pa.ArrowException, OSError) as error:
         raise RecordError(f"{path} holds no rows of a record: {_first_line(error)}") from None
     for name, kind in ROW_COLUMNS.items():
