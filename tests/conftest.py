@@ -1,0 +1,64 @@
+"""What all tests share: shapes are checked once for each kind of call.
+
+The option `--jaxtyping-packages` wraps every function of some packages in a check of its types. A
+check takes longer than the small operations of a test, and its outcome depends on the types and
+shapes of a call alone, so a call whose kind was seen before is not checked again.
+"""
+
+import inspect
+import threading
+import types
+from functools import partial, wraps
+from typing import Any
+
+import jaxtyping
+from torch import Tensor
+
+_jaxtyped: Any = jaxtyping.jaxtyped
+
+
+def _kind(value: object) -> object:
+    """What a check can tell of a value."""
+    if isinstance(value, Tensor):
+        return type(value), value.shape, value.dtype
+    if isinstance(value, tuple | list):
+        return type(value), *map(_kind, value)
+    if isinstance(value, dict):
+        return type(value), *map(_kind, value.values())
+    return value if isinstance(value, str | bool) else type(value)
+
+
+def _checked_once(target: Any, *, typechecker: Any) -> Any:
+    """As jaxtyping's decorator, but for calls of a kind that passed before."""
+    if not inspect.isfunction(target) or inspect.isgeneratorfunction(target):
+        return _jaxtyped(target, typechecker=typechecker)
+    checked = _jaxtyped(target, typechecker=typechecker)
+    passed: dict[object, set[object]] = {}  # what came back from calls of a kind
+    returned = threading.local()
+
+    def echo(*args: object, **kwargs: object) -> object:
+        return returned.value
+
+    # In the function's place, among the names that its annotations may need.
+    stand_in = types.FunctionType(echo.__code__, target.__globals__, closure=echo.__closure__)
+
+    @wraps(target)
+    def call(*args: object, **kwargs: object) -> object:
+        kind = (*map(_kind, args), *kwargs, *map(_kind, kwargs.values()))
+        if kind not in passed:
+            value = checked(*args, **kwargs)
+            passed[kind] = {_kind(value)}
+            return value
+        value = target(*args, **kwargs)
+        if _kind(value) not in passed[kind]:
+            returned.value = value
+            _jaxtyped(wraps(target)(stand_in), typechecker=typechecker)(*args, **kwargs)
+            passed[kind].add(_kind(value))
+        return value
+
+    return call
+
+
+jaxtyping.jaxtyped = lambda target=None, **options: (  # before a package is imported
+    partial(_checked_once, **options) if target is None else _checked_once(target, **options)
+)
