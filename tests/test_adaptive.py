@@ -16,13 +16,22 @@ from robust_nc.attacks.pgd import PGD
 from robust_nc.attacks.square import Square
 from robust_nc.evaluation import Outcome, evaluate
 from robust_nc.evaluation.evaluate_model import TRANSFER
-from robust_nc.exceptions import InputError, UnknownNameError
+from robust_nc.exceptions import InputError
 from robust_nc.geometry.moments import Moments
 from robust_nc.models.classifier import Classifier
 from robust_nc.models.nearest_vertex import NearestVertexClassifier
 from robust_nc.models.taps import read_taps
-from robust_nc.profiling.tap_attacks import TapVerdict, adaptive_rows, attack_tap
+from robust_nc.profiling.rows import Row
+from robust_nc.profiling.shards import ModelExecutor
+from robust_nc.profiling.tap_attacks import (
+    TapVerdict,
+    Trial,
+    attack_network,
+    attack_tap,
+    tap_attack_rows,
+)
 from robust_nc.record import tidy
+from robust_nc.runtime.progress import Report, no_report
 from robust_nc.threat import Ball
 from robust_nc.types import EvaluationProtocol, Goal
 
@@ -89,21 +98,21 @@ class Planted(nn.Module):
         return read.logits
 
 
+def rows_of(
+    case: Case, trial: Trial, vertices: dict[str, Tensor], report: Report = no_report
+) -> list[Row]:
+    executor = ModelExecutor(case.model)
+    network = executor.ask(attack_network, trial)
+    return tap_attack_rows(executor, trial, network, vertices, "gap", report)
+
+
 def judge_planted(mask: str, case: Case, protocol: EvaluationProtocol | str) -> TapVerdict:
     model = Planted(case.model, MASKS[mask]).eval()
     vertices = vertices_of(model, "defense", case)
     naive = NearestVertexClassifier(model, "defense", vertices)
     held = evaluate(naive, case.images, case.labels, BALL, protocol=CROSS_ENTROPY, checks=False)
-    verdict = attack_tap(
-        model,
-        "defense",
-        vertices,
-        case.images,
-        case.labels,
-        BALL,
-        protocol=protocol,
-        against_network=case.network,
-    )
+    trial = Trial(case.images, case.labels, BALL, protocol)
+    verdict = attack_tap(model, trial, "defense", vertices, network=case.network)
     assert held.robust_accuracy > verdict.adaptive + 0.3, "PGD on cross-entropy sees nothing"
     return verdict
 
@@ -127,19 +136,8 @@ def test_the_standard_protocol_unmasks_a_planted_defense(mask: str, case: Case) 
 
 @pytest.mark.parametrize("protocol", ["pgd", "fast"])
 def test_every_protocol_has_a_name(protocol: str, case: Case) -> None:
-    few = case._replace(images=case.images[:6], labels=case.labels[:6])
-    found = adaptive_rows(
-        few.model,
-        {"block2": vertices_of(few.model, "block2", few)},
-        few.images,
-        few.labels,
-        BALL,
-        taps=["block2"],
-        feature="gap",
-        protocol=protocol,
-        seed=0,
-        ids=torch.arange(6) + 100,
-    )
+    trial = Trial(case.images[:6], case.labels[:6], BALL, protocol, ids=torch.arange(6) + 100)
+    found = rows_of(case, trial, {"block2": vertices_of(case.model, "block2", case)})
     assert {row["attack"] for row in found} == {protocol}
 
 
@@ -166,16 +164,8 @@ class Idle:
 
 def test_what_transfers_counts_where_the_attack_itself_failed(case: Case) -> None:
     vertices = vertices_of(case.model, "penultimate", case)
-    verdict = attack_tap(
-        case.model,
-        "penultimate",
-        vertices,
-        case.images,
-        case.labels,
-        BALL,
-        protocol=own(Idle()),
-        against_network=case.network,
-    )
+    trial = Trial(case.images, case.labels, BALL, own(Idle()))
+    verdict = attack_tap(case.model, trial, "penultimate", vertices, network=case.network)
     assert verdict.adaptive == verdict.transferred < verdict.clean
     outcome = verdict.outcome
     broken = [name == TRANSFER for name in outcome.broken_by]
@@ -188,9 +178,8 @@ def test_what_transfers_counts_where_the_attack_itself_failed(case: Case) -> Non
 
 def test_the_verdict_is_the_worst_of_both_attacks(case: Case) -> None:
     vertices = vertices_of(case.model, "block3", case)
-    verdict = attack_tap(
-        case.model, "block3", vertices, case.images, case.labels, BALL, protocol=APGD_ONLY
-    )
+    trial = Trial(case.images, case.labels, BALL, APGD_ONLY)
+    verdict = attack_tap(case.model, trial, "block3", vertices)
     network = evaluate(case.model, case.images, case.labels, BALL, protocol=APGD_ONLY)
     classifier = NearestVertexClassifier(case.model, "block3", vertices, scale=verdict.scale)
     alone = evaluate(classifier, case.images, case.labels, BALL, protocol=APGD_ONLY)
@@ -205,36 +194,21 @@ def test_a_point_that_happens_to_be_right_does_not_mend_a_wrong_example(case: Ca
     vertices = vertices_of(case.model, "block3", case)
     moved = case.images.roll(1, 0)
     labels = NearestVertexClassifier(case.model, "block3", vertices)(moved).argmax(1)
-    verdict = attack_tap(
-        case.model,
-        "block3",
-        vertices,
-        case.images,
-        labels,
-        Ball("Linf", 1.0),
-        protocol="clean",
-        against_network=case.network._replace(adversarials=moved),
-    )
+    trial = Trial(case.images, labels, Ball("Linf", 1.0), "clean")
+    network = case.network._replace(adversarials=moved)
+    verdict = attack_tap(case.model, trial, "block3", vertices, network=network)
     assert verdict.clean == verdict.transferred == verdict.adaptive < 0.5
 
 
 def test_rows_stand_side_by_side(case: Case) -> None:
     told: list[tuple[float, str]] = []
-    vertices = all_vertices(case)
+    vertices = {
+        tap: vertices_of(case.model, tap, case) for tap in ("block1", "block4", "penultimate")
+    }
     before = {name: value.clone() for name, value in case.model.state_dict().items()}
     case.model.train()
-    rows = adaptive_rows(
-        case.model,
-        vertices,
-        case.images,
-        case.labels,
-        BALL,
-        taps=["block1", "block4", "penultimate"],
-        feature="gap",
-        protocol=APGD_ONLY,
-        seed=0,
-        report=lambda share, text: told.append((share, text)),
-    )
+    trial = Trial(case.images, case.labels, BALL, APGD_ONLY)
+    rows = rows_of(case, trial, vertices, lambda share, text: told.append((share, text)))
     assert case.model.training
     case.model.eval()
     assert all(torch.equal(before[name], new) for name, new in case.model.state_dict().items())
@@ -270,17 +244,8 @@ def test_rows_stand_side_by_side(case: Case) -> None:
 
 
 def test_taps_with_equal_features_share_one_verdict(case: Case) -> None:
-    rows = adaptive_rows(
-        case.model,
-        all_vertices(case),
-        case.images,
-        case.labels,
-        BALL,
-        taps=case.model.taps,
-        feature="gap",
-        protocol=own(Idle(1.0), "leaves"),
-        seed=0,
-    )
+    trial = Trial(case.images, case.labels, BALL, own(Idle(1.0), "leaves"))
+    rows = rows_of(case, trial, all_vertices(case))
     notes = {row["tap"]: row["note"] for row in rows if row["measure"] == "ncc_clean"}
     assert notes == {
         "block1": "",
@@ -300,49 +265,26 @@ def test_taps_with_equal_features_share_one_verdict(case: Case) -> None:
 
 
 def test_equal_vertices_alone_are_no_equal_features(case: Case) -> None:
-    vertices = all_vertices(case)
-    vertices["block3"] = vertices["penultimate"]
-    rows = adaptive_rows(
-        case.model,
-        vertices,
-        case.images,
-        case.labels,
-        BALL,
-        taps=["block3", "penultimate"],
-        feature="gap",
-        protocol="clean",
-        seed=0,
-    )
+    vertices = vertices_of(case.model, "penultimate", case)
+    trial = Trial(case.images, case.labels, BALL, "clean")
+    rows = rows_of(case, trial, {"block3": vertices, "penultimate": vertices})
     assert {row["note"] for row in rows} == {""}
 
 
 def test_the_network_is_not_changed() -> None:
     model, twin = (warmed_up(make(shape=(1, 8, 8))) for _ in range(2))
     test = digits("test", 6)
-    attack_tap(
-        model, "block1", torch.rand(10, 32), test.images, test.labels, BALL, protocol=APGD_ONLY
-    )
+    trial = Trial(test.images, test.labels, BALL, APGD_ONLY)
+    attack_tap(model, trial, "block1", torch.rand(10, 32))
     assert same_weights(model, twin)
     assert not any(part.training for part in model.modules())
 
 
 def test_what_cannot_be_used_is_explained(case: Case) -> None:
-    vertices = all_vertices(case)
-    few, labels = case.images[:4], case.labels[:4]
-    options = {"feature": "gap", "protocol": "pgd", "seed": 0}
+    vertices = vertices_of(case.model, "block1", case)
+    few = Trial(case.images[:4], case.labels[:4], BALL)
     with pytest.raises(InputError, match=r"points of shape \(24, .*the same examples"):
-        attack_tap(
-            case.model,
-            "block1",
-            vertices["block1"],
-            few,
-            labels,
-            BALL,
-            against_network=case.network,
-        )
+        attack_tap(case.model, few, "block1", vertices, network=case.network)
+    none = Trial(case.images[:0], case.labels[:0], BALL)
     with pytest.raises(InputError, match="needs examples, found none"):
-        attack_tap(case.model, "block1", vertices["block1"], few[:0], labels[:0], BALL)
-    with pytest.raises(InputError, match="needs examples, found none"):
-        adaptive_rows(case.model, vertices, few[:0], labels[:0], BALL, taps=["block1"], **options)
-    with pytest.raises(UnknownNameError, match="unknown tap with vertices 'block7'"):
-        adaptive_rows(case.model, vertices, few, labels, BALL, taps=["block7"], **options)
+        attack_tap(case.model, none, "block1", vertices)

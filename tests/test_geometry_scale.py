@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from robust_nc.exceptions import InputError
-from robust_nc.geometry import groups as groups_module
+from robust_nc.geometry import moments as moments_module
 from robust_nc.geometry import nulls as nulls_module
 from robust_nc.geometry import projection as projection_module
 from robust_nc.geometry.collapse import collapse
-from robust_nc.geometry.groups import Groups
-from robust_nc.geometry.moments import Moments
+from robust_nc.geometry.moments import Groups, Moments
 from robust_nc.geometry.nearest import nearest_vertex
 from robust_nc.geometry.nulls import isotropic_null, leap_null
 from robust_nc.geometry.projection import Projection, Span, whitening
@@ -33,7 +32,7 @@ def take_route(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 def cut_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every loop over pieces run more than once."""
-    monkeypatch.setattr(groups_module, "_PIECE", 64)
+    monkeypatch.setattr(moments_module, "_PIECE", 64)
     monkeypatch.setattr(projection_module, "_GRAM_ROWS", 7)
 
 
@@ -237,7 +236,6 @@ import sys
 import torch
 from robust_nc.benchmarks.races.memory import held_bytes, peak_bytes
 from robust_nc.geometry.collapse import collapse
-from robust_nc.geometry.moments import Moments
 from robust_nc.geometry.projection import Projection
 
 def batches(groups, dim, examples):

@@ -15,11 +15,10 @@ from robust_nc.exceptions import InputError
 from robust_nc.geometry.severity import output_measures, output_sums
 from robust_nc.models.classifier import Classifier
 from robust_nc.profiling import Profile, profile
-from robust_nc.profiling.conditions import attack_images
+from robust_nc.profiling.conditions import attack_examples
 from robust_nc.profiling.feature_cache import TapBank
-from robust_nc.profiling.measurement import Attacking
+from robust_nc.profiling.measurement import Examples, Measurement
 from robust_nc.profiling.output_rows import output_rows
-from robust_nc.runtime import stream_key
 from robust_nc.threat import Ball
 
 DISTANCES = read_hierarchy("digits").distances()
@@ -80,15 +79,12 @@ class TestRows:
     def test_values_by_hand(self, model, test, found, condition):
         images = test.images
         if condition != "clean":
-            images = attack_images(
+            examples = Examples("test", test.images, test.labels, torch.arange(TEST))
+            how = Measurement.of(model, SETTINGS, BALL, num_classes=10, scale=found.logit_scale)
+            images = attack_examples(
                 model,
-                test.images,
-                test.labels,
-                BALL,
-                Attacking(SETTINGS.steps, SETTINGS.restarts, found.logit_scale),
-                seed=stream_key(0, "geometry", "test"),
-                ids=torch.arange(TEST),
-                batch_size=256,
+                how,
+                examples,
                 report=lambda share: None,
                 distances=DISTANCES if condition == "severest" else None,
             )

@@ -16,7 +16,7 @@ from robust_nc.exceptions import InputError
 from robust_nc.geometry.dilation import MEASURES, measure_memorization
 from robust_nc.geometry.leaps import measure_leaps
 from robust_nc.models.classifier import Classifier
-from robust_nc.profiling import conditions as made
+from robust_nc.profiling.conditions import attack_examples
 from robust_nc.profiling.leap_rows import Context, SeenLabels, leap_rows
 from robust_nc.profiling.measurement import Examples, Measurement, drawn
 from robust_nc.runtime import untouched
@@ -172,22 +172,19 @@ def test_leaps_are_told_apart_by_whether_the_label_was_wrong() -> None:
     assert "every example" in every["leap_rate_right"][2]
 
 
-def test_attacks_on_train_aim_away_from_the_labels_that_training_saw(monkeypatch) -> None:
+def test_attacks_on_train_aim_away_from_the_labels_that_training_saw() -> None:
     """A network that has fitted a wrong label is not moved by an attack on the right one."""
-    seen = []
-
-    def spy(model, images, labels, *rest, **options):
-        seen.append(labels.tolist())
-        return images
-
-    monkeypatch.setattr(made, "attack_images", spy)
     labels = torch.tensor([0, 1, 2])
-    examples = Examples("train", torch.rand(3, 1, 8, 8), labels, labels, given=labels.flip(0))
-    model = small_model()
-    how = Measurement.of(model, MeasureConfig(), Ball("Linf", 0.1), num_classes=10, scale=1.0)
-    for some in (examples, examples._replace(given=None)):
-        made.attack_examples(model, how, some, report=lambda share: None)
-    assert seen == [[2, 1, 0], [0, 1, 2]]
+    right = Examples("train", torch.rand(3, 1, 8, 8), labels, labels)
+    model, ball = small_model().eval(), Ball("Linf", 0.1)
+    how = Measurement.of(model, MeasureConfig(steps=2), ball, num_classes=10, scale=1.0)
+    wrong = labels.flip(0)
+    noisy, given, plain = (
+        attack_examples(model, how, some, report=lambda share: None)
+        for some in (right._replace(given=wrong), right._replace(labels=wrong), right)
+    )
+    assert torch.equal(noisy, given)
+    assert not torch.equal(noisy[0], plain[0])
 
 
 def test_examples_take_the_labels_along_that_training_saw() -> None:

@@ -14,8 +14,8 @@ from robust_nc.data.base import Split
 from robust_nc.geometry.alignment import measure_alignment
 from robust_nc.models.classifier import Classifier
 from robust_nc.profiling import Profile, profile
-from robust_nc.profiling.conditions import attack_images
-from robust_nc.profiling.measurement import Attacking
+from robust_nc.profiling.conditions import attack_examples
+from robust_nc.profiling.measurement import Examples, Measurement
 from robust_nc.runtime import stream_key, untouched
 from robust_nc.statistics.intervals import wilson
 from robust_nc.threat import Ball
@@ -51,12 +51,13 @@ def by_hand(model: Classifier, test: Split, found: Profile, steps: int) -> Hand:
         torch.arange(len(test.images)),
         stream_key(0, "geometry", "test"),
     )
-    attacking = Attacking(steps, 1, found.logit_scale)
+    how = Measurement.of(
+        model, MeasureConfig(steps=steps), BALL, num_classes=CLASSES, scale=found.logit_scale
+    )
+    examples = Examples("test", images, test.labels, ids)
     draws: dict[str, Any] = {"seed": key, "ids": ids}
     with untouched(model):
-        attacked = attack_images(
-            model, images, test.labels, BALL, attacking, **draws, batch_size=256, report=print
-        )
+        attacked = attack_examples(model, how, examples, report=lambda share: None)
         draws["seed"] = stream_key(key, "return")
         noisy = matched_noise(attacked, attacked + (attacked - images), **draws)
         with torch.no_grad():

@@ -14,7 +14,7 @@ from helpers_training import digits, small_config, small_run
 from torch import Tensor
 
 from robust_nc.attacks.pgd import PGD
-from robust_nc.config import RunConfig, plain, read
+from robust_nc.config import MeasureConfig, RunConfig, plain, read
 from robust_nc.data.base import Split
 from robust_nc.evaluation import evaluate
 from robust_nc.exceptions import InputError, UnknownNameError
@@ -22,10 +22,10 @@ from robust_nc.geometry.collapse import measure_collapse
 from robust_nc.geometry.leaps import measure_leaps
 from robust_nc.models.classifier import Classifier
 from robust_nc.profiling import shards
-from robust_nc.profiling.conditions import NOISES, attack_images, noisy_images
+from robust_nc.profiling.conditions import NOISES, attack_examples, noisy_images
 from robust_nc.profiling.feature_cache import TapBank
 from robust_nc.profiling.leap_rows import LANDING_BINS
-from robust_nc.profiling.measurement import Attacking
+from robust_nc.profiling.measurement import Examples, Measurement
 from robust_nc.profiling.profile_model import profile_cell, sweep_rows
 from robust_nc.record import COLUMNS, tidy
 from robust_nc.registry import CONTROLS
@@ -209,18 +209,13 @@ def attacked_points(model: Classifier) -> dict[str, Tensor]:
     """The untargeted attack and the noise of the train split, made again."""
     train, ball = digits("train", TRAIN), Ball("Linf", 0.1)
     scale = CONTROLS.load("logit_scale")(model, train.images)
-    drawn = {"seed": stream_key(0, "geometry", "train"), "ids": train.ids, "batch_size": 256}
-    attacked = attack_images(
-        model,
-        train.images,
-        train.labels,
-        ball,
-        Attacking(4, 1, scale),
-        report=lambda share: None,
-        **drawn,
-    )
+    settings = MeasureConfig(steps=4)
+    how = Measurement.of(model, settings, ball, num_classes=10, scale=scale)
+    examples = Examples("train", *train)
+    attacked = attack_examples(model, how, examples, report=lambda share: None)
+    key = stream_key(0, "geometry", "train")
     noise = {
-        kind: noisy_images(train.images, attacked, ball, kind=kind, **drawn) for kind in NOISES
+        kind: noisy_images(how, examples, train.images, attacked, kind, key) for kind in NOISES
     }
     return {"attacked": attacked, **noise}
 

@@ -16,7 +16,6 @@ True
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard
 
@@ -34,6 +33,7 @@ from robust_nc.geometry.jacobians import (
     logit_gradients,
     logits_of,
 )
+from robust_nc.runtime.torch_state import forward_hooks
 
 _CONSTANT = 1e-10  # share of the mean square of entries that their variance has to exceed
 _NO_INITIAL = "needs the initial weights"
@@ -101,11 +101,14 @@ def layer_features(
     with differentiable(model):
         layers, found = _layers(model)
         starts = {name: _initial_weight(layer, initial) for name, layer in layers.items()}
-        with _Reader(layers.values()) as reader:
+        reader = _Reader()
+        hooks = ((layer.module, reader.hook(name)) for name, layer in layers.items())
+        with forward_hooks(hooks):
             size = chunk_size(model, pixels, memory // 2, batch_size)  # runs one image
             found |= _unfit(layers.values(), reader, memory)
             kept = [layer for name, layer in layers.items() if name not in found]
             last = [_accumulate(kept, reader, model, c) for c in chunks(model, pixels, size)][-1]
+        reader.clear()
         for layer in kept:
             found[layer.name] = layer.correlate(starts[layer.name], gives_logits=layer.name == last)
     return {name: found[name] for name, _ in model.named_modules() if name in found}
@@ -218,23 +221,11 @@ class _Layer:
 
 
 class _Reader:
-    """Hooks that cut the graph open behind every layer, for the length of a `with` block."""
+    """What hooks have read that cut the graph open behind every layer."""
 
-    def __init__(self, layers: Iterable[_Layer]) -> None:
+    def __init__(self) -> None:
         self.outputs: dict[str, list[Tensor]] = {}
         self._passed: dict[str, Tensor] = {}
-        self._layers = list(layers)
-        self._hooks = ExitStack()
-
-    def __enter__(self) -> "_Reader":
-        for layer in self._layers:
-            handle = layer.module.register_forward_hook(self._hook(layer.name))
-            self._hooks.callback(handle.remove)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._hooks.close()
-        self.clear()
 
     def clear(self) -> None:
         """Forget the last pass."""
@@ -255,7 +246,9 @@ class _Reader:
             return None
         return f"gave {tuple(shape)} for one image; one row per image is needed"
 
-    def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], Tensor | None]:
+    def hook(self, name: str) -> Callable[[nn.Module, Any, Any], Tensor | None]:
+        """Return the hook of one layer."""
+
         def open_graph(_module: nn.Module, _inputs: Any, output: Any) -> Tensor | None:
             if not isinstance(output, Tensor):
                 return None

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.collapse import collapse
-from robust_nc.geometry.groups import Groups
-from robust_nc.geometry.moments import Moments, blocks
+from robust_nc.geometry.moments import Groups, Moments, blocks
 from robust_nc.geometry.projection import Projection, Span, by_gram, whitening
 from robust_nc.runtime.torch_state import keyed_normal
 from robust_nc.types import Labels, Vertices

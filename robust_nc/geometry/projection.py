@@ -24,9 +24,8 @@ from torch import Tensor
 
 from robust_nc.checks import check_labels
 from robust_nc.exceptions import InputError
-from robust_nc.geometry.groups import Groups
 from robust_nc.geometry.inputs import check_features
-from robust_nc.geometry.moments import Moments, Shifted
+from robust_nc.geometry.moments import Groups, Moments, Shifted
 from robust_nc.geometry.portable import Portable
 
 _EPS = torch.finfo(torch.float64).eps

@@ -14,7 +14,6 @@ first step is the one that the feature matrix explains.
 """
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +25,7 @@ from robust_nc.exceptions import InputError
 from robust_nc.geometry.collapse import collapse
 from robust_nc.geometry.jacobians import checked_images, chunks
 from robust_nc.geometry.moments import Moments
-from robust_nc.runtime.torch_state import full_precision, untouched
+from robust_nc.runtime.torch_state import forward_hooks, full_precision, untouched
 
 POINTS = ("features", "linear", "activation")
 
@@ -93,7 +92,9 @@ def svd_argument(
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, found {batch_size}")
     reader = _Reader(model, num_classes)
-    with torch.no_grad(), untouched(model), full_precision(), reader:
+    leaves = [module for module in model.modules() if not any(True for _ in module.children())]
+    hooks = forward_hooks((module, reader.hook) for module in leaves)
+    with torch.no_grad(), untouched(model), full_precision(), hooks:
         for start, chunk in enumerate(chunks(model, pixels, batch_size)):
             reader.begin(labels[start * batch_size :][: len(chunk)].to(chunk.device))
             model(chunk)
@@ -143,22 +144,11 @@ class _Reader:
     """Follows the output of each linear layer from module to module, while a pass runs."""
 
     def __init__(self, model: nn.Module, num_classes: int) -> None:
-        self._model = model
         self._num_classes = num_classes
         self._names = {m: name for name, m in model.named_modules() if isinstance(m, nn.Linear)}
         self._layers = {name: _Layer() for name in self._names.values()}
         self._labels = torch.empty(0)
         self._open: tuple[_Layer, Tensor, tuple[str, ...]] | None = None
-        self._hooks = ExitStack()
-
-    def __enter__(self) -> "_Reader":
-        for module in self._model.modules():
-            if not any(True for _ in module.children()):
-                self._hooks.callback(module.register_forward_hook(self._hook).remove)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._hooks.close()
 
     def begin(self, labels: Tensor) -> None:
         """Start a pass over images with these labels."""
@@ -171,7 +161,8 @@ class _Reader:
         """Return what was measured, by layer."""
         return {name: layer.result() for name, layer in self._layers.items()}
 
-    def _hook(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def hook(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """Follow one module that has run."""
         given = inputs[0] if inputs else None
         follows = self._open is not None and given is self._open[1]
         if isinstance(module, nn.Linear) and isinstance(given, Tensor):

@@ -21,9 +21,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from robust_nc.geometry.groups import Groups
 from robust_nc.geometry.leaps import LeapMeter, Leaps
-from robust_nc.geometry.moments import Moments
+from robust_nc.geometry.moments import Groups, Moments
 from robust_nc.geometry.nearest import NearestMeter, nearest_vertex
 from robust_nc.geometry.portable import Portable
 from robust_nc.geometry.projection import Projection

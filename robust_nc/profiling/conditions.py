@@ -33,7 +33,6 @@ from robust_nc.registry import ATTACKS, CONTROLS
 from robust_nc.runtime import stopping
 from robust_nc.runtime.progress import Report
 from robust_nc.runtime.torch_state import device_of, keyed_uniform, stream_key
-from robust_nc.threat import Ball
 from robust_nc.types import Attack, Labels
 
 NOISES = {"gaussian": "L2", "sign": "Linf"}  # which norm of the attack each control matches
@@ -94,39 +93,6 @@ SEVEREST = "severest"  # per example the target that turns out farthest; no func
 BY_TREE = ("hierarchy", SEVEREST)  # these need distances between the classes
 
 
-def attack_images(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    ball: Ball,
-    attacking: Attacking,
-    *,
-    targets: Tensor | None = None,
-    seed: int,
-    ids: Tensor,
-    batch_size: int,
-    report: Callable[[float], None],
-    distances: Tensor | None = None,
-) -> Tensor:
-    """Attack to the end (`goal="maximise"`), untargeted or towards `targets` (N,).
-
-    With `distances` (K, K) between the classes, towards the farthest class that can be reached.
-    Returns images `(N, C, H, W)` in the ball, on the CPU.
-    """
-    device = device_of(model)
-    attack = _attack(attacking, distances)
-    made = [images[:0]]
-    for rows in torch.split(torch.arange(len(images)), batch_size):
-        origin, wanted, keys = (part[rows].to(device) for part in (images, labels, ids))
-        aim = None if targets is None else targets[rows].to(device)
-        found = attack(
-            model, origin, wanted, ball, goal="maximise", targets=aim, seed=seed, ids=keys
-        )
-        made.append(ball.project(found, origin).cpu())
-        report((int(rows[-1]) + 1) / len(images))
-    return torch.cat(made)
-
-
 def _attack(attacking: Attacking, distances: Tensor | None) -> Attack:
     """The geometry attack; with distances, the one that tries target after target with it."""
     options: dict[str, Any] = dict(attacking._asdict())
@@ -134,34 +100,6 @@ def _attack(attacking: Attacking, distances: Tensor | None) -> Attack:
         return cast(Attack, build(ATTACKS, Component(name="geometry", options=options)))
     table = tuple(tuple(row) for row in distances.tolist())
     return cast(Attack, CONTROLS.load(SEVEREST)(distances=table, **options))
-
-
-def noisy_images(
-    images: Tensor,
-    attacked: Tensor,
-    ball: Ball,
-    *,
-    kind: str,
-    seed: int,
-    ids: Tensor,
-    batch_size: int,
-) -> Tensor:
-    """Add noise that is, per example and after clipping, as large as the attack was."""
-    matched_noise = CONTROLS.load("matched_noise")
-    parts = [images[:0]]
-    for rows in torch.split(torch.arange(len(images)), batch_size):
-        parts.append(
-            matched_noise(
-                images[rows],
-                attacked[rows],
-                kind=kind,
-                norm=NOISES[kind],
-                bounds=ball.bounds,
-                seed=seed,
-                ids=ids[rows],
-            )
-        )
-    return torch.cat(parts)
 
 
 def check_settings(measurement: Measurement) -> None:
@@ -231,7 +169,7 @@ def attack_shard(
     # As far from the attacked image as that is from its own.
     mirrored = 2 * found - examples.images
     key = stream_key(examples.key(measurement.seed), "return")
-    noisy = _noise(measurement, examples, found, mirrored, "gaussian", key)
+    noisy = noisy_images(measurement, examples, found, mirrored, "gaussian", key)
     return ConditionImages(kind, found, targets, noisy)
 
 
@@ -247,7 +185,7 @@ def noise_shard(
     """Make noise on a shard that is as large as its attack was."""
     assert attacked.images is not None
     examples, key = shard.examples, shard.examples.key(measurement.seed)
-    found = _noise(measurement, examples, examples.images, attacked.images, kind, key)
+    found = noisy_images(measurement, examples, examples.images, attacked.images, kind, key)
     return ConditionImages(kind, found)
 
 
@@ -261,24 +199,26 @@ def attack_examples(
     eps: float | None = None,
     distances: Tensor | None = None,
 ) -> Tensor:
-    """Run the geometry attack on examples, in the measurement's ball or one of another `eps`.
+    """Attack to the end (`goal="maximise"`), untargeted or towards `targets` (N,).
 
-    With `distances` (K, K) it tries target after target for the farthest mistake.
+    In the measurement's ball or one of another `eps`; with `distances` (K, K) between the classes,
+    towards the farthest class that can be reached. Returns images `(N, C, H, W)`, on the CPU.
     """
     ball = measurement.ball if eps is None else dataclasses.replace(measurement.ball, eps=eps)
-    return attack_images(
-        model,
-        examples.images,
-        examples.attacked_labels,
-        ball,
-        measurement.attacking,
-        targets=targets,
-        seed=examples.key(measurement.seed),
-        ids=examples.ids,
-        batch_size=measurement.settings.batch_size,
-        report=report,
-        distances=distances,
-    )
+    device, count = device_of(model), len(examples.labels)
+    attack = _attack(measurement.attacking, distances)
+    seed = examples.key(measurement.seed)
+    made = [examples.images[:0]]
+    for rows in torch.split(torch.arange(count), measurement.settings.batch_size):
+        given = (examples.images, examples.attacked_labels, examples.ids)
+        origin, labels, ids = (part[rows].to(device) for part in given)
+        aim = None if targets is None else targets[rows].to(device)
+        found = attack(
+            model, origin, labels, ball, goal="maximise", targets=aim, seed=seed, ids=ids
+        )
+        made.append(ball.project(found, origin).cpu())
+        report((int(rows[-1]) + 1) / count)
+    return torch.cat(made)
 
 
 def stated(measurement: Measurement, condition: str) -> dict[str, object]:
@@ -293,17 +233,24 @@ def stated(measurement: Measurement, condition: str) -> dict[str, object]:
     return {"eps": measurement.ball.eps, "attack": text}
 
 
-def _noise(
+def noisy_images(
     measurement: Measurement, examples: Examples, origin: Tensor, other: Tensor, kind: str, key: int
 ) -> Tensor:
-    return noisy_images(
-        origin,
-        other,
-        measurement.ball,
-        kind=kind,
-        seed=key,
-        ids=examples.ids,
-        batch_size=measurement.settings.batch_size,
+    """Add noise to images `origin`, per example and after clipping as far as `other` is."""
+    matched_noise = CONTROLS.load("matched_noise")
+    return torch.cat(
+        [
+            matched_noise(
+                origin[rows],
+                other[rows],
+                kind=kind,
+                norm=NOISES[kind],
+                bounds=measurement.ball.bounds,
+                seed=key,
+                ids=examples.ids[rows],
+            )
+            for rows in torch.split(torch.arange(len(origin)), measurement.settings.batch_size)
+        ]
     )
 
 

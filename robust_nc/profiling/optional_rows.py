@@ -2,7 +2,6 @@
 
 from torch import nn
 
-from robust_nc.models.taps import module_taps
 from robust_nc.profiling.agop_rows import agop_rows
 from robust_nc.profiling.conditions import attack_examples, stated
 from robust_nc.profiling.measurement import (
@@ -49,8 +48,7 @@ def extra_rows(
         if trial is not None:
             told = _prefixed(report, f"adaptive attack ({feature})")
             means = {tap: vertices[tap].means for tap in measurement.taps}
-            places = module_taps(executor.model)
-            found = tap_attack_rows(executor, trial, network, means, places, feature, told)
+            found = tap_attack_rows(executor, trial, network, means, feature, told)
             rows += [row | common for row in found]
     if settings.agop_examples:
         stopping.heed()

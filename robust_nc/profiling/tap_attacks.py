@@ -9,16 +9,10 @@ says nothing about how robust that tap is:
 >>> model = build_model(ModelConfig(image_shape=(1, 8, 8))).eval()
 >>> images, labels = torch.rand(20, 1, 8, 8), torch.arange(20) % 10
 >>> vertices = model.tapped(images).features["block1"].detach().view(2, 10, -1).mean(0)
->>> ball = Ball("Linf", 0.1)
->>> verdict = attack_tap(model, "block1", vertices, images, labels, ball, protocol="pgd")
+>>> trial = Trial(images, labels, Ball("Linf", 0.1), "pgd")
+>>> verdict = attack_tap(model, trial, "block1", vertices)
 >>> verdict.adaptive <= verdict.transferred <= verdict.clean
 True
->>> rows = adaptive_rows(
-...     model, {"block1": vertices}, images, labels, ball,
-...     taps=["block1"], feature="gap", protocol="pgd", seed=0,
-... )
->>> [row["measure"] for row in rows]
-['robust_accuracy', 'ncc_clean', 'ncc_transferred', 'ncc_adaptive']
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,14 +24,14 @@ from torch import Tensor, nn
 from robust_nc.checks import check_images
 from robust_nc.evaluation.evaluate_model import Outcome, evaluate
 from robust_nc.evaluation.state import TRANSFERRED
-from robust_nc.exceptions import InputError, unknown_name
-from robust_nc.models.nearest_vertex import NearestVertexClassifier, nearest_vertex_classifier
+from robust_nc.exceptions import InputError
+from robust_nc.models.nearest_vertex import nearest_vertex_classifier
 from robust_nc.models.taps import module_taps, read_taps
 from robust_nc.plugins import find_protocol
 from robust_nc.profiling.rows import Row
 from robust_nc.profiling.shards import ModelExecutor
 from robust_nc.runtime import stopping
-from robust_nc.runtime.progress import Progress, Report, no_report
+from robust_nc.runtime.progress import Progress, Report
 from robust_nc.runtime.torch_state import device_of
 from robust_nc.threat import Ball
 from robust_nc.types import EvaluationProtocol, Warned
@@ -64,57 +58,19 @@ class TapVerdict(NamedTuple):
     scale: float
 
 
-def attack_tap(
-    model: nn.Module,
-    tap: str,
-    vertices: Tensor,
-    images: Tensor,
-    labels: Tensor,
-    ball: Ball,
-    *,
-    protocol: str | EvaluationProtocol = "standard",
-    feature: str = "gap",
-    seed: int = 0,
-    ids: Tensor | None = None,
-    batch_size: int | None = None,
-    against_network: Outcome | None = None,
-    report: Callable[[Progress], None] | None = None,
-) -> TapVerdict:
-    """Attack the nearest-vertex classifier of one tap by a protocol, and by transfer.
-
-    `vertices` (K, D) are clean class means of the tap's features (`feature` "gap" or "flatten"; a
-    class without one is a row of NaN), `images` (N, C, H, W) and `labels` (N,) as for `evaluate`.
-    `against_network` is the verdict of the same protocol on the network, of the same examples in
-    the same order (None: made here); an example that the network gets wrong as it is counts with
-    the point that stands there. Logits are divided so that the median margin of `images` is 5.
-
-    Where transfer breaks more than 0.2 points beyond the classifier's own attack, the outcome's
-    warnings say `transfer-stronger`: that attack was too weak. Raises `InputError` without
-    examples, for an `against_network` of other examples, and what `evaluate` and
-    `NearestVertexClassifier` raise.
-    """
-    images = check_images(images)
-    if not len(images):
-        raise InputError("a verdict on a tap needs examples, found none")
-    trial = Trial(images, labels, ball, protocol, seed, ids, batch_size)
-    network = trial.evaluate(model, None) if against_network is None else against_network
-    trial.checked(network)
-    classifier = nearest_vertex_classifier(model, tap, vertices, images, feature=feature)
-    return _attack(classifier, trial, network, report)
-
-
 class Trial(NamedTuple):
-    """What every verdict here has in common: examples, ball, protocol and draws."""
+    """What every verdict here has in common: examples as for `evaluate`, ball, protocol, draws."""
 
     images: Tensor
     labels: Tensor
     ball: Ball
-    protocol: str | EvaluationProtocol
-    seed: int
-    ids: Tensor | None
-    batch_size: int | None = None
+    protocol: str | EvaluationProtocol = "standard"
+    seed: int = 0
+    ids: Tensor | None = None
 
-    def evaluate(self, model: nn.Module, report: Callable[[Progress], None] | None) -> Outcome:
+    def evaluate(
+        self, model: nn.Module, report: Callable[[Progress], None] | None = None
+    ) -> Outcome:
         """Make the verdict of the protocol on a model."""
         return evaluate(
             model,
@@ -124,19 +80,8 @@ class Trial(NamedTuple):
             protocol=self.protocol,
             seed=self.seed,
             ids=self.ids,
-            batch_size=self.batch_size,
             report=report,
         )
-
-    def checked(self, network: Outcome) -> Outcome:
-        """Refuse a verdict on the network of other examples than these."""
-        if network.adversarials.shape != self.images.shape:
-            raise InputError(
-                f"against_network holds points of shape {tuple(network.adversarials.shape)} for "
-                f"images of shape {tuple(self.images.shape)}; it must be the verdict on the same "
-                "examples"
-            )
-        return network
 
     @property
     def plan(self) -> EvaluationProtocol:
@@ -146,17 +91,42 @@ class Trial(NamedTuple):
     def stands(self, model: nn.Module, points: Tensor) -> Tensor:
         """Whether a model is right at points made before, `(N,)`; evaluated as all others are."""
         alone = self._replace(images=points, protocol=self.plan._replace(attacks=(), by_norm={}))
-        return alone.evaluate(model, None).clean_correct
+        return alone.evaluate(model).clean_correct
 
 
-def _attack(
-    classifier: NearestVertexClassifier,
+def attack_tap(
+    model: nn.Module,
     trial: Trial,
-    network: Outcome,
-    report: Callable[[Progress], None] | None,
+    tap: str,
+    vertices: Tensor,
+    *,
+    feature: str = "gap",
+    network: Outcome | None = None,
+    report: Callable[[Progress], None] | None = None,
 ) -> TapVerdict:
-    """Attack a classifier, beside the points that were made against the network."""
-    points = trial.ball.project(network.adversarials, trial.images.cpu())
+    """Attack the nearest-vertex classifier of one tap by a protocol, and by transfer.
+
+    `vertices` (K, D) are clean class means of the tap's features (`feature` "gap" or "flatten"; a
+    class without one is a row of NaN). `network` is the verdict of the same trial on the network
+    (None: made here); an example that the network gets wrong as it is counts with the point that
+    stands there. Logits are divided so that the median margin of the images is 5.
+
+    Where transfer breaks more than 0.2 points beyond the classifier's own attack, the outcome's
+    warnings say `transfer-stronger`: that attack was too weak. Raises `InputError` without
+    examples, for a `network` of other examples, and what `evaluate` and `NearestVertexClassifier`
+    raise.
+    """
+    images = check_images(trial.images)
+    if not len(images):
+        raise InputError("a verdict on a tap needs examples, found none")
+    network = trial.evaluate(model) if network is None else network
+    if network.adversarials.shape != images.shape:
+        raise InputError(
+            f"network holds points of shape {tuple(network.adversarials.shape)} for images of "
+            f"shape {tuple(images.shape)}; it must be the verdict on the same examples"
+        )
+    classifier = nearest_vertex_classifier(model, tap, vertices, images, feature=feature)
+    points = trial.ball.project(network.adversarials, images.cpu())
     stands = trial.stands(classifier, points)
     own = trial.evaluate(classifier, report)
     outcome = _worst(own, points, stands)
@@ -192,73 +162,32 @@ def _share(flags: Tensor) -> float:
     return float(flags.double().mean())
 
 
-def adaptive_rows(
-    model: nn.Module,
-    vertices: Mapping[str, Tensor],
-    images: Tensor,
-    labels: Tensor,
-    ball: Ball,
-    *,
-    taps: Sequence[str],
-    feature: str,
-    protocol: str | EvaluationProtocol,
-    seed: int,
-    ids: Tensor | None = None,
-    batch_size: int | None = None,
-    against_network: Outcome | None = None,
-    report: Report | None = None,
-) -> list[Row]:
-    """Return `ncc_clean`, `ncc_transferred` and `ncc_adaptive` of each tap, side by side.
-
-    All are of the same examples and of one protocol; before them stands the network's own
-    `robust_accuracy`. `vertices` maps each tap to its clean class means (K, D). The names of the
-    warnings of a verdict are in the note of its row. Taps with equal features share one verdict,
-    made at the last of them. `against_network` as for `attack_tap`. `report` gets the share that is
-    done and what is going on.
-
-    Raises `InputError` without examples, `UnknownNameError` for a tap without vertices, and what
-    `attack_tap` raises.
-    """
-    for tap in taps:
-        if tap not in vertices:
-            raise unknown_name("tap with vertices", tap, vertices)
-    images = check_images(images)
-    if not len(images):
-        raise InputError("a verdict on taps needs examples, found none")
-    trial = Trial(images, labels, ball, protocol, seed, ids, batch_size)
-    executor, report = ModelExecutor(model), report or no_report
-    if against_network is None:
-        told = _stage(report, 0, 1 + len(taps))
-        network = executor.map(attack_network, [(trial,)], report=told)[0]
-    else:
-        network = trial.checked(against_network)
-    known = {tap: vertices[tap] for tap in taps}
-    places = module_taps(model)
-    return tap_attack_rows(executor, trial, network, known, places, feature, report)
-
-
 def tap_attack_rows(
     executor: ModelExecutor,
     trial: Trial,
     network: object,
     vertices: Mapping[str, Tensor],
-    places: Sequence[str],
     feature: str,
     report: Report,
 ) -> list[Row]:
-    """Make the rows of `adaptive_rows`, tap by tap; `network` is the handle of its verdict.
+    """Return `ncc_clean`, `ncc_transferred` and `ncc_adaptive` of each tap, side by side.
 
-    `places` are all taps of the model, in depth order. Raises `StoppedError` between two taps.
+    All are of the same examples and of one protocol; before them stands the network's own
+    `robust_accuracy`, of `network`, the handle of what `attack_network` gave. `vertices` maps each
+    tap, in depth order, to its clean class means (K, D). The names of the warnings of a verdict are
+    in the note of its row. Taps with equal features share one verdict, made at the last of them.
+
+    Raises `StoppedError` between two taps, and what `attack_tap` raises.
     """
     shared = executor.lend(trial)
     compared: _Compared = executor.ask(compare_taps, shared, network, vertices, feature)
     distinct = list(dict.fromkeys(compared.twins.values()))
     parts = [(shared, network, tap, vertices[tap], feature) for tap in distinct]
-    told = _stage(report, 1, 1 + len(distinct))
     verdicts = {}
-    for verdict in executor.each(attack_one_tap, parts, report=told):
+    for verdict in executor.each(attack_one_tap, parts, report=report):
         verdicts[verdict.tap] = verdict
         stopping.heed()
+    places = module_taps(executor.model)
     common: Row = {"condition": "attacked", "split": "test", "grouping": "true"}
     common |= {"n": len(trial.images), "feature": feature, "attack": trial.plan.name}
     common["eps"] = float(trial.ball.eps)
@@ -316,17 +245,11 @@ def attack_one_tap(
     *,
     report: Report,
 ) -> _Shares:
-    """Attack the nearest-vertex classifier of one tap."""
-    classifier = nearest_vertex_classifier(model, tap, vertices, trial.images, feature=feature)
-    found = _attack(classifier, trial, network, _progress(report, tap))
+    """Attack the nearest-vertex classifier of one tap; its points stay where they were made."""
+    told = _progress(report, tap)
+    found = attack_tap(model, trial, tap, vertices, feature=feature, network=network, report=told)
     warnings = _names(found.outcome.warnings)
     return _Shares(tap, found.clean, found.transferred, found.adaptive, warnings)
-
-
-def _stage(report: Report, before: int, total: int) -> Report:
-    """Tell of one stage, or of all that are left, as a share of `total` stages."""
-    left = 1 if not before else total - before
-    return lambda share, text: report((before + share * left) / total, text)
 
 
 def _progress(report: Report, tap: str) -> Callable[[Progress], None]:

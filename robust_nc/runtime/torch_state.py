@@ -13,7 +13,7 @@ True
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -201,6 +201,15 @@ def untouched(model: nn.Module, *, training: bool | None = False) -> Iterator[No
                 module._buffers.update(table)
         for buffer, value in zip(buffers, values, strict=True):
             buffer.data.copy_(value)  # past autograd: a graph made before the attack stays valid
+
+
+@contextlib.contextmanager
+def forward_hooks(hooks: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Call hooks after the passes of their modules, in this block."""
+    with contextlib.ExitStack() as stack:
+        for module, hook in hooks:
+            stack.callback(module.register_forward_hook(hook).remove)
+        yield
 
 
 def _distinct(tables: Iterable[Mapping[str, T | None]]) -> list[T]:
