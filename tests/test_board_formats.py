@@ -11,7 +11,7 @@ import pytest
 
 from robust_nc.exceptions import RecordError, UnknownNameError
 from robust_nc.record import Stored
-from robust_nc.report.board import terminal
+from robust_nc.report.board.render import WIDTH
 from robust_nc.report.board.table import COLUMNS, format_table, leaderboard, paired
 
 NASTY = "a_b&c%d$e#f{g}h~i^j\\k|l<m>\x1b[31mn\no"
@@ -31,7 +31,7 @@ def test_the_terminal_table_fits_and_says_over_how_many() -> None:
     long = frame.assign(model=["m" * 90, "short"])
     for table in (frame, long):
         lines = format_table(table, "table").splitlines()
-        assert max(map(len, lines)) <= terminal.WIDTH
+        assert max(map(len, lines)) <= WIDTH
     text = format_table(frame, "table")
     assert text.isascii()
     assert "digits, Linf 0.15, protocol pgd" in text
@@ -52,7 +52,7 @@ def test_the_gap_to_a_weaker_protocol_is_told_where_there_is_one(style: str) -> 
     rows = [line for line in text.splitlines() if "pgd" in line and "[" in line]
     assert ["+8.1" in row for row in rows] == [True, False]
     if style == "table":
-        assert max(map(len, text.splitlines())) <= terminal.WIDTH
+        assert max(map(len, text.splitlines())) <= WIDTH
     else:
         assert "gap, points" in text
 
@@ -62,7 +62,7 @@ def test_columns_that_do_not_fit_a_terminal_are_named() -> None:
     wide = frame.assign(collapse_radius=0.123, leap_layer=2.5, badge="upper bound proven")
     wide = wide.assign(beside="pgd_ce", gap=0.1, nc1_leap_null=3820.0)
     text = format_table(wide, "table")
-    assert max(map(len, text.splitlines())) <= terminal.WIDTH
+    assert max(map(len, text.splitlines())) <= WIDTH
     assert "no room for collapse radius, leap layer: see the other formats" in " ".join(
         text.split()
     )

@@ -16,7 +16,7 @@ from robust_nc.cli import board
 from robust_nc.cli.board import BoardOptions, board_command
 from robust_nc.exceptions import ConfigError, RecordError, UnknownNameError
 from robust_nc.exchange.robustbench_published import published_rows
-from robust_nc.report.board.formats import plain_text
+from robust_nc.report.board.formats import format_answer
 from robust_nc.report.board.querying import Condition, kept, ordered, parse_condition
 from robust_nc.report.board.table import COLUMNS, leaderboard
 
@@ -113,26 +113,26 @@ class TestOrder:
         assert ordered(FRAME, None) is FRAME
 
 
-class TestPlainText:
+class TestAnswers:
     ROWS = (("a|b", 0.123456789, None), ("c_%", float("nan"), True))
 
     def test_a_table_aligns_numbers_to_the_right(self) -> None:
-        text = plain_text(("name", "value", "flag"), self.ROWS, "table")
+        text = format_answer(("name", "value", "flag"), self.ROWS, "table")
         assert text.splitlines()[2] == "a|b   0.123457  -"
 
     def test_csv_holds_every_digit(self) -> None:
-        text = plain_text(("name", "value", "flag"), self.ROWS, "csv")
+        text = format_answer(("name", "value", "flag"), self.ROWS, "csv")
         assert text.splitlines()[1] == "a|b,0.123456789,"
 
     def test_markup_is_escaped(self) -> None:
-        assert r"a\|b" in plain_text(("name", "v", "f"), self.ROWS, "markdown")
-        assert r"c\_\%" in plain_text(("name", "v", "f"), self.ROWS, "latex")
+        assert r"a\|b" in format_answer(("name", "v", "f"), self.ROWS, "markdown")
+        assert r"c\_\%" in format_answer(("name", "v", "f"), self.ROWS, "latex")
 
     def test_what_a_terminal_would_obey_is_replaced(self) -> None:
-        assert "\x1b" not in plain_text(("name",), [("\x1b[31mred",)], "table")
+        assert "\x1b" not in format_answer(("name",), [("\x1b[31mred",)], "table")
 
     def test_no_rows_leave_the_header(self) -> None:
-        assert plain_text(("name", "value"), [], "table").splitlines()[0] == "name  value"
+        assert format_answer(("name", "value"), [], "table").splitlines()[0] == "name  value"
 
 
 class TestBoard:

@@ -133,7 +133,7 @@ def _show(text: str, options: BoardOptions, tell: Tell) -> None:
 
 
 def _answer(options: BoardOptions, sql: str, tell: Tell) -> str:
-    from robust_nc.report.board.formats import plain_text
+    from robust_nc.report.board.formats import format_answer
     from robust_nc.report.board.sql import query
 
     style, answer = cast(Text, options.format), query(options.results, sql)
@@ -141,7 +141,7 @@ def _answer(options: BoardOptions, sql: str, tell: Tell) -> str:
     if style == "table" and len(shown) > _SHOWN:
         shown = shown[:_SHOWN]
         tell(f"the first {_SHOWN:,} of {len(answer.rows):,} rows; --format csv has all")
-    return plain_text(answer.columns, shown, style)
+    return format_answer(answer.columns, shown, style)
 
 
 def _frame(options: BoardOptions) -> "pd.DataFrame":

@@ -6,7 +6,6 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -15,12 +14,13 @@ from robust_nc.io.text import printable
 from robust_nc.report.board.comparing import Accuracy, Compared, Side, compare
 from robust_nc.report.board.formats import INTERVALS, count, percent, points, short
 from robust_nc.report.board.gather import identity
+from robust_nc.report.board.render import aligned
 from robust_nc.statistics.intervals import Interval
 from robust_nc.statistics.significance import ALPHA
 
 _SEEDS_SHOWN = 10
 _WIDTH = 96
-_WIDTHS = (16, 22, 22, 22)
+_Row = tuple[str, ...]
 _SHARES = {"leap_rate": "leap %", "landed": "landed %"}
 _HEADERS = {
     **_SHARES,
@@ -47,14 +47,21 @@ def compare_command(first: Path, second: Path, stderr: Console) -> int:
 
 def comparison_text(found: Compared) -> str:
     """Write a comparison for a terminal."""
-    parts = [
-        [_side("A", found.first), _side("B", found.second), *_place(found)],
-        [_line(("", "A", "B", "A - B"), "p"), *map(_accuracy, found.accuracies)],
+    tables = [
+        [("", "A", "B", "A - B", "p"), *map(_accuracy, found.accuracies)],
         _examples(found) or _seeds(found),
         _geometry(found),
+    ]
+    lines = iter(aligned([row for table in tables for row in table]))
+    accuracies, counts, geometry = ([next(lines) for _ in table] for table in tables)
+    parts = [
+        [_side("A", found.first), _side("B", found.second), *_place(found)],
+        accuracies,
+        [*counts, *_seeds_left(found)],
+        [_geometry_title(found), *geometry] if geometry else [],
         [_verdict(found), *_notes(found)],
     ]
-    return "\n\n".join("\n".join(map(printable, lines)) for lines in parts if lines)
+    return "\n\n".join("\n".join(map(printable, part)) for part in parts if part)
 
 
 def p_text(p: float) -> str:
@@ -86,14 +93,9 @@ def _place(found: Compared) -> list[str]:
     return lines
 
 
-def _line(cells: Sequence[str], last: str = "") -> str:
-    padded = (cell.ljust(width) for cell, width in zip(cells, _WIDTHS, strict=False))
-    return f"{''.join(padded)}{last}".rstrip()
-
-
-def _accuracy(one: Accuracy) -> str:
+def _accuracy(one: Accuracy) -> _Row:
     shown = [percent(side.value, side.low, side.high) for side in (one.first, one.second)]
-    return _line((f"{one.name} %", *shown, _difference(one.difference)), p_text(one.p))
+    return (f"{one.name} %", *shown, _difference(one.difference), p_text(one.p))
 
 
 def _difference(found: Interval) -> str:
@@ -101,41 +103,47 @@ def _difference(found: Interval) -> str:
     return f"{points(found.value)}{ends if math.isfinite(found.low + found.high) else ''}"
 
 
-def _examples(found: Compared) -> list[str]:
+def _examples(found: Compared) -> list[_Row]:
     """Count examples by who gets them right, for two single models."""
-    rows = [
-        _line((one.name, *map(str, (one.counts.first, one.counts.second, one.counts.both))))
-        + f" {one.counts.neither}"
-        for one in found.accuracies
-        if one.counts is not None
-    ]
-    return [_line(("examples", "A alone", "B alone", "both")) + " neither", *rows] if rows else []
+    told = [(one.name, one.counts) for one in found.accuracies if one.counts is not None]
+    rows = [(name, *map(str, (c.first, c.second, c.both, c.neither))) for name, c in told]
+    return [("examples", "A alone", "B alone", "both", "neither"), *rows] if rows else []
 
 
-def _seeds(found: Compared) -> list[str]:
+def _seeds(found: Compared) -> list[_Row]:
     """Tell the robust accuracies seed by seed."""
-    (robust,) = (one for one in found.accuracies if one.name == "robust")
-    lines = [
-        _line((f"robust %, {seed}", percent(one), percent(other), points(one - other)))
-        for seed, (one, other) in list(robust.by_seed.items())[:_SEEDS_SHOWN]
+    return [
+        (f"robust %, {seed}", percent(one), percent(other), points(one - other))
+        for seed, (one, other) in list(_robust(found).by_seed.items())[:_SEEDS_SHOWN]
     ]
-    left = len(robust.by_seed) - len(lines)
-    return [*lines, *([f"... and {count(left, left, 'seed')} more"] if left else [])]
 
 
-def _geometry(found: Compared) -> list[str]:
-    lines = []
-    for name, values in found.geometry.items():
-        if any(map(math.isfinite, values)):
-            write = percent if name in _SHARES else short
-            lines.append(_line((_HEADERS[name], *map(write, values))))
+def _seeds_left(found: Compared) -> list[str]:
+    robust = _robust(found)
+    left = 0 if robust.counts else len(robust.by_seed) - _SEEDS_SHOWN
+    return [f"... and {count(left, left, 'seed')} more"] if left > 0 else []
+
+
+def _geometry(found: Compared) -> list[_Row]:
+    return [
+        (_HEADERS[name], *map(percent if name in _SHARES else short, values))
+        for name, values in found.geometry.items()
+        if any(map(math.isfinite, values))
+    ]
+
+
+def _geometry_title(found: Compared) -> str:
     several = any(len(side.models) > 1 for side in (found.first, found.second))
-    title = f"geometry, as the records claim it{', means over seeds' if several else ''}"
-    return [title, *lines] if lines else []
+    return f"geometry, as the records claim it{', means over seeds' if several else ''}"
+
+
+def _robust(found: Compared) -> Accuracy:
+    (robust,) = (one for one in found.accuracies if one.name == "robust")
+    return robust
 
 
 def _verdict(found: Compared) -> str:
-    (robust,) = (one for one in found.accuracies if one.name == "robust")
+    robust = _robust(found)
     if robust.p >= ALPHA:
         return f"Neither is significantly more robust (p = {p_text(robust.p)}, level {ALPHA:g})."
     better, worse = ("A", "B") if robust.difference.value > 0 else ("B", "A")

@@ -1,25 +1,24 @@
-"""Tables as text: for a terminal, CSV, LaTeX (booktabs), Markdown.
+"""A leaderboard, paired differences and answers of SQL, written as tables of text (`render`)."""
 
-Names come from records that others wrote, so each format escapes them (`io.text`).
-"""
-
-import csv
-import io
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import pandas as pd
 
-from robust_nc.exceptions import RecordError, unknown_name
-from robust_nc.io.text import escape_latex, escape_markdown, printable
-from robust_nc.report.board.terminal import Section as Section
-from robust_nc.report.board.terminal import terminal_table
-
-Style = Literal["table", "csv", "latex", "markdown"]
+from robust_nc.exceptions import RecordError
+from robust_nc.report.board.render import (
+    MISSING,
+    WIDTH,
+    Section,
+    Style,
+    check_style,
+    is_missing,
+    render,
+    render_csv,
+)
 
 GAP = "gap, points"
-MISSING = "-"
 INTERVALS = {
     "t95": "95 % Student t interval over seeds",
     "range": "smallest and largest of 2 seeds",
@@ -42,14 +41,45 @@ def format_table(frame: pd.DataFrame, style: Style = "table") -> str:
     board, each captioned with its number of examples and seeds. Raises `RecordError` for an empty
     frame and `UnknownNameError` for an unknown style.
     """
-    if style not in get_args(Style):
-        raise unknown_name("format", style, get_args(Style))
+    check_style(style)
     if frame.empty:
         raise RecordError("there is nothing to show: the table has no rows")
     if style == "csv":
-        return frame.to_csv(index=False, lineterminator="\n").removesuffix("\n")
-    render = {"table": terminal_table, "latex": _latex, "markdown": _markdown}[style]
-    return "\n\n".join(render(section) for section in sections(frame))
+        return render_csv(list(frame), list(frame.itertuples(index=False, name=None)))
+    return "\n\n".join(render(section, style) for section in sections(frame))
+
+
+def format_answer(columns: Sequence[str], rows: Sequence[tuple[Any, ...]], style: Style) -> str:
+    """Write what a query gave; numbers in 6 digits, except in CSV, which has them all.
+
+    Raises `UnknownNameError` for an unknown style.
+
+    >>> print(format_answer(["name", "value"], [("a", 0.123456789), ("b", None)], "table"))
+    name     value
+    --------------
+    a     0.123457
+    b            -
+    """
+    check_style(style)
+    if style == "csv":
+        return render_csv(columns, rows)
+    numbers = tuple(
+        any(_is_number(row[i]) for row in rows)
+        and all(row[i] is None or _is_number(row[i]) for row in rows)
+        for i in range(len(columns))
+    )
+    cells = [tuple(map(_cell, row)) for row in rows]
+    return render(Section(tuple(columns), cells, numbers), style)
+
+
+def _is_number(value: Any) -> bool:
+    return hasattr(value, "__float__") and not isinstance(value, bool)
+
+
+def _cell(value: Any) -> str:
+    if is_missing(value):
+        return MISSING
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def sections(frame: pd.DataFrame) -> list[Section]:
@@ -196,9 +226,7 @@ def _board_section(frame: pd.DataFrame) -> Section:
         verb = "flatters" if len(weaker) == 1 else "flatter"
         notes.append(f"gap: points by which {', '.join(weaker)} {verb}")
     caption = "; ".join([*notes, NULLS])
-    return Section(
-        _title(frame), caption, headers, rows, names=2, extra=len(told.keys() - {"badge"})
-    )
+    return _section(frame, headers, rows, caption, names=2, extra=len(told.keys() - {"badge"}))
 
 
 def _paired_section(frame: pd.DataFrame) -> Section:
@@ -216,7 +244,20 @@ def _paired_section(frame: pd.DataFrame) -> Section:
     ]
     note = interval_note(set(frame["interval"]))
     caption = f"differences seed by seed, accuracies and rates as shares; {_over(frame)}; {note}"
-    return Section(_title(frame), caption, headers, rows, names=4)
+    return _section(frame, headers, rows, caption, names=4)
+
+
+def _section(
+    frame: pd.DataFrame,
+    headers: tuple[str, ...],
+    rows: Sequence[tuple[str, ...]],
+    caption: str,
+    *,
+    names: int,
+    extra: int = 0,
+) -> Section:
+    numbers = tuple(i >= names for i in range(len(headers)))
+    return Section(headers, rows, numbers, _title(frame), caption, width=WIDTH, extra=extra)
 
 
 def _signed(value: float, low: float, high: float) -> str:
@@ -233,121 +274,3 @@ def _over(frame: pd.DataFrame) -> str:
     seeds = count(int(frame["seeds"].min()), int(frame["seeds"].max()), "seed")
     examples = count(int(frame["examples"].min()), int(frame["examples"].max()), "example")
     return f"{examples}, {seeds}"
-
-
-def _latex(section: Section) -> str:
-    columns = "l" * section.names + "r" * (len(section.headers) - section.names)
-    lines = [" & ".join(map(escape_latex, row)) + r" \\" for row in section.rows]
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{escape_latex(f'{section.title}: {section.caption}.')}}}",
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            " & ".join(map(escape_latex, section.headers)) + r" \\",
-            r"\midrule",
-            *lines,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-        ]
-    )
-
-
-def _markdown(section: Section) -> str:
-    def line(cells: tuple[str, ...], escape: Callable[[str], str]) -> str:
-        shown = [escape(cell) if i < section.names else cell for i, cell in enumerate(cells)]
-        return f"| {' | '.join(shown)} |"
-
-    rules = ["---" if i < section.names else "---:" for i in range(len(section.headers))]
-    return "\n".join(
-        [
-            f"**{escape_markdown(section.title)}**",
-            "",
-            line(section.headers, str),
-            f"| {' | '.join(rules)} |",
-            *(line(row, escape_markdown) for row in section.rows),
-            "",
-            f"{escape_markdown(section.caption)}.",
-        ]
-    )
-
-
-_GAP = "  "
-Rows = Sequence[tuple[Any, ...]]
-
-
-def plain_text(columns: Sequence[str], rows: Rows, style: Style) -> str:
-    """Write columns and rows as text; numbers in 6 digits, except in CSV, which has them all.
-
-    Raises `UnknownNameError` for an unknown style.
-    """
-    if style not in get_args(Style):
-        raise unknown_name("format", style, get_args(Style))
-    if style == "csv":
-        return _csv(columns, rows)
-    numbers = [
-        any(_is_number(row[i]) for row in rows)
-        and all(row[i] is None or _is_number(row[i]) for row in rows)
-        for i in range(len(columns))
-    ]
-    cells = [tuple(map(_cell, row)) for row in rows]
-    render = {"table": _terminal, "latex": _plain_latex, "markdown": _plain_markdown}[style]
-    return render(tuple(columns), cells, numbers)
-
-
-def _is_number(value: Any) -> bool:
-    return hasattr(value, "__float__") and not isinstance(value, bool)
-
-
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return MISSING
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _csv(columns: Sequence[str], rows: Rows) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue().removesuffix("\n")
-
-
-def _terminal(columns: tuple[str, ...], cells: Rows, numbers: list[bool]) -> str:
-    shown = [[printable(cell) for cell in row] for row in (columns, *cells)]
-    widths = [max(len(row[i]) for row in shown) for i in range(len(columns))]
-    rules = ["-" * len(cell) for cell in shown[0]]
-    lines = []
-    for row in (shown[0], rules, *shown[1:]):
-        aligned = zip(row, widths, numbers, strict=True)
-        padded = [
-            cell.rjust(width) if right else cell.ljust(width) for cell, width, right in aligned
-        ]
-        lines.append(_GAP.join(padded).rstrip())
-    return "\n".join(lines)
-
-
-def _plain_latex(columns: tuple[str, ...], cells: Rows, numbers: list[bool]) -> str:
-    def line(row: tuple[str, ...]) -> str:
-        return " & ".join(map(escape_latex, row)) + r" \\"
-
-    return "\n".join(
-        [
-            rf"\begin{{tabular}}{{{''.join('r' if right else 'l' for right in numbers)}}}",
-            r"\toprule",
-            line(columns),
-            r"\midrule",
-            *map(line, cells),
-            r"\bottomrule",
-            r"\end{tabular}",
-        ]
-    )
-
-
-def _plain_markdown(columns: tuple[str, ...], cells: Rows, numbers: list[bool]) -> str:
-    rules = ["---:" if right else "---" for right in numbers]
-    rows = [" | ".join(map(escape_markdown, row)) for row in cells]
-    head = " | ".join(map(escape_markdown, columns))
-    return "\n".join(f"| {row} |" for row in (head, " | ".join(rules), *rows))

@@ -17,7 +17,6 @@ from robust_nc.io.files import digest
 from robust_nc.io.text import safe_link
 from robust_nc.report.board.formats import (
     GAP,
-    MISSING,
     NULLS,
     count,
     display_names,
@@ -28,6 +27,7 @@ from robust_nc.report.board.formats import (
     short,
 )
 from robust_nc.report.board.gather import Identity
+from robust_nc.report.board.render import MISSING
 from robust_nc.report.board.table import BOARD
 
 SHORT, LONG = 80, 2000  # characters that are shown in a cell, and of a text
