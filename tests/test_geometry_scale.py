@@ -236,6 +236,7 @@ import sys
 import torch
 from robust_nc.benchmarks.races.memory import held_bytes, peak_bytes
 from robust_nc.geometry.collapse import collapse
+from robust_nc.geometry.moments import Moments
 from robust_nc.geometry.projection import Projection
 
 def batches(groups, dim, examples):
