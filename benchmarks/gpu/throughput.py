@@ -35,7 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from robust_nc.attacks.apgd import APGD
 from robust_nc.attacks.pgd import PGD
 from robust_nc.benchmarks.races.timing import conditions, cpu_name, markdown, spread_of
-from robust_nc.config import Component, ModelConfig, RunConfig, TrainConfig, read
+from robust_nc.config import Compile, Component, ModelConfig, RunConfig, TrainConfig, read
 from robust_nc.data.base import numbered
 from robust_nc.data.batches import Batches
 from robust_nc.evaluation.acceleration import Precision, lowered
@@ -46,7 +46,7 @@ from robust_nc.runtime import default_device, full_precision
 from robust_nc.runtime.environment import code_digest, hardware, versions
 from robust_nc.threat import Ball
 from robust_nc.training.loop import Trainer
-from robust_nc.training.precision import Compile, compiled
+from robust_nc.training.precision import compiled
 from robust_nc.training.run import build_objective
 from robust_nc.training.state import make_optimizer
 
