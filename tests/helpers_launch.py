@@ -2,50 +2,49 @@
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from robust_nc.exceptions import InputError, StoppedError
 from robust_nc.runtime import stopping
+from robust_nc.runtime.progress import Report
 
 
-def double(number: int, *, report: Callable[[Any], None]) -> int:
-    report(("doubling", number))
+def double(number: int, *, report: Report) -> int:
+    report(0.5, f"doubling {number}")
     return 2 * number
 
 
-def process_id(*, report: Callable[[Any], None]) -> int:
+def process_id(*, report: Report) -> int:
     return os.getpid()
 
 
-def refuse(sentence: str, *, report: Callable[[Any], None]) -> None:
+def refuse(sentence: str, *, report: Report) -> None:
     raise InputError(sentence)
 
 
-def break_down(*, report: Callable[[Any], None]) -> None:
+def break_down(*, report: Report) -> None:
     raise ZeroDivisionError("nobody expects this")
 
 
-def run_out_of_memory(*, report: Callable[[Any], None]) -> None:
+def run_out_of_memory(*, report: Report) -> None:
     raise MemoryError
 
 
-def kill_itself(number: int, *, report: Callable[[Any], None]) -> None:
+def kill_itself(number: int, *, report: Report) -> None:
     os.kill(os.getpid(), number)
     time.sleep(60)
 
 
-def leave(*, report: Callable[[Any], None]) -> None:
+def leave(*, report: Report) -> None:
     os._exit(3)
 
 
-def sleep_long(*, report: Callable[[Any], None]) -> None:
-    report(os.getpid())
+def sleep_long(*, report: Report) -> None:
+    report(0.0, str(os.getpid()))
     time.sleep(300)
 
 
-def die_at_first(number: int, times: int, note: Path, *, report: Callable[[Any], None]) -> int:
+def die_at_first(number: int, times: int, note: Path, *, report: Report) -> int:
     """End its own process with a signal, `times` times; later say how often it was begun."""
     with note.open("a") as file:
         file.write("begun\n")
@@ -56,9 +55,9 @@ def die_at_first(number: int, times: int, note: Path, *, report: Callable[[Any],
     return begun
 
 
-def work_until_told(note: Path, *, report: Callable[[Any], None]) -> None:
+def work_until_told(note: Path, *, report: Report) -> None:
     """Work until a wish to stop is heeded, and leave a note as what was saved."""
-    report(os.getpid())
+    report(0.0, str(os.getpid()))
     try:
         while True:
             stopping.heed()
@@ -69,7 +68,7 @@ def work_until_told(note: Path, *, report: Callable[[Any], None]) -> None:
         raise
 
 
-def told_once(note: Path, *, report: Callable[[Any], None]) -> str:
+def told_once(note: Path, *, report: Report) -> str:
     """Work until told to stop, the first time; the second time go on from the note."""
     if note.exists():
         return note.read_text()
@@ -77,7 +76,7 @@ def told_once(note: Path, *, report: Callable[[Any], None]) -> str:
     return "never"
 
 
-def work_deaf(*, report: Callable[[Any], None]) -> None:
+def work_deaf(*, report: Report) -> None:
     """Work on, whatever is asked."""
-    report(os.getpid())
+    report(0.0, str(os.getpid()))
     time.sleep(300)

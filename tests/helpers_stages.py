@@ -21,6 +21,7 @@ from robust_nc.pipeline.stages import (
 )
 from robust_nc.pipeline.suite import Cell
 from robust_nc.record.folder import evidence_path, record_path, rows_path
+from robust_nc.runtime.progress import no_report
 
 # After twenty epochs an attack breaks some images, and with this seed the best is not the last.
 BASE = """
@@ -39,23 +40,19 @@ def one_cell(folder: Path, grid: str = "") -> Cell:
     return cell
 
 
-def quiet(event: object) -> None:
-    """Report to nobody."""
-
-
 def whole(cell: Cell, out: Path) -> CellResult:
-    return run_cell(cell, "tiny", out, None, report=quiet)
+    return run_cell(cell, "tiny", out, None, report=no_report)
 
 
 def do(cell: Cell, stage: Stage, out: Path, part: VerdictPart | None = None) -> None:
     """Do a stage in `out` itself."""
     if stage == "train":
-        train_stage(cell, out, None, report=quiet)
+        train_stage(cell, out, None, report=no_report)
     elif stage == "judge":
         assert part is not None
-        judge_stage(cell, part, out, None, report=quiet)
+        judge_stage(cell, part, out, None, report=no_report)
     elif stage == "measure":
-        measure_stage(cell, out, None, report=quiet)
+        measure_stage(cell, out, None, report=no_report)
     else:
         whole(cell, out)
 

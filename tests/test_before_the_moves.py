@@ -22,7 +22,7 @@ from robust_nc import Ball, build_model, evaluate, read_record
 from robust_nc.config import ModelConfig, read
 from robust_nc.data.load import read_split, to_unit
 from robust_nc.evaluation.identity import told
-from robust_nc.pipeline.cell import CellEvent, run_cell
+from robust_nc.pipeline.cell import run_cell
 from robust_nc.pipeline.suite import read_suite
 from robust_nc.registry import PROTOCOLS
 from robust_nc.training.run import load_classifier, train_cell
@@ -81,7 +81,7 @@ def test_the_verdict_of_a_cell_goes_on_in_its_log(out: Path) -> None:
     assert not torn.endswith(b"\n")
     seen = []
 
-    def watch(event: CellEvent) -> None:
+    def watch(share: float, status: str) -> None:
         if (out / LOG).exists():
             seen.append((out / LOG).read_bytes())
 

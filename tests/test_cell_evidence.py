@@ -17,6 +17,7 @@ from robust_nc.pipeline.suite import Suite
 from robust_nc.record import Stored, read_record, tidy, unpack_flags
 from robust_nc.record.folder import evidence_path, record_path
 from robust_nc.record.schema import broken_seals
+from robust_nc.runtime.progress import no_report
 
 GRID = """
 [grid]
@@ -39,7 +40,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def stored(suite: Suite, out: Path) -> Stored:
     (cell,) = suite.cells
-    run_cell(cell, suite.name, out, None, report=lambda event: None)
+    run_cell(cell, suite.name, out, None, report=no_report)
     return read_record(record_path(out, cell.model, cell.id))
 
 
@@ -67,7 +68,7 @@ def test_every_field_is_sealed(stored):
 
 def test_the_same_cell_leaves_the_same_evidence(stored, suite, tmp_path):
     (cell,) = suite.cells
-    run_cell(cell, suite.name, tmp_path, None, report=lambda event: None)
+    run_cell(cell, suite.name, tmp_path, None, report=no_report)
     again = read_record(record_path(tmp_path, cell.model, cell.id)).record
     assert again.evidence == stored.record.evidence
     assert again.verdict == stored.record.verdict

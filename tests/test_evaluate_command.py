@@ -7,12 +7,10 @@ from typing import Any
 import pytest
 from helpers_appraisal import write_model
 from helpers_runner import Ran, cli
-from rich.console import Console
 
 from robust_nc.cli import evaluate as command
 from robust_nc.exceptions import ConfigError
 from robust_nc.io.untrusted import file_name
-from robust_nc.pipeline.appraise import Event
 from robust_nc.pipeline.card import LONGEST, model_name, read_card
 from robust_nc.record import Card, Stored, read_record
 from robust_nc.report.site import write as site
@@ -196,17 +194,6 @@ def test_the_page_is_drawn(model, tmp_path):
     assert ran.code == 0, ran.err
     assert "net-make" in Path(field(ran, "page")).read_text()
     assert record_in(tmp_path).record.suite == "evaluated"
-
-
-def test_a_terminal_gets_a_bar_per_stage(capsys):
-    console = Console(force_terminal=True, width=100)
-    with command.Screen(console) as screen:
-        for event in (Event("attack", 0.5, "half"), Event("evidence", 0.0, "round [it]")):
-            screen.event(event)
-        screen.line("a [red]line")
-    shown = capsys.readouterr().out
-    assert "a [red]line" in shown
-    assert "evidence" in shown
 
 
 class TestCards:

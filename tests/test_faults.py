@@ -27,6 +27,7 @@ from robust_nc.pipeline.cell import run_cell
 from robust_nc.pipeline.suite import read_suite
 from robust_nc.record import Stored
 from robust_nc.record.folder import checkpoint_folder
+from robust_nc.runtime.progress import no_report
 from robust_nc.threat import Ball
 from robust_nc.training.progress import append_log, read_log
 from robust_nc.training.run import train_cell
@@ -189,7 +190,9 @@ class Faulty(NamedTuple):
 
     def sentence(self, word: str) -> str:
         """Return why the cell failed that has a word in its name."""
-        found = re.findall(rf"^\[\d+/\d+\] (\S*{word}\S* seed \d failed: .*)$", self.ran.err, re.M)
+        found = re.findall(
+            rf"^\[\d+/\d+\] (\S*{word}\S* seed \d, cell \d+ failed: .*)$", self.ran.err, re.M
+        )
         assert len(found) == 1, self.ran.err
         return str(found[0])
 
@@ -329,7 +332,11 @@ class TestCheckpoints:
     )
     def test_each_gets_one_sentence_with_the_remedy(self, damaged, seed, words):
         faulty, _ = damaged
-        (line,) = [line for line in faulty.ran.err.splitlines() if f"seed {seed} failed" in line]
+        (line,) = [
+            line
+            for line in faulty.ran.err.splitlines()
+            if f"seed {seed}, cell {seed} failed" in line
+        ]
         assert [word for word in words if word not in line] == []
         assert "unexpected" not in line
 
@@ -369,7 +376,7 @@ def test_a_full_disk(tmp_path):
     (weights,) = tmp_path.rglob("last.json")
     log = read_log(weights.parent / "log.jsonl")
     cell = read_suite(str(suite)).cells[0]
-    run_cell(cell, "tiny", tmp_path / "out", None, report=lambda event: None)
+    run_cell(cell, "tiny", tmp_path / "out", None, report=no_report)
     assert list(records(tmp_path / "out")) == [cell.id]
     assert read_log(weights.parent / "log.jsonl") == log  # not trained again
 
@@ -385,7 +392,7 @@ def test_a_full_disk(tmp_path):
 def test_what_can_be_known_before_training_is_said_before_it(tmp_path, grid, sentence):
     (cell,) = tiny(tmp_path, f"[grid]\n{grid}\n").cells
     with pytest.raises(RobustNCError) as raised:
-        run_cell(cell, "tiny", tmp_path / "out", None, report=lambda event: None)
+        run_cell(cell, "tiny", tmp_path / "out", None, report=no_report)
     assert sentence in str(raised.value)
     assert not (tmp_path / "out").exists()
 

@@ -24,25 +24,26 @@ class Story(NamedTuple):
     wanted: Left
 
 
-def go(folder: Path, out: str) -> Ran:
-    return cli("run", folder / "tiny.toml", "--out", folder / out, "--workers", 1)
+def go(folder: Path, out: str, workers: int) -> Ran:
+    return cli("run", folder / "tiny.toml", "--out", folder / out, "--workers", workers)
 
 
 class Killer:
     """Starts runs into `out` and kills their driver, or a worker, after random moments of work."""
 
-    def __init__(self, folder: Path, seed: int, longest: float) -> None:
+    def __init__(self, folder: Path, seed: int, longest: float, workers: int) -> None:
         self.folder = folder
         self.out = folder / "out"
         self.hit: list[str] = []
         self._draws = random.Random(seed)
         self._longest = longest
+        self._workers = workers
         self._driver: subprocess.Popen[str] | None = None
 
     def round(self) -> bool:
         """Kill somebody; False where the run came to its end before."""
         if self._driver is None:
-            arguments = ("--out", self.out, "--workers", 1)
+            arguments = ("--out", self.out, "--workers", self._workers)
             self._driver = start(
                 "run", self.folder / "tiny.toml", *arguments, stdout=subprocess.DEVNULL
             )
@@ -80,12 +81,14 @@ class Killer:
             self._bury()
 
 
-def disturbed(folder: Path, grid: str, *, rounds: int, seed: int, longest: float) -> Story:
+def disturbed(
+    folder: Path, grid: str, *, rounds: int, seed: int, longest: float, workers: int
+) -> Story:
     """Let `rounds` kills hit, over as many whole runs as that takes, and one that is left alone."""
     write_suite(folder, grid)
-    assert go(folder, "calm").code == 0
+    assert go(folder, "calm", workers).code == 0
     wanted = left_by(folder / "calm")
-    killer = Killer(folder, seed, longest)
+    killer = Killer(folder, seed, longest, workers)
     try:
         for number in range(4 * rounds):
             if not killer.round() and len(killer.hit) < rounds:
@@ -95,21 +98,21 @@ def disturbed(folder: Path, grid: str, *, rounds: int, seed: int, longest: float
                 break
     finally:
         killer.end()
-    return Story(killer.hit, go(folder, killer.out.name), killer.out, wanted)
+    return Story(killer.hit, go(folder, killer.out.name, workers), killer.out, wanted)
 
 
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param((FEW, 3, 0, 2.5), id="3"),
-        pytest.param((MORE, 20, 1, 5.0), id="20", marks=pytest.mark.slow),
-        pytest.param((MORE, 20, 2, 5.0), id="20-others", marks=pytest.mark.slow),
+        pytest.param((FEW, 3, 0, 2.5, 1), id="3"),
+        pytest.param((MORE, 20, 1, 5.0, 1), id="20", marks=pytest.mark.slow),
+        pytest.param((MORE, 20, 2, 5.0, 2), id="20-of-two-workers", marks=pytest.mark.slow),
     ],
 )
 def story(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Story:
-    grid, rounds, seed, longest = request.param
+    grid, rounds, seed, longest, workers = request.param
     folder = tmp_path_factory.mktemp("killed")
-    return disturbed(folder, grid, rounds=rounds, seed=seed, longest=longest)
+    return disturbed(folder, grid, rounds=rounds, seed=seed, longest=longest, workers=workers)
 
 
 def test_kills_hit_both(story):

@@ -24,6 +24,7 @@ from helpers_runner import group_is_gone, living, wait_for
 
 from robust_nc import exceptions
 from robust_nc.engines.local import Finished, Task, run_tasks
+from robust_nc.runtime.progress import Event
 
 
 def task(key: str, call: Callable[..., Any], *arguments: object) -> Task:
@@ -64,7 +65,11 @@ class TestChains:
         ended, events, _ = mixed
         results = {key: ended[key].result for key in ("after-kill", "after-errors", "alone")}
         assert results == {"after-kill": 2, "after-errors": 4, "alone": 6}
-        assert sorted(events) == [("doubling", 1), ("doubling", 2), ("doubling", 3)]
+        assert sorted(events) == [
+            ("after-errors", 0.5, "doubling 2"),
+            ("after-kill", 0.5, "doubling 1"),
+            ("alone", 0.5, "doubling 3"),
+        ]
 
     def test_a_chain_keeps_its_order_and_its_worker(self, mixed):
         ended, _, order = mixed
@@ -101,8 +106,8 @@ class StoppedError(Exception):
 def test_workers_are_ended_when_the_driver_stops():
     pids = []
 
-    def stop(event: int) -> None:
-        pids.append(event)
+    def stop(event: Event) -> None:
+        pids.append(int(event.status))
         raise StoppedError
 
     with pytest.raises(StoppedError):
@@ -120,7 +125,7 @@ def test_workers_die_with_a_driver_that_is_killed():
         "from helpers_launch import sleep_long\n"
         "from robust_nc.engines.local import Task, run_tasks\n"
         "tasks = [[Task('long', sleep_long, ())]]\n"
-        "say = lambda event: print(event, flush=True)\n"
+        "say = lambda event: print(event.status, flush=True)\n"
         "list(run_tasks(tasks, workers=1, threads=1, on_event=say))"
     )
     driver = subprocess.Popen(

@@ -26,6 +26,7 @@ from helpers_runner import group_is_gone, living, wait_for
 
 from robust_nc.engines.local import Finished, Task, failed, run_tasks
 from robust_nc.runtime import stopping
+from robust_nc.runtime.progress import Event
 
 
 def task(key: str, call: Callable[..., Any], *arguments: object) -> Task:
@@ -33,7 +34,7 @@ def task(key: str, call: Callable[..., Any], *arguments: object) -> Task:
 
 
 def run(
-    *chains: list[Task], on_event: Callable[[Any], None] = lambda event: None, **options: Any
+    *chains: list[Task], on_event: Callable[[Event], object] = lambda event: None, **options: Any
 ) -> tuple[dict[str, Finished], list[tuple[str, str]]]:
     """Run chains by two workers: how each task ended, and what was told of those tried again."""
     told: list[tuple[str, str]] = []
@@ -103,7 +104,9 @@ class TestTryingAgain:
         note = tmp_path / "note"
         ended, told = run(
             [task("told", told_once, note), task("after", double, 1)],
-            on_event=lambda event: isinstance(event, int) and os.kill(event, signal.SIGTERM),
+            on_event=lambda event: (
+                event.task == "told" and os.kill(int(event.status), signal.SIGTERM)
+            ),
         )
         assert ended["told"].result == "saved"
         assert ended["after"].result == 2
@@ -117,8 +120,8 @@ class TestStopping:
         notes = [tmp_path / name for name in "ab"]
         pids: list[int] = []
 
-        def wish(event: int) -> None:
-            pids.append(event)
+        def wish(event: Event) -> None:
+            pids.append(int(event.status))
             if len(pids) == 2:
                 stopping.wish()
 
@@ -138,8 +141,8 @@ class TestStopping:
         monkeypatch.setattr(stopping, "SECONDS", 1.2)
         pids: list[int] = []
 
-        def wish(event: int) -> None:
-            pids.append(event)
+        def wish(event: Event) -> None:
+            pids.append(int(event.status))
             stopping.wish()
 
         ended, _ = run([task("deaf", work_deaf)], on_event=wish)
@@ -201,7 +204,7 @@ from helpers_launch import work_until_told
 from robust_nc.runtime import stopping
 from robust_nc.engines.local import Task, run_tasks
 tasks = [[Task(name, work_until_told, (Path(sys.argv[1]) / name,))] for name in "ab"]
-say = lambda event: print(event, flush=True)
+say = lambda event: print(event.status, flush=True)
 with stopping.on_sigterm():
     ended = list(run_tasks(tasks, workers=2, threads=1, on_event=say))
     print(sorted(one.key for one in ended if one.stopped), flush=True)

@@ -8,7 +8,7 @@ from helpers_evaluation import APGD_ONLY, BALL, SHORT, examples, own
 
 from robust_nc import evaluate
 from robust_nc.attacks.pgd import PGD
-from robust_nc.runtime.progress import Pace, Progress
+from robust_nc.runtime.progress import PassCounter, Progress
 
 
 class Clock:
@@ -141,7 +141,7 @@ def test_nothing_done_yet_reads_well() -> None:
 def test_the_time_left_is_that_of_an_evaluation_in_which_nothing_breaks(monkeypatch) -> None:
     clock = Clock(0.0)
     monkeypatch.setattr("robust_nc.runtime.progress.time.monotonic", clock)
-    pace = Pace(None, [100, 10])
+    pace = PassCounter(None, [100, 10])
     assert pace.seconds_left() is None, "no speed is known yet"
     pace.turn("first", 0, 8, 8, 10)
     clock.now += 4.0

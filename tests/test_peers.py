@@ -20,9 +20,9 @@ from robust_nc.runtime.third_party import (
     Peer,
     changed_files,
     check_robustbench,
-    imported,
+    import_peer,
+    peer_state,
     remedy_for,
-    state,
 )
 
 
@@ -67,8 +67,8 @@ class TestStaleFiles:
         with pytest.raises(ConfigError, match=r"1 files .* 9\.9 .*torchattacks.*force-reinstall"):
             check_robustbench()
         with pytest.raises(ConfigError, match="force-reinstall"):
-            imported("robustbench.eval", "robustbench")
-        found = state(Peer("robustbench", "robustbench", "models", None))
+            import_peer("robustbench.eval", "robustbench")
+        found = peer_state(Peer("robustbench", "robustbench", "models", None))
         assert (found.version, found.works) == ("9.9", False)
         assert "force-reinstall" in found.remedy
 
@@ -87,21 +87,21 @@ class TestStates:
 
     def test_what_works_has_no_remedy(self, site):
         install(site, "sound", "1.2", {"__init__.py": "import warnings; warnings.warn('old')"})
-        assert state(self.part("sound")) == ("1.2", True, "")
+        assert peer_state(self.part("sound")) == ("1.2", True, "")
 
     def test_what_is_missing_says_what_to_install(self):
-        assert state(self.part("not_there")) == ("-", None, "pip install not_there==1.0")
+        assert peer_state(self.part("not_there")) == ("-", None, "pip install not_there==1.0")
         with pytest.raises(ConfigError, match="not_there is not installed here; `make peers`"):
-            imported("not_there.attacks", "not_there")
+            import_peer("not_there.attacks", "not_there")
 
     def test_what_is_broken_says_why_and_what_to_do(self, site):
         install(site, "shaky", "1.0", {"__init__.py": "import pkg_resources_not_there"})
-        found = state(self.part("shaky"))
+        found = peer_state(self.part("shaky"))
         assert found.works is False
         assert "pkg_resources_not_there" in found.remedy
         assert "make peers" in found.remedy
         with pytest.raises(ConfigError, match=r"shaky does not import \(ModuleNotFoundError"):
-            imported("shaky", "shaky")
+            import_peer("shaky", "shaky")
 
     @pytest.mark.parametrize(
         ("error", "words"),

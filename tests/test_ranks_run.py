@@ -21,6 +21,7 @@ from robust_nc.pipeline.stages import train_stage
 from robust_nc.pipeline.suite import Cell, read_suite
 from robust_nc.record import Stored, read_record
 from robust_nc.record.folder import checkpoint_folder, record_path
+from robust_nc.runtime.progress import no_report
 
 pytestmark = pytest.mark.cluster
 
@@ -124,7 +125,7 @@ def losses(found: Path) -> list[float]:
 
 def test_the_loss_curve_is_that_of_one_process(path: Path, tmp_path: Path) -> None:
     whole(path, tmp_path / "two")
-    train_stage(cell_of(path), tmp_path / "one", None, report=lambda event: None)
+    train_stage(cell_of(path), tmp_path / "one", None, report=no_report)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
 
@@ -132,9 +133,9 @@ def test_a_trained_cell_is_judged_and_measured_as_by_one_process(
     path: Path, tmp_path: Path
 ) -> None:
     one, two, cell = tmp_path / "one", tmp_path / "two", cell_of(path)
-    train_stage(cell, one, None, report=lambda event: None)
+    train_stage(cell, one, None, report=no_report)
     shutil.copytree(one, two)
-    run_cell(cell, "tiny", one, None, report=lambda event: None)
+    run_cell(cell, "tiny", one, None, report=no_report)
     here, there = whole(path, two), record(path, one)
     assert here.record.verdict == there.record.verdict
     rows, wanted = (stored.rows() for stored in (here, there))

@@ -309,7 +309,7 @@ def test_a_model_of_robustbench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ),
         "timm": SimpleNamespace(is_model=lambda name: False),
     }
-    monkeypatch.setattr(zoo, "imported", lambda module, library: parts[module])
+    monkeypatch.setattr(zoo, "import_peer", lambda module, library: parts[module])
     weights = {"1.weight": torch.ones(10, 64), "1.bias": torch.zeros(10)}
     safetensors.torch.save_file(weights, tmp_path / "rice.safetensors")
     found = opened(f"robustbench:Rice?weights={tmp_path}/rice.safetensors")

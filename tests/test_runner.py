@@ -3,7 +3,6 @@
 import itertools
 import multiprocessing
 import os
-import random
 import re
 import shutil
 import signal
@@ -37,14 +36,6 @@ from robust_nc.record import Record, same_record
 from robust_nc.record.folder import checkpoint_folder, record_path, rows_path
 from robust_nc.training.progress import TrainEvent, read_log
 from robust_nc.training.run import train_cell
-
-LONGER = """
-[grid]
-"train.epochs" = [10]
-"train.objective" = [{ name = "pgd", steps = 10 }]
-"data.train_limit" = [1000]
-seed = [0, 1, 2]
-"""
 
 
 class Finished(NamedTuple):
@@ -362,38 +353,6 @@ class TestSignals:
         assert killed.times.items() <= record_times(folder / "out").items()
         assert_same(records(folder / "out"), records(finished.out))
         assert not list(folder.rglob("*.part"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_kill_at_any_moment(tmp_path, seed):
-    """Two workers, trainings long enough to save on the way, up to three random moments."""
-    draws = random.Random(seed)
-    for name in ("calm", "killed"):
-        write_suite(tmp_path / name, LONGER)
-    calm, folder = tmp_path / "calm", tmp_path / "killed"
-    arguments = ("run", folder / "tiny.toml", "--out", folder / "out", "--workers", 2)
-    kept: dict[str, int] = {}
-    kills = 0
-    for _ in range(3):
-        process = start(*arguments)
-        try:
-            process.communicate(timeout=draws.uniform(4, 14))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            kills += 1
-        wait_for(lambda group=process.pid: group_is_gone(group), 10)
-        records(folder / "out")
-        now = record_times(folder / "out")
-        assert kept.items() <= now.items()
-        kept = now
-    assert kills
-    assert cli(*arguments).code == 0
-    assert kept.items() <= record_times(folder / "out").items()
-    undisturbed = cli("run", calm / "tiny.toml", "--out", calm / "out", "--workers", 2)
-    assert undisturbed.code == 0
-    assert_same(records(folder / "out"), records(calm / "out"))
 
 
 def test_without_ray_the_engine_says_how_to_get_it(tmp_path, monkeypatch):

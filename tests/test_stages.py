@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers_stages import do, elsewhere, in_stages, left, one_cell, quiet, whole
+from helpers_stages import do, elsewhere, in_stages, left, one_cell, whole
 
 from robust_nc.config import training_id
 from robust_nc.evaluation.log import end_of_log
@@ -25,6 +25,7 @@ from robust_nc.pipeline.verdict_parts import VerdictPart
 from robust_nc.record import read_record
 from robust_nc.record.folder import caches, checkpoint_folder, part_log, part_logs, record_path
 from robust_nc.runtime import stopping
+from robust_nc.runtime.progress import no_report
 from robust_nc.training.loop import Trainer
 
 BLOCKS = '"evaluation.block" = [8]\n"evaluation.protocol" = ["pgd"]\n'
@@ -227,9 +228,9 @@ def test_the_training_puts_back_what_says_which_weights_are_best(
 
 def test_untrained_cells_are_neither_judged_nor_measured(cell: Cell, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not finished"):
-        judge_stage(cell, VerdictPart("best", 0, 8), tmp_path, None, report=quiet)
+        judge_stage(cell, VerdictPart("best", 0, 8), tmp_path, None, report=no_report)
     with pytest.raises(CheckpointError, match="not finished"):
-        measure_stage(cell, tmp_path, None, report=quiet)
+        measure_stage(cell, tmp_path, None, report=no_report)
     with pytest.raises(CheckpointError, match="not finished"):
         verdict_parts(cell, tmp_path, None)
     assert not list(tmp_path.rglob("*.*"))

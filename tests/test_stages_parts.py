@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers_stages import do, elsewhere, in_stages, left, one_cell, quiet, whole
+from helpers_stages import do, elsewhere, in_stages, left, one_cell, whole
 from torch import Tensor
 
 from robust_nc.config import RunConfig, read
@@ -15,11 +15,12 @@ from robust_nc.evaluation.log import EvaluationLog, close_log, open_log
 from robust_nc.evaluation.scoring import Guarded
 from robust_nc.evaluation.state import Entry
 from robust_nc.exceptions import StoppedError
-from robust_nc.pipeline.stages import CellEvent, is_judged, judge_stage, verdict_parts
+from robust_nc.pipeline.stages import is_judged, judge_stage, verdict_parts
 from robust_nc.pipeline.suite import Cell
 from robust_nc.pipeline.verdict_parts import PartLog, VerdictPart, join, parts_of, spans
 from robust_nc.record.folder import part_log, part_logs
 from robust_nc.runtime import stopping
+from robust_nc.runtime.progress import no_report
 
 OWN = """
 def factory():
@@ -94,8 +95,8 @@ def test_what_was_begun_in_other_parts_or_in_one_piece_is_taken_over(
     half.write_bytes(b"".join(half.read_bytes().splitlines(keepends=True)[:3]))
     asked = []
 
-    def stop(event: CellEvent) -> None:
-        asked.append(event)
+    def stop(share: float, status: str) -> None:
+        asked.append(status)
         if len(asked) > 2:
             stopping.wish()
 
@@ -205,7 +206,7 @@ def test_memory_that_runs_out_within_a_part_changes_no_verdict(
     with monkeypatch.context() as patched:
         patched.setattr(Guarded, "forward", failing)
         for part in (VerdictPart("best", 0, 10), VerdictPart("best", 10, 20)):
-            judge_stage(cell, part, trained, None, report=quiet)
+            judge_stage(cell, part, trained, None, report=no_report)
     assert len(failures) == 3
     whole(cell, trained)
     assert left(cell, trained)["verdict"] == left(cell, done)["verdict"]

@@ -66,7 +66,7 @@ def test_a_suite_runs_end_to_end(name: str, tmp_path: Path) -> None:
     for cell in models(name):
         config = toy(cell.config)
         small = Cell(cell_id(config), cell.model, config)
-        run_cell(small, name, tmp_path, None, report=said.append)
+        run_cell(small, name, tmp_path, None, report=lambda share, status: said.append(status))
         stored = read_record(record_path(tmp_path, small.model, small.id))
         assert {"clean", "robust", "robust_beside"} <= set(stored.record.scores)
         assert stored.rows()["value"].notna().any()

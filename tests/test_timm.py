@@ -108,7 +108,7 @@ STAND_IN = SimpleNamespace(
 
 @pytest.fixture
 def timm(monkeypatch):
-    monkeypatch.setattr(timm_backbone, "imported", lambda module, library: STAND_IN)
+    monkeypatch.setattr(timm_backbone, "import_peer", lambda module, library: STAND_IN)
 
 
 def named(model, **options):

@@ -1,6 +1,5 @@
 """The training loop: resume to the bit, choice of `best`, errors, options, progress."""
 
-import io
 import json
 import math
 import os
@@ -18,7 +17,6 @@ from helpers_training import (
     small_run,
     without_times,
 )
-from rich.console import Console
 from torch import nn
 
 import robust_nc
@@ -35,7 +33,7 @@ from robust_nc.training.epoch_meter import Meter
 from robust_nc.training.loop import Trainer
 from robust_nc.training.losses import cross_entropy
 from robust_nc.training.objectives import Pgd, Standard
-from robust_nc.training.progress import Bars, TrainEvent, describe_event, read_log
+from robust_nc.training.progress import TrainEvent, read_log
 from robust_nc.training.run import load_classifier, train
 from robust_nc.training.validation import CollapseProbe, Validator, spread
 from robust_nc.types import Loss
@@ -450,21 +448,7 @@ class TestResults:
         assert events[-1].clean is None
 
 
-class TestBars:
-    def draw(self, *, terminal: bool) -> str:
-        out = io.StringIO()
-        console = Console(file=out, force_terminal=terminal, width=120)
-        with Bars(console) as bars:
-            bars.show("digits/pgd", TrainEvent(1, 2, 5, 10, 0.5, 0.75, None, 900.0, 61.0))
-        return out.getvalue()
-
-    def test_a_terminal_sees_loss_accuracy_pace_and_time_left(self):
-        drawn = self.draw(terminal=True)
-        for part in ("digits/pgd", "50%", "loss 0.500", "clean 75.0 %", "900 img/s", "1:01 left"):
-            assert part in drawn
-
-    def test_a_file_sees_nothing(self):
-        assert self.draw(terminal=False).strip() == ""
-
-    def test_what_is_unknown_is_left_out(self):
-        assert describe_event(TrainEvent(1, 2, 5, 10)) == "epoch 1/2"
+def test_an_event_is_a_line_without_what_is_unknown():
+    event = TrainEvent(1, 2, 5, 10, 0.5, 0.75, None, 900.0, 61.0)
+    assert str(event) == "epoch 1/2  loss 0.500  clean 75.0 %  900 img/s  1:01 left"
+    assert str(TrainEvent(1, 2, 5, 10)) == "epoch 1/2"

@@ -63,7 +63,7 @@ def robustbench(request, monkeypatch):
         "robustbench.model_zoo": SimpleNamespace(model_dicts=ZOO),
         "timm": SimpleNamespace(is_model=lambda name: False),
     }
-    monkeypatch.setattr(zoo, "imported", lambda module, library: parts[module])
+    monkeypatch.setattr(zoo, "import_peer", lambda module, library: parts[module])
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from rich.text import Text
 from robust_nc.data.corruptions import DISTRIBUTION, corruption_library
 from robust_nc.exceptions import ConfigError
 from robust_nc.runtime.environment import hardware, versions
-from robust_nc.runtime.third_party import PEERS, Peer, State, state
+from robust_nc.runtime.third_party import PEERS, Peer, PeerState, peer_state
 from robust_nc.runtime.torch_state import default_device
 
 _CORRUPTIONS = "imagecorruptions"
@@ -39,18 +39,18 @@ def doctor_command() -> int:
     return 1 if any(known.works is False for _, known in found) else 0
 
 
-def _state(part: Peer) -> State:
+def _state(part: Peer) -> PeerState:
     """Return the state of a part; another package may be where that of corruptions should be."""
-    known = state(part)
+    known = peer_state(part)
     if part.module == _CORRUPTIONS and known.works:
         try:
             corruption_library()
         except ConfigError as error:
-            return State(known.version, False, str(error))
+            return PeerState(known.version, False, str(error))
     return known
 
 
-def _table(found: list[tuple[Peer, State]]) -> Table:
+def _table(found: list[tuple[Peer, PeerState]]) -> Table:
     table = Table(Column("part", no_wrap=True), "version", Column("state", overflow="fold"), "for")
     for part, known in found:
         word = _WORDS[known.works]

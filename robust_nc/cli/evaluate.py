@@ -8,11 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from robust_nc.cli.progress_bars import Screen
 from robust_nc.cli.stopping import heeding, typed
 from robust_nc.cli.verdict_text import verdict_text
-from robust_nc.pipeline.appraise import Event, Request, appraise
+from robust_nc.pipeline.appraise import Request, appraise
 from robust_nc.record.schema import Stored
+from robust_nc.runtime.progress import Event
+from robust_nc.runtime.screen import Screen
 
 
 def evaluate_command(request: Request, stderr: Console) -> int:

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 
 from robust_nc.claims.reading import holds_claims, read_claims
-from robust_nc.cli.progress_bars import bars
 from robust_nc.engines.options import RunOptions, under_torchrun
 from robust_nc.engines.run_suite import default_workers
 from robust_nc.exceptions import ConfigError
@@ -30,6 +28,7 @@ from robust_nc.planning.stopwatch import Stopwatch
 from robust_nc.planning.survivors import read_records
 from robust_nc.planning.table import Totals, plan_text, speeds_line, totals_lines
 from robust_nc.planning.timing import Bench
+from robust_nc.runtime.screen import Screen
 
 _EARLIER = Path("results")  # records that come with a copy of the repository, where it is
 
@@ -109,26 +108,13 @@ def _speeds(
         threads = max(1, min(before, (os.cpu_count() or 1) // devices))
     torch.set_num_threads(threads)
     try:
-        with bars(stderr) as screen:
+        if not stderr.is_terminal:
+            stderr.print("measuring speeds on random images; nothing is trained", markup=False)
+        with Screen(stderr, side_by_side=True) as screen:
             bench = Bench(anatomist, Stopwatch())
-            report = _Shown(screen, stderr)
-            table = measure(probes, here(threads), bench.time, report)
+            table = measure(probes, here(threads), bench.time, screen.report("speeds"))
     finally:
         torch.set_num_threads(before)
     if file is not None:
         write_speeds(file, table)
     return table, "measured now" + (f", kept in {file}" if file is not None else "")
-
-
-class _Shown:
-    """Shows which speed is being measured."""
-
-    def __init__(self, screen: Progress, console: Console) -> None:
-        self._screen = screen
-        self._console = console
-        self._task = screen.add_task("speeds", total=1.0, status="")
-        if not console.is_terminal:
-            console.print("measuring speeds on random images; nothing is trained", markup=False)
-
-    def __call__(self, share: float, text: str) -> None:
-        self._screen.update(self._task, completed=share, status=text)

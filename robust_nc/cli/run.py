@@ -2,45 +2,43 @@
 
 import functools
 from pathlib import Path
-from typing import Self
 
 from rich.console import Console
-from rich.progress import TaskID
 
 from robust_nc.claims.reading import holds_claims, read_claims
 from robust_nc.cli.claims import claims_command
-from robust_nc.cli.progress_bars import bars
-from robust_nc.cli.stopping import heeding
+from robust_nc.cli.stopping import heeding, typed
 from robust_nc.engines.options import RunOptions, under_torchrun
 from robust_nc.engines.run_suite import Hooks, SuiteReport, run_suite
-from robust_nc.engines.torchrun.executor import Ranks
-from robust_nc.engines.torchrun.process_group import joined
+from robust_nc.engines.torchrun.process_group import ProcessGroup, join_processes
 from robust_nc.exceptions import StoppedError
-from robust_nc.pipeline.cell import CellEvent, CellResult
+from robust_nc.pipeline.cell import CellResult
 from robust_nc.pipeline.selection import cell_titles, select_cells
 from robust_nc.pipeline.suite import Suite, read_suite
 from robust_nc.record.folder import record_path
 from robust_nc.record.schema import read_record
 from robust_nc.report.board.table import format_table, leaderboard
 from robust_nc.runtime import stopping
+from robust_nc.runtime.progress import Event
+from robust_nc.runtime.screen import Screen
 
 
 def run_command(options: RunOptions, stderr: Console) -> int:
     """Run a suite, or the suites of claims, show what came of it, and return the exit code.
 
-    Under torchrun the first process does so, and the others help.
+    Under torchrun the first process does so, and the others train with it.
     """
     if not under_torchrun():
         return _drive(options, stderr, None)
-    with joined() as ranks:
-        if ranks.rank:
+    with join_processes() as processes:
+        if processes.rank:
             with stopping.on_sigterm():
-                return ranks.follow()
-        return _drive(options, stderr, ranks)
+                return processes.follow()
+        return _drive(options, stderr, processes)
 
 
-def _drive(options: RunOptions, stderr: Console, ranks: Ranks | None) -> int:
-    name, again = options.suite, options.command()
+def _drive(options: RunOptions, stderr: Console, processes: ProcessGroup | None) -> int:
+    name, again = options.suite, typed(without="--overwrite")  # or finished cells would be lost
     say = functools.partial(stderr.print, markup=False, soft_wrap=True)
 
     def carry_out(whole: Suite, place: Path, *, table: bool) -> int:
@@ -49,9 +47,9 @@ def _drive(options: RunOptions, stderr: Console, ranks: Ranks | None) -> int:
         titles = cell_titles(whole)
         among = "" if len(suite.cells) == len(whole.cells) else f" of {len(whole.cells)}"
         say(f"{suite.name}: {len(suite.cells)}{among} cells into {place}")
-        with Screen(suite, titles, stderr) as screen:
-            hooks = Hooks(screen.event, screen.result, screen.error, screen.retry)
-            report = run_suite(suite, place, options, hooks=hooks, ranks=ranks)
+        with Screen(stderr, side_by_side=True) as screen:
+            hooks = _Cells(screen, titles, len(suite.cells)).hooks()
+            report = run_suite(suite, place, options, hooks=hooks, processes=processes)
         if stopping.wished() or report.stopped:
             _tell_stopped(suite, report)
         if table and (report.kept or report.made):
@@ -95,56 +93,36 @@ def _table(suite: Suite, place: Path) -> str:
     return format_table(leaderboard([read_record(p) for p in paths if p.exists()]), "table")
 
 
-class Screen:
-    """Bars for the suite and its running cells on a terminal; one line per cell elsewhere."""
+class _Cells:
+    """Says on a screen what becomes of the cells: a bar while one runs, a line when it ends."""
 
-    def __init__(self, suite: Suite, titles: dict[str, str], console: Console) -> None:
-        self._names = {cell.id: titles[cell.id] for cell in suite.cells}
-        self._console = console
-        self._tasks: dict[str, TaskID] = {}
-        self._progress = bars(console)
+    def __init__(self, screen: Screen, titles: dict[str, str], count: int) -> None:
+        self._screen = screen
+        self._titles = titles
+        self._count = count
         self._ended = 0
 
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
+    def hooks(self) -> Hooks:
+        """Return what the engine tells."""
+        return Hooks(self._event, self._result, self._error, self._retry)
 
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+    def _event(self, event: Event) -> None:
+        self._screen.event(event._replace(task=self._titles[event.task]))
 
-    def event(self, event: CellEvent) -> None:
-        """Move the bar of a running cell."""
-        name = self._names[event.cell]
-        if event.cell not in self._tasks:
-            self._tasks[event.cell] = self._progress.add_task(name, total=1.0, status="")
-        self._progress.update(self._tasks[event.cell], completed=event.share, status=event.status)
-
-    def result(self, result: CellResult) -> None:
-        """Replace the bar of a finished cell by one line."""
-        self._drop(result.cell)
-        self._line(
-            f"{self._names[result.cell]}: clean {result.clean:.1%}, robust {result.robust:.1%}, "
-            f"{result.seconds:.0f} s"
+    def _result(self, result: CellResult) -> None:
+        self._end(
+            result.cell,
+            f": clean {result.clean:.1%}, robust {result.robust:.1%}, {result.seconds:.0f} s",
         )
 
-    def error(self, cell: str, message: str) -> None:
-        """Say why a cell failed."""
-        self._drop(cell)
-        self._line(f"{self._names[cell]} failed: {message}")
+    def _error(self, cell: str, message: str) -> None:
+        self._end(cell, f" failed: {message}")
 
-    def retry(self, cell: str, message: str) -> None:
-        """Say why a cell is tried again."""
-        self._drop(cell)
-        self._progress.console.print(
-            f"{self._names[cell]}: {message}", markup=False, soft_wrap=True
-        )
+    def _retry(self, cell: str, message: str) -> None:
+        self._screen.drop(self._titles[cell])
+        self._screen.line(f"{self._titles[cell]}: {message}")
 
-    def _drop(self, cell: str) -> None:
-        if cell in self._tasks:
-            self._progress.remove_task(self._tasks.pop(cell))
-
-    def _line(self, text: str) -> None:
+    def _end(self, cell: str, text: str) -> None:
         self._ended += 1
-        self._progress.console.print(
-            f"[{self._ended}/{len(self._names)}] {text}", markup=False, soft_wrap=True
-        )
+        self._screen.drop(self._titles[cell])
+        self._screen.line(f"[{self._ended}/{self._count}] {self._titles[cell]}{text}")

@@ -11,15 +11,23 @@ import shlex
 import sys
 from collections.abc import Callable
 
+from robust_nc.engines.options import under_torchrun
 from robust_nc.exceptions import StoppedError
 from robust_nc.runtime import stopping
 
 INTERRUPTED, TERMINATED = 130, 143
 
 
-def typed() -> str:
-    """Return what was typed on the command line, to be typed again."""
-    return shlex.join(["robust-nc", *sys.argv[1:]])
+def typed(*, without: str | None = None) -> str:
+    """Return what was typed on the command line, to be typed again, `without` an option."""
+    words, kept = iter(sys.argv[1:]), []
+    for word in words:
+        if word == without:
+            next(words, None)  # its value
+        elif without is None or not word.startswith(f"{without}="):
+            kept.append(word)
+    program = "torchrun ... -m robust_nc" if under_torchrun() else "robust-nc"
+    return f"{program} {shlex.join(kept)}"
 
 
 def heeding(

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from robust_nc.cli.progress_bars import Screen
 from robust_nc.config import plain
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import canonical_json, write_text
 from robust_nc.io.text import printable
-from robust_nc.pipeline.appraise import Event
 from robust_nc.record.folder import is_record_name, record_folders
 from robust_nc.record.schema import Stored, read_record
 from robust_nc.record.standing import receipt_path, standing
+from robust_nc.runtime.progress import Event
+from robust_nc.runtime.screen import Screen
 from robust_nc.verification.audit import CLAIM, write_broken
 from robust_nc.verification.check import CheckOptions, RecordCheck, check_record
 from robust_nc.verification.consistency import is_sealed

@@ -26,12 +26,12 @@ from robust_nc.data.load import data_root
 from robust_nc.exceptions import DataError, StorageError
 from robust_nc.registry import DATASETS
 
-Report = Callable[[str], object]
-
 _OWN = ("folder", "npz")
 
 
-def fetch(name: str, root: Path | str | None = None, report: Report | None = None) -> Path:
+def fetch(
+    name: str, root: Path | str | None = None, report: Callable[[str], object] | None = None
+) -> Path:
     """Put a data set under `root` and return the folder that holds it.
 
     `report` is told each step in one line. Raises `DataError` with every source's reason where
@@ -49,7 +49,7 @@ def fetch(name: str, root: Path | str | None = None, report: Report | None = Non
     return obtain(name, dataset, home, say)
 
 
-def obtain(name: str, dataset: Fetchable, root: Path, say: Report) -> Path:
+def obtain(name: str, dataset: Fetchable, root: Path, say: Callable[[str], object]) -> Path:
     """Try the files that are there, then each source of a data set in turn."""
     files = dataset.files(root)
     folder = files[0].parent

@@ -1,6 +1,6 @@
 """Run tasks in worker processes; workers never outlive the one who started them.
 
-A task is a function of this package with picklable arguments and a `report` callable for progress.
+A task is a function of this package with picklable arguments and a `report` for its progress.
 Tasks of one chain run one after the other in one worker, chains side by side. An error of a task
 costs that task only. A task whose worker was killed is tried again, since it goes on from what it
 saved. A wish to stop (`robust_nc.runtime.stopping`) is passed on to the workers, which get the
@@ -26,6 +26,7 @@ import torch
 
 from robust_nc.exceptions import RobustNCError, StoppedError
 from robust_nc.runtime import stopping
+from robust_nc.runtime.progress import Event
 
 TRIES = 3  # of a task whose worker is killed
 
@@ -59,7 +60,7 @@ OnRetry = Callable[[str, str], None]
 """Hears the key of a task that is tried again, and why (a sentence)."""
 
 
-def silent(key: str, why: str) -> None:
+def ignore_retry(key: str, why: str) -> None:
     """Tell nobody of a task that is tried again."""
 
 
@@ -68,34 +69,34 @@ def run_tasks(
     *,
     workers: int,
     threads: int,
-    on_event: Callable[[Any], None],
-    on_retry: OnRetry = silent,
+    on_event: Callable[[Event], None],
+    on_retry: OnRetry = ignore_retry,
     tries: int = TRIES,
 ) -> Generator[Finished, None, None]:
     """Yield tasks as they end, from at most `workers` processes of `threads` threads each.
 
-    What a task reports is passed to `on_event`. A task whose worker was ended by a signal is tried
+    What a task reports comes to `on_event`. A task whose worker was ended by a signal is tried
     again, up to `tries` times in all, and `on_retry` told so. Once this process is asked to stop
     (`stopping.wish`), the tasks under way are too: they come as `stopped` (or finished) within
     `stopping.SECONDS`, and no other is begun. On an interrupt, and when the caller stops, the
     workers are ended at once.
     """
-    crew = _Crew(chains, max(1, workers), threads, tries, on_event, on_retry)
+    pool = _Pool(chains, max(1, workers), threads, tries, on_event, on_retry)
     try:
-        while crew.hire():
-            yield from crew.listen(_LOOK)
-        crew.ask_to_stop()
+        while pool.fill():
+            yield from pool.listen(_LOOK)
+        pool.ask_to_stop()
         end = time.monotonic() + stopping.SECONDS - _MARGIN
-        while crew.members and time.monotonic() < end:
-            yield from crew.listen(_LOOK)
-        late = [worker.task.key for worker in crew.members]
-        crew.end()
+        while pool.workers and time.monotonic() < end:
+            yield from pool.listen(_LOOK)
+        late = [worker.task.key for worker in pool.workers]
+        pool.end()
         yield from (Finished(key, None, _LATE, stopped=True) for key in late)
     finally:
-        crew.end()
+        pool.end()
 
 
-class _Crew:
+class _Pool:
     """The workers, each at a task, and the chains that wait for one."""
 
     def __init__(
@@ -104,10 +105,10 @@ class _Crew:
         size: int,
         threads: int,
         tries: int,
-        on_event: Callable[[Any], None],
+        on_event: Callable[[Event], None],
         on_retry: OnRetry,
     ) -> None:
-        self.members: list[_Worker] = []
+        self.workers: list[_Worker] = []
         self._waiting = deque(deque(chain) for chain in chains if chain)
         self._size = size
         self._threads = threads
@@ -116,19 +117,19 @@ class _Crew:
         self._on_event = on_event
         self._on_retry = on_retry
 
-    def hire(self) -> bool:
+    def fill(self) -> bool:
         """Start workers for chains that wait; returns whether there is anything to wait for."""
         if stopping.wished():
             return False
-        while self._waiting and len(self.members) < self._size:
-            self.members.append(_Worker(self._threads))
-            self.members[-1].begin(self._waiting.popleft())
-        return bool(self.members)
+        while self._waiting and len(self.workers) < self._size:
+            self.workers.append(_Worker(self._threads))
+            self.workers[-1].begin(self._waiting.popleft())
+        return bool(self.workers)
 
     def listen(self, seconds: float) -> Iterator[Finished]:
         """Wait for word from workers, for `seconds` at most, and give the tasks that ended."""
-        ready = connection.wait([worker.pipe for worker in self.members], seconds)
-        for worker in [worker for worker in self.members if worker.pipe in ready]:
+        ready = connection.wait([worker.pipe for worker in self.workers], seconds)
+        for worker in [worker for worker in self.workers if worker.pipe in ready]:
             message = worker.receive()
             if isinstance(message, Finished):
                 yield from self._ended(worker, message)
@@ -159,22 +160,22 @@ class _Crew:
         if ahead and not done_for:
             worker.begin(worker.chain or self._waiting.popleft())
             return
-        self.members.remove(worker)
+        self.workers.remove(worker)
         if worker.chain:
             self._waiting.appendleft(worker.chain)
-        worker.dismiss()
+        worker.close()
 
     def ask_to_stop(self) -> None:
         """Pass the wish on; a scheduler may have told the workers already."""
-        for worker in self.members:
+        for worker in self.workers:
             worker.process.terminate()
 
     def end(self) -> None:
         """End all at once: what was not yet saved is lost."""
-        for worker in self.members:
+        for worker in self.workers:
             worker.process.kill()  # SIGTERM would only ask
-        while self.members:
-            self.members.pop().dismiss()
+        while self.workers:
+            self.workers.pop().close()
 
 
 class _Worker:
@@ -210,7 +211,7 @@ class _Worker:
             self.process.join()
             return Finished(self.task.key, None, _cause_of_death(self.process.exitcode))
 
-    def dismiss(self) -> None:
+    def close(self) -> None:
         """Let an idle or dead worker go."""
         self.pipe.close()
         self.process.join()
@@ -245,7 +246,10 @@ def _work(pipe: Connection, threads: int) -> None:
         send(_done(task, send))
 
 
-def _done(task: Task, report: Callable[[Any], None]) -> Finished:
+def _done(task: Task, send: Callable[[Any], None]) -> Finished:
+    def report(share: float, status: str) -> None:
+        send(Event(task.key, share, status))
+
     try:
         return Finished(task.key, task.call(*task.arguments, report=report), None)
     except Exception as error:  # a defect of one task must not cost the others

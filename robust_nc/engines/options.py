@@ -1,13 +1,10 @@
 """What `robust-nc run` may be asked: one class, from the command line to the engine.
 
->>> RunOptions("quickstart", cells=(0, 3), overwrite="always", minutes=9).command()
-'robust-nc run quickstart --cells 0 3 --minutes 9'
+>>> RunOptions("quickstart", cells=(0, 3), minutes=9).check()
 """
 
-import dataclasses
 import math
 import os
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -50,7 +47,8 @@ class RunOptions:
     root: Path | None = None
     """Folder of data sets (default: $ROBUST_NC_DATA, else ~/.cache/robust_nc)."""
     engine: Literal["local", "ray"] = "local"
-    """local: processes of this machine; ray: a Ray cluster, stages and parts as tasks."""
+    """local: processes of this machine; ray: a Ray cluster, stages and parts as tasks. Under
+    torchrun, without this: all its processes train each model, the first one does the rest."""
     address: str | None = None
     """The cluster to join (default: $RAY_ADDRESS, else one is started here; auto: the one that runs
     on this machine)."""
@@ -72,7 +70,8 @@ class RunOptions:
             raise ConfigError(f"--workers must be at least 1, found {self.workers}")
         if self.minutes is not None and not (0 < self.minutes < math.inf):
             raise ConfigError(f"--minutes must be a number above 0, found {self.minutes:g}")
-        self.cluster()
+        if self.engine == "ray":
+            self.cluster()
         given = [name for name in _OF_A_CLUSTER if getattr(self, name) is not None]
         if given and self.engine != "ray":
             raise ConfigError(f"--{given[0]} is for a cluster; add --engine ray, or leave it out")
@@ -91,32 +90,11 @@ class RunOptions:
                 "them out, or run one of the suites"
             )
 
-    def cluster(self) -> ClusterSettings | None:
-        """Return what is asked of Ray, or None; raises `ConfigError` for what cannot be."""
-        if self.engine != "ray":
-            return None
+    def cluster(self) -> ClusterSettings:
+        """Return what is asked of Ray; raises `ConfigError` for what cannot be."""
         return ClusterSettings(
             address=self.address, slots=self.workers, gpus=self.gpus, shards=self.shards
         )
-
-    def command(self) -> str:
-        """Say what to type to go on: never with --overwrite, or finished cells would be lost."""
-        words = ["run", self.suite]
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name in ("suite", "overwrite") or value == field.default:
-                continue
-            flag = f"--{field.name}"
-            if field.name == "where":
-                words += [word for each in value for word in (flag, each)]
-            else:
-                words += [flag, *map(_text, value if isinstance(value, tuple) else [value])]
-        program = "torchrun ... -m robust_nc" if under_torchrun() else "robust-nc"
-        return f"{program} {shlex.join(words)}"
-
-
-def _text(value: object) -> str:
-    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def under_torchrun() -> bool:

@@ -7,7 +7,6 @@ differ only in how they are judged share their weights, and run one after the ot
 import contextlib
 import os
 from collections.abc import Callable, Generator
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,11 +14,10 @@ import torch
 
 from robust_nc.config import training_id
 from robust_nc.data.load import dataset_info
-from robust_nc.engines.local import Finished, OnRetry, Task, run_tasks, silent
+from robust_nc.engines.local import Finished, OnRetry, Task, ignore_retry, run_tasks
 from robust_nc.engines.options import Overwrite, RunOptions
-from robust_nc.engines.ray.settings import ClusterSettings
-from robust_nc.engines.torchrun.executor import Ranks
-from robust_nc.engines.torchrun.run import run_cells
+from robust_nc.engines.torchrun.process_group import ProcessGroup
+from robust_nc.engines.torchrun.run import run_under_torchrun
 from robust_nc.exceptions import (
     ConfigError,
     DataError,
@@ -27,10 +25,11 @@ from robust_nc.exceptions import (
     RecordError,
 )
 from robust_nc.io.files import alone, remove_file, remove_tree, remove_unfinished
-from robust_nc.pipeline.cell import CellEvent, CellResult, check_cell, run_cell
+from robust_nc.pipeline.cell import CellResult, check_cell, run_cell
 from robust_nc.pipeline.suite import Cell, Suite
 from robust_nc.record.folder import checkpoint_folder, record_path, remove_caches
 from robust_nc.record.schema import read_record
+from robust_nc.runtime.progress import Event
 
 
 class SuiteReport(NamedTuple):
@@ -49,20 +48,25 @@ class SuiteReport(NamedTuple):
 class Hooks(NamedTuple):
     """What the driver is told while it runs; `on_retry` of cells whose worker was lost."""
 
-    on_event: Callable[[CellEvent], None]
+    on_event: Callable[[Event], None]
     on_result: Callable[[CellResult], None]
     on_error: Callable[[str, str], None]
-    on_retry: OnRetry = silent
+    on_retry: OnRetry = ignore_retry
 
 
 def run_suite(
-    suite: Suite, out: Path, options: RunOptions, *, hooks: Hooks, ranks: Ranks | None = None
+    suite: Suite,
+    out: Path,
+    options: RunOptions,
+    *,
+    hooks: Hooks,
+    processes: ProcessGroup | None = None,
 ) -> SuiteReport:
     """Run the cells of a suite, all that it holds, into `out`, and say how it ended.
 
     Of the options it takes those that say how (`overwrite`, `workers`, `root`, `engine` and what
-    belongs to it). With `ranks` cells run one after the other by all processes that torchrun
-    started. One run at a time may write to `out`: a second one gets a `StorageError`.
+    belongs to it). With `processes`, those that torchrun started, cells run one after
+    the other. One run at a time may write to `out`: a second one gets a `StorageError`.
     """
     overwrite, root = options.overwrite, options.root
     if overwrite == "only-cache":
@@ -83,13 +87,7 @@ def run_suite(
                 remove_tree(checkpoint_folder(out, training_id(cell.config)))
                 remove_file(record_path(out, cell.model, cell.id))
                 remove_caches(out, cell.id)
-        cluster = options.cluster()
-        chosen: Engine = partial(_here, options.workers)
-        if ranks is not None:
-            chosen = partial(_together, ranks)
-        elif cluster is not None:
-            chosen = partial(_clustered, cluster)
-        return _run(todo, suite, out, kept, hooks=hooks, engine=chosen, root=root)
+        return _run(_groups(todo), suite, out, kept, options, hooks=hooks, processes=processes)
 
 
 def _check(todo: list[Cell], root: Path | None) -> None:
@@ -111,26 +109,28 @@ def _check(todo: list[Cell], root: Path | None) -> None:
             raise ConfigError(f"{cell.model}: {error}") from None
 
 
-Engine = Callable[
-    [list[list[Cell]], str, Path, Path | None, Hooks], Generator[Finished, None, None]
-]
-"""Does groups of cells of a suite (its name) into a folder, and yields each as it ends."""
-
-
 def _run(
-    todo: list[Cell],
+    groups: list[list[Cell]],
     suite: Suite,
     out: Path,
     kept: int,
+    options: RunOptions,
     *,
     hooks: Hooks,
-    engine: Engine,
-    root: Path | None,
+    processes: ProcessGroup | None,
 ) -> SuiteReport:
     made: list[CellResult] = []
     failed: dict[str, str] = {}
     stopped: list[str] = []
-    with contextlib.closing(engine(_groups(todo), suite.name, out, root, hooks)) as tasks:
+    if processes is not None:
+        tasks = run_under_torchrun(
+            processes, groups, suite.name, out, options.root, on_event=hooks.on_event
+        )
+    elif options.engine == "ray":
+        tasks = _on_ray(groups, suite.name, out, options, hooks)
+    else:
+        tasks = _here(groups, suite.name, out, options, hooks)
+    with contextlib.closing(tasks):
         for key, result, error, was_stopped in tasks:
             if was_stopped:
                 stopped.append(key)
@@ -144,18 +144,14 @@ def _run(
 
 
 def _here(
-    workers: int | None,
-    groups: list[list[Cell]],
-    suite: str,
-    out: Path,
-    root: Path | None,
-    hooks: Hooks,
+    groups: list[list[Cell]], suite: str, out: Path, options: RunOptions, hooks: Hooks
 ) -> Generator[Finished, None, None]:
     """Run cells in processes of this machine."""
     chains = [
-        [Task(cell.id, run_cell, (cell, suite, out, root)) for cell in cells] for cells in groups
+        [Task(cell.id, run_cell, (cell, suite, out, options.root)) for cell in cells]
+        for cells in groups
     ]
-    count = workers or default_workers()
+    count = options.workers or default_workers()
     # The same however few cells are left, since sums depend on it in the last bits; torch's own
     # number follows OMP_NUM_THREADS.
     threads = max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // count))
@@ -164,39 +160,27 @@ def _here(
     )
 
 
-def _clustered(
-    settings: ClusterSettings,
-    groups: list[list[Cell]],
-    suite: str,
-    out: Path,
-    root: Path | None,
-    hooks: Hooks,
+def _on_ray(
+    groups: list[list[Cell]], suite: str, out: Path, options: RunOptions, hooks: Hooks
 ) -> Generator[Finished, None, None]:
     """Run cells on a Ray cluster."""
     try:
-        from robust_nc.engines.ray.run import drive  # here: Ray is an extra
+        from robust_nc.engines.ray.run import run_on_ray  # here: Ray is an extra
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "ray":
             raise
         raise ConfigError(
             "the engine ray needs Ray, which is not installed; pip install 'robust_nc[ray]'"
         ) from None
-    return drive(
+    return run_on_ray(
         groups,
         suite,
         out,
-        root,
-        settings,
+        options.root,
+        options.cluster(),
         on_event=hooks.on_event,
         on_retry=hooks.on_retry,
     )
-
-
-def _together(
-    ranks: Ranks, groups: list[list[Cell]], suite: str, out: Path, root: Path | None, hooks: Hooks
-) -> Generator[Finished, None, None]:
-    """Run cells by all processes that torchrun started."""
-    return run_cells(ranks, groups, suite, out, root, on_event=hooks.on_event)
 
 
 def default_workers() -> int:

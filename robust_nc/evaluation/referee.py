@@ -24,7 +24,7 @@ from robust_nc.evaluation.scoring import Guarded, Scorer, Scores, halving
 from robust_nc.evaluation.state import EvaluationState
 from robust_nc.exceptions import InputError, RobustNCError
 from robust_nc.runtime import stopping
-from robust_nc.runtime.progress import Pace
+from robust_nc.runtime.progress import PassCounter
 from robust_nc.runtime.torch_state import device_of, ran_out, stream_key, untouched
 from robust_nc.threat import Ball
 from robust_nc.types import Attack, Attacked, CountedAttack, RefereedAttack, Warned
@@ -60,7 +60,7 @@ class Evaluation:
     batch_size: int
     seed: int
     log: EvaluationLog = field(default_factory=lambda: EvaluationLog(None, []))
-    pace: Pace = field(default_factory=lambda: Pace(None, []))
+    pace: PassCounter = field(default_factory=lambda: PassCounter(None, []))
     fast: nn.Module | None = None
     accelerated: tuple[str, ...] = ()
     warnings: dict[str, Warned] = field(default_factory=dict)

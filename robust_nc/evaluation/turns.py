@@ -14,7 +14,7 @@ from robust_nc.evaluation.acceleration import Accelerated, Precision, accelerate
 from robust_nc.evaluation.referee import PROBES, Evaluation, Turn
 from robust_nc.evaluation.state import Entry
 from robust_nc.exceptions import ConfigError, InputError
-from robust_nc.runtime.progress import Pace, Progress
+from robust_nc.runtime.progress import PassCounter, Progress
 from robust_nc.runtime.torch_state import ran_out
 from robust_nc.types import EvaluationProtocol, RefereedAttack
 
@@ -66,7 +66,7 @@ def run_turns(
         state.replay(line.turn, Entry(*line.tensors))
     classes = state.logits.shape[1]
     refereed = [turn for turn in turns if isinstance(turn.attack, RefereedAttack)]
-    evaluation.pace = Pace(
+    evaluation.pace = PassCounter(
         report, [_cost(turn, classes) for turn in turns], note=evaluation.log.damage
     )
     # Also where the log says that all of them are broken by now: the record names the copy.

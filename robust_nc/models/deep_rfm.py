@@ -37,12 +37,11 @@ from robust_nc.models.rfm_kernels import (
     solve_ridge,
     unit_sphere,
 )
+from robust_nc.runtime.progress import Report
 from robust_nc.runtime.torch_state import generator
 from robust_nc.types import Features
 
 Activation = Literal["relu", "cosine"]
-Report = Callable[[float, str], None]
-"""Called with a share in [0, 1] and a line."""
 
 POINTS = ("X", "M^1/2 X", "Phi(M^1/2 X)")
 _MEASURES = ("nc1_trace", "nc2_norm", "nc2_angle", "nc2_gram")

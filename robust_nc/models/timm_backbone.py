@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.models.backbones import PENULTIMATE, Backbone, ImageShape
-from robust_nc.runtime.third_party import imported
+from robust_nc.runtime.third_party import import_peer
 from robust_nc.types import Features, Images
 
 _WHOLE = "features"  # the tap of a network that names no stages
@@ -84,7 +84,7 @@ def create_network(
     Raises `ConfigError` where timm is missing, has no such model or cannot get the weights,
     `InputError` for images that the model cannot take.
     """
-    timm: Any = imported("timm", "timm")
+    timm: Any = import_peer("timm", "timm")
     if not timm.is_model(model):
         near = difflib.get_close_matches(model, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""

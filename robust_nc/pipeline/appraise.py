@@ -54,7 +54,7 @@ from robust_nc.record.schema import (
     write_record,
     write_rows,
 )
-from robust_nc.runtime.progress import Clock
+from robust_nc.runtime.progress import Clock, Event
 from robust_nc.runtime.torch_state import default_device, device_of
 from robust_nc.threat import Ball
 from robust_nc.types import Warned
@@ -86,14 +86,6 @@ class Request:
     root: Path | None = None
 
 
-class Event(NamedTuple):
-    """Where an appraisal stands: the share done of its current stage, and a line to show."""
-
-    stage: str
-    share: float
-    status: str
-
-
 class Appraised(NamedTuple):
     """The record and where it lies; `made` says whether it was made now, or was there."""
 
@@ -101,15 +93,12 @@ class Appraised(NamedTuple):
     made: bool
 
 
-AppraisalReport = Callable[[Event], None]
-
-
 def _unheard(_: object) -> None:
     """Take what nobody listens to."""
 
 
 def appraise(
-    request: Request, *, tell: Tell = _unheard, report: AppraisalReport = _unheard
+    request: Request, *, tell: Tell = _unheard, report: Callable[[Event], None] = _unheard
 ) -> Appraised:
     """Judge a model and leave its record, rows and evidence in one folder.
 
@@ -252,7 +241,9 @@ def _spare(classes: int, data: ModelData) -> tuple[Warned, ...]:
     return (Warned("spare-classes", message),)
 
 
-def _make(subject: _Subject, request: Request, path: Path, report: AppraisalReport) -> Stored:
+def _make(
+    subject: _Subject, request: Request, path: Path, report: Callable[[Event], None]
+) -> Stored:
     """Attack, keep the evidence, measure, and write the record as the last thing."""
     clock, settings, model = Clock(), subject.settings, subject.opened.model
     data, test, log = subject.data, subject.data.test, verdict_log(path.parent, path.stem, "best")

@@ -22,8 +22,6 @@ from robust_nc.pipeline.make_record import (
 )
 from robust_nc.pipeline.shot_scores import shot_scores
 from robust_nc.pipeline.stages import (
-    CellEvent,
-    CellReport,
     CellResult,
     Geometry,
     checkpoints_of,
@@ -40,15 +38,15 @@ from robust_nc.pipeline.verdict_parts import VerdictPart, evaluate_part, join_pa
 from robust_nc.profiling.profile_model import sweep_rows
 from robust_nc.record import folder as store
 from robust_nc.record.schema import Facts, File, Score, Weights, tidy, write_record, write_rows
-from robust_nc.runtime.executor import IN_PROCESS, Executor
-from robust_nc.runtime.progress import Clock, Progress
+from robust_nc.runtime.executor import IN_PROCESS
+from robust_nc.runtime.progress import Clock, Report, progress_report
 from robust_nc.runtime.torch_state import default_device
 from robust_nc.training.checkpoint import read_manifest
 from robust_nc.training.memorization import TEST_EXAMPLES, TRAIN_EXAMPLES
 from robust_nc.training.run import Trained
 from robust_nc.training.validation import VALIDATION_EXAMPLES, spread
 
-__all__ = ["CellEvent", "CellReport", "CellResult", "check_cell", "run_cell"]
+__all__ = ["CellResult", "check_cell", "run_cell"]
 
 
 class Verdicts(NamedTuple):
@@ -74,8 +72,7 @@ def run_cell(
     out: Path,
     root: Path | None,
     *,
-    report: CellReport,
-    executor: Executor = IN_PROCESS,
+    report: Report,
 ) -> CellResult:
     """Do what is missing of a cell's stages, write its record, and remove what they left for it.
 
@@ -90,10 +87,10 @@ def run_cell(
     verdicts = _judge_all(cell, out, trained, given.test, report)
     clock.stage("attack")
     path, judged = store.record_path(out, cell.model, cell.id), _judged(given.test, verdicts)
-    report(CellEvent(cell.id, 1.0, "evidence"))
+    report(1.0, "evidence")
     kept = _keep_evidence(path, trained, judged, verdicts, config)
     clock.stage("evidence")
-    geometry = _geometry(cell, out, trained, given, executor, report)
+    geometry = _geometry(cell, out, trained, given, report)
     clock.stage("geometry")
     rows = _rows(geometry, trained, given.test, verdicts, config)
     clock.stage("measure")
@@ -135,7 +132,7 @@ def run_cell(
 
 
 def _judge_parts(
-    cell: Cell, out: Path, root: Path | None, trained: Trained, test: Split, report: CellReport
+    cell: Cell, out: Path, root: Path | None, trained: Trained, test: Split, report: Report
 ) -> float:
     """Judge the blocks that are missing; return the seconds that parts took, wherever that was."""
     for which in verdicts_of(cell, out):
@@ -147,9 +144,7 @@ def _judge_parts(
     return sum(float(end["seconds"]) for end in map(end_of_log, logs) if end is not None)
 
 
-def _judge_all(
-    cell: Cell, out: Path, trained: Trained, test: Split, report: CellReport
-) -> Verdicts:
+def _judge_all(cell: Cell, out: Path, trained: Trained, test: Split, report: Report) -> Verdicts:
     """Judge the best and the last weights, and the best ones by the weaker protocol beside."""
     found = {
         which: _judge(cell, which, out, trained, test, report) for which in verdicts_of(cell, out)
@@ -158,20 +153,18 @@ def _judge_all(
 
 
 def _judge(
-    cell: Cell, which: str, out: Path, trained: Trained, test: Split, report: CellReport
+    cell: Cell, which: str, out: Path, trained: Trained, test: Split, report: Report
 ) -> Outcome:
     """Make a whole verdict, from those on its parts if there are any."""
-
-    def show(progress: Progress) -> None:
-        report(CellEvent(cell.id, progress.share, str(progress)))
-
     config, log = cell.config, store.verdict_log(out, cell.id, which)
     whole = VerdictPart(which, 0, judged_count(config, len(test.labels)))
     logs = _logs(cell, which, out)
     if logs:
         join_parts(config, whole, logs, trained, test, log=log)
     checks = which != "beside"
-    return evaluate_part(config, whole, trained, test, log=log, checks=checks, report=show)
+    return evaluate_part(
+        config, whole, trained, test, log=log, checks=checks, report=progress_report(report)
+    )
 
 
 def _logs(cell: Cell, which: str, out: Path) -> dict[VerdictPart, Path]:
@@ -204,13 +197,12 @@ def _geometry(
     out: Path,
     trained: Trained,
     given: CellInputs,
-    executor: Executor,
-    report: CellReport,
+    report: Report,
 ) -> Geometry:
     """Return the geometry of the last weights, measured now if it is not there."""
     found = geometry_of(cell, out)
     if found is None:
-        measure_cell(cell, out, trained, given, executor, report)
+        measure_cell(cell, out, trained, given, IN_PROCESS, report)
         found = geometry_of(cell, out)
     assert found is not None, "it was written just now"
     return found

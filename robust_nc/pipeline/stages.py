@@ -18,7 +18,6 @@ what `needs` names, and bring home what is new or changed. What is there already
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -40,22 +39,13 @@ from robust_nc.profiling.profile_model import profile_cell
 from robust_nc.record import folder as store
 from robust_nc.record.schema import COLUMNS
 from robust_nc.runtime.executor import IN_PROCESS, Executor
-from robust_nc.runtime.progress import Clock, Progress
+from robust_nc.runtime.progress import Clock, Report, no_report, progress_report
 from robust_nc.runtime.torch_state import default_device, device_of
 from robust_nc.training.checkpoint import read_manifest
-from robust_nc.training.progress import TrainEvent, describe_event
 from robust_nc.training.run import Trained, train_cell
 
 Stage = Literal["train", "judge", "measure", "record"]
 _OURS = b"robust_nc"  # key of what a kept geometry says of itself
-
-
-class CellEvent(NamedTuple):
-    """Where a cell stands: the share done of its current stage, and a line to show."""
-
-    cell: str
-    share: float
-    status: str
 
 
 class CellResult(NamedTuple):
@@ -76,10 +66,7 @@ class Geometry(NamedTuple):
     seconds: float
 
 
-CellReport = Callable[[CellEvent], None]
-
-
-def train_stage(cell: Cell, out: Path, root: Path | None, *, report: CellReport) -> None:
+def train_stage(cell: Cell, out: Path, root: Path | None, *, report: Report) -> None:
     """Train a cell, or go on from its checkpoints."""
     if not is_trained(cell, out):
         train_or_read(cell, out, root, report)
@@ -105,7 +92,7 @@ def verdict_parts(cell: Cell, out: Path, root: Path | None, *, width: int = 1) -
 
 
 def judge_stage(
-    cell: Cell, part: VerdictPart, out: Path, root: Path | None, *, report: CellReport
+    cell: Cell, part: VerdictPart, out: Path, root: Path | None, *, report: Report
 ) -> None:
     """Judge a part of a trained cell, or go on from its log, which is left also by a stop.
 
@@ -117,7 +104,7 @@ def judge_stage(
 
 
 def measure_stage(
-    cell: Cell, out: Path, root: Path | None, *, executor: Executor = IN_PROCESS, report: CellReport
+    cell: Cell, out: Path, root: Path | None, *, executor: Executor = IN_PROCESS, report: Report
 ) -> None:
     """Measure the geometry of a trained cell, in parts over an executor.
 
@@ -185,13 +172,10 @@ def verdicts_of(cell: Cell, out: Path) -> list[str]:
     return names if cell.config.evaluation.beside is None else [*names, "beside"]
 
 
-def train_or_read(cell: Cell, out: Path, root: Path | None, report: CellReport) -> Trained:
+def train_or_read(cell: Cell, out: Path, root: Path | None, report: Report) -> Trained:
     """Train a cell and note the seconds of all sessions, or read what its checkpoints hold."""
-
-    def on_epoch(event: TrainEvent) -> None:
-        report(CellEvent(cell.id, event.share, describe_event(event)))
-
     folder, ready, clock = checkpoints_of(cell, out), _is_finished(cell, out), Clock()
+    watch = progress_report(report)
     noted, device = store.seconds_path(out, cell.id), default_device()
 
     def note(least: float) -> None:
@@ -200,7 +184,7 @@ def train_or_read(cell: Cell, out: Path, root: Path | None, report: CellReport) 
         note_seconds(noted, max(total, round(least, 3)))
 
     try:
-        found = train_cell(cell.config, root=root, folder=folder, device=device, report=on_epoch)
+        found = train_cell(cell.config, root=root, folder=folder, device=device, report=watch)
     except StoppedError:
         note(0.0)
         raise
@@ -211,20 +195,16 @@ def train_or_read(cell: Cell, out: Path, root: Path | None, report: CellReport) 
 
 def trained(cell: Cell, out: Path, root: Path | None) -> Trained:
     """Read a training that is finished."""
-    return train_or_read(cell, out, root, lambda event: None)
+    return train_or_read(cell, out, root, no_report)
 
 
 def judge_part(
-    cell: Cell, part: VerdictPart, out: Path, trained: Trained, test: Split, report: CellReport
+    cell: Cell, part: VerdictPart, out: Path, trained: Trained, test: Split, report: Report
 ) -> None:
     """Judge a part, with training and test images at hand, and close its log."""
     log, clock = store.part_log(out, cell.id, *part), Clock()
-    place = f"images {part.start} to {part.stop - 1}"
-
-    def show(progress: Progress) -> None:
-        report(CellEvent(cell.id, progress.share, f"{place}: {progress}"))
-
-    evaluate_part(cell.config, part, trained, test, log=log, checks=False, report=show)
+    watch = progress_report(report, place=f"images {part.start} to {part.stop - 1}: ")
+    evaluate_part(cell.config, part, trained, test, log=log, checks=False, report=watch)
     clock.stage("attack")
     weights, seconds = _weights(cell, part.which, out), clock.seconds["attack"]
     close_log(log, {"weights": weights, "seconds": seconds})
@@ -236,13 +216,9 @@ def measure_cell(
     trained: Trained,
     given: CellInputs,
     executor: Executor,
-    report: CellReport,
+    report: Report,
 ) -> None:
     """Measure the geometry of the last weights, with all that it takes at hand, and keep it."""
-
-    def show(share: float, status: str) -> None:
-        report(CellEvent(cell.id, share, status))
-
     config, clock = cell.config, Clock()
     initial = None
     if config.measure.agop_examples:
@@ -257,7 +233,7 @@ def measure_cell(
         corrupted=given.corrupted,
         initial=initial,
         executor=executor,
-        report=show,
+        report=report,
     )
     clock.stage("measure")
     path, weights = store.geometry_path(out, cell.id), _weights(cell, "last", out)

@@ -21,9 +21,8 @@ from robust_nc.planning.speeds import Rate, Speeds, distinct, lacking, seconds_o
 from robust_nc.planning.survivors import Survival, read_records
 from robust_nc.record.folder import checkpoint_folder, record_path
 from robust_nc.record.schema import Record, read_record
+from robust_nc.runtime.progress import Report
 from robust_nc.training.checkpoint import read_manifest
-
-Report = Callable[[float, str], None]
 
 
 class Sketch(NamedTuple):

@@ -9,7 +9,7 @@ attack 2 of 4 (apgd-t): 130 of 325, robust at most 64.8%, 20,000 passes/s, 4 min
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 _SECONDS = 0.5  # between two reports
 
@@ -28,6 +28,31 @@ def sub_report(report: Report, done: int, total: int, *, size: int = 1) -> Repor
     0.375 half
     """
     return lambda share, status: report((done + share * size) / total, status)
+
+
+class Event(NamedTuple):
+    """Where one of several pieces of work stands, for whoever shows them.
+
+    `task` is the id of a cell, or the stage of an evaluation; `status` a line to show.
+    """
+
+    task: str
+    share: float
+    status: str
+
+
+class _Standing(Protocol):
+    @property
+    def share(self) -> float: ...
+
+
+def progress_report(report: Report, *, place: str = "") -> Callable[[_Standing], None]:
+    """Report what says by its `share` and as text where it stands, such as a `Progress`.
+
+    >>> progress_report(print, place="images 0 to 9: ")(Progress("pgd", 1, 1, 1, 4, 1, 4, 8, 2, 6))
+    0.25 images 0 to 9: attack 1 of 1 (pgd): 1 of 4, robust at most 25.0%, 4 passes/s, 6 s left
+    """
+    return lambda standing: report(standing.share, f"{place}{standing}")
 
 
 class Clock:
@@ -93,7 +118,7 @@ class Progress(NamedTuple):
         return "; ".join([", ".join(parts), *([self.note] if self.note else [])])
 
 
-class Pace:
+class PassCounter:
     """Counts passes and reports now and then; `planned` is what each turn costs per example."""
 
     def __init__(

@@ -34,7 +34,7 @@ class Peer(NamedTuple):
     source: str | None
 
 
-class State(NamedTuple):
+class PeerState(NamedTuple):
     """What is known of a peer: its version, whether it works (None: not installed), what to do."""
 
     version: str
@@ -54,25 +54,25 @@ PEERS = (
 )
 
 
-def state(peer: Peer) -> State:
+def peer_state(peer: Peer) -> PeerState:
     """Import a peer and say what it is worth; `remedy` is "" where nothing is to be done."""
     if importlib.util.find_spec(peer.module) is None:
         source = f"pip install {peer.source}" if peer.source else "make peers"
-        return State("-", None, source)
+        return PeerState("-", None, source)
     version = _version(peer.distribution)
     if peer.module == "robustbench":
         try:
             check_robustbench()
         except ConfigError as error:
-            return State(version, False, str(error))
+            return PeerState(version, False, str(error))
     try:
         _quietly(peer.module)
     except Exception as error:  # a broken package may raise anything on import
-        return State(version, False, f"{_told(error)}; {remedy_for(error)}")
-    return State(version, True, _note(peer))
+        return PeerState(version, False, f"{_told(error)}; {remedy_for(error)}")
+    return PeerState(version, True, _note(peer))
 
 
-def imported(module: str, library: str) -> ModuleType:
+def import_peer(module: str, library: str) -> ModuleType:
     """Import a module of a peer; `ConfigError` says what to do where that fails."""
     root = module.split(".")[0]
     if importlib.util.find_spec(root) is None:

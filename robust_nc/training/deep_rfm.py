@@ -29,7 +29,7 @@ from robust_nc.models.deep_rfm_backbone import DeepRfmBackbone, plain_head
 from robust_nc.models.necks import without_neck
 from robust_nc.runtime.torch_state import device_of
 from robust_nc.training.objectives import BestBy
-from robust_nc.training.progress import Report, TrainEvent
+from robust_nc.training.progress import TrainEvent, TrainReport
 from robust_nc.training.validation import spread
 from robust_nc.types import Loss
 
@@ -65,7 +65,7 @@ class DeepRfm:
         return backbone
 
     def solve(
-        self, model: Classifier, train: Split, *, seed: int, report: Report | None = None
+        self, model: Classifier, train: Split, *, seed: int, report: TrainReport | None = None
     ) -> None:
         """Fit the backbone and the head of `model` to the training images, in place.
 
@@ -100,7 +100,7 @@ class DeepRfm:
 class _Told:
     """Tells the share of a fit as the step of a training."""
 
-    report: Report
+    report: TrainReport
 
     def __call__(self, share: float, _text: str) -> None:
         self.report(TrainEvent(epoch=0, epochs=0, step=round(share * _STEPS), steps=_STEPS))

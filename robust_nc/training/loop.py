@@ -39,7 +39,7 @@ from robust_nc.training.data_parallel import check_objective
 from robust_nc.training.epoch_meter import Meter, NotFiniteError, not_finite
 from robust_nc.training.objectives import Objective, at_progress
 from robust_nc.training.precision import compiled, products
-from robust_nc.training.progress import Pace, Report, Row, TrainEvent
+from robust_nc.training.progress import EpochRow, StepPace, TrainEvent, TrainReport
 from robust_nc.training.saving import SAVE_SECONDS, SAVE_SECONDS_WITHIN, Keeper
 from robust_nc.training.schedule import Schedule
 from robust_nc.training.state import (
@@ -49,8 +49,8 @@ from robust_nc.training.state import (
     seed_modules,
     weights_of,
 )
-from robust_nc.training.sync_batchnorm import apart, synced
-from robust_nc.training.trainer_state import Standing
+from robust_nc.training.sync_batchnorm import synced, unshared
+from robust_nc.training.trainer_state import TrainerState
 from robust_nc.types import Loss
 
 Watch = Callable[[nn.Module], dict[str, float | None]]
@@ -62,10 +62,10 @@ class Fitted(NamedTuple):
 
     best_weights: Tensors
     best_epoch: int
-    history: list[Row]
+    history: list[EpochRow]
 
 
-class Trainer(Standing):
+class Trainer(TrainerState):
     """One training of `model` on `batches`; the model is changed in place.
 
     `validate` returns `validation_clean` and `validation_attacked`, on which `best` is
@@ -88,7 +88,7 @@ class Trainer(Standing):
         validate: Watch | None = None,
         probe: Watch | None = None,
         checkpoints: Checkpoints | None = None,
-        report: Report | None = None,
+        report: TrainReport | None = None,
         save_seconds: float = SAVE_SECONDS,
         save_seconds_within: float = SAVE_SECONDS_WITHIN,
     ) -> None:
@@ -123,7 +123,7 @@ class Trainer(Standing):
         return Fitted(self.best_weights, self.best_epoch, self.history)
 
     def _go_on(self) -> None:
-        pace = Pace(self.step)
+        pace = StepPace(self.step)
         if self.report and self.keeper.note:
             self._say({}, None, pace)
         runner = self._runner()
@@ -135,7 +135,7 @@ class Trainer(Standing):
         except NotFiniteError as error:
             raise TrainingError(f"{error}; {self.keeper.kept()}") from error
 
-    def _one_epoch(self, runner: nn.Module, pace: Pace) -> None:
+    def _one_epoch(self, runner: nn.Module, pace: StepPace) -> None:
         draws = generator(self.seed, "modules", self.epoch, *self.group.stream)
         seed_modules(self.model, draws.initial_seed())
         self.resume_draws()
@@ -144,7 +144,7 @@ class Trainer(Standing):
                 self.row = self._train_epoch(runner, pace)
         self._end_epoch(self.row)
 
-    def _train_epoch(self, runner: nn.Module, pace: Pace) -> Row:
+    def _train_epoch(self, runner: nn.Module, pace: StepPace) -> EpochRow:
         self.model.train()
         meter = self.meter
         meter.start()
@@ -196,13 +196,13 @@ class Trainer(Standing):
         except InputError as error:
             # An inner attack refuses logits that are not finite; say where training broke instead.
             meter.check()
-            with apart():
+            with unshared():
                 finite = finite_logits(self.model, batch.images)
             if finite:
                 raise
             raise not_finite("a logit", self.epoch + 1, self.step + 1) from error
 
-    def _end_epoch(self, row: Row) -> None:
+    def _end_epoch(self, row: EpochRow) -> None:
         """Measure, choose `best`, log, and save if it is time; resumed, the parts that are left."""
         parts = (self._settle, self._validate, self._probe)
         for part in parts[self.parts :]:
@@ -215,7 +215,7 @@ class Trainer(Standing):
         self.begin_epoch()
         self.keeper.end_epoch()
 
-    def _done(self, row: Row, part: Callable[[int], Row]) -> None:
+    def _done(self, row: EpochRow, part: Callable[[int], EpochRow]) -> None:
         try:
             row |= part(self.epoch + 1)
         except StoppedError:  # a part that heeds the wish has changed nothing
@@ -223,7 +223,7 @@ class Trainer(Standing):
             raise
         self.parts += 1
 
-    def _settle(self, epoch: int) -> Row:
+    def _settle(self, epoch: int) -> EpochRow:
         """Refuse weights that are not finite, and make the average ready to be measured."""
         if not finite_weights(self.model):
             raise not_finite("a weight", epoch, self.step)
@@ -231,7 +231,7 @@ class Trainer(Standing):
             self._take_statistics(self.average, epoch)
         return {}
 
-    def _validate(self, epoch: int) -> Row:
+    def _validate(self, epoch: int) -> EpochRow:
         if not self.validate or not self._is_due(epoch, self.config.validate_every):
             return {}
         try:
@@ -239,7 +239,7 @@ class Trainer(Standing):
         except InputError as error:
             raise not_finite("a logit of the validation", epoch, self.step) from error
 
-    def _probe(self, epoch: int) -> Row:
+    def _probe(self, epoch: int) -> EpochRow:
         due = self.probe and self._is_due(epoch, self.config.collapse_every)
         return self.probe(self.shown) if self.probe and due else {}
 
@@ -255,7 +255,7 @@ class Trainer(Standing):
             for batch in itertools.islice(batches, STATISTICS_BATCHES):
                 self._loss(model, self.group.share(batch), meter)
 
-    def _choose(self, row: Row) -> None:
+    def _choose(self, row: EpochRow) -> None:
         if self.validate and "validation_attacked" not in row:
             return
         clean = float(row.get("validation_clean", 0))
@@ -285,7 +285,7 @@ class Trainer(Standing):
             ) from error
         return runner
 
-    def _say(self, logs: dict[str, float], images_per_second: float | None, pace: Pace) -> None:
+    def _say(self, logs: dict[str, float], images_per_second: float | None, pace: StepPace) -> None:
         assert self.report is not None
         event = TrainEvent(
             epoch=self.epoch + 1,

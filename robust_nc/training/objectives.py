@@ -32,7 +32,7 @@ from robust_nc.models.heads import Head
 from robust_nc.registry import ATTACKS
 from robust_nc.threat import Ball
 from robust_nc.training.losses import FeatureLoss, PerExampleLoss, Seen, kl_divergence
-from robust_nc.training.progress import Report
+from robust_nc.training.progress import TrainReport
 from robust_nc.types import Attack, Images, Labels, Logits, Loss
 
 
@@ -136,7 +136,7 @@ class ClosedForm(Protocol):
         ...
 
     def solve(
-        self, model: Classifier, train: Split, *, seed: int, report: Report | None = None
+        self, model: Classifier, train: Split, *, seed: int, report: TrainReport | None = None
     ) -> None:
         """Put the solution for these training examples into the model."""
         ...

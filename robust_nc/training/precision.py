@@ -7,14 +7,13 @@ True
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from robust_nc.config import Compile
 from robust_nc.runtime.torch_state import float32_products
-
-Compile = Literal[False, True, "reduce-overhead"]
 
 
 def products(precision: str, device: torch.device) -> AbstractContextManager[None]:

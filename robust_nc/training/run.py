@@ -8,11 +8,11 @@ False
 
 import copy
 import dataclasses
-import functools
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+from rich.console import Console
 
 from robust_nc.config import (
     Component,
@@ -34,6 +34,8 @@ from robust_nc.exceptions import CheckpointError, ConfigError, InputError
 from robust_nc.models.build import build_model
 from robust_nc.models.classifier import Classifier
 from robust_nc.registry import HEADS, LABEL_NOISES, OBJECTIVES
+from robust_nc.runtime.progress import progress_report
+from robust_nc.runtime.screen import Screen
 from robust_nc.runtime.torch_state import default_device
 from robust_nc.training.checkpoint import (
     Checkpoints,
@@ -46,7 +48,7 @@ from robust_nc.training.loop import Trainer, Watch
 from robust_nc.training.losses import FeatureLoss, Seen, build_loss
 from robust_nc.training.memorization import MemorizationProbe
 from robust_nc.training.objectives import ClosedForm, Objective
-from robust_nc.training.progress import Bars, Report, Row
+from robust_nc.training.progress import EpochRow, TrainReport
 from robust_nc.training.saving import SAVE_SECONDS, SAVE_SECONDS_WITHIN
 from robust_nc.training.state import load_weights, make_optimizer
 from robust_nc.training.validation import CollapseProbe, Validator, spread
@@ -64,7 +66,7 @@ class Trained(NamedTuple):
     best: Classifier
     last: Classifier
     best_epoch: int
-    history: list[Row]
+    history: list[EpochRow]
     seconds: float
     train: Split
     altered: Altered
@@ -81,9 +83,9 @@ def train(config: RunConfig) -> Classifier:
     """
     if not isinstance(config, RunConfig):
         raise InputError(f"train takes a RunConfig, found {type(config).__name__}")
-    with Bars() as bars:
-        name = f"{config.data.dataset.name}/{config.train.objective.name}"
-        return train_cell(config, report=functools.partial(bars.show, name)).best
+    name = f"{config.data.dataset.name}/{config.train.objective.name}"
+    with Screen(Console(stderr=True), side_by_side=True) as screen:
+        return train_cell(config, report=progress_report(screen.report(name))).best
 
 
 def train_cell(
@@ -92,7 +94,7 @@ def train_cell(
     root: Path | str | None = None,
     folder: Path | None = None,
     device: torch.device | str | None = None,
-    report: Report | None = None,
+    report: TrainReport | None = None,
     save_seconds: float = SAVE_SECONDS,
     save_seconds_within: float = SAVE_SECONDS_WITHIN,
 ) -> Trained:
@@ -304,7 +306,7 @@ def _solve(
     learnt: Split,
     config: RunConfig,
     checkpoints: Checkpoints | None,
-    report: Report | None,
+    report: TrainReport | None,
 ) -> None:
     """Fit in closed form, unless a checkpoint has the solution."""
     _check_closed(config)

@@ -5,8 +5,8 @@ stop (`robust_nc.runtime.stopping`). See docs/adr/0013-state-within-an-epoch.md.
 
 >>> import pathlib, tempfile, torch
 >>> from robust_nc.config import TrainConfig
->>> standing = Standing(torch.nn.Linear(1, 1), TrainConfig(epochs=1))
->>> keeper = Keeper(standing, Checkpoints(pathlib.Path(tempfile.mkdtemp()), {}))
+>>> state = TrainerState(torch.nn.Linear(1, 1), TrainConfig(epochs=1))
+>>> keeper = Keeper(state, Checkpoints(pathlib.Path(tempfile.mkdtemp()), {}))
 >>> keeper.resume()
 >>> keeper.save(final=True)
 >>> keeper.checkpoints.load().step
@@ -20,7 +20,7 @@ from robust_nc.runtime import stopping
 from robust_nc.training.checkpoint import Checkpoints, Snapshot
 from robust_nc.training.epoch_meter import not_finite
 from robust_nc.training.progress import append_log, start_log
-from robust_nc.training.trainer_state import Standing
+from robust_nc.training.trainer_state import TrainerState
 
 SAVE_SECONDS = 5.0
 SAVE_SECONDS_WITHIN = 60.0
@@ -39,13 +39,13 @@ class Keeper:
 
     def __init__(
         self,
-        standing: Standing,
+        state: TrainerState,
         checkpoints: Checkpoints | None,
         *,
         save_seconds: float = SAVE_SECONDS,
         save_seconds_within: float = SAVE_SECONDS_WITHIN,
     ) -> None:
-        self.standing = standing
+        self.state = state
         self.checkpoints = checkpoints
         self.save_seconds = save_seconds
         self.save_seconds_within = save_seconds_within
@@ -64,18 +64,18 @@ class Keeper:
 
         Raises `StoppedError` where there is something to do and the process was asked to stop.
         """
-        snapshot = self.standing.group.lead(self._loaded)
+        snapshot = self.state.group.lead(self._loaded)
         if snapshot:
-            self.standing.restore(snapshot)
-        finished = self.standing.epoch >= self.standing.config.epochs
+            self.state.restore(snapshot)
+        finished = self.state.epoch >= self.state.config.epochs
 
         def tidy() -> None:
             if self.checkpoints:
                 self.checkpoints.tidy(finished=finished)
-                start_log(self.checkpoints.folder / "log.jsonl", self.standing.history)
+                start_log(self.checkpoints.folder / "log.jsonl", self.state.history)
 
-        self.standing.group.lead(tidy)
-        if not finished and self.standing.group.agree(stopping.wished()):
+        self.state.group.lead(tidy)
+        if not finished and self.state.group.agree(stopping.wished()):
             self.stop()
 
     def pause(self) -> None:
@@ -92,14 +92,14 @@ class Keeper:
 
     def end_epoch(self) -> None:
         """Log an epoch that has just ended, and save if it is time or if the training stops."""
-        standing = self.standing
-        final = standing.epoch == standing.config.epochs
+        state = self.state
+        final = state.epoch == state.config.epochs
 
         def log() -> None:
             if self.checkpoints:
-                append_log(self.checkpoints.folder / "log.jsonl", standing.history[-1])
+                append_log(self.checkpoints.folder / "log.jsonl", state.history[-1])
 
-        standing.group.lead(log)
+        state.group.lead(log)
         wished, due = self._asked(self.save_seconds)
         if final or wished or due:
             self.save(final=final)
@@ -109,19 +109,19 @@ class Keeper:
     def save(self, *, final: bool = False) -> None:
         """Save the state as it is. Raises `TrainingError` where it is not finite."""
         began = time.monotonic()
-        meter = self.standing.meter
+        meter = self.state.meter
         running = meter.running
         meter.check()
         meter.stop()
-        if not self.standing.finite:
-            raise not_finite("a weight", meter.epoch, self.standing.step)
-        draws = self.standing.draws() if meter.steps else None
+        if not self.state.finite:
+            raise not_finite("a weight", meter.epoch, self.state.step)
+        draws = self.state.draws() if meter.steps else None
 
         def write() -> None:
             if self.checkpoints:
-                self.checkpoints.save(self.standing._snapshot(draws), going_on=not final)
+                self.checkpoints.save(self.state._snapshot(draws), going_on=not final)
 
-        self.standing.group.lead(write)
+        self.state.group.lead(write)
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - began
         if running:
@@ -129,7 +129,7 @@ class Keeper:
 
     def stop(self) -> None:
         """Raise `StoppedError`, with what became of the state."""
-        if self.checkpoints is None and self.standing.group.rank == 0:
+        if self.checkpoints is None and self.state.group.rank == 0:
             raise StoppedError(
                 "stopped as asked; this training keeps no checkpoints, so it begins anew next time"
             )
@@ -148,7 +148,7 @@ class Keeper:
     def _asked(self, seconds: float) -> tuple[bool, bool]:
         """Whether any process was asked to stop, and whether the last save was `seconds` ago."""
         late = self.checkpoints is not None and time.monotonic() - self._saved_at >= seconds
-        wished, due = self.standing.group.total(int(stopping.wished()), int(late))
+        wished, due = self.state.group.total(int(stopping.wished()), int(late))
         return wished > 0, due > 0
 
     def _loaded(self) -> Snapshot | None:

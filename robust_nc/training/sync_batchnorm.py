@@ -85,7 +85,7 @@ def synced(group: Group, *models: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def apart() -> Iterator[None]:
+def unshared() -> Iterator[None]:
     """Ask a model something in this process alone, in this block."""
     with within(Group()):
         yield

@@ -1,12 +1,12 @@
 """What a training is at one moment, to and from a checkpoint.
 
 >>> model = nn.Linear(2, 2)
->>> standing = Standing(model, TrainConfig(epochs=1))
->>> snapshot = standing._snapshot()
+>>> state = TrainerState(model, TrainConfig(epochs=1))
+>>> snapshot = state._snapshot()
 >>> snapshot.epoch, snapshot.step, snapshot.within
 (0, 0, None)
->>> standing.restore(snapshot)
->>> standing.meter.epoch
+>>> state.restore(snapshot)
+>>> state.meter.epoch
 1
 """
 
@@ -19,7 +19,7 @@ from robust_nc.training.averaging import Average
 from robust_nc.training.checkpoint import Snapshot, Within
 from robust_nc.training.data_parallel import present
 from robust_nc.training.epoch_meter import Meter
-from robust_nc.training.progress import Row
+from robust_nc.training.progress import EpochRow
 from robust_nc.training.state import (
     Tensors,
     draws_of,
@@ -36,7 +36,7 @@ _DRAWS = "draws."
 _METER = "meter."
 
 
-class Standing:
+class TrainerState:
     """Model, optimizer, average, and how far they are; the base of `Trainer`.
 
     `epoch` epochs and `step` steps are done. Within an epoch, `meter` has its steps so far; once
@@ -54,12 +54,12 @@ class Standing:
         self.average = Average(model, averaging) if averaging else None
         self.epoch = 0
         self.step = 0
-        self.history: list[Row] = []
+        self.history: list[EpochRow] = []
         self.best_weights = weights_of(model)
         self.best_epoch = 0
         self.best_score = (-1.0, -1.0)
         self.meter = Meter(1, 0)
-        self.row: Row | None = None
+        self.row: EpochRow | None = None
         self.parts = 0
         self._draws: Tensors | None = None
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from robust_nc.exceptions import CheckpointError, ConfigError, unknown_name
 from robust_nc.io.files import sha256_of
-from robust_nc.runtime.third_party import imported
+from robust_nc.runtime.third_party import import_peer
 from robust_nc.zoo.weight_files import fill, read_weights
 
 _ZOO = "robustbench"
@@ -115,7 +115,7 @@ def read_parts(query: str, valid: Collection[str], *, of: str) -> dict[str, str]
 
 def find(asked: ZooReference) -> list[Candidate]:
     """All entries of the zoo that a reference may mean, those of robustbench's defaults first."""
-    zoo = imported(f"{_ZOO}.model_zoo", _ZOO).model_dicts
+    zoo = import_peer(f"{_ZOO}.model_zoo", _ZOO).model_dicts
     everything = [
         (dataset.value, threat.value, models)
         for dataset, threats in zoo.items()
@@ -147,12 +147,12 @@ def _build(name: str, candidate: Candidate) -> nn.Module:
             f"{name} is an ensemble of {len(source)} files, which has no reference; "
             "load it in Python with robustbench.utils.load_model"
         )
-    timm = imported("timm", "timm")
+    timm = import_peer("timm", "timm")
     registered = "_".join((name, candidate.dataset, candidate.threat_model))
     registered = registered.lower().replace("-", "_")
     with torch.random.fork_rng(devices=[]):
         if timm.is_model(registered):
-            classes = imported(f"{_ZOO}.utils", _ZOO).DATASET_CLASSES
+            classes = import_peer(f"{_ZOO}.utils", _ZOO).DATASET_CLASSES
             (count,) = [count for key, count in classes.items() if key.value == candidate.dataset]
             model: nn.Module = timm.create_model(registered, num_classes=count, pretrained=False)
             return model

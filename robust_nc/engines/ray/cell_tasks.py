@@ -14,15 +14,16 @@ import ray
 
 from robust_nc.engines.local import Finished
 from robust_nc.engines.ray.executor import RayExecutor
-from robust_nc.engines.ray.files import pack
-from robust_nc.engines.ray.inbox import Desk
+from robust_nc.engines.ray.files import read_bundle
+from robust_nc.engines.ray.inbox import Inbox
 from robust_nc.engines.ray.start import Cluster
-from robust_nc.engines.ray.worker import Done, Job, do_stage
+from robust_nc.engines.ray.worker import StageResult, StageTask, do_stage
 from robust_nc.exceptions import ClusterError
-from robust_nc.pipeline.stages import CellEvent, Stage, measure_stage, needs, verdict_parts
+from robust_nc.pipeline.stages import Stage, measure_stage, needs, verdict_parts
 from robust_nc.pipeline.suite import Cell
 from robust_nc.pipeline.verdict_parts import VerdictPart
 from robust_nc.record.folder import remove_caches
+from robust_nc.runtime.progress import Event
 
 _LOSSES = {
     "NodeDiedError": "its machine died",
@@ -32,20 +33,20 @@ _LOSSES = {
 }
 
 
-class Chain(NamedTuple):
+class CellTasks(NamedTuple):
     """What all cells of a run share; `width` is how many parts one of them is cut into.
 
-    `tell` hears events, `mourn` that a task of a cell was lost and is done again.
+    `on_event` hears events, `on_retry` that a task of a cell was lost and is done again.
     """
 
     cluster: Cluster
-    desk: Desk
+    inbox: Inbox
     suite: str
     out: Path
     root: Path | None
     width: int
-    tell: Callable[[CellEvent], None]
-    mourn: Callable[[str, str], None]
+    on_event: Callable[[Event], None]
+    on_retry: Callable[[str, str], None]
 
     def run(self, cell: Cell) -> Finished:
         """Do all that is missing of a cell; raises what ends it."""
@@ -65,19 +66,23 @@ class Chain(NamedTuple):
     def _judge_and_measure(self, cell: Cell) -> Finished:
         """Judge all parts and measure the geometry, side by side."""
         parts = verdict_parts(cell, self.out, self.root, width=self.width)
-        jobs = [partial(self.stage, cell, "judge", part) for part in parts]
-        jobs.append(partial(self._measure, cell))
-        count = min(len(jobs), self.cluster.slots + 1)  # each task carries the weights
+        calls = [partial(self.stage, cell, "judge", part) for part in parts]
+        calls.append(partial(self._measure, cell))
+        count = min(len(calls), self.cluster.slots + 1)  # each task carries the weights
         with ThreadPoolExecutor(max_workers=count) as pool:
-            ended = [found.result() for found in [pool.submit(job) for job in jobs]]
+            ended = [found.result() for found in [pool.submit(call) for call in calls]]
         return next((each for each in ended if each.error is not None), ended[-1])
 
     def _measure(self, cell: Cell) -> Finished:
         """Measure in one task, or, where there is room for several, cut over the cluster."""
         if self.width == 1:
             return self.stage(cell, "measure")
-        executor = RayExecutor(self.cluster, cell.id, width=self.width, mailbox=self.desk.mailbox)
-        measure_stage(cell, self.out, self.root, executor=executor, report=self.tell)
+
+        def report(share: float, status: str) -> None:
+            self.on_event(Event(cell.id, share, status))
+
+        executor = RayExecutor(self.cluster, cell.id, width=self.width, queue=self.inbox.queue)
+        measure_stage(cell, self.out, self.root, executor=executor, report=report)
         return Finished(cell.id, None, None)
 
     def stage(self, cell: Cell, stage: Stage, part: VerdictPart | None = None) -> Finished:
@@ -85,7 +90,7 @@ class Chain(NamedTuple):
         name = "-".join([cell.id, stage, *map(str, part or ())])
         lost = 0
         while True:
-            attempt = self.desk.open(name)
+            attempt = self.inbox.open(name)
             try:
                 done = self._submit(name, attempt, cell, stage, part)
             except ray.exceptions.RayTaskError:  # a defect of ours: it came from outside the work
@@ -96,19 +101,19 @@ class Chain(NamedTuple):
                     "goes on"
                 ) from error
             except ray.exceptions.RayError as error:
-                self.desk.collect()  # what it handed over before it was lost
-                lost = 0 if self.desk.advanced(name) else lost + 1
-                self._bear(cell, stage, error, lost)
+                self.inbox.collect()  # what it handed over before it was lost
+                lost = 0 if self.inbox.advanced(name) else lost + 1
+                self._note_loss(cell, stage, error, lost)
                 continue
-            self.desk.close(name, done.parcel)
+            self.inbox.close(name, done.bundle)
             return done.ended
 
     def _submit(
         self, name: str, attempt: int, cell: Cell, stage: Stage, part: VerdictPart | None
-    ) -> Done:
+    ) -> StageResult:
         settings = self.cluster.settings
-        job = Job(
-            task=name,
+        task = StageTask(
+            name=name,
             attempt=attempt,
             stage=stage,
             cell=cell,
@@ -118,15 +123,15 @@ class Chain(NamedTuple):
             threads=self.cluster.threads,
             sync_seconds=settings.sync_seconds,
         )
-        parcel = pack(self.out, self._places(needs(cell, stage, self.out, part=part)))
-        task = self.cluster.task(do_stage, retries=0)
-        done: Done = self.cluster.get([task.remote(job, parcel, self.desk.mailbox)])[0]
+        bundle = read_bundle(self.out, self._places(needs(cell, stage, self.out, part=part)))
+        call = self.cluster.task(do_stage, retries=0)
+        done: StageResult = self.cluster.get([call.remote(task, bundle, self.inbox.queue)])[0]
         return done
 
     def _places(self, paths: Iterable[Path]) -> list[str]:
         return [path.relative_to(self.out).as_posix() for path in paths]
 
-    def _bear(self, cell: Cell, stage: Stage, error: Exception, lost: int) -> None:
+    def _note_loss(self, cell: Cell, stage: Stage, error: Exception, lost: int) -> None:
         """Say that a task was lost, and give up on one that is lost time and again."""
         kind = _LOSSES.get(type(error).__name__, type(error).__name__)
         if lost > self.cluster.settings.retries:
@@ -134,4 +139,4 @@ class Chain(NamedTuple):
                 f"its task was lost {lost} times in a row without getting on ({kind}); perhaps "
                 "it needs more memory than its machine has; run again to go on"
             ) from error
-        self.mourn(cell.id, f"its task to {stage} was lost ({kind}); it is tried again")
+        self.on_retry(cell.id, f"its task to {stage} was lost ({kind}); it is tried again")

@@ -17,12 +17,11 @@ class RayExecutor:
     `width` is how many parts a piece of work of this cell is cut into.
     """
 
-    def __init__(self, cluster: Cluster, cell: str, *, width: int, mailbox: Any) -> None:
+    def __init__(self, cluster: Cluster, cell: str, *, width: int, queue: Any) -> None:
         self.width = width
         self._cluster = cluster
         self._cell = cell
-        self._mailbox = mailbox
-        self._sent = 0
+        self._queue = queue
 
     def keep(self, value: Any) -> Any:
         """Put a value into the object store."""
@@ -35,15 +34,10 @@ class RayExecutor:
         *,
         report: Report = no_report,
     ) -> list[Any]:
-        """Start a task per part; returns at once. Progress goes through the mailbox."""
+        """Start a task per part; returns at once. Progress goes to the driver's inbox."""
         remote = self._cluster.task(do_part, retries=self._cluster.settings.retries)
-        found = []
-        for part in parts:
-            self._sent += 1
-            task = f"{self._cell}/part-{self._sent}"
-            head = (task, 0, self._cell, self._cluster.threads, self._mailbox, call)
-            found.append(remote.remote(*head, *part))
-        return found
+        given = (self._cell, self._cluster.threads, self._queue, call)
+        return [remote.remote(*given, *part) for part in parts]
 
     def get(self, handles: Sequence[Any]) -> list[Any]:
         """Wait for values; an error of a part is raised as it was raised there.

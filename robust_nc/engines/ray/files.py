@@ -1,12 +1,12 @@
-"""Files that travel between machines without a shared disk: packed, unpacked, watched.
+"""Files that travel between machines without a shared disk: read, written, watched.
 
-A parcel holds contents by path below the suite's folder. What is unpacked is whole or not there;
+A bundle holds contents by path below the suite's folder. What is written is whole or not there;
 JSON comes last, since it names the other files of a checkpoint.
 
 >>> import pathlib, tempfile
 >>> here, there = (pathlib.Path(tempfile.mkdtemp()) for _ in "ab")
 >>> write_bytes(here / "cache" / "a.jsonl", b"done")
->>> unpack(pack(here, ["cache"]), there)
+>>> write_bundle(read_bundle(here, ["cache"]), there)
 >>> (there / "cache" / "a.jsonl").read_bytes()
 b'done'
 """
@@ -21,7 +21,7 @@ from robust_nc.io.files import remove_file, write_bytes
 _TRIES = 5  # to read files between two changes of a writer
 
 
-class Parcel(NamedTuple):
+class FileBundle(NamedTuple):
     """Contents by path, and which folders hold nothing else than what `present` lists.
 
     `files` may leave out what the receiver has already.
@@ -52,11 +52,13 @@ def stamps(root: Path, places: Iterable[str]) -> dict[str, Stamp]:
     return found
 
 
-def pack(root: Path, places: Iterable[str], *, known: dict[str, Stamp] | None = None) -> Parcel:
+def read_bundle(
+    root: Path, places: Iterable[str], *, known: dict[str, Stamp] | None = None
+) -> FileBundle:
     """Read the files in these places below `root`, but those that are as in `known`.
 
     The files belong together: they are read again if one of them changed meanwhile. Folders among
-    the places are mirrored by who unpacks. Raises `StorageError` where nothing holds still.
+    the places are mirrored by who writes them. Raises `StorageError` where nothing holds still.
     """
     places, known = tuple(places), known or {}
     folders = tuple(place for place in places if (root / place).is_dir())
@@ -71,7 +73,7 @@ def pack(root: Path, places: Iterable[str], *, known: dict[str, Stamp] | None = 
         except FileNotFoundError:  # a checkpoint replaced it
             continue
         if _settled(before, stamps(root, places)):
-            return Parcel(files, folders, frozenset(before))
+            return FileBundle(files, folders, frozenset(before))
     raise StorageError(f"files in {root} change faster than they can be read")
 
 
@@ -85,15 +87,15 @@ def _names_others(name: str) -> bool:
     return name.endswith(".json")
 
 
-def unpack(parcel: Parcel, root: Path) -> None:
-    """Write the files of a parcel, JSON last, then remove what its folders do not have any more.
+def write_bundle(bundle: FileBundle, root: Path) -> None:
+    """Write the files of a bundle, JSON last, then remove what its folders do not have any more.
 
     Raises `StorageError` where the place cannot be written.
     """
-    for name in sorted(parcel.files, key=lambda name: (_names_others(name), name)):
-        write_bytes(root / _below(name), parcel.files[name])
-    for folder in parcel.folders:
-        for name in stamps(root, [folder]).keys() - parcel.present:
+    for name in sorted(bundle.files, key=lambda name: (_names_others(name), name)):
+        write_bytes(root / _below(name), bundle.files[name])
+    for folder in bundle.folders:
+        for name in stamps(root, [folder]).keys() - bundle.present:
             remove_file(root / name)
 
 
@@ -101,5 +103,5 @@ def _below(name: str) -> str:
     """Refuse a path that leaves its folder."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        raise StorageError(f"a parcel holds the path {name!r}, which leaves the suite's folder")
+        raise StorageError(f"a bundle holds the path {name!r}, which leaves the suite's folder")
     return name

@@ -11,23 +11,23 @@ from typing import Any
 
 import ray
 
-from robust_nc.engines.ray.files import Parcel, unpack
-from robust_nc.engines.ray.mailbox import Letter, Mailbox
+from robust_nc.engines.ray.files import FileBundle, write_bundle
+from robust_nc.engines.ray.messages import Message, MessageQueue
 from robust_nc.exceptions import ClusterError
-from robust_nc.pipeline.stages import CellEvent
+from robust_nc.runtime.progress import Event
 
-_PATIENCE = 1.0  # seconds that one look waits for the mailbox
+_PATIENCE = 1.0  # seconds that one look waits for messages
 
 
-class Desk:
+class Inbox:
     """Receives for all tasks of a run into the folder `out`; safe to use from several threads.
 
-    `tell` gets the events.
+    `on_event` gets the events.
     """
 
-    def __init__(self, out: Path, tell: Callable[[CellEvent], None]) -> None:
+    def __init__(self, out: Path, on_event: Callable[[Event], None]) -> None:
         self._out = out
-        self._tell = tell
+        self._on_event = on_event
         self._lock = threading.Lock()
         self._attempts: dict[str, int] = {}
         self._advanced: dict[str, bool] = {}
@@ -35,8 +35,8 @@ class Desk:
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=True
         )
-        self.mailbox: Any = (
-            ray.remote(Mailbox)
+        self.queue: Any = (
+            ray.remote(MessageQueue)
             .options(num_cpus=0, max_restarts=-1, max_task_retries=0, scheduling_strategy=here)
             .remote()
         )
@@ -52,19 +52,19 @@ class Desk:
         """Whether the current try has handed over any state."""
         return self._advanced[task]
 
-    def close(self, task: str, parcel: Parcel) -> None:
+    def close(self, task: str, bundle: FileBundle) -> None:
         """Take what a task left, and nothing of it after that."""
         with self._lock:
             self._attempts[task] += 1
-            unpack(parcel, self._out)
+            write_bundle(bundle, self._out)
 
     def collect(self) -> None:
-        """Fetch the letters: keep states, tell events. Raises `StorageError`."""
+        """Fetch the messages: keep states, pass events on. Raises `StorageError`."""
         with self._lock:
             if self._asked is None:
-                self._asked = self.mailbox.drain.remote()
+                self._asked = self.queue.drain.remote()
             try:
-                letters: list[Letter] = ray.get(self._asked, timeout=_PATIENCE)
+                messages: list[Message] = ray.get(self._asked, timeout=_PATIENCE)
             except ray.exceptions.GetTimeoutError:  # its answer is waited for the next time
                 return
             except ray.exceptions.RayActorError:  # it starts again
@@ -76,19 +76,19 @@ class Desk:
                     "is kept, and the same command goes on"
                 ) from error
             self._asked = None
-            for letter in letters:
-                self._receive(letter)
+            for message in messages:
+                self._receive(message)
 
     def ask_to_stop(self) -> None:
         """Ask all tasks to save their state and stop."""
-        self.mailbox.stop.remote()
+        self.queue.stop.remote()
 
-    def _receive(self, letter: Letter) -> None:
-        # Parts of an executor are tried again by Ray; they have no state, and number 0.
-        if letter.attempt and letter.attempt != self._attempts.get(letter.task):
+    def _receive(self, message: Message) -> None:
+        # Parts of a geometry are tried again by Ray; they have no state, and number 0.
+        if message.attempt and message.attempt != self._attempts.get(message.task):
             return
-        if letter.parcel is not None:
-            unpack(letter.parcel, self._out)
-            self._advanced[letter.task] = True
-        if letter.event is not None:
-            self._tell(letter.event)
+        if message.bundle is not None:
+            write_bundle(message.bundle, self._out)
+            self._advanced[message.task] = True
+        if message.event is not None:
+            self._on_event(message.event)

@@ -12,31 +12,31 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
-from robust_nc.engines.local import Finished, OnRetry, failed, silent
-from robust_nc.engines.ray.cell_tasks import Chain
-from robust_nc.engines.ray.inbox import Desk
+from robust_nc.engines.local import Finished, OnRetry, failed, ignore_retry
+from robust_nc.engines.ray.cell_tasks import CellTasks
+from robust_nc.engines.ray.inbox import Inbox
 from robust_nc.engines.ray.settings import ClusterSettings
-from robust_nc.engines.ray.start import Cluster, joined
-from robust_nc.pipeline.stages import CellEvent
+from robust_nc.engines.ray.start import Cluster, join_cluster
 from robust_nc.pipeline.suite import Cell
 from robust_nc.runtime import stopping
+from robust_nc.runtime.progress import Event
 
-_LOOK = 0.2  # seconds between two looks into the mailbox
+_LOOK = 0.2  # seconds between two looks into the queue
 _MARGIN = 2.0  # seconds of `stopping.SECONDS` that the driver keeps for itself
 _LATE = f"its tasks did not stop within {stopping.SECONDS:.0f} s; they go on from what came"
 _LEAST = 16  # cells under way, so that a cluster that grows sees what waits
 _AHEAD = 2  # cells under way per slot, so that none stands idle between two stages
 
 
-def drive(
+def run_on_ray(
     groups: Sequence[Sequence[Cell]],
     suite: str,
     out: Path,
     root: Path | None,
     settings: ClusterSettings,
     *,
-    on_event: Callable[[CellEvent], None],
-    on_retry: OnRetry = silent,
+    on_event: Callable[[Event], None],
+    on_retry: OnRetry = ignore_retry,
 ) -> Generator[Finished, None, None]:
     """Yield cells as they end; those of a group, which share weights, one after the other.
 
@@ -46,7 +46,7 @@ def drive(
     """
     if not groups:
         return
-    with joined(settings, out / "cluster.log") as cluster:
+    with join_cluster(settings, out / "cluster.log") as cluster:
         run = _Run(cluster, groups, suite, out, root)
         try:
             yield from run.results(on_event, on_retry)
@@ -55,7 +55,7 @@ def drive(
 
 
 class _Run:
-    """One run: threads that each see groups through, and the desk that they share."""
+    """One run: threads that each see groups through, and the inbox that they share."""
 
     def __init__(
         self,
@@ -65,22 +65,22 @@ class _Run:
         out: Path,
         root: Path | None,
     ) -> None:
-        self._events: queue.SimpleQueue[CellEvent] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._losses: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self._ended: queue.SimpleQueue[Finished] = queue.SimpleQueue()
         self._over = cluster.over
-        self._desk = Desk(out, self._events.put)
+        self._inbox = Inbox(out, self._events.put)
         self._waiting = deque(groups)
         self._under_way: set[str] = set()
-        self._chain = Chain(
+        self._cell_tasks = CellTasks(
             cluster=cluster,
-            desk=self._desk,
+            inbox=self._inbox,
             suite=suite,
             out=out,
             root=root,
             width=cluster.settings.shards or -(-cluster.slots // len(groups)),
-            tell=self._events.put,
-            mourn=lambda cell, why: self._losses.put((cell, why)),
+            on_event=self._events.put,
+            on_retry=lambda cell, why: self._losses.put((cell, why)),
         )
         count = min(len(groups), max(_AHEAD * cluster.slots, _LEAST))
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
@@ -88,19 +88,19 @@ class _Run:
             thread.start()
 
     def results(
-        self, on_event: Callable[[CellEvent], None], on_retry: OnRetry
+        self, on_event: Callable[[Event], None], on_retry: OnRetry
     ) -> Generator[Finished, None, None]:
         """Yield cells as they end, and pass on what is told meanwhile."""
         end = float("inf")
         while time.monotonic() < end and any(thread.is_alive() for thread in self._threads):
-            self._desk.collect()
+            self._inbox.collect()
             while not self._events.empty():
                 on_event(self._events.get())
             while not self._losses.empty():
                 on_retry(*self._losses.get())
             if stopping.wished():
                 end = min(end, time.monotonic() + stopping.SECONDS - _MARGIN)
-                self._desk.ask_to_stop()  # again and again: a mailbox may start anew
+                self._inbox.ask_to_stop()  # again and again: the queue may start anew
             with contextlib.suppress(queue.Empty):
                 yield self._ended.get(timeout=_LOOK)
         late = set(self._under_way)
@@ -133,6 +133,6 @@ class _Run:
 
     def _one(self, cell: Cell) -> Finished:
         try:
-            return self._chain.run(cell)
+            return self._cell_tasks.run(cell)
         except Exception as error:  # whatever it is, the other cells go on
             return failed(cell.id, error)

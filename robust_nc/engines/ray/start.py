@@ -66,7 +66,7 @@ class Cluster(NamedTuple):
 
 
 @contextlib.contextmanager
-def joined(settings: ClusterSettings, log: Path) -> Iterator[Cluster]:
+def join_cluster(settings: ClusterSettings, log: Path) -> Iterator[Cluster]:
     """Join a cluster for this block; what Ray says goes to `log`, not among our results.
 
     Raises `ConfigError` where no task would ever fit, `ClusterError` where the cluster cannot be

@@ -1,6 +1,6 @@
 """What runs on the machines of a cluster: a stage of a cell in a folder of its own, or a part.
 
-A stage gets the files that it needs, works in a temporary folder, hands its state to the mailbox
+A stage gets the files that it needs, works in a temporary folder, hands its state to the queue
 now and then, and returns the files that it left. Nothing here needs a disk that machines share.
 """
 
@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 import torch
 
 from robust_nc.engines.local import Finished, failed
-from robust_nc.engines.ray.files import Parcel, Stamp, pack, stamps, unpack
-from robust_nc.engines.ray.mailbox import Letter, Reply
+from robust_nc.engines.ray.files import FileBundle, Stamp, read_bundle, stamps, write_bundle
+from robust_nc.engines.ray.messages import Message, Reply
 from robust_nc.exceptions import RobustNCError
 from robust_nc.pipeline.cell import run_cell
 from robust_nc.pipeline.stages import (
-    CellEvent,
     CellResult,
     Stage,
     judge_stage,
@@ -30,16 +29,16 @@ from robust_nc.pipeline.stages import (
 from robust_nc.pipeline.suite import Cell
 from robust_nc.pipeline.verdict_parts import VerdictPart
 from robust_nc.runtime import stopping
-from robust_nc.runtime.progress import Report
+from robust_nc.runtime.progress import Event
 
 _TOLD = 0.5  # seconds between two events of one task
 _ASKED = 1.0  # seconds between two looks whether to stop
 
 
-class Job(NamedTuple):
+class StageTask(NamedTuple):
     """A stage of a cell: "train", "judge" (a part), "measure" or "record"."""
 
-    task: str
+    name: str
     attempt: int
     stage: Stage
     cell: Cell
@@ -50,42 +49,46 @@ class Job(NamedTuple):
     sync_seconds: float
 
 
-class Done(NamedTuple):
+class StageResult(NamedTuple):
     """What a stage left: the files that are new, and how it ended."""
 
-    parcel: Parcel
+    bundle: FileBundle
     ended: Finished
 
 
-class Post:
-    """Writes to the mailbox of the driver, and hears from it whether to stop.
+class DriverLink:
+    """Sends messages to the driver, and hears from it whether to stop.
 
-    `mailbox` is the actor's handle; that it cannot be reached is no reason to give up the work.
+    Without an `attempt` it is a part's, which has no state to hand over.
+
+    `queue` is the actor's handle; that it cannot be reached is no reason to give up the work.
     """
 
-    def __init__(self, mailbox: Any, task: str, attempt: int) -> None:
-        self._mailbox = mailbox
+    def __init__(self, queue: Any, cell: str, *, task: str = "", attempt: int = 0) -> None:
+        self._queue = queue
+        self._cell = cell
         self._task = task
         self._attempt = attempt
         self._told = 0.0
 
-    def event(self, event: CellEvent) -> None:
+    def report(self, share: float, status: str) -> None:
         """Tell where the task stands, at most twice a second."""
         now = time.monotonic()
         if now - self._told >= _TOLD:
             self._told = now
-            self._mailbox.put.remote(Letter(self._task, self._attempt, event, None))
+            event = Event(self._cell, share, status)
+            self._queue.put.remote(Message(self._task, self._attempt, event, None))
 
-    def state(self, parcel: Parcel | None, life: str | None = None) -> str | None:
-        """Hand over files that changed, hear whether to stop; returns the life of the mailbox.
+    def state(self, bundle: FileBundle | None, life: str | None = None) -> str | None:
+        """Hand over files that changed, hear whether to stop; returns the life of the queue.
 
         `life` is that in which what the files build upon was sent. None where it cannot be reached.
         """
         import ray
 
-        letter = Letter(self._task, self._attempt, None, parcel, life)
+        message = Message(self._task, self._attempt, None, bundle, life)
         try:
-            reply: Reply = ray.get(self._mailbox.put.remote(letter), timeout=30)
+            reply: Reply = ray.get(self._queue.put.remote(message), timeout=30)
         except ray.exceptions.RayError:
             return None
         if reply.stop:
@@ -93,19 +96,19 @@ class Post:
         return reply.life
 
 
-def do_stage(job: Job, parcel: Parcel, mailbox: Any) -> Done:
-    """Do a stage from the files of a parcel; an error of the work is part of what is returned."""
+def do_stage(task: StageTask, bundle: FileBundle, queue: Any) -> StageResult:
+    """Do a stage from the files of a bundle; an error of the work is part of what is returned."""
     stopping.clear()
-    torch.set_num_threads(job.threads)
+    torch.set_num_threads(task.threads)
     with tempfile.TemporaryDirectory(prefix="robust_nc-") as name:
         out = Path(name)
-        unpack(parcel, out)
-        post = Post(mailbox, job.task, job.attempt)
+        write_bundle(bundle, out)
+        link = DriverLink(queue, task.cell.id, task=task.name, attempt=task.attempt)
         given = stamps(out, _all(out))
-        with _courier(out, post, given, job.sync_seconds):
-            ended = _attempt(job, out, post)
-        left = pack(out, _all(out), known=given)
-        return Done(left._replace(folders=_mirrored(out)), ended)
+        with _handing_over(out, link, given, task.sync_seconds):
+            ended = _attempt(task, out, link)
+        left = read_bundle(out, _all(out), known=given)
+        return StageResult(left._replace(folders=_mirrored(out)), ended)
 
 
 def _all(out: Path) -> list[str]:
@@ -117,39 +120,41 @@ def _mirrored(out: Path) -> tuple[str, ...]:
     return tuple(path.relative_to(out).as_posix() for path in out.glob("checkpoints/*"))
 
 
-def _attempt(job: Job, out: Path, post: Post) -> Finished:
+def _attempt(task: StageTask, out: Path, link: DriverLink) -> Finished:
     try:
-        return Finished(job.cell.id, _stage(job, out, post), None)
+        return Finished(task.cell.id, _stage(task, out, link), None)
     except Exception as error:  # what the stage finished before goes home all the same
-        return failed(job.cell.id, error)
+        return failed(task.cell.id, error)
 
 
-def _stage(job: Job, out: Path, post: Post) -> CellResult | None:
-    if job.stage == "train":
-        train_stage(job.cell, out, job.root, report=post.event)
-    elif job.stage == "judge":
-        assert job.part is not None
-        judge_stage(job.cell, job.part, out, job.root, report=post.event)
-    elif job.stage == "measure":
-        measure_stage(job.cell, out, job.root, report=post.event)
+def _stage(task: StageTask, out: Path, link: DriverLink) -> CellResult | None:
+    if task.stage == "train":
+        train_stage(task.cell, out, task.root, report=link.report)
+    elif task.stage == "judge":
+        assert task.part is not None
+        judge_stage(task.cell, task.part, out, task.root, report=link.report)
+    elif task.stage == "measure":
+        measure_stage(task.cell, out, task.root, report=link.report)
     else:
-        return run_cell(job.cell, job.suite, out, job.root, report=post.event)
+        return run_cell(task.cell, task.suite, out, task.root, report=link.report)
     return None
 
 
 @contextlib.contextmanager
-def _courier(out: Path, post: Post, given: dict[str, Stamp], seconds: float) -> Iterator[None]:
+def _handing_over(
+    out: Path, link: DriverLink, given: dict[str, Stamp], seconds: float
+) -> Iterator[None]:
     """Hand over the state every so often, in a thread, while the block works."""
     ended = threading.Event()
 
     def run() -> None:
-        known, handed, life = dict(given), time.monotonic(), post.state(None)
+        known, handed, life = dict(given), time.monotonic(), link.state(None)
         while not ended.wait(min(_ASKED, seconds)):
-            parcel = None
+            bundle = None
             if time.monotonic() - handed >= seconds:
-                parcel, known = _changed(out, known)
+                bundle, known = _changed(out, known)
                 handed = time.monotonic()
-            now = post.state(parcel, life)
+            now = link.state(bundle, life)
             if now != life:  # what was sent before may be lost with it
                 life, known = now, dict(given)
 
@@ -162,35 +167,27 @@ def _courier(out: Path, post: Post, given: dict[str, Stamp], seconds: float) -> 
         thread.join()
 
 
-def _changed(out: Path, known: dict[str, Stamp]) -> tuple[Parcel | None, dict[str, Stamp]]:
+def _changed(out: Path, known: dict[str, Stamp]) -> tuple[FileBundle | None, dict[str, Stamp]]:
     """Pack what is new; nothing where files did not hold still (then the next time)."""
     places = [name for name in ("checkpoints", "cache") if (out / name).is_dir()]
     before = stamps(out, places)
     try:
-        parcel = pack(out, places, known=known)
+        bundle = read_bundle(out, places, known=known)
     except RobustNCError:
         return None, known
-    if not parcel.files:
+    if not bundle.files:
         return None, known
-    return parcel._replace(folders=_mirrored(out)), before
+    return bundle._replace(folders=_mirrored(out)), before
 
 
 def do_part(
-    task: str,
-    attempt: int,
     cell: str,
     threads: int,
-    mailbox: Any,
+    queue: Any,
     call: Callable[..., Any],
     *arguments: Any,
 ) -> Any:
     """Call a function of an executor; handles among the arguments have arrived as values."""
     stopping.clear()
     torch.set_num_threads(threads)
-    post = Post(mailbox, task, attempt)
-
-    def report(share: float, text: str) -> None:
-        post.event(CellEvent(cell, share, text))
-
-    told: Report = report
-    return call(*arguments, report=told)
+    return call(*arguments, report=DriverLink(queue, cell).report)

@@ -1,1 +1,1 @@
-"""One model over several GPUs or machines: the processes that torchrun starts work together."""
+"""One model over several GPUs or machines: the processes that torchrun starts train it together."""

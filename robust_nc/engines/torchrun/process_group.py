@@ -1,26 +1,117 @@
-"""How the processes that `torchrun` starts find each other, and how they end together."""
+"""The processes that `torchrun` starts: how they find each other, train together, and end."""
 
 import contextlib
 import datetime
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from robust_nc.engines.torchrun.executor import Ranks
+from robust_nc.config import RunConfig
 from robust_nc.exceptions import ClusterError, ConfigError
 from robust_nc.runtime import stopping
+from robust_nc.runtime.torch_state import default_device
+from robust_nc.training.data_parallel import together
+from robust_nc.training.run import train_cell
 
 _STEP = datetime.timedelta(minutes=30)  # the longest that processes wait for one in a training
+_ALONE = datetime.timedelta(days=7)  # ... that the others wait while the first works alone
+_ENDING = datetime.timedelta(seconds=60)  # ... that one that failed waits for the others to fail
 _LOOK = 0.5  # seconds between two looks whether any process was asked to stop
+_LOST = (
+    "a process of this run ended or could not be reached any more, so all ended; what was saved is "
+    "kept, and the same command goes on from there"
+)
+_LOSSES = ("connection closed", "connection reset", "broken pipe", "gloo", "nccl", "timed out")
+
+
+class ProcessGroup:
+    """The processes of a run: the first one calls `train`, the others `follow`."""
+
+    def __init__(self, store: Any) -> None:
+        self.rank = dist.get_rank()
+        self.busy = False  # whether the others wait for this process amid something
+        self._store = store
+        self._trainings = 0
+        # The first may work alone for long, for which no training would wait.
+        self._orders = dist.new_group(backend="gloo", timeout=_ALONE)
+
+    def train(self, call: Callable[[], object], config: RunConfig, *, root: Path | None) -> None:
+        """Train one model: the first process by `call()`, the others by its configuration.
+
+        An error that all of them meet is raised. What ends one alone leaves the others amid an
+        exchange: then `busy` stays true, and the run has to end.
+        """
+        self._broadcast((config, root))
+        self._together(call)
+
+    def follow(self) -> int:
+        """Train what the first process trains, until it says that all is done; returns 0."""
+        while (order := self._broadcast(None)) is not None:
+            config, root = order
+            try:
+                self._together(lambda: train_cell(config, root=root, device=default_device()))  # noqa: B023
+            except Exception:  # the first process met it too, and says so
+                if self.busy:
+                    raise
+        return 0
+
+    def end(self) -> None:
+        """Tell the others that all is done."""
+        self._broadcast(None)
+
+    def is_first_to_end(self) -> bool:
+        """Whether this process is the first to end the run, and so has to say why."""
+        try:
+            return bool(self._store.add("told", 1) == 1)
+        except Exception:  # who kept the store has gone
+            return True
+
+    def _together(self, call: Callable[[], object]) -> None:
+        self._trainings += 1
+        self.busy = True
+        world = dist.get_world_size()
+        keys = [f"ended-{self._trainings}-{rank}" for rank in range(world)]
+        try:
+            with together():
+                call()
+        except Exception as error:
+            if _is_loss(error):
+                raise ClusterError(_LOST) from error
+            self._store.set(keys[self.rank], "")
+            with contextlib.suppress(dist.DistError, RuntimeError):
+                self._store.wait(keys, _ENDING)
+                self.busy = False
+            raise
+        self._store.set(keys[self.rank], "")
+        self.busy = False
+
+    def _broadcast(self, order: object) -> Any:
+        """Return what the first process gives."""
+        content = [order]
+        try:
+            dist.broadcast_object_list(content, group=self._orders)
+        except (dist.DistError, RuntimeError) as error:
+            self.busy = True
+            raise ClusterError(_LOST) from error
+        return content[0]
+
+
+def _is_loss(error: Exception) -> bool:
+    """Whether an error comes from an exchange with a process that has gone."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in text for word in _LOSSES)
+    )
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Ranks]:
+def join_processes() -> Iterator[ProcessGroup]:
     """Join the processes that `torchrun` started; the first must drive, the others `follow`.
 
     A process that fails while others wait for it ends all of them: the first to know raises what
@@ -28,24 +119,24 @@ def joined() -> Iterator[Ranks]:
     than GPUs, `ClusterError` where the others cannot be reached.
     """
     store = _meet()
-    ranks, ended = Ranks(store), threading.Event()
+    processes, ended = ProcessGroup(store), threading.Event()
     watch = threading.Thread(target=_watch, args=(store.clone(), ended), daemon=True)
     watch.start()
     try:
-        yield ranks
+        yield processes
     except BaseException:
-        if (ranks.busy or ranks.rank) and not ranks.speaks():
+        if (processes.busy or processes.rank) and not processes.is_first_to_end():
             raise SystemExit(1) from None
         raise
     finally:
         ended.set()
         watch.join()  # or it would look into a store that is gone
-        if not ranks.busy:
-            if ranks.rank == 0:
-                ranks.end()
+        if not processes.busy:
+            if processes.rank == 0:
+                processes.end()
             dist.destroy_process_group()
         else:  # it could wait for ever; what the driver made of an interrupt is said already
-            ranks.speaks()
+            processes.is_first_to_end()
 
 
 def _meet() -> Any:

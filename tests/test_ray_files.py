@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robust_nc.engines.ray import files as parcels
-from robust_nc.engines.ray.files import Parcel, pack, stamps, unpack
+from robust_nc.engines.ray import files as bundles
+from robust_nc.engines.ray.files import FileBundle, read_bundle, stamps, write_bundle
 from robust_nc.engines.ray.settings import ClusterSettings
 from robust_nc.exceptions import ConfigError, StorageError
 from robust_nc.io.files import write_bytes
@@ -27,7 +27,7 @@ def test_what_is_packed_is_unpacked(tmp_path_factory, files):
     here, there = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("there")
     for name, content in files.items():
         write_bytes(here / name, content)
-    unpack(pack(here, [path.name for path in here.iterdir()]), there)
+    write_bundle(read_bundle(here, [path.name for path in here.iterdir()]), there)
     assert contents(there) == files
 
 
@@ -37,15 +37,15 @@ def test_only_what_changed_is_packed_again(tmp_path):
     known = stamps(tmp_path, ["cache"])
     with (tmp_path / "cache" / "b.jsonl").open("ab") as file:
         file.write(b"2")
-    found = pack(tmp_path, ["cache"], known=known)
+    found = read_bundle(tmp_path, ["cache"], known=known)
     assert found.files == {"cache/b.jsonl": b"12"}
     assert found.present == {"cache/a.jsonl", "cache/b.jsonl"}
 
 
 def test_json_is_written_last(tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(parcels, "write_bytes", lambda path, content: written.append(path.name))
-    unpack(Parcel({"c/a.json": b"", "c/z.safetensors": b"", "b.jsonl": b""}), tmp_path)
+    monkeypatch.setattr(bundles, "write_bytes", lambda path, content: written.append(path.name))
+    write_bundle(FileBundle({"c/a.json": b"", "c/z.safetensors": b"", "b.jsonl": b""}), tmp_path)
     assert written == ["b.jsonl", "z.safetensors", "a.json"]
 
 
@@ -54,12 +54,12 @@ def test_a_mirrored_folder_loses_what_was_replaced(tmp_path):
     for name in ("c/old.safetensors", "other/stays"):
         write_bytes(there / name, b"")
     write_bytes(here / "c" / "new.safetensors", b"")
-    unpack(pack(here, ["c"]), there)
+    write_bundle(read_bundle(here, ["c"]), there)
     assert set(contents(there)) == {"c/new.safetensors", "other/stays"}
 
 
 def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
-    """The JSON and the tensors in a parcel belong together, whatever the writer does meanwhile."""
+    """The JSON and the tensors in a bundle belong together, whatever the writer does meanwhile."""
     ended, folder = threading.Event(), tmp_path / "c"
 
     def save(number: int) -> None:
@@ -74,12 +74,12 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(tmp_path, 
             save(number)
 
     save(1)
-    monkeypatch.setattr(parcels, "_TRIES", 1000)
+    monkeypatch.setattr(bundles, "_TRIES", 1000)
     writer = threading.Thread(target=write)
     writer.start()
     try:
         for _ in range(30):
-            found = pack(tmp_path, ["c"])
+            found = read_bundle(tmp_path, ["c"])
             assert "c/" + found.files["c/last.json"].decode() in found.files
     finally:
         ended.set()
@@ -89,21 +89,21 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(tmp_path, 
 def test_what_never_holds_still_is_said(tmp_path, monkeypatch):
     write_bytes(tmp_path / "c" / "last.json", b"")
     counted = iter(range(100))
-    monkeypatch.setattr(parcels, "stamps", lambda root, places: {"c/last.json": (next(counted), 0)})
+    monkeypatch.setattr(bundles, "stamps", lambda root, places: {"c/last.json": (next(counted), 0)})
     with pytest.raises(StorageError, match="change faster than they can be read"):
-        pack(tmp_path, ["c"])
+        read_bundle(tmp_path, ["c"])
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b"])
 def test_a_path_that_leaves_the_folder_is_refused(tmp_path, name):
     with pytest.raises(StorageError, match="leaves the suite's folder"):
-        unpack(Parcel({name: b""}), tmp_path / "out")
+        write_bundle(FileBundle({name: b""}), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"address": "ray://head:10001"}, "ray job submit"),
+        ({"address": "ray://head:10001"}, "ray task submit"),
         ({"gpus": 1.5}, "a share of one such as 0.5, or a whole number, found 1.5"),
         ({"gpus": -1.0}, "found -1"),
         ({"gpus": float("nan")}, "found nan"),
