@@ -1,6 +1,6 @@
 """SIGTERM as a scheduler sends it to the command line: the state is saved, 143, and one sentence.
 
-`test_runner.py` sends it to the driver of a suite, `test_launch_stopping.py` to drivers, workers
+`test_runner.py` sends it to the driver of a suite, `test_local.py` to drivers, workers
 and process groups whose tasks say when they heed it.
 """
 

@@ -1,6 +1,6 @@
 """Several processes train one model: the same loss curve, weights and statistics as one.
 
-In float64, where the only difference is the order of sums.
+In float64, where the only difference is the order of sums. What the first cannot write ends all.
 """
 
 from pathlib import Path
@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_ranks import cases, left, names, spawn, train_all, trainer
+from helpers_together import cases, join, left, names, spawn, train_all, trainer
+from torch import distributed as dist
+
+from robust_nc.exceptions import StorageError
+from robust_nc.training import saving as keeping
+from robust_nc.training.data_parallel import together
 
 pytestmark = pytest.mark.cluster
 
@@ -64,3 +69,30 @@ def test_all_processes_end_with_the_same_model(
         assert other[name]["history"] == first["history"]
         for part, value in first["weights"].items():
             assert torch.equal(other[name]["weights"][part], value), part
+
+
+def train(rank: int, world: int, folder: str, name: str) -> None:
+    """One process: train with a writer that fails, and leave what came of it."""
+    join(rank, world, folder)
+
+    def full(path: Path, rows: object) -> None:
+        raise StorageError(f"cannot write {path}: no space is left")
+
+    setattr(keeping, name, full)
+    try:
+        with together():
+            home = None if rank else Path(folder, "out")
+            trainer({"objective": "standard"}, folder=home).fit()
+        told = "nothing"
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+    torch.save(told, Path(folder, f"rank-{rank}.pt"))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", ["start_log", "append_log"])
+def test_a_log_that_cannot_be_written_is_everybodys_error(name: str, tmp_path: Path) -> None:
+    spawn(train, 2, tmp_path, name)
+    first, second = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(2))
+    assert first == second
+    assert first.startswith("StorageError: cannot write")
