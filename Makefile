@@ -46,7 +46,7 @@ test-slow: .venv/stamp  ## The slow tier
 	$(BIN)/python -m pytest -n 2 -m slow
 
 test-cluster: .venv/stamp  ## The tests on a Ray cluster of this machine, with nodes that are killed
-	$(BIN)/python -m pytest -m "cluster and not slow" tests/test_cluster*.py tests/test_ranks*.py
+	$(BIN)/python -m pytest -m "cluster and not slow" tests/test_ray*.py tests/test_torchrun.py tests/test_training_together.py
 
 test-browser: .venv/stamp  ## The tests of the page in a Chromium (Debian's package chromium)
 	$(BIN)/python -m pytest -m browser tests/test_site_browser.py tests/test_site_hostile.py
