@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from robust_nc.geometry.moments import Moments
     from robust_nc.models.build import build_model
     from robust_nc.models.classifier import Classifier
-    from robust_nc.pipeline.appraise import Request, appraise
+    from robust_nc.pipeline.appraise import appraise
+    from robust_nc.pipeline.request import Request
     from robust_nc.profiling.profile_model import Profile, profile
     from robust_nc.record.schema import Record, read_record
     from robust_nc.report.board.comparing import compare
@@ -37,7 +38,7 @@ _HOMES = {
     "Outcome": "evaluation.evaluate_model",
     "Profile": "profiling.profile_model",
     "Record": "record.schema",
-    "Request": "pipeline.appraise",
+    "Request": "pipeline.request",
     "RunConfig": "config",
     "appraise": "pipeline.appraise",
     "build_model": "models.build",

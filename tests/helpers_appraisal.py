@@ -14,8 +14,9 @@ from torch import nn
 
 from robust_nc.config import MeasureConfig, plain
 from robust_nc.data.load import load_dataset
-from robust_nc.pipeline.appraise import Appraised, Request, appraise
+from robust_nc.pipeline.appraise import Appraised, appraise
 from robust_nc.pipeline.make_record import score
+from robust_nc.pipeline.request import Request
 from robust_nc.record import Record, Stored, pack_flags, read_record, unpack_flags, write_rows
 from robust_nc.record.schema import sealed
 from robust_nc.threat import Ball

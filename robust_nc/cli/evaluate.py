@@ -10,7 +10,8 @@ from rich.console import Console
 
 from robust_nc.cli.stopping import heeding, typed
 from robust_nc.cli.verdict_text import verdict_text
-from robust_nc.pipeline.appraise import Request, appraise
+from robust_nc.pipeline.appraise import appraise
+from robust_nc.pipeline.request import Request
 from robust_nc.record.schema import Stored
 from robust_nc.runtime.progress import Event
 from robust_nc.runtime.screen import Screen

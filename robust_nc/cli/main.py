@@ -19,6 +19,7 @@ from rich.console import Console
 from robust_nc.cli.board import BoardOptions, board_command
 from robust_nc.engines.options import RunOptions
 from robust_nc.exceptions import RobustNCError
+from robust_nc.pipeline.request import Request
 
 FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
@@ -38,64 +39,10 @@ def _run(options: Annotated[RunOptions, tyro.conf.arg(name="")]) -> int:
     return run_command(options, _stderr)
 
 
-def _evaluate(
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
-    /,
-    dataset: str,
-    eps: str,
-    norm: Literal["Linf", "L2", "L1"] = "Linf",
-    protocol: str = "standard",
-    n: int | None = None,
-    out: Path | None = None,
-    taps: tuple[str, ...] | None = None,
-    geometry: bool = True,
-    attack: str | None = None,
-    card: Path | None = None,
-    seed: int = 0,
-    batch_size: int | None = None,
-    root: Path | None = None,
-) -> int:
-    """Judge a finished model: attack it, measure its layers, leave a record with evidence.
-
-    Args:
-        model: package.module:factory, path/to/file.py:factory, the folder of one of our
-            checkpoints, a folder or id of the Hugging Face Hub (hf:OWNER/NAME for one that is
-            fetched), robustbench:NAME?weights=FILE, or timm:NAME?weights=FILE. Code of a file or
-            module that you name is run.
-        dataset: A data set's name, a .npz file, or a folder of images.
-        eps: Radius of the ball in pixels of [0, 1], such as 8/255 or 0.5.
-        norm: Norm of the ball.
-        protocol: The attacks whose worst case is the verdict.
-        n: Judge the first N test images (default: all).
-        out: Folder for the record, its evidence and the page (default: out/evaluate/<model>).
-        taps: Layers to measure (default: those that are found).
-        geometry: Whether to measure collapse and leaps.
-        attack: An attack of your own that joins the worst case: module:factory or file.py:factory.
-        card: TOML file with name, authors, paper, link, venue, architecture, extra_data, notes.
-        seed: Seed of all draws.
-        batch_size: Images at a time (default: measured).
-        root: Folder of data sets (default: $ROBUST_NC_DATA, else ~/.cache/robust_nc).
-    """
+def _evaluate(request: Annotated[Request, tyro.conf.arg(name="")]) -> int:
+    """Judge a finished model: attack it, measure its layers, leave a record with evidence."""
     from robust_nc.cli.evaluate import evaluate_command
-    from robust_nc.pipeline.appraise import Request
-    from robust_nc.pipeline.card import read_card
-    from robust_nc.threat import Ball, parse_eps
 
-    request = Request(
-        model=model,
-        dataset=dataset,
-        ball=Ball(norm, parse_eps(eps)),
-        protocol=protocol,
-        n=n,
-        out=out,
-        taps=taps,
-        geometry=geometry,
-        attack=attack,
-        card=None if card is None else read_card(card),
-        seed=seed,
-        batch_size=batch_size,
-        root=root,
-    )
     return evaluate_command(request, _stderr)
 
 

@@ -62,7 +62,7 @@ def verify_command(
             print(f"  INVALID {printable(str(error))}")
             bad += 1
             continue
-        for line in lines(found, wanted):
+        for line in _lines(found, wanted):
             print(f"  {printable(line)}")
         bad += bool(found.wrong)
         if save:
@@ -92,7 +92,7 @@ def record_paths(places: tuple[Path, ...]) -> list[Path]:
     return paths
 
 
-def lines(found: RecordCheck, wanted: CheckOptions) -> Iterator[str]:
+def _lines(found: RecordCheck, wanted: CheckOptions) -> Iterator[str]:
     """Say what was found of a record, line by line."""
     yield _subject(found.stored)
     sealed = "" if is_sealed(found.stored.record) else ", not sealed (of an earlier version)"

@@ -1,9 +1,4 @@
-"""Judge a finished model: attack it, keep the evidence, measure its layers, leave one record.
-
->>> from robust_nc.threat import Ball
->>> Request(model="net.py:make", dataset="digits", ball=Ball("Linf", 0.1)).protocol
-'standard'
-"""
+"""Judge a finished model: attack it, keep the evidence, measure its layers, leave one record."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,7 +14,7 @@ from robust_nc.evaluation.evaluate_model import evaluate
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.digests import state_digest
 from robust_nc.io.files import alone, remove_file, remove_unfinished, sha256_of
-from robust_nc.pipeline.card import model_name
+from robust_nc.pipeline.card import model_name, read_card
 from robust_nc.pipeline.finished_model import (
     SUITE,
     AppraisalConfig,
@@ -39,6 +34,7 @@ from robust_nc.pipeline.make_record import (
     verdict_rows,
     which_examples,
 )
+from robust_nc.pipeline.request import Request
 from robust_nc.pipeline.verdict_parts import evaluate_on
 from robust_nc.plugins import find_attack, find_protocol
 from robust_nc.profiling.feature_cache import chosen_taps
@@ -56,34 +52,11 @@ from robust_nc.record.schema import (
 )
 from robust_nc.runtime.progress import Clock, Event
 from robust_nc.runtime.torch_state import default_device, device_of
-from robust_nc.threat import Ball
 from robust_nc.types import Warned
 from robust_nc.zoo.code import Tell
 from robust_nc.zoo.reference import OpenedModel, open_model
 
-PLACE = Path("out") / "evaluate"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Request:
-    """What to judge, and how: `n` test images (None: all), `taps` to measure (None: all found).
-
-    `out` None: a folder below `out/evaluate` that is named after the model.
-    """
-
-    model: str
-    dataset: str
-    ball: Ball
-    protocol: str = "standard"
-    n: int | None = None
-    out: Path | None = None
-    taps: tuple[str, ...] | None = None
-    geometry: bool = True
-    attack: str | None = None
-    card: Card | None = None
-    seed: int = 0
-    batch_size: int | None = None
-    root: Path | None = None
+PLACE = Path("out") / "evaluate"  # where a folder named after the model goes, if none is given
 
 
 class Appraised(NamedTuple):
@@ -110,7 +83,8 @@ def appraise(
     one sentence that says what was found and what to do.
     """
     _check(request)
-    subject = _prepare(request, tell)
+    card = read_card(request.card) if isinstance(request.card, Path) else request.card
+    subject = _prepare(request, card, tell)
     cell = appraisal_id(subject.settings)
     out = request.out or PLACE / subject.name
     _check_folder(out, cell)
@@ -118,7 +92,7 @@ def appraise(
         remove_unfinished(out)
         stored = _finished(out, cell)
         if stored is not None:
-            return Appraised(_with_card(stored, request.card, subject.name), made=False)
+            return Appraised(_with_card(stored, card, subject.name), made=False)
         return Appraised(_make(subject, request, out / f"{cell}.json", report), made=True)
 
 
@@ -174,6 +148,7 @@ class _Subject(NamedTuple):
 
     settings: AppraisalConfig
     name: str
+    card: Card | None
     opened: OpenedModel
     data: ModelData
     warnings: tuple[Warned, ...]
@@ -190,7 +165,7 @@ def _check(request: Request) -> None:
         raise ConfigError("--taps chooses what the geometry measures; leave out --no-geometry")
 
 
-def _prepare(request: Request, tell: Tell) -> _Subject:
+def _prepare(request: Request, card: Card | None, tell: Tell) -> _Subject:
     """Read the data, open the model, and see that they fit together."""
     if request.attack is not None:
         find_attack(request.attack)
@@ -226,8 +201,8 @@ def _prepare(request: Request, tell: Tell) -> _Subject:
         measure=measure,
         seed=request.seed,
     )
-    name = (model_name(request.card) if request.card else "") or opened.name
-    return _Subject(settings, name, opened, data, _spare(opened.num_classes, data))
+    name = (model_name(card) if card else "") or opened.name
+    return _Subject(settings, name, card, opened, data, _spare(opened.num_classes, data))
 
 
 def _spare(classes: int, data: ModelData) -> tuple[Warned, ...]:
@@ -317,7 +292,7 @@ def _make(
             state=kept.state,
         ),
         device=device_of(model),
-        card=request.card,
+        card=subject.card,
     )
     write_record(path, record)
     remove_file(log)
