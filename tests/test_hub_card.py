@@ -12,7 +12,7 @@ from helpers_exchange import HOSTILE, challenged, filed, resealed
 
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.exchange.hub_card import model_card, yaml_line
-from robust_nc.exchange.hub_push import push, repository
+from robust_nc.exchange.hub_push import push
 from robust_nc.io.files import sha256_of
 from robust_nc.record import Card, EvidenceFile, File, Stored, Weights
 
@@ -157,9 +157,9 @@ def test_a_broken_record_and_evidence_that_differs_are_not_pushed(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["mine", "a/b/c", "../b", "a/../b", "a/b\n", "a/", "-a/b", ""])
-def test_a_repository_is_owner_and_name(name: str) -> None:
+def test_a_repository_is_owner_and_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="OWNER/NAME"):
-        repository(name)
+        push(filed(tmp_path), name, api=Noting(tmp_path / "no"))
 
 
 def test_a_hub_that_fails_becomes_one_sentence(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from robust_nc.exchange.robustbench_json import (
     read_model_info,
     to_fields,
 )
-from robust_nc.exchange.robustbench_published import published
+from robust_nc.exchange.robustbench_published import published_models
 from robust_nc.io.files import write_text
 from robust_nc.record import Card, Stored
 
@@ -119,7 +119,7 @@ def test_any_value_of_any_field_is_taken_or_refused(value: Any) -> None:
 
 
 def test_every_published_file_reads_the_same_after_it_is_written(tmp_path: Path) -> None:
-    for info in published():
+    for info in published_models():
         path = tmp_path / info.dataset / info.threat / f"{info.key}.json"
         write_text(path, json.dumps(to_fields(info)))
         assert read_model_info(path) == info

@@ -13,8 +13,8 @@ from helpers_report import write_grid
 from robust_nc.exceptions import UnknownNameError
 from robust_nc.exchange.robustbench_published import (
     left_out,
-    published,
     published_cards,
+    published_models,
     published_rows,
 )
 from robust_nc.report.board.formats import format_table
@@ -25,8 +25,8 @@ LINES = files("robust_nc.exchange").joinpath("robustbench_model_info.jsonl").rea
 
 
 def test_all_236_are_read_and_those_of_corruptions_counted() -> None:
-    assert len(published()) == 236
-    counts = Counter((info.dataset, info.threat) for info in published())
+    assert len(published_models()) == 236
+    counts = Counter((info.dataset, info.threat) for info in published_models())
     assert counts["cifar10", "Linf"] == 99
     assert counts["imagenet", "corruptions"] == 12
     assert left_out() == 48

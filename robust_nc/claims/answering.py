@@ -33,7 +33,7 @@ from robust_nc.io.files import canonical_json, sha256_of
 from robust_nc.pipeline.suite import Cell
 from robust_nc.record.folder import record_path
 from robust_nc.record.schema import Stored, read_record
-from robust_nc.report.board.formats import count
+from robust_nc.report.board.formats import count_text
 from robust_nc.report.board.gather import identity, part_label
 from robust_nc.statistics.intervals import MIN_SEEDS_FOR_T, Interval, mean_interval
 
@@ -186,7 +186,7 @@ def _test(asked: _Asked, premises: tuple[Premise, ...], found: _Found) -> Test:
         names = ", ".join(sorted({one.quantity for one in failed}))
         bar = f"the premise on {names} fails in {len(failed)} of {len(premises)} cells"
     elif len(values) < needed:
-        seeds = count(len(values), len(values), "seed")
+        seeds = count_text(len(values), len(values), "seed")
         bar = f"{seeds} with a value, and {place} a decision needs {needed}"
     return Test(claim.expect, claim.reference, claim.effect, values, bar)
 

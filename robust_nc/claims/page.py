@@ -12,8 +12,9 @@ from robust_nc.claims.answers import Answer, Beside, Scale, Summary, Tested
 from robust_nc.claims.reading import Claim
 from robust_nc.config import plain
 from robust_nc.io.text import escape_markdown
-from robust_nc.report.board.formats import MISSING, count, number
+from robust_nc.report.board.formats import count_text, number
 from robust_nc.report.board.gather import part_label
+from robust_nc.report.board.render import MISSING
 
 HEADERS = ("claim", "verdict", "quantity", "mean [interval]", "expected", "p", "p (Holm)", "seeds")
 _LEFT = 5  # so many columns are words
@@ -150,7 +151,7 @@ def _selected(wanted: dict[str, object]) -> str:
 
 def _test_words(answer: Answer, test: Tested) -> str:
     summary, n = test.summary, len(test.summary.values)
-    about = f"`{test.quantity}` over {count(n, n, 'seed')}: {_spread(summary)}"
+    about = f"`{test.quantity}` over {count_text(n, n, 'seed')}: {_spread(summary)}"
     if test.p is not None:
         kind = "larger of two one-sided p" if _near(answer.claim, summary) else "p"
         about += f"; {kind} {number(test.p)}, adjusted {number(test.p_holm)}"

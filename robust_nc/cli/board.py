@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Format = Literal["table", "csv", "latex", "markdown", "bibtex", "robustbench", "html"]
 Text = Literal["table", "csv", "latex", "markdown"]
-Tell = Callable[[str], None]
+_Tell = Callable[[str], None]
 
 _TEXTS: tuple[Text, ...] = get_args(Text)
 _SHOWN = 1000  # rows of an answer in a terminal
@@ -114,7 +114,7 @@ def board_command(options: BoardOptions, stderr: Console) -> int:
     else:
         from robust_nc.report.board.table import format_table
 
-        _show(format_table(_frame(options), cast(Text, options.format)), options, tell)
+        _show(format_table(_frame(options), options.format), options, tell)
     return 0
 
 
@@ -122,7 +122,7 @@ def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def _show(text: str, options: BoardOptions, tell: Tell) -> None:
+def _show(text: str, options: BoardOptions, tell: _Tell) -> None:
     if options.out is None:
         print(text)
         return
@@ -132,7 +132,7 @@ def _show(text: str, options: BoardOptions, tell: Tell) -> None:
     tell(f"wrote {options.out}")
 
 
-def _answer(options: BoardOptions, sql: str, tell: Tell) -> str:
+def _answer(options: BoardOptions, sql: str, tell: _Tell) -> str:
     from robust_nc.report.board.formats import format_answer
     from robust_nc.report.board.sql import query
 
@@ -231,7 +231,7 @@ def _with_cards(theirs: "pd.DataFrame") -> "pd.DataFrame":
     return theirs.join(fields.drop(columns=[name for name in fields if name in theirs]))
 
 
-def _page(options: BoardOptions, tell: Tell) -> None:
+def _page(options: BoardOptions, tell: _Tell) -> None:
     """Write the pages. Ranks and figures there are of the rows that `--where` leaves."""
     write_site = _site_writer()
     records, theirs = _split(options)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from robust_nc.io.text import printable
 from robust_nc.report.board.comparing import Accuracy, Compared, Side, compare
-from robust_nc.report.board.formats import INTERVALS, count, percent, points, short
+from robust_nc.report.board.formats import INTERVALS, count_text, percent, points, short
 from robust_nc.report.board.gather import identity
 from robust_nc.report.board.render import aligned
 from robust_nc.statistics.intervals import Interval
@@ -74,7 +74,7 @@ def _side(letter: str, side: Side) -> str:
     more = ", ..." if len(side.models) > _SEEDS_SHOWN else ""
     noun = "seed" if len(side.models) == 1 else "seeds"
     taken = sum(one.challenged for one in side.models)
-    challenged = f"; challenges took {count(taken, taken, 'example')}" if taken else ""
+    challenged = f"; challenges took {count_text(taken, taken, 'example')}" if taken else ""
     return f"{letter}  {side.name}, {noun} {seeds}{more} ({side.path}){challenged}"
 
 
@@ -83,7 +83,7 @@ def _place(found: Compared) -> list[str]:
     what = identity(record)
     lines = [
         f"{what.dataset}, {what.ball}, protocol {what.protocol}; "
-        f"the same {count(found.examples, found.examples, 'example')} of {record.data.split}"
+        f"the same {count_text(found.examples, found.examples, 'example')} of {record.data.split}"
     ]
     if not found.same_images:
         lines.append(
@@ -121,7 +121,7 @@ def _seeds(found: Compared) -> list[_Row]:
 def _seeds_left(found: Compared) -> list[str]:
     robust = _robust(found)
     left = 0 if robust.counts else len(robust.by_seed) - _SEEDS_SHOWN
-    return [f"... and {count(left, left, 'seed')} more"] if left > 0 else []
+    return [f"... and {count_text(left, left, 'seed')} more"] if left > 0 else []
 
 
 def _geometry(found: Compared) -> list[_Row]:

@@ -4,7 +4,7 @@ Source: the files of `model_info` in RobustBench's repository (github.com/Robust
 as of 2025-03-31, all 236, one JSON a line in `robustbench_model_info.jsonl`, each behind the three
 parts of its path. Nothing of it was checked here: every row has the badge "unverified" and no rank.
 
->>> len(published()), left_out()
+>>> len(published_models()), left_out()
 (236, 48)
 >>> rows = published_rows("cifar10", "Linf")
 >>> len(rows), set(rows["badge"]), float(rows["robust"].max())
@@ -42,7 +42,7 @@ _PLACE = ("dataset_folder", "threat_folder", "key")
 
 
 @cache
-def published() -> tuple[ModelInfo, ...]:
+def published_models() -> tuple[ModelInfo, ...]:
     """Return all published models, also those of corruptions, in the order of their paths."""
     text = files(__package__).joinpath("robustbench_model_info.jsonl").read_text("utf-8")
     return tuple(_from_line(line) for line in text.splitlines())
@@ -57,7 +57,7 @@ def published_rows(dataset: str | None = None, norm: str | None = None) -> pd.Da
     `parameters`; `seeds` is 1). Models of corruptions (`left_out()`) have no ball, and no row. Best
     first within a data set and ball. Raises `UnknownNameError` for a data set or norm without rows.
     """
-    chosen = [info for info in published() if info.threat != "corruptions"]
+    chosen = [info for info in published_models() if info.threat != "corruptions"]
     for what, name, valid in (
         ("published data set", dataset, {info.dataset for info in chosen}),
         ("norm", norm, {info.threat for info in chosen}),
@@ -78,13 +78,13 @@ def published_rows(dataset: str | None = None, norm: str | None = None) -> pd.Da
 
 def published_cards() -> Mapping[str, Card]:
     """Return the card of every published row, by the row's `recipe`."""
-    rows = [info for info in published() if info.threat != "corruptions"]
+    rows = [info for info in published_models() if info.threat != "corruptions"]
     return MappingProxyType({recipe(info): info.card() for info in rows})
 
 
 def left_out() -> int:
     """Count the published models that have no row, because corruptions are no ball."""
-    return sum(info.threat == "corruptions" for info in published())
+    return sum(info.threat == "corruptions" for info in published_models())
 
 
 def recipe(info: ModelInfo) -> str:

@@ -17,7 +17,13 @@ import numpy.typing as npt
 from robust_nc.exceptions import RecordError
 from robust_nc.io.files import digest
 from robust_nc.record.schema import Record
-from robust_nc.report.board.gather import Identity, Judged, identity, judge_all, read_results
+from robust_nc.report.board.gather import (
+    Identity,
+    ModelFlags,
+    identity,
+    models_of_row,
+    read_results,
+)
 from robust_nc.report.board.ranking import compare_all
 from robust_nc.statistics.intervals import MIN_SEEDS_FOR_T, Interval, mean_interval, wilson
 from robust_nc.statistics.significance import mcnemar, paired_shares, seed_interval
@@ -33,7 +39,7 @@ GEOMETRY = (
 _OFFICIAL = frozenset({"cifar10", "cifar100", "digits", "fashion_mnist"})
 _FIRST = re.compile(r"the first ([0-9]{1,9}) of (train|test) in the official order")
 
-Flags = npt.NDArray[np.bool_]
+_Flags = npt.NDArray[np.bool_]
 
 
 class Side(NamedTuple):
@@ -41,10 +47,10 @@ class Side(NamedTuple):
 
     path: Path
     name: str
-    models: list[Judged]
+    models: list[ModelFlags]
 
-    def flags(self, accuracy: str, count: int) -> dict[int, Flags]:
-        """Flags of the first `count` examples, by seed."""
+    def flags(self, accuracy: str, count: int) -> dict[int, _Flags]:
+        """_Flags of the first `count` examples, by seed."""
         return {
             one.record.seed: (one.clean if accuracy == "clean" else one.robust)[:count]
             for one in self.models
@@ -120,7 +126,7 @@ def read_side(path: Path) -> Side:
             f"{path} holds {len(methods)} methods ({names}{', ...' if len(methods) > 4 else ''}); "
             "name one record, or a folder with the seeds of one method"
         )
-    models = judge_all(records)
+    models = models_of_row(records)
     if len({one.record.seed for one in models}) < len(models):
         raise RecordError(
             f"{path} holds two models of one seed; keep one of them, or judge each with the seed "
@@ -205,7 +211,7 @@ def _accuracy(name: str, first: Side, second: Side, count: int) -> Accuracy:
 
 
 def _of_two_models(
-    name: str, first: Flags, second: Flags, shares: Sequence[Mapping[int, float]]
+    name: str, first: _Flags, second: _Flags, shares: Sequence[Mapping[int, float]]
 ) -> Accuracy:
     counts = Discordant(
         int((first & second).sum()),

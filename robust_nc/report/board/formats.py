@@ -45,7 +45,7 @@ def format_table(frame: pd.DataFrame, style: Style = "table") -> str:
     if frame.empty:
         raise RecordError("there is nothing to show: the table has no rows")
     if style == "csv":
-        return render_csv(list(frame), list(frame.itertuples(index=False, name=None)))
+        return render_csv(list(frame.columns), list(frame.itertuples(index=False, name=None)))
     return "\n\n".join(render(section, style) for section in sections(frame))
 
 
@@ -148,10 +148,10 @@ def display_names(frame: pd.DataFrame) -> list[str]:
     ]
 
 
-def count(low: int, high: int, noun: str) -> str:
+def count_text(low: int, high: int, noun: str) -> str:
     """Write a range of counts with its noun.
 
-    >>> count(3, 3, "seed"), count(1, 3, "seed"), count(1, 1, "seed")
+    >>> count_text(3, 3, "seed"), count_text(1, 3, "seed"), count_text(1, 1, "seed")
     ('3 seeds', '1 to 3 seeds', '1 seed')
     """
     number = f"{low:,}" if low == high else f"{low:,} to {high:,}"
@@ -191,7 +191,7 @@ def standing_notes(frame: pd.DataFrame) -> list[str]:
         notes.append(f"not ranked (-): {', '.join(reasons)}")
     taken = int(frame["challenged"].sum())
     if taken:
-        notes.append(f"after challenges, which took {count(taken, taken, 'example')}")
+        notes.append(f"after challenges, which took {count_text(taken, taken, 'example')}")
     return notes
 
 
@@ -271,6 +271,6 @@ def _title(frame: pd.DataFrame) -> str:
 
 
 def _over(frame: pd.DataFrame) -> str:
-    seeds = count(int(frame["seeds"].min()), int(frame["seeds"].max()), "seed")
-    examples = count(int(frame["examples"].min()), int(frame["examples"].max()), "example")
+    seeds = count_text(int(frame["seeds"].min()), int(frame["seeds"].max()), "seed")
+    examples = count_text(int(frame["examples"].min()), int(frame["examples"].max()), "example")
     return f"{examples}, {seeds}"

@@ -42,7 +42,7 @@ class Identity(NamedTuple):
     recipe: str
 
 
-class Judged(NamedTuple):
+class ModelFlags(NamedTuple):
     """A model of one seed as it stands: flags `(N,)` after all challenges.
 
     `challenged` examples were taken by challenges; `badge` is the best that its receipt gives.
@@ -98,7 +98,7 @@ def identity(record: Record) -> Identity:
     )
 
 
-def judge(stored: Stored) -> Judged:
+def model_flags(stored: Stored) -> ModelFlags:
     """Return a record as it stands; raises `RecordError` for damaged flags, receipt or challenge.
 
     What challenges took is gone from `robust`.
@@ -115,24 +115,24 @@ def judge(stored: Stored) -> Judged:
             f"it judged {record.data.examples}; make it again"
         )
     stands = standing(stored)
-    return Judged(record, clean, stands.robust, stands.challenged, best_badge(stands.badges))
+    return ModelFlags(record, clean, stands.robust, stands.challenged, best_badge(stands.badges))
 
 
-def judge_all(members: Sequence[Stored]) -> list[Judged]:
+def models_of_row(members: Sequence[Stored]) -> list[ModelFlags]:
     """Return the models of one row as they stand, by seed.
 
     Records of the very same weights (by `Weights.state`) are one model that was judged more than
     once: an example is robust if no verdict broke it, and the smallest seed stands for them.
     """
-    models: dict[str, Judged] = {}
+    models: dict[str, ModelFlags] = {}
     for stored in sorted(members, key=lambda stored: stored.record.seed):
         state = stored.record.weights.state or f"seed {stored.record.seed}"
-        found = judge(stored)
+        found = model_flags(stored)
         models[state] = _weaker(models[state], found) if state in models else found
     return list(models.values())
 
 
-def _weaker(first: Judged, second: Judged) -> Judged:
+def _weaker(first: ModelFlags, second: ModelFlags) -> ModelFlags:
     return first._replace(
         robust=first.robust & second.robust,
         challenged=first.challenged + second.challenged,

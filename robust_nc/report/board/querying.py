@@ -25,7 +25,7 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-class Condition(NamedTuple):
+class _Condition(NamedTuple):
     """One condition on a column; the value is text as it was given."""
 
     column: str
@@ -33,19 +33,15 @@ class Condition(NamedTuple):
     value: str
 
 
-def parse_condition(text: str) -> Condition:
-    """Read a condition; `==` is `=`. Raises `ConfigError` for anything else.
-
-    >>> parse_condition("robust >= 0.4")
-    Condition(column='robust', operator='>=', value='0.4')
-    """
+def _parsed(text: str) -> _Condition:
+    """Read a condition; `==` is `=`. Raises `ConfigError` for anything else."""
     found = _FORM.fullmatch(text)
     if found is None:
         raise ConfigError(
             f"--where takes a column, one of = != < <= > >= ~, and a value, found {text!r}"
         )
     column, sign, value = found.groups()
-    return Condition(column, sign.replace("==", "="), value.strip())
+    return _Condition(column, sign.replace("==", "="), value.strip())
 
 
 def kept(frame: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
@@ -58,7 +54,7 @@ def kept(frame: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
     """
     mask = np.ones(len(frame), dtype=bool)
     for text in where:
-        condition = parse_condition(text)
+        condition = _parsed(text)
         column = _column(frame, condition.column)
         mask &= (_by_number if _is_number(column) else _by_text)(column, condition)
     return frame[mask].reset_index(drop=True)
@@ -94,7 +90,7 @@ def _is_number(column: "pd.Series[Any]") -> bool:
     return pd.api.types.is_numeric_dtype(column)
 
 
-def _by_number(column: "pd.Series[Any]", condition: Condition) -> Any:
+def _by_number(column: "pd.Series[Any]", condition: _Condition) -> Any:
     values = column.to_numpy(np.float64, na_value=np.nan)
     missing = np.isnan(values)
     if not condition.value and condition.operator in {"=", "!="}:
@@ -111,7 +107,7 @@ def _by_number(column: "pd.Series[Any]", condition: Condition) -> Any:
     return (found | close) if "=" in condition.operator else (found & ~close)
 
 
-def _number(condition: Condition) -> float:
+def _number(condition: _Condition) -> float:
     try:
         return float(Fraction(condition.value))
     except (ValueError, ZeroDivisionError, OverflowError):
@@ -121,7 +117,7 @@ def _number(condition: Condition) -> float:
         ) from None
 
 
-def _by_text(column: "pd.Series[Any]", condition: Condition) -> Any:
+def _by_text(column: "pd.Series[Any]", condition: _Condition) -> Any:
     texts, value = [str(one) for one in column], condition.value
     if condition.operator == "~":
         return np.array([value.casefold() in text.casefold() for text in texts], dtype=bool)

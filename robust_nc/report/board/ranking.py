@@ -24,7 +24,7 @@ from robust_nc.statistics.significance import ALPHA, Floats, mcnemar, paired_t, 
 # Fewer examples than that separate nothing that is worth a rank.
 MIN_EXAMPLES = 1000
 
-Row = Mapping[int, npt.NDArray[np.bool_]]
+_Row = Mapping[int, npt.NDArray[np.bool_]]
 
 _BLOCK = 2**22  # comparisons at a time
 
@@ -39,7 +39,7 @@ class Comparison(NamedTuple):
     side: Floats
 
 
-def ranks(rows: Sequence[Row], alpha: float = ALPHA) -> Floats:
+def ranks(rows: Sequence[_Row], alpha: float = ALPHA) -> Floats:
     """Return the rank of each row `(R,)`: 1 + the number of rows that beat it.
 
     `rows` map seeds to flags `(N,)`, in the order of the same N examples.
@@ -47,7 +47,7 @@ def ranks(rows: Sequence[Row], alpha: float = ALPHA) -> Floats:
     return np.asarray(1.0 + beats(rows, alpha).sum(axis=0), dtype=np.float64)
 
 
-def beats(rows: Sequence[Row], alpha: float = ALPHA) -> npt.NDArray[np.bool_]:
+def beats(rows: Sequence[_Row], alpha: float = ALPHA) -> npt.NDArray[np.bool_]:
     """Whether row i beats row j, `(R, R)`: it is above, with an adjusted p below alpha."""
     found = compare_all(rows)
     upper = np.triu_indices(len(rows), 1)
@@ -56,7 +56,7 @@ def beats(rows: Sequence[Row], alpha: float = ALPHA) -> npt.NDArray[np.bool_]:
     return np.asarray((significant | significant.T) & (found.side > 0))
 
 
-def compare_all(rows: Sequence[Row]) -> Comparison:
+def compare_all(rows: Sequence[_Row]) -> Comparison:
     """Compare every two rows, each in the way that they allow (see the module)."""
     counts, seen = _counts(rows)
     common = seen @ seen.T
@@ -69,7 +69,7 @@ def compare_all(rows: Sequence[Row]) -> Comparison:
     return Comparison(p, np.where(over_seeds, found.side, other.side))
 
 
-def _counts(rows: Sequence[Row]) -> tuple[Floats, Floats]:
+def _counts(rows: Sequence[_Row]) -> tuple[Floats, Floats]:
     """Robust examples per row and seed `(R, S)`, 0 where a row lacks the seed, and who has it."""
     place = {seed: i for i, seed in enumerate(sorted({seed for row in rows for seed in row}))}
     counts = np.zeros((len(rows), len(place)))
@@ -88,7 +88,7 @@ def _over_seeds(counts: Floats, seen: Floats, common: Floats) -> Comparison:
     return Comparison(np.where(totals == 0, 1.0, p), np.sign(totals))
 
 
-def _over_examples(rows: Sequence[Row], wanted: npt.NDArray[np.bool_]) -> Comparison:
+def _over_examples(rows: Sequence[_Row], wanted: npt.NDArray[np.bool_]) -> Comparison:
     """Exact McNemar, the largest p over all pairs of models; p = 1 where these disagree."""
     models = np.stack([flags for row in rows for flags in row.values()])
     # Sums of up to 2^24 ones are exact in float32.

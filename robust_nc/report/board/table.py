@@ -24,9 +24,9 @@ from robust_nc.registry import PROTOCOLS
 from robust_nc.report.board.formats import format_table
 from robust_nc.report.board.gather import (
     Identity,
-    Judged,
+    ModelFlags,
     identity,
-    judge_all,
+    models_of_row,
     read_results,
 )
 from robust_nc.report.board.ranking import MIN_EXAMPLES, ranks
@@ -90,7 +90,7 @@ def leaderboard(results: str | Path | Sequence[Stored]) -> pd.DataFrame:
     groups: dict[Identity, list[Stored]] = defaultdict(list)
     for stored in read_results(results):
         groups[identity(stored.record)].append(stored)
-    models = [judge_all(members) for members in groups.values()]
+    models = [models_of_row(members) for members in groups.values()]
     frame = pd.DataFrame([_row(what, each) for what, each in zip(groups, models, strict=True)])
     frame["unranked"] = [_unranked(row) for row in frame.to_dict("records")]
     frame["rank"] = math.nan
@@ -136,7 +136,7 @@ def paired(
     return frame.sort_values(["dataset", "ball", "protocol", "objective", "model"], kind="stable")
 
 
-def _row(what: Identity, models: list[Judged]) -> dict[str, Any]:
+def _row(what: Identity, models: list[ModelFlags]) -> dict[str, Any]:
     records = [one.record for one in models]
     clean, robust = (_share(models, name) for name in SCORES)
     row: dict[str, Any] = {**what._asdict(), "seeds": len(models)}
@@ -173,7 +173,7 @@ def _beside(record: Record) -> str:
     return str(settings.get("beside") or "") if isinstance(settings, dict) else ""
 
 
-def _share(models: list[Judged], name: str) -> Interval:
+def _share(models: list[ModelFlags], name: str) -> Interval:
     """Share of an accuracy, from the flags as they stand; NaN where a record has no such score."""
     if any(name not in one.record.scores for one in models):
         return Interval(math.nan, math.nan, math.nan, len(models), "none")

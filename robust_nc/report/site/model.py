@@ -14,7 +14,7 @@ import pandas as pd
 
 from robust_nc.record.schema import Record, Stored
 from robust_nc.record.standing import best_badge, standing
-from robust_nc.report.board.formats import count
+from robust_nc.report.board.formats import count_text
 from robust_nc.report.board.gather import identity
 from robust_nc.report.figures.selection import RowFilter, deepest, optional, taps_in_order
 from robust_nc.report.site.commands import reproduce, verify_command
@@ -137,7 +137,7 @@ def distinct(values: Iterable[str]) -> str:
 
 def _checked(stored: Stored) -> str:
     found = standing(stored)
-    lost = f"challenged: {count(found.challenged, found.challenged, 'example')} lost"
+    lost = f"challenged: {count_text(found.challenged, found.challenged, 'example')} lost"
     told = [best_badge(found.badges), lost if found.challenged else ""]
     return "; ".join(part for part in told if part) or "-"
 
@@ -149,7 +149,7 @@ def _parts(one: Record) -> str:
 
 
 def _judged(one: Record) -> str:
-    examples = count(one.data.examples, one.data.examples, "example")
+    examples = count_text(one.data.examples, one.data.examples, "example")
     return f"{examples} of {one.data.split}: {one.data.which}"
 
 

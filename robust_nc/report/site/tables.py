@@ -18,7 +18,7 @@ from robust_nc.io.text import safe_link
 from robust_nc.report.board.formats import (
     GAP,
     NULLS,
-    count,
+    count_text,
     display_names,
     has_gap,
     interval_note,
@@ -243,7 +243,7 @@ def boards(frame: pd.DataFrame) -> list[Board]:
     found = []
     for _, part in frame.groupby(list(BOARD), sort=False):
         first = part.iloc[0]
-        examples = count(int(part["examples"].min()), int(part["examples"].max()), "example")
+        examples = count_text(int(part["examples"].min()), int(part["examples"].max()), "example")
         about = f"protocol {cut(str(first['protocol']))}, {examples}"
         found.append(_board(part, columns, about, _caption(part)))
     return found
@@ -306,7 +306,7 @@ def _board(part: pd.DataFrame, columns: tuple[Column, ...], about: str, caption:
 
 
 def _caption(part: pd.DataFrame) -> str:
-    seeds = count(int(part["seeds"].min()), int(part["seeds"].max()), "seed")
+    seeds = count_text(int(part["seeds"].min()), int(part["seeds"].max()), "seed")
     unranked = "; ".join(sorted(set(part["unranked"]) - {""}))
     notes = [seeds, *([f"not ranked (-): {unranked}"] if unranked else [])]
     notes.append(interval_note(set(part["interval"])))
