@@ -12,7 +12,7 @@ import pytest
 from robust_nc.exceptions import InputError, RecordError
 from robust_nc.pipeline.finished_model import named_dataset
 from robust_nc.record import Caution, EvidenceFile, Stored
-from robust_nc.report.site.commands import reproduce, verify_command
+from robust_nc.report.site.commands import how_to_reproduce, how_to_verify
 from robust_nc.report.site.figures import FigureLimits
 from robust_nc.report.site.tables import cell, published_boards
 from robust_nc.report.site.write import write_site
@@ -161,7 +161,7 @@ def test_an_appraisal_tells_how_to_get_it_again(records: list[Stored]) -> None:
         },
         evidence=EvidenceFile(name="a.evidence", sha256="0" * 64, bytes=1000, broken=7),
     )
-    command = reproduce(record)
+    command = how_to_reproduce(record)
     assert command == (
         "robust-nc evaluate 'my nets/a.py:net' --dataset digits --norm Linf --eps 8/255 "
         "--protocol pgd --n 200 --seed 0 --no-geometry"
@@ -172,7 +172,7 @@ def test_an_appraisal_tells_how_to_get_it_again(records: list[Stored]) -> None:
         "measure": {"taps": ["layer1", "penultimate"]},
     }
     data = dataclasses.replace(record.data, dataset="npz")
-    whole = reproduce(dataclasses.replace(record, data=data, config=record.config | more))
+    whole = how_to_reproduce(dataclasses.replace(record, data=data, config=record.config | more))
     assert whole == (
         "robust-nc evaluate 'my nets/a.py:net' --dataset 'npz?path=my+data/x.npz' --norm Linf "
         "--eps 8/255 --protocol pgd --n 200 --seed 0 --attack mine.py:attack "
@@ -181,10 +181,10 @@ def test_an_appraisal_tells_how_to_get_it_again(records: list[Stored]) -> None:
     assert named_dataset("npz?path=my+data/x.npz").options == {"path": "my data/x.npz"}
     stored = Stored(record, Path("/results/evaluated/a/b.json"))
     checked = "robust-nc verify a/b.json --model 'my nets/a.py:net' --audit 300"
-    assert verify_command(stored, Path("/results/evaluated")) == checked
+    assert how_to_verify(stored, Path("/results/evaluated")) == checked
     for evil in ("--out=/etc", "a\nrm -rf", "x" * 1000, ""):
         config = {**record.config, "model": {"reference": evil}}
-        assert reproduce(dataclasses.replace(record, config=config)) == ""
+        assert how_to_reproduce(dataclasses.replace(record, config=config)) == ""
 
 
 def test_warnings_are_shown(page: Path) -> None:

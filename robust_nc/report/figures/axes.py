@@ -87,7 +87,7 @@ def layer_lines(rows: pd.DataFrame, colours: Mapping[str, str], ax: Axes | None)
         if found.style:
             rows = rows.assign(model=rows["objective"] + ", " + rows["head"])
     places = rows.assign(layer=rows["tap"].map({tap: place for place, tap in enumerate(taps)}))
-    ax = lines(places, ax, "layer", "input", present(rows["input"], colours), style)
+    ax = value_lines(places, ax, "layer", "input", colours_of(rows["input"], colours), style)
     label_taps(ax, taps)
     return ax
 
@@ -96,10 +96,10 @@ def model_lines(rows: pd.DataFrame, ax: Axes | None, x: str) -> Axes:
     """Draw one line per model along `x`, in the colours of `model_colours`."""
     found = roles(rows)
     style = found.style or (found.hue if rows["model"].nunique() > 1 else None)
-    return lines(rows, ax, x, found.hue, model_colours(rows), style)
+    return value_lines(rows, ax, x, found.hue, model_colours(rows), style)
 
 
-def lines(
+def value_lines(
     rows: pd.DataFrame,
     ax: Axes | None,
     x: str,
@@ -134,7 +134,7 @@ def model_colours(rows: pd.DataFrame) -> dict[str, str]:
     return dict(zip(names, sns.color_palette("colorblind", len(names)).as_hex(), strict=True))
 
 
-def present(names: pd.Series, colours: Mapping[str, str]) -> dict[str, str]:
+def colours_of(names: pd.Series, colours: Mapping[str, str]) -> dict[str, str]:
     """Return the colours of the names that are at hand, in the order of the colours."""
     return {name: colour for name, colour in colours.items() if name in set(names)}
 

@@ -12,14 +12,14 @@ from matplotlib.ticker import MaxNLocator
 
 from robust_nc.report.figures.axes import (
     GREY,
+    colours_of,
     finish,
-    lines,
     log_scale,
     model_colours,
     model_lines,
     percent_axis,
-    present,
     styled,
+    value_lines,
 )
 from robust_nc.report.figures.selection import (
     RowFilter,
@@ -115,7 +115,7 @@ def collapse_against_eps(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes
     rows = deepest(pd.concat(found) if found else select(frame, wanted[0]))
     one_model(rows, "collapse against eps")
     rows = rows.assign(input=rows["grouping"].replace(_NAMED))
-    ax = lines(rows, ax, "eps", "input", present(rows["input"], GROUPINGS), "input")
+    ax = value_lines(rows, ax, "eps", "input", colours_of(rows["input"], GROUPINGS), "input")
     _label_eps(ax, rows)
     ax.set(ylabel="NC1 by traces (log scale)")
     log_scale(ax)

@@ -25,7 +25,7 @@ def _argument(text: str) -> str:
     return shlex.quote(text) if fine and not text.startswith("-") else ""
 
 
-def reproduce(record: Record) -> str:
+def how_to_reproduce(record: Record) -> str:
     """Return the command that makes the row again, or "" where it cannot be told safely."""
     if record.suite != APPRAISED:
         suite = _argument(record.suite)
@@ -70,8 +70,8 @@ def _at(values: object, *keys: str) -> Any:
     return values
 
 
-def verify_command(stored: Stored, root: Path) -> str:
-    """Return the command that checks the record, in the folder `root`; "" as `reproduce`."""
+def how_to_verify(stored: Stored, root: Path) -> str:
+    """Return the command that checks the record, in the folder `root`; "" as `how_to_reproduce`."""
     path = _argument(os.path.relpath(stored.path, root))
     if not path:
         return ""

@@ -1,6 +1,6 @@
 """What one model's page says: its numbers, layers and leaps, its records, and how it was made.
 
->>> distinct(["digits", "digits", "", "cifar10"])
+>>> _distinct(["digits", "digits", "", "cifar10"])
 'digits; cifar10'
 """
 
@@ -17,7 +17,7 @@ from robust_nc.record.standing import best_badge, standing
 from robust_nc.report.board.formats import count_text
 from robust_nc.report.board.gather import identity
 from robust_nc.report.figures.selection import RowFilter, deepest, optional, taps_in_order
-from robust_nc.report.site.commands import reproduce, verify_command
+from robust_nc.report.site.commands import how_to_reproduce, how_to_verify
 from robust_nc.report.site.tables import COLUMNS, LONG, SHORT, Kind, cut, number_text
 
 _MOST_SEEDS = 100
@@ -66,8 +66,8 @@ def page_values(
         "records": [(stored.record, _checked(stored)) for stored in shown],
         "more_records": len(members) - len(shown),
         "facts": facts(records),
-        "again": reproduce(records[0]),
-        "checks": [found for stored in shown if (found := verify_command(stored, root))],
+        "again": how_to_reproduce(records[0]),
+        "checks": [found for stored in shown if (found := how_to_verify(stored, root))],
         "layers": layers(rows),
         "leaps": leaps(rows),
         "seeds": len(members),
@@ -125,10 +125,10 @@ def facts(records: Sequence[Record]) -> list[tuple[str, str]]:
         "versions": (_pairs(one.versions) for one in records),
         "made": sorted({one.created[:10] for one in records}),
     }
-    return [(name, text) for name, values in found.items() if (text := distinct(values))]
+    return [(name, text) for name, values in found.items() if (text := _distinct(values))]
 
 
-def distinct(values: Iterable[str]) -> str:
+def _distinct(values: Iterable[str]) -> str:
     """Say each text once, of many the first."""
     texts = [text for text in dict.fromkeys(values) if text]
     more = f"; and {len(texts) - _MOST_ITEMS:,} more" if len(texts) > _MOST_ITEMS else ""

@@ -46,8 +46,8 @@ _FILTERS = {
 class Column(NamedTuple):
     """One column: its key in the leaderboard, header, how it is written, what it means.
 
-    `extra` columns show once a reader asks for them; `first` is the order of the first click; of
-    names the first `most` characters show.
+    `extra` columns show once a reader asks for them. The first click sorts names up and numbers
+    down, unless `up` says otherwise. Of names the first `most` characters show.
     """
 
     key: str
@@ -55,7 +55,7 @@ class Column(NamedTuple):
     kind: Kind
     meaning: str
     extra: bool = False
-    first: Literal["ascending", "descending"] = "descending"
+    up: bool | None = None
     most: int = SHORT
 
     @property
@@ -63,19 +63,24 @@ class Column(NamedTuple):
         """Whether the column holds numbers."""
         return self.kind != "name"
 
+    @property
+    def first(self) -> str:
+        """The order of the first click."""
+        up = not self.number if self.up is None else self.up
+        return "ascending" if up else "descending"
 
-_UP: Literal["ascending"] = "ascending"
+
 COLUMNS = (
     Column(
         "rank",
         "rank",
         "count",
         "1 + the number of rows of the table that beat this one significantly; ties share a rank",
-        first=_UP,
+        up=True,
     ),
-    Column("model", "model", "name", "name of the model; leads to its page", first=_UP),
-    Column("head", "head", "name", "last linear map, and how it is fixed or learned", first=_UP),
-    Column("objective", "objective", "name", "how the model was trained", first=_UP),
+    Column("model", "model", "name", "name of the model; leads to its page"),
+    Column("head", "head", "name", "last linear map, and how it is fixed or learned"),
+    Column("objective", "objective", "name", "how the model was trained"),
     Column("clean", "clean %", "interval", "accuracy on the images as they are"),
     Column(
         "robust", "robust %", "interval", "share of examples that no attack of the protocol broke"
@@ -97,11 +102,9 @@ COLUMNS = (
         "NC1 clean",
         "short",
         "spread within classes over spread between them; 0 is full collapse",
-        first=_UP,
+        up=True,
     ),
-    Column(
-        "nc1_attacked", "NC1 attacked", "short", "the same of attacked examples, by true label"
-    ),
+    Column("nc1_attacked", "NC1 attacked", "short", "the same of attacked examples, by true label"),
     Column("nc1_leap_null", "its null", "short", NULLS.split("; ")[0]),
     Column(
         "collapse_radius",
@@ -122,8 +125,10 @@ COLUMNS = (
         "count",
         "forward and backward passes of the protocol, per example",
     ),
-    Column("protocol", "protocol", "name", "the attacks whose worst case is robust", first=_UP),
-    Column("badge", "evidence", "name", "what was checked again, by whom does not matter"),
+    Column("protocol", "protocol", "name", "the attacks whose worst case is robust"),
+    Column(
+        "badge", "evidence", "name", "what was checked again, by whom does not matter", up=False
+    ),
     Column(
         "challenged",
         "challenged",
@@ -152,7 +157,7 @@ COLUMNS = (
         "short",
         "mean deviation of the cosines between class means from those of the simplex",
         extra=True,
-        first=_UP,
+        up=True,
     ),
     Column(
         "robust_last",
@@ -161,27 +166,32 @@ COLUMNS = (
         "of the last weights; the difference to robust is robust over-fitting",
         extra=True,
     ),
-    Column("backbone", "backbone", "name", "the network below the head", extra=True, first=_UP),
+    Column("backbone", "backbone", "name", "the network below the head", extra=True),
     Column("parameters", "parameters", "count", "numbers that training could set", extra=True),
-    Column("suite", "suite", "name", "the grid of experiments it is from", extra=True, first=_UP),
-    Column("warnings", "warnings", "name", "doubts about the verdict, explained on the page of the "
-           "model", extra=True, first=_UP),
-)  # fmt: skip
+    Column("suite", "suite", "name", "the grid of experiments it is from", extra=True),
+    Column(
+        "warnings",
+        "warnings",
+        "name",
+        "doubts about the verdict, explained on the page of the model",
+        extra=True,
+    ),
+)
 
 NEEDED = ("dataset", "ball", "model", "clean", "robust")
 PUBLISHED = (
     "unverified, as published by RobustBench, 2025-03-31; their figures, nothing checked here"
 )
 _PUBLISHED_COLUMNS = (
-    Column("model", "model", "name", "name of the entry", first=_UP),
+    Column("model", "model", "name", "name of the entry"),
     Column("clean", "clean %", "percent", "as published"),
     Column("robust", "robust %", "percent", "as published, under AutoAttack or what was stronger"),
-    Column("architecture", "architecture", "name", "as published", first=_UP),
-    Column("extra_data", "extra data", "name", "as published", first=_UP),
-    Column("authors", "authors", "name", "as published", first=_UP, most=LONG),
-    Column("venue", "venue", "name", "as published", first=_UP),
-    Column("badge", "evidence", "name", "nothing was checked here", first=_UP),
-    Column("notes", "notes", "name", "as published", first=_UP, most=LONG),
+    Column("architecture", "architecture", "name", "as published"),
+    Column("extra_data", "extra data", "name", "as published"),
+    Column("authors", "authors", "name", "as published", most=LONG),
+    Column("venue", "venue", "name", "as published"),
+    Column("badge", "evidence", "name", "nothing was checked here"),
+    Column("notes", "notes", "name", "as published", most=LONG),
 )
 
 
