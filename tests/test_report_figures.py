@@ -42,7 +42,6 @@ from robust_nc.report.figures.axes import COLOURS
 from robust_nc.report.figures.curves import GROUPINGS
 from robust_nc.report.figures.geometry_plots import NETWORK
 from robust_nc.report.figures.paths import MOST_PATHS
-from robust_nc.report.figures.saving import draw_alone
 from robust_nc.report.figures.selection import RowFilter, select
 
 # Plots of rows that records had before the geometry in full, and have still.
@@ -581,7 +580,7 @@ def test_models_stand_side_by_side(two: pd.DataFrame, tmp_path: Path) -> None:
 def test_a_legend_of_long_names_stays_within_the_figure(two: pd.DataFrame, tmp_path: Path) -> None:
     long = two.assign(objective=two["objective"] + ", a name longer than a third of a column")
     rows = long[long["condition"] == "sweep"]
-    figure = draw_alone("leap_rate_against_eps", rows).figure
+    figure = panels(rows, leap_rate_against_eps)
     (legend,) = figure.legends
     assert legend.get_window_extent().width <= figure.bbox.width
     assert [text.get_text() for text in legend.get_texts()] == sorted(set(rows["objective"]))

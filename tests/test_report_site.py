@@ -64,7 +64,9 @@ def test_the_page_leads_to_every_model(records: list[Stored], page: Path) -> Non
         assert [word for word in model.words if word.startswith("robust-nc verify small_cnn")]
         images = model.all("img", "src")
         assert len(images) == 7
-        assert all(re.fullmatch(r"\.\./figures/[0-9a-f]{16}\.png", image) for image in images)
+        assert all(
+            re.fullmatch(r"\.\./figures/[0-9a-f]{16}/[a-z_]+\.png", image) for image in images
+        )
         assert all((page.parent / "model" / image).is_file() for image in images)
         assert all(alt for alt in model.all("img", "alt"))
         assert {"stem", "penultimate"} <= set(model.words)

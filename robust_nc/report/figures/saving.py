@@ -1,8 +1,7 @@
 """The figures of a set of results: plots side by side, and all of them as files.
 
->>> from matplotlib.figure import Figure
->>> DrawnFigure(Figure(), "Collapse per layer", "one seed").title
-'Collapse per layer'
+>>> FIGURES[0], len(FIGURES)
+('story', 16)
 """
 
 import logging
@@ -86,7 +85,7 @@ _SUBTITLES = frozenset({"input", "head", "model", "objective"})
 _log = logging.getLogger(__name__)
 
 
-class DrawnFigure(NamedTuple):
+class _DrawnFigure(NamedTuple):
     """A figure with its title and the caption that says over what it is."""
 
     figure: Figure
@@ -140,37 +139,40 @@ def save_all(frame: pd.DataFrame, folder: Path) -> list[Path]:
 
 
 def save_each(
-    frame: pd.DataFrame, folder: Path, *, names: Sequence[str] = FIGURES
+    frame: pd.DataFrame, folder: Path, *, names: Sequence[str] = FIGURES, alone: bool = False
 ) -> list[SavedFigure]:
-    """Write the named figures as `save_all`; say of each where it lies, or why there is none."""
+    """Write the named figures as `save_all`; say of each where it lies, or why there is none.
+
+    With `alone` each plot has one pair of axes, and its title does not name the results.
+    """
     saved = []
     for prefix, label, part in _parts(frame):
         for name in names:
             file = f"{prefix}{name}"
             try:
-                drawn = _draw(name, part)
+                drawn = _alone(name, part) if alone else _draw(name, part)
             except InputError as reason:
                 saved.append(SavedFigure(file, label, "", None, str(reason)))
                 continue
-            if label:
+            if label and not alone:
                 drawn = drawn._replace(title=f"{drawn.title}: {label}")
-            path = write_png(drawn, folder / f"{file}.png")
+            path = _write_png(drawn, folder / f"{file}.png")
             saved.append(SavedFigure(file, drawn.title, drawn.caption, path))
     return saved
 
 
-def draw_alone(name: str, frame: pd.DataFrame) -> DrawnFigure:
+def _alone(name: str, frame: pd.DataFrame) -> _DrawnFigure:
     """Draw the plot of this name on one pair of axes."""
     ax = PLOTS[name](frame)
     figure = ax.get_figure(root=True)
     assert figure is not None
-    drawn = DrawnFigure(figure, *take_title_and_note(ax))
+    drawn = _DrawnFigure(figure, *take_title_and_note(ax))
     _join_legends(figure, [ax])
     return drawn
 
 
 @styled
-def write_png(drawn: DrawnFigure, path: Path) -> Path:
+def _write_png(drawn: _DrawnFigure, path: Path) -> Path:
     """Save a figure with its title above, its legend and caption below."""
     figure = drawn.figure
     width, height = map(float, figure.get_size_inches())
@@ -199,7 +201,7 @@ def write_png(drawn: DrawnFigure, path: Path) -> Path:
     return path
 
 
-def _draw(name: str, frame: pd.DataFrame) -> DrawnFigure:
+def _draw(name: str, frame: pd.DataFrame) -> _DrawnFigure:
     if name in _COMPOSED:
         return _COMPOSED[name](frame)
     if name in _PER_OBJECTIVE:
@@ -207,16 +209,16 @@ def _draw(name: str, frame: pd.DataFrame) -> DrawnFigure:
     if name not in _ALL_MODELS and frame["model"].nunique() > 1:
         share: Literal["none", "all"] = "none" if name in _OWN_SCALE else "all"
         return _panels([PLOTS[name]], _groups(frame, True), wrap=3, share=share)
-    return draw_alone(name, frame)
+    return _alone(name, frame)
 
 
-def _story(frame: pd.DataFrame) -> DrawnFigure:
+def _story(frame: pd.DataFrame) -> _DrawnFigure:
     draws = [collapse_per_layer, leap_rate_per_layer]
     drawn = _panels(draws, _groups(frame, False), wrap=None, share="row")
     return drawn._replace(title="What an attack does to the geometry, layer by layer")
 
 
-def _matrices(frame: pd.DataFrame) -> DrawnFigure:
+def _matrices(frame: pd.DataFrame) -> _DrawnFigure:
     rows = frame[frame["measure"] == "leap_matrix"]
     taps, models = taps_in_order(rows), in_order(rows["model"])
     if not taps:
@@ -266,7 +268,7 @@ def _panels(
     wrap: int | None,
     share: Literal["row", "all", "none"],
     panel: tuple[float, float] = _PANEL,
-) -> DrawnFigure:
+) -> _DrawnFigure:
     """Draw each plot (a row of axes) for each group (a column, wrapped where one plot allows)."""
     columns = min(len(groups), wrap or len(groups))
     if len(groups) == columns + 1:
@@ -298,7 +300,7 @@ def _panels(
     for ax in axes.flat[len(cells) :]:
         ax.set_axis_off()
     _join_legends(figure, list(axes.flat))
-    return DrawnFigure(figure, told[0][0], merge_notes([note for _, note in told]))
+    return _DrawnFigure(figure, told[0][0], merge_notes([note for _, note in told]))
 
 
 @styled

@@ -6,7 +6,6 @@ A site of many models draws fewer of each, and none again that lies there alread
 ('small_cnn', 67)
 """
 
-import functools
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +13,11 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from robust_nc.exceptions import InputError, RecordError, RobustNCError
+from robust_nc.exceptions import RecordError, RobustNCError
 from robust_nc.io.files import digest
 from robust_nc.record.schema import Stored
 from robust_nc.report.board.gather import gather_rows, identity
 from robust_nc.report.figures import PLOTS, save_each
-from robust_nc.report.figures.saving import draw_alone, write_png
 from robust_nc.report.site.ledger import Ledger, SideBySide, SiteFigure, drawing_digest
 
 # Of one set of results; the figure `story` shows collapse and leap rate per layer.
@@ -93,24 +91,9 @@ class SiteFigures:
         self, records: Sequence[Stored], rows: pd.DataFrame, key: str, *, models: int
     ) -> list[SiteFigure]:
         """Return the figures of one of so many models (`rows` of its `records`)."""
-        limits = self.limits
-        few = models > limits.all_of
-        names = [name for name in limits.own if not few or name in limits.own_few]
-
-        def draw() -> SideBySide:
-            found = []
-            for name in names:
-                try:
-                    drawn = draw_alone(name, rows)
-                except InputError:
-                    continue
-                file = f"{digest([key, name])[:16]}.png"
-                path = self.out / "figures" / file
-                write_png(drawn, path)
-                found.append(_figure(f"../figures/{file}", drawn.title, drawn.caption, path))
-            return SideBySide(found, [])
-
-        return self.ledger.drawn(drawing_digest(records, names, key), draw).figures
+        few = models > self.limits.all_of
+        names = [name for name in self.limits.own if not few or name in self.limits.own_few]
+        return self._drawn(records, names, key[:16], rows=rows).figures
 
     def side_by_side(self, parts: Sequence[Sequence[Stored]]) -> SideBySide:
         """Return what each part (records that may share a figure) shows side by side."""
@@ -125,36 +108,44 @@ class SiteFigures:
                 continue
             # A single part keeps plain names of files, which documents point to.
             cells = sorted(stored.record.cell for stored in records)
-            folder = "" if alone else f"/{digest(cells)[:8]}"
-            draw = functools.partial(self._draw_part, records, names, f"figures{folder}")
-            made = self.ledger.drawn(drawing_digest(records, names, folder), draw)
+            folder = "" if alone else digest(cells)[:8]
+            made = self._drawn(records, names, folder)
             told.figures.extend(made.figures)
             if alone:
                 told.left_out.extend(made.left_out)
         return told
 
-    def _draw_part(
-        self, records: Sequence[Stored], names: Sequence[str], folder: str
+    def _drawn(
+        self,
+        records: Sequence[Stored],
+        names: Sequence[str],
+        folder: str,
+        rows: pd.DataFrame | None = None,
     ) -> SideBySide:
-        told = SideBySide([], [])
-        for one in save_each(rows_of(records), self.out / folder, names=names):
-            if one.path is None:
-                told.left_out.append((one.name, one.skipped))
-            else:
-                source = f"{folder}/{one.path.name}"
-                told.figures.append(_figure(source, one.title, one.caption, one.path))
-        return told
+        """Draw in a folder of `figures`; with the `rows` of one model, for the page of it."""
+
+        def draw() -> SideBySide:
+            told = SideBySide([], [])
+            frame = rows_of(records) if rows is None else rows
+            place = self.out / "figures" / folder
+            for one in save_each(frame, place, names=names, alone=rows is not None):
+                if one.path is None:
+                    told.left_out.append((one.name, one.skipped))
+                else:
+                    file = one.path.relative_to(self.out).as_posix()
+                    source = file if rows is None else f"../{file}"
+                    size = _pixels(one.path)
+                    told.figures.append(SiteFigure(source, one.title, one.caption, *size))
+            return told
+
+        return self.ledger.drawn(drawing_digest(records, names, folder), draw)
 
     def _reason(self, count: int, most: int, *, alone: bool) -> str:
         if count == 1:
             return "one model; its page has its figures"
         here = f"{count} models; at most {most} are drawn side by side here"
-        if alone:
-            return here
-        return (
-            f"{here}; make a page of this folder alone for the figures of up to "
-            f"{self.limits.together}"
-        )
+        more = "make a page of this folder alone for the figures of up to"
+        return here if alone else f"{here}; {more} {self.limits.together}"
 
 
 def _title(records: Sequence[Stored]) -> str:
@@ -175,8 +166,8 @@ def _briefs(names: pd.Series) -> dict[str, str]:
     return {name: _brief(str(name), most) for name in names.unique()}
 
 
-def _figure(source: str, title: str, caption: str, path: Path) -> SiteFigure:
+def _pixels(path: Path) -> tuple[int, int]:
     # Pages that know the size of a picture do not jump when it comes: bytes 16 to 24 of a PNG.
     with path.open("rb") as file:
         width, height = struct.unpack(">II", file.read(24)[16:])
-    return SiteFigure(source, title, caption, width, height)
+    return width, height

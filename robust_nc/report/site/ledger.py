@@ -31,7 +31,7 @@ NAME = ".site-ledger"
 # Files that a site consists of; no part begins with a dot.
 _OURS = re.compile(
     r"claims\.html|model/[A-Za-z0-9][A-Za-z0-9._=-]*\.html"
-    r"|figures/([0-9a-f]{8}/)?[A-Za-z0-9][A-Za-z0-9_-]*\.png"
+    r"|figures/(([0-9a-f]{8}){1,2}/)?[A-Za-z0-9][A-Za-z0-9_-]*\.png"
 )
 
 
