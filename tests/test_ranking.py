@@ -36,7 +36,7 @@ def slowly(first: Row, second: Row) -> tuple[float, int]:
     common = sorted(first.keys() & second.keys())
     if len(common) >= 3:
         apart = [int(first[seed].sum()) - int(second[seed].sum()) for seed in common]
-        if np.std(apart, ddof=1) < 1:  # as in test_significance
+        if np.std(apart, ddof=1) < 1:  # as in test_statistics
             return float("nan"), int(np.sign(sum(apart)))
         return float(stats.ttest_1samp(apart, 0).pvalue), int(np.sign(sum(apart)))
     ps, sides = [], set()
@@ -61,12 +61,11 @@ def test_every_pair_is_compared_as_documented(seed: int, kinds: list[int]) -> No
         assert found.side[i, j] == side
 
 
-def test_blocks_give_what_one_block_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_give_what_one_block_gives() -> None:
     rows = table(np.random.default_rng(0), [1, 2, 1, 5, 3, 1, 1, 2, 4])
     whole = compare_all(rows)
     for size in (1, 25, 60):
-        monkeypatch.setattr("robust_nc.report.board.ranking._BLOCK", size)
-        cut = compare_all(rows)
+        cut = compare_all(rows, block=size)
         off = ~np.eye(len(rows), dtype=bool)
         assert np.array_equal(cut.p[off], whole.p[off])
         assert np.array_equal(cut.side[off], whole.side[off])

@@ -26,7 +26,7 @@ MIN_EXAMPLES = 1000
 
 _Row = Mapping[int, npt.NDArray[np.bool_]]
 
-_BLOCK = 2**22  # comparisons at a time
+_BLOCK = 2**22
 
 
 class Comparison(NamedTuple):
@@ -56,15 +56,18 @@ def beats(rows: Sequence[_Row], alpha: float = ALPHA) -> npt.NDArray[np.bool_]:
     return np.asarray((significant | significant.T) & (found.side > 0))
 
 
-def compare_all(rows: Sequence[_Row]) -> Comparison:
-    """Compare every two rows, each in the way that they allow (see the module)."""
+def compare_all(rows: Sequence[_Row], *, block: int = _BLOCK) -> Comparison:
+    """Compare every two rows, each in the way that they allow (see the module).
+
+    `block` is how many comparisons of models are held at a time.
+    """
     counts, seen = _counts(rows)
     common = seen @ seen.T
     over_seeds = common >= MIN_SEEDS_FOR_T
     found = _over_seeds(counts, seen, common)
     if over_seeds.all():
         return found
-    other = _over_examples(rows, ~over_seeds)
+    other = _over_examples(rows, ~over_seeds, block)
     p = np.where(over_seeds, found.p, other.p)
     return Comparison(p, np.where(over_seeds, found.side, other.side))
 
@@ -88,7 +91,7 @@ def _over_seeds(counts: Floats, seen: Floats, common: Floats) -> Comparison:
     return Comparison(np.where(totals == 0, 1.0, p), np.sign(totals))
 
 
-def _over_examples(rows: Sequence[_Row], wanted: npt.NDArray[np.bool_]) -> Comparison:
+def _over_examples(rows: Sequence[_Row], wanted: npt.NDArray[np.bool_], block: int) -> Comparison:
     """Exact McNemar, the largest p over all pairs of models; p = 1 where these disagree."""
     models = np.stack([flags for row in rows for flags in row.values()])
     # Sums of up to 2^24 ones are exact in float32.
@@ -99,7 +102,7 @@ def _over_examples(rows: Sequence[_Row], wanted: npt.NDArray[np.bool_]) -> Compa
     found = Comparison(np.ones(wanted.shape), np.zeros(wanted.shape))
     first = 0
     while first < len(rows):
-        room = starts[first] + max(1, _BLOCK // len(models))
+        room = starts[first] + max(1, block // len(models))
         last = max(first + 1, int(np.searchsorted(ends, room, side="right")))
         if wanted[first:last, first:].any():
             here, there = slice(starts[first], ends[last - 1]), slice(starts[first], None)
