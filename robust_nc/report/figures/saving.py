@@ -19,31 +19,13 @@ from matplotlib.legend import Legend
 
 from robust_nc.exceptions import InputError
 from robust_nc.io.files import atomic
+from robust_nc.report.figures import curves, geometry_plots, paths, plots
 from robust_nc.report.figures.axes import (
     COLUMN_WIDTH,
     GREY,
     styled,
     take_title_and_note,
     wrapped,
-)
-from robust_nc.report.figures.curves import (
-    accuracy_against_eps,
-    collapse_against_eps,
-    collapse_over_epochs,
-    leap_rate_against_eps,
-)
-from robust_nc.report.figures.geometry_plots import (
-    alignment_angles,
-    leap_rate_by_target,
-    nearest_vertex_accuracy,
-)
-from robust_nc.report.figures.paths import trajectory_in_plane, trajectory_on_edge
-from robust_nc.report.figures.plots import (
-    collapse_per_layer,
-    landing_fraction,
-    leap_layers,
-    leap_matrix,
-    leap_rate_per_layer,
 )
 from robust_nc.report.figures.selection import (
     in_order,
@@ -57,20 +39,20 @@ Draw = Callable[..., Axes]
 Groups = list[tuple[str, pd.DataFrame]]
 
 PLOTS: dict[str, Draw] = {
-    "collapse_per_layer": collapse_per_layer,
-    "leap_rate_per_layer": leap_rate_per_layer,
-    "nearest_vertex_accuracy": nearest_vertex_accuracy,
-    "leap_matrix": leap_matrix,
-    "landing_fraction": landing_fraction,
-    "leap_layers": leap_layers,
-    "trajectory_on_edge": trajectory_on_edge,
-    "trajectory_in_plane": trajectory_in_plane,
-    "leap_rate_by_target": leap_rate_by_target,
-    "leap_rate_against_eps": leap_rate_against_eps,
-    "collapse_against_eps": collapse_against_eps,
-    "alignment_angles": alignment_angles,
-    "collapse_over_epochs": collapse_over_epochs,
-    "accuracy_against_eps": accuracy_against_eps,
+    "collapse_per_layer": plots.collapse_per_layer,
+    "leap_rate_per_layer": plots.leap_rate_per_layer,
+    "nearest_vertex_accuracy": geometry_plots.nearest_vertex_accuracy,
+    "leap_matrix": plots.leap_matrix,
+    "landing_fraction": plots.landing_fraction,
+    "leap_layers": plots.leap_layers,
+    "trajectory_on_edge": paths.trajectory_on_edge,
+    "trajectory_in_plane": paths.trajectory_in_plane,
+    "leap_rate_by_target": geometry_plots.leap_rate_by_target,
+    "leap_rate_against_eps": curves.leap_rate_against_eps,
+    "collapse_against_eps": curves.collapse_against_eps,
+    "alignment_angles": geometry_plots.alignment_angles,
+    "collapse_over_epochs": curves.collapse_over_epochs,
+    "accuracy_against_eps": curves.accuracy_against_eps,
 }
 FIGURES = ("story", *PLOTS, "leap_matrices")
 _PER_OBJECTIVE = ("collapse_per_layer", "leap_rate_per_layer")
@@ -176,12 +158,12 @@ def _write_png(drawn: _DrawnFigure, path: Path) -> Path:
     """Save a figure with its title above, its legend and caption below."""
     figure = drawn.figure
     width, height = map(float, figure.get_size_inches())
-    below = 0.0
+    gap = 0.05 / height
+    below = gap if figure.legends else 0.0
     for legend in figure.legends:
         legend.set_loc("upper center")
-        legend.set_bbox_to_anchor((0.5, 0), figure.transFigure)
+        legend.set_bbox_to_anchor((0.5, below), figure.transFigure)
         below -= _inches(legend)[1] / height
-    gap = 0.05 / height
     for y, side, text, letters, size, colour in (
         (1 + gap, "bottom", drawn.title, 15, 9, "black"),
         (below - gap, "top", drawn.caption, 21, 6, GREY),
@@ -213,7 +195,7 @@ def _draw(name: str, frame: pd.DataFrame) -> _DrawnFigure:
 
 
 def _story(frame: pd.DataFrame) -> _DrawnFigure:
-    draws = [collapse_per_layer, leap_rate_per_layer]
+    draws = [plots.collapse_per_layer, plots.leap_rate_per_layer]
     drawn = _panels(draws, _groups(frame, False), wrap=None, share="row")
     return drawn._replace(title="What an attack does to the geometry, layer by layer")
 
@@ -227,7 +209,7 @@ def _matrices(frame: pd.DataFrame) -> _DrawnFigure:
         raise InputError("leap_matrix is of one layer, and stands in a figure of its own")
     groups = [(tap, rows[rows["tap"] == tap]) for tap in taps]
     if len(models) == 1:
-        drawn = _panels([leap_matrix], groups, wrap=3, share="none")
+        drawn = _panels([plots.leap_matrix], groups, wrap=3, share="none")
     else:
         draws = [_matrix_of(model) for model in models]
         drawn = _panels(draws, groups, wrap=None, share="none", panel=_SMALL)
@@ -240,7 +222,7 @@ def _matrix_of(model: str) -> Draw:
     """Return the small leap matrix of one of several models, named where its row begins."""
 
     def draw(frame: pd.DataFrame, *, ax: Axes) -> Axes:
-        leap_matrix(frame[frame["model"] == model], bar=False, ax=ax)
+        plots.leap_matrix(frame[frame["model"] == model], bar=False, ax=ax)
         ax.set_xlabel("attacked", fontsize=6)
         ax.set_ylabel(f"{literal(model)}\nclean", fontsize=6)
         ax.tick_params(labelsize=5, length=1.5)
