@@ -21,7 +21,7 @@ from test_golden import machine
 from robust_nc import Ball, build_model, evaluate, read_record
 from robust_nc.config import ModelConfig, read
 from robust_nc.data.load import read_split, to_unit
-from robust_nc.evaluation.identity import told
+from robust_nc.evaluation.identity import attack_identity
 from robust_nc.pipeline.cell import run_cell
 from robust_nc.pipeline.suite import read_suite
 from robust_nc.registry import PROTOCOLS
@@ -116,7 +116,7 @@ def test_attacks_keep_the_names_that_a_log_knows_them_by(protocol: str) -> None:
     plan = PROTOCOLS.load(protocol)
     lists = [plan.under(Ball(norm, 1.0)).attacks for norm in ("Linf", "L1")]
     attacks = [attack for found in lists[: 1 + bool(plan.by_norm)] for _, attack in found]
-    assert [told(attack) for attack in attacks] == EXPECTED["attack_names"][protocol]
+    assert [attack_identity(attack) for attack in attacks] == EXPECTED["attack_names"][protocol]
 
 
 @pytest.mark.parametrize("case", EXPECTED["model_digests"], ids=lambda c: c["model"]["backbone"])

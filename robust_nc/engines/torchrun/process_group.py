@@ -5,6 +5,7 @@ import datetime
 import os
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,9 @@ class ProcessGroup:
         """Train what the first process trains, until it says that all is done; returns 0."""
         while (order := self._broadcast(None)) is not None:
             config, root = order
+            call = partial(train_cell, config, root=root, device=default_device())
             try:
-                self._together(lambda: train_cell(config, root=root, device=default_device()))  # noqa: B023
+                self._together(call)
             except Exception:  # the first process met it too, and says so
                 if self.busy:
                     raise
