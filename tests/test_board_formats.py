@@ -11,8 +11,9 @@ import pytest
 
 from robust_nc.exceptions import RecordError, UnknownNameError
 from robust_nc.record import Stored
+from robust_nc.report.board.formats import format_table
 from robust_nc.report.board.render import WIDTH
-from robust_nc.report.board.table import COLUMNS, format_table, leaderboard, paired
+from robust_nc.report.board.table import COLUMNS, leaderboard, paired
 
 NASTY = "a_b&c%d$e#f{g}h~i^j\\k|l<m>\x1b[31mn\no"
 

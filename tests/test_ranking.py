@@ -15,8 +15,9 @@ from scipy import stats
 from robust_nc.exceptions import RecordError
 from robust_nc.io.files import sha256_of
 from robust_nc.record import Caution, Stored
+from robust_nc.report.board.formats import format_table
 from robust_nc.report.board.ranking import beats, compare_all, ranks
-from robust_nc.report.board.table import format_table, leaderboard
+from robust_nc.report.board.table import leaderboard
 from robust_nc.statistics.intervals import wilson
 
 Row = dict[int, np.ndarray]

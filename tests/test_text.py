@@ -10,7 +10,8 @@ from robust_nc.exchange.bibliography import entry
 from robust_nc.exchange.hub_card import model_card
 from robust_nc.io.text import LONGEST, escape_latex, escape_markdown, printable, safe_link
 from robust_nc.record import Card
-from robust_nc.report.board.table import format_table, leaderboard
+from robust_nc.report.board.formats import format_table
+from robust_nc.report.board.table import leaderboard
 from robust_nc.report.site.pages import environment
 from robust_nc.report.site.write import write_site
 

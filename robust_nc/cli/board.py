@@ -112,7 +112,7 @@ def board_command(options: BoardOptions, stderr: Console) -> int:
         count = len(export_tree(_split(options)[0], options.out))
         tell(f"wrote {count:,} files below {options.out}")
     else:
-        from robust_nc.report.board.table import format_table
+        from robust_nc.report.board.formats import format_table
 
         _show(format_table(_frame(options), options.format), options, tell)
     return 0

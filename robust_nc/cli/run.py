@@ -17,7 +17,8 @@ from robust_nc.pipeline.selection import cell_titles, select_cells
 from robust_nc.pipeline.suite import Suite, read_suite
 from robust_nc.record.folder import record_path
 from robust_nc.record.schema import read_record
-from robust_nc.report.board.table import format_table, leaderboard
+from robust_nc.report.board.formats import format_table
+from robust_nc.report.board.table import leaderboard
 from robust_nc.runtime import stopping
 from robust_nc.runtime.progress import Event
 from robust_nc.runtime.screen import Screen

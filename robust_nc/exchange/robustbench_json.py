@@ -17,19 +17,12 @@ there and None here.
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from robust_nc.exceptions import RecordError, unknown_name
-from robust_nc.exchange.robustbench_fields import (
-    as_share,
-    count_of,
-    flag_of,
-    radius_of,
-    share_of,
-    text_of,
-)
 from robust_nc.io.files import write_text
 from robust_nc.io.text import one_line, safe_link
 from robust_nc.io.untrusted import file_name, read_json
@@ -41,6 +34,9 @@ from robust_nc.threat import format_eps, parse_eps
 THREATS = ("Linf", "L2", "corruptions")
 AUTOATTACK = "standard"  # our protocol that makes AutoAttack's verdict
 
+_PERCENT = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})?")
+_EPS = re.compile(r"[0-9]{1,4}(\.[0-9]{1,18})?(/[1-9][0-9]{0,3})?")
+_UNSTATED = frozenset({"", "null", "None", "N/A"})
 _LIMIT = 64 * 1024  # bytes of one file
 _TEXTS = ("link", "name", "authors", "venue", "architecture", "footnote")
 # Their names of accuracies and errors, and ours.
@@ -133,20 +129,20 @@ def from_fields(fields: Any, *, dataset: str, threat: str, key: str) -> ModelInf
     for name in fields:
         if name not in _FIELDS:
             raise unknown_name(f"field of {what}", name[:60], _FIELDS)
-    texts: dict[str, Any] = {name: text_of(fields, name, what) for name in _TEXTS}
+    texts: dict[str, Any] = {name: _text_of(fields, name, what) for name in _TEXTS}
     shares: dict[str, Any] = {
-        ours: share_of(fields, theirs, what, most=1_000 if ours in _ERRORS else 100)
+        ours: _share_of(fields, theirs, what, most=1_000 if ours in _ERRORS else 100)
         for theirs, ours in _SHARES.items()
     }
     info = ModelInfo(
         dataset=file_name(dataset, what="folder of the data set"),
         threat=threat,
         key=key,
-        declared=text_of(fields, "dataset", what),
-        eps=radius_of(fields, "eps", what),
-        additional_data=flag_of(fields, "additional_data", what),
-        unreliable=bool(flag_of(fields, "unreliable", what)),
-        passes=count_of(fields, "number_forward_passes", what),
+        declared=_text_of(fields, "dataset", what),
+        eps=_radius_of(fields, "eps", what),
+        additional_data=_flag_of(fields, "additional_data", what),
+        unreliable=bool(_flag_of(fields, "unreliable", what)),
+        passes=_count_of(fields, "number_forward_passes", what),
         **texts,
         **shares,
     )
@@ -263,10 +259,76 @@ def _check(info: ModelInfo, what: str) -> None:
 
 
 def _two_decimals(value: float | None) -> float | None:
-    return None if value is None else as_share(f"{100 * value:.2f}")
+    return None if value is None else _as_share(f"{100 * value:.2f}")
 
 
 def _file_key(text: str, *, limit: int = 80) -> str:
     """Return text as a plain file name, "unnamed" where nothing is left of it."""
     name = re.sub(r"[^A-Za-z0-9_.+=-]+", "_", text[: 4 * limit])[:limit].strip("._-+=")
     return name or "unnamed"
+
+
+def _as_share(percent: str) -> float:
+    """Return percent in text as the nearest float64 share."""
+    return float(Decimal(percent) / 100)
+
+
+def _share_of(fields: Mapping[str, Any], name: str, what: str, *, most: int = 100) -> float | None:
+    """Read percent in 0..most as a share; None where it is not stated."""
+    text = _stated(fields, name)
+    if text is None:
+        return None
+    if not _PERCENT.fullmatch(text) or float(text) > most:
+        raise RecordError(
+            f"{what}: {name} must be percent in 0..{most} such as '57.20', found {text[:40]!r}"
+        )
+    return _as_share(text)
+
+
+def _radius_of(fields: Mapping[str, Any], name: str, what: str) -> float | None:
+    """Read a radius such as "8/255"; None where it is not stated."""
+    text = _stated(fields, name)
+    if text is None:
+        return None
+    if not _EPS.fullmatch(text) or not parse_eps(text) > 0:
+        raise RecordError(
+            f"{what}: {name} must be a radius such as '8/255' or '0.5', found {text[:40]!r}"
+        )
+    return parse_eps(text)
+
+
+def _text_of(fields: Mapping[str, Any], name: str, what: str) -> str:
+    """Read text as one bounded line, "" where it is not stated."""
+    value = fields.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise RecordError(f"{what}: {name} must be text, found {_shown(value)}")
+    return one_line(value)
+
+
+def _flag_of(fields: Mapping[str, Any], name: str, what: str) -> bool | None:
+    """Read true or false; None where it is not stated."""
+    value = fields.get(name)
+    if value is None or isinstance(value, bool):
+        return value
+    raise RecordError(f"{what}: {name} must be true or false, found {_shown(value)}")
+
+
+def _count_of(fields: Mapping[str, Any], name: str, what: str) -> int:
+    """Read a count in 1..10,000; 1 where it is not stated."""
+    value = fields.get(name, 1)
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 10_000:
+        return value
+    raise RecordError(f"{what}: {name} must be a whole number in 1..10000, found {_shown(value)}")
+
+
+def _stated(fields: Mapping[str, Any], name: str) -> str | None:
+    """Text of a number, or of what stands in its place."""
+    value = fields.get(name)
+    text = value.strip() if isinstance(value, str) else _shown(value)
+    return None if value is None or text in _UNSTATED else text
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:40]

@@ -1,11 +1,7 @@
 """The leaderboard: seeds aggregated, with intervals and ranks; two heads compared seed by seed.
 
->>> import pandas as pd
 >>> sorted(set(COLUMNS) & {"robust", "robust_low", "robust_high", "seeds"})
 ['robust', 'robust_high', 'robust_low', 'seeds']
->>> print(format_table(pd.DataFrame([{"model": "a", "robust": 0.5}]), "csv"))
-model,robust
-a,0.5
 """
 
 import math
@@ -21,7 +17,6 @@ from robust_nc.io.files import digest
 from robust_nc.record.schema import Record, Stored
 from robust_nc.record.standing import weakest_badge
 from robust_nc.registry import PROTOCOLS
-from robust_nc.report.board.formats import format_table
 from robust_nc.report.board.gather import (
     Identity,
     ModelFlags,
@@ -31,8 +26,6 @@ from robust_nc.report.board.gather import (
 )
 from robust_nc.report.board.ranking import MIN_EXAMPLES, ranks
 from robust_nc.statistics.intervals import Interval, mean_interval, paired_interval, wilson
-
-__all__ = ["BOARD", "COLUMNS", "SCORES", "SUMMARIES", "format_table", "leaderboard", "paired"]
 
 # Rows that agree in these are ranked together; any other two are not comparable.
 BOARD = ("dataset", "ball", "protocol", "examples", "images")
