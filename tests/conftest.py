@@ -1,10 +1,11 @@
-"""What all tests share: shapes are checked once for each kind of call.
+"""What all tests share: one small trained network; and shapes checked once for each kind of call.
 
 The option `--jaxtyping-packages` wraps every function of some packages in a check of its types. A
 check takes longer than the small operations of a test, and its outcome depends on the types and
 shapes of a call alone, so a call whose kind was seen before is not checked again.
 """
 
+import copy
 import inspect
 import threading
 import types
@@ -12,7 +13,8 @@ from functools import partial, wraps
 from typing import Any
 
 import jaxtyping
-from torch import Tensor
+import pytest
+from torch import Tensor, nn
 
 _jaxtyped: Any = jaxtyping.jaxtyped
 
@@ -62,3 +64,16 @@ def _checked_once(target: Any, *, typechecker: Any) -> Any:
 jaxtyping.jaxtyped = lambda target=None, **options: (  # before a package is imported
     partial(_checked_once, **options) if target is None else _checked_once(target, **options)
 )
+
+
+@pytest.fixture(scope="session")
+def _digits_network() -> nn.Module:
+    from helpers_training import small_config, small_run
+
+    return small_run(small_config(epochs=4, examples=250, train={"lr": 0.2})).last
+
+
+@pytest.fixture(scope="module")
+def digits_network(_digits_network: nn.Module) -> nn.Module:
+    """A `Classifier` that was trained on 250 digits, of one module of tests."""
+    return copy.deepcopy(_digits_network)

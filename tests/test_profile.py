@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers_geometry import TOTAL
-from helpers_training import digits, small_config, small_run
+from helpers_training import digits
 from torch import Tensor, nn
 
 import robust_nc
@@ -70,8 +70,8 @@ def found() -> Profile:
 
 
 @pytest.fixture(scope="module")
-def model() -> nn.Module:
-    return small_run(small_config(epochs=4, examples=250, train={"lr": 0.2})).last
+def model(digits_network: nn.Module) -> nn.Module:
+    return digits_network
 
 
 class TestThePlantedNetwork:

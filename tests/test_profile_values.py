@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from helpers_training import digits, small_config, small_run
+from helpers_training import digits
 from scipy import stats
 from torch import Tensor, nn
 
@@ -103,8 +103,8 @@ def series(found: Profile, measure: str, by: str = "i", **where: Any) -> list[fl
 
 
 @pytest.fixture(scope="module")
-def model() -> Classifier:
-    return small_run(small_config(epochs=4, examples=250, train={"lr": 0.2})).last
+def model(digits_network: Classifier) -> Classifier:
+    return digits_network
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from helpers_training import digits, small_config, small_run
+from helpers_training import digits, small_config
 from torch import Tensor
 
 from robust_nc.attacks.pgd import PGD
@@ -60,8 +60,8 @@ def rows_of(
 
 
 @pytest.fixture(scope="module")
-def model() -> Classifier:
-    return small_run(measured()).last
+def model(digits_network: Classifier) -> Classifier:
+    return digits_network
 
 
 @pytest.fixture(scope="module")

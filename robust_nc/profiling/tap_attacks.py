@@ -15,7 +15,7 @@ says nothing about how robust that tap is:
 True
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -183,9 +183,10 @@ def tap_attack_rows(
     compared: _Compared = executor.ask(compare_taps, shared, network, vertices, feature)
     distinct = list(dict.fromkeys(compared.twins.values()))
     parts = [(shared, network, tap, vertices[tap], feature) for tap in distinct]
-    verdicts = {}
-    for verdict in executor.each(attack_one_tap, parts, report=report):
-        verdicts[verdict.tap] = verdict
+    verdicts: dict[str, list[Row]] = {}
+    found = executor.each(attack_one_tap, parts, report=report)
+    for tap, its in zip(distinct, found, strict=True):
+        verdicts[tap] = its
         stopping.heed()
     places = module_taps(executor.model)
     common: Row = {"condition": "attacked", "split": "test", "grouping": "true"}
@@ -193,8 +194,11 @@ def tap_attack_rows(
     common["eps"] = float(trial.ball.eps)
     rows: list[Row] = [{"tap": "output", "vertices": "none", **compared.network}]
     for tap, twin in compared.twins.items():
-        place = {"tap": tap, "depth": places.index(tap) if tap in places else -1}
-        rows += [place | row for row in _tap_rows(tap, verdicts[twin])]
+        place: Row = {"tap": tap, "depth": places.index(tap) if tap in places else -1}
+        same = "" if tap == twin else f"same features as {twin}"
+        for row in verdicts[twin]:
+            note = "; ".join(part for part in (same, row["note"]) if part)
+            rows.append(place | row | {"vertices": "clean-train", "note": note})
     return [common | row for row in rows]
 
 
@@ -225,16 +229,6 @@ def compare_taps(
     return _Compared(twins, {"measure": "robust_accuracy", "value": value, "note": note})
 
 
-class _Shares(NamedTuple):
-    """What is told of the verdict on a tap: shares as in `TapVerdict`, names of warnings."""
-
-    tap: str
-    clean: float
-    transferred: float
-    adaptive: float
-    warnings: str
-
-
 def attack_one_tap(
     model: nn.Module,
     trial: Trial,
@@ -244,28 +238,18 @@ def attack_one_tap(
     feature: str,
     *,
     report: Report,
-) -> _Shares:
-    """Attack the nearest-vertex classifier of one tap; its points stay where they were made."""
+) -> list[Row]:
+    """Rows of one tap's verdict; the points stay where they were made."""
     told = _progress(report, tap)
     found = attack_tap(model, trial, tap, vertices, feature=feature, network=network, report=told)
-    warnings = _names(found.outcome.warnings)
-    return _Shares(tap, found.clean, found.transferred, found.adaptive, warnings)
+    warned = _names(found.outcome.warnings)
+    values = {"ncc_clean": found.clean, "ncc_transferred": found.transferred}
+    rows = [{"measure": name, "value": value, "note": ""} for name, value in values.items()]
+    return [*rows, {"measure": "ncc_adaptive", "value": found.adaptive, "note": warned}]
 
 
 def _progress(report: Report, tap: str) -> Callable[[Progress], None]:
     return lambda now: report(now.share, f"adaptive, {tap}: {now}")
-
-
-def _tap_rows(tap: str, verdict: _Shares) -> Iterator[Row]:
-    """Yield the three shares of one tap; where its features are another tap's, the note says so."""
-    same = "" if tap == verdict.tap else f"same features as {verdict.tap}"
-    for name, value, warnings in (
-        ("ncc_clean", verdict.clean, ""),
-        ("ncc_transferred", verdict.transferred, ""),
-        ("ncc_adaptive", verdict.adaptive, verdict.warnings),
-    ):
-        note = "; ".join(part for part in (same, warnings) if part)
-        yield {"measure": name, "vertices": "clean-train", "value": value, "note": note}
 
 
 def _names(warnings: tuple[Warned, ...]) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from helpers_training import digits, small_config, small_run
+from helpers_training import digits
 from torch import Tensor, nn
 
 from robust_nc.config import MeasureConfig
@@ -42,8 +42,8 @@ def outputs(found: Profile, condition: str, split: str = "test") -> pd.DataFrame
 
 
 @pytest.fixture(scope="module")
-def model() -> Classifier:
-    return small_run(small_config(epochs=4, examples=250, train={"lr": 0.2})).last
+def model(digits_network: Classifier) -> Classifier:
+    return digits_network
 
 
 @pytest.fixture(scope="module")
