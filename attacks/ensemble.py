@@ -18,21 +18,19 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from robust_nc.attacks.base import Counted
-from robust_nc.attacks.items import check_inputs
+from robust_nc.attacks.base import AttackInputs, BaseCountedAttack
 from robust_nc.attacks.losses import margin
 from robust_nc.attacks.model_calls import Oracle
 from robust_nc.attacks.pgd import PGD
 from robust_nc.exceptions import InputError
 from robust_nc.runtime import stream_key, untouched
-from robust_nc.threat import Ball
-from robust_nc.types import Attacked, CountedAttack, Goal, Images, Labels, Logits
+from robust_nc.types import Attacked, CountedAttack, Images, Labels, Logits
 
 _MEDIAN_MARGIN = 5.0  # float32 cross-entropy has no gradient beyond a margin of about 18
 
 
 @dataclass(frozen=True)
-class Strongest(Counted):
+class Strongest(BaseCountedAttack):
     """Per example, the point of the member that did best; passes of all members add up.
 
     `goal="maximise"`: every member attacks every example, and the point of largest margin is
@@ -47,40 +45,26 @@ class Strongest(Counted):
         if not self.attacks:
             raise InputError("an ensemble needs at least one attack, found none")
 
-    def run(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        *,
-        goal: Goal = "flip",
-        targets: Tensor | None = None,
-        seed: int,
-        ids: Tensor,
-    ) -> Attacked:
+    def compute(self, inputs: AttackInputs) -> Attacked:
         """Attack with every member, each with draws of its own, and count passes per example."""
-        check_inputs(images, labels, goal=goal, targets=targets, ids=ids)
-        labels, ids = labels.to(images.device), ids.to(images.device)
+        model, labels, targets = inputs.model, inputs.labels, inputs.targets
 
         def attack(turn: int, rows: Tensor) -> Attacked:
-            return self.attacks[turn].run(
-                model,
-                images[rows],
-                labels[rows],
-                ball,
-                goal=goal,
-                targets=None if targets is None else targets[rows],
-                seed=stream_key(seed, "member", turn),
-                ids=ids[rows],
-            )
+            some = inputs.at(rows)._replace(seed=stream_key(inputs.seed, "member", turn))
+            return _run(self.attacks[turn], some)
 
         turns = range(len(self.attacks))
-        if goal == "flip":
-            return _first_flip(model, images, labels, [partial(attack, turn) for turn in turns])
-        everyone = torch.arange(len(images), device=images.device)
+        if inputs.goal == "flip":
+            steps = [partial(attack, turn) for turn in turns]
+            return _first_flip(model, inputs.images, labels, steps)
+        everyone = torch.arange(len(labels), device=labels.device)
         results = [attack(turn, everyone) for turn in turns]
         return _largest_margin(model, labels, targets, results)
+
+
+def _run(attack: CountedAttack, inputs: AttackInputs) -> Attacked:
+    model, images, labels, ball, goal, targets, seed, ids = inputs
+    return attack.run(model, images, labels, ball, goal=goal, targets=targets, seed=seed, ids=ids)
 
 
 def geometry_attack(*, steps: int = 20, restarts: int = 1, scale: float = 1.0) -> Strongest:
@@ -122,7 +106,7 @@ def _first_flip(
         forwards[rows] += result.forwards
         backwards[rows] += result.backwards
         if turn is not turns[-1]:
-            holds = _logits(model, result.points).argmax(1) == labels[rows]
+            holds = logits_of(model, result.points).argmax(1) == labels[rows]
             forwards[rows] += 1
             rows = rows[holds]
         if not len(rows):
@@ -134,7 +118,7 @@ def _largest_margin(
     model: nn.Module, labels: Labels, targets: Tensor | None, results: list[Attacked]
 ) -> Attacked:
     towards = targets if targets is None or targets.ndim == 1 else None
-    values = [margin(_logits(model, r.points), labels, towards, None) for r in results]
+    values = [margin(logits_of(model, r.points), labels, towards, None) for r in results]
     best = torch.stack(values).argmax(0)
     points = torch.stack([result.points for result in results])
     return Attacked(
@@ -144,8 +128,9 @@ def _largest_margin(
     )
 
 
-def _logits(model: nn.Module, points: Images) -> Logits:
-    oracle = Oracle(model)
+def logits_of(model: nn.Module, points: Images, classes: Tensor | None = None) -> Logits:
+    """Logits of some points, all finite, in one pass; all `classes` must be among the model's."""
+    oracle = Oracle(model, classes)
     with untouched(model):
         logits = oracle.logits(points)
     oracle.check()

@@ -19,22 +19,22 @@ import random
 import sys
 import unicodedata
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robust_nc.attacks.items import check_inputs
+from robust_nc.attacks.base import AttackInputs, BaseAttack
 from robust_nc.exceptions import ConfigError, InputError, unknown_name
 from robust_nc.runtime import private_draws, stream_key, untouched
 from robust_nc.threat import NORMS, Ball
-from robust_nc.types import Goal, Images, Warned
+from robust_nc.types import Images, Warned
 
 # What the adapter itself hands over, under any name that a library gives it: no options.
 OURS = frozenset(
@@ -65,7 +65,7 @@ class Call(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExternalAttack(ABC):
+class ExternalAttack(BaseAttack):
     """An attack of another library under our protocol; its repr names it in records.
 
     `options` go to the library under its own names; eps, norm, number of classes and seed come
@@ -85,6 +85,10 @@ class ExternalAttack(ABC):
         return f"{self.library}:{self.name}"
 
     @abstractmethod
+    def target(self) -> Any:
+        """The class or function of the library."""
+
+    @abstractmethod
     def norms(self) -> tuple[str, ...]:
         """Norms that the attack is made for; empty where none is known."""
 
@@ -96,6 +100,10 @@ class ExternalAttack(ABC):
     def perturb(self, call: Call) -> Tensor:
         """Run the library's attack; its points may lie anywhere."""
 
+    def filled(self, given: Mapping[str, object]) -> dict[str, Any]:
+        """Arguments for `target`; see `arguments`."""
+        return arguments(self.label, self.target(), given, self.options)
+
     def defects(self, ball: Ball) -> tuple[Warned, ...]:
         """What is known to be wrong with it in a ball: named warnings, for a record."""
         if _ball_norms(self.norms()):
@@ -105,26 +113,15 @@ class ExternalAttack(ABC):
             Warned("other-norm", f"{told}; its points are projected into the {ball.norm} ball"),
         )
 
-    def __call__(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        *,
-        goal: Goal = "flip",
-        targets: Tensor | None = None,
-        seed: int,
-        ids: Tensor,
-    ) -> Tensor:
+    def points(self, inputs: AttackInputs) -> Tensor:
         """Return perturbed images in the ball, `(N, C, H, W)`.
 
         Raises `InputError` for a norm or for targets that the attack does not serve.
         """
-        check_inputs(images, labels, goal=goal, targets=targets, ids=ids)
+        model, images, labels, ball, _, targets, seed, ids = inputs
         self._check(ball, targets)
         for defect in self.defects(ball):
-            warnings.warn(defect.message, KnownDefectWarning, stacklevel=2)
+            warnings.warn(defect.message, KnownDefectWarning, stacklevel=3)
         if not len(images) or not ball.eps:
             return images.clone()
         images, key = images.detach(), stream_key(seed, self.label, *ids.tolist()) & (2**31 - 1)
@@ -132,8 +129,8 @@ class ExternalAttack(ABC):
             call = Call(
                 model=model,
                 images=images.clone(),
-                labels=labels.to(images.device, copy=True),
-                targets=None if targets is None else targets.to(images.device, copy=True),
+                labels=labels.clone(),
+                targets=None if targets is None else targets.clone(),
                 ball=ball,
                 seed=key,
                 num_classes=_num_classes(model, images),
@@ -164,7 +161,7 @@ class ExternalAttack(ABC):
 Adapter = TypeVar("Adapter", bound=ExternalAttack)
 
 
-def imported(module: str, library: str) -> ModuleType:
+def import_library(module: str, library: str) -> ModuleType:
     """Import a module of a library; `ConfigError` says what to do where that fails."""
     try:
         with warnings.catch_warnings():
@@ -184,7 +181,7 @@ def imported(module: str, library: str) -> ModuleType:
     )
 
 
-def version_of(distribution: str) -> str:
+def _version_of(distribution: str) -> str:
     """Version of an installed distribution, "?" where it tells none."""
     try:
         return metadata.version(distribution)
@@ -192,11 +189,33 @@ def version_of(distribution: str) -> str:
         return "?"
 
 
-def check_name(label: str, names: Iterable[str], refused: Mapping[str, str]) -> None:
+def make_attack(
+    kind: type[Adapter],
+    name: str,
+    options: Mapping[str, object],
+    *,
+    library: str,
+    names: Iterable[str],
+    refused: Mapping[str, str] = MappingProxyType({}),
+    distribution: str | None = None,
+    given: Mapping[str, object] = MappingProxyType({}),
+) -> Adapter:
+    """Make the attack `name` of a library, or say which name or option does not exist.
+
+    `given` are the parameters, with any value, that a call will hand over and no default stands
+    for.
+    """
+    _check_name(library, name, names, refused)
+    version = _version_of(distribution or library)
+    attack = kind(library=library, version=version, name=name, options=dict(options))
+    attack.filled(given)
+    return attack
+
+
+def _check_name(library: str, name: str, names: Iterable[str], refused: Mapping[str, str]) -> None:
     """Refuse an attack that cannot be named, with the reason, and one that does not exist."""
-    library, name = label.split(":", 1)
     if name in refused:
-        raise ConfigError(f"{label} cannot be used by name: {refused[name]}")
+        raise ConfigError(f"{library}:{name} cannot be used by name: {refused[name]}")
     names = set(names) - set(refused)
     if name not in names:
         raise unknown_name(f"attack of {library}", name, names)

@@ -17,15 +17,12 @@ from torch import Tensor
 from robust_nc.attacks.external import (
     Call,
     ExternalAttack,
-    arguments,
     check_colours,
-    check_name,
-    imported,
-    version_of,
+    import_library,
+    make_attack,
 )
 
 _LIBRARY = "adv_lib"
-_DISTRIBUTION = "adv-lib"
 _ALL = ("Linf", "L2", "L1")
 NORMS_OF: dict[str, tuple[str, ...]] = {
     "alma": ("L2", "L1"),
@@ -52,26 +49,29 @@ _STEP_NOT_RADIUS = {"tr"}  # its `eps` is the size of its first step
 _EPSILON = "\u03b5"
 
 
-def make(name: str, options: Mapping[str, object] = MappingProxyType({})) -> "AdvLibAttack":
+def advlib_attack(
+    name: str, options: Mapping[str, object] = MappingProxyType({})
+) -> "AdvLibAttack":
     """Make an attack of adv_lib; unknown names and options are answered with the nearest."""
-    attacks = imported(f"{_LIBRARY}.attacks", _LIBRARY)
-    names = [key for key, value in vars(attacks).items() if inspect.isfunction(value)]
-    check_name(f"{_LIBRARY}:{name}", names, {})
-    attack = AdvLibAttack(
-        library=_LIBRARY, version=version_of(_DISTRIBUTION), name=name, options=dict(options)
+    attacks = import_library(f"{_LIBRARY}.attacks", _LIBRARY)
+    return make_attack(
+        AdvLibAttack,
+        name,
+        options,
+        library=_LIBRARY,
+        names=[key for key, value in vars(attacks).items() if inspect.isfunction(value)],
+        distribution="adv-lib",
+        given={"eps": 0.0, "norm": 2, _EPSILON: 0.0, "num_classes": 2},
     )
-    given = {"eps": 0.0, "norm": 2, _EPSILON: 0.0, "num_classes": 2}
-    arguments(attack.label, attack.function(), given, attack.options)
-    return attack
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdvLibAttack(ExternalAttack):
     """A function of adv_lib."""
 
-    def function(self) -> Any:
+    def target(self) -> Any:
         """The function of the library."""
-        return getattr(imported(f"{_LIBRARY}.attacks", _LIBRARY), self.name)
+        return getattr(import_library(f"{_LIBRARY}.attacks", _LIBRARY), self.name)
 
     def norms(self) -> tuple[str, ...]:
         """As its documentation says; none for a perceptual or structured distance."""
@@ -95,7 +95,6 @@ class AdvLibAttack(ExternalAttack):
         }
         if self.name not in _STEP_NOT_RADIUS:
             given |= {"eps": float(call.ball.eps), _EPSILON: float(call.ball.eps)}
-        function = self.function()
-        filled = arguments(self.label, function, given, self.options)
-        points: Tensor = function(call.model, call.images, call.aims, **filled)
+        filled = self.filled(given)
+        points: Tensor = self.target()(call.model, call.images, call.aims, **filled)
         return points

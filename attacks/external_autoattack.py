@@ -18,9 +18,8 @@ from robust_nc.attacks.external import (
     Call,
     ExternalAttack,
     arguments,
-    check_name,
-    imported,
-    version_of,
+    import_library,
+    make_attack,
 )
 from robust_nc.exceptions import ConfigError
 
@@ -36,22 +35,19 @@ _MOST_TARGETS = 9
 _TARGETS_L1 = 5
 
 
-def make(name: str, options: Mapping[str, object] = MappingProxyType({})) -> "AutoAttackPart":
+def autoattack_part(
+    name: str, options: Mapping[str, object] = MappingProxyType({})
+) -> "AutoAttackPart":
     """Make an attack of (py)autoattack; unknown names and options are answered with the nearest."""
-    check_name(f"pyautoattack:{name}", _MODULES, {})
-    library = _installed(name)
-    attack = AutoAttackPart(
-        library=library, version=version_of(library), name=name, options=dict(options)
-    )
-    attack.filled({})
-    return attack
+    library = _installed(name) if name in _MODULES else _LIBRARIES[0]
+    return make_attack(AutoAttackPart, name, options, library=library, names=_MODULES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoAttackPart(ExternalAttack):
     """A class of pyautoattack or autoattack."""
 
-    def kind(self) -> Any:
+    def target(self) -> Any:
         """The class of the library."""
         return getattr(_module(self.library, self.name), self.name)
 
@@ -66,7 +62,7 @@ class AutoAttackPart(ExternalAttack):
     def filled(self, given: Mapping[str, object]) -> dict[str, Any]:
         """Arguments of the constructor; `targeted` of FAB is an option: it picks targets itself."""
         ours = OURS if self.can_target() else OURS - {"targeted"}
-        return arguments(self.label, self.kind(), given, self.options, ours=ours)
+        return arguments(self.label, self.target(), given, self.options, ours=ours)
 
     def perturb(self, call: Call) -> Tensor:
         """Build the attack for this model and call it."""
@@ -81,7 +77,7 @@ class AutoAttackPart(ExternalAttack):
         }
         if self.can_target():
             given["targeted"] = call.targets is not None
-        attack = self.kind()(call.model, **self.filled(given))
+        attack = self.target()(call.model, **self.filled(given))
         if self.name == "AutoAttack":
             return _evaluated(attack, call)
         points: Tensor = attack.perturb(call.images, call.aims)
@@ -111,4 +107,4 @@ def _installed(name: str) -> str:
 
 
 def _module(library: str, name: str) -> ModuleType:
-    return imported(f"{library}.{_MODULES[name]}", library)
+    return import_library(f"{library}.{_MODULES[name]}", library)

@@ -2,7 +2,7 @@
 
 >>> from robust_nc.exceptions import ConfigError
 >>> try:
-...     print(make("LinfPGD", {"steps": 20}).label[:7])
+...     print(foolbox_attack("LinfPGD", {"steps": 20}).label[:7])
 ... except ConfigError as error:  # where foolbox is not installed
 ...     print(str(error)[:7])
 foolbox
@@ -20,10 +20,8 @@ from torch import Tensor
 from robust_nc.attacks.external import (
     Call,
     ExternalAttack,
-    arguments,
-    check_name,
-    imported,
-    version_of,
+    import_library,
+    make_attack,
 )
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.threat import NORMS
@@ -46,29 +44,28 @@ _FROM_OUTSIDE = {  # decision-based: they walk towards the image from a point be
 }
 
 
-def make(name: str, options: Mapping[str, object] = MappingProxyType({})) -> "FoolboxAttack":
+def foolbox_attack(
+    name: str, options: Mapping[str, object] = MappingProxyType({})
+) -> "FoolboxAttack":
     """Make an attack of foolbox; unknown names and options are answered with the nearest."""
-    attacks = imported(f"{_LIBRARY}.attacks", _LIBRARY)
+    attacks = import_library(f"{_LIBRARY}.attacks", _LIBRARY)
     names = [key for key, value in vars(attacks).items() if _is_attack(attacks, value)]
-    check_name(f"{_LIBRARY}:{name}", names, _REFUSED)
-    attack = FoolboxAttack(
-        library=_LIBRARY, version=version_of(_LIBRARY), name=name, options=dict(options)
+    return make_attack(
+        FoolboxAttack, name, options, library=_LIBRARY, names=names, refused=_REFUSED
     )
-    arguments(attack.label, attack.kind(), {}, attack.options)
-    return attack
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoolboxAttack(ExternalAttack):
     """An attack class of foolbox; the least perturbation, or one of a given size."""
 
-    def kind(self) -> Any:
+    def target(self) -> Any:
         """The class of the library."""
-        return getattr(imported(f"{_LIBRARY}.attacks", _LIBRARY), self.name)
+        return getattr(import_library(f"{_LIBRARY}.attacks", _LIBRARY), self.name)
 
     def norms(self) -> tuple[str, ...]:
         """Norm of its distance; all of ours where the distance is an argument."""
-        parameters = inspect.signature(self.kind()).parameters
+        parameters = inspect.signature(self.target()).parameters
         if "constraint" in parameters:
             return tuple(_CONSTRAINTS)
         if "distance" in parameters or self.name == "PointwiseAttack":
@@ -82,7 +79,7 @@ class FoolboxAttack(ExternalAttack):
 
     def perturb(self, call: Call) -> Tensor:
         """Wrap the model and call the attack; the points before foolbox's own clipping."""
-        foolbox = imported(_LIBRARY, _LIBRARY)
+        foolbox = import_library(_LIBRARY, _LIBRARY)
         model = foolbox.PyTorchModel(call.model, bounds=call.ball.bounds, device=call.images.device)
         if self.name not in _FROM_OUTSIDE or "init_attack" in self.options:
             return self._attacked(foolbox, model, call)
@@ -118,12 +115,11 @@ class FoolboxAttack(ExternalAttack):
         return points
 
     def _built(self, norm: str) -> Any:
-        distances = imported(f"{_LIBRARY}.distances", _LIBRARY)
+        distances = import_library(f"{_LIBRARY}.distances", _LIBRARY)
         distance = distances.LpDistance(_ORDERS[norm])
         given = {"distance": distance, "constraint": _CONSTRAINTS.get(norm)}
-        kind = self.kind()
         try:
-            attack = kind(**arguments(self.label, kind, given, self.options))
+            attack = self.target()(**self.filled(given))
         except ModuleNotFoundError as error:
             raise ConfigError(
                 f"{self.label} needs {error.name}, which is not installed here; "

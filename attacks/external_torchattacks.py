@@ -2,7 +2,7 @@
 
 >>> from robust_nc.exceptions import ConfigError
 >>> try:
-...     print(make("CW", {"steps": 20}).label)
+...     print(torchattacks_attack("CW", {"steps": 20}).label)
 ... except ConfigError as error:  # where torchattacks is not installed
 ...     print(str(error)[:12])
 torchattacks
@@ -20,11 +20,9 @@ from torch import Tensor
 from robust_nc.attacks.external import (
     Call,
     ExternalAttack,
-    arguments,
     check_colours,
-    check_name,
-    imported,
-    version_of,
+    import_library,
+    make_attack,
 )
 from robust_nc.threat import Ball
 from robust_nc.types import Warned
@@ -38,28 +36,25 @@ _COLOUR_ONLY = {"PIFGSM", "PIFGSMPP", "TIFGSM"}
 _PUBLISHED_STEPS = 100  # of APGD and FAB in AutoAttack (arXiv 2003.01690)
 
 
-def make(name: str, options: Mapping[str, object] = MappingProxyType({})) -> "TorchAttack":
+def torchattacks_attack(
+    name: str, options: Mapping[str, object] = MappingProxyType({})
+) -> "TorchAttack":
     """Make an attack of torchattacks; unknown names and options are answered with the nearest."""
-    library = imported(_LIBRARY, _LIBRARY)
-    check_name(f"{_LIBRARY}:{name}", library.__all__, _REFUSED)
-    attack = TorchAttack(
-        library=_LIBRARY, version=version_of(_LIBRARY), name=name, options=dict(options)
-    )
-    arguments(attack.label, attack.kind(), {}, attack.options)
-    return attack
+    names = import_library(_LIBRARY, _LIBRARY).__all__
+    return make_attack(TorchAttack, name, options, library=_LIBRARY, names=names, refused=_REFUSED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchAttack(ExternalAttack):
     """An attack class of torchattacks."""
 
-    def kind(self) -> Any:
+    def target(self) -> Any:
         """The class of the library."""
-        return getattr(imported(_LIBRARY, _LIBRARY), self.name)
+        return self._sibling(self.name)
 
     def norms(self) -> tuple[str, ...]:
         """Norms that its documentation names; for FAB without L1, in which it crashes."""
-        told = re.search(r"Distance Measure\s*:(.*)", inspect.getdoc(self.kind()) or "")
+        told = re.search(r"Distance Measure\s*:(.*)", inspect.getdoc(self.target()) or "")
         norms = tuple(re.findall(r"L(?:inf|\d)", told[1])) if told else ()
         # In L1 its `perturb` never sets the distance that it then compares with eps.
         return tuple(n for n in norms if n != "L1") if self.name == "FAB" else norms
@@ -70,7 +65,7 @@ class TorchAttack(ExternalAttack):
         FAB says so, but attacks only what is predicted as its target already.
         """
         return self.name != "FAB" and "targeted" in re.findall(
-            r"\w+", _line_of(self.kind(), "supported_mode")
+            r"\w+", _line_of(self.target(), "supported_mode")
         )
 
     def perturb(self, call: Call) -> Tensor:
@@ -83,8 +78,7 @@ class TorchAttack(ExternalAttack):
             "n_classes": call.num_classes,
             "seed": call.seed,
         }
-        kind = self.kind()
-        attack = kind(call.model, **arguments(self.label, kind, given, self.options))
+        attack = self.target()(call.model, **self.filled(given))
         attack.set_device(call.images.device)
         aims = call.aims
         if self.name == "JSMA" and call.targets is None:  # it would aim at (label + 1) % 10
@@ -119,7 +113,7 @@ class TorchAttack(ExternalAttack):
 
     def _reach(self) -> float | None:
         """How far fixed steps go; None for an attack without them, or with steps of 0 (its own)."""
-        parameters = inspect.signature(self.kind()).parameters
+        parameters = inspect.signature(self.target()).parameters
         if not {"alpha", "steps"} <= set(parameters):
             return None
         alpha, steps = (
@@ -141,7 +135,7 @@ class TorchAttack(ExternalAttack):
         return int(inspect.signature(self._sibling(name)).parameters["steps"].default)
 
     def _sibling(self, name: str) -> Any:
-        return getattr(imported(_LIBRARY, _LIBRARY), name)
+        return getattr(import_library(_LIBRARY, _LIBRARY), name)
 
 
 def _line_of(kind: Any, words: str) -> str:

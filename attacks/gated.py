@@ -9,18 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from robust_nc.attacks.base import Counted
+from robust_nc.attacks.base import AttackInputs, BaseRefereedAttack
 from robust_nc.attacks.losses import dlr
 from robust_nc.attacks.pool import PooledAttack
 from robust_nc.exceptions import InputError
-from robust_nc.threat import Ball
-from robust_nc.types import Attacked, Goal, Referee
+from robust_nc.types import Attacked, Referee
 
 
 @dataclass(frozen=True)
-class Gated(Counted):
+class Gated(BaseRefereedAttack):
     """Run `attack` where the DLR loss of the worst point so far is above `above`.
 
     The loss is blind to the scale of the logits: 0 is the boundary, and -1 as far from it as can be
@@ -44,48 +43,15 @@ class Gated(Counted):
         """Passes of an example that passes the gate and that nothing breaks."""
         return self.attack.cost(num_classes)
 
-    def run(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        *,
-        goal: Goal = "flip",
-        targets: Tensor | None = None,
-        seed: int,
-        ids: Tensor,
-    ) -> Attacked:
-        """Attack every example; see `PooledAttack.run`."""
-        return self.attack.run(
-            model, images, labels, ball, goal=goal, targets=targets, seed=seed, ids=ids
-        )
-
-    def run_under(
-        self,
-        referee: Referee,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        *,
-        seed: int,
-        ids: Tensor,
-    ) -> Attacked:
-        """Try to flip the examples that pass; spare the others."""
-        near = dlr(referee.worst_logits, labels, None, None) > self.above
+    def compute_under(self, referee: Referee | None, inputs: AttackInputs) -> Attacked:
+        """Try to flip the examples that pass and spare the others; without a referee, all pass."""
+        if referee is None:
+            return self.attack.compute(inputs)
+        near = dlr(referee.worst_logits, inputs.labels, None, None) > self.above
         chosen = near.nonzero().flatten()
         referee.spare((~near).nonzero().flatten())
-        found = self.attack.run_under(
-            _Chosen(referee, chosen),
-            model,
-            images[chosen],
-            labels[chosen],
-            ball,
-            seed=seed,
-            ids=ids[chosen],
-        )
-        points, none = images.clone(), torch.zeros_like(labels)
+        found = self.attack.compute_under(_Chosen(referee, chosen), inputs.at(chosen))
+        points, none = inputs.images.clone(), torch.zeros_like(inputs.labels)
         return Attacked(
             points.index_copy_(0, chosen, found.points),
             none.index_copy(0, chosen, found.forwards),

@@ -1,10 +1,14 @@
 """The work of one call: its items, the passes they cost, and the best point of each example.
 
 >>> import torch
+>>> from robust_nc.attacks.base import checked_inputs
+>>> from robust_nc.threat import Ball
+>>> inputs = checked_inputs(
+...     torch.nn.Flatten(), torch.rand(3, 1, 1, 2), torch.tensor([0, 1, 0]), Ball("L2", 0.1),
+...     "flip", None, 0, torch.tensor([7, 8, 9]),
+... )
 >>> work = lay_out(
-...     Oracle(torch.nn.Flatten()), torch.rand(3, 1, 1, 2), torch.tensor([0, 1, 0]),
-...     Ball("L2", 0.1), goal="flip", targets=None, seed=0, ids=torch.tensor([7, 8, 9]),
-...     restarts=2, window=2,
+...     Oracle(inputs.model), inputs, targets=None, restarts=2, window=2
 ... )
 >>> slots = work.slots(work.queue)
 >>> slots.ids.tolist(), slots.restarts.tolist()
@@ -16,11 +20,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from robust_nc.attacks.base import AttackInputs
 from robust_nc.attacks.model_calls import Oracle
 from robust_nc.attacks.slots import Slots, State
-from robust_nc.exceptions import InputError
-from robust_nc.threat import Ball
-from robust_nc.types import Attacked, Counts, Flags, Goal, Labels, Logits, Referee
+from robust_nc.types import Attacked, Counts, Flags, Labels, Logits, Referee
 
 
 @dataclass
@@ -124,30 +127,26 @@ class Work:
 
 def lay_out(
     oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    ball: Ball,
+    inputs: AttackInputs,
     *,
-    goal: Goal,
     targets: Tensor | None,
-    seed: int,
-    ids: Tensor,
     restarts: int,
     window: int | None = None,
     referee: Referee | None = None,
 ) -> Work:
-    """Lay out the items of a call whose inputs are checked; `targets` is None or `(N, T)`."""
+    """Lay out the items of a call; `targets` is None or `(N, T)`."""
+    images, labels = inputs.images, inputs.labels
     count, device = len(images), images.device
     columns = 1 if targets is None else targets.shape[1]
     everything = Slots(
         images=images.detach(),
         labels=labels,
         targets=None if targets is None else targets[:, 0],
-        ids=ids.to(device),
+        ids=inputs.ids,
         restarts=torch.zeros_like(labels),
-        ball=ball,
-        seed=seed,
-        goal=goal,
+        ball=inputs.ball,
+        seed=inputs.seed,
+        goal=inputs.goal,
         contested=restarts * columns > 1,
         oracle=oracle,
     )
@@ -171,31 +170,6 @@ def _queue(count: int, turns: int, window: int, device: torch.device) -> Counts:
     return place.argsort(stable=True)
 
 
-def check_inputs(
-    images: Tensor, labels: Tensor, *, goal: Goal, targets: Tensor | None, ids: Tensor
-) -> None:
-    """Raise `InputError` for images, labels, ids, targets or a goal that no attack can use."""
-    if images.ndim != 4 or images.dtype != torch.float32:
-        raise InputError(
-            f"images must be float32 (N, C, H, W), found {images.dtype} {tuple(images.shape)}"
-        )
-    if goal not in ("flip", "maximise"):
-        raise InputError(f"goal must be 'flip' or 'maximise', found {goal!r}")
-    _check_classes("labels", labels, len(images))
-    _check_classes("ids", ids, len(images))
-    if targets is not None:
-        first = targets[:, 0] if targets.ndim == 2 and targets.shape[1] else targets
-        _check_classes("targets", first, len(images))
-
-
-def _check_classes(name: str, values: Tensor, count: int) -> None:
-    if values.dtype != torch.int64 or values.shape != (count,):
-        raise InputError(
-            f"{name} must be int64 of shape ({count},), one per image, "
-            f"found {values.dtype} {tuple(values.shape)}"
-        )
-
-
 def likely_targets(logits: Logits, labels: Labels, count: int) -> Tensor:
     """Return the min(count, K - 1) most likely classes beside the label, `(N, T)`, best first.
 
@@ -205,10 +179,3 @@ def likely_targets(logits: Logits, labels: Labels, count: int) -> Tensor:
     others = logits.scatter(1, labels[:, None], -torch.inf)
     ranked = others.argsort(dim=1, descending=True, stable=True)
     return ranked[:, : min(count, logits.shape[1] - 1)]
-
-
-def as_columns(targets: Tensor | None, count: int, device: torch.device) -> Tensor | None:
-    """Return targets `(N,)` or `(N, T)` as `(N, T)` on the device, or None."""
-    if targets is None:
-        return None
-    return targets.to(device).reshape(count, targets.shape[1] if targets.ndim == 2 else 1)

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from robust_nc.attacks.base import Counted
-from robust_nc.attacks.items import check_inputs
+from robust_nc.attacks.base import AttackInputs, BaseCountedAttack
 from robust_nc.exceptions import InputError, unknown_name
 from robust_nc.runtime import keyed_normal, keyed_uniform
-from robust_nc.threat import NORMS, Ball
-from robust_nc.types import Attacked, Goal, Images, PerExample
+from robust_nc.threat import NORMS
+from robust_nc.types import Attacked, Images, PerExample
 
 Kind = Literal["gaussian", "sign"]
 
@@ -68,31 +67,25 @@ def matched_noise(
 
 
 @dataclass(frozen=True)
-class _Noise(Counted):
+class _Noise(BaseCountedAttack):
     """A keyed random point on the surface of the ball; asks the model nothing."""
 
     kind: ClassVar[Kind]
 
-    def run(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        *,
-        goal: Goal = "flip",
-        targets: Tensor | None = None,
-        seed: int,
-        ids: Tensor,
-    ) -> Attacked:
+    def compute(self, inputs: AttackInputs) -> Attacked:
         """Return noisy images, with no passes."""
-        check_inputs(images, labels, goal=goal, targets=targets, ids=ids)
-        radius = torch.full((len(images),), ball.eps, dtype=torch.float64, device=images.device)
+        images, ball = inputs.images, inputs.ball
         noisy = _noise(
-            images, radius, kind=self.kind, norm=ball.norm, bounds=ball.bounds, seed=seed, ids=ids
+            images,
+            torch.full((len(images),), ball.eps, dtype=torch.float64, device=images.device),
+            kind=self.kind,
+            norm=ball.norm,
+            bounds=ball.bounds,
+            seed=inputs.seed,
+            ids=inputs.ids,
         )
-        points = ball.project(noisy, images)  # rounding may have left it
-        return Attacked(points, torch.zeros_like(labels), torch.zeros_like(labels))
+        none = torch.zeros_like(inputs.labels)
+        return Attacked(ball.project(noisy, images), none, none)  # rounding may have left the ball
 
 
 class GaussianNoise(_Noise):

@@ -25,17 +25,16 @@ from dataclasses import dataclass
 from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from robust_nc.attacks.base import Counted
+from robust_nc.attacks.base import AttackInputs, BaseRefereedAttack
 from robust_nc.attacks.batching import lockstep, refilling
-from robust_nc.attacks.items import as_columns, check_inputs, lay_out, likely_targets
+from robust_nc.attacks.items import lay_out, likely_targets
 from robust_nc.attacks.model_calls import Oracle
 from robust_nc.attacks.slots import Slots, State
 from robust_nc.exceptions import InputError
 from robust_nc.runtime import untouched
-from robust_nc.threat import Ball
-from robust_nc.types import Attacked, Goal, Referee
+from robust_nc.types import Attacked, Referee
 
 Mode = Literal["eval", "as_is"]
 TargetsAt = Literal["clean", "worst"]
@@ -44,7 +43,7 @@ S = TypeVar("S", bound=State)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PooledAttack(Counted, Generic[S]):
+class PooledAttack(BaseRefereedAttack, Generic[S]):
     """Base of the attacks that the pool drives.
 
     `restarts` per example (and target). `num_targets` makes an attack targeted where the caller
@@ -100,79 +99,29 @@ class PooledAttack(Counted, Generic[S]):
         targets = min(self.num_targets or 1, num_classes - 1)
         return self.restarts * targets * self.rounds * (1 if self.gradient_free else 2)
 
-    def run(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        *,
-        goal: Goal = "flip",
-        targets: Tensor | None = None,
-        seed: int,
-        ids: Tensor,
-    ) -> Attacked:
-        """Attack images `(N, C, H, W)` with labels `(N,)`, and count passes per example.
-
-        `targets` is None, `(N,)`, or `(N, T)` to try T targets per example; `ids` `(N,)` key the
-        draws. Raises `InputError` for inputs or logits that cannot be used.
-        """
-        return self._run(model, images, labels, ball, goal, targets, seed, ids, None)
-
-    def run_under(
-        self,
-        referee: Referee,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        *,
-        seed: int,
-        ids: Tensor,
-    ) -> Attacked:
-        """Try to flip each example under a referee; see `types.RefereedAttack`."""
-        return self._run(model, images, labels, ball, "flip", None, seed, ids, referee)
-
-    def _run(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        goal: Goal,
-        targets: Tensor | None,
-        seed: int,
-        ids: Tensor,
-        referee: Referee | None,
-    ) -> Attacked:
-        check_inputs(images, labels, goal=goal, targets=targets, ids=ids)
-        width = referee.batch_size if referee else self.slots or max(len(images), 1)
-        labels = labels.to(images.device)
-        columns = as_columns(targets, len(images), images.device)
-        oracle = Oracle(model, labels if columns is None else torch.cat([labels, *columns.T]))
-        with untouched(model) if self.mode == "eval" else contextlib.nullcontext():
-            if columns is None and self.num_targets is not None and len(images):
+    def compute_under(self, referee: Referee | None, inputs: AttackInputs) -> Attacked:
+        """Attack the images; under a referee, try to flip each."""
+        count, goal = len(inputs.images), inputs.goal
+        width = referee.batch_size if referee else self.slots or max(count, 1)
+        columns, oracle = inputs.target_columns, Oracle(inputs.model, inputs.classes)
+        with untouched(inputs.model) if self.mode == "eval" else contextlib.nullcontext():
+            if columns is None and self.num_targets is not None and count:
                 if referee is None:
-                    logits = _clean_logits(oracle, images, width)
+                    logits = _clean_logits(oracle, inputs.images, width)
                 else:
                     worst = self.targets_at == "worst"
                     logits = referee.worst_logits if worst else referee.logits
-                columns = likely_targets(logits, labels, self.num_targets)
+                columns = likely_targets(logits, inputs.labels, self.num_targets)
             work = lay_out(
                 oracle,
-                images,
-                labels,
-                ball,
-                goal=goal,
+                inputs,
                 targets=columns,
-                seed=seed,
-                ids=ids,
                 restarts=self.restarts,
                 window=None if goal == "maximise" else width,
                 referee=referee,
             )
             work.charge(None)
-            if len(images):
+            if count:
                 (lockstep if goal == "maximise" else refilling)(self, work, width)
             oracle.check()
         return Attacked(work.points, work.forwards, work.backwards)

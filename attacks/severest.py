@@ -16,23 +16,19 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from robust_nc.attacks.base import Counted
-from robust_nc.attacks.ensemble import geometry_attack
-from robust_nc.attacks.items import as_columns, check_inputs
-from robust_nc.attacks.model_calls import Oracle
+from robust_nc.attacks.base import AttackInputs, BaseCountedAttack
+from robust_nc.attacks.ensemble import geometry_attack, logits_of
 from robust_nc.exceptions import InputError
-from robust_nc.runtime import untouched
-from robust_nc.threat import Ball
-from robust_nc.types import Attacked, Goal, Images, Labels, Logits
+from robust_nc.types import Attacked, Images, Labels, Logits
 
 _NO_TARGET = -1  # where an example has fewer targets than others
 _FAILED, _FAILED_NEARER = -1.0, -2.0  # severities of no mistake, at a farthest target or another
 
 
 @dataclass(frozen=True, kw_only=True)
-class Severest(Counted):
+class Severest(BaseCountedAttack):
     """Per example, the geometry attack at one target after another, from the farthest inwards.
 
     `distances` (K, K) between the classes. At each distance from the label, the `targets` likeliest
@@ -62,47 +58,26 @@ class Severest(Counted):
             raise InputError("distances must be a square matrix, one row and column per class")
         geometry_attack(steps=self.steps, restarts=self.restarts, scale=self.scale)
 
-    def run(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        *,
-        goal: Goal = "flip",
-        targets: Tensor | None = None,
-        seed: int,
-        ids: Tensor,
-    ) -> Attacked:
-        """Attack images `(N, C, H, W)` with labels `(N,)`, and count passes per example."""
-        check_inputs(images, labels, goal=goal, targets=targets, ids=ids)
-        labels, ids = labels.to(images.device), ids.to(images.device)
+    def compute(self, inputs: AttackInputs) -> Attacked:
+        """Try one target after another, and count passes per example."""
+        model, images, labels = inputs.model, inputs.images, inputs.labels
         forwards, backwards = torch.ones_like(labels), torch.zeros_like(labels)
         if not len(images):
             return Attacked(images.clone(), forwards, backwards)
-        named = as_columns(targets, len(images), images.device)
-        clean = _logits(model, images, labels if named is None else torch.cat([labels, *named.T]))
+        clean = logits_of(model, images, inputs.classes)
         away = self._away(clean, labels)
-        columns = _in_order(away, clean, labels, named, self.targets)
+        columns = _in_order(away, clean, labels, inputs.target_columns, self.targets)
         attack = geometry_attack(steps=self.steps, restarts=self.restarts, scale=self.scale)
         best = _Best.nothing(images)
         for column in columns.T:
             rows = _left(best, away, column)
             if not len(rows):
                 continue
-            found = attack.run(
-                model,
-                images[rows],
-                labels[rows],
-                ball,
-                goal="maximise",
-                targets=column[rows],
-                seed=seed,
-                ids=ids[rows],
-            )
+            some = inputs._replace(goal="maximise", targets=column).at(rows)
+            found = attack.compute(some)
             forwards[rows] += found.forwards + 1
             backwards[rows] += found.backwards
-            logits = _logits(model, found.points, labels[rows])
+            logits = logits_of(model, found.points, some.labels)
             aims = _Aims(labels[rows], column[rows], columns[rows, 0], away[rows])
             best = best.improved(rows, _scored(found.points, logits, aims))
         return Attacked(best.points, forwards, backwards)
@@ -205,12 +180,3 @@ def _rank_among_equals(values: Tensor) -> Tensor:
 def _pick(values: Tensor, classes: Labels) -> Tensor:
     picked: Tensor = values.gather(1, classes[:, None]).squeeze(1)
     return picked
-
-
-def _logits(model: nn.Module, points: Images, classes: Tensor) -> Logits:
-    """Logits of some points; all `classes` must be among the model's."""
-    oracle = Oracle(model, classes)
-    with untouched(model):
-        logits = oracle.logits(points)
-    oracle.check()
-    return logits

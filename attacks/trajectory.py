@@ -14,7 +14,8 @@
 import torch
 from torch import Tensor, nn
 
-from robust_nc.attacks.items import Work, as_columns, check_inputs, lay_out
+from robust_nc.attacks.base import checked_inputs
+from robust_nc.attacks.items import Work, lay_out
 from robust_nc.attacks.losses import LOSSES, NEEDS_REFERENCE
 from robust_nc.attacks.model_calls import Oracle
 from robust_nc.attacks.pgd import PGD
@@ -49,23 +50,11 @@ def trajectory(
     `InputError` for inputs or logits that cannot be used, and for a loss without a slope at the
     image.
     """
-    check_inputs(images, labels, goal="maximise", targets=targets, ids=ids)
+    inputs = checked_inputs(model, images, labels, ball, "maximise", targets, seed, ids)
     _check_path(targets, loss, batch_size)
     attack = PGD(steps=steps, loss=loss, scale=scale, initial="none", keep_best=False)
-    labels = labels.to(images.device)
-    columns = as_columns(targets, len(images), images.device)
-    oracle = Oracle(model, labels if columns is None else torch.cat([labels, *columns.T]))
-    work = lay_out(
-        oracle,
-        images,
-        labels,
-        ball,
-        goal="maximise",
-        targets=columns,
-        seed=seed,
-        ids=ids,
-        restarts=1,
-    )
+    oracle = Oracle(model, inputs.classes)
+    work = lay_out(oracle, inputs, targets=inputs.target_columns, restarts=1)
     path = images.new_empty(steps + 1, *images.shape)
     with untouched(model):
         for items in torch.split(work.queue, batch_size) if len(images) else ():

@@ -197,11 +197,11 @@ ADAPTERS = Registry(
     "library of attacks",
     "adapters",
     {
-        "adv_lib": "robust_nc.attacks.external_advlib:make",
-        "autoattack": "robust_nc.attacks.external_autoattack:make",
-        "foolbox": "robust_nc.attacks.external_foolbox:make",
-        "pyautoattack": "robust_nc.attacks.external_autoattack:make",
-        "torchattacks": "robust_nc.attacks.external_torchattacks:make",
+        "adv_lib": "robust_nc.attacks.external_advlib:advlib_attack",
+        "autoattack": "robust_nc.attacks.external_autoattack:autoattack_part",
+        "foolbox": "robust_nc.attacks.external_foolbox:foolbox_attack",
+        "pyautoattack": "robust_nc.attacks.external_autoattack:autoattack_part",
+        "torchattacks": "robust_nc.attacks.external_torchattacks:torchattacks_attack",
     },
 )
 

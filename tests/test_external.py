@@ -22,22 +22,17 @@ from robust_nc.attacks import (
 from robust_nc.attacks.external import (
     KnownDefectWarning,
     arguments,
-    imported,
+    import_library,
     own_randomness,
 )
 from robust_nc.evaluation import evaluate
 from robust_nc.exceptions import ConfigError, InputError, UnknownNameError
 from robust_nc.plugins import find_attack
+from robust_nc.registry import ADAPTERS
 from robust_nc.threat import Ball
 from robust_nc.types import EvaluationProtocol
 
 SHAPE = (1, 6, 5)
-ADAPTERS = {
-    "torchattacks": external_torchattacks,
-    "pyautoattack": external_autoattack,
-    "foolbox": external_foolbox,
-    "adv_lib": external_advlib,
-}
 
 
 class Wild:
@@ -111,7 +106,7 @@ def library(monkeypatch):
     for kind in (Wild, Aimed, Broken, Wrong, Pixels):
         setattr(fake, kind.__name__, kind)
     monkeypatch.setitem(sys.modules, "torchattacks", fake)
-    return external_torchattacks.make
+    return external_torchattacks.torchattacks_attack
 
 
 def called(attack, *, norm="Linf", eps=0.1, seed=0, targets=None, count=4, model=None):
@@ -176,10 +171,10 @@ class TestNames:
 
 class TestImports:
     def test_no_library_is_imported_before_an_attack_is_made(self):
-        names = [module.__name__ for module in ADAPTERS.values()]
+        names = [ADAPTERS.load(name).__module__ for name in ADAPTERS.names()]
         code = (
             f"import sys; [__import__(name) for name in {names}]; "
-            f"assert not {set(ADAPTERS) | {'autoattack'}} & set(sys.modules)"
+            f"assert not set({ADAPTERS.names()}) & set(sys.modules)"
         )
         subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -190,14 +185,14 @@ class TestImports:
             monkeypatch.delitem(sys.modules, name)
         importlib.invalidate_caches()
         with pytest.raises(ConfigError, match=f"{library} is not installed here; `make peers`"):
-            ADAPTERS[library].make("PGD")
+            ADAPTERS.load(library)("PGD")
 
     @pytest.mark.parametrize("code", ["raise RuntimeError('nms')", "import not_there_at_all"])
     def test_a_broken_library_is_answered_with_the_doctor(self, monkeypatch, tmp_path, code):
         (tmp_path / "brokenlib.py").write_text(code)
         monkeypatch.syspath_prepend(str(tmp_path))
         with pytest.raises(ConfigError, match=r"does not import \(.*robust-nc doctor"):
-            imported("brokenlib", "brokenlib")
+            import_library("brokenlib", "brokenlib")
 
 
 class TestCall:
@@ -307,7 +302,7 @@ def test_either_autoattack_answers(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyautoattack.square", None)
     monkeypatch.setitem(sys.modules, "autoattack", types.ModuleType("autoattack"))
     monkeypatch.setitem(sys.modules, "autoattack.square", original)
-    assert external_autoattack.make("SquareAttack").label == "autoattack:SquareAttack"
+    assert external_autoattack.autoattack_part("SquareAttack").label == "autoattack:SquareAttack"
 
 
 @pytest.fixture(scope="module")
@@ -374,7 +369,7 @@ class TestTheLibraries:
         self, digits, library, name, norm, options
     ):
         model, images, labels = digits
-        attack = ADAPTERS[library].make(name, options)
+        attack = ADAPTERS.load(library)(name, options)
         ids = torch.arange(len(images))
         runs = [attack(model, images, labels, STRONG[norm], seed=0, ids=ids) for _ in range(2)]
         assert torch.equal(*runs)
@@ -392,7 +387,7 @@ class TestTheLibraries:
     def test_targets_are_reached(self, digits, library, name):
         model, images, labels = digits
         targets = (labels + 1) % 10
-        attack = ADAPTERS[library].make(name)
+        attack = ADAPTERS.load(library)(name)
         points = attack(
             model,
             images,
@@ -416,7 +411,7 @@ class TestTheLibraries:
     def test_targets_that_would_be_ignored_are_refused(self, digits, library, name):
         model, images, labels = digits
         with pytest.raises(InputError, match="cannot be aimed at targets"):
-            ADAPTERS[library].make(name)(
+            ADAPTERS.load(library)(name)(
                 model,
                 images,
                 labels,
@@ -430,7 +425,7 @@ class TestTheLibraries:
         import torchattacks
 
         made = [
-            external_torchattacks.make(name)
+            external_torchattacks.torchattacks_attack(name)
             for name in torchattacks.__all__
             if name not in torchattacks.__wrapper__
         ]
@@ -452,11 +447,11 @@ class TestTheLibraries:
         without = {
             name
             for name in usable
-            if not external_foolbox.make(name, options.get(name, {})).norms()
+            if not external_foolbox.foolbox_attack(name, options.get(name, {})).norms()
         }
         assert without == {"SpatialAttack"}
         names = [name for name, value in vars(adv_lib.attacks).items() if callable(value)]
-        without = {name for name in names if not external_advlib.make(name).norms()}
+        without = {name for name in names if not external_advlib.advlib_attack(name).norms()}
         assert without == {"perc_al", "str_attack"}
 
     def test_a_name_leads_to_a_verdict(self, digits):
@@ -469,7 +464,7 @@ class TestTheLibraries:
 
     def test_what_is_wrong_with_torchattacks_autoattack_is_said(self, digits):
         model, images, labels = digits
-        attack = external_torchattacks.make("AutoAttack")
+        attack = external_torchattacks.torchattacks_attack("AutoAttack")
         with pytest.warns(KnownDefectWarning) as told:
             attack(model, images, labels, STRONG["L2"], seed=0, ids=torch.arange(len(images)))
         words = " ".join(str(warning.message) for warning in told)
@@ -483,7 +478,7 @@ class TestTheLibraries:
         model, images, labels = digits
         with pytest.raises(UnboundLocalError):
             torchattacks.FAB(model, norm="L1", eps=8)(images, labels)
-        attack = external_torchattacks.make("FAB")
+        attack = external_torchattacks.torchattacks_attack("FAB")
         with pytest.raises(InputError, match="serves Linf and L2"):
             attack(model, images, labels, STRONG["L1"], seed=0, ids=torch.arange(len(images)))
 
@@ -491,6 +486,6 @@ class TestTheLibraries:
         model, images, labels = digits
         for library, name in (("torchattacks", "TIFGSM"), ("adv_lib", "perc_al")):
             with pytest.raises(InputError, match="needs images of 3 channels, found 1"):
-                ADAPTERS[library].make(name)(
+                ADAPTERS.load(library)(name)(
                     model, images, labels, STRONG["Linf"], seed=0, ids=torch.arange(len(images))
                 )
