@@ -12,28 +12,285 @@ in L1: Croce and Hein, ICML 2021).
 True
 """
 
+import functools
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from robust_nc.attacks.apgd_rules import (
-    FIRST_SHARE,
-    PHASES,
-    RULES,
-    APGDState,
-    Timetable,
-    timetable,
-    wide,
-)
 from robust_nc.attacks.losses import LOSSES, NEEDS_REFERENCE
 from robust_nc.attacks.model_calls import Gradient
 from robust_nc.attacks.pool import PooledAttack
 from robust_nc.attacks.slots import Slots, observed, replaced
 from robust_nc.exceptions import InputError, unknown_name
-from robust_nc.types import Images, PerExample
+from robust_nc.runtime import keyed_normal, keyed_uniform
+from robust_nc.types import Counts, Images, PerExample
+
+
+def into_ball_and_box(
+    points: Images, origins: Images, radii: PerExample, bounds: tuple[float, float]
+) -> Images:
+    """Euclidean projection onto {|x - origin|_1 <= radius} within the pixel bounds (section 2.1).
+
+    Each row has its own radius, in pixels. The answer is the change, cut to the room left to its
+    pixel's bound after its size has shrunk by one threshold for the whole row. It is rounded
+    towards the origin: in float32, D rounded values could add up to more than the ball's slack.
+    """
+    low, high = bounds
+    centre = origins.flatten(1).double()
+    change = points.flatten(1).double() - centre
+    room = torch.where(change > 0, high - centre, centre - low)
+    size = change.abs()
+    kept = (size - _threshold(size, room, radii.double())).clamp_min(0).minimum(room)
+    rounded = (centre + kept * change.sign()).to(origins.dtype)
+    over = (rounded.double() - centre).abs() > kept
+    rounded = torch.where(over, torch.nextafter(rounded, origins.flatten(1)), rounded)
+    return rounded.clamp(low, high).view_as(origins)
+
+
+def sparse_step(points: Images, gradient: Images, length: PerExample, width: Counts) -> Images:
+    """Move by L1 `length`, spread evenly over the `width` pixels with the steepest slopes."""
+    slope = gradient.flatten(1)
+    steepness, pixels = slope.abs(), slope.shape[1]
+    weakest = steepness.sort(1).values.gather(1, pixels - width[:, None])
+    direction = slope.sign() * (steepness >= weakest)
+    each = length / direction.abs().sum(1).clamp_min(1)
+    return points + (direction * each[:, None]).view_as(points)
+
+
+def changed(points: Images, origins: Images) -> Counts:
+    """How many pixels differ from the origin, `(N,)`."""
+    return (points != origins).flatten(1).sum(1)
+
+
+def _threshold(size: Tensor, room: Tensor, radii: Tensor) -> Tensor:
+    """Smallest t >= 0, `(N, 1)`, with sum of min(max(size - t, 0), room) at most the radius.
+
+    The sum falls piecewise linearly in t: an entry begins to shrink at size - room and is gone at
+    size. With these knots sorted, a running count of the shrinking entries is the slope.
+    """
+    knots, order = torch.cat([(size - room).clamp_min(0), size], 1).sort(1)
+    shrinking = torch.where(order < size.shape[1], 1.0, -1.0).double().cumsum(1)
+    whole = size.minimum(room).sum(1, keepdim=True)
+    fallen = (knots.diff(dim=1) * shrinking[:, :-1]).cumsum(1)
+    left = torch.cat([whole, whole - fallen], 1)
+    last = ((left > radii[:, None]).sum(1, keepdim=True) - 1).clamp_min(0)  # knot before the radius
+    excess = (left.gather(1, last) - radii[:, None]).clamp_min(0)
+    found = knots.gather(1, last) + excess / shrinking.gather(1, last).clamp_min(1)
+    return torch.where(whole > radii[:, None], found, 0.0)
+
+
+FIRST_SHARE = 0.2  # of the pixels that the first L1 steps move
+PHASES = (3.0, 2.0, 1.0)  # radii of the enlarged schedule, in eps
+
+
+class APGDState(NamedTuple):
+    """State of Auto-PGD; the peak is the point of highest loss of the phase, in its radius."""
+
+    points: Tensor
+    best_points: Tensor
+    best_loss: Tensor
+    flipped: Tensor
+    step: Tensor
+    previous: Tensor  # where the last move began
+    peak_points: Tensor
+    peak_gradient: Tensor
+    peak_loss: Tensor
+    last_loss: Tensor  # of the point before this one
+    rises: Tensor  # steps that raised the loss since the last checkpoint
+    checked_loss: Tensor  # of the peak, at the last checkpoint
+    reduced: Tensor  # whether the last checkpoint halved the step
+    length: Tensor  # of a step, in radii
+    width: Tensor  # pixels that a step moves (L1)
+    support: Tensor  # pixels that the peak changes, at the last checkpoint (L1)
+
+
+class Timetable(NamedTuple):
+    """What is due when the point of a step has been scored; one entry per step, `(steps,)`."""
+
+    opens: Tensor  # the point is the first of its phase
+    closes: Tensor  # the next point will be
+    check: Tensor  # the point stands at a checkpoint
+    window: Tensor  # steps since the checkpoint before, where it does
+    radius: Tensor  # of the ball that the next point must lie in
+
+    def at(self, step: Tensor) -> "Timetable":
+        """Entries for slots at these steps, `(S,)` each; a slot past the end stays at the last."""
+        step = step.clamp_max(len(self.opens) - 1)
+        return Timetable(*(column[step] for column in self))
+
+
+class Checked(NamedTuple):
+    """What a checkpoint decides: the state, and which slots go on from their peak."""
+
+    state: APGDState
+    back: Tensor
+
+
+class Rule(Protocol):
+    """What the norms do differently. `first_length`: of the first steps, in radii."""
+
+    first_length: ClassVar[float]
+
+    def windows(self, steps: int) -> list[int]:
+        """Steps between checkpoints, for a phase of so many steps; the last one goes on."""
+
+    def draw(self, slots: Slots, stream: str, radius: float) -> Images:
+        """Draw starting points in balls of this radius."""
+
+    def check(self, slots: Slots, state: APGDState, due: Timetable, rho: float) -> Checked:
+        """Set the step for the slots that stand at a checkpoint."""
+
+    def move(self, slots: Slots, state: APGDState, gradient: Images, due: Timetable) -> Images:
+        """Move every slot from its point, into the next ball."""
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """Linf and L2: steepest steps with momentum; halved where they oscillate or gain nothing."""
+
+    noise: Callable[[Slots, str], Images]
+
+    first_length: ClassVar[float] = 2.0
+    PULL: ClassVar[float] = 0.75  # weight of the new step; the rest repeats the one before
+
+    def windows(self, steps: int) -> list[int]:
+        """Windows of 22 % of the steps, then 3 % shorter each time, down to 6 %."""
+        first, less, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
+        return [*range(first, least, -less), least]
+
+    def draw(self, slots: Slots, stream: str, radius: float) -> Images:
+        """Draw on the surface of the ball, then clip to the pixel bounds."""
+        return slots.ball.project(slots.images + radius * self.noise(slots, stream), slots.images)
+
+    def check(self, slots: Slots, state: APGDState, due: Timetable, rho: float) -> Checked:
+        """Halve the step where too few steps rose, or where the same step found no new peak."""
+        oscillates = state.rises <= rho * due.window
+        idle = ~state.reduced & (state.checked_loss >= state.peak_loss)
+        halve = due.check & (oscillates | idle)
+        state = state._replace(
+            length=torch.where(halve, state.length / 2, state.length),
+            reduced=torch.where(due.check, halve, state.reduced),
+            checked_loss=torch.where(due.check, state.peak_loss, state.checked_loss),
+            rises=torch.where(due.check, 0, state.rises),
+        )
+        return Checked(state, halve)
+
+    def move(self, slots: Slots, state: APGDState, gradient: Images, due: Timetable) -> Images:
+        """Step, project, mix with the step before (none at the start), project."""
+        ball, points = slots.ball, state.points
+        steps = wide(state.length * ball.eps) * ball.steepest(gradient)
+        fresh = ball.project(points + steps, slots.images)
+        pull = wide(torch.where(due.opens, 1.0, self.PULL))
+        mixed = points + pull * (fresh - points) + (1 - pull) * (points - state.previous)
+        return ball.project(mixed, slots.images)
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """L1: steps along few pixels, fewer as the peak grows sparser; no momentum."""
+
+    first_length: ClassVar[float] = 1.0
+    least_length: ClassVar[float] = 0.1
+    SHORTER: ClassVar[float] = 1.5  # each window, of the step and of the peak's support
+    SPARSER: ClassVar[float] = 0.95
+
+    def windows(self, steps: int) -> list[int]:
+        """Windows of 4 % of the steps."""
+        return [max(int(0.04 * steps), 1)]
+
+    def draw(self, slots: Slots, stream: str, radius: float) -> Images:
+        """Gaussian noise, projected onto the ball and the box."""
+        size = slots.images[0].numel()
+        noise = keyed_normal(slots.seed, slots.keys(), stream, size).view_as(slots.images)
+        radii = noise.new_full((len(noise),), radius)
+        return into_ball_and_box(slots.images + noise, slots.images, radii, slots.ball.bounds)
+
+    def check(self, slots: Slots, state: APGDState, due: Timetable, rho: float) -> Checked:
+        """Begin again at full length where the peak became sparser, else shorten the step."""
+        support = changed(state.peak_points, slots.images)
+        sparser = due.opens | (support < self.SPARSER * state.support)
+        shorter = (state.length / self.SHORTER).clamp_min(self.least_length)
+        length = torch.where(sparser, self.first_length, shorter)
+        # Fewer in any case: rounded up, two pixels would stay two for ever.
+        width = (support / self.SHORTER).ceil().long().minimum(support - 1).clamp_min(1)
+        state = state._replace(
+            length=torch.where(due.check, length, state.length),
+            width=torch.where(due.check, width, state.width),
+            support=torch.where(due.check, support, state.support),
+        )
+        return Checked(state, due.check & sparser)
+
+    def move(self, slots: Slots, state: APGDState, gradient: Images, due: Timetable) -> Images:
+        """Step and project; at the end of a phase, project the peak."""
+        moved = sparse_step(state.points, gradient, state.length * due.radius, state.width)
+        moved = replaced(moved, state.peak_points, due.closes)
+        return into_ball_and_box(moved, slots.images, due.radius, slots.ball.bounds)
+
+
+def wide(each: Tensor) -> Tensor:
+    """View values per slot, `(S,)`, so that they spread over images."""
+    return each[:, None, None, None]
+
+
+def _in_the_cube(slots: Slots, stream: str) -> Images:
+    size = slots.images[0].numel()
+    noise = keyed_uniform(slots.seed, slots.keys(), stream, size) * 2 - 1
+    return (noise / noise.abs().amax(1, keepdim=True)).view_as(slots.images)
+
+
+def _on_the_sphere(slots: Slots, stream: str) -> Images:
+    size = slots.images[0].numel()
+    noise = keyed_normal(slots.seed, slots.keys(), stream, size).view_as(slots.images)
+    return slots.ball.steepest(noise)
+
+
+RULES: dict[str, Rule] = {
+    "Linf": Momentum(_in_the_cube),
+    "L2": Momentum(_on_the_sphere),
+    "L1": Sparse(),
+}
+
+
+@functools.lru_cache(maxsize=64)
+def timetable(norm: str, steps: int, *, enlarged: bool, device: torch.device) -> Timetable:
+    """Lay out the phases (of 30, 30 and 40 % of the steps, or one) and their checkpoints.
+
+    Enlarged phases take the width of their steps from where they begin: a checkpoint too. Slots are
+    at different steps, so what is due is looked up here, per slot.
+
+    >>> table = timetable("Linf", 100, enlarged=False, device=torch.device("cpu"))
+    >>> table.check.nonzero().flatten().tolist()
+    [22, 41, 57, 70, 80, 87, 93, 99]
+    """
+    short = max(3 * steps // 10, 1)
+    phases = [short, short, steps - 2 * short] if enlarged else [steps]
+    radii = PHASES if enlarged else PHASES[-1:]
+    window = [ends for length in phases for ends in _windows(RULES[norm].windows(length), length)]
+    opens = [place == 0 for length in phases for place in range(length)]
+    radius = [radius for radius, length in zip(radii, phases, strict=True) for _ in range(length)]
+    due = torch.tensor(window, device=device), torch.tensor(opens, device=device)
+    return Timetable(
+        opens=due[1],
+        closes=torch.tensor([*opens[1:], False], device=device),
+        check=(due[0] > 0) | (due[1] & enlarged),
+        window=due[0],
+        radius=torch.tensor([*radius[1:], radius[-1]], device=device),
+    )
+
+
+def _windows(windows: list[int], steps: int) -> list[int]:
+    """Length of the window that ends at each step of a phase, 0 where none does."""
+    ends = [0] * steps
+    windows = windows + [windows[-1]] * steps
+    for end, window in zip(itertools.accumulate(windows), windows, strict=True):
+        if end < steps:
+            ends[end] = window
+    return ends
 
 
 @dataclass(frozen=True, kw_only=True)

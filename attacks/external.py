@@ -181,7 +181,7 @@ def import_library(module: str, library: str) -> ModuleType:
     )
 
 
-def _version_of(distribution: str) -> str:
+def version_of(distribution: str) -> str:
     """Version of an installed distribution, "?" where it tells none."""
     try:
         return metadata.version(distribution)
@@ -206,7 +206,7 @@ def make_attack(
     for.
     """
     _check_name(library, name, names, refused)
-    version = _version_of(distribution or library)
+    version = version_of(distribution or library)
     attack = kind(library=library, version=version, name=name, options=dict(options))
     attack.filled(given)
     return attack

@@ -101,11 +101,11 @@ HEADS = Registry(
     "head",
     "heads",
     {
-        "etf": "robust_nc.models.fixed_heads:EtfHead",
-        "haframe": "robust_nc.models.fixed_heads:HaFrameHead",
+        "etf": "robust_nc.models.heads:EtfHead",
+        "haframe": "robust_nc.models.heads:HaFrameHead",
         "linear": "robust_nc.models.heads:LinearHead",
         "nearest_etf": "robust_nc.models.nearest_etf:NearestEtfHead",
-        "orthogonal": "robust_nc.models.fixed_heads:OrthogonalHead",
+        "orthogonal": "robust_nc.models.heads:OrthogonalHead",
         "prototype": "robust_nc.models.heads:PrototypeHead",
     },
 )
@@ -114,7 +114,7 @@ OBJECTIVES = Registry(
     "objective",
     "objectives",
     {
-        "awp": "robust_nc.training.awp:Awp",
+        "awp": "robust_nc.training.defenses:Awp",
         "deep_rfm": "robust_nc.training.deep_rfm:DeepRfm",
         "fgsm": "robust_nc.training.defenses:Fgsm",
         "mart": "robust_nc.training.defenses:Mart",

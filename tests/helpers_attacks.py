@@ -3,7 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from robust_nc.attacks.base import checked_inputs
+from robust_nc.attacks.items import Work, lay_out
+from robust_nc.attacks.model_calls import Oracle
 from robust_nc.threat import Ball
+from robust_nc.types import Goal
 
 
 class Counted(nn.Module):
@@ -74,6 +78,22 @@ def predictions(model: nn.Module, images: Tensor) -> Tensor:
     """Predicted classes in eval mode."""
     with torch.no_grad():
         return model.eval()(images).argmax(1)
+
+
+def laid_out(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    ball: Ball,
+    *,
+    goal: Goal,
+    targets: Tensor | None = None,
+    restarts: int = 1,
+) -> Work:
+    """The items of a call, to look at single steps of an attack."""
+    ids = torch.arange(len(images))
+    inputs = checked_inputs(model, images, labels, ball, goal, targets, 0, ids)
+    return lay_out(Oracle(model), inputs, targets=inputs.target_columns, restarts=restarts)
 
 
 BALLS = (Ball("Linf", 0.03), Ball("L2", 0.3), Ball("L1", 0.6))

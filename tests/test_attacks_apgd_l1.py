@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from robust_nc.attacks.apgd import APGD
-from robust_nc.attacks.apgd_rules import changed, into_ball_and_box, sparse_step, timetable
+from robust_nc.attacks.apgd import APGD, changed, into_ball_and_box, sparse_step, timetable
 from robust_nc.attacks.model_calls import Oracle
 from robust_nc.attacks.slots import Slots
 from robust_nc.exceptions import InputError

@@ -2,13 +2,11 @@ import functools
 
 import pytest
 import torch
-from helpers_attacks import BALLS, Counted, curved, linear, pictures, predictions
+from helpers_attacks import BALLS, Counted, curved, laid_out, linear, pictures, predictions
 from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor, nn
 
 from robust_nc.attacks.fab import FAB
-from robust_nc.attacks.items import lay_out
-from robust_nc.attacks.model_calls import Oracle
 from robust_nc.exceptions import InputError
 from robust_nc.threat import Ball
 
@@ -26,16 +24,8 @@ each_ball = pytest.mark.parametrize("ball", BALLS, ids=lambda ball: ball.norm)
 def _walk(attack: FAB, model: nn.Module, images: Tensor, labels: Tensor, **other) -> Tensor:
     """Distances of the nearest misclassified points on the way, in the ball or not."""
     options = {"ball": Ball("Linf", 0.0), "targets": None} | other
-    work = lay_out(
-        Oracle(model),
-        images,
-        labels,
-        options["ball"],
-        goal="maximise",
-        targets=options["targets"],
-        seed=0,
-        ids=torch.arange(len(images)),
-        restarts=1,
+    work = laid_out(
+        model, images, labels, options["ball"], goal="maximise", targets=options["targets"]
     )
     slots = work.everything
     state, reach = attack.start(slots), torch.full((len(images),), torch.inf).double()
@@ -169,17 +159,7 @@ def test_a_step_is_the_published_mix() -> None:
     weight = model[1].weight.detach()
     slope, bias = (weight[1] - weight[0])[None], (model[1].bias[1] - model[1].bias[0]).detach()
     shift = 0.02 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    work = lay_out(
-        Oracle(model),
-        images,
-        labels,
-        Ball("L2", 0.1),
-        goal="maximise",
-        targets=None,
-        seed=0,
-        ids=torch.arange(12),
-        restarts=1,
-    )
+    work = laid_out(model, images, labels, Ball("L2", 0.1), goal="maximise")
     slots, points = work.everything, images + shift
     wrong = predictions(model, points) != labels
     assert 0 < wrong.sum() < 12, "the test needs both kinds of points"
@@ -232,10 +212,7 @@ def test_restarts_begin_half_way_to_the_edge_of_the_ball(batch) -> None:
     model, images, labels, ids = batch
     images = 0.25 + images / 2  # so that no pixel is clipped
     for ball in BALLS:
-        work = lay_out(
-            Oracle(model), images, labels, ball, goal="flip", targets=None, seed=0, ids=ids,
-            restarts=3,
-        )  # fmt: skip
+        work = laid_out(model, images, labels, ball, goal="flip", restarts=3)
         points = [FAB().start(work.slots(ids + 9 * restart)).points for restart in range(3)]
         assert torch.equal(points[0], images)
         for begun in points[1:]:

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from robust_nc.attacks.fab_projections import PROJECTIONS
+from robust_nc.attacks.fab import PROJECTIONS
 from robust_nc.threat import NORMS
 
 each_norm = pytest.mark.parametrize("norm", PROJECTIONS)

@@ -1,13 +1,11 @@
 import pytest
 import torch
-from helpers_attacks import BALLS, Counted, curved, linear, pictures, predictions
+from helpers_attacks import BALLS, Counted, curved, laid_out, linear, pictures, predictions
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_nc.attacks.items import lay_out
 from robust_nc.attacks.losses import LOSSES
-from robust_nc.attacks.model_calls import Oracle
 from robust_nc.attacks.pgd import FGSM, PGD
 from robust_nc.attacks.slots import item_keys, observed
 from robust_nc.config import Component, build
@@ -88,17 +86,7 @@ def test_a_flip_cancels_its_siblings_in_flight(batch) -> None:
 
 def test_a_flip_beats_any_loss(batch) -> None:
     model, images, labels, ids = batch
-    slots = lay_out(
-        Oracle(model),
-        images,
-        labels,
-        NOWHERE,
-        goal="flip",
-        targets=None,
-        seed=0,
-        ids=ids,
-        restarts=1,
-    ).everything
+    slots = laid_out(model, images, labels, NOWHERE, goal="flip").everything
     state = PGD().start(slots)._replace(points=images + 1, best_loss=torch.full((9,), 7.0))
     logits = F.one_hot(torch.where(ids < 5, labels, (labels + 1) % 5), 5).float()
     after = observed(slots, state, torch.zeros(9), logits)
@@ -109,17 +97,7 @@ def test_a_flip_beats_any_loss(batch) -> None:
 
 def test_the_best_point_is_kept_not_the_last_that_rose(batch) -> None:
     model, images, labels, ids = batch
-    slots = lay_out(
-        Oracle(model),
-        images,
-        labels,
-        NOWHERE,
-        goal="maximise",
-        targets=None,
-        seed=0,
-        ids=ids,
-        restarts=1,
-    ).everything
+    slots = laid_out(model, images, labels, NOWHERE, goal="maximise").everything
     state = PGD().start(slots)
     for turn, value in enumerate((3.0, 1.0, 2.0)):
         state = state._replace(points=images + turn)

@@ -6,12 +6,11 @@ from helpers_attacks import BALLS, Counted, curved, linear, pictures, prediction
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
-from robust_nc.attacks.apgd_rules import into_ball_and_box
+from robust_nc.attacks.apgd import into_ball_and_box
 from robust_nc.attacks.losses import LOSSES
 from robust_nc.attacks.model_calls import Oracle
 from robust_nc.attacks.slots import Slots
-from robust_nc.attacks.square import Square, SquareState
-from robust_nc.attacks.square_windows import PROPOSERS, Draw, window_sizes
+from robust_nc.attacks.square import PROPOSERS, Draw, Square, SquareState, window_sizes
 from robust_nc.exceptions import InputError
 from robust_nc.threat import Ball
 

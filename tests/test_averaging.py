@@ -21,8 +21,7 @@ from robust_nc.config import TrainConfig, read
 from robust_nc.data.batches import Batches
 from robust_nc.exceptions import CheckpointError, ConfigError
 from robust_nc.models.classifier import Classifier
-from robust_nc.models.fixed_heads import EtfHead
-from robust_nc.models.heads import LinearHead
+from robust_nc.models.heads import EtfHead, LinearHead
 from robust_nc.threat import Ball
 from robust_nc.training.averaging import Average, Ema, Swa
 from robust_nc.training.loop import Trainer

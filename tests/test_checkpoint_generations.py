@@ -11,8 +11,13 @@ import torch
 from helpers_filesystem import full_at, killed_at, told
 
 from robust_nc.exceptions import CheckpointError, StorageError
-from robust_nc.training.checkpoint import Checkpoints, Snapshot, Within
-from robust_nc.training.manifest import read_manifest, write_manifest
+from robust_nc.training.checkpoint import (
+    Checkpoints,
+    Snapshot,
+    Within,
+    read_manifest,
+    write_manifest,
+)
 
 CONFIG = {"seed": 0, "train": {"lr": 0.1}}
 
@@ -151,7 +156,7 @@ def test_another_configuration_or_a_version_to_come_is_no_damage(folder):
         Checkpoints(folder, {"seed": 1}).load()
     path = folder / "last.json"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("robust_nc.training.manifest.SCHEMAS", (1, 2, 3))
+        patch.setattr("robust_nc.training.checkpoint.SCHEMAS", (1, 2, 3))
         write_manifest(path, read_manifest(path) | {"schema": 3})
     with pytest.raises(CheckpointError, match="its schema is 3, this version reads 1 and 2"):
         loaded(folder)

@@ -19,8 +19,7 @@ from robust_nc.models.classifier import Classifier
 from robust_nc.models.heads import LinearHead
 from robust_nc.registry import OBJECTIVES
 from robust_nc.threat import Ball
-from robust_nc.training.awp import Awp
-from robust_nc.training.defenses import Fgsm, Mart, boosted_cross_entropy
+from robust_nc.training.defenses import Awp, Fgsm, Mart, boosted_cross_entropy
 from robust_nc.training.losses import build_loss, cross_entropy, squared_error
 from robust_nc.training.objectives import Pgd, Trades
 

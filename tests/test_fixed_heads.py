@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from robust_nc.data.hierarchy.tree import read_hierarchy
 from robust_nc.exceptions import ConfigError, InputError
-from robust_nc.models.fixed_heads import EtfHead, FixedHead, HaFrameHead, OrthogonalHead
 from robust_nc.models.frames import haframe, orthogonal_frame, similarities, simplex_etf
+from robust_nc.models.heads import EtfHead, FixedHead, HaFrameHead, OrthogonalHead
 
 FRAMES = {
     "etf": (EtfHead, {}, simplex_etf(10, 16, seed=3)),

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 from robust_nc.config import Component, build
 from robust_nc.exceptions import ConfigError, InputError
-from robust_nc.models.fixed_heads import EtfHead
-from robust_nc.models.heads import Head, LinearHead, PrototypeHead, unit_rows
+from robust_nc.models.heads import EtfHead, Head, LinearHead, PrototypeHead, unit_rows
 from robust_nc.registry import HEADS
 
 K, D = 10, 12

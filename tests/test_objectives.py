@@ -14,7 +14,7 @@ from robust_nc.data.load import dataset_info
 from robust_nc.exceptions import ConfigError
 from robust_nc.models.build import build_model
 from robust_nc.models.classifier import Classifier
-from robust_nc.models.fixed_heads import EtfHead
+from robust_nc.models.heads import EtfHead
 from robust_nc.registry import LOSSES, OBJECTIVES
 from robust_nc.threat import Ball
 from robust_nc.training.losses import (

@@ -18,8 +18,8 @@ from robust_nc.data.batches import Batches
 from robust_nc.exceptions import CheckpointError, StoppedError, StorageError, TrainingError
 from robust_nc.runtime import stopping
 from robust_nc.threat import Ball
-from robust_nc.training.awp import Awp
 from robust_nc.training.checkpoint import Checkpoints
+from robust_nc.training.defenses import Awp
 from robust_nc.training.loop import Fitted, Trainer
 from robust_nc.training.losses import cross_entropy
 from robust_nc.training.objectives import Pgd, Standard, Trades

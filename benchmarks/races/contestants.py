@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robust_nc.attacks.external import imported
+from robust_nc.attacks.external import import_library
 from robust_nc.benchmarks.races.memory import peak_bytes
 from robust_nc.benchmarks.races.models import Subject, load
 from robust_nc.evaluation import evaluate
@@ -145,7 +145,7 @@ def ours(subject: Subject, setup: Setup, seed: int) -> Verdict:
 def pyautoattack(subject: Subject, setup: Setup, seed: int) -> Tensor:
     """pyautoattack's standard version."""
     device = default_device()
-    attack = imported("pyautoattack", "pyautoattack").AutoAttack(
+    attack = import_library("pyautoattack", "pyautoattack").AutoAttack(
         subject.model,
         norm=subject.ball.norm,
         eps=subject.ball.eps,
@@ -172,7 +172,7 @@ def _torchattacks(subject: Subject, setup: Setup, seed: int, *, steps: int | Non
     device = default_device()
     with torch.no_grad():
         classes = subject.model(subject.images[:1].to(device)).shape[1]
-    attack = imported("torchattacks", "torchattacks").AutoAttack(
+    attack = import_library("torchattacks", "torchattacks").AutoAttack(
         subject.model, norm=subject.ball.norm, eps=subject.ball.eps, n_classes=classes, seed=seed
     )
     attack.set_device(device)
@@ -201,7 +201,7 @@ def prepare(contestant: str) -> None:
     if contestant == OURS:
         find_protocol("standard")
     else:
-        imported(contestant.removesuffix("-100"), contestant.removesuffix("-100"))
+        import_library(contestant.removesuffix("-100"), contestant.removesuffix("-100"))
 
 
 @torch.no_grad()

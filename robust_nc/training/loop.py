@@ -40,7 +40,7 @@ from robust_nc.training.epoch_meter import Meter, NotFiniteError, not_finite
 from robust_nc.training.objectives import Objective, at_progress
 from robust_nc.training.precision import compiled, products
 from robust_nc.training.progress import EpochRow, StepPace, TrainEvent, TrainReport
-from robust_nc.training.saving import SAVE_SECONDS, SAVE_SECONDS_WITHIN, Keeper
+from robust_nc.training.saving import SAVE_SECONDS, SAVE_SECONDS_WITHIN, Keeper, TrainerState
 from robust_nc.training.schedule import Schedule
 from robust_nc.training.state import (
     Tensors,
@@ -50,7 +50,6 @@ from robust_nc.training.state import (
     weights_of,
 )
 from robust_nc.training.sync_batchnorm import synced, unshared
-from robust_nc.training.trainer_state import TrainerState
 from robust_nc.types import Loss
 
 Watch = Callable[[nn.Module], dict[str, float | None]]
