@@ -124,7 +124,7 @@ class Timetable(NamedTuple):
         return Timetable(*(column[step] for column in self))
 
 
-class Checked(NamedTuple):
+class _Checked(NamedTuple):
     """What a checkpoint decides: the state, and which slots go on from their peak."""
 
     state: APGDState
@@ -142,7 +142,7 @@ class Rule(Protocol):
     def draw(self, slots: Slots, stream: str, radius: float) -> Images:
         """Draw starting points in balls of this radius."""
 
-    def check(self, slots: Slots, state: APGDState, due: Timetable, rho: float) -> Checked:
+    def check(self, slots: Slots, state: APGDState, due: Timetable, rho: float) -> _Checked:
         """Set the step for the slots that stand at a checkpoint."""
 
     def move(self, slots: Slots, state: APGDState, gradient: Images, due: Timetable) -> Images:
@@ -167,7 +167,7 @@ class Momentum:
         """Draw on the surface of the ball, then clip to the pixel bounds."""
         return slots.ball.project(slots.images + radius * self.noise(slots, stream), slots.images)
 
-    def check(self, slots: Slots, state: APGDState, due: Timetable, rho: float) -> Checked:
+    def check(self, slots: Slots, state: APGDState, due: Timetable, rho: float) -> _Checked:
         """Halve the step where too few steps rose, or where the same step found no new peak."""
         oscillates = state.rises <= rho * due.window
         idle = ~state.reduced & (state.checked_loss >= state.peak_loss)
@@ -178,7 +178,7 @@ class Momentum:
             checked_loss=torch.where(due.check, state.peak_loss, state.checked_loss),
             rises=torch.where(due.check, 0, state.rises),
         )
-        return Checked(state, halve)
+        return _Checked(state, halve)
 
     def move(self, slots: Slots, state: APGDState, gradient: Images, due: Timetable) -> Images:
         """Step, project, mix with the step before (none at the start), project."""
@@ -210,7 +210,7 @@ class Sparse:
         radii = noise.new_full((len(noise),), radius)
         return into_ball_and_box(slots.images + noise, slots.images, radii, slots.ball.bounds)
 
-    def check(self, slots: Slots, state: APGDState, due: Timetable, rho: float) -> Checked:
+    def check(self, slots: Slots, state: APGDState, due: Timetable, rho: float) -> _Checked:
         """Begin again at full length where the peak became sparser, else shorten the step."""
         support = changed(state.peak_points, slots.images)
         sparser = due.opens | (support < self.SPARSER * state.support)
@@ -223,7 +223,7 @@ class Sparse:
             width=torch.where(due.check, width, state.width),
             support=torch.where(due.check, support, state.support),
         )
-        return Checked(state, due.check & sparser)
+        return _Checked(state, due.check & sparser)
 
     def move(self, slots: Slots, state: APGDState, gradient: Images, due: Timetable) -> Images:
         """Step and project; at the end of a phase, project the peak."""

@@ -106,7 +106,7 @@ def _first_flip(
         forwards[rows] += result.forwards
         backwards[rows] += result.backwards
         if turn is not turns[-1]:
-            holds = logits_of(model, result.points).argmax(1) == labels[rows]
+            holds = logits_at(model, result.points).argmax(1) == labels[rows]
             forwards[rows] += 1
             rows = rows[holds]
         if not len(rows):
@@ -118,7 +118,7 @@ def _largest_margin(
     model: nn.Module, labels: Labels, targets: Tensor | None, results: list[Attacked]
 ) -> Attacked:
     towards = targets if targets is None or targets.ndim == 1 else None
-    values = [margin(logits_of(model, r.points), labels, towards, None) for r in results]
+    values = [margin(logits_at(model, r.points), labels, towards, None) for r in results]
     best = torch.stack(values).argmax(0)
     points = torch.stack([result.points for result in results])
     return Attacked(
@@ -128,7 +128,7 @@ def _largest_margin(
     )
 
 
-def logits_of(model: nn.Module, points: Images, classes: Tensor | None = None) -> Logits:
+def logits_at(model: nn.Module, points: Images, classes: Tensor | None = None) -> Logits:
     """Logits of some points, all finite, in one pass; all `classes` must be among the model's."""
     oracle = Oracle(model, classes)
     with untouched(model):

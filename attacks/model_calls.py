@@ -4,7 +4,7 @@
 >>> oracle = Oracle(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)))
 >>> answer = oracle.gradient(torch.rand(2, 1, 8, 8), lambda logits: logits[:, 0])
 >>> answer.gradient.shape, oracle.drain()
-(torch.Size([2, 1, 8, 8]), Passes(forwards=1, backwards=1))
+(torch.Size([2, 1, 8, 8]), PassCount(forwards=1, backwards=1))
 """
 
 import math
@@ -26,7 +26,7 @@ class Gradient(NamedTuple):
     gradient: Tensor
 
 
-class Passes(NamedTuple):
+class PassCount(NamedTuple):
     """Passes through the model, per slot."""
 
     forwards: int
@@ -73,9 +73,9 @@ class Oracle:
         self._backwards += 1
         return Gradient(values.detach(), logits.detach(), gradient.nan_to_num())
 
-    def drain(self) -> Passes:
+    def drain(self) -> PassCount:
         """Return the passes since the last call."""
-        passes = Passes(self._forwards, self._backwards)
+        passes = PassCount(self._forwards, self._backwards)
         self._forwards = self._backwards = 0
         return passes
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from robust_nc.attacks.base import AttackInputs, BaseCountedAttack
-from robust_nc.attacks.ensemble import geometry_attack, logits_of
+from robust_nc.attacks.ensemble import geometry_attack, logits_at
 from robust_nc.exceptions import InputError
 from robust_nc.types import Attacked, Images, Labels, Logits
 
@@ -64,7 +64,7 @@ class Severest(BaseCountedAttack):
         forwards, backwards = torch.ones_like(labels), torch.zeros_like(labels)
         if not len(images):
             return Attacked(images.clone(), forwards, backwards)
-        clean = logits_of(model, images, inputs.classes)
+        clean = logits_at(model, images, inputs.classes)
         away = self._away(clean, labels)
         columns = _in_order(away, clean, labels, inputs.target_columns, self.targets)
         attack = geometry_attack(steps=self.steps, restarts=self.restarts, scale=self.scale)
@@ -77,7 +77,7 @@ class Severest(BaseCountedAttack):
             found = attack.compute(some)
             forwards[rows] += found.forwards + 1
             backwards[rows] += found.backwards
-            logits = logits_of(model, found.points, some.labels)
+            logits = logits_at(model, found.points, some.labels)
             aims = _Aims(labels[rows], column[rows], columns[rows, 0], away[rows])
             best = best.improved(rows, _scored(found.points, logits, aims))
         return Attacked(best.points, forwards, backwards)

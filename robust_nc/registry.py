@@ -130,10 +130,10 @@ LOSSES = Registry(
     {
         "ce": "robust_nc.training.losses:cross_entropy",
         "dot_regression": "robust_nc.training.losses:dot_regression",
-        "haframe": "robust_nc.training.losses:haframe",
+        "haframe": "robust_nc.training.losses:haframe_loss",
         "label_relaxation": "robust_nc.training.losses:label_relaxation",
         "label_smoothing": "robust_nc.training.losses:label_smoothing",
-        "margin": "robust_nc.training.losses:margin",
+        "margin": "robust_nc.training.losses:margin_loss",
         "mse": "robust_nc.training.losses:squared_error",
     },
 )

@@ -11,7 +11,7 @@ from helpers_appraisal import judge, write_model
 from PIL import Image
 
 from robust_nc.config import plain, read
-from robust_nc.data.base import first
+from robust_nc.data.base import first_examples
 from robust_nc.data.load import fingerprint, load_dataset, read_split
 from robust_nc.exceptions import (
     ConfigError,
@@ -79,7 +79,7 @@ class TestTheRecord:
         assert settings.model.reference == model
         assert (settings.threat.norm, settings.threat.eps) == ("Linf", 0.1)
         assert settings.data.examples == record.data.examples == 40
-        judged = first(read_split("digits", "test"), 40)
+        judged = first_examples(read_split("digits", "test"), 40)
         assert record.data.fingerprint == fingerprint(judged)
         assert record.config["evaluation"]["attack"]["name"] == "fgsm"
         assert [use.name for use in record.attacks] == ["pgd-ce", "pgd-margin", "fgsm"]

@@ -96,7 +96,7 @@ def test_a_flip_beats_any_loss(batch) -> None:
 
 
 def test_the_best_point_is_kept_not_the_last_that_rose(batch) -> None:
-    model, images, labels, ids = batch
+    model, images, labels, _ = batch
     slots = laid_out(model, images, labels, NOWHERE, goal="maximise").everything
     state = PGD().start(slots)
     for turn, value in enumerate((3.0, 1.0, 2.0)):

@@ -22,7 +22,7 @@ from helpers_data import (
 from robust_nc.data import cifar, fashion_mnist
 from robust_nc.data.base import Source
 from robust_nc.data.cifar import rebuild
-from robust_nc.data.fetch import command, debian_package, download, fetch, obtain, unpack
+from robust_nc.data.fetch import command, debian_package, download, fetch, obtain, unpack_tar
 from robust_nc.exceptions import ConfigError, DataError, StorageError
 
 
@@ -86,7 +86,7 @@ def test_sheets_rebuild_the_binary_files_to_the_bit(tmp_path: Path) -> None:
         "train": [("data_batch_1", 12), ("data_batch_2", 12)],
         "test": [("test_batch", 11)],
     }
-    unpack(archive, cifar.members(splits), tmp_path)
+    unpack_tar(archive, cifar.members(splits), tmp_path)
     rebuild(tmp_path, splits)
     for name, rows in CIFAR.items():
         assert (tmp_path / name).read_bytes() == rows.tobytes()
@@ -96,7 +96,7 @@ def test_sheets_and_labels_of_another_size_are_refused(tmp_path: Path) -> None:
     archive = tmp_path / "sheets.tgz"
     archive.write_bytes(sheets_archive())
     test = {"test": [("test_batch", 11)]}
-    unpack(archive, cifar.members(test), tmp_path)
+    unpack_tar(archive, cifar.members(test), tmp_path)
     with pytest.raises(DataError, match=r"test_lables\.json has the shape \(11,\), not \(9,\)"):
         rebuild(tmp_path, {"test": [("test_batch", 9)]})
     (tmp_path / "test_lables.json").write_text(str([0] * 9))
@@ -265,7 +265,7 @@ def test_archives_with_more_than_plain_inner_files_are_refused(
     archive.write_bytes(cifar_archive(extra=extra))
     (tmp_path / "out").mkdir()
     with pytest.raises(DataError, match="is refused"):
-        unpack(archive, ["cifar-10-batches-bin/test_batch.bin"], tmp_path / "out")
+        unpack_tar(archive, ["cifar-10-batches-bin/test_batch.bin"], tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -274,10 +274,10 @@ def test_archives_that_are_damaged_or_lack_a_file_are_refused(tmp_path: Path) ->
     for content in (b"", b"text", ARCHIVE[: len(ARCHIVE) // 2]):
         archive.write_bytes(content)
         with pytest.raises(DataError, match="cannot be unpacked"):
-            unpack(archive, ["cifar-10-batches-bin/test_batch.bin"], tmp_path)
+            unpack_tar(archive, ["cifar-10-batches-bin/test_batch.bin"], tmp_path)
     archive.write_bytes(ARCHIVE)
     with pytest.raises(DataError, match="has no file absent"):
-        unpack(archive, ["absent"], tmp_path)
+        unpack_tar(archive, ["absent"], tmp_path)
 
 
 class _Half(BaseHTTPRequestHandler):

@@ -24,7 +24,7 @@ from robust_nc.training.deep_rfm import DeepRfm
 from robust_nc.training.progress import TrainEvent
 from robust_nc.training.run import build_objective
 from robust_nc.training.state import load_weights, weights_of
-from robust_nc.training.validation import spread
+from robust_nc.training.validation import evenly_chosen
 
 LINEAR = {"name": "linear", "bias": False}
 DIGITS = {"name": "deep_rfm", "layers": 3, "width": 256, "centers": 600}
@@ -34,7 +34,7 @@ SHAPE = (1, 4, 4)
 
 def solved(model: Classifier, split: Split) -> tuple[Classifier, DeepRFM, Split]:
     """Solve the backbone and head of a model; return it with the machine and the centers."""
-    chosen = spread(split, model.backbone.dim)
+    chosen = evenly_chosen(split, model.backbone.dim)
     with torch.no_grad():
         images = model.normalise(to_unit(chosen.images))
     assert isinstance(model.backbone, DeepRfmBackbone)
@@ -264,7 +264,7 @@ class TestObjective:
         model, split = toy_model(), toy(50, classes=3)
         events: list[TrainEvent] = []
         DeepRfm().solve(model, split, seed=0, report=events.append)
-        chosen = spread(split, 30)
+        chosen = evenly_chosen(split, 30)
         assert not torch.equal(chosen.ids, torch.arange(30))
         expected, _, _ = solved(toy_model(), chosen)
         assert torch.equal(model.eval()(split.images), expected(split.images))

@@ -21,7 +21,7 @@ from robust_nc.training.losses import (
     Seen,
     build_loss,
     dot_regression,
-    haframe,
+    haframe_loss,
     schedule_at,
 )
 
@@ -117,7 +117,7 @@ def test_values_of_features_are_the_formulas(place, classes, examples):
     np.testing.assert_allclose(dot_regression(seen, labels).numpy(), wanted, rtol=1e-9)
     for alpha in (0.0, 0.4, 1.0):
         wanted = [reference.haframe(z, x, frame.numpy(), y, alpha=alpha) for z, x, y in rows]
-        found = haframe(seen, labels, alpha=alpha)
+        found = haframe_loss(seen, labels, alpha=alpha)
         assert found.dtype == torch.float64
         np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-9)
 
@@ -253,9 +253,9 @@ def test_feature_losses_end_at_the_frame():
     frame = frames(5)[1]
     labels = torch.arange(5)
     seen = seen_by(Framed(frame), 7 * frame)
-    for found in (dot_regression(seen, labels), haframe(seen, labels, alpha=1.0)):
+    for found in (dot_regression(seen, labels), haframe_loss(seen, labels, alpha=1.0)):
         assert float(found.abs().max()) < 1e-12
-    assert float(haframe(seen, labels.flip(0), alpha=1.0).max()) > 0.1
+    assert float(haframe_loss(seen, labels.flip(0), alpha=1.0).max()) > 0.1
     opposite = seen_by(Framed(frame), -2 * frame)
     assert torch.allclose(dot_regression(opposite, labels), torch.tensor(2.0).double())
 
@@ -316,7 +316,7 @@ def test_schedules_are_those_of_the_authors():
 def test_haframe_moves_between_its_ends_over_the_training():
     seen = seen_by(Framed(frames(4)[1]), torch.randn(6, 12).double())
     labels = torch.arange(6) % 4
-    whole = haframe(seen, labels, alpha=1.0)
+    whole = haframe_loss(seen, labels, alpha=1.0)
     entropy = losses.cross_entropy(seen.logits, labels)
     loss = built("haframe", {"alpha": 0.8, "schedule": "linear_increase"})
     assert isinstance(loss, FeatureLoss)

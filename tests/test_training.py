@@ -35,7 +35,7 @@ from robust_nc.training.losses import cross_entropy
 from robust_nc.training.objectives import Pgd, Standard
 from robust_nc.training.progress import TrainEvent, read_log
 from robust_nc.training.run import load_classifier, train
-from robust_nc.training.validation import CollapseProbe, Validator, spread
+from robust_nc.training.validation import CollapseProbe, Validator, evenly_chosen
 from robust_nc.types import Loss
 
 PGD = {"name": "pgd", "steps": 2}
@@ -237,8 +237,8 @@ class TestWatch:
     def test_spread_takes_examples_of_all_classes_where_they_are_sorted(self):
         labels = torch.arange(10).repeat_interleave(20)
         split = Split(torch.zeros(200, 1, 2, 2), labels, torch.arange(200))
-        assert spread(split, 50).labels.bincount().tolist() == [5] * 10
-        assert spread(split, 200) is split
+        assert evenly_chosen(split, 50).labels.bincount().tolist() == [5] * 10
+        assert evenly_chosen(split, 200) is split
 
 
 class TestErrors:

@@ -90,7 +90,7 @@ def numbered(images: Tensor, labels: Tensor) -> Split:
     return Split(images, labels.to(torch.int64), torch.arange(len(labels)))
 
 
-def first(split: Split, limit: int | None, *, what: str = "limit") -> Split:
+def first_examples(split: Split, limit: int | None, *, what: str = "limit") -> Split:
     """Return the first `limit` examples in the official order (all for None)."""
     if limit is None:
         return split

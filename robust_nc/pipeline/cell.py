@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from robust_nc.config import EvaluationConfig, RunConfig, identifying
-from robust_nc.data.base import Split, first
+from robust_nc.data.base import Split, first_examples
 from robust_nc.evaluation.evaluate_model import Outcome
 from robust_nc.evaluation.log import end_of_log
 from robust_nc.geometry.dilation import MEASURES
@@ -44,7 +44,7 @@ from robust_nc.runtime.torch_state import default_device
 from robust_nc.training.checkpoint import read_manifest
 from robust_nc.training.memorization import TEST_EXAMPLES, TRAIN_EXAMPLES
 from robust_nc.training.run import Trained
-from robust_nc.training.validation import VALIDATION_EXAMPLES, spread
+from robust_nc.training.validation import VALIDATION_EXAMPLES, evenly_chosen
 
 __all__ = ["CellResult", "check_cell", "run_cell"]
 
@@ -173,7 +173,7 @@ def _logs(cell: Cell, which: str, out: Path) -> dict[VerdictPart, Path]:
 
 
 def _judged(test: Split, verdicts: Verdicts) -> Split:
-    return first(test, len(verdicts.best.robust))
+    return first_examples(test, len(verdicts.best.robust))
 
 
 def _keep_evidence(
@@ -224,7 +224,7 @@ def _rows(
 
 def _sizes(trained: Trained, config: RunConfig) -> dict[str, int]:
     """Examples behind each value that was taken between epochs, by split or measure."""
-    watched = spread(trained.train, TRAIN_EXAMPLES).ids
+    watched = evenly_chosen(trained.train, TRAIN_EXAMPLES).ids
     corrupted = int(trained.altered.wrong_among(watched).sum())
     return {
         "train": min(config.train.collapse_examples, len(trained.train.labels)),

@@ -30,7 +30,7 @@ from robust_nc.config import (
     configuration,
     plain,
 )
-from robust_nc.data.base import Dataset, Split, first
+from robust_nc.data.base import Dataset, Split, first_examples
 from robust_nc.data.folder import Folder, list_images
 from robust_nc.data.hierarchy.tree import tree_of
 from robust_nc.data.load import data_root, to_unit
@@ -43,7 +43,7 @@ from robust_nc.profiling.profile_model import profile
 from robust_nc.registry import DATASETS
 from robust_nc.runtime.progress import Report
 from robust_nc.runtime.torch_state import device_of, full_precision, untouched
-from robust_nc.training.validation import spread
+from robust_nc.training.validation import evenly_chosen
 
 SUITE = "evaluated"  # `Record.suite` of an appraisal, and its folder in results/
 
@@ -143,7 +143,7 @@ def read_model_data(text: str, *, n: int | None, root: Path | None, train: bool)
     if n is not None and not 1 <= n <= size:
         raise InputError(f"--n must be in 1..{size}, the test images of {text}; found {n}")
     learnt = dataset.read("train", home) if train and shape.has_train else None
-    return ModelData(text, part, shape, first(test, n), None if n == size else n, learnt)
+    return ModelData(text, part, shape, first_examples(test, n), None if n == size else n, learnt)
 
 
 def _shape(dataset: Dataset, test: Split, home: Path) -> Shape:
@@ -231,8 +231,8 @@ def measure_layers(
     measure = settings.measure
     assert measure is not None
     assert given.train is not None
-    train = spread(given.train, measure.train_examples or len(given.train.labels))
-    test = first(given.test, measure.test_examples)
+    train = evenly_chosen(given.train, measure.train_examples or len(given.train.labels))
+    test = first_examples(given.test, measure.test_examples)
     found = profile(
         model,
         {"train": _batches(train, measure.batch_size), "test": _batches(test, measure.batch_size)},

@@ -40,7 +40,7 @@ from robust_nc.threat import Ball
 from robust_nc.training.progress import append_log
 from robust_nc.training.run import build_objective
 from robust_nc.training.state import weights_of
-from robust_nc.training.validation import CollapseProbe, spread
+from robust_nc.training.validation import CollapseProbe, evenly_chosen
 
 _WIDE = 8  # pixels that the features of a stand-in are made of
 _SIMPLE = {"radii": (), "corruptions": (), "adaptive": None, "trajectories": 0, "agop_examples": 0}
@@ -177,7 +177,9 @@ def _evidence(probe: Probe, model: Classifier, watch: Stopwatch, _: Anatomist) -
 def _epoch(probe: Probe, model: Classifier, watch: Stopwatch, _: Anatomist) -> Rate:
     """The end of an epoch without its passes: collapse of a few features, weights, the log."""
     images, labels = _random(model, 2 * model.num_classes)
-    collapse = CollapseProbe(spread(numbered(images, labels), len(images)), device=device_of(model))
+    collapse = CollapseProbe(
+        evenly_chosen(numbered(images, labels), len(images)), device=device_of(model)
+    )
     row: dict[str, float | None] = dict.fromkeys(("epoch", "seconds", "loss"), 1.0)
     with tempfile.TemporaryDirectory() as folder:
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from robust_nc.config import MeasureConfig
-from robust_nc.data.base import Split, first
+from robust_nc.data.base import Split, first_examples
 from robust_nc.data.cifar_c import CifarC
 from robust_nc.data.corruption_names import chosen_corruptions, mean_corruption_error
 from robust_nc.data.corruptions import DISTRIBUTION, corrupt_images, corruption_library
@@ -91,7 +91,7 @@ def corruption_source(dataset: str, root: Path | str | None = None) -> Corruptio
 
 def check_corrupted(source: CorruptionSource, settings: MeasureConfig, test: Split) -> None:
     """Ask for a few images of every corruption at every severity, before anything long begins."""
-    some = first(test, min(_CHECKED, len(test.labels)))
+    some = first_examples(test, min(_CHECKED, len(test.labels)))
     examples = Examples("test", to_unit(some.images), some.labels, some.ids)
     for name in chosen_corruptions(settings.corruptions):
         for severity in settings.severities:

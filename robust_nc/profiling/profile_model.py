@@ -39,7 +39,7 @@ from robust_nc.runtime.executor import IN_PROCESS, Executor
 from robust_nc.runtime.progress import Report, no_report
 from robust_nc.runtime.torch_state import device_of, full_precision, untouched
 from robust_nc.threat import Ball
-from robust_nc.training.validation import spread
+from robust_nc.training.validation import evenly_chosen
 
 CALIBRATION = 1_000  # clean training images that set the scale of the logits
 TRAIN, TEST = "train", "test"
@@ -151,9 +151,9 @@ def profile_cell(
     """
     settings = config.measure
     limit = settings.train_examples or len(train.labels)
-    learnt = _unit(TRAIN, spread(train, limit))
+    learnt = _unit(TRAIN, evenly_chosen(train, limit))
     if given is not None:
-        learnt = learnt._replace(given=spread(train._replace(labels=given), limit).labels)
+        learnt = learnt._replace(given=evenly_chosen(train._replace(labels=given), limit).labels)
     sets = {TRAIN: learnt, TEST: _unit(TEST, _first(test, settings.test_examples))}
     found = _measure(
         ModelExecutor(model, executor),

@@ -241,10 +241,10 @@ class Snapshot(NamedTuple):
     within: Within | None = None
 
 
-class Place(NamedTuple):
+class EpochStep(NamedTuple):
     """A moment of a training: the epoch it is in, or has just ended, and steps done; from 1.
 
-    >>> str(Place(2, 15))
+    >>> str(EpochStep(2, 15))
     'epoch 2, step 15'
     """
 
@@ -270,7 +270,7 @@ class Checkpoints:
         self.folder = folder
         self.config = config
         self.facts = facts or {}
-        self.saved: Place | None = None
+        self.saved: EpochStep | None = None
         self.recovered: str | None = None
         self._told: list[str] = []
         self._whole: Manifest | None = None  # the state that is known to be whole on disk
@@ -449,5 +449,5 @@ def _snapshot_of(about: Manifest, folder: Path) -> Snapshot:
     )
 
 
-def _place(snapshot: Snapshot) -> Place:
-    return Place(snapshot.epoch + (snapshot.within is not None), snapshot.step)
+def _place(snapshot: Snapshot) -> EpochStep:
+    return EpochStep(snapshot.epoch + (snapshot.within is not None), snapshot.step)

@@ -30,7 +30,7 @@ from robust_nc.models.necks import without_neck
 from robust_nc.runtime.torch_state import device_of
 from robust_nc.training.objectives import BestBy
 from robust_nc.training.progress import TrainEvent, TrainReport
-from robust_nc.training.validation import spread
+from robust_nc.training.validation import evenly_chosen
 from robust_nc.types import Loss
 
 _STEPS = 1000  # of a report's share
@@ -79,7 +79,7 @@ class DeepRfm:
                 f"deep_rfm has {backbone.dim} centers, but there are only {len(train.labels)} "
                 f"training images; set the backbone's option centers to {len(train.labels)} or less"
             )
-        chosen = spread(train, backbone.dim)
+        chosen = evenly_chosen(train, backbone.dim)
         device = device_of(model)
         with torch.no_grad():
             images = model.normalise(to_unit(chosen.images.to(device)))

@@ -113,7 +113,7 @@ def squared_error(
     return (values - wanted).square().mean(1)
 
 
-def margin(logits: Logits, labels: Labels, *, kappa: NotNegative = 1.0) -> PerExample:
+def margin_loss(logits: Logits, labels: Labels, *, kappa: NotNegative = 1.0) -> PerExample:
     """max(0, kappa + largest other logit - the label's): the multi-class hinge.
 
     With `kappa` 1 that of Crammer and Singer (JMLR 2001); 0 asks for no more than a right answer,
@@ -178,7 +178,7 @@ def dot_regression(seen: Seen, labels: Labels) -> PerExample:
     return (cosines - 1).square() / 2
 
 
-def haframe(
+def haframe_loss(
     seen: Seen,
     labels: Labels,
     *,

@@ -24,7 +24,7 @@ from robust_nc.geometry.dilation import MEASURES, CorruptionMeter, dilation
 from robust_nc.geometry.moments import Moments
 from robust_nc.models.classifier import Classifier
 from robust_nc.runtime.torch_state import untouched
-from robust_nc.training.validation import spread
+from robust_nc.training.validation import evenly_chosen
 
 TRAIN_EXAMPLES, TEST_EXAMPLES = 2_000, 1_000
 _BATCH = 500
@@ -53,9 +53,9 @@ class MemorizationProbe:
         count = len(train.labels)
         self.original = check_labels(original, count, what="original labels").to(device)
         numbered = train._replace(ids=torch.arange(count))  # batches then say where they are from
-        chosen = spread(numbered, TRAIN_EXAMPLES)
+        chosen = evenly_chosen(numbered, TRAIN_EXAMPLES)
         self.train = Batches(chosen, batch_size=_BATCH, device=device)
-        self.test = Batches(spread(test, TEST_EXAMPLES), batch_size=_BATCH, device=device)
+        self.test = Batches(evenly_chosen(test, TEST_EXAMPLES), batch_size=_BATCH, device=device)
 
     def __call__(self, model: nn.Module) -> Measures:
         """Return the measures of `geometry.dilation`, `memorised` and `dilation`.

@@ -51,7 +51,7 @@ from robust_nc.training.objectives import ClosedForm, Objective
 from robust_nc.training.progress import EpochRow, TrainReport
 from robust_nc.training.saving import SAVE_SECONDS, SAVE_SECONDS_WITHIN
 from robust_nc.training.state import load_weights, make_optimizer
-from robust_nc.training.validation import CollapseProbe, Validator, spread
+from robust_nc.training.validation import CollapseProbe, Validator, evenly_chosen
 
 
 class Trained(NamedTuple):
@@ -291,7 +291,7 @@ def _probe(
 ) -> Watch:
     """Collapse after each epoch, by the right labels; where some are wrong, memorization too."""
     right = altered.split._replace(labels=altered.original)
-    examples = spread(right, config.train.collapse_examples)
+    examples = evenly_chosen(right, config.train.collapse_examples)
     collapse = CollapseProbe(examples, device=device)
     if config.data.noise is None:
         return collapse

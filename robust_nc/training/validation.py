@@ -42,7 +42,7 @@ class Validator:
     def __init__(
         self, held_out: Split, ball: Ball, *, seed: int, device: torch.device | str
     ) -> None:
-        chosen = spread(held_out, VALIDATION_EXAMPLES)
+        chosen = evenly_chosen(held_out, VALIDATION_EXAMPLES)
         self.batches = Batches(chosen, batch_size=_BATCH, device=device)
         self.ball = ball
         self.seed = stream_key(seed, "validation-attack")
@@ -118,7 +118,7 @@ class CollapseProbe:
         }
 
 
-def spread(split: Split, limit: int) -> Split:
+def evenly_chosen(split: Split, limit: int) -> Split:
     """Take at most `limit` examples, evenly spread over the split (which may be in class order)."""
     size = len(split.labels)
     if size <= limit:

@@ -35,7 +35,7 @@ from robust_nc.runtime.torch_state import device_of, stream_key, untouched
 from robust_nc.statistics.intervals import wilson
 from robust_nc.statistics.sampling import fewest_broken, most_broken
 from robust_nc.threat import Ball
-from robust_nc.training.validation import spread
+from robust_nc.training.validation import evenly_chosen
 from robust_nc.verification.originals import RecordExamples, ball_of
 
 CLAIM = "leap_rate_test"  # in `Record.summary`
@@ -211,7 +211,7 @@ def remeasure(
     if measure is None or claimed is None:
         return None
     train = read_split(settings.data.dataset, "train", root=root)
-    train = spread(train, measure.train_examples or len(train.labels))
+    train = evenly_chosen(train, measure.train_examples or len(train.labels))
     known = min(measure.test_examples or len(examples.labels), len(examples.labels))
     draws = np.random.Generator(np.random.PCG64(seed))
     chosen = np.sort(draws.choice(known, min(count, known), replace=False))

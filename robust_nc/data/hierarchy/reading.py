@@ -30,7 +30,7 @@ _KEYS = ("classes", *_FORMS, "pairs_by_distance", "source", "note")
 Groups = tuple[tuple[int, ...], ...]
 
 
-class Found(NamedTuple):
+class ParsedTree(NamedTuple):
     """Classes in the order of their labels, and each one's groups at heights 1..H-1."""
 
     classes: tuple[str, ...]
@@ -45,7 +45,7 @@ class _Leaf(NamedTuple):
     above: tuple[Hashable, ...]
 
 
-def parse(text: str, file: str) -> Found:
+def parse(text: str, file: str) -> ParsedTree:
     """Read the text of a tree; `file` is its name, which says the format and goes into errors.
 
     Raises `ConfigError` with the place in the file, what was found there and what is valid.
@@ -164,7 +164,7 @@ def _way_up(name: str, parents: Mapping[str, str], file: str) -> list[str]:
     return way[1:]
 
 
-def _grouped(leaves: list[_Leaf], classes: tuple[str, ...] | None, file: str) -> Found:
+def _grouped(leaves: list[_Leaf], classes: tuple[str, ...] | None, file: str) -> ParsedTree:
     """Bring leaves into the order of their labels, and their ancestors to heights."""
     by_label: dict[int, _Leaf] = {}
     for leaf in leaves:
@@ -181,7 +181,7 @@ def _grouped(leaves: list[_Leaf], classes: tuple[str, ...] | None, file: str) ->
         name = repr(classes[missing]) if classes is not None else str(missing)
         raise ConfigError(f"{file}: class {name} is nowhere in the tree; every class belongs once")
     ways = [by_label[label].above for label in range(size)]
-    return Found(classes or _numbers(size), _groups(ways))
+    return ParsedTree(classes or _numbers(size), _groups(ways))
 
 
 def _label(leaf: _Leaf, classes: tuple[str, ...] | None, file: str) -> int:
@@ -230,7 +230,7 @@ def _counted(nodes: tuple[Hashable, ...]) -> list[int]:
     return [order[node] for node in nodes]
 
 
-def _from_groups(values: object, classes: tuple[str, ...] | None, file: str) -> Found:
+def _from_groups(values: object, classes: tuple[str, ...] | None, file: str) -> ParsedTree:
     """Read a row of groups per class: a table by name, or a list in the order of the labels."""
     if isinstance(values, dict):
         if classes not in (None, tuple(values)):
@@ -245,7 +245,7 @@ def _from_groups(values: object, classes: tuple[str, ...] | None, file: str) -> 
                 f"{file}, groups[{label}]: must be a list of group numbers, 0 or more, "
                 f"found {row!r}"
             )
-    return Found(classes or _numbers(len(values)), tuple(tuple(row) for row in values))
+    return ParsedTree(classes or _numbers(len(values)), tuple(tuple(row) for row in values))
 
 
 def _check_pairs(groups: Groups, stated: object, file: str) -> None:
