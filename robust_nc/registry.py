@@ -104,7 +104,7 @@ HEADS = Registry(
         "etf": "robust_nc.models.heads:EtfHead",
         "haframe": "robust_nc.models.heads:HaFrameHead",
         "linear": "robust_nc.models.heads:LinearHead",
-        "nearest_etf": "robust_nc.models.nearest_etf:NearestEtfHead",
+        "nearest_etf": "robust_nc.models.heads:NearestEtfHead",
         "orthogonal": "robust_nc.models.heads:OrthogonalHead",
         "prototype": "robust_nc.models.heads:PrototypeHead",
     },

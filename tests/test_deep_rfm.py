@@ -12,10 +12,13 @@ from reference import deep_rfm as oracle
 from torch import Tensor
 
 from robust_nc.exceptions import ConfigError, InputError
-from robust_nc.models.deep_rfm import POINTS, DeepRFM, RandomMap, draw_map
-from robust_nc.models.rfm_kernels import (
+from robust_nc.models.deep_rfm import (
+    POINTS,
+    DeepRFM,
     Gaussian,
     Laplace,
+    RandomMap,
+    draw_map,
     kernel_agop,
     make_kernel,
     solve_ridge,

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from robust_nc.exceptions import InputError
 from robust_nc.models.frames import nearest_etf, simplex_etf
-from robust_nc.models.nearest_etf import NearestEtfHead
+from robust_nc.models.heads import NearestEtfHead
 
 K, D = 5, 8
 

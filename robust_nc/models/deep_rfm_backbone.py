@@ -23,9 +23,15 @@ from torch import Tensor, nn
 
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.models.backbones import PENULTIMATE, Backbone, ImageShape, at_least
-from robust_nc.models.deep_rfm import Activation, DeepRFM, RandomMap, draw_map
+from robust_nc.models.deep_rfm import (
+    Activation,
+    DeepRFM,
+    KernelName,
+    RandomMap,
+    draw_map,
+    unit_sphere,
+)
 from robust_nc.models.heads import Head, LinearHead
-from robust_nc.models.rfm_kernels import KernelName, unit_sphere
 from robust_nc.runtime.progress import Report
 from robust_nc.types import Features, Images
 
