@@ -7,7 +7,6 @@ from robust_nc.attacks.ensemble import Strongest, geometry_attack, logit_scale
 from robust_nc.attacks.losses import margin
 from robust_nc.attacks.noise import SignNoise
 from robust_nc.attacks.pgd import FGSM, PGD
-from robust_nc.exceptions import InputError
 from robust_nc.threat import Ball
 
 SHAPE = (1, 8, 8)
@@ -130,8 +129,3 @@ def test_logit_scale_brings_the_median_margin_to_five() -> None:
     assert float((top[:, 0] - top[:, 1]).median()) == pytest.approx(5.0, rel=1e-5)
     assert logit_scale(model, images[:0]) == 1.0
     assert logit_scale(Louder(model, 0.0), images) == 1.0
-
-
-def test_an_ensemble_of_none_is_refused() -> None:
-    with pytest.raises(InputError, match="at least one attack"):
-        Strongest(())

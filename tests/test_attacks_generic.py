@@ -232,3 +232,72 @@ def test_logits_that_are_not_finite_are_named(attack: Attack, goal: str, value: 
     images, labels = pictures(4, SHAPE), torch.zeros(4, dtype=torch.int64)
     with pytest.raises(InputError, match="NaN or infinite"):
         attack(model, images, labels, BALLS[0], goal=goal, seed=0, ids=torch.arange(4))
+
+
+@each_goal
+@each_ball
+@each_flipping_attack
+def test_a_ball_without_room_returns_the_images(attack: Attack, ball: Ball, goal: str) -> None:
+    model, images = curved(SHAPE, 5), pictures(5, SHAPE)
+    labels, ids = predictions(model, images), torch.arange(5)
+    points = attack(model, images, labels, Ball(ball.norm, 0.0), goal=goal, seed=0, ids=ids)
+    assert torch.equal(points, images)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PGD(steps=20, loss="ce"),
+        PGD(steps=20, loss="margin"),
+        Square(queries=400, rescale_schedule=True),
+        Square(queries=400, rescale_schedule=True, loss="ce"),
+    ],
+    ids=repr,
+)
+def test_targets_are_reached(attack: Attack) -> None:
+    model, images = linear(SHAPE, 5), pictures(10, SHAPE)
+    labels, ids, ball = predictions(model, images), torch.arange(10), Ball("Linf", 0.9)
+    targets = (labels + 1 + ids % 4) % 5
+    call = (model, images, labels, ball)
+    points = attack(*call, goal="maximise", targets=targets, seed=0, ids=ids)
+    assert torch.equal(predictions(model, points), targets)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (PGD, {"steps": 0}, "steps"),
+        (PGD, {"step_size": 0.0}, "step_size"),
+        (PGD, {"scale": float("nan")}, "scale"),
+        (PGD, {"restarts": 0}, "restarts"),
+        (PGD, {"slots": 0}, "slots"),
+        (PGD, {"loss": "cee"}, "loss"),
+        (PGD, {"mode": "train"}, "mode"),
+        (PGD, {"initial": "zero"}, "initial"),
+        (APGD, {"steps": 0}, "steps must be at least 1"),
+        (APGD, {"steps": 2, "enlarged": True}, "steps must be at least 3"),
+        (APGD, {"eot": 0}, "eot must be at least 1"),
+        (APGD, {"rho": 0.0}, "rho must be"),
+        (APGD, {"rho": 1.5}, "rho must be"),
+        (APGD, {"loss": "kl"}, "attack loss"),
+        (APGD, {"restarts": 0}, "restarts"),
+        (FAB, {"steps": 0}, "steps"),
+        (FAB, {"alpha_max": 1.1}, "alpha_max"),
+        (FAB, {"alpha_max": float("nan")}, "alpha_max"),
+        (FAB, {"eta": 0.9}, "eta"),
+        (FAB, {"eta": float("inf")}, "eta"),
+        (FAB, {"beta": 0.0}, "beta"),
+        (FAB, {"beta": 1.1}, "beta"),
+        (Square, {"queries": 0}, "queries"),
+        (Square, {"p_init": 0.0}, "p_init"),
+        (Square, {"p_init": 1.5}, "p_init"),
+        (Square, {"loss": "kl"}, "unknown loss of Square"),
+        (Strongest, {"attacks": ()}, "at least one attack"),
+    ],
+    ids=str,
+)
+def test_options_that_cannot_be_used_are_named(kind, options, message) -> None:
+    # With shapes checked, the type check answers first for words that are no options.
+    error = (ValueError, TypeError) if {"mode", "initial"} & options.keys() else InputError
+    with pytest.raises(ValueError if options.get("loss") else error, match=message):
+        kind(**options)

@@ -148,17 +148,6 @@ def test_keys_are_distinct_and_the_id_for_the_first_item() -> None:
     assert torch.equal(keys[0][:50], ids[:50])
 
 
-@pytest.mark.parametrize("loss", ["ce", "margin"])
-def test_targets_are_reached(loss: str) -> None:
-    model, images = linear(SHAPE, 5), pictures(10, SHAPE)
-    labels, ids, ball = predictions(model, images), torch.arange(10), Ball("Linf", 0.9)
-    targets = (labels + 1 + ids % 4) % 5
-    attack = PGD(steps=20, loss=loss)
-    call = (model, images, labels, ball)
-    points = attack(*call, goal="maximise", targets=targets, seed=0, ids=ids)
-    assert torch.equal(predictions(model, points), targets)
-
-
 def test_targeted_dlr_is_raised() -> None:
     model, images = linear(SHAPE, 5), pictures(10, SHAPE)
     labels, ids = predictions(model, images), torch.arange(10)
@@ -324,29 +313,6 @@ def test_input_that_cannot_be_used_is_named(change, message) -> None:
     }
     with pytest.raises(InputError, match=message):
         PGD(steps=2)(**(call | change))
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"steps": 0},
-        {"step_size": 0.0},
-        {"scale": float("nan")},
-        {"restarts": 0},
-        {"slots": 0},
-        {"loss": "cee"},
-    ],
-)
-def test_options_that_cannot_be_used_are_named(options) -> None:
-    with pytest.raises(ValueError, match=next(iter(options))):
-        PGD(**options)
-
-
-@pytest.mark.parametrize("options", [{"mode": "train"}, {"initial": "zero"}])
-def test_words_that_are_not_options_are_named(options) -> None:
-    # With shapes checked, the type check answers first.
-    with pytest.raises((ValueError, TypeError), match=next(iter(options))):
-        PGD(**options)
 
 
 def test_registered_attacks_and_protocols() -> None:
