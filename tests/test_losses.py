@@ -175,8 +175,8 @@ def test_label_relaxation_is_continuous_where_it_ends():
 def test_margin_is_zero_exactly_where_the_gap_is_kappa():
     logits = torch.tensor([[3.0, 1.0, 0.0], [1.0, 0.5, 0.0], [0.0, 2.0, 1.0]])
     labels = torch.tensor([0, 0, 0])
-    assert losses.margin(logits, labels, kappa=2.0).tolist() == [0.0, 1.5, 4.0]
-    assert losses.margin(logits, labels, kappa=0.0).tolist() == [0.0, 0.0, 2.0]
+    assert losses.margin_loss(logits, labels, kappa=2.0).tolist() == [0.0, 1.5, 4.0]
+    assert losses.margin_loss(logits, labels, kappa=0.0).tolist() == [0.0, 0.0, 2.0]
 
 
 @settings(deadline=None, max_examples=30)
