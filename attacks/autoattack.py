@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from robust_nc.attacks.square import Square
 from robust_nc.evaluation import Outcome, evaluate
 from robust_nc.exceptions import ConfigError, InputError, unknown_name
 from robust_nc.runtime import device_of, full_precision, private_draws, untouched
+from robust_nc.runtime.progress import Progress
 from robust_nc.threat import Ball
 from robust_nc.types import Attack, EvaluationProtocol
 
@@ -255,24 +256,6 @@ class _Log:
                 file.write(f"{text}\n")
 
 
-@runtime_checkable
-class _Standing(Protocol):
-    """What a progress tells: the attack, its examples, and how many of all are robust so far."""
-
-    @property
-    def attack(self) -> str: ...
-    @property
-    def turn(self) -> int: ...
-    @property
-    def done(self) -> int: ...
-    @property
-    def total(self) -> int: ...
-    @property
-    def robust(self) -> int: ...
-    @property
-    def examples(self) -> int: ...
-
-
 class _Teller:
     """Says what autoattack says, as soon as the progress of an evaluation shows it."""
 
@@ -284,7 +267,7 @@ class _Teller:
         self._ended = 0  # the last turn that was told to be over
         self._began = self._spoke = time.monotonic()
 
-    def hear(self, progress: _Standing) -> None:
+    def hear(self, progress: Progress) -> None:
         """Take note of a progress."""
         now = time.monotonic()
         if not (self._opened or self._resumed):  # all that are correct get the first attack

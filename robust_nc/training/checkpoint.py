@@ -35,8 +35,8 @@ from robust_nc.training.state import Tensors
 SCHEMAS = (1, 2)
 """1: a state between epochs; 2: one within an epoch, which an older version must not read as 1."""
 
-KINDS = ("best", "last", "momentum", "raw", "within")
-MANIFESTS = ("best", "last", "previous")
+_KINDS = ("best", "last", "momentum", "raw", "within")
+_MANIFESTS = ("best", "last", "previous")
 
 Manifest = dict[str, Any]
 
@@ -60,11 +60,6 @@ class DamagedError(CheckpointError):
         self.why = why
 
 
-def damaged(path: Path, why: str) -> DamagedError:
-    """Name a damaged file, what is wrong with it and the remedy."""
-    return DamagedError(path, why)
-
-
 def write_manifest(path: Path, about: Manifest) -> None:
     """Write a checkpoint's JSON with its own SHA-256."""
     sealed = about | {"sha256": _seal(about)}
@@ -74,34 +69,34 @@ def write_manifest(path: Path, about: Manifest) -> None:
 
 def read_manifest(path: Path) -> Manifest:
     """Read a checkpoint's JSON, or raise `CheckpointError`."""
-    return unsealed(path, parse_manifest(path))
+    return _unsealed(path, _parse_manifest(path))
 
 
-def parse_manifest(path: Path) -> Manifest:
-    """Read a checkpoint's JSON, whose SHA-256 is yet to be looked at (`unsealed`)."""
+def _parse_manifest(path: Path) -> Manifest:
+    """Read a checkpoint's JSON, whose SHA-256 is yet to be looked at (`_unsealed`)."""
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise damaged(path, error.strerror or str(error)) from error
+        raise DamagedError(path, error.strerror or str(error)) from error
     except ValueError as error:
-        raise damaged(path, f"not JSON ({error})") from error
+        raise DamagedError(path, f"not JSON ({error})") from error
     if not isinstance(about, dict) or about.get("schema") not in SCHEMAS:
         found = about.get("schema") if isinstance(about, dict) else None
         readable = " and ".join(map(str, SCHEMAS))
-        wrong = damaged(path, f"its schema is {found!r}, this version reads {readable}")
+        wrong = DamagedError(path, f"its schema is {found!r}, this version reads {readable}")
         if found is not None and about.get("sha256") == _seal(about):
             raise CheckpointError(str(wrong))  # whole, but of a version to come
         raise wrong
     return about
 
 
-def unsealed(path: Path, about: Manifest) -> Manifest:
+def _unsealed(path: Path, about: Manifest) -> Manifest:
     """Return a checkpoint's JSON without its SHA-256, or raise `CheckpointError` if that is wrong.
 
     Checkpoints of older versions have none.
     """
     if "sha256" in about and about["sha256"] != _seal(about):
-        raise damaged(path, "its content is not that of its SHA-256")
+        raise DamagedError(path, "its content is not that of its SHA-256")
     return {key: value for key, value in about.items() if key != "sha256"}
 
 
@@ -113,15 +108,15 @@ def write_tensors(
     Where that name is `taken`, the file is a copy of its own under `<kind>-<digest>-b.safetensors`.
     """
     content = safetensors.torch.save({name: _packed(tensor) for name, tensor in tensors.items()})
-    file = name_tensors(kind, hashlib.sha256(content).hexdigest(), taken)
+    file = _name_tensors(kind, hashlib.sha256(content).hexdigest(), taken)
     files.write_bytes(folder / file.name, content)
     return file
 
 
-def name_tensors(kind: str, sha256: str, taken: Collection[str] = ()) -> TensorFile:
+def _name_tensors(kind: str, sha256: str, taken: Collection[str] = ()) -> TensorFile:
     """Return where tensors of a SHA-256 lie.
 
-    >>> name_tensors("best", "0123456789abcdef01", {"best-0123456789abcdef.safetensors"}).name
+    >>> _name_tensors("best", "0123456789abcdef01", {"best-0123456789abcdef.safetensors"}).name
     'best-0123456789abcdef-b.safetensors'
     """
     name = f"{kind}-{sha256[:16]}.safetensors"
@@ -136,15 +131,15 @@ def read_tensors(folder: Path, file: TensorFile) -> Tensors:
     try:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != file.sha256:
-            raise damaged(path, "its SHA-256 is not the one that its JSON names")
+            raise DamagedError(path, "its SHA-256 is not the one that its JSON names")
         return safetensors.torch.load(content)
     except OSError as error:
-        raise damaged(path, error.strerror or str(error)) from error
+        raise DamagedError(path, error.strerror or str(error)) from error
     except SafetensorError as error:
-        raise damaged(path, str(error)) from error
+        raise DamagedError(path, str(error)) from error
 
 
-def named_in(about: Manifest) -> list[TensorFile]:
+def _named_in(about: Manifest) -> list[TensorFile]:
     """Return the files that a checkpoint's JSON names."""
     return [
         TensorFile(**value)
@@ -153,7 +148,7 @@ def named_in(about: Manifest) -> list[TensorFile]:
     ]
 
 
-def check_same_config(found: object, wanted: dict[str, Any], path: Path) -> None:
+def _check_same_config(found: object, wanted: dict[str, Any], path: Path) -> None:
     """Raise `CheckpointError` that says which keys differ, if any do."""
     there, here = _flat(found), _flat(wanted)
     absent = "nothing"
@@ -169,18 +164,18 @@ def check_same_config(found: object, wanted: dict[str, Any], path: Path) -> None
         )
 
 
-def remove_unnamed(folder: Path) -> None:
+def _remove_unnamed(folder: Path) -> None:
     """Remove the tensors that no JSON names; none of them where a JSON cannot be read."""
     try:
         manifests = [
             read_manifest(path)
-            for which in MANIFESTS
+            for which in _MANIFESTS
             if (path := folder / f"{which}.json").exists()
         ]
     except CheckpointError:
         return
-    keep = {file.name for about in manifests for file in named_in(about)}
-    for kind in KINDS:
+    keep = {file.name for about in manifests for file in _named_in(about)}
+    for kind in _KINDS:
         for path in folder.glob(f"{kind}-*.safetensors"):
             if path.name not in keep:
                 remove_file(path)
@@ -292,10 +287,10 @@ class Checkpoints:
                     self._verify()
                 remove_file(self.folder / "previous.json")
             self._whole, self.saved = about, _place(snapshot)
-            remove_unnamed(self.folder)
+            _remove_unnamed(self.folder)
         except StorageError:
             with contextlib.suppress(StorageError):
-                remove_unnamed(self.folder)
+                _remove_unnamed(self.folder)
             raise
 
     def load(self) -> Snapshot | None:
@@ -332,11 +327,11 @@ class Checkpoints:
             if finished and self._whole is not None:
                 self._restore_best(self._whole)
                 remove_file(self.folder / "previous.json")
-            remove_unnamed(self.folder)
+            _remove_unnamed(self.folder)
 
     def _written(self, snapshot: Snapshot, *, going_on: bool) -> Manifest:
         """Write a new state beside the last one, then put it in its place; return its JSON."""
-        taken = {f.name for f in named_in(self._whole)} if going_on and self._whole else set()
+        taken = {f.name for f in _named_in(self._whole)} if going_on and self._whole else set()
 
         def write(kind: str, tensors: Tensors) -> dict[str, str]:
             file = write_tensors(self.folder, kind, tensors, taken=taken)
@@ -374,7 +369,7 @@ class Checkpoints:
 
     def _write_best(self, snapshot: Snapshot, taken: set[str]) -> TensorFile:
         if self._best is not None and self._best[0] == snapshot.best_epoch:
-            file = name_tensors("best", self._best[1], taken)
+            file = _name_tensors("best", self._best[1], taken)
             if file in self._good and (self.folder / file.name).exists():
                 return file
         file = write_tensors(self.folder, "best", snapshot.best_weights, taken=taken)
@@ -385,7 +380,7 @@ class Checkpoints:
     def _verify(self) -> None:
         """Read the last state back, before the one before it is given up."""
         try:
-            for file in named_in(read_manifest(self.folder / "last.json")):
+            for file in _named_in(read_manifest(self.folder / "last.json")):
                 read_tensors(self.folder, file)
         except CheckpointError as error:
             raise StorageError(
@@ -395,16 +390,16 @@ class Checkpoints:
 
     def _read(self, path: Path) -> Snapshot:
         """Read one state, or raise `DamagedError`, or `CheckpointError` for another config."""
-        about = parse_manifest(path)
+        about = _parse_manifest(path)
         try:
             snapshot = _snapshot_of(about, self.folder)
             told = [str(sentence) for sentence in about.get("recovered", [])]
         except (KeyError, TypeError, ValueError) as error:
-            raise damaged(path, f"it lacks or garbles {error}") from error
-        about = unsealed(path, about)
-        check_same_config(about.get("config"), self.config, path)
+            raise DamagedError(path, f"it lacks or garbles {error}") from error
+        about = _unsealed(path, about)
+        _check_same_config(about.get("config"), self.config, path)
         self._whole, self._told, self.saved = about, told, _place(snapshot)
-        self._good = set(named_in(about))
+        self._good = set(_named_in(about))
         self._best = (snapshot.best_epoch, TensorFile(**about["best"]).sha256)
         return snapshot
 

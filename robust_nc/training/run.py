@@ -39,8 +39,8 @@ from robust_nc.runtime.screen import Screen
 from robust_nc.runtime.torch_state import default_device
 from robust_nc.training.checkpoint import (
     Checkpoints,
+    DamagedError,
     TensorFile,
-    damaged,
     read_manifest,
     read_tensors,
 )
@@ -274,7 +274,7 @@ def load_classifier(folder: Path, *, which: Literal["best", "last"] = "best") ->
         config, seed = about["facts"]["model"], int(about["config"]["seed"])
         weights = read_tensors(folder, TensorFile(**about["tensors"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise damaged(path, f"it lacks or garbles {error}") from error
+        raise DamagedError(path, f"it lacks or garbles {error}") from error
     model = build_model(read(ModelConfig, config, source=str(path)), seed=seed)
     load_weights(model, weights)
     return model.eval()
