@@ -1,4 +1,4 @@
-"""What every head keeps, and the learnable ones: a stated map, one row at a time, exact."""
+"""What every head keeps, the learnable ones, and those with a fixed frame."""
 
 import copy
 import json
@@ -11,8 +11,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robust_nc.config import Component, build
+from robust_nc.data.hierarchy.tree import read_hierarchy
 from robust_nc.exceptions import ConfigError, InputError
-from robust_nc.models.heads import EtfHead, Head, LinearHead, PrototypeHead, unit_rows
+from robust_nc.models.frames import haframe, orthogonal_frame, similarities, simplex_etf
+from robust_nc.models.heads import (
+    EtfHead,
+    FixedHead,
+    HaFrameHead,
+    Head,
+    LinearHead,
+    NearestEtfHead,
+    OrthogonalHead,
+    PrototypeHead,
+    unit_rows,
+)
 from robust_nc.registry import HEADS
 
 K, D = 10, 12
@@ -286,16 +298,95 @@ def test_unit_rows_of_tiny_and_zero_features():
     assert bool(torch.isfinite(rows.grad).all())
 
 
+FRAMES = {
+    "etf": (EtfHead, {}, simplex_etf(10, 16, seed=3)),
+    "orthogonal": (OrthogonalHead, {}, orthogonal_frame(10, 16, seed=3)),
+    "haframe": (
+        HaFrameHead,
+        {"hierarchy": "cifar10", "gamma": 3.0},
+        haframe(read_hierarchy("cifar10").distances(), 16, gamma=3.0, seed=3),
+    ),
+}
+every_kind = pytest.mark.parametrize("kind", FRAMES)
+
+
+def fixed(kind: str, **options) -> FixedHead:
+    head, own, _ = FRAMES[kind]
+    return head(10, 16, seed=3, **own, **options)
+
+
+@every_kind
+def test_the_frame_is_the_stated_one_and_a_buffer(kind):
+    head = fixed(kind, scale=5.0, temperature=0.5)
+    assert torch.equal(head.frame(), FRAMES[kind][2])
+    assert torch.equal(head.vertices(), 10 * head.frame())
+    assert not list(head.parameters())
+    assert list(head.state_dict()) == ["fixed_frame"]
+    assert not head.fixed_frame.requires_grad
+    assert head.bias_vector() is None
+    assert not head.observes
+    assert (head.num_classes, head.dim) == (10, 16)
+
+
+@every_kind
+def test_scale_follows_the_features(kind):
+    assert fixed(kind).scale == 1
+    cosine = fixed(kind, normalise_features=True)
+    torch.testing.assert_close(cosine.vertices().norm(dim=1), torch.full((10,), 16.0))
+    torch.testing.assert_close(cosine(cosine.frame() * 3), cosine(cosine.frame()))
+    best = float(F.cross_entropy(cosine(cosine.frame()), torch.arange(10)))
+    alone = float(F.cross_entropy(cosine(cosine.frame()) / 16, torch.arange(10)))
+    assert best < 1e-3
+    assert alone > 1
+    assert fixed(kind, normalise_features=True, scale=2.0).scale == 2
+
+
+def test_haframe_head_orders_mistakes_by_the_tree():
+    tree = read_hierarchy("cifar10")
+    head = HaFrameHead(10, 16, seed=0, hierarchy="cifar10")
+    distances, logits = tree.distances(), head(head.frame()).double()
+    torch.testing.assert_close(logits, similarities(distances, 2.0), rtol=0, atol=1e-6)
+    for label in range(10):
+        nearest_first = distances[label][logits[label].argsort(descending=True)]
+        assert torch.equal(nearest_first, nearest_first.sort().values)
+
+
+def test_a_tree_from_a_file(tmp_path: Path):
+    path = tmp_path / "tree.json"
+    path.write_text(json.dumps({"groups": [[0, 0], [0, 0], [1, 1], [2, 1], [2, 1]]}))
+    head = HaFrameHead(5, 5, seed=0, hierarchy=str(path))
+    gram = head.frame() @ head.frame().T
+    assert gram[3, 4] > gram[3, 2] > gram[3, 0]
+    torch.testing.assert_close(gram[0, 1], gram[3, 4])
+
+
 @pytest.mark.parametrize(
-    ("build", "sentence"),
+    ("kind", "size", "options", "sentence"),
     [
-        (lambda: LinearHead(1, 6, seed=0), "at least 2 classes, found 1"),
-        (lambda: LinearHead(4, 0, seed=0), "at least 1 dimension, found 0"),
-        (lambda: LinearHead(4, 6, seed=0, temperature=0.0), "temperature must be .* found 0"),
-        (lambda: EtfHead(4, 6, seed=0, temperature=float("nan")), "temperature must be"),
-        (lambda: LinearHead(4, 6, seed=0, scale=0.0), "scale must be finite and above 0, found 0"),
+        (LinearHead, (1, 6), {}, "at least 2 classes, found 1"),
+        (LinearHead, (4, 0), {}, "at least 1 dimension, found 0"),
+        (LinearHead, (4, 6), {"temperature": 0.0}, "temperature must be .* found 0"),
+        (LinearHead, (4, 6), {"scale": 0.0}, "scale must be finite and above 0, found 0"),
+        (EtfHead, (4, 6), {"temperature": float("nan")}, "temperature must be"),
+        (EtfHead, (4, 6), {"scale": float("inf")}, "scale must .* found inf"),
+        (EtfHead, (4, 2), {}, "at least 3 dimensions, found 2"),
+        (OrthogonalHead, (4, 6), {"scale": -1.0}, "above 0, found -1"),
+        (OrthogonalHead, (4, 3), {}, "at least 4 dimensions, found 3"),
+        (HaFrameHead, (10, 16), {}, "needs the tree .* cifar10, .* a path"),
+        (HaFrameHead, (10, 8), TREE, r"at least (9|10) dimensions, found 8"),
+        (HaFrameHead, (4, 8), TREE, "digits has 10 classes, and .* 4"),
+        (HaFrameHead, (10, 16), {"hierarchy": "cifar"}, "unknown tree .* 'cifar'; did you mean"),
+        (HaFrameHead, (10, 16), TREE | {"gamma": 0.0}, "gamma must be finite and above 0, found 0"),
+        (NearestEtfHead, (5, 8), {"tau": 0.0}, "tau must be finite and above 0, found 0"),
+        (NearestEtfHead, (5, 8), {"tau": float("inf")}, "tau must be"),
+        (NearestEtfHead, (5, 8), {"momentum": 1.0}, "at least 0 and below 1, found 1"),
+        (NearestEtfHead, (5, 8), {"momentum": -0.1}, "momentum must be"),
+        (NearestEtfHead, (5, 8), {"delta": -1.0}, "delta must be finite and at least 0, found -1"),
+        (NearestEtfHead, (5, 8), {"temperature": 0.0}, "temperature must be"),
+        (NearestEtfHead, (5, 3), {}, "at least 4 dimensions, found 3"),
     ],
 )
-def test_heads_that_cannot_be_are_refused(build, sentence):
-    with pytest.raises(InputError, match=sentence):
-        build()
+def test_heads_that_cannot_be_are_refused(kind, size, options, sentence):
+    error = ConfigError if options.get("hierarchy") == "cifar" else InputError
+    with pytest.raises(error, match=sentence):
+        kind(*size, seed=0, **options)

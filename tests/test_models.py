@@ -1,11 +1,13 @@
 """Classifiers: sizes, taps, what they refuse, and that a row depends on its own image alone."""
 
+import tomllib
+
 import pytest
 import torch
 from helpers_models import make, some_images, warmed_up
 from safetensors.torch import load_file, save_file
 
-from robust_nc.config import Component, ModelConfig
+from robust_nc.config import ModelConfig, read
 from robust_nc.exceptions import ConfigError, InputError, UnknownNameError
 from robust_nc.models.backbones import Mlp, SmallCnn
 from robust_nc.models.build import build_model
@@ -230,43 +232,55 @@ def test_normalisation_is_per_channel_and_part_of_the_model():
 @pytest.mark.parametrize(
     ("config", "error", "sentence"),
     [
-        (ModelConfig(mean=(0.5,)), ConfigError, "model.mean needs one value per channel, 3, found"),
-        (ModelConfig(std=(1.0, 1.0)), ConfigError, "model.std needs one value per channel, 3"),
-        (
-            ModelConfig(backbone=Component(name="vgg11_bn"), image_shape=(1, 8, 8)),
-            InputError,
-            "^vgg11_bn needs images of at least 32 x 32, found 8 x 8; choose small_cnn$",
-        ),
-        (
-            ModelConfig(backbone=Component(name="small_cnn", options={"wide": 3})),
-            ConfigError,
-            "backbone 'small_cnn' has no option 'wide' .*did you mean 'width'",
-        ),
-        (
-            ModelConfig(backbone=Component(name="small_cnn", options={"width": 0})),
-            InputError,
-            "width must be at least 1, found 0",
-        ),
-        (
-            ModelConfig(backbone=Component(name="mlp", options={"depth": 0})),
-            InputError,
-            "depth must be at least 1, found 0",
-        ),
-        (
-            ModelConfig(head=Component(name="etf"), num_classes=66),
-            InputError,
-            "66 classes needs features of at least 65 dimensions, found 64; choose a wider",
-        ),
-        (
-            ModelConfig(head=Component(name="etf", options={"scale": -1.0})),
-            InputError,
-            "scale must be finite and above 0, found -1",
-        ),
+        ({"mean": [0.5]}, ConfigError, "model.mean needs one value per channel, 3, found"),
+        ({"std": [1.0, 1.0]}, ConfigError, "model.std needs one value per channel, 3"),
+        ({"num_classes": 66, "head": "etf"}, InputError, "66 classes needs .* at least 65 .* 64; "),
+        ({"head": {"name": "etf", "scale": -1.0}}, InputError, "scale must be .* found -1"),
+        ({"neck": "transfrom"}, UnknownNameError, "unknown neck .*; did you mean 'transform'"),
     ],
 )
 def test_configurations_that_do_not_fit_are_refused(config, error, sentence):
     with pytest.raises(error, match=sentence):
-        build_model(config)
+        build_model(read(ModelConfig, config))
+
+
+@pytest.mark.parametrize(
+    ("part", "side", "error", "sentence"),
+    [
+        ("vgg11_bn", 8, InputError, "^vgg11_bn needs images of at least 32 x 32, found 8 x 8; "),
+        ("small_cnn wide=3", 8, ConfigError, "no option 'wide' .*did you mean 'width'"),
+        ("small_cnn width=0", 8, InputError, "width must be at least 1, found 0"),
+        ("mlp depth=0", 8, InputError, "depth must be at least 1, found 0"),
+        ("wide_resnet depth=27", 8, InputError, r"6 n \+ 4 .* found 27; choose 22 or 28$"),
+        ("wide_resnet depth=4", 8, InputError, "depth must be at least 10, found 4"),
+        ("wide_resnet widen=0", 8, InputError, "widen must be at least 1, found 0"),
+        ("wide_resnet dropout=1.0", 8, InputError, "at least 0 and below 1, found 1.0"),
+        ("wide_resnet dropout=-0.1", 8, InputError, "at least 0 and below 1, found -0.1"),
+        ("vit patch=4", 30, InputError, "both sides .* 4 for 30 x 30; choose 1, 2, 3, 5, 6"),
+        ("vit patch=0", 8, InputError, "patch must be at least 1, found 0"),
+        ("vit depth=0", 8, InputError, "depth must be at least 1, found 0"),
+        ("vit heads=0", 8, InputError, "heads must be at least 1, found 0"),
+        ("vit dim=0", 8, InputError, "dim must be at least 1, found 0"),
+        ("vit heads=5", 8, InputError, "multiple of heads, found dim 192 and 5 heads"),
+        ("vit mlp_ratio=0.0", 8, InputError, "mlp_ratio must leave at least 1 hidden unit"),
+        ('vit pooling="max"', 8, ConfigError, "backbone 'vit', option 'pooling': .*'mean'"),
+        ("transform wide=3", 8, ConfigError, "neck 'transform' has no option 'wide'"),
+        ("transform dim=3", 8, ConfigError, "neck 'transform' has no option 'dim'"),
+        ("transform width=0", 8, InputError, "width must be at least 1, found 0"),
+        ("transform blocks=-1", 8, InputError, "blocks must be at least 0, found -1"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(part, side, error, sentence):
+    name, *options = part.split()
+    table = {"name": name} | tomllib.loads("\n".join(options))
+    which = "neck" if name == "transform" else "backbone"
+    with pytest.raises(error, match=sentence):
+        build_model(read(ModelConfig, {"image_shape": [1, side, side], which: table}))
+
+
+def test_a_patch_fits_both_sides():
+    with pytest.raises(InputError, match=r"found 4 for 8 x 6; choose 1, 2$"):
+        make({"name": "vit", "patch": 4}, shape=(1, 8, 6))
 
 
 def test_a_head_of_another_width_is_refused():

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robust_nc.exceptions import InputError
 from robust_nc.models.frames import nearest_etf, simplex_etf
 from robust_nc.models.heads import NearestEtfHead
 
@@ -204,20 +203,3 @@ def test_the_order_of_a_batch_does_not_matter():
     one.observe(features, labels)
     two.observe(features[order], labels[order])
     torch.testing.assert_close(one.frame(), two.frame(), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"tau": 0.0}, "tau must be finite and above 0, found 0"),
-        ({"tau": float("inf")}, "tau must be"),
-        ({"momentum": 1.0}, "momentum must be at least 0 and below 1, found 1"),
-        ({"momentum": -0.1}, "momentum must be"),
-        ({"delta": -1.0}, "delta must be finite and at least 0, found -1"),
-        ({"temperature": 0.0}, "temperature must be"),
-        ({"dim": K - 2}, "at least 4 dimensions, found 3"),
-    ],
-)
-def test_heads_that_cannot_be_are_refused(options, sentence):
-    with pytest.raises(InputError, match=sentence):
-        NearestEtfHead(K, **({"dim": D, "seed": 0} | options))
