@@ -55,8 +55,8 @@ class Strongest(BaseCountedAttack):
 
         turns = range(len(self.attacks))
         if inputs.goal == "flip":
-            steps = [partial(attack, turn) for turn in turns]
-            return _first_flip(model, inputs.images, labels, steps)
+            members: list[Callable[[Tensor], Attacked]] = [partial(attack, turn) for turn in turns]
+            return _first_flip(model, inputs.images, labels, members)
         everyone = torch.arange(len(labels), device=labels.device)
         results = [attack(turn, everyone) for turn in turns]
         return _largest_margin(model, labels, targets, results)
