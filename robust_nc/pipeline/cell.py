@@ -10,7 +10,6 @@ from robust_nc.data.base import Split, first_examples
 from robust_nc.evaluation.evaluate_model import Outcome
 from robust_nc.evaluation.log import end_of_log
 from robust_nc.geometry.dilation import MEASURES
-from robust_nc.pipeline.cell_inputs import CellInputs, check_cell, gather_inputs, judged_count
 from robust_nc.pipeline.make_record import (
     KeptEvidence,
     Results,
@@ -22,11 +21,15 @@ from robust_nc.pipeline.make_record import (
 )
 from robust_nc.pipeline.shot_scores import shot_scores
 from robust_nc.pipeline.stages import (
+    CellInputs,
     CellResult,
     Geometry,
+    check_cell,
     checkpoints_of,
+    gather_inputs,
     geometry_of,
     judge_part,
+    judged_count,
     measure_cell,
     noted_seconds,
     train_or_read,
