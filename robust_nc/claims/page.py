@@ -14,7 +14,7 @@ from robust_nc.config import plain
 from robust_nc.io.text import escape_markdown
 from robust_nc.report.board.formats import count_text, number
 from robust_nc.report.board.gather import part_label
-from robust_nc.report.board.render import MISSING
+from robust_nc.report.board.render import MISSING, Section, render
 
 HEADERS = ("claim", "verdict", "quantity", "mean [interval]", "expected", "p", "p (Holm)", "seeds")
 _LEFT = 5  # so many columns are words
@@ -34,16 +34,8 @@ among the others. Intervals of what stands beside a claim are 95 %, without adju
 
 def answers_table(answers: Sequence[Answer]) -> str:
     """Write the answers as a table in plain text, a line per test."""
-    lines = [HEADERS, *_rows(answers)]
-    widths = [max(len(line[k]) for line in lines) for k in range(len(HEADERS))]
-    ruled = [lines[0], tuple("-" * width for width in widths), *lines[1:]]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if k < _LEFT else cell.rjust(width)
-            for k, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in ruled
-    )
+    numbers = tuple(k >= _LEFT for k in range(len(HEADERS)))
+    return render(Section(HEADERS, _rows(answers), numbers), "table")
 
 
 def answers_page(answers: Sequence[Answer], *, description: str = "", folder: str = "") -> str:
