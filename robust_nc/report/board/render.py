@@ -14,10 +14,10 @@ a       90.1
 
 import csv
 import io
+import itertools
 import math
 import textwrap
 from collections.abc import Sequence
-from itertools import zip_longest
 from typing import Any, Literal, NamedTuple, get_args
 
 from rich.cells import cell_len
@@ -87,7 +87,7 @@ def aligned(rows: Sequence[Sequence[str]], numbers: Sequence[bool] = ()) -> list
     ['a     12', 'long   3']
     """
     shown = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(map(cell_len, column)) for column in zip_longest(*shown, fillvalue="")]
+    widths = [max(map(cell_len, column)) for column in itertools.zip_longest(*shown, fillvalue="")]
 
     def padded(cell: str, width: int, right: bool) -> str:
         space = " " * (width - cell_len(cell))
@@ -98,28 +98,44 @@ def aligned(rows: Sequence[Sequence[str]], numbers: Sequence[bool] = ()) -> list
 
 
 def _terminal(table: Section) -> str:
-    table = _fitting(table) if table.width else table
-    heads, *rows = [
+    grid = [
         [_folded(table, cell, i) for i, cell in enumerate(row)]
         for row in (table.headers, *table.rows)
     ]
-    widths = _widths(table, [heads, *rows])
-    if table.width:
-        rows = [
-            [lines if right else textwrap.wrap(lines[0], width) for lines, width, right in columns]
-            for columns in (zip(row, widths, table.numbers, strict=True) for row in rows)
-        ]
+    widths = [
+        max(cell_len(line) for cell in column for line in cell)
+        for column in zip(*grid, strict=True)
+    ]
+    kept, caption = list(range(len(widths))), table.caption
+
+    def total(name: int) -> int:
+        """Width of what is kept, where names have at most so many characters."""
+        found = (widths[i] if table.numbers[i] else min(widths[i], name) for i in kept)
+        return sum(found) + len(_GAP) * (len(kept) - 1)
+
+    if table.width is not None:
+        first, left_out = len(kept) - table.extra, []
+        while len(kept) > first and total(_NAME) > table.width:
+            left_out.append(table.headers[kept.pop(first)])
+        if left_out:
+            caption += f"; no room for {', '.join(left_out)}: see the other formats"
+        name = max(widths)
+        while total(name) > table.width and name > _SHORTEST:
+            name -= 1
+        for row, i in itertools.product(grid[1:], kept):
+            row[i] = row[i] if table.numbers[i] else textwrap.wrap(row[i][0], name)
+    heads, *rows = ([row[i] for i in kept] for row in grid)
     # Headers stand at the foot of their line, all else at its head.
     height = max(map(len, heads))
-    above = list(zip(*([""] * (height - len(head)) + head for head in heads), strict=True))
-    below = [line for row in rows for line in zip_longest(*row, fillvalue="")]
-    lines = aligned([*above, *below], table.numbers)
+    above = zip(*([""] * (height - len(head)) + head for head in heads), strict=True)
+    below = (line for row in rows for line in itertools.zip_longest(*row, fillvalue=""))
+    lines = aligned([*above, *below], [table.numbers[i] for i in kept])
     lines.insert(height, "-" * max(map(cell_len, lines)))
-    title, caption = (
+    around = (
         textwrap.wrap(printable(text), table.width or WIDTH, break_on_hyphens=False)
-        for text in (table.title, table.caption)
+        for text in (table.title, caption)
     )
-    return "\n".join([*title, *lines, *caption])
+    return "\n".join([*next(around), *lines, *next(around)])
 
 
 def _folded(table: Section, cell: str, column: int) -> list[str]:
@@ -127,44 +143,6 @@ def _folded(table: Section, cell: str, column: int) -> list[str]:
     text = printable(cell)
     fold = table.width is not None and table.numbers[column] and text[:1].isalpha()
     return text.split() if fold else [text]
-
-
-def _fitting(table: Section) -> Section:
-    """Leave out extra columns that do not fit, the first ones first, and say so."""
-    first = len(table.headers) - table.extra
-    lines = [table.headers, *table.rows]
-
-    def width(column: int) -> int:
-        found = max(len(part) for row in lines for part in _folded(table, row[column], column))
-        return len(_GAP) + (found if table.numbers[column] else min(found, _NAME))
-
-    kept = list(range(len(table.headers)))
-    while len(kept) > first and sum(map(width, kept)) - len(_GAP) > (table.width or 0):
-        del kept[first]
-    left_out = [table.headers[i] for i in range(first, len(table.headers)) if i not in kept]
-    more = f"; no room for {', '.join(left_out)}: see the other formats" if left_out else ""
-    return table._replace(
-        headers=tuple(table.headers[i] for i in kept),
-        rows=[tuple(row[i] for i in kept) for row in table.rows],
-        numbers=tuple(table.numbers[i] for i in kept),
-        caption=table.caption + more,
-    )
-
-
-def _widths(table: Section, cells: Sequence[Sequence[Sequence[str]]]) -> list[int]:
-    """Return the widths of the columns; the longest names give way where there is no room."""
-    widths = [
-        max(cell_len(line) for cell in column for line in cell)
-        for column in zip(*cells, strict=True)
-    ]
-    names = [i for i, number in enumerate(table.numbers) if not number]
-    room = (table.width or math.inf) - len(_GAP) * (len(widths) - 1)
-    while sum(widths) > room and names:
-        longest = max(names, key=lambda i: widths[i])
-        if widths[longest] <= _SHORTEST:
-            break
-        widths[longest] -= 1
-    return widths
 
 
 def _latex(table: Section) -> str:
