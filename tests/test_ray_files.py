@@ -4,7 +4,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robust_nc.engines.ray import files as bundles
@@ -22,6 +22,7 @@ def contents(root: Path) -> dict[str, bytes]:
 names = st.from_regex(r"[a-z]{1,3}(/[a-z]{1,3}){0,2}\.(json|bin)", fullmatch=True)
 
 
+@settings(deadline=None)  # files are synced to the disk
 @given(st.dictionaries(names, st.binary(max_size=20), max_size=6))
 def test_what_is_packed_is_unpacked(tmp_path_factory, files):
     here, there = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("there")
@@ -101,9 +102,9 @@ def test_a_path_that_leaves_the_folder_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("options", "sentence"),
     [
-        ({"address": "ray://head:10001"}, "ray task submit"),
+        ({"address": "ray://head:10001"}, "ray job submit"),
         ({"gpus": 1.5}, "a share of one such as 0.5, or a whole number, found 1.5"),
         ({"gpus": -1.0}, "found -1"),
         ({"gpus": float("nan")}, "found nan"),
@@ -112,6 +113,6 @@ def test_a_path_that_leaves_the_folder_is_refused(tmp_path, name):
         ({"cpus": 0.0}, "cpus and sync_seconds must be above 0"),
     ],
 )
-def test_bad_settings_are_refused_with_a_sentence(settings, sentence):
+def test_bad_settings_are_refused_with_a_sentence(options, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        ClusterSettings(**settings)
+        ClusterSettings(**options)
