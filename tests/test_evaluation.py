@@ -2,12 +2,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers_evaluation import differences, own
 from torch import Tensor, nn
 
 from robust_nc import Ball, evaluate
-from robust_nc.evaluation import Outcome
 from robust_nc.exceptions import InputError, RecordError, UnknownNameError
-from robust_nc.types import Attack, EvaluationProtocol
 
 BALL = Ball("Linf", 0.1)
 
@@ -35,15 +34,6 @@ def analytic_robust(model: nn.Module, images: Tensor, labels: Tensor, eps: float
         reach = eps * (weight[labels] - weight[other]).abs().sum(1)
         standing &= (labels == other) | (margin > reach)
     return standing
-
-
-def same(first: Outcome, second: Outcome) -> bool:
-    tensors = [
-        torch.equal(a, b)
-        for a, b in zip(first, second, strict=True)
-        if isinstance(a, Tensor) and isinstance(b, Tensor)
-    ]
-    return all(tensors) and first.broken_by == second.broken_by
 
 
 def test_a_linear_model_gets_its_analytic_verdict() -> None:
@@ -122,10 +112,6 @@ class Gradient(Lying):
         return images + ball.eps * points.grad.sign()
 
 
-def plan(attack: Attack) -> EvaluationProtocol:
-    return EvaluationProtocol("own", (("own", attack),))
-
-
 def robust_model() -> tuple[nn.Module, Tensor, Tensor]:
     """No point of the ball flips these examples, but points outside it do."""
     model = linear()
@@ -140,7 +126,7 @@ def test_a_lying_attack_does_not_win() -> None:
     stranger = torch.zeros(1, 1, 4, 4)
     assert len(images)
     assert (model(stranger).argmax(1) != labels[0]).all()
-    outcome = evaluate(model, images, labels, BALL, protocol=plan(Lying(stranger)))
+    outcome = evaluate(model, images, labels, BALL, protocol=own(Lying(stranger)))
     assert outcome.robust.all()
     assert BALL.contains(outcome.adversarials, images).all()
     assert [warning.name for warning in outcome.warnings] == ["left-ball:own"]
@@ -149,7 +135,7 @@ def test_a_lying_attack_does_not_win() -> None:
 def test_an_attack_that_writes_into_its_inputs_does_not_win() -> None:
     model, images, labels = robust_model()
     before = images.clone()
-    outcome = evaluate(model, images, labels, BALL, protocol=plan(Overwriting(1 - images[:1])))
+    outcome = evaluate(model, images, labels, BALL, protocol=own(Overwriting(1 - images[:1])))
     assert outcome.robust.all()
     assert torch.equal(images, before)
     assert BALL.contains(outcome.adversarials, images).all()
@@ -158,7 +144,7 @@ def test_an_attack_that_writes_into_its_inputs_does_not_win() -> None:
 def test_an_attack_that_changes_the_weights_is_named() -> None:
     model, images, labels = robust_model()
     with pytest.raises(InputError, match="attack 'own' changed the weights"):
-        evaluate(model, images, labels, BALL, protocol=plan(Vandal(images[:1])))
+        evaluate(model, images, labels, BALL, protocol=own(Vandal(images[:1])))
 
 
 def test_the_verdict_is_made_in_float32_whatever_the_caller_allows() -> None:
@@ -167,12 +153,12 @@ def test_the_verdict_is_made_in_float32_whatever_the_caller_allows() -> None:
     plain = evaluate(model, images, labels, BALL, protocol="pgd")
     with torch.autocast("cpu", torch.bfloat16):
         inside = evaluate(model, images, labels, BALL, protocol="pgd")
-    assert same(plain, inside)
+    assert not differences(plain, inside)
 
 
 def test_an_attack_that_returns_nan_breaks_nothing() -> None:
     model, images, labels = robust_model()
-    outcome = evaluate(model, images, labels, BALL, protocol=plan(Broken(images[:1])))
+    outcome = evaluate(model, images, labels, BALL, protocol=own(Broken(images[:1])))
     assert outcome.robust.all()
     assert outcome.adversarials.isfinite().all()
     assert [warning.name for warning in outcome.warnings] == ["left-ball:own"]
@@ -181,12 +167,12 @@ def test_an_attack_that_returns_nan_breaks_nothing() -> None:
 def test_an_attack_that_returns_another_shape_is_named() -> None:
     model, images, labels = robust_model()
     with pytest.raises(InputError, match="attack 'own' returned"):
-        evaluate(model, images, labels, BALL, protocol=plan(Shapeless(images[:1])))
+        evaluate(model, images, labels, BALL, protocol=own(Shapeless(images[:1])))
 
 
 def test_passes_of_an_uncounted_attack_are_those_the_model_saw() -> None:
     model, images, labels = robust_model()
-    outcome = evaluate(model, images, labels, BALL, protocol=plan(Gradient(images[:1])))
+    outcome = evaluate(model, images, labels, BALL, protocol=own(Gradient(images[:1])))
     assert (outcome.forward_passes == 1 + 1 + 1).all()  # clean, the attack's own, the re-scoring
     assert (outcome.backward_passes == 1).all()
 
@@ -226,7 +212,7 @@ def test_a_finished_log_is_read_and_a_torn_one_is_continued(tmp_path: Path) -> N
         assert torch.allclose(whole.adversarials, resumed.adversarials, atol=1e-6)
     log.write_bytes(lines[0][:9])
     again = evaluate(model, images, labels, BALL, protocol="pgd", batch_size=4, log=log)
-    assert same(whole, again)
+    assert not differences(whole, again)
 
 
 def test_a_log_spares_the_examples_that_it_holds(tmp_path: Path) -> None:
@@ -245,10 +231,10 @@ def test_warnings_and_plain_attacks_survive_a_resumption(tmp_path: Path) -> None
     model, images, labels = robust_model()
     log = tmp_path / "log.jsonl"
     whole, again = (
-        evaluate(model, images, labels, BALL, protocol=plan(Lying(images[:1] * 0)), log=log)
+        evaluate(model, images, labels, BALL, protocol=own(Lying(images[:1] * 0)), log=log)
         for _ in range(2)
     )
-    assert same(whole, again)
+    assert differences(whole, again) == ["attacks"], "two objects of one class"
     assert whole.warnings == again.warnings != ()
 
 

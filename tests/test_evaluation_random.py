@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers_attacks import curved, pictures, predictions
+from helpers_evaluation import Coin
 from torch import Tensor, nn
 
 from robust_nc.attacks import batching as flight
@@ -26,14 +27,6 @@ BALL = Ball("Linf", 0.03)
 def given(count: int = 30) -> tuple[nn.Module, Tensor, Tensor]:
     model, images = curved(SHAPE, 5), pictures(count, SHAPE)
     return model, images, predictions(model, images)
-
-
-class Coin(nn.Module):
-    """Each pass answers wrongly with probability 0.3, whatever the image."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        wrong = (torch.rand(len(images)) < 0.3).float() * 2 - 1
-        return torch.stack([-wrong, wrong], 1) + 0 * images.flatten(1).sum(1, keepdim=True)
 
 
 def test_noise_alone_does_not_break_a_random_model() -> None:

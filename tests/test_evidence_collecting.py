@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers_attacks import curved, linear, pictures, predictions
-from helpers_evaluation import BALL, SHAPE, Failing, Limited, own
+from helpers_evaluation import BALL, SHAPE, Coin, Failing, Limited, own
 from helpers_evidence_files import case, collected, outcome_of
 from torch import Tensor, nn
 
@@ -134,14 +134,6 @@ def test_a_point_that_bears_no_rounding_is_kept_exactly() -> None:
     found = collected(Needle(points), images, labels, outcome_of(points), BALL)
     assert torch.equal(found.adversarials, points)
     assert found.margins.tolist() == [1.0] * 5
-
-
-class Coin(nn.Module):
-    """Calls 70 % of the passes wrong."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        wrong = (torch.rand(len(images)) < 0.7).float() * 2 - 1
-        return torch.stack([-wrong, wrong], 1) + 0 * images.flatten(1).sum(1, keepdim=True)
 
 
 def test_a_random_model_is_asked_by_draws_and_not_pushed() -> None:
