@@ -16,7 +16,18 @@ class TestHelp:
     @pytest.mark.parametrize(
         ("verb", "words"),
         [
-            ("run", ["SUITE", "--out", "--overwrite", "--workers", "only-missing"]),
+            (
+                "run",
+                [
+                    "SUITE",
+                    "--out",
+                    "--cells",
+                    "--where",
+                    "--minutes",
+                    "--overwrite",
+                    "only-missing",
+                ],
+            ),
             ("board", ["RESULTS", "--format", "--out", "latex", "html"]),
             ("data", ["list", "fetch", "NAME", "--root"]),
             ("doctor", ["broken"]),
