@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from robust_nc.config import RunConfig, read
@@ -10,6 +11,7 @@ from robust_nc.data.base import Split
 from robust_nc.data.load import dataset_info, read_split, to_unit
 from robust_nc.models.build import build_model
 from robust_nc.models.classifier import Classifier
+from robust_nc.training.progress import TrainEvent, TrainReport, read_log
 from robust_nc.training.run import Trained, resolve_model, train_cell
 
 SMALL = {"backbone": {"name": "small_cnn", "width": 8}}
@@ -33,6 +35,33 @@ def small_config(
         "seed": seed,
     }
     return read(RunConfig, values)
+
+
+class StoppedError(Exception):
+    """Ends a training from outside."""
+
+
+def stop_after(epoch: int) -> TrainReport:
+    def report(event: TrainEvent) -> None:
+        if event.epoch > epoch:
+            raise StoppedError
+
+    return report
+
+
+def resumed_to_the_bit(config: RunConfig, folder: Path, *, epochs: tuple[int, ...]) -> Trained:
+    """Stop a training after some epochs; it must end as the one in `whole` that never stopped."""
+    whole = small_run(config, folder / "whole", save_seconds=0.0)
+    for epoch in epochs:
+        with pytest.raises(StoppedError):
+            small_run(config, folder / "cut", save_seconds=0.0, report=stop_after(epoch))
+        assert len(read_log(folder / "cut" / "log.jsonl")) == epoch
+    resumed = small_run(config, folder / "cut", save_seconds=0.0)
+    assert same_weights(resumed.last, whole.last)
+    assert same_weights(resumed.best, whole.best)
+    assert resumed.best_epoch == whole.best_epoch
+    assert without_times(resumed.history) == without_times(whole.history)
+    return resumed
 
 
 def small_run(config: RunConfig, folder: Path | None = None, **options: Any) -> Trained:

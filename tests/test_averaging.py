@@ -5,12 +5,14 @@ import json
 import pytest
 import torch
 from helpers_training import (
+    StoppedError,
     digits,
+    resumed_to_the_bit,
     same_weights,
     small_config,
     small_model,
     small_run,
-    without_times,
+    stop_after,
 )
 from safetensors.torch import load_file
 from torch import nn
@@ -27,24 +29,11 @@ from robust_nc.training.averaging import Average, Ema, Swa
 from robust_nc.training.loop import Trainer
 from robust_nc.training.losses import cross_entropy
 from robust_nc.training.objectives import Standard
-from robust_nc.training.progress import TrainEvent
 from robust_nc.training.run import load_classifier
 
 EMA = {"name": "ema", "decay": 0.8}
 SWA = {"name": "swa", "start": 0.5}
 PGD_2 = {"name": "pgd", "steps": 2}
-
-
-class StoppedError(Exception):
-    """Ends a training from outside."""
-
-
-def stop_after(epoch: int):
-    def report(event: TrainEvent) -> None:
-        if event.epoch > epoch:
-            raise StoppedError
-
-    return report
 
 
 def state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -208,15 +197,7 @@ class TestResume:
     @pytest.mark.parametrize("objective", ["standard", PGD_2], ids=["standard", "pgd"])
     def test_a_resumed_training_equals_one_that_never_stopped(self, tmp_path, averaging, objective):
         config = small_config(objective=objective, epochs=4, train={"averaging": averaging})
-        whole = small_run(config, tmp_path / "whole", save_seconds=0.0)
-        for epoch in (1, 3):
-            with pytest.raises(StoppedError):
-                small_run(config, tmp_path / "cut", save_seconds=0.0, report=stop_after(epoch))
-        resumed = small_run(config, tmp_path / "cut", save_seconds=0.0)
-        assert same_weights(resumed.last, whole.last)
-        assert same_weights(resumed.best, whole.best)
-        assert resumed.best_epoch == whole.best_epoch
-        assert without_times(resumed.history) == without_times(whole.history)
+        resumed_to_the_bit(config, tmp_path, epochs=(1, 3))
         names = [
             sorted(path.name for path in (tmp_path / folder).glob("*.safetensors"))
             for folder in ("whole", "cut")
@@ -339,12 +320,7 @@ class TestBackboneRate:
     @pytest.mark.parametrize("factor", [0.0, 0.5])
     def test_it_resumes_to_the_bit(self, tmp_path, factor):
         config = small_config(epochs=3, train={"backbone_lr": factor, "averaging": EMA})
-        whole = small_run(config)
-        with pytest.raises(StoppedError):
-            small_run(config, tmp_path, save_seconds=0.0, report=stop_after(2))
-        resumed = small_run(config, tmp_path)
-        assert same_weights(resumed.last, whole.last)
-        assert without_times(resumed.history) == without_times(whole.history)
+        resumed_to_the_bit(config, tmp_path, epochs=(2,))
 
     def test_the_rate_of_the_log_is_that_of_the_head(self):
         train = {"backbone_lr": 0.5, "lr": 0.1, "schedule": "constant"}

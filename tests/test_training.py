@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from helpers_training import (
+    StoppedError,
     digits,
+    resumed_to_the_bit,
     same_weights,
     small_config,
     small_model,
     small_run,
-    without_times,
+    stop_after,
 )
 from torch import nn
 
@@ -41,18 +43,6 @@ from robust_nc.types import Loss
 PGD = {"name": "pgd", "steps": 2}
 
 
-class StoppedError(Exception):
-    """Ends a training from outside."""
-
-
-def stop_after(epoch: int):
-    def report(event: TrainEvent) -> None:
-        if event.epoch > epoch:
-            raise StoppedError
-
-    return report
-
-
 def trainer_of(model: nn.Module, split: Split, *, epochs: int = 2, **options) -> Trainer:
     config = TrainConfig(epochs=epochs, batch_size=20, **options.pop("train", {}))
     batches = Batches(split, batch_size=20, device="cpu")
@@ -65,16 +55,7 @@ class TestResume:
         config = small_config(
             objective=objective, epochs=4, train={"nesterov": True, "channels_last": True}
         )
-        whole = small_run(config, tmp_path / "whole", save_seconds=0.0)
-        for epoch in (1, 3):
-            with pytest.raises(StoppedError):
-                small_run(config, tmp_path / "cut", save_seconds=0.0, report=stop_after(epoch))
-            assert len(read_log(tmp_path / "cut" / "log.jsonl")) == epoch
-        resumed = small_run(config, tmp_path / "cut", save_seconds=0.0)
-        assert same_weights(resumed.last, whole.last)
-        assert same_weights(resumed.best, whole.best)
-        assert resumed.best_epoch == whole.best_epoch
-        assert without_times(resumed.history) == without_times(whole.history)
+        resumed = resumed_to_the_bit(config, tmp_path, epochs=(1, 3))
         assert read_log(tmp_path / "cut" / "log.jsonl") == resumed.history
         momenta = [next((tmp_path / d).glob("momentum-*")).name for d in ("whole", "cut")]
         assert momenta[0] == momenta[1]
