@@ -68,7 +68,7 @@ jaxtyping.jaxtyped = lambda target=None, **options: (  # before a package is imp
 
 @pytest.fixture(scope="session")
 def _digits_network() -> nn.Module:
-    from helpers_training import small_config, small_run
+    from helpers_models import small_config, small_run
 
     return small_run(small_config(epochs=4, examples=250, train={"lr": 0.2})).last
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from helpers_evaluation import BALL, examples, own
+from helpers_attacks import BALL, examples, own
 from torch import Tensor, nn
 
 from robust_nc.attacks.apgd import APGD

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers_training import digits, small_config, without_times
+from helpers_models import digits, small_config, without_times
 from torch import distributed as dist
 from torch import multiprocessing
 

@@ -5,9 +5,8 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from helpers_evaluation import APGD_ONLY, own
-from helpers_models import make, warmed_up
-from helpers_training import digits, same_weights, small_config, small_run
+from helpers_attacks import APGD_ONLY, own
+from helpers_models import digits, make, same_weights, small_config, small_run, warmed_up
 from torch import Tensor, nn
 
 from robust_nc.attacks.apgd import APGD

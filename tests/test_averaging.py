@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers_training import (
+from helpers_models import (
     StoppedError,
     digits,
     resumed_to_the_bit,

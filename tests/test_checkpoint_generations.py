@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from helpers_filesystem import full_at, killed_at, told
+from helpers_faults import full_at, killed_at, told
 
 from robust_nc.exceptions import CheckpointError, StorageError
 from robust_nc.training.checkpoint import (

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers_training import digits, small_config, small_model, small_run
+from helpers_models import digits, small_config, small_model, small_run
 from torch import nn
 from torch.nn import functional as F
 
@@ -333,7 +333,7 @@ def test_mart_refuses_another_loss():
 @pytest.mark.slow
 def test_a_compiled_training_with_awp_is_the_same_training(tmp_path):
     code = """
-from helpers_training import *
+from helpers_models import *
 for options in ({}, {"compile": True}):
     trained = small_run(small_config(objective={"name": "awp", "steps": 2}, train=options))
     print("loss", *[row["train_loss"] for row in trained.history])

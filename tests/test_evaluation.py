@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_evaluation import differences, own
+from helpers_attacks import differences, own
 from torch import Tensor, nn
 
 from robust_nc import Ball, evaluate

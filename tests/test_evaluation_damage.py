@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_evaluation import BALL, differences, examples
+from helpers_attacks import BALL, differences, examples
 
 from robust_nc import evaluate
 from robust_nc.attacks.apgd import APGD

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_attacks import curved, pictures, predictions
-from helpers_evaluation import Coin
+from helpers_attacks import Coin, curved, pictures, predictions
 from torch import Tensor, nn
 
 from robust_nc.attacks import batching as flight

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_attacks import Counted
-from helpers_evaluation import APGD_ONLY, BALL, SHORT, Failing, differences, examples, own
+from helpers_attacks import APGD_ONLY, BALL, SHORT, Counted, Failing, differences, examples, own
 
 from robust_nc import Ball, evaluate
 from robust_nc.attacks.apgd import APGD

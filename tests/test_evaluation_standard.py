@@ -7,17 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers_attacks import BALLS, Counted, curved, linear, pictures, predictions
-from helpers_evaluation import (
+from helpers_attacks import (
     APGD_ONLY,
     BALL,
+    BALLS,
     SHAPE,
     SHORT,
+    Counted,
     Failing,
     Limited,
+    curved,
     differences,
     examples,
+    linear,
     own,
+    pictures,
+    predictions,
 )
 from torch import Tensor, nn
 
@@ -179,7 +184,7 @@ def test_the_generator_of_the_standard_library_is_left_as_it_was() -> None:
     """In a process of its own: the checks of types under pytest draw from it."""
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "import random, robust_nc, helpers_evaluation as h\n"
+        "import random, robust_nc, helpers_attacks as h\n"
         "model, images, labels = h.examples(8)\n"
         "before = random.getstate()\n"
         "robust_nc.evaluate(model, images, labels, h.BALL, protocol=h.SHORT)\n"

@@ -2,8 +2,18 @@
 
 import pytest
 import torch
-from helpers_attacks import curved, linear, pictures, predictions
-from helpers_evaluation import BALL, SHAPE, Coin, Failing, Limited, own
+from helpers_attacks import (
+    BALL,
+    SHAPE,
+    Coin,
+    Failing,
+    Limited,
+    curved,
+    linear,
+    own,
+    pictures,
+    predictions,
+)
 from helpers_evidence_files import case, collected, outcome_of
 from torch import Tensor, nn
 

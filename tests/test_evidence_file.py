@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_evaluation import BALL
+from helpers_attacks import BALL
 from helpers_evidence_files import Case, case, differences, forge
 
 from robust_nc.evidence.coding import compress

@@ -17,8 +17,8 @@ import helpers_report
 import numpy as np
 import pytest
 import torch
+from helpers_models import small_model
 from helpers_runner import Ran, cli, records, tiny, write_suite
-from helpers_training import small_model
 
 from robust_nc.config import training_id
 from robust_nc.evaluation import evaluate

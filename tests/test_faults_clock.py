@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 import helpers_report
 import pytest
-from helpers_disk import Disk, one_process, using
-from helpers_faults import Left, assert_same, assert_tidy, left_by
+from helpers_faults import Disk, Left, assert_same, assert_tidy, left_by, one_process, using
 from helpers_runner import cli, write_suite
 
 from robust_nc.pipeline import make_record as recording

@@ -13,8 +13,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from helpers_disk import Disk, one_process, using
-from helpers_faults import Left, assert_same, assert_tidy, left_by, records_are_whole
+from helpers_faults import (
+    Disk,
+    Left,
+    assert_same,
+    assert_tidy,
+    left_by,
+    one_process,
+    records_are_whole,
+    using,
+)
 from helpers_runner import Ran, cli, write_suite
 
 ONE = '[grid]\n"evaluation.examples" = [40]\n"train.epochs" = [1]\n'
@@ -137,7 +145,7 @@ class TestPlacesThatCannotBeWritten:
 IN_A_SMALL_DISK = """
 import subprocess, sys
 from pathlib import Path
-from helpers_disk import one_process
+from helpers_faults import one_process
 from helpers_runner import cli
 suite, disk = Path(sys.argv[1]), Path(sys.argv[2])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", disk], check=True)

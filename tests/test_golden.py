@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_training import same_weights, small_config, small_run, without_times
+from helpers_models import same_weights, small_config, small_run, without_times
 
 GOLDEN = Path(__file__).parent / "golden" / "training.json"
 CONFIG = {"objective": {"name": "pgd", "steps": 2}, "epochs": 2, "examples": 500}

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from helpers_data import random_split
-from helpers_training import digits, same_weights, small_config, small_model
+from helpers_models import digits, same_weights, small_config, small_model
 from torch import Tensor, nn
 
 from robust_nc.config import MeasureConfig

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_attacks import curved, pictures
-from helpers_evaluation import APGD_ONLY, BALL, SHORT
+from helpers_attacks import APGD_ONLY, BALL, SHORT, curved, pictures
 from helpers_models import make, some_images, warmed_up
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from helpers_models import learnt, some_images, warmed_up
-from helpers_training import digits
+from helpers_models import digits, learnt, some_images, warmed_up
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 

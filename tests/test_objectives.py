@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from helpers_training import digits, small_config, small_model
+from helpers_models import digits, small_config, small_model
 from torch import nn
 from torch.nn import functional as F
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_evaluation import BALL, examples, own
+from helpers_attacks import BALL, examples, own
 
 from robust_nc import evaluate
 from robust_nc.attacks.noise import GaussianNoise

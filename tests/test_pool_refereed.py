@@ -4,8 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from helpers_attacks import Counted
-from helpers_evaluation import BALL, SHORT, Limited, examples
+from helpers_attacks import BALL, SHORT, Counted, Limited, examples
 from torch import Tensor
 
 from robust_nc.attacks.apgd import APGD, APGDState

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers_geometry import TOTAL
-from helpers_training import digits
+from helpers_models import digits
 from torch import Tensor, nn
 
 import robust_nc

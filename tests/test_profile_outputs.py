@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from helpers_training import digits
+from helpers_models import digits
 from torch import Tensor, nn
 
 from robust_nc.config import MeasureConfig

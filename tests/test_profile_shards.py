@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers_executor import Handle, PicklingExecutor
 from helpers_geometry import clusters
-from helpers_training import digits, small_model
+from helpers_models import digits, small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn

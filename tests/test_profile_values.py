@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from helpers_training import digits
+from helpers_models import digits
 from scipy import stats
 from torch import Tensor, nn
 

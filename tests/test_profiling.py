@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from helpers_training import digits, small_config
+from helpers_models import digits, small_config
 from torch import Tensor
 
 from robust_nc.attacks.pgd import PGD

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from helpers_evaluation import APGD_ONLY, BALL, SHORT, examples, own
+from helpers_attacks import APGD_ONLY, BALL, SHORT, examples, own
 from rich.console import Console
 
 from robust_nc import evaluate

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from helpers_models import small_config, small_run
 from helpers_reference import hub_folder, net_state, opened, write_code
-from helpers_training import small_config, small_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

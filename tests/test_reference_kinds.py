@@ -9,9 +9,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import safetensors.torch
 import torch
+from helpers_models import same_weights, small_config, small_run
 from helpers_reference import SHAPE, hub_folder, net_state, opened, write_code
 from helpers_report import record_of
-from helpers_training import same_weights, small_config, small_run
 from torch import nn
 
 from robust_nc.config import ModelConfig, plain, read

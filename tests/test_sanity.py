@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers_attacks import BALLS, Counted, curved, linear, pictures, predictions
-from helpers_training import digits, small_config, small_run
+from helpers_models import digits, small_config, small_run
 from torch import Tensor, nn
 
 from robust_nc.evaluation.sanity.attacks import attack_warnings, class_warnings

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_training import (
+from helpers_models import (
     StoppedError,
     digits,
     resumed_to_the_bit,
@@ -347,7 +347,7 @@ def in_a_fresh_process(code: str, **environment: str) -> str:
     """Run code without the shape checks of pytest, which torch.compile cannot see through."""
     search = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
     done = subprocess.run(
-        [sys.executable, "-c", search + "from helpers_training import *\n" + code],
+        [sys.executable, "-c", search + "from helpers_models import *\n" + code],
         env=os.environ | environment,
         capture_output=True,
         text=True,

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from helpers_training import digits, same_weights, small_config, small_model, small_run
+from helpers_models import digits, same_weights, small_config, small_model, small_run
 from test_training import in_a_fresh_process
 
 from robust_nc.config import RunConfig, TrainConfig, plain, read, training_id

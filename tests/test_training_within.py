@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from helpers_filesystem import full_at, told
-from helpers_training import digits, same_weights, small_config, small_run, without_times
+from helpers_faults import full_at, told
+from helpers_models import digits, same_weights, small_config, small_run, without_times
 from torch import nn
 
 from robust_nc.config import TrainConfig, read

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from helpers_models import learnt, make, some_images
-from helpers_training import digits
+from helpers_models import digits, learnt, make, some_images
 from torch import nn
 from torch.nn import functional as F
 
