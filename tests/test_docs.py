@@ -1,7 +1,10 @@
 """The pages are true: their code runs, their tables are those of the code."""
 
+import contextlib
+import itertools
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -46,15 +49,23 @@ def follow(page: str, folder: Path) -> str:
         if language != "console":
             continue
         for command in text.strip().splitlines():
+            if command.startswith("robust-nc") and not site.exists():  # nothing was installed
+                with contextlib.chdir(folder):
+                    words = shlex.split(command)[1:]
+                    files = [sorted(folder.glob(w)) if "*" in w else [w] for w in words]
+                    ran = cli(*itertools.chain(*files))
+                assert ran.code == 0, ran.err
+                printed += ran.out
+                continue
             # Into a folder of the test instead of the environment, and without the network.
             line = command.replace(
                 "pip install", f"python -m pip install -q --no-build-isolation --target {site}"
             )
-            ran = subprocess.run(
+            done = subprocess.run(
                 line, shell=True, cwd=folder, env=environment, capture_output=True, text=True
             )
-            assert ran.returncode == 0, ran.stderr
-            printed += ran.stdout
+            assert done.returncode == 0, done.stderr
+            printed += done.stdout
     return printed
 
 
@@ -94,7 +105,7 @@ def test_the_suites_of_the_page_can_be_run_and_its_tree_read(tmp_path: Path) -> 
     assert len(read_suite(str(tmp_path / "suite.toml")).cells) == 2
     assert read_hierarchy(str(tmp_path / "tree.toml")).distances()[0].tolist() == [0, 1, 2]
     ran = cli("run", tmp_path / "more.toml", "--out", tmp_path / "out", "--workers", 1)
-    assert "4 cells made, 0 kept, 0 failed" in ran.err
+    assert "2 cells made, 0 kept, 0 failed" in ran.err
 
 
 def test_the_python_of_the_page_on_systems_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,11 +134,15 @@ def test_the_page_of_claims_is_what_the_answers_say() -> None:
             assert sha256_of(record) == used.record
 
 
-@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted((ROOT / "docs").rglob("*.md")))
-def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)", BLOCK.sub("", page.read_text())):
-        if "://" not in target:
-            assert (page.parent / target).exists(), target
+def test_links_lead_somewhere() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    dead = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in pages
+        for target in re.findall(r"\]\(([^)#\s]+)", BLOCK.sub("", page.read_text()))
+        if "://" not in target and not (page.parent / target).exists()
+    ]
+    assert dead == []
 
 
 def test_the_readmes_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
