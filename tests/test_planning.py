@@ -16,21 +16,18 @@ from robust_nc.engines.options import RunOptions
 from robust_nc.evaluation import evaluate
 from robust_nc.exceptions import ConfigError
 from robust_nc.pipeline.suite import Suite, read_suite
-from robust_nc.planning.cell_sizes import Anatomist
-from robust_nc.planning.cells import expected
-from robust_nc.planning.counting_hooks import Counter, counted, objective_passes
-from robust_nc.planning.geometry_cost import geometry_pieces, sweeps
-from robust_nc.planning.pieces import Passes, total
-from robust_nc.planning.plan import Chain, price, probes_of, sketch_suite, wall_clock
+from robust_nc.planning.cell_sizes import CellSizer
+from robust_nc.planning.pieces import (
+    STAGES,
+    expected,
+    training_pieces,
+    verdict_pieces,
+)
+from robust_nc.planning.pilots import Pilots, line
+from robust_nc.planning.plan import plan_suite, price, probes_of, wall_clock
 from robust_nc.planning.speeds import Rate, Speeds, read_speeds, write_speeds
-from robust_nc.planning.stopwatch import Stopwatch, line
 from robust_nc.planning.survivors import Survival, measured, read_records
-from robust_nc.planning.timing import Bench
-from robust_nc.planning.training_cost import training_pieces
-from robust_nc.planning.verdict_cost import verdict_pieces
-from robust_nc.profiling.profile_model import profile_cell
 from robust_nc.training import run
-from robust_nc.training.run import training_data
 
 RESULTS = Path(__file__).parent.parent / "results"
 SMALL = {
@@ -47,23 +44,8 @@ def config_of(**tables: dict[str, object]) -> RunConfig:
     return read(RunConfig, merged)
 
 
-def site_of(config: RunConfig):
-    return Anatomist(None).look(config)
-
-
-def watch_models(monkeypatch) -> list[Counter]:
-    """Count the passes of every model that is built for a training."""
-    seen: list[Counter] = []
-    make = run.build_model
-
-    def watched(*args, **options):
-        model = make(*args, **options)
-        seen.append(Counter())
-        model.backbone.register_forward_hook(seen[-1].note)
-        return model
-
-    monkeypatch.setattr(run, "build_model", watched)
-    return seen
+def sizes_of(config: RunConfig):
+    return CellSizer(None).sizes(config)
 
 
 def suite_of(text: str, folder: Path) -> Suite:
@@ -72,96 +54,53 @@ def suite_of(text: str, folder: Path) -> Suite:
     return read_suite(str(path))
 
 
-def flat_speeds(sketches, rate: Rate | None = None) -> Speeds:
+def flat_speeds(cells, rate: Rate | None = None) -> Speeds:
     rate = rate or Rate(fixed=0.0, each=1.0)
-    rates = {probe.key: rate for probe in probes_of(sketches)}
+    rates = {probe.key: rate for probe in probes_of(cells)}
     return Speeds(device="cpu x86_64", threads=1, torch="2", rates=rates)
 
 
-class TestPassesOfTraining:
-    @pytest.mark.parametrize(
-        "objective",
-        [
-            "standard",
-            "fgsm",
-            {"name": "pgd", "steps": 3},
-            {"name": "trades", "steps": 2},
-            {"name": "mart", "steps": 2},
-            {"name": "awp", "steps": 2},
-            {"name": "pgd", "steps": 2, "bn_mode": "train"},
-        ],
-    )
-    def test_planned_passes_are_those_that_a_training_makes(self, objective, monkeypatch):
-        config = config_of(train={"objective": objective})
-        seen = watch_models(monkeypatch)
+class TestStepsOfTraining:
+    @pytest.mark.parametrize("batch_size", [50, 43])  # 43: a last batch of one image is left out
+    def test_planned_steps_are_those_that_a_training_takes(self, batch_size, monkeypatch):
+        config = config_of(train={"batch_size": batch_size})
+        seen: list[int] = []
+        make = run.build_model
+
+        def watched(*args, **options):
+            model = make(*args, **options)
+            model.backbone.register_forward_hook(note)
+            return model
+
+        def note(module, given, _output):
+            if module.training:
+                seen.append(len(given[0]))
+
+        monkeypatch.setattr(run, "build_model", watched)
         run.train_cell(config)
-        planned = total(training_pieces(site_of(config), clean=0.9, robust=0.5))
-        # The probe of collapse reads the blocks of a backbone, past its hook.
-        read = 2 * min(config.train.collapse_examples, 130)
-        assert seen[0].trained == planned.trained
-        assert seen[0].gradients == planned.gradients
-        assert seen[0].forwards == planned.forwards - read
-        assert planned.steps == 6
+        steps = training_pieces(sizes_of(config), Survival(0.9, 0.5))[0]
+        assert steps.calls == len(seen)
+        assert steps.batch == pytest.approx(sum(seen) / len(seen), rel=0.02)
 
-    def test_a_validated_training_is_planned_within_a_few_percent(self, monkeypatch):
-        config = config_of(
-            data={"train_limit": 400, "validation": 0.2},
-            train={"objective": {"name": "pgd", "steps": 5}, "epochs": 2},
-        )
-        seen = watch_models(monkeypatch)
-        trained = run.train_cell(config)
-        robust = sum(row["validation_attacked"] for row in trained.history) / 2
-        clean = sum(row["validation_clean"] for row in trained.history) / 2
-        planned = total(training_pieces(site_of(config), clean=clean, robust=robust))
-        assert planned.gradients == pytest.approx(seen[0].gradients, rel=0.05)
-
-    def test_the_step_of_a_fixed_head_with_its_loss_is_counted(self):
-        model = {"head": "haframe", "neck": "transform"}
-        config = config_of(model=model, train={"objective": {"name": "trades", "steps": 4}})
-        assert objective_passes(config) == Passes(forwards=1.0, gradients=4.0, trained=2.0)
-
-
-class TestPassesOfGeometry:
-    @pytest.mark.parametrize(
-        "measure",
-        [
-            {"targets": [], "radii": []},
-            {"targets": ["cyclic", "nearest"], "radii": [0.5, 1.0], "restarts": 2},
-            {"targets": ["random"], "radii": [1.0], "feature": "both", "batch_size": 25},
-        ],
-    )
-    def test_planned_passes_are_those_that_a_profile_makes(self, measure):
-        config = config_of(measure=measure)
-        info = Anatomist(None).look(config).info
-        learnt, _ = training_data(config, info, None)
-        test = run.read_split(config.data.dataset, "test", limit=60)
-        model = Anatomist(None).model(config).eval()
-        with counted(model.normalise) as counter:
-            profile_cell(model, learnt.split, test, config, report=lambda share, text: None)
-        planned = total(geometry_pieces(site_of(config), Survival(0.9, 0.5)))
-        assert planned.gradients == counter.gradients
-        assert planned.forwards == counter.forwards
-
-    def test_features_that_do_not_fit_into_memory_are_passed_again(self):
-        config = config_of(measure={"feature": "flatten", "targets": []})
-        site = site_of(config)
-        wide = site._replace(dims={"flatten": {"block1": 1_000_000}})
-        assert sweeps(wide, "flatten", 2_000) > 2 * sweeps(site, "flatten", 2_000)
+    def test_a_validated_training_is_planned_with_its_validation(self):
+        config = config_of(data={"train_limit": 400, "validation": 0.2})
+        kinds = [p.probe.kind for p in training_pieces(sizes_of(config), Survival(0.9, 0.5))]
+        assert kinds == ["step", "gradient", "forward", "collapse"]
 
 
 class TestPassesOfVerdicts:
     @pytest.mark.parametrize("protocol", ["fgsm", "pgd", "fast"])
     def test_what_nothing_breaks_costs_the_passes_that_are_planned(self, protocol):
         config = config_of(threat={"eps": 1e-6})
-        model = Anatomist(None).model(config).eval()
+        model = CellSizer(None).build(config).eval()
         split = run.read_split(config.data.dataset, "test", limit=20)
         images = to_unit(split.images)
         labels = model(images).argmax(1)
         found = evaluate(model, images, labels, config.threat.ball(), protocol=protocol)
         assert found.robust.all()
         spent = int((found.forward_passes + found.backward_passes).sum())
-        site = site_of(config)
-        planned = total(verdict_pieces(site, "attack", protocol, 20, Survival(1.0, 1.0))).total - 8
+        pieces = verdict_pieces(sizes_of(config), "attack", protocol, 20, Survival(1.0, 1.0))
+        planned = sum(piece.passes for piece in pieces)
         # Far from the boundary no example passes a gate; planned are some that do.
         few = 1.05 if protocol != "fast" else 1.9
         assert spent <= 1.02 * planned <= few * spent
@@ -170,7 +109,7 @@ class TestPassesOfVerdicts:
     def test_records_of_defended_models_spent_what_is_counted(self, suite):
         records = read_records([RESULTS / suite])
         cells = [c for c in read_suite(suite).cells if c.config.train.objective.name == "pgd"]
-        assert 0.9 < expected(site_of(cells[0].config), records).spent < 1.1
+        assert 0.9 < expected(sizes_of(cells[0].config), records).spent < 1.1
 
 
 class TestSurvival:
@@ -185,7 +124,7 @@ class TestSurvival:
             cells[0].config, threat=dataclasses.replace(cells[0].config.threat, eps=0.2)
         )
         assert measured(other, records, lambda survival: 1.0) is None
-        assert expected(site_of(other), records).source == "assumed for standard"
+        assert expected(sizes_of(other), records).source == "assumed for standard"
 
     def test_robustness_falls_with_the_radius(self):
         found = Survival(0.9, 0.3)
@@ -198,7 +137,7 @@ class TestSurvival:
 class TestPlan:
     def test_cells_that_share_weights_train_once(self, tmp_path):
         suite = suite_of(TINY + GRID, tmp_path)
-        costs = price(found := sketch_suite(suite, tmp_path, Anatomist(None)), flat_speeds(found))
+        costs = price(found := plan_suite(suite, tmp_path, CellSizer(None)), flat_speeds(found))
         assert [bool(cost.seconds.get("train")) for cost in costs] == [True, False] * 2
 
     def test_cells_that_are_done_cost_nothing_more(self, tmp_path):
@@ -206,12 +145,12 @@ class TestPlan:
         shutil.copytree(RESULTS / "heads-under-attack", tmp_path / "out")
         gone = suite.cells[3]
         (tmp_path / "out" / gone.model / f"{gone.id}.json").unlink()
-        sketches = sketch_suite(suite, tmp_path / "out", Anatomist(None))
-        assert [sketch.cell.id for sketch in sketches if sketch.left] == [gone.id]
-        assert all(sketch.pieces for sketch in sketches)
+        cells = plan_suite(suite, tmp_path / "out", CellSizer(None))
+        assert [each.cell.id for each in cells if each.left] == [gone.id]
+        assert all(cell.pieces for cell in cells)
 
     def test_more_devices_shorten_the_time_but_not_below_the_longest_chain(self):
-        work = [Chain((3.0, 3.0)), Chain((2.0,)), Chain((2.0,))]
+        work = [6.0, 2.0, 2.0]
         assert [wall_clock(work, devices) for devices in (1, 2, 3, 9)] == [10.0, 6.0, 6.0, 6.0]
 
     @pytest.mark.parametrize("kind", ["claims", "cifar10-linf", "deep-rfm", "long-tail"])
@@ -220,8 +159,9 @@ class TestPlan:
         for name in names:
             suite = read_suite(name)
             some = suite._replace(cells=suite.cells[::7])
-            sketches = sketch_suite(some, tmp_path, Anatomist(None))
-            assert all(total(sketch.pieces).forwards > 0 for sketch in sketches)
+            cells = plan_suite(some, tmp_path, CellSizer(None))
+            assert all({p.stage for p in cell.pieces} <= set(STAGES) for cell in cells)
+            assert all(any(p.stage == "measure" for p in cell.pieces) for cell in cells)
 
 
 class TestTiming:
@@ -230,16 +170,22 @@ class TestTiming:
             "trajectories = 0", "trajectories = 4\nagop_examples = 4\nbatch_size = 20"
         )
         text = text.replace("epochs = 2", 'epochs = 2\nobjective = { name = "pgd", steps = 2 }')
-        sketches = sketch_suite(suite_of(text, tmp_path), tmp_path, Anatomist(None))
-        probes = probes_of(sketches)
-        kinds = {"step", "inner", "forward", "attack", "verdict", "geometry", "rows", "radii"}
-        kinds |= {"turnover"}
-        assert {probe.kind for probe in probes} == kinds | {"agop", "evidence", "epoch", "cell"}
-        bench = Bench(Anatomist(None), Stopwatch(seconds=0.0))
+        cells = plan_suite(suite_of(text, tmp_path), tmp_path, CellSizer(None))
+        probes = probes_of(cells)
+        kinds = {"step", "forward", "gradient", "collapse", "attack", "verdict", "measure"}
+        assert {probe.kind for probe in probes} == kinds | {"more steps"}
+        pilots = Pilots(CellSizer(None), seconds=0.0)
         for probe in probes:
-            rate = bench.time(probe)
+            rate = pilots.time(probe)
             assert min(rate.fixed, rate.each) >= 0, probe.key
-            assert rate.seconds(8) > 0 or probe.kind in ("radii", "turnover"), probe.key
+            assert rate.seconds(8) > 0 or probe.kind == "more steps", probe.key
+            assert (rate.nbytes > 0) == (probe.kind == "measure")
+
+    def test_a_fit_in_closed_form_is_timed_whole(self):
+        (config, *_) = (cell.config for cell in read_suite("deep-rfm").cells)
+        (piece,) = training_pieces(sizes_of(config), Survival(0.9, 0.5))
+        assert piece.calls == 1
+        assert Pilots(CellSizer(None), seconds=0.0).time(piece.probe).fixed > 0
 
     def test_a_rate_goes_through_both_timings_and_never_falls(self):
         assert line(4, 3.0, 8, 5.0) == Rate(fixed=1.0, each=0.5)
@@ -258,9 +204,9 @@ class TestSpeedsFile:
         [
             ("{", "cannot be read"),
             ('{"schema_version": 9}', "schema version 9"),
-            ('{"schema_version": 1, "device": 3, "threads": 1, "torch": "2"}', "device"),
+            ('{"schema_version": 2, "device": 3, "threads": 1, "torch": "2"}', "device"),
             (
-                '{"schema_version": 1, "device": "x", "threads": 1, "torch": "2", '
+                '{"schema_version": 2, "device": "x", "threads": 1, "torch": "2", '
                 '"rates": {"k": {"fixed": -1.0, "each": 0.0}}}',
                 "negative",
             ),
@@ -280,9 +226,9 @@ def plan(suite: Path, **options: Any) -> None:
 class TestCommand:
     def planned(self, tmp_path, capsys, text: str = TINY, **options) -> str:
         suite = suite_of(text, tmp_path)
-        sketches = sketch_suite(suite, tmp_path / "out", Anatomist(None))
+        cells = plan_suite(suite, tmp_path / "out", CellSizer(None))
         file = tmp_path / "speeds.json"
-        write_speeds(file, flat_speeds(sketches, Rate(fixed=3.6, each=0.0)))
+        write_speeds(file, flat_speeds(cells, Rate(fixed=3.6, each=0.0)))
         before = sorted(tmp_path.rglob("*"))
         given = {"workers": 1, "out": tmp_path / "out", **options}
         plan(tmp_path / "tiny.toml", speeds=file, **given)
@@ -347,8 +293,8 @@ class TestCommand:
             )
         )
         suites = [read_suite(name) for name in ("quickstart", "heads-under-attack")]
-        sketches = [s for suite in suites for s in sketch_suite(suite, tmp_path, Anatomist(None))]
-        write_speeds(tmp_path / "s.json", flat_speeds(sketches))
+        cells = [s for suite in suites for s in plan_suite(suite, tmp_path, CellSizer(None))]
+        write_speeds(tmp_path / "s.json", flat_speeds(cells))
         plan(Path("mine.toml"), speeds=tmp_path / "s.json")
         out = capsys.readouterr().out
         assert "quickstart: 12 cells" in out

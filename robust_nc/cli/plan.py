@@ -14,20 +14,26 @@ from robust_nc.engines.run_suite import default_workers
 from robust_nc.exceptions import ConfigError
 from robust_nc.pipeline.selection import cell_numbers, select_cells
 from robust_nc.pipeline.suite import Suite, read_suite
-from robust_nc.planning.cell_sizes import Anatomist
-from robust_nc.planning.plan import Cost, Sketch, measure, price, probes_of, sketch_suite
+from robust_nc.planning.cell_sizes import CellSizer
+from robust_nc.planning.pilots import Pilots
+from robust_nc.planning.plan import (
+    CellCost,
+    PlannedCell,
+    fill_speeds,
+    plan_suite,
+    price,
+    probes_of,
+)
 from robust_nc.planning.speeds import (
     Speeds,
-    here,
+    empty_speeds,
     lacking,
     read_speeds,
     refuse_lacking,
     write_speeds,
 )
-from robust_nc.planning.stopwatch import Stopwatch
 from robust_nc.planning.survivors import read_records
 from robust_nc.planning.table import Totals, plan_text, speeds_line, totals_lines
-from robust_nc.planning.timing import Bench
 from robust_nc.runtime.screen import Screen
 
 _EARLIER = Path("results")  # records that come with a copy of the repository, where it is
@@ -40,10 +46,10 @@ def plan_command(options: RunOptions, stderr: Console) -> int:
     """
     _check(options.price)
     devices, price_per_hour = options.workers or default_workers(), options.price
-    plans = _sketched(options, Anatomist(options.root))
-    sketches = [sketch for _, found in plans for sketch in found]
-    table, source = _speeds(sketches, options.speeds, Anatomist(options.root), devices, stderr)
-    costs: list[Cost] = []
+    plans = _counted(options, CellSizer(options.root))
+    cells = [cell for _, found in plans for cell in found]
+    table, source = _speeds(cells, options.speeds, CellSizer(options.root), devices, stderr)
+    costs: list[CellCost] = []
     for suite, found in plans:
         priced = price(found, table)
         costs += priced
@@ -71,7 +77,7 @@ def _check(price_per_hour: float | None) -> None:
         )
 
 
-def _sketched(options: RunOptions, anatomist: Anatomist) -> list[tuple[Suite, list[Sketch]]]:
+def _counted(options: RunOptions, sizer: CellSizer) -> list[tuple[Suite, list[PlannedCell]]]:
     """Count the chosen cells of a suite, or of all suites of claims, each in its own folder."""
     if holds_claims(options.suite):
         options.refuse_selection()
@@ -85,19 +91,19 @@ def _sketched(options: RunOptions, anatomist: Anatomist) -> list[tuple[Suite, li
     for suite, place in suites:
         chosen = select_cells(suite, options.cells, options.where)
         known = read_records([_EARLIER / suite.name])
-        plans.append((suite, sketch_suite(chosen, place, anatomist, known)))
+        plans.append((suite, plan_suite(chosen, place, sizer, known)))
     return plans
 
 
 def _speeds(
-    sketches: Sequence[Sketch],
+    cells: Sequence[PlannedCell],
     file: Path | None,
-    anatomist: Anatomist,
+    sizer: CellSizer,
     devices: int,
     stderr: Console,
 ) -> tuple[Speeds, str]:
     """Read the speeds from a file that exists; else measure them, and write them to the file."""
-    probes = probes_of(sketches)
+    probes = probes_of(cells)
     if file is not None and file.exists():
         table = read_speeds(file)
         refuse_lacking(file, table, lacking(table, probes))
@@ -111,8 +117,8 @@ def _speeds(
         if not stderr.is_terminal:
             stderr.print("measuring speeds on random images; nothing is trained", markup=False)
         with Screen(stderr, side_by_side=True) as screen:
-            bench = Bench(anatomist, Stopwatch())
-            table = measure(probes, here(threads), bench.time, screen.report("speeds"))
+            pilots, report = Pilots(sizer), screen.report("speeds")
+            table = fill_speeds(probes, empty_speeds(threads), pilots.time, report)
     finally:
         torch.set_num_threads(before)
     if file is not None:

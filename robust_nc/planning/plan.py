@@ -1,7 +1,6 @@
 """What a suite will cost: every cell's pieces, priced by measured speeds.
 
->>> one = [Chain((2.0, 1.0)), Chain((2.0,)), Chain((1.0,))]
->>> wall_clock(one, 2)
+>>> wall_clock([3.0, 2.0, 1.0], 2)
 3.0
 """
 
@@ -11,53 +10,55 @@ from pathlib import Path
 from typing import NamedTuple
 
 from robust_nc.config import training_id
-from robust_nc.exceptions import CheckpointError, RecordError
+from robust_nc.exceptions import RecordError
+from robust_nc.pipeline.stages import is_trained
 from robust_nc.pipeline.suite import Cell, Suite
-from robust_nc.planning.cell_sizes import Anatomist, Site
-from robust_nc.planning.cells import cell_pieces, expected
-from robust_nc.planning.disk import Disk, disk_of
-from robust_nc.planning.pieces import Passes, Piece, Probe, total
-from robust_nc.planning.speeds import Rate, Speeds, distinct, lacking, seconds_of
+from robust_nc.planning.cell_sizes import CellSizer, CellSizes
+from robust_nc.planning.pieces import Piece, Probe, cell_pieces, expected
+from robust_nc.planning.speeds import Rate, Speeds, lacking
 from robust_nc.planning.survivors import Survival, read_records
-from robust_nc.record.folder import checkpoint_folder, record_path
+from robust_nc.record.folder import record_path
 from robust_nc.record.schema import Record, read_record
 from robust_nc.runtime.progress import Report
-from robust_nc.training.checkpoint import read_manifest
+
+_RECORD = 9_000  # bytes of a record without what it says of single images
+_PER_IMAGE = 5  # of each judged image in it
+_EVIDENCE = 0.5  # bytes of evidence for each value of an image that is broken, at most
+_LOGGED = 3 * 4 * 4 / 3  # bytes of a value in the log of a verdict: worst points, float32, base64
 
 
-class Sketch(NamedTuple):
+class PlannedCell(NamedTuple):
     """One cell, counted: with its training only where no cell before it makes the same weights.
 
     `left` are the pieces that are still to be done: none of a cell that has a whole record.
     """
 
     cell: Cell
-    site: Site
+    sizes: CellSizes
     survival: Survival
     pieces: tuple[Piece, ...]
     left: tuple[Piece, ...]
     done: bool
 
 
-class Chain(NamedTuple):
-    """Seconds of cells that share their weights, and run one after the other."""
+class CellCost(NamedTuple):
+    """One cell, priced: seconds by stage for the whole cell and for what is left, and bytes.
 
-    seconds: tuple[float, ...]
+    `results` stay beside the `weights` (best, last, momentum, raw ones of an average); `running` is
+    what it needs beside them while it runs.
+    """
 
-
-class Cost(NamedTuple):
-    """One cell, priced: passes, seconds by stage, for the whole cell and for what is left."""
-
-    sketch: Sketch
-    passes: Passes
+    planned: PlannedCell
     seconds: dict[str, float]
     left: dict[str, float]
-    disk: Disk
+    results: float
+    weights: float
+    running: float
 
 
-def sketch_suite(
-    suite: Suite, out: Path, anatomist: Anatomist, records: Sequence[Record] = ()
-) -> list[Sketch]:
+def plan_suite(
+    suite: Suite, out: Path, sizer: CellSizer, records: Sequence[Record] = ()
+) -> list[PlannedCell]:
     """Count all cells of a suite; those with a whole record in `out` have nothing left.
 
     `records` of earlier runs say who survives, beside those that are in `out`.
@@ -65,24 +66,24 @@ def sketch_suite(
     known = [*read_records([out]), *records]
     shared: set[str] = set()
     made: set[str] = set()
-    sketches = []
+    cells = []
     for cell in suite.cells:
-        site = anatomist.look(cell.config)
-        survival = expected(site, known)
+        sizes = sizer.sizes(cell.config)
+        survival = expected(sizes, known)
         name = training_id(cell.config)
-        pieces = tuple(cell_pieces(site, survival, trained=name in shared))
+        pieces = tuple(cell_pieces(sizes, survival, trained=name in shared))
         shared.add(name)
-        done = is_done(cell, out)
+        done = _is_done(cell, out)
         left: tuple[Piece, ...] = ()
         if not done:
             there = name in made or is_trained(cell, out)
-            left = tuple(cell_pieces(site, survival, trained=there))
+            left = tuple(cell_pieces(sizes, survival, trained=there))
             made.add(name)
-        sketches.append(Sketch(cell, site, survival, pieces, left, done))
-    return sketches
+        cells.append(PlannedCell(cell, sizes, survival, pieces, left, done))
+    return cells
 
 
-def is_done(cell: Cell, out: Path) -> bool:
+def _is_done(cell: Cell, out: Path) -> bool:
     """Whether a cell has a whole record, as `only-missing` sees it."""
     path = record_path(out, cell.model, cell.id)
     if not path.exists():
@@ -94,60 +95,74 @@ def is_done(cell: Cell, out: Path) -> bool:
     return True
 
 
-def is_trained(cell: Cell, out: Path) -> bool:
-    """Whether the weights of a cell are there, trained to the end."""
-    path = checkpoint_folder(out, training_id(cell.config)) / "last.json"
-    try:
-        return path.exists() and read_manifest(path).get("epoch") == cell.config.train.epochs
-    except CheckpointError:
-        return False
+def probes_of(cells: Iterable[PlannedCell]) -> tuple[Probe, ...]:
+    """Return all that has to be timed to price some cells, each once."""
+    pieces = (piece for cell in cells for piece in (*cell.pieces, *cell.left))
+    return tuple({piece.probe.key: piece.probe for piece in pieces}.values())
 
 
-def probes_of(sketches: Iterable[Sketch]) -> tuple[Probe, ...]:
-    """Return all that has to be timed to price some cells."""
-    return distinct(piece for sketch in sketches for piece in (*sketch.pieces, *sketch.left))
-
-
-def measure(
-    probes: Sequence[Probe], speeds: Speeds, bench: Callable[[Probe], Rate], report: Report
+def fill_speeds(
+    probes: Sequence[Probe],
+    speeds: Speeds,
+    pilot: Callable[[Probe], Rate],
+    report: Report,
 ) -> Speeds:
     """Time what a table lacks, and return it filled; `report` is told the share and the probe."""
     todo, rates = lacking(speeds, probes), dict(speeds.rates)
     for number, probe in enumerate(todo):
         report(number / len(todo), probe.key)
-        rates[probe.key] = bench(probe)
+        rates[probe.key] = pilot(probe)
     return dataclasses.replace(speeds, rates=rates)
 
 
-def price(sketches: Iterable[Sketch], speeds: Speeds) -> list[Cost]:
+def price(cells: Iterable[PlannedCell], speeds: Speeds) -> list[CellCost]:
     """Price cells by speeds that hold all their probes."""
-    rates = speeds.rates
     return [
-        Cost(
-            sketch=sketch,
-            passes=total(sketch.pieces),
-            seconds=seconds_of(sketch.pieces, rates),
-            left=seconds_of(sketch.left, rates),
-            disk=disk_of(sketch.site, sketch.pieces, rates),
+        CellCost(
+            cell,
+            _seconds(cell.pieces, speeds),
+            _seconds(cell.left, speeds),
+            *_bytes(cell, speeds),
         )
-        for sketch in sketches
+        for cell in cells
     ]
 
 
-def chains(costs: Iterable[Cost], *, left: bool = False) -> list[Chain]:
-    """Put the seconds of cells that share their weights together, as a run does."""
-    found: dict[str, list[float]] = {}
+def _seconds(pieces: Iterable[Piece], speeds: Speeds) -> dict[str, float]:
+    """Sum the seconds of some pieces by stage."""
+    found: dict[str, float] = {}
+    for piece in pieces:
+        seconds = piece.calls * speeds.rates[piece.probe.key].seconds(piece.batch)
+        found[piece.stage] = found.get(piece.stage, 0.0) + seconds
+    return found
+
+
+def _bytes(cell: PlannedCell, speeds: Speeds) -> tuple[float, float, float]:
+    """Results, weights, and what is there while it runs: logs, and two checkpoints more."""
+    sizes, survival = cell.sizes, cell.survival
+    channels, height, width = sizes.image_shape
+    values = float(sizes.judged * channels * height * width)
+    results = _RECORD + _PER_IMAGE * sizes.judged
+    results += _EVIDENCE * values * max(survival.clean - survival.robust, 0.0)
+    results += sum(speeds.rates[piece.probe.key].nbytes for piece in cell.pieces)
+    averaged = sizes.weight_bytes if sizes.config.train.averaging is not None else 0
+    weights = float(2 * sizes.weight_bytes + sizes.parameter_bytes + averaged)
+    return results, weights, 2 * weights + _LOGGED * values
+
+
+def chains(costs: Iterable[CellCost], *, left: bool = False) -> list[float]:
+    """Sum the seconds of cells that share their weights, and run one after the other."""
+    found: dict[str, float] = {}
     for cost in costs:
+        name = training_id(cost.planned.cell.config)
         seconds = sum((cost.left if left else cost.seconds).values())
-        if seconds:
-            found.setdefault(training_id(cost.sketch.cell.config), []).append(seconds)
-    return [Chain(tuple(seconds)) for seconds in found.values()]
+        found[name] = found.get(name, 0.0) + seconds
+    return list(found.values())
 
 
-def wall_clock(work: Iterable[Chain], devices: int) -> float:
+def wall_clock(work: Iterable[float], devices: int) -> float:
     """Seconds until all chains are done, each begun in order by the first of so many devices."""
     ends = [0.0] * devices
-    for chain in work:
-        first = ends.index(min(ends))
-        ends[first] += sum(chain.seconds)
+    for seconds in work:
+        ends[ends.index(min(ends))] += seconds
     return max(ends)

@@ -5,7 +5,7 @@
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from pydantic import Field
 from robust_nc.config import configuration, plain, read
 from robust_nc.exceptions import ConfigError, StorageError
 from robust_nc.io.files import write_text
-from robust_nc.planning.pieces import Piece, Probe
+from robust_nc.planning.pieces import Probe
 from robust_nc.runtime.environment import hardware
 from robust_nc.runtime.torch_state import default_device
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @configuration
@@ -51,16 +51,11 @@ class Speeds:
         return not self.device.startswith("cpu")
 
 
-def here(threads: int) -> Speeds:
+def empty_speeds(threads: int) -> Speeds:
     """Return an empty table of this machine's device and torch version."""
     facts = hardware(default_device())
     name = facts.get("gpu", f"cpu {facts['machine']} {facts['cpu']}")
     return Speeds(device=str(name), threads=threads, torch=torch.__version__)
-
-
-def distinct(pieces: Iterable[Piece]) -> tuple[Probe, ...]:
-    """Return what has to be timed for some pieces, each once."""
-    return tuple({piece.probe.key: piece.probe for piece in pieces}.values())
 
 
 def lacking(speeds: Speeds, probes: Iterable[Probe]) -> tuple[Probe, ...]:
@@ -121,12 +116,3 @@ def refuse_lacking(path: Path, speeds: Speeds, missing: Iterable[Probe]) -> None
 def _model(key: str) -> str:
     """Return the model that a key names, or all of a key that is none of ours."""
     return key.split(" | ")[1] if " | " in key else key
-
-
-def seconds_of(pieces: Iterable[Piece], rates: Mapping[str, Rate]) -> dict[str, float]:
-    """Sum the seconds of some pieces by stage."""
-    found: dict[str, float] = {}
-    for piece in pieces:
-        time = piece.calls * rates[piece.probe.key].seconds(piece.batch)
-        found[piece.stage] = found.get(piece.stage, 0.0) + time
-    return found

@@ -1,36 +1,36 @@
 """The plan as text: a table by model, then the totals.
 
->>> duration(90), duration(7200), size(2_500_000), count(1_530_000)
-('1.5 min', '2.0 h', '2.5 MB', '1.5 M')
+>>> duration(90), duration(7200)
+('1.5 min', '2.0 h')
 """
 
 from collections.abc import Sequence
 
 from robust_nc.config import training_id
-from robust_nc.planning.pieces import STAGES, Passes
-from robust_nc.planning.plan import Cost, chains, wall_clock
+from robust_nc.planning.pieces import STAGES
+from robust_nc.planning.plan import CellCost, chains, wall_clock
 from robust_nc.planning.speeds import Speeds
 
-_HEAD = ("model", "cells", "left", "forward", "+ gradient", "+ weights", "steps", *STAGES, "all")
+_HEAD = ("model", "cells", "left", *STAGES, "all")
 
 
 class Totals:
     """Sums over the cells of a suite, or over those that are left."""
 
-    def __init__(self, costs: Sequence[Cost], devices: int, *, left: bool) -> None:
-        todo = [cost for cost in costs if not (left and cost.sketch.done)]
+    def __init__(self, costs: Sequence[CellCost], devices: int, *, left: bool) -> None:
+        todo = [cost for cost in costs if not (left and cost.planned.done)]
         self.cells = len(todo)
         self.seconds = sum(sum((c.left if left else c.seconds).values()) for c in todo)
         self.wall = wall_clock(chains(costs, left=left), devices)
-        weights = {training_id(c.sketch.cell.config): c.disk.weights for c in todo}
-        self.results = sum(cost.disk.results for cost in todo)
+        weights = {training_id(c.planned.cell.config): c.weights for c in todo}
+        self.results = sum(cost.results for cost in todo)
         self.weights = sum(weights.values())
-        running = sorted((cost.disk.running for cost in todo), reverse=True)
+        running = sorted((cost.running for cost in todo), reverse=True)
         self.peak = self.results + self.weights + sum(running[:devices])
 
 
 def plan_text(
-    name: str, costs: Sequence[Cost], speeds: Speeds, *, devices: int, price: float | None
+    name: str, costs: Sequence[CellCost], speeds: Speeds, *, devices: int, price: float | None
 ) -> str:
     """Write the plan of one suite."""
     whole, left = (Totals(costs, devices, left=each) for each in (False, True))
@@ -64,19 +64,19 @@ def totals_lines(
         f"{title}: {totals.cells} cells",
         f"  {unit} hours   {hours * cores:,.2f} ({duration(totals.seconds)} of one {noun})",
         f"  by the clock {duration(totals.wall)} with {devices} {noun}{plural} at a time",
-        f"  disk         {size(totals.results)} of results, {size(totals.weights)} of weights; "
-        f"at most {size(totals.peak)} while it runs",
+        f"  disk         {_size(totals.results)} of results, {_size(totals.weights)} of weights; "
+        f"at most {_size(totals.peak)} while it runs",
     ]
     if price is not None:
         lines.append(f"  money        {hours:,.2f} h x {price:g} = {hours * price:,.2f}")
     return lines
 
 
-def _sources(costs: Sequence[Cost]) -> list[str]:
+def _sources(costs: Sequence[CellCost]) -> list[str]:
     """Say which accuracies the verdicts are reckoned with, and where they are from."""
     found: dict[str, list[str]] = {}
     for cost in costs:
-        survival, config = cost.sketch.survival, cost.sketch.cell.config
+        survival, config = cost.planned.survival, cost.planned.cell.config
         text = (
             f"{survival.clean:.0%} clean, {survival.robust:.0%} robust at eps "
             f"{config.threat.eps:.3g} ({survival.source})"
@@ -88,10 +88,10 @@ def _sources(costs: Sequence[Cost]) -> list[str]:
     return ["survivors, on which the cost of a verdict depends:", *lines]
 
 
-def _table(costs: Sequence[Cost]) -> list[str]:
-    groups: dict[str, list[Cost]] = {}
+def _table(costs: Sequence[CellCost]) -> list[str]:
+    groups: dict[str, list[CellCost]] = {}
     for cost in costs:
-        groups.setdefault(cost.sketch.cell.model, []).append(cost)
+        groups.setdefault(cost.planned.cell.model, []).append(cost)
     rows = [list(_HEAD), *(_row(name, group) for name, group in groups.items())]
     if len(groups) > 1:
         rows.append(_row("all", costs))
@@ -105,15 +105,11 @@ def _table(costs: Sequence[Cost]) -> list[str]:
     ]
 
 
-def _row(name: str, group: Sequence[Cost]) -> list[str]:
-    passes = Passes()
-    for cost in group:
-        passes = passes.plus(cost.passes)
+def _row(name: str, group: Sequence[CellCost]) -> list[str]:
     stages = [sum(cost.seconds.get(stage, 0.0) for cost in group) for stage in STAGES]
-    left = sum(not cost.sketch.done for cost in group)
-    counts = [count(passes.forwards), count(passes.gradients), count(passes.trained)]
+    left = sum(not cost.planned.done for cost in group)
     whole = [duration(seconds) for seconds in (*stages, sum(stages))]
-    return [name, str(len(group)), str(left), *counts, count(passes.steps), *whole]
+    return [name, str(len(group)), str(left), *whole]
 
 
 def duration(seconds: float) -> str:
@@ -124,17 +120,9 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
-def size(nbytes: float) -> str:
+def _size(nbytes: float) -> str:
     """Write a number of bytes with its unit."""
     for unit, length in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if nbytes >= length:
             return f"{nbytes / length:.1f} {unit}"
     return f"{nbytes / 1e3:.0f} kB"
-
-
-def count(number: float) -> str:
-    """Write a number of passes."""
-    for unit, length in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= length:
-            return f"{number / length:,.1f} {unit}"
-    return f"{number:.0f}"
