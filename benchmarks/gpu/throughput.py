@@ -248,9 +248,9 @@ def device_rows(options: Options, device: torch.device) -> list[Row]:
                 rows.append(_row(name, _timed(call, options.seconds), work=work, peak=precision))
     one = torch.ones(options.copy * 2**18, device=device)
     copied = functools.partial(torch.empty_like(one).copy_, one)
-    work = Work(0.0, 2.0 * one.nbytes, 1)  # read and written
+    moved = Work(0.0, 2.0 * one.nbytes, 1)._asdict()  # read and written
     times = _timed(copied, options.seconds)
-    return [*rows, _row(f"copy {options.copy} MiB", times, work=work._asdict(), bandwidth=True)]
+    return [*rows, _row(f"copy {options.copy} MiB", times, work=moved, bandwidth=True)]
 
 
 def pass_rows(way: Way, options: Options, device: torch.device) -> list[Row]:
@@ -371,8 +371,8 @@ def _ways(options: Options, *, both_layouts: bool) -> Iterator[Way]:
 
 def quick(options: Options) -> Options:
     """Return options of tiny sizes."""
-    sizes = {"inner": 2, "steps": 1, "epochs": 2, "seconds": 0.0, "matrix": 64, "copy": 1}
-    return replace(options, backbones=("small_cnn",), batch_sizes=(4,), compiled=(), **sizes)
+    tiny = replace(options, backbones=("small_cnn",), batch_sizes=(4,), compiled=(), seconds=0.0)
+    return replace(tiny, inner=2, steps=1, epochs=2, matrix=64, copy=1)
 
 
 def opened(out: Path, device: torch.device) -> Row:

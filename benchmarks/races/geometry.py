@@ -103,7 +103,7 @@ def peak(mode: Mode, examples: int, *, batch_size: int, backbone: str) -> float:
     process.start()
     process.join()
     assert process.exitcode == 0, f"the measuring process ended with {process.exitcode}"
-    return answers.get() / 2**20
+    return float(answers.get() / 2**20)
 
 
 def _child(

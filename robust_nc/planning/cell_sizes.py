@@ -84,22 +84,27 @@ class CellSizer:
         if name not in self._infos:
             self._infos[name] = dataset_info(config.data.dataset, self.root)
         info = self._infos[name]
-        name = digest([plain["model"], plain["data"], config.measure.taps])
-        if name not in self._models:
-            self._models[name] = _look_at(self.build(config), config)
-        name = digest([plain["data"], config.seed])
-        if name not in self._splits:
-            self._splits[name] = _split(config, info)
+        model = digest([plain["model"], plain["data"], config.measure.taps])
+        if model not in self._models:
+            self._models[model] = _look_at(self.build(config), config)
+        split = digest([plain["data"], config.seed])
+        if split not in self._splits:
+            self._splits[split] = _split(config, info)
+        taps, weight_bytes, parameter_bytes = self._models[model]
+        learnt, held_out = self._splits[split]
         whole = info.sizes["test"]
         return CellSizes(
             config,
             _model_name(config, info),
             info.image_shape,
             info.num_classes,
-            *self._splits[name],
+            learnt,
+            held_out,
             min(config.data.test_limit or whole, whole),
             whole,
-            *self._models[digest([plain["model"], plain["data"], config.measure.taps])],
+            taps,
+            weight_bytes,
+            parameter_bytes,
         )
 
     def build(self, config: RunConfig) -> Classifier:

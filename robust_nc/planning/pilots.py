@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -129,7 +130,9 @@ class Pilots:
             Trainer(model, objective, batches, settings, seed=0, probe=note).fit()
             return (ends[-1] - ends[0]) / (len(ends) - 1) / _BATCHES
 
-        return self._rate(cost, config.train.batch_size, limit=self.seconds / _BATCHES)
+        size = config.train.batch_size
+        least = size if config.train.compile else _SMALL  # each size is compiled anew
+        return self._rate(cost, size, least=least, limit=self.seconds / _BATCHES)
 
     def _solve(self, probe: Probe) -> Rate:
         """The fit of an objective in closed form."""
@@ -166,7 +169,7 @@ class Pilots:
     def _evaluated(
         self, config: RunConfig, attack: Any, count: int, *, checks: bool = False
     ) -> Outcome:
-        model, images = self._model(config), self._images(config)[:count].cpu()
+        model, images = self._model(config), self._images(config, count).cpu()
         with torch.no_grad():
             labels = model(images.to(self.device)).argmax(1).cpu()
         kind = config.evaluation.precision
@@ -185,25 +188,18 @@ class Pilots:
 
     def _measure(self, probe: Probe) -> Rate:
         """All measures of few images of train and as many of test as belong to them."""
-        written = 0
+        frames: list[pd.DataFrame] = []
 
         def cost(count: int) -> float:
-            nonlocal written
-            frame: Any = None
+            run = partial(self._profiled, probe.about, count, steps=1)
+            return self._least(lambda: frames.append(run()))
 
-            def work() -> None:
-                nonlocal frame, written
-                frame = self._profiled(probe.about, count, steps=1)
-                with tempfile.TemporaryDirectory() as folder:
-                    path = Path(folder) / "rows.parquet"
-                    write_rows(path, frame)
-                    written = path.stat().st_size
-
-            return self._least(work)
-
-        few, (train, _) = _few(probe.about), probe.about.measured
-        found = self._rate(cost, train, least=few, limit=4 * self.seconds)
-        return dataclasses.replace(found, nbytes=float(written))
+        train, _ = probe.about.measured
+        found = self._rate(cost, train, least=_few(probe.about), limit=4 * self.seconds)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "rows.parquet"
+            write_rows(path, frames[-1])
+            return dataclasses.replace(found, nbytes=float(path.stat().st_size))
 
     def _more_steps(self, probe: Probe) -> Rate:
         """One more step of the attack in all conditions, on a batch."""
@@ -218,7 +214,7 @@ class Pilots:
         size = min(settings.batch_size, probe.about.measured[0])
         return self._rate(cost, size, least=_few(probe.about), limit=self.seconds / settings.steps)
 
-    def _profiled(self, sizes: CellSizes, count: int, *, steps: int) -> Any:
+    def _profiled(self, sizes: CellSizes, count: int, *, steps: int) -> pd.DataFrame:
         """Measure so many training images; what is done on some images shrinks with them."""
         train, test = sizes.measured
         settings = sizes.config.measure
@@ -226,15 +222,18 @@ class Pilots:
         def part(some: int) -> int:
             return max(1, round(some * count / train)) if some else 0
 
-        changed: dict[str, Any] = {"steps": steps, "adaptive": None, "train_examples": count}
-        changed |= {
-            "test_examples": max(part(test), 2),
-            "trajectories": part(settings.trajectories),
-        }
-        changed["agop_examples"] = part(settings.agop_examples)
-        config = dataclasses.replace(sizes.config, measure=dataclasses.replace(settings, **changed))
+        few = dataclasses.replace(
+            settings,
+            steps=steps,
+            adaptive=None,
+            train_examples=count,
+            test_examples=max(part(test), 2),
+            trajectories=part(settings.trajectories),
+            agop_examples=part(settings.agop_examples),
+        )
+        config = dataclasses.replace(sizes.config, measure=few)
         model, tree = self._model(config), check_cell(config, self.sizer.root)
-        split = self._split(config, max(count, changed["test_examples"]))
+        split = self._split(config, max(count, part(test), 2))
         return profile_cell(
             model,
             split,

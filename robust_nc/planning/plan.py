@@ -142,7 +142,7 @@ def _bytes(cell: PlannedCell, speeds: Speeds) -> tuple[float, float, float]:
     sizes, survival = cell.sizes, cell.survival
     channels, height, width = sizes.image_shape
     values = float(sizes.judged * channels * height * width)
-    results = _RECORD + _PER_IMAGE * sizes.judged
+    results = float(_RECORD + _PER_IMAGE * sizes.judged)
     results += _EVIDENCE * values * max(survival.clean - survival.robust, 0.0)
     results += sum(speeds.rates[piece.probe.key].nbytes for piece in cell.pieces)
     averaged = sizes.weight_bytes if sizes.config.train.averaging is not None else 0
