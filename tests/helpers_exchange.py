@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from helpers_report import config, record_of, write_cell
 from torch import Tensor
@@ -21,16 +20,11 @@ from robust_nc.pipeline.finished_model import (
     ModelReference,
     appraisal_id,
 )
-from robust_nc.pipeline.make_record import which_examples
 from robust_nc.record import (
     Card,
-    Passes,
     Record,
-    Score,
     Stored,
-    Verdict,
     Weights,
-    pack_flags,
     read_record,
     tidy,
     unpack_flags,
@@ -39,7 +33,6 @@ from robust_nc.record import (
 )
 from robust_nc.record.schema import sealed
 from robust_nc.record.standing import challenge_path
-from robust_nc.statistics.intervals import wilson
 from robust_nc.threat import Ball
 
 TENSORS = {"weight": "0" * 16}
@@ -127,39 +120,25 @@ def appraised(out: Path, *, count: int = 200, side: int = 8, seed: int = 0) -> S
     path = out / f"{cell}.json"
     clean = np.arange(count) % 10 != 0
     robust = clean & (np.arange(count) % 4 != 0)
-    codes = tuple(np.where(robust, -1, np.where(clean, 0, -2)).tolist())
-    base = record_of(config(), rows=write_rows(path.with_suffix(".parquet"), tidy([])), model="net")
-    record = dataclasses.replace(
-        base,
+    record = record_of(
+        config(seed=seed),
+        clean=clean,
+        robust=robust,
+        fingerprint=fingerprint(split),
         cell=cell,
         suite="evaluated",
+        model="net",
         config=plain(settings),
-        seed=seed,
-        data=dataclasses.replace(
-            base.data,
-            dataset="synthetic",
-            examples=count,
-            which=which_examples(count),
-            fingerprint=fingerprint(split),
-            num_classes=10,
-        ),
         weights=Weights(parameters=5, state=STATE),
-        passes=Passes(forward=20 * count, backward=10 * count),
-        attacks=(dataclasses.replace(base.attacks[0], broke=codes.count(0)),),
-        verdict=Verdict(
-            clean_correct=pack_flags(clean), robust=pack_flags(robust), broken_by=codes
-        ),
+        rows=write_rows(path.with_suffix(".parquet"), tidy([])),
         summary={},
-        scores={"clean": _score(clean), "robust": _score(robust)},
     )
+    data = dataclasses.replace(record.data, dataset="synthetic", num_classes=10)
+    scores = {name: record.scores[name] for name in ("clean", "robust")}
+    record = dataclasses.replace(record, data=data, scores=scores)
     images = to_unit(split.images)
     evidence = dataclasses.replace(
         evidence_of(record, images, settings.threat.ball()), ids=split.ids, labels=split.labels
     )
     file = write_evidence(path.with_suffix(".evidence"), evidence, images)
     return resealed(dataclasses.replace(record, evidence=file), path)
-
-
-def _score(flags: npt.NDArray[np.bool_]) -> Score:
-    found = wilson(int(flags.sum()), len(flags))
-    return Score(value=found.value, low=found.low, high=found.high, n=found.n)

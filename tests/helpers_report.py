@@ -1,18 +1,22 @@
-"""Synthetic records for tests of reports: schema-valid, written by the code of `record.py`.
+"""Synthetic records and rows for tests of reports: schema-valid, written by the code of `record`.
 
 The numbers follow simple formulas, so that a test can say by hand what a table must show.
 """
 
+import dataclasses
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 
 from robust_nc.config import RunConfig, cell_id, plain, read
+from robust_nc.io.files import digest
 from robust_nc.record import (
     AttackUse,
-    Caution,
     Facts,
     File,
     Passes,
@@ -34,6 +38,9 @@ TAPS = ("stem", "stage1", "stage2", "penultimate")
 EXAMPLES = 200
 CLASSES = 4
 OBJECTIVES = ("standard", "pgd", "trades")
+HEADS = ("linear", "etf")
+Flags = npt.NDArray[np.bool_]
+Rows = Iterator[dict[str, Any]]
 
 
 def config(
@@ -66,26 +73,47 @@ def summary(objective: str, seed: int) -> dict[str, float | None]:
     }
 
 
+def flags(count: int, n: int = 1000, start: int = 0) -> Flags:
+    """`count` of `n` examples, from `start` on."""
+    return (np.arange(n) >= start) & (np.arange(n) < start + count)
+
+
+def score(given: Flags) -> Score:
+    found = wilson(int(given.sum()), len(given))
+    return Score(value=found.value, low=found.low, high=found.high, n=found.n)
+
+
+def verdict(clean: Flags, robust: Flags) -> Verdict:
+    codes = tuple(np.where(robust, -1, np.where(clean, 0, -2)).tolist())
+    return Verdict(clean_correct=pack_flags(clean), robust=pack_flags(robust), broken_by=codes)
+
+
 def record_of(
     setting: RunConfig,
     *,
-    suite: str = "synthetic",
-    model: str | None = None,
     correct: int | None = None,
-    rows: File | None = None,
-    warnings: tuple[Caution, ...] = (),
+    robust: Flags | None = None,
+    clean: Flags | None = None,
+    state: str | None = None,
+    fingerprint: str = "f" * 64,
+    **changes: Any,
 ) -> Record:
-    """Make a record; `correct` of the `EXAMPLES` examples are robust, 180 are right when clean."""
+    """Make a record; `correct` of the `EXAMPLES` examples are robust, 180 are right when clean.
+
+    With `robust` flags of any examples, all are right when clean unless `clean` says otherwise.
+    """
     objective, head = setting.train.objective.name, setting.model.head.name
     if correct is None:
         correct = {"standard": 4, "pgd": 120, "trades": 130}[objective] + 2 * setting.seed
         correct += 4 * (head == "etf")
-    clean = np.arange(EXAMPLES) < 180
-    robust = np.arange(EXAMPLES) < correct
-    return Record(
+    if clean is None:
+        clean = flags(180, EXAMPLES) if robust is None else np.ones(len(robust), dtype=bool)
+    robust = flags(correct, EXAMPLES) if robust is None else robust
+    n = len(robust)
+    made = Record(
         cell=cell_id(setting),
-        suite=suite,
-        model=model or f"small_cnn-{head}-{objective}",
+        suite="synthetic",
+        model=f"small_cnn-{head}-{objective}",
         objective=objective,
         head=head,
         config=plain(setting),
@@ -93,169 +121,270 @@ def record_of(
         data=Facts(
             dataset=setting.data.dataset.name,
             split="test",
-            examples=EXAMPLES,
-            which=f"the first {EXAMPLES} of test in the official order",
-            fingerprint="f" * 64,
+            examples=n,
+            which=f"the first {n} of test in the official order",
+            fingerprint=fingerprint,
             num_classes=CLASSES,
         ),
         weights=Weights(
             parameters=12_345,
             best=File(path="checkpoints/x/best.safetensors", sha256="0" * 64),
             last=File(path="checkpoints/x/last.safetensors", sha256="1" * 64),
+            state=state,
         ),
         protocol="pgd",
         attacks=(
             AttackUse(
                 name="pgd-ce",
                 parameters={"steps": 20, "loss": "ce"},
-                broke=int(180 - correct),
+                broke=int((clean & ~robust).sum()),
             ),
         ),
-        passes=Passes(forward=20 * EXAMPLES, backward=10 * EXAMPLES),
-        verdict=Verdict(
-            clean_correct=pack_flags(clean),
-            robust=pack_flags(robust),
-            broken_by=tuple(-1 if safe else 0 for safe in robust.tolist()),
-        ),
-        scores={"clean": score(180), "robust": score(correct), "clean_train": score(199)},
+        passes=Passes(forward=20 * n, backward=10 * n),
+        verdict=verdict(clean, robust),
+        scores={
+            "clean": score(clean),
+            "robust": score(robust),
+            "clean_train": score(flags(199, EXAMPLES)),
+        },
         summary=summary(objective, setting.seed),
-        rows=rows or File(path="none.parquet", sha256="0" * 64),
-        warnings=warnings,
+        rows=File(path="none.parquet", sha256="0" * 64),
         seconds={"train": 1.5},
         versions={"robust_nc": "0.1.0", "torch": "2.13.0"},
         hardware={"device": "cpu", "threads": 1},
         created="2026-01-01T00:00:00+00:00",
     )
+    return dataclasses.replace(made, **changes)
 
 
-def score(correct: int) -> Score:
-    found = wilson(correct, EXAMPLES)
-    return Score(value=found.value, low=found.low, high=found.high, n=found.n)
+def record(robust: Flags | None = None, **options: Any) -> Record:
+    """Make a record as `record_of` does, with the options of `config` among its own."""
+    names = ("objective", "head", "seed", "dataset")
+    setting = config(**{name: options.pop(name) for name in names if name in options})
+    return record_of(setting, robust=robust, **options)
 
 
-def scalar_rows(objective: str, head: str, seed: int) -> list[dict[str, Any]]:
-    """Make collapse and leap measures per tap; they grow or shrink geometrically with depth."""
-    strength = {"standard": 1.0, "pgd": 0.35, "trades": 0.3}[objective]
-    strength *= 0.8 if head == "etf" else 1.0
-    rows = []
-    for (depth, tap), condition in itertools.product(
-        enumerate(TAPS), ("clean", "attacked", "gaussian", "sign")
-    ):
-        push = {"clean": 0.0, "attacked": 1.0, "gaussian": 0.1, "sign": 0.15}[condition]
-        shared = {
-            "tap": tap,
-            "depth": depth,
-            "feature": "gap",
-            "condition": condition,
-            "eps": 0.0 if condition == "clean" else 0.15,
-            "attack": "ce+margin, 20 steps, 1 restart" if condition == "attacked" else "",
-            "split": "train",
-            "n": EXAMPLES,
-        }
-        nc1 = 3.0 * 0.25**depth * (1 + 0.05 * seed) + push * strength * 0.6 * (depth + 1)
-        values = {"nc1": nc1, "nc2_angle": 0.3 * 0.5**depth + 0.2 * push * strength}
-        if condition != "clean":
-            leaps = {
-                "leap_rate": min(1.0, push * strength * (0.1 + 0.3 * depth) + 0.01 * seed),
-                "landing_fraction": push * strength * 0.8,
-                "landed": 0.5 * push,
-            }
-            rows += [row(shared, measure, value) for measure, value in leaps.items()]
-            null = {**shared, "grouping": "true", "vertices": "clean-train"}
-            rows.append(row(null, "nc1_leap_null", nc1 * 0.7))
-            landed = {**shared, "grouping": "landed", "vertices": "same"}
-            rows.append(row(landed, "nc1", nc1 * 0.3))
-            rows.append(row({**landed, "vertices": "clean-train"}, "nc1_landed_null", nc1 * 1.5))
-        grouped = {**shared, "grouping": "true", "vertices": "same"}
-        rows += [row(grouped, measure, value) for measure, value in values.items()]
-    return rows
+def stored(robust: Flags | None = None, **options: Any) -> Stored:
+    """Make a record that lies nowhere."""
+    made = record(robust, **options)
+    return Stored(made, Path(f"{digest([made.model, made.cell, repr(options)])[:16]}.json"))
 
 
-def row(shared: dict[str, Any], measure: str, value: float) -> dict[str, Any]:
-    known = {"grouping": "none", "vertices": "clean-train", **shared}
+def put(path: Path, made: Record) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_record(path, made)
+    return path
+
+
+def written(folder: Path, robust: Flags, **options: Any) -> Stored:
+    """Write a record as `<folder>/<cell>.json` and read it back."""
+    made = record(robust, **options)
+    return read_record(put(folder / f"{made.cell}.json", made))
+
+
+def row(shared: dict[str, Any], measure: str, value: float, **more: Any) -> dict[str, Any]:
+    known = {"grouping": "none", "vertices": "clean-train", **shared, **more}
     return {**known, "measure": measure, "value": value}
 
 
-def count_rows(objective: str, seed: int) -> list[dict[str, Any]]:
+def place_of(
+    condition: str, depth: int = len(TAPS) - 1, *, split: str = "train", eps: float = 0.15
+) -> dict[str, Any]:
+    """What the rows of a condition share at a tap, by default the deepest."""
+    shared = {"feature": "gap", "condition": condition, "eps": eps, "split": split, "n": EXAMPLES}
+    return {**shared, "tap": TAPS[depth], "depth": depth}
+
+
+def at_taps(condition: str, **at: Any) -> list[dict[str, Any]]:
+    return [place_of(condition, depth, **at) for depth in range(len(TAPS))]
+
+
+def strength_of(objective: str, head: str) -> float:
+    """How much an attack moves the features of a model."""
+    return {"standard": 1.0, "pgd": 0.35, "trades": 0.3}[objective] * (0.8 if head == "etf" else 1)
+
+
+def scalar_rows(strength: float, seed: int) -> Rows:
+    """Make collapse and leap measures per tap; they grow or shrink geometrically with depth."""
+    pushes = {"clean": 0.0, "attacked": 1.0, "gaussian": 0.1, "sign": 0.15}
+    for depth, (condition, push) in itertools.product(range(len(TAPS)), pushes.items()):
+        place = place_of(condition, depth, eps=0.0 if condition == "clean" else 0.15)
+        place["attack"] = "ce+margin, 20 steps, 1 restart" if condition == "attacked" else ""
+        nc1 = 3.0 * 0.25**depth * (1 + 0.05 * seed) + push * strength * 0.6 * (depth + 1)
+        if condition != "clean":
+            rate = min(1.0, push * strength * (0.1 + 0.3 * depth) + 0.01 * seed)
+            yield row(place, "leap_rate", rate)
+            yield row(place, "landing_fraction", push * strength * 0.8)
+            yield row(place, "landed", 0.5 * push)
+            yield row(place, "nc1_leap_null", nc1 * 0.7, grouping="true")
+            yield row(place, "nc1", nc1 * 0.3, grouping="landed", vertices="same")
+            yield row(place, "nc1_landed_null", nc1 * 1.5, grouping="landed")
+        grouped = {**place, "grouping": "true", "vertices": "same"}
+        yield row(grouped, "nc1", nc1)
+        yield row(grouped, "nc2_angle", 0.3 * 0.5**depth + 0.2 * push * strength)
+
+
+def count_rows(strength: float, seed: int) -> Rows:
     """Make the leap matrix, the landing histogram and the leap layers."""
     draw = np.random.default_rng(seed)
-    strength = {"standard": 1.0, "pgd": 0.35, "trades": 0.3}[objective]
-    rows = []
+    centres = np.linspace(-0.5, 1.5, 41)[:-1] + 0.025
     for condition, push in (("attacked", 1.0), ("gaussian", 0.1)):
-        shared = {
-            "feature": "gap",
-            "condition": condition,
-            "eps": 0.15,
-            "split": "train",
-            "n": EXAMPLES,
-        }
-        deep = {**shared, "tap": "penultimate", "depth": len(TAPS) - 1}
+        deep = place_of(condition)
         counts = draw.integers(0, 10, (CLASSES, CLASSES)) + np.diag([30] * CLASSES)
         for i, j in itertools.product(range(CLASSES), repeat=2):
-            rows.append({**row(deep, "leap_matrix", float(counts[i, j])), "i": i, "j": j})
-        middle = 0.9 * push * strength
-        centres = np.linspace(-0.5, 1.5, 41)[:-1] + 0.025
+            yield row(deep, "leap_matrix", float(counts[i, j]), i=i, j=j)
         for i, centre in enumerate(centres):
-            count = float(round(40 * np.exp(-((centre - middle) ** 2) / 0.03)))
-            rows.append({**row(deep, "landing_histogram", count), "i": i})
-        left = EXAMPLES
-        for depth, tap in enumerate(TAPS):
-            here = int(20 * push * strength * (depth + 1))
-            left -= here
-            place = {**shared, "tap": tap, "depth": depth}
-            rows.append(row(place, "leap_layer", float(here)))
-        rows.append(row({**shared, "tap": "none", "depth": -1}, "leap_layer", float(left)))
-    return rows
+            count = 40 * np.exp(-((centre - 0.9 * push * strength) ** 2) / 0.03)
+            yield row(deep, "landing_histogram", float(round(count)), i=i)
+        here = [int(20 * push * strength * (depth + 1)) for depth in range(len(TAPS))]
+        for place, count in zip(at_taps(condition), here, strict=True):
+            yield row(place, "leap_layer", float(count))
+        yield row(deep, "leap_layer", float(EXAMPLES - sum(here)), tap="none", depth=-1)
 
 
-def curve_rows(objective: str, head: str, seed: int) -> list[dict[str, Any]]:
+def curve_rows(strength: float, seed: int) -> Rows:
     """Make the curves of training and the accuracy against eps."""
-    strength = {"standard": 1.0, "pgd": 0.35, "trades": 0.3}[objective]
-    strength *= 0.8 if head == "etf" else 1.0
-    output = {"tap": "output", "depth": len(TAPS)}
-    rows = []
+    output = {"tap": "output", "depth": len(TAPS), "n": EXAMPLES}
+    test = {**output, "condition": "attacked", "split": "test"}
     for eps in (0.0, 0.05, 0.1, 0.15, 0.2):
-        place = {**output, "condition": "attacked", "eps": eps, "split": "test", "n": EXAMPLES}
-        rows.append(row(place, "accuracy", max(0.0, 0.95 - 5 * strength * eps - 0.01 * seed)))
+        accuracy = max(0.0, 0.95 - 5 * strength * eps - 0.01 * seed)
+        yield row(test, "accuracy", accuracy, eps=eps)
     # The accuracy on the images of the geometry, at a radius that the sweep has too.
-    place = {**output, "condition": "attacked", "eps": 0.15, "split": "test", "n": EXAMPLES}
-    rows.append(row({**place, "feature": "gap"}, "accuracy", 0.01))
+    yield row(test, "accuracy", 0.01, eps=0.15, feature="gap")
     for epoch in range(8):
-        train = {
-            "tap": "penultimate",
-            "depth": len(TAPS) - 1,
-            "feature": "gap",
-            "condition": "clean",
-            "split": "train",
-            "epoch": epoch,
-            "n": EXAMPLES,
-            "grouping": "true",
-            "vertices": "same",
-        }
+        train = {**place_of("clean"), "epoch": epoch, "grouping": "true", "vertices": "same"}
+        del train["eps"]
         value = 2.0 * 0.6 ** (epoch * (0.5 + strength)) * (1 + 0.1 * seed)
-        rows.append(row(train, "nc1_trace", value))
-        rows.append(row(train, "nc2_angle", 0.4 * 0.8**epoch))
+        yield row(train, "nc1_trace", value)
+        yield row(train, "nc2_angle", 0.4 * 0.8**epoch)
         for split, condition in itertools.product(("train", "validation"), ("clean", "attacked")):
-            place = {**output, "condition": condition, "split": split, "epoch": epoch}
-            rows.append(row({**place, "n": EXAMPLES}, "accuracy", 0.5 + 0.05 * epoch))
-    return rows
+            at = {"condition": condition, "split": split, "epoch": epoch}
+            yield row(output, "accuracy", 0.5 + 0.05 * epoch, **at)
 
 
-def rows_of(objective: str, head: str, seed: int) -> list[dict[str, Any]]:
-    return [
-        *scalar_rows(objective, head, seed),
-        *count_rows(objective, seed),
-        *curve_rows(objective, head, seed),
-    ]
+def geometry_rows(strength: float, seed: int) -> Rows:
+    """Make the rows of the geometry in full, and flattened features beside the averaged ones."""
+    for found in (*scalar_rows(strength, seed), *count_rows(strength, seed)):
+        yield {**found, "feature": "flatten", "value": 0.5 * found["value"]}
+    for place in at_taps("attacked")[:-1]:  # `count_rows` has the leap matrix of the deepest
+        stay = 30 - int(8 * strength * place["depth"])
+        for i, j in itertools.product(range(CLASSES), repeat=2):
+            count = float(stay if i == j else 1 + (i + 2 * j + seed) % 5)
+            yield row(place, "leap_matrix", count, i=i, j=j)
+    yield from target_rows(strength, seed)
+    yield from classifier_rows(strength, seed)
+    yield from alignment_rows(strength, seed)
+    yield from sweep_rows(strength, seed)
+    yield from trajectory_rows(strength, seed)
+
+
+def target_rows(strength: float, seed: int) -> Rows:
+    """Make leaps under targeted attacks, on both splits."""
+    pushes = {"cyclic": 0.7, "random": 0.75, "nearest": 0.95, "farthest": 0.4}
+    for (condition, push), split in itertools.product(pushes.items(), ("train", "test")):
+        for place in at_taps(condition, split=split):
+            rate = push * strength * (0.5 + 0.15 * place["depth"]) + 0.01 * seed
+            yield row(place, "leap_rate", rate)
+            yield row(place, "landed", 0.6 * push)
+            yield row(place, "nc1", 100.0, grouping="true", vertices="same")
+
+
+def classifier_rows(strength: float, seed: int) -> Rows:
+    """Make accuracies of the nearest-vertex classifier and of the network, on test."""
+    for protocol, less in (("standard", 0.05), ("pgd", 0.0)):
+        for place in at_taps("attacked", split="test"):
+            shared = {**place, "attack": protocol, "grouping": "true"}
+            clean = 0.4 + 0.15 * place["depth"] - 0.01 * seed
+            yield row(shared, "ncc_clean", clean)
+            yield row(shared, "ncc_transferred", clean * (1 - 0.5 * strength) - less)
+            yield row(shared, "ncc_adaptive", clean * (1 - 0.9 * strength))
+        output = {"tap": "output", "depth": len(TAPS), "condition": "attacked", "eps": 0.15}
+        place = {**output, "split": "test", "attack": protocol, "n": EXAMPLES}
+        yield row(place, "robust_accuracy", 0.7 * (1 - strength) + 0.05 - less)
+
+
+def alignment_rows(strength: float, seed: int) -> Rows:
+    """Make angles per class, and their mean, under attack and noise."""
+    for condition, push in (("attacked", 60.0), ("gaussian", 6.0)):
+        for place in at_taps(condition):
+            base = push * strength * (0.2 + 0.25 * place["depth"])
+            angles = [base * (0.7 + 0.2 * i) + seed for i in range(CLASSES)]
+            yield row(place, "alignment_angle", sum(angles) / CLASSES, grouping="true")
+            for i, angle in enumerate(angles):
+                yield row(place, "alignment_angle_class", angle, grouping="true", i=i)
+
+
+def sweep_rows(strength: float, seed: int) -> Rows:
+    """Make leaps and collapse on test against eps, and where the leap rate crosses 0.1."""
+    for eps in (0.0, 0.05, 0.1, 0.15, 0.2, 0.3):
+        for place in at_taps("sweep", split="test", eps=eps):
+            rate = min(1.0, strength * 4 * eps * (0.7 + 0.1 * place["depth"]) + 0.005 * seed)
+            yield row(place, "leap_rate", rate)
+            yield row(place, "nc1_trace", 0.2 + 8 * rate, grouping="true", vertices="same")
+            yield row(place, "nc1_trace", 0.18 + 0.5 * rate, grouping="landed", vertices="same")
+        yield row(place, "accuracy", 0.9 - rate, tap="output", depth=len(TAPS))
+    for place in at_taps("sweep", split="test", eps=0.3):
+        crossed = (0.1 - 0.005 * seed) / (strength * 4 * (0.7 + 0.1 * place["depth"]))
+        for end, factor in (("", 1.0), ("_low", 0.8), ("_high", 1.25)):
+            yield row(place, f"collapse_radius{end}", factor * crossed)
+
+
+def trajectory_rows(strength: float, seed: int) -> Rows:
+    """Make the paths of leaps: on the edge at all taps, in the plane of the deepest."""
+    draw = np.random.default_rng(seed)
+    steps = np.arange(21)
+    for place in at_taps("attacked"):
+        far = 1.4 * strength * (0.4 + 0.2 * place["depth"])
+        for step, t in enumerate(far * (1 - np.exp(-steps / 5))):
+            for end, factor in (("", 1.0), ("_low", 0.6), ("_high", 1.3)):
+                yield row(place, f"trajectory_t{end}", factor * float(t), i=step)
+    turns = np.pi / 2 - 2 * np.pi * np.arange(CLASSES) / CLASSES
+    vertices = np.stack([np.cos(turns), np.sin(turns)], axis=1)
+    for i, vertex in enumerate(vertices.tolist()):
+        for axis, value in zip("xy", vertex, strict=True):
+            yield row(place, f"vertex_{axis}", value, i=i)
+    for j in range(3, 36, 3):  # examples that do not move are not followed
+        here, there = vertices[j % CLASSES], vertices[(j + 1 + j % 2) % CLASSES]
+        start, bend = here + 0.1 * draw.standard_normal(2), 0.15 * draw.standard_normal(2)
+        for step in steps.tolist():
+            way = far * (1 - np.exp(-step / 5))
+            point = start + way * (there - here) + np.sin(np.pi * step / 20) * bend
+            for axis, value in zip("xy", point.tolist(), strict=True):
+                yield row(place, f"trajectory_{axis}", value, n=1, i=step, j=j)
+
+
+def rows_of(
+    objective: str, head: str, seed: int, *, geometry: bool = False
+) -> list[dict[str, Any]]:
+    """Make the rows of a cell; `geometry` adds those of the geometry in full."""
+    strength = strength_of(objective, head)
+    parts = (scalar_rows, count_rows, curve_rows, *([geometry_rows] if geometry else []))
+    return [found for part in parts for found in part(strength, seed)]
+
+
+def frame_of(
+    objectives: tuple[str, ...] = OBJECTIVES,
+    *,
+    heads: tuple[str, ...] = HEADS,
+    seeds: int = 2,
+    geometry: bool = False,
+) -> pd.DataFrame:
+    """Make the frame that `gather_rows` makes, without files."""
+    parts = []
+    for objective, head, seed in itertools.product(objectives, heads, range(seeds)):
+        facts = {"model": f"{head}-{objective}", "head": head, "objective": objective}
+        rows = tidy(rows_of(objective, head, seed, geometry=geometry))
+        parts.append(rows.assign(**facts, seed=seed, ball="Linf 0.15"))
+    return pd.concat(parts, ignore_index=True)
 
 
 def write_cell(out: Path, setting: RunConfig, **options: Any) -> Stored:
     """Write one synthetic cell, rows and record, and read it back."""
-    record = record_of(setting, **options)
-    frame = tidy(rows_of(record.objective, record.head, setting.seed))
-    reference = write_rows(rows_path(out, record.model, record.cell), frame)
-    path = record_path(out, record.model, record.cell)
-    write_record(path, record_of(setting, rows=reference, **options))
+    made = record_of(setting, **options)
+    frame = tidy(rows_of(made.objective, made.head, setting.seed))
+    rows = write_rows(rows_path(out, made.model, made.cell), frame)
+    path = record_path(out, made.model, made.cell)
+    write_record(path, dataclasses.replace(made, rows=rows))
     return read_record(path)
 
 
@@ -263,7 +392,7 @@ def write_grid(
     out: Path,
     *,
     objectives: tuple[str, ...] = OBJECTIVES,
-    heads: tuple[str, ...] = ("linear", "etf"),
+    heads: tuple[str, ...] = HEADS,
     seeds: int = 3,
 ) -> list[Stored]:
     """Write objectives x heads x seeds."""

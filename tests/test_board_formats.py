@@ -2,15 +2,13 @@
 
 import io
 import math
-from pathlib import Path
 from typing import Any
 
-import helpers_report as helpers
 import pandas as pd
 import pytest
+from helpers_report import stored
 
 from robust_nc.exceptions import RecordError, UnknownNameError
-from robust_nc.record import Stored
 from robust_nc.report.board.formats import format_table
 from robust_nc.report.board.render import WIDTH
 from robust_nc.report.board.table import COLUMNS, leaderboard, paired
@@ -19,12 +17,10 @@ NASTY = "a_b&c%d$e#f{g}h~i^j\\k|l<m>\x1b[31mn\no"
 
 
 def frame_of(**options: Any) -> pd.DataFrame:
-    records = [
-        Stored(helpers.record_of(helpers.config(head=head, seed=seed), **options), Path(f"{seed}"))
-        for head in ("linear", "etf")
-        for seed in range(3)
-    ]
-    return leaderboard(records)
+    heads, seeds = ("linear", "etf"), range(3)
+    return leaderboard(
+        [stored(head=head, seed=seed, **options) for head in heads for seed in seeds]
+    )
 
 
 def test_the_terminal_table_fits_and_says_over_how_many() -> None:
@@ -144,11 +140,7 @@ def test_a_name_that_stands_twice_is_told_apart() -> None:
 
 @pytest.mark.parametrize("style", ["table", "csv", "latex", "markdown"])
 def test_paired_differences_have_all_formats(style: Any) -> None:
-    records = [
-        Stored(helpers.record_of(helpers.config(head=head, seed=seed)), Path(f"{seed}"))
-        for head in ("linear", "etf")
-        for seed in range(2)
-    ]
+    records = [stored(head=head, seed=seed) for head in ("linear", "etf") for seed in range(2)]
     text = format_table(paired(records, against="linear", measures=["robust"]), style)
     assert "+0.02" in text or "0.02" in text
     assert "small" in text

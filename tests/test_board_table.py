@@ -3,27 +3,17 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
 
 import helpers_report as helpers
 import pytest
+from helpers_report import stored
 
 from robust_nc.exceptions import InputError, RecordError, UnknownNameError
-from robust_nc.io.files import digest
 from robust_nc.record import Caution, Stored
 from robust_nc.report.board.table import COLUMNS, leaderboard, paired
 from robust_nc.statistics.intervals import wilson
 
 T_975_2 = 4.302652729911275  # Student t quantile, two degrees of freedom
-
-
-def stored(**options: Any) -> Stored:
-    names = ("objective", "head", "seed", "dataset")
-    setting = helpers.config(**{name: options.pop(name) for name in names if name in options})
-    return Stored(
-        helpers.record_of(setting, **options),
-        Path(f"{digest([repr(setting), repr(options)])[:16]}.json"),
-    )
 
 
 def test_seeds_are_aggregated_by_hand() -> None:

@@ -5,7 +5,7 @@ import io
 import json
 from pathlib import Path
 
-import helpers_ranking as helpers
+import helpers_report as helpers
 import numpy as np
 import pytest
 from rich.console import Console
@@ -13,33 +13,27 @@ from scipy import stats
 
 from robust_nc.cli.compare import compare_command
 from robust_nc.exceptions import RecordError
-from robust_nc.record import Record, Stored, write_record
+from robust_nc.record import Record, Stored
 from robust_nc.report.board.comparing import Compared, compare
 from robust_nc.report.board.table import leaderboard
 from robust_nc.statistics.intervals import wilson
 from robust_nc.statistics.significance import paired_shares
 
 
-def put(path: Path, record: Record) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_record(path, record)
-    return path
-
-
 def two_records(folder: Path) -> tuple[Path, Path]:
     first = helpers.record(helpers.flags(600), clean=helpers.flags(900))
     second = helpers.record(helpers.flags(560, start=30), objective="trades")
-    return put(folder / "a.json", first), put(folder / "b.json", second)
+    return helpers.put(folder / "a.json", first), helpers.put(folder / "b.json", second)
 
 
 def two_methods(folder: Path, seeds: tuple[int, ...], others: tuple[int, ...]) -> tuple[Path, Path]:
     gains = {0: 41, 1: 35, 2: 50, 3: 44}
     for seed in seeds:
         made = helpers.record(helpers.flags(500 + 20 * seed + gains[seed]), seed=seed)
-        put(folder / "a" / f"{seed}.json", made)
+        helpers.put(folder / "a" / f"{seed}.json", made)
     for seed in others:
         made = helpers.record(helpers.flags(500 + 20 * seed), seed=seed, objective="trades")
-        put(folder / "b" / f"{seed}.json", made)
+        helpers.put(folder / "b" / f"{seed}.json", made)
     return folder / "a", folder / "b"
 
 
@@ -158,7 +152,7 @@ def test_the_first_images_of_an_official_set_are_common(
 ) -> None:
     long = helpers.record(helpers.flags(600))
     short = shorter(long, 500)
-    first, second = put(tmp_path / "a.json", long), put(tmp_path / "b.json", short)
+    first, second = helpers.put(tmp_path / "a.json", long), helpers.put(tmp_path / "b.json", short)
     found = compare(first, second)
     assert (found.examples, found.same_images) == (500, False)
     assert robust(found).counts == (500, 0, 0, 0)
@@ -178,7 +172,7 @@ def test_other_images_are_refused(tmp_path: Path, change: dict[str, str], words:
     long = helpers.record(helpers.flags(600))
     short = shorter(long, 500)
     short = dataclasses.replace(short, data=dataclasses.replace(short.data, **change))
-    first, second = put(tmp_path / "a.json", long), put(tmp_path / "b.json", short)
+    first, second = helpers.put(tmp_path / "a.json", long), helpers.put(tmp_path / "b.json", short)
     with pytest.raises(RecordError, match=f"they differ in {words}"):
         compare(first, second)
 
@@ -189,7 +183,7 @@ def test_files_of_the_user_are_common_only_with_one_fingerprint(tmp_path: Path) 
         dataclasses.replace(each, data=dataclasses.replace(each.data, dataset="npz"))
         for each in (long, shorter(long, 500))
     ]
-    first, second = (put(tmp_path / f"{i}.json", each) for i, each in enumerate(own))
+    first, second = (helpers.put(tmp_path / f"{i}.json", each) for i, each in enumerate(own))
     with pytest.raises(RecordError, match=r"they differ in the images \('the first 1000"):
         compare(first, second)
     assert compare(first, first).same_images
@@ -201,13 +195,13 @@ def test_what_was_judged_otherwise_is_refused_in_one_sentence(tmp_path: Path) ->
     threat = {**made.config["threat"], "eps": 0.1}
     other = dataclasses.replace(made, protocol="standard", config={**made.config, "threat": threat})
     with pytest.raises(RecordError) as raised:
-        compare(first, put(tmp_path / "c.json", other))
+        compare(first, helpers.put(tmp_path / "c.json", other))
     message = str(raised.value)
     assert "the ball (Linf 0.15 and Linf 0.1), the protocol (pgd and standard)" in message
     assert "\n" not in message
     same_size = helpers.record(helpers.flags(600), fingerprint="b" * 64)
     with pytest.raises(RecordError, match="fingerprints ffffffffffff and bbbbbbbbbbbb"):
-        compare(first, put(tmp_path / "d.json", same_size))
+        compare(first, helpers.put(tmp_path / "d.json", same_size))
 
 
 def test_a_folder_of_several_methods_is_refused(tmp_path: Path) -> None:
@@ -233,11 +227,11 @@ def test_models_of_others_are_seeds_where_a_folder_says_so(tmp_path: Path) -> No
     for seed, gain in enumerate((40, 45, 50)):
         for side, extra in (("a", gain), ("b", 0)):
             made = judged(f"{side}{seed}.py:net", f"{side}{seed}", seed, 500 + 20 * seed + extra)
-            put(tmp_path / side / f"{seed}.json", made)
+            helpers.put(tmp_path / side / f"{seed}.json", made)
     one = robust(compare(tmp_path / "a", tmp_path / "b"))
     assert one.test == "paired t over 3 seeds"
     assert one.difference.value == pytest.approx(0.045)
-    put(tmp_path / "a" / "again.json", judged("x.py:net", "other", 0, 500))
+    helpers.put(tmp_path / "a" / "again.json", judged("x.py:net", "other", 0, 500))
     with pytest.raises(RecordError, match="two models of one seed"):
         compare(tmp_path / "a", tmp_path / "b")
 
@@ -246,7 +240,7 @@ def test_names_are_printed_and_never_obeyed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nasty = dataclasses.replace(helpers.record(helpers.flags(600)), model="\x1b[31mred\nnew [b]x")
-    path = put(tmp_path / "a.json", nasty)
+    path = helpers.put(tmp_path / "a.json", nasty)
     text = said(path, path, capsys)
     assert "\x1b" not in text
     assert "?[31mred new [b]x" in text

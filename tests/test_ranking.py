@@ -1,11 +1,12 @@
 """Ranks: what they do not depend on, how often they are wrong, and on a board of records."""
 
+import dataclasses
 import itertools
 import json
 import time
 from pathlib import Path
 
-import helpers_ranking as helpers
+import helpers_report as helpers
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from scipy import stats
 
 from robust_nc.exceptions import RecordError
 from robust_nc.io.files import sha256_of
-from robust_nc.record import Caution, Stored
+from robust_nc.record import Caution, Stored, Verdict
 from robust_nc.report.board.formats import format_table
 from robust_nc.report.board.ranking import beats, compare_all, ranks
 from robust_nc.report.board.table import leaderboard
@@ -224,8 +225,8 @@ class TestBoard:
     def test_damaged_flags_are_named(self) -> None:
         good = helpers.record(helpers.flags(500))
         short = helpers.record(helpers.flags(500, 1200)).verdict
-        for verdict in (short, helpers.Verdict(clean_correct="x", robust="y", broken_by=())):
-            record = helpers.dataclasses.replace(good, verdict=verdict)
+        for verdict in (short, Verdict(clean_correct="x", robust="y", broken_by=())):
+            record = dataclasses.replace(good, verdict=verdict)
             with pytest.raises(RecordError, match=r"bad\.json has"):
                 leaderboard([Stored(record, Path("bad.json"))])
 

@@ -8,8 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from helpers_report import CLASSES, EXAMPLES, TAPS
-from helpers_report_geometry import frame_of, labels, line, means, note, rows_of
+from helpers_report import CLASSES, EXAMPLES, TAPS, frame_of
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
@@ -82,6 +81,40 @@ def no_global_state() -> Iterator[None]:
     yield
     assert dict(matplotlib.rcParams) == before
     assert plt.get_fignums() == []
+
+
+def rows_of(frame: pd.DataFrame, **where: object) -> pd.DataFrame:
+    """Rows of averaged features with these values."""
+    rows = frame[frame["feature"] != "flatten"]
+    for column, value in where.items():
+        rows = rows[rows[column] == value]
+    assert len(rows)
+    return rows
+
+
+def means(rows: pd.DataFrame, by: str) -> list[float]:
+    return rows.groupby(by)["value"].mean().tolist()
+
+
+def line(ax: Axes, colour: str) -> list[float]:
+    """Heights of the one line of a colour that has more than two points."""
+    (found,) = [
+        drawn
+        for drawn in ax.lines
+        if len(drawn.get_xdata()) > 2 and drawn.get_linestyle() != "None"
+        if to_hex(drawn.get_color()) == colour
+    ]
+    return [float(y) for y in found.get_ydata()]
+
+
+def note(ax: Axes) -> str:
+    return " ".join(ax.texts[-1].get_text().split())
+
+
+def labels(ax: Axes) -> list[str]:
+    legend = ax.get_legend()
+    assert legend is not None
+    return [text.get_text() for text in legend.get_texts()]
 
 
 def lines(ax: Axes) -> dict[str, list[float]]:
