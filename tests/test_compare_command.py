@@ -12,6 +12,7 @@ from rich.console import Console
 from scipy import stats
 
 from robust_nc.cli.compare import compare_command
+from robust_nc.cli.options import CompareOptions
 from robust_nc.exceptions import RecordError
 from robust_nc.record import Record, Stored
 from robust_nc.report.board.comparing import Compared, compare
@@ -43,7 +44,7 @@ def robust(found: Compared):
 
 
 def said(first: Path, second: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    assert compare_command(first, second, Console(file=io.StringIO())) == 0
+    assert compare_command(CompareOptions(first, second), Console(file=io.StringIO())) == 0
     return capsys.readouterr().out
 
 

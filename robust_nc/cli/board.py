@@ -34,7 +34,7 @@ _SHOWN = 1000  # rows of an answer in a terminal
 
 @dataclass(frozen=True)
 class BoardOptions:
-    """What to show, and how, as it was given; nothing is checked before `check`."""
+    """Show the leaderboard of a results folder."""
 
     results: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RESULTS")] = Path(
         "results"

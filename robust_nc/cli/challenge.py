@@ -1,62 +1,47 @@
 """`robust-nc challenge`: lower a record by adversarial examples that hold.
 
->>> import inspect
->>> list(inspect.signature(challenge_command).parameters)
-['record', 'evidence', 'model', 'out', 'root', 'stderr']
+>>> none = torch.arange(0)
+>>> _lines(Tried(none, none, none, none, none, claimed=9, examples=10))
+['nothing counts: robust accuracy stays at 90.00%']
 """
 
 import contextlib
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from rich.console import Console
 
+from robust_nc.cli.options import ChallengeOptions
 from robust_nc.exceptions import RecordError
 from robust_nc.io.digests import state_digest, state_digests
 from robust_nc.io.text import printable
 from robust_nc.record.schema import Record, read_record
-from robust_nc.runtime.torch_state import default_device
 from robust_nc.verification.challenge import Tried, read_points, try_points, write_challenge
 from robust_nc.verification.consistency import found_in_flags, inconsistencies
-from robust_nc.verification.originals import examples_of
-from robust_nc.zoo.reference import open_model
+from robust_nc.verification.originals import examples_of, model_of
 
 
-def challenge_command(
-    record: Path,
-    evidence: Path,
-    model: str,
-    out: Path | None,
-    root: Path | None,
-    stderr: Console,
-) -> int:
+def challenge_command(options: ChallengeOptions, stderr: Console) -> int:
     """Try the evidence against a record; 0 where it lowers it, 1 where nothing counts."""
+    record, evidence = options.record, options.evidence
     stored = read_record(record)
     if found_in_flags(inconsistencies(stored)):
         raise RecordError(f"{record} contradicts itself; see `robust-nc verify {record}`")
-    examples = examples_of(stored.record, root)
+    examples = examples_of(stored.record, options.root)
     points = read_points(evidence, examples.images)
-    channels, height, width = examples.images.shape[1:]
 
     def tell(text: str) -> None:
         stderr.print(text, markup=False, highlight=False, soft_wrap=True)
 
     with contextlib.redirect_stdout(sys.stderr):  # the code of a model may print
-        opened = open_model(
-            model,
-            num_classes=stored.record.data.num_classes,
-            image_shape=(channels, height, width),
-            tell=tell,
-        )
-        judge = opened.model.to(default_device()).eval()
+        judge = model_of(stored.record, options.model, examples, tell)
         _check_model(stored.record, state_digest(state_digests(judge)), tell)
         tried = try_points(stored, judge, examples, points.rows, points.points)
     for line in _lines(tried):
         print(printable(line))
     if not len(tried.counted):
         return 1
-    path = write_challenge(stored, tried, evidence, judge, folder=out)
+    path = write_challenge(stored, tried, evidence, judge, folder=options.out)
     tell(f"wrote {path}, and its evidence beside it")
     return 0
 

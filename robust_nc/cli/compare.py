@@ -6,10 +6,10 @@
 
 import math
 import textwrap
-from pathlib import Path
 
 from rich.console import Console
 
+from robust_nc.cli.options import CompareOptions
 from robust_nc.io.text import printable
 from robust_nc.report.board.comparing import Accuracy, Compared, Side, compare
 from robust_nc.report.board.formats import INTERVALS, count_text, percent, points, short
@@ -39,9 +39,9 @@ _INTERVALS = {
 }
 
 
-def compare_command(first: Path, second: Path, stderr: Console) -> int:
+def compare_command(options: CompareOptions, _: Console) -> int:
     """Compare two records or two folders of seeds, and print one screen."""
-    print(comparison_text(compare(first, second)))
+    print(comparison_text(compare(options.first, options.second)))
     return 0
 
 

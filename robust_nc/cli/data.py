@@ -1,21 +1,20 @@
 """`robust-nc data`: which data sets there are, and fetching one."""
 
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 
+from robust_nc.cli.options import DataOptions
 from robust_nc.data.fetch import fetch
 from robust_nc.data.load import data_root, list_datasets
 from robust_nc.exceptions import ConfigError
 
 
-def data_command(
-    action: Literal["list", "fetch"], name: str | None, root: Path | None, stderr: Console
-) -> int:
-    """List, or fetch `name`."""
-    if action == "fetch":
+def data_command(options: DataOptions, stderr: Console) -> int:
+    """List the data sets, or fetch one."""
+    name, root = options.name, options.root
+    if options.action == "fetch":
         if name is None:
             raise ConfigError("say which data set to fetch, e.g. robust-nc data fetch cifar10")
 

@@ -5,6 +5,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from robust_nc.cli.options import DoctorOptions
 from robust_nc.data.corruptions import DISTRIBUTION, corruption_library
 from robust_nc.exceptions import ConfigError
 from robust_nc.runtime.environment import hardware, versions
@@ -23,7 +24,7 @@ _PARTS = (
 _WORDS = {True: "works", False: "broken", None: "not installed"}
 
 
-def doctor_command() -> int:
+def doctor_command(_: DoctorOptions, __: Console) -> int:
     """Print the report; the exit code is 1 if a part is installed but does not work."""
     console = Console()
     facts = {**versions(), **{key: str(value) for key, value in _machine().items()}}

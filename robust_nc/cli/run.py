@@ -27,8 +27,14 @@ from robust_nc.runtime.screen import Screen
 def run_command(options: RunOptions, stderr: Console) -> int:
     """Run a suite, or the suites of claims, show what came of it, and return the exit code.
 
-    Under torchrun the first process does so, and the others train with it.
+    With --plan, only show what it would cost. Under torchrun the first process does so, and the
+    others train with it.
     """
+    options.check()
+    if options.plan:
+        from robust_nc.cli.plan import plan_command
+
+        return plan_command(options, stderr)
     if not under_torchrun():
         return _drive(options, stderr, None)
     with join_processes() as processes:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from robust_nc.cli.options import SubmitOptions
 from robust_nc.exceptions import DataError, RecordError
 from robust_nc.exchange.hub_push import push, repository
 from robust_nc.exchange.record_files import check_whole, evidence_file
@@ -23,11 +24,9 @@ from robust_nc.verification.evidence import check_evidence
 from robust_nc.verification.originals import RecordExamples, examples_of
 
 
-def submit_command(
-    record: Path, to: Path, hub: str | None, root: Path | None, stderr: Console
-) -> int:
+def submit_command(options: SubmitOptions, stderr: Console) -> int:
     """Check a record and its evidence, and make them ready; say what is left to do."""
-    stored = read_record(record)
+    stored, to, hub = read_record(options.record), options.to, options.hub
     check_whole(stored)
     evidence_file(stored)
     if hub is not None:
@@ -37,7 +36,7 @@ def submit_command(
             f"there is no folder {to}; clone the leaderboard's repository, and run this in the "
             "clone or name its results folder with --to"
         )
-    examples = _checked(stored, root, stderr, cut=hub is None and is_cut(stored))
+    examples = _checked(stored, options.root, stderr, cut=hub is None and is_cut(stored))
     for remark in remarks(stored):
         stderr.print(f"note: {one_line(remark)}", markup=False, soft_wrap=True)
     if hub is not None:

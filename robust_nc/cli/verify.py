@@ -1,6 +1,7 @@
 """`robust-nc verify`: one screen per record, badges for what was checked and nothing more."""
 
 import contextlib
+import dataclasses
 import os
 import shlex
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from robust_nc.config import plain
-from robust_nc.exceptions import ConfigError, RecordError
+from robust_nc.exceptions import RecordError
 from robust_nc.io.files import canonical_json, write_text
 from robust_nc.io.text import printable
 from robust_nc.record.folder import is_record_name, record_folders
@@ -19,34 +20,22 @@ from robust_nc.record.standing import receipt_path, standing
 from robust_nc.runtime.progress import Event
 from robust_nc.runtime.screen import Screen
 from robust_nc.verification.audit import CLAIM, write_broken
-from robust_nc.verification.check import CheckOptions, RecordCheck, check_record
+from robust_nc.verification.check import RecordCheck, check_record
 from robust_nc.verification.consistency import is_sealed
+from robust_nc.verification.options import CheckOptions
 from robust_nc.verification.originals import ball_of
 from robust_nc.verification.rejudge import Repeated
 
 _MOST_LINES = 12  # findings that are shown of one record
 
 
-def verify_command(
-    records: tuple[Path, ...],
-    model: str | None,
-    audit: int | None,
-    seed: int | None,
-    save: bool,
-    root: Path | None,
-    stderr: Console,
-) -> int:
+def verify_command(options: CheckOptions, stderr: Console) -> int:
     """Check records, one after another; 1 where anything is wrong with any of them."""
-    if audit is not None and model is None:
-        raise ConfigError("--audit attacks the model again; name it with --model")
-    if audit is not None and audit < 1:
-        raise ConfigError(f"--audit must be at least 1, found {audit}")
-    if seed is not None and seed < 0:
-        raise ConfigError(f"--seed must be at least 0, found {seed}")
-    drawn = int.from_bytes(os.urandom(4)) if seed is None else seed
-    wanted = CheckOptions(model=model, audit=audit, seed=drawn, root=root)
+    options.check()
+    if options.seed is None:
+        options = dataclasses.replace(options, seed=int.from_bytes(os.urandom(4)))
     bad = 0
-    paths = record_paths(records)
+    paths = record_paths(options.records)
     for path in paths:
         print(printable(str(path)))
         try:
@@ -54,7 +43,7 @@ def verify_command(
             with contextlib.redirect_stdout(sys.stderr), Screen(stderr) as screen:
                 found = check_record(
                     read_record(path),
-                    wanted,
+                    options,
                     tell=screen.line,
                     show=lambda stage, share, text: screen.event(Event(stage, share, text)),
                 )
@@ -62,10 +51,10 @@ def verify_command(
             print(f"  INVALID {printable(str(error))}")
             bad += 1
             continue
-        for line in _lines(found, wanted):
+        for line in _lines(found, options):
             print(f"  {printable(line)}")
         bad += bool(found.wrong)
-        if save:
+        if options.save:
             place = receipt_path(path)
             write_text(place, canonical_json(plain(found.receipt())) + "\n")
             stderr.print(f"wrote {place}", markup=False, soft_wrap=True)
@@ -92,13 +81,13 @@ def record_paths(places: tuple[Path, ...]) -> list[Path]:
     return paths
 
 
-def _lines(found: RecordCheck, wanted: CheckOptions) -> Iterator[str]:
+def _lines(found: RecordCheck, options: CheckOptions) -> Iterator[str]:
     """Say what was found of a record, line by line."""
     yield _subject(found.stored)
     sealed = "" if is_sealed(found.stored.record) else ", not sealed (of an earlier version)"
     yield f"schema       {'WRONG' if found.inconsistent else 'ok'}{sealed}"
     yield from _evidence_lines(found)
-    yield from _audit_lines(found, wanted)
+    yield from _audit_lines(found, options)
     for reason in (*found.evidence.unchecked, *found.unchecked):
         yield f"not checked  {reason}"
     for finding in found.wrong[:_MOST_LINES]:
@@ -154,7 +143,7 @@ def _counts(repeated: Repeated) -> str:
     return f"{proven:,} proven, {tolerated:,} within tolerance, {refuted:,} refuted"
 
 
-def _audit_lines(found: RecordCheck, wanted: CheckOptions) -> Iterator[str]:
+def _audit_lines(found: RecordCheck, options: CheckOptions) -> Iterator[str]:
     audit = found.audit
     if audit is not None:
         yield f"audit        {audit}"
@@ -166,7 +155,7 @@ def _audit_lines(found: RecordCheck, wanted: CheckOptions) -> Iterator[str]:
             path = Path(f"{found.stored.path.stem}.audit.npz")
             write_broken(path, audit.broke, audit.points)
             words = ["robust-nc", "challenge", str(found.stored.path), "--evidence", str(path)]
-            words += ["--model", str(wanted.model)]
+            words += ["--model", str(options.model)]
             yield f"             what broke is in {path}; it counts with: {shlex.join(words)}"
     if found.geometry is not None:
         yield f"geometry     {found.geometry}"

@@ -22,7 +22,7 @@ _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The suite and the options as they were given; nothing is checked before `check`."""
+    """Train, attack, measure and record every cell of a suite; run again to go on."""
 
     suite: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SUITE")]
     """Name of a suite that comes with the package, `claims` (runs what the claims of the

@@ -32,7 +32,7 @@ def _ball(eps: str, norm: Literal["Linf", "L2", "L1"] = "Linf") -> Ball:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to judge, and how."""
+    """Judge a finished model: attack it, measure its layers, leave a record with evidence."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """package.module:factory, path/to/file.py:factory, the folder of one of our checkpoints, a

@@ -1,8 +1,4 @@
-"""All that can be checked of one record, and the badges that it earns.
-
->>> CheckOptions().audit is None
-True
-"""
+"""All that can be checked of one record, and the badges that it earns."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,21 +18,11 @@ from robust_nc.verification.audit import CLAIM, Audit, Remeasured, audit, remeas
 from robust_nc.verification.challenge import challenge_findings
 from robust_nc.verification.consistency import found_in_flags, inconsistencies, settings_of
 from robust_nc.verification.evidence import EvidenceCheck, Finding, check_evidence
-from robust_nc.verification.originals import RecordExamples, examples_of
+from robust_nc.verification.options import CheckOptions
+from robust_nc.verification.originals import RecordExamples, examples_of, model_of
 from robust_nc.zoo.code import Tell
-from robust_nc.zoo.reference import open_model
 
 Show = Callable[[str, float, str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckOptions:
-    """What to check with: the model's reference, how many examples to audit by which seed."""
-
-    model: str | None = None
-    audit: int | None = None
-    seed: int = 0
-    root: Path | None = None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -95,7 +81,7 @@ class RecordCheck:
         )
 
 
-def check_record(stored: Stored, wanted: CheckOptions, *, tell: Tell, show: Show) -> RecordCheck:
+def check_record(stored: Stored, options: CheckOptions, *, tell: Tell, show: Show) -> RecordCheck:
     """Check a record with what there is: its data if they are here, its model if it is given.
 
     `tell` is called with what the user should know, `show` with a stage, a share and a line. Raises
@@ -103,19 +89,19 @@ def check_record(stored: Stored, wanted: CheckOptions, *, tell: Tell, show: Show
     wrong with the record is in what is returned.
     """
     found = RecordCheck(stored=stored, inconsistent=inconsistencies(stored))
-    examples = _examples(stored.record, wanted.root, found)
+    examples = _examples(stored.record, options.root, found)
     model = None
-    if wanted.model is not None and examples is None:
+    if options.model is not None and examples is None:
         found.unchecked.append("the model was not asked: that needs the images")
-    elif wanted.model is not None and examples is not None:
-        model = _model(wanted.model, stored.record, examples, tell)
+    elif options.model is not None and examples is not None:
+        model = model_of(stored.record, options.model, examples, tell)
     show("verify", 0.0, "evidence")
     found.evidence = check_evidence(stored, examples=examples, model=model)
     if model is not None and examples is not None and not found_in_flags(found.inconsistent):
         show("verify", 0.5, "challenges")
         found.challenges = challenge_findings(stored, model, examples)
-        if wanted.audit is not None:
-            _audit(found, wanted, model, examples, show)
+        if options.audit is not None:
+            _audit(found, options, model, examples, show)
     return found
 
 
@@ -129,22 +115,16 @@ def _examples(record: Record, root: Path | None, found: RecordCheck) -> RecordEx
     return None
 
 
-def _model(reference: str, record: Record, examples: RecordExamples, tell: Tell) -> nn.Module:
-    channels, height, width = examples.images.shape[1:]
-    opened = open_model(
-        reference,
-        num_classes=record.data.num_classes,
-        image_shape=(channels, height, width),
-        tell=tell,
-    )
-    return opened.model.to(default_device()).eval()
-
-
 def _audit(
-    found: RecordCheck, wanted: CheckOptions, model: nn.Module, examples: RecordExamples, show: Show
+    found: RecordCheck,
+    options: CheckOptions,
+    model: nn.Module,
+    examples: RecordExamples,
+    show: Show,
 ) -> None:
     """Attack again, and measure the geometry again where the record is of one set of weights."""
-    assert wanted.audit is not None
+    assert options.audit is not None
+    assert options.seed is not None
     if found.evidence.same_model is False:
         found.unchecked.append("no audit: the model is another one")
         return
@@ -153,8 +133,8 @@ def _audit(
             found.stored,
             model,
             examples,
-            count=wanted.audit,
-            seed=wanted.seed,
+            count=options.audit,
+            seed=options.seed,
             report=lambda progress: show("audit", progress.share, str(progress)),
         )
     except (InputError, RecordError) as error:
@@ -167,9 +147,9 @@ def _audit(
                 settings,
                 model,
                 examples,
-                count=wanted.audit,
-                seed=wanted.seed,
-                root=wanted.root,
+                count=options.audit,
+                seed=options.seed,
+                root=options.root,
                 report=lambda share, text: show("geometry", share, text),
             )
     except (RecordError, DataError, InputError) as error:

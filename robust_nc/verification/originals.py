@@ -1,4 +1,4 @@
-"""The images that a record is about, read from their data set, and the ball that it speaks of.
+"""What a record is about: its images, read from their data set, its ball, and its model.
 
 >>> from robust_nc.config import RunConfig, plain
 >>> from robust_nc.verification.originals import ball_of
@@ -7,17 +7,19 @@
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from robust_nc.config import Component, ThreatConfig, read
 from robust_nc.data.load import dataset_info, fingerprint, read_split, to_unit
 from robust_nc.exceptions import ConfigError, DataError, InputError, RecordError
 from robust_nc.record.schema import Record
+from robust_nc.runtime.torch_state import default_device
 from robust_nc.threat import Ball
+from robust_nc.zoo.reference import open_model
 
 MADE = "synthetic"  # the data set whose size its options choose
 _MOST_VALUES = 2**28
@@ -54,6 +56,20 @@ def examples_of(record: Record, root: Path | None) -> RecordExamples:
             f"the record's (fingerprint {found[:16]}, not {record.data.fingerprint[:16]})"
         )
     return RecordExamples(to_unit(split.images), split.labels, split.ids, found)
+
+
+def model_of(
+    record: Record, reference: str, examples: RecordExamples, tell: Callable[[str], None]
+) -> nn.Module:
+    """Open the model that a record is said to be about, on its device, for the record's images."""
+    channels, height, width = examples.images.shape[1:]
+    opened = open_model(
+        reference,
+        num_classes=record.data.num_classes,
+        image_shape=(channels, height, width),
+        tell=tell,
+    )
+    return opened.model.to(default_device()).eval()
 
 
 def dataset_of(config: Mapping[str, Any]) -> Component:
