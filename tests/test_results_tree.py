@@ -34,7 +34,9 @@ from robust_nc.report.board.table import leaderboard
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
 STORED = read_all(RESULTS)
-RUNS = [stored for stored in STORED if stored.record.suite != EVALUATED]
+# What two cores can do on CIFAR-10 is one or two seeds, and its rows say so.
+FEW_SEEDS = {EVALUATED, "cifar10-wrn22"}
+RUNS = [stored for stored in STORED if stored.record.suite not in FEW_SEEDS]
 
 
 def test_there_are_results_and_they_make_a_board() -> None:
