@@ -7,9 +7,12 @@ shapes of a call alone, so a call whose kind was seen before is not checked agai
 
 import copy
 import inspect
+import shutil
 import threading
 import types
+from collections.abc import Callable, Iterator
 from functools import partial, wraps
+from pathlib import Path
 from typing import Any
 
 import jaxtyping
@@ -77,3 +80,54 @@ def _digits_network() -> nn.Module:
 def digits_network(_digits_network: nn.Module) -> nn.Module:
     """A `Classifier` that was trained on 250 digits, of one module of tests."""
     return copy.deepcopy(_digits_network)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("there is no chromium here")
+    from playwright.sync_api import sync_playwright
+
+    flags = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
+    flags += " disable-component-update disable-sync"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=path, args=[f"--{flag}" for flag in flags.split()]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(chromium: Any) -> Iterator[Callable[..., Any]]:
+    """Opens pages in a Chromium: none may make errors, dialogs, or requests that leave."""
+    contexts, faults = [], []
+
+    def answer(dialog: Any) -> None:
+        faults.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    def told(message: Any) -> None:
+        if message.type in {"error", "warning"}:
+            faults.append(f"console: {message.text}")
+
+    def requested(request: Any) -> None:
+        if not request.url.startswith(("file:", "data:", "http://127.0.0.1")):
+            faults.append(f"request: {request.url}")
+
+    def open_one(place: Path | str, *, width: int = 1200, **options: Any) -> Any:
+        context = chromium.new_context(viewport={"width": width, "height": 900}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("dialog", answer)
+        page.on("console", told)
+        page.on("pageerror", lambda error: faults.append(f"error: {error}"))
+        page.on("request", requested)
+        page.goto(place.as_uri() if isinstance(place, Path) else place)
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert faults == []

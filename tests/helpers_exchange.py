@@ -1,7 +1,6 @@
 """Records with cards, challenges and evidence, as strangers may send them."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,6 @@ from robust_nc.record import (
     write_rows,
 )
 from robust_nc.record.schema import sealed
-from robust_nc.record.standing import challenge_path
 from robust_nc.threat import Ball
 
 TENSORS = {"weight": "0" * 16}
@@ -52,6 +50,12 @@ HOSTILE = (
 )
 
 
+def card_of(text: str) -> Card:
+    """A card with a text in every field that holds one."""
+    fields = ("name", "authors", "paper", "link", "venue", "architecture", "notes")
+    return Card(**dict.fromkeys(fields, text))
+
+
 def filed(
     out: Path,
     *,
@@ -68,12 +72,6 @@ def filed(
 def resealed(record: Record, path: Path) -> Stored:
     write_record(path, sealed(record))
     return read_record(path)
-
-
-def challenged(stored: Stored, *, rows: tuple[int, ...]) -> Stored:
-    values = {"cell": stored.record.cell, "evidence": "a" * 64, "broken": rows, "created": "2026"}
-    challenge_path(stored.path, "a" * 64).write_text(json.dumps(values))
-    return stored
 
 
 def evidence_of(record: Record, images: Tensor, ball: Ball) -> Evidence:

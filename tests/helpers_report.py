@@ -5,7 +5,8 @@ The numbers follow simple formulas, so that a test can say by hand what a table 
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from robust_nc.record import (
     write_rows,
 )
 from robust_nc.record.folder import record_path, rows_path
+from robust_nc.record.standing import challenge_path
 from robust_nc.statistics.intervals import wilson
 
 TAPS = ("stem", "stage1", "stage2", "penultimate")
@@ -180,6 +182,15 @@ def written(folder: Path, robust: Flags, **options: Any) -> Stored:
     """Write a record as `<folder>/<cell>.json` and read it back."""
     made = record(robust, **options)
     return read_record(put(folder / f"{made.cell}.json", made))
+
+
+def challenged(path: Path, *, rows: Sequence[int], evidence: str = "a" * 64) -> Path:
+    """Write a challenge that broke these rows of the record at a path."""
+    cell = json.loads(path.read_text())["cell"]
+    values = {"cell": cell, "evidence": evidence, "broken": list(rows), "created": "2026"}
+    challenge = challenge_path(path, evidence)
+    challenge.write_text(json.dumps(values))
+    return challenge
 
 
 def row(shared: dict[str, Any], measure: str, value: float, **more: Any) -> dict[str, Any]:
@@ -399,4 +410,85 @@ def write_grid(
     return [
         write_cell(out, config(objective=objective, head=head, seed=seed))
         for objective, head, seed in itertools.product(objectives, heads, range(seeds))
+    ]
+
+
+PLACE = {"tap": "penultimate", "depth": 3, "feature": "gap", "split": "train", "n": 100}
+OUTPUT = {"tap": "output", "depth": -1, "split": "test", "n": 100}
+VERDICT = OUTPUT | {"measure": "verdict", "note": "best"}
+HIT = {"condition": "attacked", "eps": 0.1}
+LEAP = {"tap": "penultimate", "feature": "gap", "n": 60, "grouping": "none"} | HIT
+LAYER = {"feature": "gap", "split": "train", "condition": "clean", "grouping": "true", "n": 50}
+NC1 = LAYER | {"vertices": "same", "measure": "nc1_trace"}
+NFM = {"split": "test", "condition": "clean", "n": 20}
+
+
+def curve(name: str, values: list[float], **at: Any) -> list[dict[str, Any]]:
+    place = {"condition": "clean", "split": "train", "measure": name, "n": 30} | at
+    return [place | {"epoch": epoch, "value": value} for epoch, value in enumerate(values, 1)]
+
+
+def quantity_rows(**changes: Any) -> list[dict[str, Any]]:
+    """Rows that the quantities of claims are read from, by hand; `changes` by name."""
+    told = {"clean": 0.01, "landed_nc1": 1.0, "null": 10.0, "landed": 0.2, "train": 1.0}
+    told |= {"warned": "", "doubted": ""}
+    told |= {"block1": 0.6, "block2": 0.6, "block2_flatten": 0.6, "late": 0.5, "network": 0.5}
+    told |= changes
+    true = PLACE | {"condition": "clean", "grouping": "true", "vertices": "same", "measure": "nc1"}
+    hit = PLACE | {"condition": "attacked", "attack": "pgd 20", "eps": 0.1}
+    there = hit | {"grouping": "landed"}
+    leap = hit | {"grouping": "none", "vertices": "clean-train"}
+    test = hit | {"split": "test", "attack": "pgd", "n": 50, "grouping": "true"}
+    vertex = test | {"measure": "ncc_adaptive", "note": told["warned"]}
+    output = {"tap": "output", "depth": -1}
+    return [
+        true | {"value": told["clean"]},
+        true | {"value": 99.0, "epoch": 4},
+        true | {"value": 98.0, "split": "test", "n": 60},
+        true | {"value": 97.0, "tap": "block2"},
+        true | {"value": 96.0, "feature": "flatten"},
+        true | {"value": 50.0, "condition": "attacked"},
+        there | {"measure": "nc1", "vertices": "same", "value": told["landed_nc1"]},
+        there | {"measure": "nc1_landed_null", "vertices": "clean-train", "value": told["null"]},
+        leap | {"measure": "landed", "value": told["landed"], "note": "no leaps"},
+        leap | {"measure": "landed", "value": 0.7, "condition": "gaussian"},
+        leap | {"measure": "landed", "value": 0.3, "i": 2},
+        PLACE | output | {"condition": "clean", "measure": "accuracy", "value": told["train"]},
+        vertex | {"tap": "block1", "value": told["block1"]},
+        vertex | {"tap": "block2", "value": told["block2"]},
+        vertex | {"tap": "block2", "value": told["block2_flatten"], "feature": "flatten"},
+        vertex | {"value": told["late"]},
+        test
+        | output
+        | {"measure": "robust_accuracy", "value": told["network"], "note": told["doubted"]},
+        test | output | {"measure": "robust_accuracy", "value": 0.9, "attack": "x", "n": 70},
+        VERDICT | {"condition": "clean", "value": 0.9},
+        VERDICT | {"condition": "clean", "value": 0.8, "note": "last"},
+        VERDICT | HIT | {"attack": "standard", "value": 0.5},
+        VERDICT | HIT | {"attack": "standard", "value": 0.4, "note": "last"},
+        VERDICT | HIT | {"attack": "pgd_ce", "value": 0.58},
+        OUTPUT | {"condition": "clean", "measure": "accuracy", "value": 0.91},
+        OUTPUT | {"condition": "clean", "measure": "mistake_severity", "value": 1.5, "n": 9},
+        OUTPUT | {"condition": "severest", "measure": "mistake_severity", "value": 2.5},
+        OUTPUT | {"condition": "clean", "measure": "hd_1", "value": 0.2},
+        OUTPUT | {"condition": "clean", "measure": "hd_5", "value": 1.2},
+        LEAP | {"split": "test", "measure": "severity", "value": 1.8},
+        LEAP | {"split": "train", "measure": "severity", "value": 9.0},
+        LEAP | {"split": "train", "measure": "leap_rate_wrong", "value": 0.7, "n": 10},
+        LEAP | {"split": "train", "measure": "leap_rate_memorised", "value": 0.5, "n": 4},
+        LEAP | {"split": "train", "measure": "leap_rate_right", "value": 0.4, "n": 50},
+        NC1 | {"tap": "layer1", "value": 10.0},
+        NC1 | {"tap": "layer4", "value": 0.1},
+        NC1 | {"tap": "penultimate", "value": 1.0},
+        NFM | {"tap": "block1", "measure": "nfm_agop_root", "value": 0.4},
+        NFM | {"tap": "block2", "measure": "nfm_agop_root", "value": 0.8},
+        NFM | {"tap": "block3", "measure": "nfm_agop_root", "value": float("nan")},
+        NFM | {"tap": "head", "measure": "nfm_agop_root", "value": 1.0},
+        NFM | {"tap": "block1", "measure": "nfm_agop_root_centred", "value": 0.1},
+        NFM | {"tap": "block1", "measure": "nfm_agop", "value": 0.9},
+        *curve("accuracy", [0.5, 0.93, 0.9, 0.96], split="validation", tap="output"),
+        *curve("accuracy", [0.99] * 4, tap="output"),
+        *curve("memorised_way", [0.1, 0.3, 0.2, 0.6]),
+        *curve("dilation", [1.0, 3.0, 2.0, 10.0], split="test"),
+        *curve("memorised", [0.0, 0.2, 0.4, 0.9]),
     ]

@@ -3,7 +3,9 @@
 import dataclasses
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import helpers_report as helpers
 import numpy as np
@@ -20,6 +22,7 @@ from robust_nc.report.board.formats import format_answer
 from robust_nc.report.board.querying import kept, ordered
 from robust_nc.report.board.table import COLUMNS, leaderboard
 
+Shown = Callable[[BoardOptions], tuple[str, list[str]]]
 FRAME = pd.DataFrame(
     {
         "model": ["net-trades", "net-pgd", "Net-TRADES-2", "plain"],
@@ -27,6 +30,8 @@ FRAME = pd.DataFrame(
         "robust": [0.5, 0.4, 0.45, np.nan],
         "eps": [8 / 255, 8 / 255, 4 / 255, 8 / 255],
         "rank": [1.0, 2.0, np.nan, np.nan],
+        "seeds": [9, 10, 100, 9],
+        "recipe": ["x", "normalise_features=True>=x", "x", "x"],
     }
 )
 
@@ -38,12 +43,16 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def shown(options: BoardOptions, capsys: pytest.CaptureFixture[str]) -> tuple[str, list[str]]:
-    """Output and messages of one call."""
-    stderr = Console(file=io.StringIO(), width=200)
-    assert board_command(options, stderr) == 0
-    assert isinstance(stderr.file, io.StringIO)
-    return capsys.readouterr().out, stderr.file.getvalue().splitlines()
+@pytest.fixture
+def shown(capsys: pytest.CaptureFixture[str]) -> Shown:
+    """Calls the verb, and gives its output and its messages."""
+
+    def call(options: BoardOptions) -> tuple[str, list[str]]:
+        told = io.StringIO()
+        assert board_command(options, Console(file=told, width=200)) == 0
+        return capsys.readouterr().out, told.getvalue().splitlines()
+
+    return call
 
 
 class TestConditions:
@@ -63,21 +72,13 @@ class TestConditions:
             (["rank="], ["Net-TRADES-2", "plain"]),
             (["rank!="], ["net-trades", "net-pgd"]),
             (["model=plain "], ["plain"]),
+            (["seeds>9"], ["net-pgd", "Net-TRADES-2"]),  # as numbers
+            (["recipe=normalise_features=True>=x"], ["net-pgd"]),
             ([], ["net-trades", "net-pgd", "Net-TRADES-2", "plain"]),
         ],
     )
     def test_rows_that_meet_all_are_kept(self, where: list[str], models: list[str]) -> None:
         assert kept(FRAME, where)["model"].tolist() == models
-
-    def test_numbers_compare_as_numbers(self) -> None:
-        frame = pd.DataFrame({"seeds": [9, 10, 100]})
-        assert kept(frame, ["seeds>9"])["seeds"].tolist() == [10, 100]
-
-    def test_a_value_may_hold_an_operator(self) -> None:
-        frame = pd.DataFrame({"model": ["normalise_features=True>=x", "x"]})
-        assert kept(frame, ["model=normalise_features=True>=x"])["model"].tolist() == [
-            "normalise_features=True>=x"
-        ]
 
     def test_an_unknown_column_is_answered_with_the_nearest(self) -> None:
         with pytest.raises(UnknownNameError, match="did you mean 'robust'"):
@@ -115,59 +116,51 @@ class TestOrder:
         assert ordered(FRAME, None) is FRAME
 
 
-class TestAnswers:
-    ROWS = (("a|b", 0.123456789, None), ("c_%", float("nan"), True))
+@pytest.mark.parametrize(
+    ("style", "line", "expected"),
+    [
+        ("table", 2, "a|b   0.123457  -"),  # numbers are aligned to the right
+        ("csv", 1, "a|b,0.123456789,"),  # with every digit
+        ("markdown", 2, r"| a\|b | 0.123457 | - |"),
+        ("latex", -3, r"c\_\% & - & True \\"),
+    ],
+)
+def test_an_answer_is_written_in_every_style(style: Any, line: int, expected: str) -> None:
+    rows = (("a|b", 0.123456789, None), ("c_%", float("nan"), True))
+    text = format_answer(("name", "value", "flag"), rows, style)
+    assert text.splitlines()[line] == expected
 
-    def test_a_table_aligns_numbers_to_the_right(self) -> None:
-        text = format_answer(("name", "value", "flag"), self.ROWS, "table")
-        assert text.splitlines()[2] == "a|b   0.123457  -"
 
-    def test_csv_holds_every_digit(self) -> None:
-        text = format_answer(("name", "value", "flag"), self.ROWS, "csv")
-        assert text.splitlines()[1] == "a|b,0.123456789,"
-
-    def test_markup_is_escaped(self) -> None:
-        assert r"a\|b" in format_answer(("name", "v", "f"), self.ROWS, "markdown")
-        assert r"c\_\%" in format_answer(("name", "v", "f"), self.ROWS, "latex")
-
-    def test_what_a_terminal_would_obey_is_replaced(self) -> None:
-        assert "\x1b" not in format_answer(("name",), [("\x1b[31mred",)], "table")
-
-    def test_no_rows_leave_the_header(self) -> None:
-        assert format_answer(("name", "value"), [], "table").splitlines()[0] == "name  value"
+def test_an_answer_of_no_rows_has_a_header_and_a_terminal_is_sent_no_commands() -> None:
+    assert format_answer(("name", "value"), [], "table").splitlines()[0] == "name  value"
+    assert "\x1b" not in format_answer(("name",), [("\x1b[31mred",)], "table")
 
 
 class TestBoard:
-    def test_conditions_and_order_reach_every_text(
-        self, results: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_conditions_and_order_reach_every_text(self, results: Path, shown: Shown) -> None:
         wanted = BoardOptions(results, "csv", where=("head=etf", "robust>=0.5"), sort="robust")
-        out, _ = shown(wanted, capsys)
+        out, _ = shown(wanted)
         frame = pd.read_csv(io.StringIO(out))
         assert set(frame["head"]) == {"etf"}
         assert frame["objective"].tolist() == ["pgd", "trades"]
         for style in ("table", "latex", "markdown"):
-            out, _ = shown(dataclasses.replace(wanted, format=style), capsys)
+            out, _ = shown(dataclasses.replace(wanted, format=style))
             assert "etf-pgd" in out
             assert "linear" not in out
 
-    def test_conditions_hold_for_differences_too(
-        self, results: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_conditions_hold_for_differences_too(self, results: Path, shown: Shown) -> None:
         wanted = BoardOptions(
             results, "csv", against="linear", where=("measure=robust",), sort="-difference"
         )
-        out, _ = shown(wanted, capsys)
+        out, _ = shown(wanted)
         assert set(pd.read_csv(io.StringIO(out))["measure"]) == {"robust"}
 
     def test_nothing_left_is_one_sentence(self, results: Path) -> None:
         with pytest.raises(RecordError, match="none of 6 rows meets robust>2"):
             board_command(BoardOptions(results, where=("robust>2",)), Console())
 
-    def test_published_rows_are_there_and_unverified(
-        self, results: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        out, _ = shown(BoardOptions(results, "csv", published=True), capsys)
+    def test_published_rows_are_there_and_unverified(self, results: Path, shown: Shown) -> None:
+        out, _ = shown(BoardOptions(results, "csv", published=True))
         frame = pd.read_csv(io.StringIO(out), keep_default_na=False)
         assert len(frame) == len(published_rows()) + 6
         theirs = frame[frame["suite"] == "robustbench"]
@@ -175,9 +168,9 @@ class TestBoard:
         assert set(theirs["rank"]) == {""}
 
     def test_a_board_without_records_can_show_the_published(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, tmp_path: Path, shown: Shown
     ) -> None:
-        out, _ = shown(BoardOptions(tmp_path, "csv", published=True), capsys)
+        out, _ = shown(BoardOptions(tmp_path, "csv", published=True))
         assert len(out.splitlines()) == 1 + len(published_rows())
         with pytest.raises(RecordError, match="holds no records"):
             board_command(BoardOptions(tmp_path), Console())
@@ -185,11 +178,7 @@ class TestBoard:
 
 class TestPage:
     def test_conditions_say_which_rows_are_on_it(
-        self,
-        results: Path,
-        tmp_path: Path,
-        capsys: pytest.CaptureFixture[str],
-        monkeypatch: pytest.MonkeyPatch,
+        self, results: Path, tmp_path: Path, shown: Shown, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         calls = []
 
@@ -199,9 +188,9 @@ class TestPage:
 
         monkeypatch.setattr(board, "_site_writer", lambda: write_site)
         wanted = BoardOptions(results, "html", tmp_path, where=("head=etf", "objective=pgd"))
-        _, told = shown(wanted, capsys)
+        _, told = shown(wanted)
         assert told[-1] == f"wrote {tmp_path / 'index.html'}"
-        shown(BoardOptions(results, "html", tmp_path, published=True), capsys)
+        shown(BoardOptions(results, "html", tmp_path, published=True))
         (some, none, _), (every, theirs, _) = calls
         assert {one.record.head for one in some} == {"etf"}
         assert sorted(one.record.seed for one in some) == [0, 1]
@@ -212,21 +201,19 @@ class TestPage:
 
 
 class TestExchange:
-    def test_bibtex_is_of_the_rows(self, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        out, _ = shown(BoardOptions(results, "bibtex"), capsys)
+    def test_bibtex_is_of_the_rows(self, results: Path, shown: Shown) -> None:
+        out, _ = shown(BoardOptions(results, "bibtex"))
         assert out.count("@") == 1
         wanted = BoardOptions(
             results, "bibtex", where=("model=Wang2023Better_WRN-70-16",), published=True
         )
-        out, _ = shown(wanted, capsys)
+        out, _ = shown(wanted)
         assert out.count("\n@") == 1
         assert "Better Diffusion Models" in out
 
-    def test_model_info_is_of_the_rows(
-        self, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_model_info_is_of_the_rows(self, results: Path, tmp_path: Path, shown: Shown) -> None:
         wanted = BoardOptions(results, "robustbench", tmp_path, where=("head=etf", "objective=pgd"))
-        _, told = shown(wanted, capsys)
+        _, told = shown(wanted)
         files = list(tmp_path.rglob("*.json"))
         assert len(files) == 2
         assert "wrote 2 files" in told[-1]
@@ -234,9 +221,7 @@ class TestExchange:
 
 
 class TestQueries:
-    def test_every_style_answers(
-        self, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_every_style_answers(self, results: Path, tmp_path: Path, shown: Shown) -> None:
         sql = "select head, count(*) as n from records group by head order by head"
         expected = {
             "table": "etf     6",
@@ -245,22 +230,20 @@ class TestQueries:
             "latex": r"etf & 6 \\",
         }
         for style, line in expected.items():
-            out, _ = shown(BoardOptions(results, style, sql=sql), capsys)  # type: ignore[arg-type]
+            out, _ = shown(BoardOptions(results, style, sql=sql))  # type: ignore[arg-type]
             assert line in out.splitlines()
         path = tmp_path / "answer.csv"
-        out, told = shown(BoardOptions(results, "csv", path, sql=sql), capsys)
+        out, told = shown(BoardOptions(results, "csv", path, sql=sql))
         assert out == ""
         assert path.read_text() == "head,n\netf,6\nlinear,6\n"
         assert told[-1] == f"wrote {path}"
 
-    def test_a_long_table_is_cut_and_says_so(
-        self, results: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_a_long_table_is_cut_and_says_so(self, results: Path, shown: Shown) -> None:
         sql = "select * from range(1500)"
-        out, told = shown(BoardOptions(results, sql=sql), capsys)
+        out, told = shown(BoardOptions(results, sql=sql))
         assert len(out.splitlines()) == 1002
         assert told[-1] == "the first 1,000 of 1,500 rows; --format csv has all"
-        out, _ = shown(BoardOptions(results, "csv", sql=sql), capsys)
+        out, _ = shown(BoardOptions(results, "csv", sql=sql))
         assert len(out.splitlines()) == 1501
 
     def test_the_command_line_answers_in_one_sentence(self, results: Path) -> None:

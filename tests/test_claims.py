@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import helpers_report
 import numpy as np
 import pytest
+from helpers_report import quantity_rows, record_of
 from helpers_runner import TINY, Ran, cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,16 +19,13 @@ from robust_nc.claims.answers import Answer, read_answers, write_answer
 from robust_nc.claims.deciding import Test as Trial
 from robust_nc.claims.deciding import combine, decide, p_value
 from robust_nc.claims.page import answers_page, answers_table
-from robust_nc.claims.quantities import QUANTITIES, UndefinedError, meaning, quantity_value
 from robust_nc.claims.reading import Claims, holds_claims, read_claims
-from robust_nc.config import Component, component
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import digest, sha256_of
 from robust_nc.pipeline.suite import read_suite, suite_names
 from robust_nc.record import tidy, write_record, write_rows
 from robust_nc.record.folder import record_path, rows_path
 from robust_nc.report.board.formats import number
-from robust_nc.statistics.significance import holm
 
 VALUES = st.lists(st.floats(-5, 5), min_size=3, max_size=8).filter(lambda v: np.std(v) > 1e-3)
 
@@ -63,20 +60,6 @@ class TestDeciding:
         assert (decision.verdict == "supported") == (tost < 0.05)
         if abs(np.mean(values)) < margin:
             assert p_value(trial) == pytest.approx(tost, abs=1e-12)
-
-    @settings(deadline=None, max_examples=100)
-    @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
-    def test_holm_equals_its_definition(self, ps):
-        found = holm(ps)
-        order = np.argsort(ps, kind="stable")
-        running = 0.0
-        for rank, index in enumerate(order):
-            running = max(running, min(1.0, (len(ps) - rank) * ps[index]))
-            assert found[index].p == pytest.approx(running)
-        # The level says the same as the adjusted p, but for rounding at the threshold itself.
-        for p, adjusted in zip(ps, found, strict=True):
-            if abs(adjusted.p - 0.05) > 1e-9:
-                assert (p < 1 - adjusted.level) == (adjusted.p < 0.05)
 
     def test_decisions_agree_with_adjusted_p_values(self):
         draw = np.random.default_rng(0)
@@ -167,134 +150,6 @@ class TestDeciding:
         assert combine([up, down]) == combine([up, open_]) == ("undecided", "its variants differ")
 
 
-AT = {"tap": "penultimate", "depth": 3, "feature": "gap", "split": "train", "n": 100}
-
-
-def planted(**changes: Any) -> list[dict[str, Any]]:
-    """Rows of a cell: nc1 0.01 clean, 1 landed and 10 null, and so on; `changes` by quantity."""
-    told = {"clean": 0.01, "landed_nc1": 1.0, "null": 10.0, "landed": 0.2, "train": 1.0}
-    told |= {"warned": "", "doubted": ""}
-    told |= {"block1": 0.6, "block2": 0.6, "block2_flatten": 0.6, "late": 0.5, "network": 0.5}
-    told |= changes
-    true = AT | {"condition": "clean", "grouping": "true", "vertices": "same", "measure": "nc1"}
-    hit = AT | {"condition": "attacked", "attack": "pgd 20", "eps": 0.1}
-    there = hit | {"grouping": "landed"}
-    leap = hit | {"grouping": "none", "vertices": "clean-train"}
-    test = hit | {"split": "test", "attack": "pgd", "n": 50, "grouping": "true"}
-    vertex = test | {"measure": "ncc_adaptive", "note": told["warned"]}
-    output = {"tap": "output", "depth": -1}
-    return [
-        true | {"value": told["clean"]},
-        true | {"value": 99.0, "epoch": 4},
-        true | {"value": 98.0, "split": "test", "n": 60},
-        true | {"value": 97.0, "tap": "block2"},
-        true | {"value": 96.0, "feature": "flatten"},
-        true | {"value": 50.0, "condition": "attacked"},
-        there | {"measure": "nc1", "vertices": "same", "value": told["landed_nc1"]},
-        there | {"measure": "nc1_landed_null", "vertices": "clean-train", "value": told["null"]},
-        leap | {"measure": "landed", "value": told["landed"], "note": "no leaps"},
-        leap | {"measure": "landed", "value": 0.7, "condition": "gaussian"},
-        leap | {"measure": "landed", "value": 0.3, "i": 2},
-        AT | output | {"condition": "clean", "measure": "accuracy", "value": told["train"]},
-        vertex | {"tap": "block1", "value": told["block1"]},
-        vertex | {"tap": "block2", "value": told["block2"]},
-        vertex | {"tap": "block2", "value": told["block2_flatten"], "feature": "flatten"},
-        vertex | {"value": told["late"]},
-        test
-        | output
-        | {"measure": "robust_accuracy", "value": told["network"], "note": told["doubted"]},
-        test | output | {"measure": "robust_accuracy", "value": 0.9, "attack": "x", "n": 70},
-    ]
-
-
-def value(name: str, *, without: str = "", changes: dict[str, Any] | None = None, **options: Any):
-    rows = [row for row in planted(**(changes or {})) if row["measure"] != without]
-    return quantity_value(Component(name=name, options=options), tidy(rows))
-
-
-class TestQuantities:
-    @pytest.mark.parametrize(
-        ("name", "options", "wanted"),
-        [
-            ("kept_collapse", {}, 1 / 3),
-            ("landed", {}, 0.2),
-            ("landed", {"condition": "gaussian"}, 0.7),
-            ("nc1_clean", {}, -2.0),
-            ("nc1_log10", {"tap": "block2"}, math.log10(97)),
-            ("nc1_log10", {"split": "test"}, math.log10(98)),
-            ("nc1_clean", {"feature": "flatten"}, math.log10(96)),
-            ("nc1_attacked", {}, math.log10(50)),
-            ("nc1_landed", {}, 0.0),
-            ("train_accuracy", {}, 1.0),
-            ("ncc_adaptive", {"tap": "block1"}, 0.6),
-            ("vertex_over_network", {}, 0.0),
-            ("early_over_late", {}, 0.1),
-            ("early_over_late", {"early": "block1"}, 0.1),
-            ("early_over_late", {"feature": "flatten"}, 0.1),
-        ],
-    )
-    def test_a_quantity_is_read_from_its_rows(self, name, options, wanted):
-        assert value(name, **options) == pytest.approx(wanted, abs=1e-12)
-
-    def test_collapse_at_a_train_accuracy_is_that_of_the_first_epoch_that_reaches_it(self):
-        rows = []
-        for epoch, (accuracy, nc1) in enumerate(
-            [(0.5, 4.0), (0.8, 2.0), (0.7, 1.0), (0.9, 0.1)], 1
-        ):
-            at = AT | {"epoch": epoch, "condition": "clean"}
-            rows.append(at | {"measure": "nc1_trace", "grouping": "true", "value": nc1})
-            rows.append(at | {"tap": "output", "measure": "accuracy", "value": accuracy})
-            rows.append(rows[-1] | {"split": "validation", "value": 1.0})
-            decoys = {"condition": "attacked"}, {"tap": "block2"}, {"grouping": "landed"}
-            rows += [row | decoy | {"value": 1.0} for row in rows[-3:-1] for decoy in decoys[:2]]
-            rows.append(rows[-7] | decoys[2])
-
-        def found(accuracy: float) -> float:
-            part = Component(name="nc1_trace_log10_at", options={"accuracy": accuracy})
-            return quantity_value(part, tidy(rows))
-
-        assert found(0.8) == pytest.approx(math.log10(2))
-        assert found(0.81) == pytest.approx(-1)
-        with pytest.raises(UndefinedError, match=r"no epoch has a train accuracy of 0\.95"):
-            found(0.95)
-
-    def test_kept_collapse_is_one_where_nothing_is_lost_and_zero_for_noise(self):
-        assert value("kept_collapse", changes={"landed_nc1": 0.01}) == pytest.approx(1)
-        assert value("kept_collapse", changes={"landed_nc1": 10.0}) == pytest.approx(0)
-
-    @pytest.mark.parametrize(
-        ("name", "changes", "reason"),
-        [
-            ("landed", {"landed": math.nan}, "landed: no leaps"),
-            ("nc1_clean", {"clean": 0.0}, "no logarithm"),
-            ("kept_collapse", {"clean": 11.0}, "no more collapsed"),
-            ("kept_collapse", {"null": 0.0}, "no logarithm"),
-        ],
-    )
-    def test_what_is_undefined_says_why(self, name, changes, reason):
-        with pytest.raises(UndefinedError, match=reason):
-            value(name, changes=changes)
-
-    def test_what_was_not_measured_is_another_error(self):
-        with pytest.raises(RecordError, match="measure 'alignment_angle'") as raised:
-            value("alignment_angle")
-        assert not isinstance(raised.value, UndefinedError)
-        with pytest.raises(RecordError, match="taps that were measured: block1, block2"):
-            value("ncc_adaptive", tap="block9")
-        with pytest.raises(RecordError, match="2 different rows"):
-            value("robust_accuracy")
-
-    def test_values_over_different_examples_are_not_compared(self):
-        rows = [row | ({"n": 51} if row.get("tap") == "block2" else {}) for row in planted()]
-        with pytest.raises(RecordError, match="51 and over 50"):
-            quantity_value(Component(name="early_over_late"), tidy(rows))
-
-    def test_each_has_one_sentence(self):
-        for name in QUANTITIES.names():
-            assert 10 < len(meaning(Component(name=name))) <= 100
-        assert meaning(component("nc1_log10")).startswith("decimal logarithm of NC1;")
-
-
 SUITE = """
 name = "planted"
 [base.train]
@@ -348,11 +203,12 @@ class TestReading:
         assert list(plan.of) == [0, 1, 2, 3, 4]
         assert {cell.config.train.objective.name for cell in plan.of.values()} == {"standard"}
         assert plan.against is None
-        assert plan.digest == digest(ENTRY)
+        (other,) = read_claims(write_claims(tmp_path, {"effect": 0.2})).plans
+        assert plan.digest == digest(ENTRY) != other.digest
 
     def test_an_option_tells_parts_apart_and_a_default_counts(self, tmp_path):
         of = {"train.objective": {"name": "trades", "bn_mode": "eval"}}
-        against = {"train.objective": {"name": "trades", "bn_mode": "frozen"}, "train.epochs": 4}
+        against = TRADES | {"train.epochs": 4}
         (plan,) = read_claims(write_claims(tmp_path, {"of": of, "against": against})).plans
         assert plan.against is not None
         modes = [
@@ -360,14 +216,6 @@ class TestReading:
             for side in (plan.of, plan.against)
         ]
         assert modes == [{None}, {"frozen"}]
-
-    def test_the_digest_is_that_of_the_words(self, tmp_path):
-        first, second = (
-            read_claims(write_claims(tmp_path, {"effect": effect})).plans[0].digest
-            for effect in (0.1, 0.2)
-        )
-        assert first == digest(ENTRY)
-        assert first != second
 
     @pytest.mark.parametrize(
         ("entry", "sentence"),
@@ -417,30 +265,27 @@ class TestReading:
         assert "\n" not in str(raised.value)
 
     def test_a_tap_that_the_suite_leaves_out_is_refused_on_either_side(self, tmp_path):
-        entry = {"quantity": {"name": "landed", "tap": "block1"}}
+        def read_with(tap: str, suite: str, **sides: Any) -> Claims:
+            entry = {"quantity": {"name": "landed", "tap": tap}}
+            return read_claims(write_claims(tmp_path, entry | sides, suite=suite))
+
         suite = SUITE.replace("[grid]", '[base.measure]\ntaps = ["block2"]\n[grid]')
-        for name in ("block1", "penultimate"):
-            entry = {"quantity": {"name": "landed", "tap": name}}
+        for tap in ("block1", "penultimate"):
             with pytest.raises(ConfigError, match=r"Valid: block2$"):
-                read_claims(write_claims(tmp_path, entry, suite=suite))
+                read_with(tap, suite)
         both = SUITE + '"model.backbone" = ["small_cnn", "preact_resnet18"]\n'
-        sides = {
-            side: {"train.objective": "standard", "model.backbone": name}
-            for side, name in (("of", "small_cnn"), ("against", "preact_resnet18"))
-        }
-        entry = {"quantity": {"name": "landed", "tap": "layer1"}}
-        with pytest.raises(ConfigError, match="unknown tap for 'landed' of 'small_cnn'"):
-            read_claims(write_claims(tmp_path, entry | sides, suite=both))
-        entry = {"quantity": {"name": "landed", "tap": "block3"}}
-        with pytest.raises(ConfigError, match="unknown tap for 'landed' of 'preact_resnet18'"):
-            read_claims(write_claims(tmp_path, entry | sides, suite=both))
+        of, against = (
+            {"train.objective": "standard", "model.backbone": name}
+            for name in ("small_cnn", "preact_resnet18")
+        )
+        for tap, model in (("layer1", "small_cnn"), ("block3", "preact_resnet18")):
+            with pytest.raises(ConfigError, match=f"unknown tap for 'landed' of '{model}'"):
+                read_with(tap, both, of=of, against=against)
 
     def test_taps_are_known_whatever_the_sizes_of_the_data_are(self, tmp_path):
-        model = "[base.model]\nmean = [0.5]\nstd = [0.5]\n[grid]"
+        suite = SUITE.replace("[grid]", "[base.model]\nmean = [0.5]\nstd = [0.5]\n[grid]")
         entry = {"quantity": {"name": "landed", "tap": "block1"}}
-        (plan,) = read_claims(
-            write_claims(tmp_path, entry, suite=SUITE.replace("[grid]", model))
-        ).plans
+        (plan,) = read_claims(write_claims(tmp_path, entry, suite=suite)).plans
         assert plan.quantities[0].options == {"tap": "block1"}
 
     @pytest.mark.parametrize(
@@ -482,10 +327,9 @@ def write_cells(claims: Claims, out: Path, *, device: str = "cpu", **changes: An
             seed, folder = cell.config.seed, out / plan.suite.name
             told = {name: change(seed) for name, change in changes.items()}
             told.setdefault("landed", 0.2 + 0.001 * seed)
-            rows = write_rows(rows_path(folder, cell.model, cell.id), tidy(planted(**told)))
-            record = helpers_report.record_of(cell.config, model=cell.model, rows=rows)
-            object.__setattr__(record, "hardware", {"device": device})
-            write_record(record_path(folder, cell.model, cell.id), record)
+            rows = write_rows(rows_path(folder, cell.model, cell.id), tidy(quantity_rows(**told)))
+            named = {"model": cell.model, "rows": rows, "hardware": {"device": device}}
+            write_record(record_path(folder, cell.model, cell.id), record_of(cell.config, **named))
 
 
 def answered(
@@ -540,12 +384,7 @@ class TestAnswers:
         assert answered(tmp_path, landed=landed)[0].verdict == verdict
 
     def test_pairs_are_by_seed(self, tmp_path):
-        pair = {
-            "of": {"train.objective": {"name": "trades", "bn_mode": "frozen"}},
-            "against": {"train.objective": "standard"},
-            "reference": 0.0,
-            "expect": "equal",
-        }
+        pair = {"of": TRADES, "against": ENTRY["of"], "reference": 0.0, "expect": "equal"}
         (answer,) = answered(tmp_path, pair, landed=lambda seed: 0.1 * seed)
         values = answer.tests[0].summary.values
         assert [one.value for one in values] == [0, 0, 0, 0, 0]

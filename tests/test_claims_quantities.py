@@ -1,71 +1,40 @@
-"""Quantities of verdicts, class trees, epochs, depth and wrong labels, read from planted rows."""
+"""Quantities of claims, read from planted rows."""
 
+import math
 from typing import Any
 
 import pytest
+from helpers_report import PLACE, curve, quantity_rows
 
-from robust_nc.claims.quantities import UndefinedError, meaning, quantity_value
-from robust_nc.config import Component
+from robust_nc.claims.quantities import QUANTITIES, UndefinedError, meaning, quantity_value
+from robust_nc.config import Component, component
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.record import tidy
 
-OUTPUT = {"tap": "output", "depth": -1, "split": "test", "n": 100}
-VERDICT = OUTPUT | {"measure": "verdict", "note": "best"}
-HIT = {"condition": "attacked", "eps": 0.1}
-LEAP = {"tap": "penultimate", "feature": "gap", "n": 60, "grouping": "none"} | HIT
-LAYER = {"feature": "gap", "split": "train", "condition": "clean", "grouping": "true", "n": 50}
-NC1 = LAYER | {"vertices": "same", "measure": "nc1_trace"}
-NFM = {"split": "test", "condition": "clean", "n": 20}
 
-
-def curve(name: str, values: list[float], **at: Any) -> list[dict[str, Any]]:
-    place = {"condition": "clean", "split": "train", "measure": name, "n": 30} | at
-    return [place | {"epoch": epoch, "value": value} for epoch, value in enumerate(values, 1)]
-
-
-def planted() -> list[dict[str, Any]]:
-    return [
-        VERDICT | {"condition": "clean", "value": 0.9},
-        VERDICT | {"condition": "clean", "value": 0.8, "note": "last"},
-        VERDICT | HIT | {"attack": "standard", "value": 0.5},
-        VERDICT | HIT | {"attack": "standard", "value": 0.4, "note": "last"},
-        VERDICT | HIT | {"attack": "pgd_ce", "value": 0.58},
-        OUTPUT | {"condition": "clean", "measure": "accuracy", "value": 0.91},
-        OUTPUT | {"condition": "clean", "measure": "accuracy", "value": 0.99, "split": "train"},
-        OUTPUT | {"condition": "clean", "measure": "mistake_severity", "value": 1.5, "n": 9},
-        OUTPUT | {"condition": "severest", "measure": "mistake_severity", "value": 2.5},
-        OUTPUT | {"condition": "clean", "measure": "hd_1", "value": 0.2},
-        OUTPUT | {"condition": "clean", "measure": "hd_5", "value": 1.2},
-        LEAP | {"split": "test", "measure": "severity", "value": 1.8},
-        LEAP | {"split": "train", "measure": "severity", "value": 9.0},
-        LEAP | {"split": "train", "measure": "leap_rate_wrong", "value": 0.7, "n": 10},
-        LEAP | {"split": "train", "measure": "leap_rate_memorised", "value": 0.5, "n": 4},
-        LEAP | {"split": "train", "measure": "leap_rate_right", "value": 0.4, "n": 50},
-        NC1 | {"tap": "layer1", "value": 10.0},
-        NC1 | {"tap": "layer4", "value": 0.1},
-        NC1 | {"tap": "penultimate", "value": 1.0},
-        NFM | {"tap": "block1", "measure": "nfm_agop_root", "value": 0.4},
-        NFM | {"tap": "block2", "measure": "nfm_agop_root", "value": 0.8},
-        NFM | {"tap": "block3", "measure": "nfm_agop_root", "value": float("nan")},
-        NFM | {"tap": "head", "measure": "nfm_agop_root", "value": 1.0},
-        NFM | {"tap": "block1", "measure": "nfm_agop_root_centred", "value": 0.1},
-        NFM | {"tap": "block1", "measure": "nfm_agop", "value": 0.9},
-        *curve("accuracy", [0.5, 0.93, 0.9, 0.96], split="validation", tap="output"),
-        *curve("accuracy", [0.99] * 4, tap="output"),
-        *curve("memorised_way", [0.1, 0.3, 0.2, 0.6]),
-        *curve("dilation", [1.0, 3.0, 2.0, 10.0], split="test"),
-        *curve("memorised", [0.0, 0.2, 0.4, 0.9]),
-    ]
-
-
-def value(name: str, *, without: str = "", **options: Any) -> float:
-    rows = [row for row in planted() if row["measure"] != without]
+def value(name: str, *, without: str = "", changes: dict[str, Any] | None = None, **options: Any):
+    rows = [row for row in quantity_rows(**(changes or {})) if row["measure"] != without]
     return quantity_value(Component(name=name, options=options), tidy(rows))
 
 
 @pytest.mark.parametrize(
     ("name", "options", "wanted"),
     [
+        ("kept_collapse", {}, 1 / 3),
+        ("landed", {}, 0.2),
+        ("landed", {"condition": "gaussian"}, 0.7),
+        ("nc1_clean", {}, -2.0),
+        ("nc1_log10", {"tap": "block2"}, math.log10(97)),
+        ("nc1_log10", {"split": "test"}, math.log10(98)),
+        ("nc1_clean", {"feature": "flatten"}, math.log10(96)),
+        ("nc1_attacked", {}, math.log10(50)),
+        ("nc1_landed", {}, 0.0),
+        ("train_accuracy", {}, 1.0),
+        ("ncc_adaptive", {"tap": "block1"}, 0.6),
+        ("vertex_over_network", {}, 0.0),
+        ("early_over_late", {}, 0.1),
+        ("early_over_late", {"early": "block1"}, 0.1),
+        ("early_over_late", {"feature": "flatten"}, 0.1),
         ("clean_verdict", {}, 0.9),
         ("clean_verdict", {"weights": "last"}, 0.8),
         ("robust_verdict", {}, 0.5),
@@ -73,7 +42,7 @@ def value(name: str, *, without: str = "", **options: Any) -> float:
         ("robust_verdict", {"protocol": "pgd_ce"}, 0.58),
         ("flattery", {}, 0.08),
         ("accuracy", {}, 0.91),
-        ("accuracy", {"split": "train"}, 0.99),
+        ("accuracy", {"split": "train"}, 1.0),
         ("mistake_severity", {}, 1.5),
         ("mistake_severity", {"condition": "severest"}, 2.5),
         ("hd", {}, 0.2),
@@ -110,7 +79,9 @@ def test_what_was_not_measured_is_said():
 def test_what_has_no_value_is_undefined():
     with pytest.raises(UndefinedError, match=r"no epoch has a held-out accuracy of 0\.97"):
         value("epochs_to", accuracy=0.97)
-    flat = [row | {"value": 1.0} if row["measure"] == "dilation" else row for row in planted()]
+    flat = [
+        row | {"value": 1.0} if row["measure"] == "dilation" else row for row in quantity_rows()
+    ]
     with pytest.raises(UndefinedError, match="does not change over the epochs"):
         quantity_value(Component(name="dilation_with_memorization"), tidy(flat))
 
@@ -136,5 +107,64 @@ def test_options_are_checked():
         value("hd", k=3)
 
 
-def test_a_quantity_says_what_it_is():
-    assert meaning(Component(name="flattery")).startswith("by how much a weaker protocol")
+def test_collapse_at_a_train_accuracy_is_that_of_the_first_epoch_that_reaches_it():
+    rows = []
+    for epoch, (accuracy, nc1) in enumerate([(0.5, 4.0), (0.8, 2.0), (0.7, 1.0), (0.9, 0.1)], 1):
+        at = PLACE | {"epoch": epoch, "condition": "clean"}
+        rows.append(at | {"measure": "nc1_trace", "grouping": "true", "value": nc1})
+        rows.append(at | {"tap": "output", "measure": "accuracy", "value": accuracy})
+        rows.append(rows[-1] | {"split": "validation", "value": 1.0})
+        decoys = {"condition": "attacked"}, {"tap": "block2"}, {"grouping": "landed"}
+        rows += [row | decoy | {"value": 1.0} for row in rows[-3:-1] for decoy in decoys[:2]]
+        rows.append(rows[-7] | decoys[2])
+
+    def found(accuracy: float) -> float:
+        part = Component(name="nc1_trace_log10_at", options={"accuracy": accuracy})
+        return quantity_value(part, tidy(rows))
+
+    assert found(0.8) == pytest.approx(math.log10(2))
+    assert found(0.81) == pytest.approx(-1)
+    with pytest.raises(UndefinedError, match=r"no epoch has a train accuracy of 0\.95"):
+        found(0.95)
+
+
+def test_kept_collapse_is_one_where_nothing_is_lost_and_zero_for_noise():
+    assert value("kept_collapse", changes={"landed_nc1": 0.01}) == pytest.approx(1)
+    assert value("kept_collapse", changes={"landed_nc1": 10.0}) == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("landed", {"landed": math.nan}, "landed: no leaps"),
+        ("nc1_clean", {"clean": 0.0}, "no logarithm"),
+        ("kept_collapse", {"clean": 11.0}, "no more collapsed"),
+        ("kept_collapse", {"null": 0.0}, "no logarithm"),
+    ],
+)
+def test_what_is_undefined_says_why(name, changes, reason):
+    with pytest.raises(UndefinedError, match=reason):
+        value(name, changes=changes)
+
+
+def test_what_was_not_measured_is_no_undefined_value():
+    with pytest.raises(RecordError, match="measure 'alignment_angle'") as raised:
+        value("alignment_angle")
+    assert not isinstance(raised.value, UndefinedError)
+    with pytest.raises(RecordError, match="taps that were measured: block1, block2"):
+        value("ncc_adaptive", tap="block9")
+    with pytest.raises(RecordError, match="2 different rows"):
+        value("robust_accuracy")
+
+
+def test_values_over_different_examples_are_not_compared():
+    rows = [row | ({"n": 51} if row.get("tap") == "block2" else {}) for row in quantity_rows()]
+    with pytest.raises(RecordError, match="51 and over 50"):
+        quantity_value(Component(name="early_over_late"), tidy(rows))
+
+
+def test_each_has_one_sentence():
+    for name in QUANTITIES.names():
+        assert 10 < len(meaning(Component(name=name))) <= 100
+    assert meaning(component("nc1_log10")).startswith("decimal logarithm of NC1;")
+    assert meaning(component("flattery")).startswith("by how much a weaker protocol")

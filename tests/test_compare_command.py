@@ -2,12 +2,12 @@
 
 import dataclasses
 import io
-import json
+from collections.abc import Callable
 from pathlib import Path
 
-import helpers_report as helpers
 import numpy as np
 import pytest
+from helpers_report import challenged, flags, put, record, written
 from rich.console import Console
 from scipy import stats
 
@@ -20,21 +20,23 @@ from robust_nc.report.board.table import leaderboard
 from robust_nc.statistics.intervals import wilson
 from robust_nc.statistics.significance import paired_shares
 
+Said = Callable[[Path, Path], str]
+
 
 def two_records(folder: Path) -> tuple[Path, Path]:
-    first = helpers.record(helpers.flags(600), clean=helpers.flags(900))
-    second = helpers.record(helpers.flags(560, start=30), objective="trades")
-    return helpers.put(folder / "a.json", first), helpers.put(folder / "b.json", second)
+    first = record(flags(600), clean=flags(900))
+    second = record(flags(560, start=30), objective="trades")
+    return put(folder / "a.json", first), put(folder / "b.json", second)
 
 
 def two_methods(folder: Path, seeds: tuple[int, ...], others: tuple[int, ...]) -> tuple[Path, Path]:
     gains = {0: 41, 1: 35, 2: 50, 3: 44}
     for seed in seeds:
-        made = helpers.record(helpers.flags(500 + 20 * seed + gains[seed]), seed=seed)
-        helpers.put(folder / "a" / f"{seed}.json", made)
+        made = record(flags(500 + 20 * seed + gains[seed]), seed=seed)
+        put(folder / "a" / f"{seed}.json", made)
     for seed in others:
-        made = helpers.record(helpers.flags(500 + 20 * seed), seed=seed, objective="trades")
-        helpers.put(folder / "b" / f"{seed}.json", made)
+        made = record(flags(500 + 20 * seed), seed=seed, objective="trades")
+        put(folder / "b" / f"{seed}.json", made)
     return folder / "a", folder / "b"
 
 
@@ -43,9 +45,15 @@ def robust(found: Compared):
     return one
 
 
-def said(first: Path, second: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    assert compare_command(CompareOptions(first, second), Console(file=io.StringIO())) == 0
-    return capsys.readouterr().out
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Said:
+    """Calls the verb, and gives its output."""
+
+    def call(first: Path, second: Path) -> str:
+        assert compare_command(CompareOptions(first, second), Console(file=io.StringIO())) == 0
+        return capsys.readouterr().out
+
+    return call
 
 
 def test_two_records_are_compared_example_by_example(tmp_path: Path) -> None:
@@ -54,15 +62,15 @@ def test_two_records_are_compared_example_by_example(tmp_path: Path) -> None:
     # A: 0..599, B: 30..589.
     assert one.counts == (560, 40, 0, 400)
     assert one.p == pytest.approx(stats.binomtest(40, 40).pvalue)
-    assert one.difference == paired_shares(helpers.flags(600), helpers.flags(560, start=30))
+    assert one.difference == paired_shares(flags(600), flags(560, start=30))
     assert one.first == wilson(600, 1000)
     assert (found.examples, found.same_images) == (1000, True)
     assert found.accuracies[0].counts == (900, 0, 100, 0)
 
 
-def test_one_screen_tells_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_screen_tells_it(tmp_path: Path, said: Said) -> None:
     first, second = two_records(tmp_path)
-    text = said(first, second, capsys)
+    text = said(first, second)
     lines = text.splitlines()
     assert len(lines) <= 30
     assert "digits, Linf 0.15, protocol pgd; the same 1,000 examples of test" in lines
@@ -77,31 +85,27 @@ def test_one_screen_tells_it(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "Newcombe" in text
     assert "as the records claim it" in text
     assert any(line.startswith("leap %") for line in lines)
-    turned = said(second, first, capsys)
+    turned = said(second, first)
     assert "B is more robust than A (p < 0.0001, level 0.05)." in turned
     assert "-4.0" in turned
 
 
-def test_a_record_is_as_good_as_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_record_is_as_good_as_itself(tmp_path: Path, said: Said) -> None:
     first, _ = two_records(tmp_path)
-    text = said(first, first, capsys)
+    text = said(first, first)
     assert "Neither is significantly more robust (p = 1, level 0.05)." in text
 
 
-def test_challenges_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_challenges_count(tmp_path: Path, said: Said) -> None:
     first, second = two_records(tmp_path)
-    cell = json.loads(first.read_text())["cell"]
-    values = {"cell": cell, "evidence": "ab" * 32, "broken": list(range(100)), "created": "today"}
-    first.with_name(f"a.{'ab' * 8}.challenge").write_text(json.dumps(values))
+    challenged(first, rows=range(100))
     assert robust(compare(first, second)).first.value == 0.5
-    text = said(first, second, capsys)
+    text = said(first, second)
     assert "challenges took 100 examples" in text
     assert "B is more robust than A" in text
 
 
-def test_methods_are_compared_seed_by_seed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_methods_are_compared_seed_by_seed(tmp_path: Path, said: Said) -> None:
     first, second = two_methods(tmp_path, (0, 1, 2, 3), (1, 2, 0))
     one = robust(compare(first, second))
     oracle = stats.ttest_1samp([0.041, 0.035, 0.050], 0)
@@ -109,7 +113,7 @@ def test_methods_are_compared_seed_by_seed(
     assert one.p == pytest.approx(oracle.pvalue)
     assert (one.difference.low, one.difference.high) == pytest.approx((interval.low, interval.high))
     assert one.test == "paired t over 3 seeds"
-    text = said(first, second, capsys)
+    text = said(first, second)
     assert "seeds 0, 1, 2, 3" in text
     (line,) = (line.split() for line in text.splitlines() if line.startswith("robust %, 2"))
     assert line[3:] == ["59.0", "54.0", "+5.0"]
@@ -143,21 +147,22 @@ def test_methods_without_a_common_seed_have_no_interval(tmp_path: Path) -> None:
     assert np.isnan(difference.low)
 
 
-def shorter(record: Record, n: int) -> Record:
-    found = helpers.record(helpers.flags(n, n), fingerprint="a" * 64)
-    return dataclasses.replace(found, config=record.config)
+def shorter(long: Record, n: int) -> Record:
+    return record(flags(n, n), fingerprint="a" * 64, config=long.config)
 
 
-def test_the_first_images_of_an_official_set_are_common(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    long = helpers.record(helpers.flags(600))
+def of_data(made: Record, **changes: str) -> Record:
+    return dataclasses.replace(made, data=dataclasses.replace(made.data, **changes))
+
+
+def test_the_first_images_of_an_official_set_are_common(tmp_path: Path, said: Said) -> None:
+    long = record(flags(600))
     short = shorter(long, 500)
-    first, second = helpers.put(tmp_path / "a.json", long), helpers.put(tmp_path / "b.json", short)
+    first, second = put(tmp_path / "a.json", long), put(tmp_path / "b.json", short)
     found = compare(first, second)
     assert (found.examples, found.same_images) == (500, False)
     assert robust(found).counts == (500, 0, 0, 0)
-    assert "which no fingerprint can check" in said(first, second, capsys)
+    assert "which no fingerprint can check" in said(first, second)
 
 
 @pytest.mark.parametrize(
@@ -170,21 +175,17 @@ def test_the_first_images_of_an_official_set_are_common(
     ],
 )
 def test_other_images_are_refused(tmp_path: Path, change: dict[str, str], words: str) -> None:
-    long = helpers.record(helpers.flags(600))
-    short = shorter(long, 500)
-    short = dataclasses.replace(short, data=dataclasses.replace(short.data, **change))
-    first, second = helpers.put(tmp_path / "a.json", long), helpers.put(tmp_path / "b.json", short)
+    long = record(flags(600))
+    first = put(tmp_path / "a.json", long)
+    second = put(tmp_path / "b.json", of_data(shorter(long, 500), **change))
     with pytest.raises(RecordError, match=f"they differ in {words}"):
         compare(first, second)
 
 
 def test_files_of_the_user_are_common_only_with_one_fingerprint(tmp_path: Path) -> None:
-    long = helpers.record(helpers.flags(600))
-    own = [
-        dataclasses.replace(each, data=dataclasses.replace(each.data, dataset="npz"))
-        for each in (long, shorter(long, 500))
-    ]
-    first, second = (helpers.put(tmp_path / f"{i}.json", each) for i, each in enumerate(own))
+    long = record(flags(600))
+    first = put(tmp_path / "0.json", of_data(long, dataset="npz"))
+    second = put(tmp_path / "1.json", of_data(shorter(long, 500), dataset="npz"))
     with pytest.raises(RecordError, match=r"they differ in the images \('the first 1000"):
         compare(first, second)
     assert compare(first, first).same_images
@@ -192,17 +193,17 @@ def test_files_of_the_user_are_common_only_with_one_fingerprint(tmp_path: Path) 
 
 def test_what_was_judged_otherwise_is_refused_in_one_sentence(tmp_path: Path) -> None:
     first, _ = two_records(tmp_path)
-    made = helpers.record(helpers.flags(600))
+    made = record(flags(600))
     threat = {**made.config["threat"], "eps": 0.1}
     other = dataclasses.replace(made, protocol="standard", config={**made.config, "threat": threat})
     with pytest.raises(RecordError) as raised:
-        compare(first, helpers.put(tmp_path / "c.json", other))
+        compare(first, put(tmp_path / "c.json", other))
     message = str(raised.value)
     assert "the ball (Linf 0.15 and Linf 0.1), the protocol (pgd and standard)" in message
     assert "\n" not in message
-    same_size = helpers.record(helpers.flags(600), fingerprint="b" * 64)
+    same_size = record(flags(600), fingerprint="b" * 64)
     with pytest.raises(RecordError, match="fingerprints ffffffffffff and bbbbbbbbbbbb"):
-        compare(first, helpers.put(tmp_path / "d.json", same_size))
+        compare(first, put(tmp_path / "d.json", same_size))
 
 
 def test_a_folder_of_several_methods_is_refused(tmp_path: Path) -> None:
@@ -215,7 +216,7 @@ def test_a_folder_of_several_methods_is_refused(tmp_path: Path) -> None:
 
 def judged(reference: str, state: str, seed: int, robust: int) -> Record:
     """A record of a model that came finished: its configuration names file and weights."""
-    made = helpers.record(helpers.flags(robust), seed=seed, state=state)
+    made = record(flags(robust), seed=seed, state=state)
     config = {
         "model": {"reference": reference, "state": state},
         "threat": made.config["threat"],
@@ -228,28 +229,26 @@ def test_models_of_others_are_seeds_where_a_folder_says_so(tmp_path: Path) -> No
     for seed, gain in enumerate((40, 45, 50)):
         for side, extra in (("a", gain), ("b", 0)):
             made = judged(f"{side}{seed}.py:net", f"{side}{seed}", seed, 500 + 20 * seed + extra)
-            helpers.put(tmp_path / side / f"{seed}.json", made)
+            put(tmp_path / side / f"{seed}.json", made)
     one = robust(compare(tmp_path / "a", tmp_path / "b"))
     assert one.test == "paired t over 3 seeds"
     assert one.difference.value == pytest.approx(0.045)
-    helpers.put(tmp_path / "a" / "again.json", judged("x.py:net", "other", 0, 500))
+    put(tmp_path / "a" / "again.json", judged("x.py:net", "other", 0, 500))
     with pytest.raises(RecordError, match="two models of one seed"):
         compare(tmp_path / "a", tmp_path / "b")
 
 
-def test_names_are_printed_and_never_obeyed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    nasty = dataclasses.replace(helpers.record(helpers.flags(600)), model="\x1b[31mred\nnew [b]x")
-    path = helpers.put(tmp_path / "a.json", nasty)
-    text = said(path, path, capsys)
+def test_names_are_printed_and_never_obeyed(tmp_path: Path, said: Said) -> None:
+    nasty = dataclasses.replace(record(flags(600)), model="\x1b[31mred\nnew [b]x")
+    path = put(tmp_path / "a.json", nasty)
+    text = said(path, path)
     assert "\x1b" not in text
     assert "?[31mred new [b]x" in text
 
 
 def test_records_can_be_read_from_where_results_lie(tmp_path: Path) -> None:
     """The folder of a model, with rows and receipts beside the records."""
-    found = [helpers.written(tmp_path / "m", helpers.flags(600 + s), seed=s) for s in range(3)]
+    found = [written(tmp_path / "m", flags(600 + s), seed=s) for s in range(3)]
     (tmp_path / "m" / "x.parquet").write_bytes(b"")
     assert isinstance(found[0], Stored)
     assert robust(compare(tmp_path / "m", found[0].path)).p == 1

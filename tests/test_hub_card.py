@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_exchange import HOSTILE, challenged, filed, resealed
+from helpers_exchange import HOSTILE, card_of, filed, resealed
+from helpers_report import challenged
 
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.exchange.hub_card import model_card, yaml_line
@@ -54,7 +55,9 @@ def test_the_metadata_holds_task_data_set_and_metrics(tmp_path: Path) -> None:
 
 
 def test_challenges_lower_what_the_card_says(tmp_path: Path) -> None:
-    text = model_card(challenged(filed(tmp_path), rows=(0, 1)))
+    stored = filed(tmp_path)
+    challenged(stored.path, rows=(0, 1))
+    text = model_card(stored)
     metrics = front(text)["model-index"][0]["results"][0]["metrics"]
     assert metrics[1]["value"] == 0.61
     assert "| challenged | 2 examples broken since |" in text
@@ -62,9 +65,8 @@ def test_challenges_lower_what_the_card_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_cards_add_nothing_to_the_metadata_or_the_text(tmp_path: Path, text: str) -> None:
-    fields = ("name", "authors", "paper", "link", "venue", "architecture", "notes")
-    plain = model_card(filed(tmp_path / "plain", card=Card(**dict.fromkeys(fields, "a"))))
-    shown = model_card(filed(tmp_path, card=Card(**dict.fromkeys(fields, text))))
+    plain = model_card(filed(tmp_path / "plain", card=card_of("a")))
+    shown = model_card(filed(tmp_path, card=card_of(text)))
     assert set(front(shown)) == set(front(plain)) == set(metadata(shown))
     assert shown.count("\n---") == 1
     assert "{{" not in shown

@@ -84,16 +84,27 @@ def no_global_state() -> Iterator[None]:
 
 
 def rows_of(frame: pd.DataFrame, **where: object) -> pd.DataFrame:
-    """Rows of averaged features with these values."""
-    rows = frame[frame["feature"] != "flatten"]
+    """Rows with these values, of averaged features unless others are asked for."""
+    rows = frame if "feature" in where else frame[frame["feature"] != "flatten"]
     for column, value in where.items():
         rows = rows[rows[column] == value]
     assert len(rows)
     return rows
 
 
-def means(rows: pd.DataFrame, by: str) -> list[float]:
+def means(rows: pd.DataFrame, by: str = "depth") -> list[float]:
     return rows.groupby(by)["value"].mean().tolist()
+
+
+def ticks(ax: Axes) -> list[str]:
+    return [tick.get_text() for tick in ax.get_xticklabels()]
+
+
+def assert_shares(ax: Axes, rows: pd.DataFrame) -> None:
+    """A drawn leap matrix has the shares of each class."""
+    counts = rows.groupby(["i", "j"])["value"].sum().unstack().to_numpy()
+    drawn = np.asarray(ax.collections[0].get_array()).reshape(counts.shape)
+    np.testing.assert_allclose(drawn, counts / counts.sum(1, keepdims=True))
 
 
 def line(ax: Axes, colour: str) -> list[float]:
@@ -137,42 +148,31 @@ def contents(ax: Axes) -> list[object]:
     ]
 
 
-def mean_of(rows: pd.DataFrame, **where: object) -> list[float]:
-    for column, value in where.items():
-        rows = rows[rows[column] == value]
-    return rows.groupby("depth")["value"].mean().tolist()
-
-
 def test_collapse_per_layer_draws_means_over_seeds(one: pd.DataFrame) -> None:
     ax = collapse_per_layer(one)
     drawn = lines(ax)
     for condition in ("clean", "attacked"):
-        expected = mean_of(one, measure="nc1", condition=condition, grouping="true")
+        expected = means(rows_of(one, measure="nc1", condition=condition, grouping="true"))
         assert drawn[COLOURS[condition]] == pytest.approx(expected)
-    null = mean_of(one, measure="nc1_leap_null", condition="attacked")
+    null = means(rows_of(one, measure="nc1_leap_null", condition="attacked"))
     assert drawn[COLOURS["leap null"]] == pytest.approx(null)
     assert len(drawn) == 4
     assert ax.get_yscale() == "log"
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == list(TAPS)
-    note = " ".join(ax.texts[0].get_text().split())
-    assert "n = 200 train examples" in note
-    assert "mean of 2 seeds" in note
+    assert ticks(ax) == list(TAPS)
+    assert "n = 200 train examples" in note(ax)
+    assert "mean of 2 seeds" in note(ax)
     assert len(ax.collections) >= 4  # the bands over seeds
 
 
 def test_leap_rate_per_layer_draws_attack_and_noise(one: pd.DataFrame) -> None:
     drawn = lines(leap_rate_per_layer(one))
-    expected = mean_of(one, measure="leap_rate", condition="attacked")
+    expected = means(rows_of(one, measure="leap_rate", condition="attacked"))
     assert drawn[COLOURS["attacked"]] == pytest.approx(expected)
     assert set(drawn) == {COLOURS["attacked"], COLOURS["gaussian noise"]}
 
 
 def test_leap_matrix_rows_are_shares(one: pd.DataFrame) -> None:
-    ax = leap_matrix(one)
-    chosen = one[(one["measure"] == "leap_matrix") & (one["condition"] == "attacked")]
-    counts = chosen.groupby(["i", "j"])["value"].sum().unstack().to_numpy()
-    drawn = np.asarray(ax.collections[0].get_array()).reshape(counts.shape)
-    np.testing.assert_allclose(drawn, counts / counts.sum(1, keepdims=True))
+    assert_shares(leap_matrix(one), rows_of(one, measure="leap_matrix", condition="attacked"))
 
 
 def test_an_empty_row_of_the_leap_matrix_stays_empty(one: pd.DataFrame) -> None:
@@ -185,12 +185,12 @@ def test_an_empty_row_of_the_leap_matrix_stays_empty(one: pd.DataFrame) -> None:
 
 def test_landing_fraction_draws_shares_of_each_condition(one: pd.DataFrame) -> None:
     ax = landing_fraction(one)
-    chosen = one[(one["measure"] == "landing_histogram") & (one["condition"] == "attacked")]
+    chosen = rows_of(one, measure="landing_histogram", condition="attacked")
     shares = chosen.groupby("i")["value"].sum() / chosen["value"].sum()
-    tops = []
-    for collection in ax.collections:
-        vertices = np.concatenate([path.vertices for path in collection.get_paths()])
-        tops.append(vertices[:, 1].max())
+    tops = [
+        max(path.vertices[:, 1].max() for path in collection.get_paths())
+        for collection in ax.collections
+    ]
     assert len(tops) == 2
     assert any(top == pytest.approx(shares.max()) for top in tops)
 
@@ -198,10 +198,10 @@ def test_landing_fraction_draws_shares_of_each_condition(one: pd.DataFrame) -> N
 def test_leap_layers_draws_shares_of_all_counted(one: pd.DataFrame) -> None:
     ax = leap_layers(one)
     heights = [patch.get_height() for container in ax.containers for patch in container]
-    attacked = one[(one["measure"] == "leap_layer") & (one["condition"] == "attacked")]
-    expected = mean_of(attacked[attacked["tap"] != "none"])
+    attacked = rows_of(one, measure="leap_layer", condition="attacked")
+    expected = means(attacked[attacked["tap"] != "none"])
     assert heights[:4] == pytest.approx([value / EXAMPLES for value in expected])
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == list(TAPS)
+    assert ticks(ax) == list(TAPS)
 
 
 def test_curves_have_one_line_per_model(frame: pd.DataFrame) -> None:
@@ -214,9 +214,7 @@ def test_curves_have_one_line_per_model(frame: pd.DataFrame) -> None:
 def test_curves_draw_the_values(one: pd.DataFrame) -> None:
     (curve,) = [line for line in accuracy_against_eps(one).lines if len(line.get_xdata())]
     assert list(curve.get_xdata()) == [0.0, 0.05, 0.1, 0.15, 0.2]
-    finished = (one["measure"] == "accuracy") & (one["epoch"] == -1)
-    accuracy = one[finished & (one["feature"] == "")]
-    expected = accuracy.groupby("eps")["value"].mean().tolist()
+    expected = means(rows_of(one, measure="accuracy", epoch=-1, feature=""), "eps")
     assert list(curve.get_ydata()) == pytest.approx(expected)
 
 
@@ -288,7 +286,8 @@ def test_averaged_features_are_drawn_unless_others_are_asked_for(whole: pd.DataF
     assert set(select(whole, wanted)["feature"]) == {"gap"}
     flat = whole[whole["feature"] == "flatten"]
     drawn = lines(leap_rate_per_layer(flat))[COLOURS["attacked"]]
-    assert drawn == pytest.approx(mean_of(flat, measure="leap_rate", condition="attacked"))
+    rows = rows_of(whole, feature="flatten", measure="leap_rate", condition="attacked")
+    assert drawn == pytest.approx(means(rows))
     # A model without averaged features cannot stand beside one that has them.
     other = flat.assign(model="other")
     with pytest.raises(InputError, match="across feature: flatten, gap"):
@@ -312,8 +311,8 @@ def test_models_of_one_name_become_panels_of_their_own(one: pd.DataFrame) -> Non
     assert [ax.get_title() for ax in figure.axes] == ["linear-standard", "wider"]
 
 
-def test_all_figures_are_written(frame: pd.DataFrame, tmp_path: Path) -> None:
-    paths = save_all(frame[frame["objective"] == "pgd"], tmp_path / "figures")
+def test_all_figures_are_written(one: pd.DataFrame, tmp_path: Path) -> None:
+    paths = save_all(one, tmp_path / "figures")
     assert [path.stem for path in paths] == ["story", *(name for name in PLOTS if name in FIRST)]
     assert sorted(paths) == sorted((tmp_path / "figures").iterdir())
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
@@ -348,12 +347,10 @@ def test_accuracies_of_the_nearest_vertex_are_drawn_beside_the_networks(
     whole: pd.DataFrame,
 ) -> None:
     ax = nearest_vertex_accuracy(whole)
-    for measure, colour in (
-        ("ncc_clean", "#0173b2"),
-        ("ncc_transferred", "#cc78bc"),
-        ("ncc_adaptive", "#d55e00"),
-    ):
-        expected = means(rows_of(whole, measure=measure, attack="standard"), "depth")
+    colours = {"clean": "#0173b2", "transferred": "#cc78bc", "adaptive": "#d55e00"}
+    for name, colour in colours.items():
+        measure = f"ncc_{name}"
+        expected = means(rows_of(whole, measure=measure, attack="standard"))
         assert line(ax, colour) == pytest.approx(expected)
     (network,) = [drawn for drawn in ax.lines if drawn.get_label() == NETWORK]
     robust = rows_of(whole, measure="robust_accuracy", attack="standard")["value"].mean()
@@ -365,7 +362,7 @@ def test_accuracies_of_the_nearest_vertex_are_drawn_beside_the_networks(
 
 def test_a_protocol_of_its_own_is_drawn_where_it_is_alone(whole: pd.DataFrame) -> None:
     chosen = whole[whole["attack"] == "pgd"]
-    expected = means(rows_of(chosen, measure="ncc_transferred"), "depth")
+    expected = means(rows_of(chosen, measure="ncc_transferred"))
     assert line(nearest_vertex_accuracy(chosen), "#cc78bc") == pytest.approx(expected)
     renamed = whole.assign(attack=whole["attack"].replace("standard", "fast"))
     with pytest.raises(InputError, match="choose one attack"):
@@ -378,10 +375,7 @@ def test_without_the_networks_accuracy_there_is_no_line_for_it(whole: pd.DataFra
 
 def test_a_leap_matrix_is_of_the_tap_that_is_named(whole: pd.DataFrame) -> None:
     ax = leap_matrix(whole, tap="stage1")
-    chosen = rows_of(whole, measure="leap_matrix", tap="stage1")
-    counts = chosen.groupby(["i", "j"])["value"].sum().unstack().to_numpy()
-    drawn = np.asarray(ax.collections[0].get_array()).reshape(counts.shape)
-    np.testing.assert_allclose(drawn, counts / counts.sum(1, keepdims=True))
+    assert_shares(ax, rows_of(whole, measure="leap_matrix", tap="stage1"))
     assert "layer stage1" in note(ax)
     with pytest.raises(UnknownNameError, match="unknown tap 'stage9'; did you mean 'stage"):
         leap_matrix(whole, tap="stage9")
@@ -412,10 +406,8 @@ def test_leap_matrices_have_a_panel_per_layer_and_a_row_per_model(
         ["linear-pgd"],
         ["linear-standard"],
     ]
-    chosen = rows_of(two, measure="leap_matrix", tap="stage2", model="linear-standard")
-    counts = chosen.groupby(["i", "j"])["value"].sum().unstack().to_numpy()
-    drawn = np.asarray(axes[6].collections[0].get_array()).reshape(counts.shape)
-    np.testing.assert_allclose(drawn, counts / counts.sum(1, keepdims=True))
+    model = "linear-standard"
+    assert_shares(axes[6], rows_of(two, measure="leap_matrix", tap="stage2", model=model))
     with pytest.raises(InputError, match="of one layer"):
         leap_matrices(whole[whole["tap"] == "stage1"])
 
@@ -482,7 +474,7 @@ def test_of_many_paths_the_first_are_drawn(whole: pd.DataFrame) -> None:
 
 def test_bars_by_target_are_the_rates(whole: pd.DataFrame) -> None:
     ax = leap_rate_by_target(whole)
-    names = [tick.get_text() for tick in ax.get_xticklabels()]
+    names = ticks(ax)
     assert names == ["untargeted", "cyclic", "random", "nearest", "farthest"]
     heights = [[patch.get_height() for patch in container] for container in ax.containers]
     for measure, drawn in zip(("leap_rate", "landed"), heights, strict=False):
@@ -551,13 +543,13 @@ def test_angles_are_drawn_per_class_and_on_average(whole: pd.DataFrame) -> None:
     ax = alignment_angles(whole)
     for condition, name in (("attacked", "attacked"), ("gaussian", "gaussian noise")):
         rows = rows_of(whole, measure="alignment_angle", condition=condition)
-        assert line(ax, COLOURS[name]) == pytest.approx(means(rows, "depth"))
+        assert line(ax, COLOURS[name]) == pytest.approx(means(rows))
     dots = [drawn for drawn in ax.lines if drawn.get_linestyle() == "None" and drawn.get_alpha()]
     for place, (tap, drawn) in enumerate(zip(TAPS, dots, strict=True)):
         rows = rows_of(whole, measure="alignment_angle_class", condition="attacked", tap=tap)
         assert sorted(drawn.get_ydata()) == pytest.approx(sorted(rows["value"]))
         assert set(drawn.get_xdata()) == {place}
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == list(TAPS)
+    assert ticks(ax) == list(TAPS)
     assert "degrees" in ax.get_ylabel()
     assert ax.get_ylim()[0] <= 0
 
@@ -567,9 +559,9 @@ def test_many_classes_become_boxes(whole: pd.DataFrame) -> None:
     more = pd.concat([whole, *(each.assign(i=each["i"] + 4 * k) for k in range(1, 6))])
     ax = alignment_angles(more)
     assert "boxes: classes" in note(ax)
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == list(TAPS)
+    assert ticks(ax) == list(TAPS)
     assert line(ax, COLOURS["gaussian noise"]) == pytest.approx(
-        means(rows_of(whole, measure="alignment_angle", condition="gaussian"), "depth")
+        means(rows_of(whole, measure="alignment_angle", condition="gaussian"))
     )
 
 

@@ -1,41 +1,38 @@
 """The page in a real Chromium: what a reader does with it, by mouse and by keyboard."""
 
-import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import helpers_browser as browsing
 import helpers_report as helpers
 import pandas as pd
 import pytest
 
 from robust_nc.claims.answers import read_answers
+from robust_nc.record import Stored
+from robust_nc.report.board.table import leaderboard
 from robust_nc.report.site.figures import FigureLimits
-from robust_nc.report.site.write import write_site
+from robust_nc.report.site.pages import Pages
+from robust_nc.report.site.tables import with_pages
+from robust_nc.report.site.write import write_index, write_site
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium here"),
-]
-
+pytestmark = pytest.mark.browser
+OpenPage = Callable[..., Any]
 MODELS = 6  # of the sample site
 PUBLISHED = 2
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with browsing.chromium() as started:
-        yield started
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[Stored]:
+    return helpers.write_grid(tmp_path_factory.mktemp("grid"), seeds=2)
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(records: list[Stored], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A site with every page: six models (two with figures), two rows of others, our claims."""
-    records = helpers.write_grid(tmp_path_factory.mktemp("grid"), seeds=2)
     rows = [
         {
             "dataset": "cifar10",
@@ -59,16 +56,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def opened(browser: Any) -> Iterator[browsing.Opened]:
-    """A page that must end without faults."""
-    with browsing.opened(browser) as found:
-        yield found
-        assert found.faults == []
-
-
-@pytest.fixture
-def page(opened: browsing.Opened, site: Path) -> Any:
-    return opened.go(site / "index.html")
+def page(open_page: OpenPage, site: Path) -> Any:
+    return open_page(site / "index.html")
 
 
 def column(page: Any, key: str) -> list[str]:
@@ -163,7 +152,7 @@ def test_columns_are_chosen(page: Any) -> None:
     assert "parameters" in page.url
 
 
-def test_an_address_says_it_all(page: Any, browser: Any) -> None:
+def test_an_address_says_it_all(page: Any, open_page: OpenPage) -> None:
     page.select_option("select[name=objective]", "pgd")
     told(page, "2 of")
     page.fill("input[type=search]", "cnn")
@@ -172,21 +161,18 @@ def test_an_address_says_it_all(page: Any, browser: Any) -> None:
     page.locator("table.ours tbody tr:visible input").nth(1).check()
     page.wait_for_url("**q=cnn**")
     before = (column(page, "model"), shown(page))
-    with browsing.opened(browser) as other:
-        other.page.goto(page.url)
-        for _ in range(2):
-            assert (column(other.page, "model"), shown(other.page)) == before
-            assert other.page.input_value("input[type=search]") == "cnn"
-            assert header(other.page, "clean").get_attribute("aria-sort") == "descending"
-            assert other.page.locator("table.compared thead a").count() == 2
-            other.page.reload()
-        assert other.faults == []
+    other = open_page(page.url)
+    for _ in range(2):
+        assert (column(other, "model"), shown(other)) == before
+        assert other.input_value("input[type=search]") == "cnn"
+        assert header(other, "clean").get_attribute("aria-sort") == "descending"
+        assert other.locator("table.compared thead a").count() == 2
+        other.reload()
 
 
-def test_a_foreign_address_does_no_harm(opened: browsing.Opened, site: Path) -> None:
-    page = opened.go(
-        site / "index.html", "#?sort=-%3Cimg%3E&head=%22%3E&columns=__proto__,rank&compare=zz,../x"
-    )
+def test_a_foreign_address_does_no_harm(open_page: OpenPage, site: Path) -> None:
+    fragment = "#?sort=-%3Cimg%3E&head=%22%3E&columns=__proto__,rank&compare=zz,../x"
+    page = open_page((site / "index.html").as_uri() + fragment)
     assert shown(page).startswith(f"{MODELS + PUBLISHED} of")
     page.goto(page.url.split("#")[0] + "#published")
     assert page.locator("#published").is_visible()
@@ -240,15 +226,12 @@ def test_published_rows_are_plainly_others(page: Any) -> None:
     assert "rank" not in table.locator("thead").inner_text()
 
 
-def test_it_reads_without_scripts(browser: Any, site: Path) -> None:
-    context = browser.new_context(java_script_enabled=False)
-    page = context.new_page()
-    page.goto((site / "index.html").as_uri())
+def test_it_reads_without_scripts(open_page: OpenPage, site: Path) -> None:
+    page = open_page(site / "index.html", java_script_enabled=False)
     assert page.locator("table.ours tbody tr:visible").count() == MODELS
     assert page.locator("th[data-key=parameters]").is_visible()
     assert not page.locator("#controls").is_visible()
     assert page.locator("input:visible").count() == 0
-    context.close()
 
 
 CONTRASTS = """() => {
@@ -271,43 +254,38 @@ CONTRASTS = """() => {
 }"""
 
 
-@pytest.mark.parametrize("width", [browsing.WIDE, browsing.NARROW])
+@pytest.mark.parametrize("width", [1200, 420])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_both_widths_and_both_colours(
-    browser: Any, site: Path, tmp_path: Path, width: int, dark: bool
+    open_page: OpenPage, site: Path, tmp_path: Path, width: int, dark: bool
 ) -> None:
     model = next((site / "model").glob("*.html"))
-    pages = [site / "index.html", model, site / "figures.html", site / "claims.html"]
-    with browsing.opened(browser, width=width, dark=dark) as found:
-        for path in pages:
-            page = found.go(path)
-            picture = tmp_path / f"{path.stem[:20]}-{width}.png"
-            page.screenshot(path=picture)
-            assert picture.stat().st_size > 5000
-            # A table scrolls inside its box, and never the page sideways.
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-            contrast, where = page.evaluate(CONTRASTS)
-            assert contrast >= 4.5, where
-            assert not page.evaluate(
-                "[...document.querySelectorAll('table')]"
-                ".filter(one => one.checkVisibility() && !one.caption).length"
-            )
-        assert found.faults == []
+    for path in (site / "index.html", model, site / "figures.html", site / "claims.html"):
+        page = open_page(path, width=width, color_scheme="dark" if dark else "light")
+        picture = tmp_path / f"{path.stem[:20]}-{width}.png"
+        page.screenshot(path=picture)
+        assert picture.stat().st_size > 5000
+        # A table scrolls inside its box, and never the page sideways.
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        contrast, where = page.evaluate(CONTRASTS)
+        assert contrast >= 4.5, where
+        assert not page.evaluate(
+            "[...document.querySelectorAll('table')]"
+            ".filter(one => one.checkVisibility() && !one.caption).length"
+        )
 
 
-def test_it_works_from_a_web_host_too(browser: Any, site: Path) -> None:
+def test_it_works_from_a_web_host_too(open_page: OpenPage, site: Path) -> None:
     handler = partial(_Quiet, directory=site)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        with browsing.opened(browser) as found:
-            found.page.goto(f"http://127.0.0.1:{server.server_port}/index.html")
-            assert shown(found.page).startswith(f"{MODELS + PUBLISHED} of")
-            radius = "getComputedStyle(document.querySelector('.scroll')).borderRadius"
-            assert found.page.evaluate(radius) == "6px"
-            found.page.click("table.ours th a >> nth=0")
-            found.page.locator("figure img").first.scroll_into_view_if_needed()
-            found.page.wait_for_function("() => document.images[0].naturalWidth > 0")
-            assert found.faults == []
+        page = open_page(f"http://127.0.0.1:{server.server_port}/index.html")
+        assert shown(page).startswith(f"{MODELS + PUBLISHED} of")
+        radius = "getComputedStyle(document.querySelector('.scroll')).borderRadius"
+        assert page.evaluate(radius) == "6px"
+        page.click("table.ours th a >> nth=0")
+        page.locator("figure img").first.scroll_into_view_if_needed()
+        page.wait_for_function("() => document.images[0].naturalWidth > 0")
         server.shutdown()
 
 
@@ -316,8 +294,22 @@ class _Quiet(SimpleHTTPRequestHandler):
         """Say nothing on stderr."""
 
 
-def test_a_thousand_rows_open_sort_and_filter(opened: browsing.Opened, tmp_path: Path) -> None:
-    page = opened.go(browsing.write_many(tmp_path))
+def test_a_thousand_rows_open_sort_and_filter(
+    open_page: OpenPage, records: list[Stored], tmp_path: Path
+) -> None:
+    many = pd.concat([leaderboard(records)] * 200, ignore_index=True)[:1000]
+    numbered = many.assign(
+        model=[f"{name}-{i:04d}" for i, name in enumerate(many["model"])],
+        recipe=[f"{i:064x}" for i in many.index],
+        leap_rate=0.3 + 0.0003 * many.index,
+        nc1_clean=0.01 * (1 + (many.index * 37) % 100),
+        collapse_radius=0.01 + 0.00001 * many.index,
+        leap_layer=many.index % 5.0,
+        beside="fast",
+        gap=0.01,
+        badge="upper bound proven",
+    )
+    page = open_page(write_index(Pages(tmp_path, "many models"), with_pages(numbered)))
     milliseconds = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
     print(f"1,000 rows opened in {milliseconds:.0f} ms")
     assert shown(page) == "1,000 of 1,000 rows"

@@ -154,8 +154,12 @@ def slowly(ps: list[float], alpha: float) -> set[int]:
 def test_holm_rejects_what_its_procedure_rejects(ps: list[float], alpha: float) -> None:
     adjusted = step_down(ps)
     assert {i for i, p in enumerate(adjusted) if p < alpha} == slowly(ps, alpha)
-    assert [one.p for one in holm(ps, alpha)] == adjusted.tolist()
+    found = holm(ps, alpha)
+    assert [one.p for one in found] == adjusted.tolist()
     assert (adjusted >= np.array(ps)).all()
+    for p, one in zip(ps, found, strict=True):  # the level says the same, but for rounding
+        if abs(one.p - alpha) > 1e-9:
+            assert (p < 1 - one.level) == (one.p < alpha)
 
 
 @settings(deadline=None, max_examples=60)

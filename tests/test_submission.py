@@ -4,10 +4,12 @@ import dataclasses
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers_exchange import appraised, resealed
+from helpers_report import challenged
 from helpers_results import strangers, wrong_evidence, wrong_record, wrong_standing
 from helpers_runner import cli
 
@@ -18,7 +20,6 @@ from robust_nc.exchange.submission import ready, remarks
 from robust_nc.io.files import sha256_of
 from robust_nc.record import Score, Stored, read_record, write_record
 from robust_nc.record.schema import broken_seals
-from robust_nc.record.standing import challenge_path
 from robust_nc.verification.originals import examples_of
 
 
@@ -156,23 +157,17 @@ def test_records_that_are_not_whole_are_refused(tmp_path: Path) -> None:
 
 def test_challenges_come_along_and_receipts_stay(tmp_path: Path) -> None:
     stored, results = appraised(tmp_path / "out"), tmp_path / "results"
-    points = stored.path.with_name("points.npz")
+    points = tmp_path / "points.npz"
     points.write_bytes(b"points")
-    path = challenge_path(stored.path, sha256_of(points))
+    path = challenged(stored.path, rows=(1, 2), evidence=sha256_of(points))
     points.rename(path.with_suffix(".npz"))
-    values = {"cell": stored.record.cell, "evidence": sha256_of(path.with_suffix(".npz"))}
-    path.write_text(json.dumps({**values, "broken": [1, 2], "created": "2026"}))
-    stored.path.with_suffix(".receipt").write_text("{}")
+    receipt = stored.path.with_suffix(".receipt")
+    receipt.write_text("{}")
     stored = read_record(stored.path)
-    stored.path.with_suffix(".receipt").unlink()
+    receipt.unlink()
     made = ready(stored, results)
-    assert {path.suffix for path in made} == {
-        ".json",
-        ".parquet",
-        ".evidence",
-        ".challenge",
-        ".npz",
-    }
+    endings = {".json", ".parquet", ".evidence", ".challenge", ".npz"}
+    assert {path.suffix for path in made} == endings
     assert complaints(made[0], results) == []
     assert any("challenges broke 2 " in remark for remark in remarks(stored))
     path.with_suffix(".npz").write_bytes(b"something else")
@@ -222,26 +217,24 @@ def test_the_steps_that_are_printed_can_be_followed(tmp_path: Path) -> None:
     assert lines[-1].startswith("git push")
 
 
-def test_evidence_that_contradicts_its_record_is_not_made_ready(tmp_path: Path) -> None:
-    stored, results = appraised(tmp_path / "out"), tmp_path / "results"
-    results.mkdir()
-    other = dataclasses.replace(stored.record.passes, forward=7)
-    resealed(dataclasses.replace(stored.record, passes=other), stored.path)
-    ran = cli("submit", stored.path, "--to", results)
-    assert ran.code == 2
-    assert "does not hold: passes.forward" in ran.err
-    assert not list(results.rglob("*.json"))
-
-
-@pytest.mark.parametrize("count", [200, 1_200])
-def test_a_record_of_other_images_than_those_here_is_refused(tmp_path: Path, count: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "part", "change", "words"),
+    [
+        (200, "passes", {"forward": 7}, "does not hold: passes.forward"),
+        (200, "data", {"fingerprint": "0" * 64}, "are others than the record's"),
+        (1_200, "data", {"fingerprint": "0" * 64}, "are others than the record's"),
+    ],
+)
+def test_a_record_that_its_evidence_or_images_contradict_is_refused(
+    tmp_path: Path, count: int, part: str, change: dict[str, Any], words: str
+) -> None:
     stored, results = appraised(tmp_path / "out", count=count), tmp_path / "results"
     results.mkdir()
-    other = dataclasses.replace(stored.record.data, fingerprint="0" * 64)
-    stored = resealed(dataclasses.replace(stored.record, data=other), stored.path)
+    other = dataclasses.replace(getattr(stored.record, part), **change)
+    stored = resealed(dataclasses.replace(stored.record, **{part: other}), stored.path)
     ran = cli("submit", stored.path, "--to", results)
     assert ran.code == 2
-    assert "are others than the record's" in ran.err
+    assert words in ran.err
     assert not list(results.rglob("*.json"))
 
 

@@ -1,9 +1,11 @@
-"""The page: complete, escaped, self-contained."""
+"""The site of a board: complete, escaped, self-contained; and written again without waste."""
 
 import dataclasses
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import helpers_report as helpers
 import pandas as pd
@@ -14,8 +16,12 @@ from robust_nc.pipeline.finished_model import named_dataset
 from robust_nc.record import Caution, EvidenceFile, Stored
 from robust_nc.report.site.commands import how_to_reproduce, how_to_verify
 from robust_nc.report.site.figures import FigureLimits
+from robust_nc.report.site.ledger import NAME
 from robust_nc.report.site.tables import cell, published_boards
 from robust_nc.report.site.write import write_site
+
+QUICK = FigureLimits(together=0, own=("leap_rate_per_layer",))
+BARE = FigureLimits(models=0, together=0)
 
 
 class Page(HTMLParser):
@@ -39,13 +45,17 @@ class Page(HTMLParser):
         ]
 
 
+def changed(stored: Stored, **changes: Any) -> Stored:
+    return stored._replace(record=dataclasses.replace(stored.record, **changes))
+
+
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> list[Stored]:
     """Two models, two seeds; one record has a warning."""
     out = tmp_path_factory.mktemp("grid")
     first, *others = helpers.write_grid(out, objectives=("pgd",), seeds=2)
     warning = Caution(name="gradient masking", message="the loss is flat")
-    return [first._replace(record=dataclasses.replace(first.record, warnings=(warning,))), *others]
+    return [changed(first, warnings=(warning,)), *others]
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +93,9 @@ def test_figures_stand_side_by_side_on_a_page_of_their_own(page: Path) -> None:
 
 
 def test_only_so_many_models_are_drawn(records: list[Stored], tmp_path: Path) -> None:
-    site = write_site(records, tmp_path, limits=FigureLimits(models=1, together=0)).parent
+    site = write_site(records, tmp_path, limits=QUICK._replace(models=1)).parent
     texts = [path.read_text() for path in (site / "model").iterdir()]
-    assert sorted(text.count("<img") for text in texts) == [0, 7]
+    assert sorted(text.count("<img") for text in texts) == [0, 1]
     assert sum("drawn for the first 1 models" in text for text in texts) == 1
     assert all("Layer by layer" in text and "penultimate" in text for text in texts)
     assert "2 models; at most 0 are drawn" in (site / "figures.html").read_text()
@@ -96,23 +106,16 @@ def test_the_gap_stands_on_boards_with_a_weaker_protocol(
 ) -> None:
     assert "gap" not in Page(page.read_text()).all("th", "data-key")
     first, *others = records
-    told = dataclasses.replace(
-        first.record,
+    one = changed(
+        first,
         config={**first.record.config, "evaluation": {"beside": "pgd_ce"}},
         scores={**first.record.scores, "robust_beside": first.record.scores["robust"]},
     )
-    one = first._replace(record=told)
     elsewhere = [
-        stored._replace(
-            record=dataclasses.replace(
-                stored.record, data=dataclasses.replace(stored.record.data, dataset="other")
-            )
-        )
+        changed(stored, data=dataclasses.replace(stored.record.data, dataset="other"))
         for stored in others
     ]
-    text = write_site(
-        [one, *elsewhere], tmp_path / "site", limits=FigureLimits(models=0, together=0)
-    ).read_text()
+    text = write_site([one, *elsewhere], tmp_path, limits=BARE).read_text()
     assert Page(text).all("th", "data-key").count("gap") == 2  # all tables have the same columns
     assert text.count("by how much pgd_ce flatters") == 1  # of two boards
 
@@ -142,7 +145,7 @@ def test_the_page_needs_nothing_from_elsewhere(page: Path) -> None:
     assert not re.search(r"https?:|//[a-z]|@import|url\(", style)
 
 
-def test_published_rows_stand_apart(records: list[Stored], tmp_path: Path) -> None:
+def test_published_rows_stand_apart() -> None:
     with pytest.raises(InputError, match="lack the columns ball, model"):
         published_boards(pd.DataFrame({"dataset": ["a"], "clean": [0.5], "robust": [0.5]}))
     row = {"dataset": "cifar10", "ball": "Linf 8/255", "model": "Some2020Net", "clean": 0.9}
@@ -153,9 +156,8 @@ def test_published_rows_stand_apart(records: list[Stored], tmp_path: Path) -> No
     assert "unverified" in board.caption
 
 
-def test_an_appraisal_tells_how_to_get_it_again(records: list[Stored]) -> None:
-    record = dataclasses.replace(
-        records[0].record,
+def test_an_appraisal_tells_how_to_get_it_again() -> None:
+    record = helpers.record(
         suite="evaluated",
         config={
             "model": {"reference": "my nets/a.py:net"},
@@ -201,3 +203,74 @@ def test_nothing_and_damaged_rows_are_refused(records: list[Stored], tmp_path: P
     with pytest.raises(RecordError, match="missing"):
         write_site([lost], tmp_path)
     assert not (tmp_path / "index.html").exists()
+
+
+# A site that is written again.
+
+
+def files(folder: Path) -> dict[str, int]:
+    """Files of a site, and when each was written."""
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in found}
+
+
+def test_figures_are_drawn_once(records: list[Stored], tmp_path: Path) -> None:
+    write_site(records, tmp_path, limits=QUICK)
+    before = files(tmp_path)
+    write_site(records, tmp_path, limits=QUICK)
+    after = files(tmp_path)
+    figures = {name for name in after if name.endswith(".png")}
+    assert before.keys() == after.keys()
+    assert len(figures) == 2
+    assert all(before[name] == after[name] for name in figures)
+    gone = sorted(figures)[0]
+    (tmp_path / gone).unlink()
+    write_site(records, tmp_path, limits=QUICK)
+    assert gone in files(tmp_path)
+
+
+def test_pages_of_models_that_are_gone_go(records: list[Stored], tmp_path: Path) -> None:
+    write_site(records, tmp_path, limits=QUICK)
+    (tmp_path / "model" / "mine.html").write_text("not of the site")
+    write_site(records[:1], tmp_path, limits=QUICK)
+    left = [name for name in files(tmp_path) if name.startswith(("model", "figures/"))]
+    assert len(left) == 3  # a page, a figure, and what the site did not write
+    assert "model/mine.html" in left
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[1, 2]",
+        '{"files": 3, "drawn": 4}',
+        '{"files": ["../precious.html", "model/../../precious.html", "index.html", 7]}',
+    ],
+)
+def test_a_ledger_that_lies_costs_no_file(records: list[Stored], tmp_path: Path, text: str) -> None:
+    (tmp_path / "precious.html").write_text("keep")
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / NAME).write_text(text)
+    write_site(records, site, limits=QUICK)
+    assert (tmp_path / "precious.html").read_text() == "keep"
+    assert (site / "index.html").is_file()
+
+
+def test_a_ledger_names_no_figure_from_elsewhere(records: list[Stored], tmp_path: Path) -> None:
+    write_site(records, tmp_path, limits=QUICK)
+    told = json.loads((tmp_path / NAME).read_text())
+    for figures, _ in told["drawn"].values():
+        for figure in figures:
+            figure[0] = "../../secret.png"
+    (tmp_path / NAME).write_text(json.dumps(told))
+    write_site(records, tmp_path, limits=QUICK)
+    assert all("secret" not in path.read_text() for path in (tmp_path / "model").iterdir())
+
+
+def test_sites_of_many_models_draw_the_first_figures_of_each(
+    records: list[Stored], tmp_path: Path
+) -> None:
+    own = ("leap_rate_per_layer", "leap_matrix")
+    write_site(records, tmp_path, limits=QUICK._replace(all_of=1, own=own))
+    assert len([name for name in files(tmp_path) if name.endswith(".png")]) == 2

@@ -1,12 +1,17 @@
-"""RobustBench's files of models: what they say is read, and what we write they can read."""
+"""RobustBench's files: read, written, and published as rows that nobody takes for checked."""
 
 import dataclasses
+import hashlib
 import json
+from collections import Counter
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
-from helpers_exchange import HOSTILE, challenged, filed
+from helpers_exchange import HOSTILE, card_of, filed
+from helpers_report import challenged, write_grid
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,10 +24,18 @@ from robust_nc.exchange.robustbench_json import (
     read_model_info,
     to_fields,
 )
-from robust_nc.exchange.robustbench_published import published_models
+from robust_nc.exchange.robustbench_published import (
+    left_out,
+    published_cards,
+    published_models,
+    published_rows,
+)
 from robust_nc.io.files import write_text
-from robust_nc.record import Card, Stored
+from robust_nc.report.board.formats import format_table
+from robust_nc.report.board.table import COLUMNS, leaderboard
 
+ROWS = published_rows()
+LINES = files("robust_nc.exchange").joinpath("robustbench_model_info.jsonl").read_bytes()
 FIELDS = {
     "link": "https://arxiv.org/abs/2001.00001",
     "name": "A paper",
@@ -143,15 +156,16 @@ def test_records_read_the_same_after_they_are_exported(tmp_path: Path) -> None:
 def test_only_the_verdict_of_autoattack_is_called_so_and_challenges_count(tmp_path: Path) -> None:
     weak = info_of(filed(tmp_path, protocol="pgd"))
     assert (weak.autoattack, weak.reported) == (None, 0.62)
-    strong = info_of(challenged(filed(tmp_path, protocol="standard"), rows=(0, 1, 2, 3)))
+    stored = filed(tmp_path, protocol="standard")
+    challenged(stored.path, rows=(0, 1, 2, 3))
+    strong = info_of(stored)
     assert (strong.autoattack, strong.external, strong.robust) == (0.62, 0.6, 0.6)
     assert "broke 4 more" in strong.footnote
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_hostile_card_stays_text_of_bounded_length(tmp_path: Path, text: str) -> None:
-    fields = ("name", "authors", "paper", "link", "venue", "architecture", "notes")
-    stored: Stored = filed(tmp_path, card=Card(**dict.fromkeys(fields, text)))
+    stored: Stored = filed(tmp_path, card=card_of(text))
     (path,) = export_tree([stored], tmp_path / "info")
     assert path.parent == tmp_path / "info" / "digits" / "Linf"
     assert path.stat().st_size < 5_000
@@ -159,3 +173,89 @@ def test_a_hostile_card_stays_text_of_bounded_length(tmp_path: Path, text: str) 
     assert all(one.isprintable() for one in written.values() if isinstance(one, str))
     assert not written["link"] or written["link"].startswith("http")
     assert read_model_info(path) == info_of(stored)
+
+
+# The published models.
+
+
+def test_all_236_are_read_and_those_of_corruptions_counted() -> None:
+    assert len(published_models()) == 236
+    counts = Counter((info.dataset, info.threat) for info in published_models())
+    assert counts["cifar10", "Linf"] == 99
+    assert counts["imagenet", "corruptions"] == 12
+    assert left_out() == 48
+    assert len(ROWS) == 236 - 48
+
+
+def test_numbers_are_those_of_the_files() -> None:
+    """An oracle that reads the lines in its own way."""
+    told = [json.loads(line) for line in LINES.decode().splitlines()]
+    rows = ROWS.set_index(["dataset", "norm", "model"])
+    for one in told:
+        place = (one["dataset_folder"], one["threat_folder"], one["key"])
+        if "autoattack_acc" not in one:
+            assert place not in rows.index
+            continue
+        row = rows.loc[place]
+        known = [float(one[name]) for name in ("autoattack_acc", "external") if name in one]
+        assert row["robust"] == pytest.approx(min(known) / 100, abs=1e-12)
+        assert row["clean"] == pytest.approx(float(one["clean_acc"]) / 100, abs=1e-12)
+    assert (ROWS["robust"] < ROWS["clean"]).all()
+
+
+def test_rows_have_the_columns_of_the_board_and_claim_nothing() -> None:
+    assert tuple(ROWS.columns) == COLUMNS
+    assert set(ROWS["badge"]) == {"unverified"}
+    assert ROWS["rank"].isna().all()
+    assert set(ROWS["protocol"]) == {"AutoAttack"}
+    assert set(zip(ROWS["dataset"], ROWS["examples"], strict=True)) == {
+        ("cifar10", 10_000),
+        ("cifar100", 10_000),
+        ("imagenet", 5_000),
+    }
+    assert ROWS["recipe"].is_unique
+    text = ROWS.select_dtypes(exclude="number").drop(columns="rank", errors="ignore")
+    assert text.notna().all().all()
+    assert set(ROWS.loc[ROWS["warnings"] != "", "model"]) == {"Kang2021Stable", "Xiao2020Enhancing"}
+
+
+def test_rows_can_stand_below_measured_ones_in_every_format(tmp_path: Path) -> None:
+    board = leaderboard(write_grid(tmp_path, seeds=1))
+    both = pd.concat([board, ROWS], ignore_index=True)
+    assert (both[: len(board)].dtypes["seeds"]) == board.dtypes["seeds"]
+    assert both.dtypes["examples"] == "int64"
+    for style in ("table", "csv", "latex", "markdown"):
+        text = format_table(both, style)
+        assert "nan" not in text.lower().replace("standard", "")
+        assert "Wang2023Better" in text
+
+
+def test_rows_are_chosen_by_data_set_and_norm() -> None:
+    assert len(published_rows("cifar10", "L2")) == 21
+    assert set(published_rows(norm="Linf")["dataset"]) == {"cifar10", "cifar100", "imagenet"}
+    with pytest.raises(UnknownNameError, match="cifar100"):
+        published_rows("cifar-10")
+    with pytest.raises(UnknownNameError, match="Linf"):
+        published_rows("cifar10", "corruptions")
+    best = published_rows("imagenet", "Linf")
+    assert best["robust"].is_monotonic_decreasing
+
+
+def test_each_row_has_a_card_with_data_venue_and_link() -> None:
+    cards = published_cards()
+    assert set(cards) == set(ROWS["recipe"])
+    for recipe, model in zip(ROWS["recipe"], ROWS["model"], strict=True):
+        card = cards[recipe]
+        assert card.name == model
+        assert card.extra_data in {True, False}
+        assert card.venue
+        assert card.link == "" or card.link.startswith("http")
+    kang = ROWS.loc[ROWS["model"] == "Kang2021Stable", "recipe"].iloc[0]
+    assert "unreliable" in cards[kang].notes
+
+
+def test_the_file_is_the_one_that_was_carried_over() -> None:
+    assert len(LINES.splitlines()) == 236
+    assert hashlib.sha256(LINES).hexdigest() == (
+        "129952f104cb1d9954fad4fb36a1210ddc406683f1293d2b6d00c83d073a23c5"
+    )
