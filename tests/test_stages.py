@@ -1,16 +1,32 @@
-"""A cell in stages, wherever each is done, leaves the record of a cell in one piece."""
+"""A cell in stages, wherever each is done, leaves the record of a cell in one piece.
 
+Verdicts are cut in parts: how, that the cut does not tell, and what cannot be cut.
+"""
+
+import contextlib
+import json
+import random
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers_stages import do, elsewhere, in_stages, left, one_cell, whole
+import torch
+from helpers_runner import tiny
+from torch import Tensor
 
-from robust_nc.config import training_id
-from robust_nc.evaluation.log import end_of_log
+from robust_nc.config import RunConfig, read, training_id
+from robust_nc.evaluation.log import EvaluationLog, close_log, end_of_log, open_log
+from robust_nc.evaluation.scoring import Guarded
+from robust_nc.evaluation.state import Entry
 from robust_nc.exceptions import CheckpointError, StoppedError
 from robust_nc.pipeline import stages
+from robust_nc.pipeline.cell import run_cell
 from robust_nc.pipeline.stages import (
+    CellResult,
+    Stage,
     is_judged,
     is_trained,
     judge_stage,
@@ -18,15 +34,97 @@ from robust_nc.pipeline.stages import (
     needs,
     note_seconds,
     noted_seconds,
+    train_stage,
     verdict_parts,
 )
 from robust_nc.pipeline.suite import Cell
-from robust_nc.pipeline.verdict_parts import VerdictPart
+from robust_nc.pipeline.verdict_parts import PartLog, VerdictPart, join, parts_of, spans
 from robust_nc.record import read_record
-from robust_nc.record.folder import caches, checkpoint_folder, part_log, part_logs, record_path
+from robust_nc.record.folder import (
+    caches,
+    checkpoint_folder,
+    evidence_path,
+    part_log,
+    part_logs,
+    record_path,
+    rows_path,
+)
 from robust_nc.runtime import stopping
 from robust_nc.runtime.progress import no_report
 from robust_nc.training.loop import Trainer
+
+# After twenty epochs an attack breaks some images, and with this seed the best is not the last.
+BASE = """
+[grid]
+"threat.eps" = [0.06]
+"train.epochs" = [20]
+"evaluation.examples" = [20]
+"evaluation.sweep" = [[]]
+seed = [2]
+"""
+
+
+def one_cell(folder: Path, grid: str = "") -> Cell:
+    """Return the only cell of the tiny suite with these lines in its grid."""
+    (cell,) = tiny(folder, BASE + grid).cells
+    return cell
+
+
+def whole(cell: Cell, out: Path) -> CellResult:
+    return run_cell(cell, "tiny", out, None, report=no_report)
+
+
+def do(cell: Cell, stage: Stage, out: Path, part: VerdictPart | None = None) -> None:
+    """Do a stage in `out` itself."""
+    if stage == "train":
+        train_stage(cell, out, None, report=no_report)
+    elif stage == "judge":
+        assert part is not None
+        judge_stage(cell, part, out, None, report=no_report)
+    elif stage == "measure":
+        measure_stage(cell, out, None, report=no_report)
+    else:
+        whole(cell, out)
+
+
+def elsewhere(cell: Cell, stage: Stage, out: Path, part: VerdictPart | None = None) -> None:
+    """Do a stage in a fresh folder that holds only what it needs, and bring home all files."""
+    with tempfile.TemporaryDirectory() as name:
+        there = Path(name)
+        for path in needs(cell, stage, out, part=part):
+            target = there / path.relative_to(out)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if path.is_dir() else shutil.copyfile)(path, target)
+        do(cell, stage, there, part)
+        for path in there.rglob("*"):
+            if path.is_file():
+                target = out / path.relative_to(there)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+
+
+def in_stages(
+    cell: Cell, out: Path, *, width: int = 1, backwards: bool = False
+) -> list[VerdictPart]:
+    """Do all stages, each elsewhere; return the parts that were judged."""
+    elsewhere(cell, "train", out)
+    parts = verdict_parts(cell, out, None, width=width)
+    for part in parts[::-1] if backwards else parts:
+        elsewhere(cell, "judge", out, part)
+    elsewhere(cell, "measure", out)
+    elsewhere(cell, "record", out)
+    return parts
+
+
+def left(cell: Cell, out: Path) -> dict[str, Any]:
+    """All that a record says but when and how long, with the bytes of its files."""
+    path = record_path(out, cell.model, cell.id)
+    values: dict[str, Any] = json.loads(path.read_text())
+    for varying in ("created", "seconds"):
+        del values[varying], values["seals"][varying]
+    files = evidence_path(path), rows_path(out, cell.model, cell.id)
+    return values | {file.name: file.read_bytes() for file in files}
+
 
 BLOCKS = '"evaluation.block" = [8]\n"evaluation.protocol" = ["pgd"]\n'
 
@@ -56,6 +154,16 @@ def begun(cell: Cell, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@contextlib.contextmanager
+def stopped() -> Iterator[None]:
+    """A block that ends by a wish to stop."""
+    try:
+        with pytest.raises(StoppedError):
+            yield
+    finally:
+        stopping.clear()
+
+
 def copied(out: Path, to: Path) -> Path:
     shutil.copytree(out, to)
     return to
@@ -65,14 +173,13 @@ def copied(out: Path, to: Path) -> Path:
 def test_stages_in_folders_of_their_own_leave_the_same_record(
     backwards: bool, cell: Cell, done: Path, tmp_path: Path
 ) -> None:
+    if backwards:  # trained already
+        copied(done / "checkpoints", tmp_path / "checkpoints")
     parts = in_stages(cell, tmp_path, backwards=backwards)
     assert [part[1:] for part in parts if part.which == "best"] == [(0, 8), (8, 16), (16, 20)]
     assert left(cell, tmp_path) == left(cell, done)
     broken = left(cell, done)["verdict"]["broken_by"]
     assert {-1, 0} <= set(broken), "some stand, and some were broken"
-
-
-def test_nothing_is_left_of_the_caches(cell: Cell, done: Path) -> None:
     assert caches(done, cell.id) == ()
     assert not list((done / "cache").iterdir())
 
@@ -98,12 +205,9 @@ def test_the_seconds_of_a_training_are_those_of_all_its_sessions(
     cell: Cell, tmp_path: Path
 ) -> None:
     noted = tmp_path / "cache" / f"{cell.id}-train.json"
-    stopping.wish()
-    try:
-        with pytest.raises(StoppedError):
-            do(cell, "train", tmp_path)
-    finally:
-        stopping.clear()
+    with stopped():
+        stopping.wish()
+        do(cell, "train", tmp_path)
     assert (noted_seconds(noted) or 0) > 0
     note_seconds(noted, 100)
     do(cell, "train", tmp_path)
@@ -227,12 +331,13 @@ def test_the_training_puts_back_what_says_which_weights_are_best(
 
 
 def test_untrained_cells_are_neither_judged_nor_measured(cell: Cell, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="not finished"):
-        judge_stage(cell, VerdictPart("best", 0, 8), tmp_path, None, report=no_report)
-    with pytest.raises(CheckpointError, match="not finished"):
-        measure_stage(cell, tmp_path, None, report=no_report)
-    with pytest.raises(CheckpointError, match="not finished"):
-        verdict_parts(cell, tmp_path, None)
+    for call in (
+        lambda: do(cell, "judge", tmp_path, VerdictPart("best", 0, 8)),
+        lambda: do(cell, "measure", tmp_path),
+        lambda: verdict_parts(cell, tmp_path, None),
+    ):
+        with pytest.raises(CheckpointError, match="not finished"):
+            call()
     assert not list(tmp_path.rglob("*.*"))
 
 
@@ -246,3 +351,239 @@ def test_a_stage_needs_its_checkpoints_and_what_it_goes_on_from(
     assert needs(cell, "measure", begun) == (folder, cache / f"{cell.id}-geometry.parquet")
     assert set(needs(cell, "record", begun)) == {folder, *cache.iterdir()}
     assert needs(cell, "record", tmp_path) == ()
+
+
+OWN = """
+def factory():
+    def attack(model, images, labels, ball, *, goal="flip", targets=None, seed, ids):
+        return images + ball.eps * images.new_ones(()).copysign(0.5 - images)
+    return attack
+"""
+
+
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory: pytest.TempPathFactory) -> Cell:
+    """A cell with three verdicts and no blocks."""
+    grid = '"evaluation.protocol" = ["pgd"]\n"evaluation.beside" = ["pgd_ce"]\n'
+    return one_cell(tmp_path_factory.mktemp("suite"), grid)
+
+
+@pytest.fixture(scope="module")
+def uncut_done(uncut: Cell, done: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That cell, of the same weights, done in one piece."""
+    out = tmp_path_factory.mktemp("whole")
+    copied(done / "checkpoints", out / "checkpoints")
+    whole(uncut, out)
+    return out
+
+
+@pytest.fixture
+def trained(uncut: Cell, uncut_done: Path, tmp_path: Path) -> Path:
+    """That cell, trained."""
+    return copied(uncut_done / "checkpoints", tmp_path / "out" / "checkpoints").parent
+
+
+def places(parts: list[VerdictPart], which: str = "best") -> list[tuple[int, int]]:
+    return [part[1:] for part in parts if part.which == which]
+
+
+def test_the_cut_does_not_tell(uncut: Cell, uncut_done: Path, trained: Path) -> None:
+    parts = in_stages(uncut, trained, width=3, backwards=True)
+    for which in ("best", "last", "beside"):
+        assert places(parts, which) == [(0, 7), (7, 14), (14, 20)]
+    found, wanted = left(uncut, trained), left(uncut, uncut_done)
+    for name in ("verdict", "passes", "scores", "attacks", "accelerated", "warnings", "summary"):
+        assert found[name] == wanted[name], name
+    assert {-2, -1, 0} <= set(wanted["verdict"]["broken_by"]), "or this proves little"
+
+
+def test_one_part_is_the_whole_and_left_to_the_end(uncut: Cell, trained: Path) -> None:
+    assert verdict_parts(uncut, trained, None) == []
+    assert verdict_parts(uncut, trained, None, width=1) == []
+    assert len(places(verdict_parts(uncut, trained, None, width=100))) == 20
+
+
+def test_parts_are_cut_around_those_that_were_begun(uncut: Cell, trained: Path) -> None:
+    do(uncut, "judge", trained, VerdictPart("best", 5, 10))
+    part_log(trained, uncut.id, "best", 12, 16).write_bytes(b"")
+    parts = verdict_parts(uncut, trained, None, width=2)
+    assert places(parts) == [(0, 5), (10, 12), (12, 16), (16, 20)]
+    assert places(parts, "last") == [(0, 10), (10, 20)]
+
+
+def test_what_was_begun_in_other_parts_or_in_one_piece_is_taken_over(
+    uncut: Cell, uncut_done: Path, trained: Path
+) -> None:
+    """A part, one that overlaps it, one half done, and a whole verdict that was begun."""
+    fresh = copied(trained, trained / "fresh")
+    for start, stop in ((0, 9), (4, 12), (12, 20)):
+        do(uncut, "judge", trained, VerdictPart("best", start, stop))
+    half = part_log(trained, uncut.id, "best", 12, 20)
+    half.write_bytes(b"".join(half.read_bytes().splitlines(keepends=True)[:3]))
+    asked = []
+
+    def stop(share: float, status: str) -> None:
+        asked.append(status)
+        if len(asked) > 2:
+            stopping.wish()
+
+    with stopped():
+        run_cell(uncut, "tiny", fresh, None, report=stop)
+    begun = fresh / "cache" / f"{uncut.id}-best.jsonl"
+    shutil.copyfile(begun, trained / "cache" / begun.name)
+    whole(uncut, trained)
+    assert left(uncut, trained)["verdict"] == left(uncut, uncut_done)["verdict"]
+    assert part_logs(trained, uncut.id, "best") == {}
+
+
+def test_blocks_are_kept_whatever_the_width() -> None:
+    config = read(RunConfig, {"evaluation": {"block": 4}})
+    for width in (1, 2, 50):
+        found = parts_of(config, "best", [(0, 5)], count=10, width=width)
+        assert places(found) == [(0, 4), (4, 8), (8, 10)]
+    assert parts_of(config, "best", [], count=4, width=3) == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"protocol": "rand"}, {"attack": "torchattacks:PGD"}],
+    ids=["random output", "an attack that gets batches"],
+)
+def test_what_depends_on_the_cut_is_cut_in_blocks_only(settings, monkeypatch) -> None:
+    monkeypatch.setattr("robust_nc.pipeline.verdict_parts.find_attack", lambda name, options: print)
+    config = read(RunConfig, {"evaluation": settings | {"beside": "pgd_ce"}})
+    assert parts_of(config, "best", [], count=10, width=2) == []
+    assert places(parts_of(config, "beside", [], count=10, width=2), "beside") == [(0, 5), (5, 10)]
+    config = read(RunConfig, {"evaluation": settings | {"block": 5}})
+    assert places(parts_of(config, "best", [], count=10, width=2)) == [(0, 5), (5, 10)]
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 7, 40])
+def test_spans_cover_every_image_once(width: int) -> None:
+    chance = random.Random(width)
+    for _ in range(50):
+        count = chance.randint(1, 40)
+        edges = sorted(chance.sample(range(count + 1), min(4, count + 1)))
+        found = list(zip(edges[::2], edges[1::2], strict=False))
+        cuts = spans(found, count, block=None, width=width)
+        assert [row for start, stop in cuts for row in range(start, stop)] == list(range(count))
+        assert set(found) <= set(cuts)
+        assert max(stop - start for start, stop in set(cuts) - set(found) or {(0, 1)}) <= (
+            -(-count // width)
+        )
+
+
+def test_an_own_attack_is_judged_in_blocks_to_the_bit(tmp_path: Path) -> None:
+    """It gets batches and does not count its passes: they are shared within a block."""
+    (tmp_path / "own.py").write_text(OWN)
+    grid = f'"evaluation.attack" = ["{tmp_path / "own.py"}:factory"]\n"evaluation.block" = [9]\n'
+    uncut = one_cell(tmp_path, grid)
+    whole(uncut, tmp_path / "whole")
+    parts = in_stages(uncut, tmp_path / "stages")
+    assert places(parts) == [(0, 9), (9, 18), (18, 20)]
+    found = left(uncut, tmp_path / "stages")
+    assert found == left(uncut, tmp_path / "whole")
+    assert len(found["attacks"]) == 2
+
+
+def test_a_stop_within_a_part_keeps_what_was_finished(
+    uncut: Cell, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, put = VerdictPart("best", 0, 20), EvaluationLog.put
+    told: list[str] = []
+
+    def first_time(self: EvaluationLog, *given: object) -> None:
+        put(self, *given)
+        told.append("")
+        if len(told) == 1:
+            stopping.wish()
+
+    with monkeypatch.context() as patched, stopped():
+        patched.setattr(EvaluationLog, "put", first_time)
+        do(uncut, "judge", trained, part)
+    assert not is_judged(uncut, part, trained)
+    path = part_log(trained, uncut.id, *part)
+    kept = path.read_bytes().splitlines(keepends=True)
+    assert 2 <= len(kept) <= 3
+    elsewhere(uncut, "judge", trained, part)
+    assert is_judged(uncut, part, trained)
+    assert path.read_bytes().splitlines(keepends=True)[: len(kept)] == kept
+
+
+def test_memory_that_runs_out_within_a_part_changes_no_verdict(
+    uncut: Cell, uncut_done: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, chance, failures = Guarded.forward, random.Random(3), []
+
+    def failing(self: Guarded, images: Tensor) -> Tensor:
+        if len(images) > 1 and len(failures) < 3 and chance.random() < 0.1:
+            failures.append(len(images))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, images)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Guarded, "forward", failing)
+        for part in (VerdictPart("best", 0, 10), VerdictPart("best", 10, 20)):
+            judge_stage(uncut, part, trained, None, report=no_report)
+    assert len(failures) == 3
+    whole(uncut, trained)
+    assert left(uncut, trained)["verdict"] == left(uncut, uncut_done)["verdict"]
+
+
+# Logs of parts, joined: of each example one source alone, the furthest one
+
+
+Told = list[tuple[int, list[int], list[bool]]]
+
+
+def entry(rows: list[int], *, robust: bool) -> Entry:
+    """What a turn left of some examples, whose points did not move."""
+    flags, none = torch.full((len(rows),), robust), torch.zeros(0)
+    numbers = [torch.full((len(rows),), 1)] * 3
+    moved = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1, 2, 2), none, torch.zeros(0, 3)
+    return Entry(torch.tensor(rows), flags, *numbers, *moved)
+
+
+def log(folder: Path, name: str, start: int, stop: int, lines: Told, *, ended: bool) -> PartLog:
+    """Write a log; rows count from its first image."""
+    path = folder / f"{name}.jsonl"
+    with open_log(path, lambda: name) as found:
+        for turn, rows, robust in lines:
+            found.put(turn, entry(rows, robust=robust[0]), {})
+    if ended:
+        close_log(path, {})
+    return PartLog(path, name, start, stop)
+
+
+def joined(folder: Path, count: int, *shards: PartLog) -> Told:
+    join(folder / "whole.jsonl", "whole", count, shards)
+    lines = open_log(folder / "whole.jsonl", lambda: "whole").lines()
+    found = [(line.turn, Entry(*line.tensors)) for line in lines]
+    return [(turn, each.rows.tolist(), each.robust.tolist()) for turn, each in found]
+
+
+def test_what_is_half_done_takes_nothing_back(tmp_path: Path) -> None:
+    """Image 2 was broken in the second turn of one part; the other has it standing after one."""
+    half = log(tmp_path, "half", 1, 4, [(0, [0, 1, 2], [True])], ended=False)
+    whole_part = log(
+        tmp_path, "ended", 0, 3, [(0, [1, 2], [True]), (1, [1, 2], [False])], ended=True
+    )
+    assert joined(tmp_path, 4, half, whole_part) == [
+        (0, [1, 2], [True, True]),
+        (1, [1, 2], [False, False]),
+        (0, [3], [True]),
+    ]
+
+
+def test_an_image_that_a_finished_part_does_not_name_was_wrong_as_it_is(tmp_path: Path) -> None:
+    """No attack had to try it; what another part says of it would be of another machine."""
+    ended = log(tmp_path, "ended", 0, 2, [(0, [0], [True])], ended=True)
+    half = log(tmp_path, "half", 0, 3, [(0, [0, 1, 2], [True])], ended=False)
+    assert joined(tmp_path, 3, ended, half) == [(0, [0], [True]), (0, [2], [True])]
+
+
+def test_the_log_of_other_weights_is_left_out_and_removed(tmp_path: Path) -> None:
+    mine = log(tmp_path, "mine", 0, 1, [(0, [0], [True])], ended=True)
+    other = log(tmp_path, "other", 1, 2, [(0, [0], [False])], ended=True)
+    assert joined(tmp_path, 2, mine, other._replace(name="not its name")) == [(0, [0], [True])]
+    assert not other.path.exists()
