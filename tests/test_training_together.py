@@ -3,19 +3,150 @@
 In float64, where the only difference is the order of sums. What the first cannot write ends all.
 """
 
+import datetime
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers_together import cases, join, left, names, spawn, train_all, trainer
+from helpers_models import digits, small_config, without_times
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import distributed as dist
+from torch import multiprocessing, nn
 
-from robust_nc.exceptions import StorageError
+from robust_nc.config import read
+from robust_nc.data.batches import Batch, Batches
+from robust_nc.data.load import dataset_info
+from robust_nc.exceptions import ConfigError, StorageError
+from robust_nc.models.build import build_model
+from robust_nc.models.classifier import Classifier
 from robust_nc.training import saving as keeping
-from robust_nc.training.data_parallel import together
+from robust_nc.training.checkpoint import Checkpoints
+from robust_nc.training.data_parallel import (
+    Group,
+    Several,
+    check_objective,
+    parts,
+    present,
+    together,
+)
+from robust_nc.training.loop import Trainer
+from robust_nc.training.losses import cross_entropy
+from robust_nc.training.objectives import Standard
+from robust_nc.training.run import build_objective, resolve_model
+from robust_nc.training.sync_batchnorm import synced
+from robust_nc.training.validation import CollapseProbe, Validator
+from robust_nc.types import Loss
 
-pytestmark = pytest.mark.cluster
+EXAMPLES, BATCH = 62, 20  # three batches of 20, and one of 2
+SEED = 3
+
+Case = dict[str, Any]
+
+
+def cases() -> dict[str, Case]:
+    """Trainings by name: `train` options of a suite, its head, and how many images."""
+    two = {"steps": 2}
+    averaged = {"name": "ema", "decay": 0.8}
+    return {
+        "standard": {"objective": "standard"},
+        "pgd": {"objective": {"name": "pgd", **two}},
+        "pgd in train mode": {"objective": {"name": "pgd", "bn_mode": "train", **two}},
+        "pgd frozen": {"objective": {"name": "pgd", "bn_mode": "frozen", **two}},
+        "trades": {"objective": {"name": "trades", **two}},
+        "mart": {"objective": {"name": "mart", **two}},
+        "fgsm": {"objective": "fgsm"},
+        "awp": {"objective": {"name": "awp", **two}},
+        "awp of trades": {"objective": {"name": "awp", "base": "trades", **two}},
+        "ema": {"objective": "standard", "averaging": averaged},
+        "swa": {
+            "objective": {"name": "pgd", **two},
+            "averaging": {"name": "swa", "start": 0.5},
+        },
+        "frozen backbone": {"objective": "standard", "backbone_lr": 0},
+        "nearest simplex": {"objective": {"name": "pgd", **two}, "head": "nearest_etf"},
+        "dot regression": {"objective": "standard", "loss": "dot_regression", "head": "etf"},
+    }
+
+
+def names(world: int) -> list[str]:
+    """The cases that a group of so many processes trains: all where each always has rows."""
+    with_ghosts = ["standard", "pgd in train mode", "awp", "swa", "nearest simplex"]
+    return list(cases()) if world == 2 else with_ghosts
+
+
+def trainer(case: Case, *, folder: Path | None = None, **options: Any) -> Trainer:
+    """A training of a small model with batch norm, in float64."""
+    given = {"batch_size": BATCH, "lr": 0.05, **case}
+    head = given.pop("head", "linear")
+    config = small_config(objective=given.pop("objective"), train=given, seed=SEED)
+    model_config = read(
+        type(config.model), {"backbone": {"name": "small_cnn", "width": 6}, "head": head}
+    )
+    shapes = resolve_model(model_config, dataset_info("digits"))
+    model = build_model(shapes, seed=SEED).double()
+    learnt = digits("train", EXAMPLES)
+    return Trainer(
+        model,
+        build_objective(config),
+        Batches(learnt, batch_size=config.train.batch_size, device="cpu", seed=SEED),
+        config.train,
+        seed=SEED,
+        validate=Validator(digits("test", 31), config.threat.ball(), seed=SEED, device="cpu"),
+        probe=CollapseProbe(learnt, device="cpu"),
+        checkpoints=Checkpoints(folder, {}) if folder else None,
+        **options,
+    )
+
+
+def left(training: Trainer) -> dict[str, Any]:
+    """What a training leaves: weights and statistics, history, the best epoch."""
+    fitted = training.fit()
+    assert isinstance(training.model, Classifier)
+    assert type(training.model.head).observe is training.model.head.observe.__func__
+    kinds = {type(part).__name__ for part in training.model.modules()}
+    assert not [name for name in kinds if name.startswith("_")], "nothing is left in its place"
+    return {
+        "weights": training.model.state_dict(),
+        "best_weights": fitted.best_weights,
+        "best_epoch": fitted.best_epoch,
+        "history": without_times(fitted.history),
+    }
+
+
+def join(rank: int, world: int, folder: str) -> None:
+    """Join a group of processes on this machine."""
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=world,
+        timeout=datetime.timedelta(minutes=5),
+    )
+
+
+def train_all(rank: int, world: int, folder: str) -> None:
+    """One process of a group: train every case, and leave what came of it."""
+    join(rank, world, folder)
+    found = {}
+    for name in names(world):
+        case = cases()[name]
+        with together():
+            found[name] = left(trainer(case))
+    torch.save(found, Path(folder, f"rank-{rank}.pt"))
+    dist.destroy_process_group()
+
+
+def spawn(call: Any, world: int, folder: Path, *given: Any) -> None:
+    """Run `call(rank, world, folder, *given)` in processes of their own."""
+    multiprocessing.spawn(call, args=(world, str(folder), *given), nprocs=world)
+
+
+cluster = pytest.mark.cluster
 
 _ACCURACIES = ("train_clean", "train_attacked")
 
@@ -40,6 +171,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
     return found
 
 
+@cluster
 @pytest.mark.parametrize(("world", "name"), CASES)
 def test_several_processes_train_as_one(
     world: int, name: str, apart: dict[str, Any], ranks: dict[int, Any]
@@ -60,6 +192,7 @@ def test_several_processes_train_as_one(
             assert here[measure] == wanted_value, measure
 
 
+@cluster
 @pytest.mark.parametrize(("world", "name"), CASES)
 def test_all_processes_end_with_the_same_model(
     world: int, name: str, ranks: dict[int, Any]
@@ -90,9 +223,78 @@ def train(rank: int, world: int, folder: str, name: str) -> None:
     dist.destroy_process_group()
 
 
+@cluster
 @pytest.mark.parametrize("name", ["start_log", "append_log"])
 def test_a_log_that_cannot_be_written_is_everybodys_error(name: str, tmp_path: Path) -> None:
     spawn(train, 2, tmp_path, name)
     first, second = (torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(2))
     assert first == second
     assert first.startswith("StorageError: cannot write")
+
+
+class Two(Several):
+    """The first of two processes, without the other."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = 0, 2
+        self._rows, self._count = [slice(0, 1)] * 2, 2
+
+
+@given(count=st.integers(0, 40), size=st.integers(1, 9))
+def test_parts_are_consecutive_and_of_one_size(count: int, size: int) -> None:
+    found = parts(count, size)
+    rows = [row for part in found for row in range(count)[part]]
+    lengths = {part.stop - part.start for part in found}
+    assert rows == list(range(count))
+    assert len(found) == size
+    assert max(lengths) - min(lengths) <= 1
+
+
+def test_alone_a_training_takes_the_plain_backward_pass() -> None:
+    with together() as group:
+        assert type(group) is Group
+        assert present() is group
+        weight = torch.tensor([2.0], requires_grad=True)
+        logs = {"loss": torch.tensor(1.0)}
+        assert group.backward(Loss((3 * weight).sum(), logs), nn.Module()) is logs
+        assert weight.grad is not None
+        assert weight.grad.tolist() == [3]
+
+
+def test_a_process_without_rows_stands_by_with_the_first() -> None:
+    group = Two()
+    batch = Batch(torch.rand(1, 1, 2, 2), torch.tensor([4]), torch.tensor([9]))
+    own = group.share(batch)
+    assert group.ghost
+    assert own.ids.tolist() == [9]
+    assert len(group.part(batch).labels) == 0
+
+
+def test_an_objective_that_says_nothing_of_its_rows_is_refused_by_several() -> None:
+    class Coupled:
+        pass
+
+    check_objective(Coupled(), Group())
+    check_objective(Standard(cross_entropy), Two())
+    with pytest.raises(ConfigError, match="Coupled does not say `in_parts = True`"):
+        check_objective(Coupled(), Two())
+
+
+class Own(nn.BatchNorm2d):
+    """Batch norm of somebody else."""
+
+
+@pytest.mark.parametrize(
+    ("norm", "told"),
+    [
+        (Own(2), "'0' is a Own that is not torch's own"),
+        (nn.SyncBatchNorm(2), "'0' is a SyncBatchNorm"),
+        (nn.BatchNorm2d(2, track_running_stats=False), "keeps no running statistics"),
+    ],
+)
+def test_batch_norm_that_cannot_be_shared_is_refused_by_name(norm: nn.Module, told: str) -> None:
+    model = nn.Sequential(norm)
+    with synced(Group(), model):
+        pass
+    with pytest.raises(ConfigError, match=told), synced(Two(), model):
+        pass
