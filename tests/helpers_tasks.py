@@ -39,7 +39,8 @@ def leave(*, report: Report) -> None:
     os._exit(3)
 
 
-def sleep_long(*, report: Report) -> None:
+def sleep_long(*_: object, report: Report) -> None:
+    """Work on, whatever is asked."""
     report(0.0, str(os.getpid()))
     time.sleep(300)
 
@@ -74,9 +75,3 @@ def told_once(note: Path, *, report: Report) -> str:
         return note.read_text()
     work_until_told(note, report=report)
     return "never"
-
-
-def work_deaf(*, report: Report) -> None:
-    """Work on, whatever is asked."""
-    report(0.0, str(os.getpid()))
-    time.sleep(300)
