@@ -1,5 +1,7 @@
 """Small models, data, balls and verdicts that the tests of attacks and evaluations share."""
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,9 @@ from robust_nc.attacks.fab import FAB
 from robust_nc.attacks.items import Work, lay_out
 from robust_nc.attacks.model_calls import Oracle
 from robust_nc.attacks.square import Square
-from robust_nc.evaluation import Outcome
+from robust_nc.evaluation import Outcome, evaluate
+from robust_nc.evidence.collecting import collect
+from robust_nc.evidence.contents import Evidence
 from robust_nc.threat import Ball
 from robust_nc.types import Attack, EvaluationProtocol, Goal
 
@@ -145,6 +149,31 @@ def differences(first: Outcome, second: Outcome, *, passes: bool = True) -> list
             else left[name] == right[name]
         )
     ]
+
+
+class Case(NamedTuple):
+    """A model, N examples, the verdict on them and its evidence."""
+
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    outcome: Outcome
+    evidence: Evidence
+
+
+def with_evidence(ball: Ball = BALL, *, count: int = 30) -> Case:
+    """Some examples are misclassified, some broken, some robust."""
+    model, images, labels = examples(count)
+    protocol = own(APGD(steps=10), "apgd-ce")
+    outcome = evaluate(model, images, labels, ball, protocol=protocol, checks=False)
+    return Case(model, images, labels, outcome, collected(model, images, labels, outcome, ball))
+
+
+def collected(
+    model: nn.Module, images: Tensor, labels: Tensor, outcome: Outcome, ball: Ball, **other: Any
+) -> Evidence:
+    about: dict[str, Any] = {"fingerprint": "f" * 64, "seed": 0, "draws": 1} | other
+    return collect(model, images, labels, torch.arange(len(images)), outcome, ball, **about)
 
 
 class Failing(nn.Module):

@@ -1,279 +1,585 @@
+"""`evaluate`: one verdict, whatever the model, the attacks, the caller and the circumstances."""
+
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from helpers_attacks import differences, own
+from helpers_attacks import (
+    APGD_ONLY,
+    BALL,
+    BALLS,
+    SHAPE,
+    SHORT,
+    Coin,
+    Counted,
+    Failing,
+    Limited,
+    curved,
+    differences,
+    examples,
+    linear,
+    own,
+    pictures,
+    predictions,
+)
 from torch import Tensor, nn
 
 from robust_nc import Ball, evaluate
-from robust_nc.exceptions import InputError, RecordError, UnknownNameError
+from robust_nc.attacks import batching
+from robust_nc.attacks.apgd import APGD
+from robust_nc.attacks.fab import FAB
+from robust_nc.attacks.noise import GaussianNoise
+from robust_nc.attacks.pgd import PGD
+from robust_nc.attacks.square import Square
+from robust_nc.evaluation.acceleration import Accelerated
+from robust_nc.exceptions import ConfigError, InputError, RecordError, RobustNCError
+from robust_nc.types import EvaluationProtocol
 
-BALL = Ball("Linf", 0.1)
+each_ball = pytest.mark.parametrize("ball", BALLS, ids=lambda ball: ball.norm)
+TENTH = Ball("Linf", 0.1)
 
 
-def linear(classes: int = 3, pixels: int = 16) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Flatten(), nn.Linear(pixels, classes)).eval()
-
-
-def examples(model: nn.Module, count: int = 40) -> tuple[Tensor, Tensor]:
-    """Images in the middle of the pixel range, where no bound stands in the way."""
+def on_a_linear_model(count: int = 40) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    """A model, images far from the bounds, their labels, and which are robust in closed form."""
+    model = linear((1, 4, 4), 3).eval()
     images = 0.5 + 0.2 * torch.rand(count, 1, 4, 4, generator=torch.Generator().manual_seed(1))
-    labels = model(images).argmax(1)
+    labels = predictions(model, images)
     labels[::7] = (labels[::7] + 1) % 3  # some are wrong from the start
-    return images, labels
-
-
-def analytic_robust(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tensor:
-    """A linear model falls in Linf iff eps reaches a margin over the L1 norm of its weights."""
+    # A linear model falls in Linf iff eps reaches a margin over the L1 norm of its weights.
     layer = model[1]
-    logits, weight = layer(images.flatten(1)), layer.weight
-    standing = torch.ones(len(images), dtype=torch.bool)
-    for other in range(len(weight)):
-        margin = logits[torch.arange(len(images)), labels] - logits[:, other]
-        reach = eps * (weight[labels] - weight[other]).abs().sum(1)
-        standing &= (labels == other) | (margin > reach)
-    return standing
+    logits, weight = layer(images.flatten(1)).detach(), layer.weight.detach()
+    margins = logits.gather(1, labels[:, None]) - logits
+    reach = TENTH.eps * (weight[labels][:, None] - weight[None]).abs().sum(2)
+    others = torch.arange(3) != labels[:, None]
+    return model, images, labels, ((margins > reach) | ~others).all(1)
 
 
 def test_a_linear_model_gets_its_analytic_verdict() -> None:
-    model = linear()
-    images, labels = examples(model)
-    outcome = evaluate(model, images, labels, BALL, protocol="pgd")
-    truth = analytic_robust(model, images, labels, BALL.eps)
+    model, images, labels, truth = on_a_linear_model()
+    outcome = evaluate(model, images, labels, TENTH, protocol="pgd")
     assert 0 < truth.sum() < len(truth)
     assert torch.equal(outcome.robust, truth)
-    assert torch.equal(outcome.clean_correct, model(images).argmax(1) == labels)
+    assert torch.equal(outcome.clean_correct, predictions(model, images) == labels)
     assert [name == "clean" for name in outcome.broken_by] == (~outcome.clean_correct).tolist()
     assert [name == "" for name in outcome.broken_by] == outcome.robust.tolist()
-    assert BALL.contains(outcome.adversarials, images).all()
+    assert TENTH.contains(outcome.adversarials, images).all()
     broken = outcome.clean_correct & ~outcome.robust
-    assert (model(outcome.adversarials[broken]).argmax(1) != labels[broken]).all()
+    assert (predictions(model, outcome.adversarials[broken]) != labels[broken]).all()
     assert (outcome.forward_passes[~outcome.clean_correct] == 1).all()
     assert (outcome.backward_passes[outcome.robust] == 40).all()  # two attacks of 20 steps
 
 
-@pytest.mark.parametrize("size", [1, 7, 16, 500])
-def test_the_verdict_does_not_depend_on_the_batch(size: int) -> None:
-    model = linear()
-    images, labels = examples(model)
-    whole = evaluate(model, images, labels, BALL, protocol="pgd")
-    cut = evaluate(model, images, labels, BALL, protocol="pgd", batch_size=size)
-    assert torch.equal(whole.robust, cut.robust)
-    assert whole.broken_by == cut.broken_by
+def _by_sum(gaps: Tensor, slopes: Tensor, pixels: Tensor) -> Tensor:
+    return gaps / slopes.abs().sum(2)
 
 
-class Lying:
-    """Returns images of another class, far outside the ball."""
-
-    def __init__(self, stranger: Tensor) -> None:
-        self.stranger = stranger
-
-    def __call__(self, model, images, labels, ball, *, goal="flip", targets=None, seed, ids):
-        return self.stranger.expand_as(images)
+def _by_length(gaps: Tensor, slopes: Tensor, pixels: Tensor) -> Tensor:
+    return gaps / slopes.norm(dim=2)
 
 
-class Broken(Lying):
-    def __call__(self, model, images, labels, ball, *, goal="flip", targets=None, seed, ids):
-        return torch.full_like(images, float("nan"))
+def _pixel_by_pixel(gaps: Tensor, slopes: Tensor, pixels: Tensor) -> Tensor:
+    """Move the pixel of steepest slope to its bound, then the next, until the gap is closed."""
+    steepness, order = slopes.abs().sort(2, descending=True)
+    room = torch.where(slopes > 0, pixels[:, None], 1 - pixels[:, None]).gather(2, order)
+    closed = (steepness * room).cumsum(2) - steepness * room
+    spent = ((gaps[:, :, None] - closed) / steepness.clamp_min(1e-9)).clamp_min(0).minimum(room)
+    return spent.sum(2)
 
 
-class Shapeless(Lying):
-    def __call__(self, model, images, labels, ball, *, goal="flip", targets=None, seed, ids):
-        return images[:, 0]
+@pytest.mark.parametrize(
+    ("protocol", "tolerance"),
+    [pytest.param("standard", 0.01, marks=pytest.mark.slow), (SHORT, 0.05)],
+    ids=["standard", "short"],
+)
+@each_ball
+def test_a_linear_model_falls_as_far_as_it_should(
+    ball: Ball, protocol: str | EvaluationProtocol, tolerance: float
+) -> None:
+    """Against the closed form: in L1 up to the bounds, pixel by pixel; else far from them."""
+    model = linear(SHAPE, 3)
+    images = 0.5 + 0.1 * (pictures(40, SHAPE) - 0.5)
+    labels = predictions(model, images)
+    with torch.no_grad():
+        gaps = model(images).gather(1, labels[:, None]) - model(images)
+        slopes = model[1].weight[labels][:, None] - model[1].weight[None]
+        distance = {"Linf": _by_sum, "L2": _by_length, "L1": _pixel_by_pixel}[ball.norm]
+        nearest = torch.where(gaps > 0, distance(gaps, slopes, images.flatten(1)), torch.inf)
+    nearest = nearest.amin(1)
+    eps = float(nearest.median())
+    sure = ((nearest / eps) - 1).abs() > tolerance
+    near = Ball(ball.norm, eps)
+    outcome = evaluate(model, images, labels, near, protocol=protocol, checks=False)
+    assert sure.sum() > 30
+    assert torch.equal(outcome.robust[sure], (nearest > eps)[sure])
+    assert near.contains(outcome.adversarials, images).all()
+    names = [name for name, _ in outcome.attacks]
+    assert names == ["apgd-ce", "apgd-t", "fab-t", "square"]
 
 
-class Overwriting(Lying):
-    """Writes the stranger over the originals, and new labels over the labels."""
-
-    def __call__(self, model, images, labels, ball, *, goal="flip", targets=None, seed, ids):
-        images.copy_(self.stranger.expand_as(images))
-        labels.add_(1).remainder_(3)
-        return images
-
-
-class Vandal(Lying):
-    """Turns the model around."""
-
-    def __call__(self, model, images, labels, ball, *, goal="flip", targets=None, seed, ids):
-        for parameter in model.parameters():
-            with torch.no_grad():
-                parameter.mul_(-1)
-        return images
-
-
-class Gradient(Lying):
-    """An uncounted attack: one step of the gradient sign."""
-
-    def __call__(self, model, images, labels, ball, *, goal="flip", targets=None, seed, ids):
-        points = images.clone().requires_grad_(True)
-        nn.functional.cross_entropy(model(points), labels).backward()
-        assert points.grad is not None
-        return images + ball.eps * points.grad.sign()
+@each_ball
+def test_batches_and_order_leave_the_verdict_alone(ball: Ball) -> None:
+    model, images, labels = examples(60)
+    ids = torch.arange(1000, 1060)
+    plan = SHORT._replace(attacks=(*SHORT.attacks, ("pgd", PGD(steps=5))))
+    given = {"protocol": plan, "checks": False}
+    first = evaluate(model, images, labels, ball, ids=ids, batch_size=16, **given)
+    assert 0 < first.robust.sum() < first.clean_correct.sum()
+    for size in (7, 100, 500, None):
+        again = evaluate(model, images, labels, ball, ids=ids, batch_size=size, **given)
+        assert torch.equal(again.robust, first.robust)
+        assert again.broken_by == first.broken_by
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
+    mixed = evaluate(
+        model, images[order], labels[order], ball, ids=ids[order], batch_size=32, **given
+    )
+    assert torch.equal(mixed.robust, first.robust[order])
+    assert mixed.broken_by == tuple(first.broken_by[place] for place in order)
 
 
-def robust_model() -> tuple[nn.Module, Tensor, Tensor]:
-    """No point of the ball flips these examples, but points outside it do."""
-    model = linear()
-    images, labels = examples(model, 200)
-    keep = analytic_robust(model, images, labels, 0.1)
-    return model, images[keep], labels[keep]
+def test_ids_and_the_seed_key_the_draws() -> None:
+    model, images, labels = examples()
+    outcomes = [
+        evaluate(model, images, labels, BALL, protocol=SHORT, seed=seed, ids=ids, checks=False)
+        for seed, ids in (
+            (0, None),
+            (0, torch.arange(40)),
+            (0, torch.arange(40) + 7),
+            (1, torch.arange(40)),
+        )
+    ]
+    assert differences(outcomes[0], outcomes[1]) == []
+    assert "adversarials" in differences(outcomes[0], outcomes[2])
+    assert "adversarials" in differences(outcomes[0], outcomes[3])
+    one = evaluate(model, images[3:4], labels[3:4], BALL, protocol=SHORT, ids=torch.tensor([3]))
+    assert bool(one.robust[0]) == bool(outcomes[0].robust[3])
 
 
-def test_a_lying_attack_does_not_win() -> None:
-    model, images, labels = robust_model()
-    images, labels = images[labels == 1], labels[labels == 1]
-    stranger = torch.zeros(1, 1, 4, 4)
-    assert len(images)
-    assert (model(stranger).argmax(1) != labels[0]).all()
-    outcome = evaluate(model, images, labels, BALL, protocol=own(Lying(stranger)))
-    assert outcome.robust.all()
-    assert BALL.contains(outcome.adversarials, images).all()
-    assert [warning.name for warning in outcome.warnings] == ["left-ball:own"]
+@pytest.mark.parametrize(
+    "around",
+    [lambda: torch.autocast("cpu", torch.bfloat16), torch.inference_mode, torch.no_grad],
+    ids=["autocast", "inference_mode", "no_grad"],
+)
+def test_what_a_caller_allows_changes_no_verdict(around) -> None:
+    model, images, labels = examples(10)
+    plain = evaluate(model, images, labels, BALL, protocol=SHORT)
+    with around():
+        inside = evaluate(model, images + 0, labels, BALL, protocol=SHORT)
+    assert differences(plain, inside) == []
 
 
-def test_an_attack_that_writes_into_its_inputs_does_not_win() -> None:
-    model, images, labels = robust_model()
-    before = images.clone()
-    outcome = evaluate(model, images, labels, BALL, protocol=own(Overwriting(1 - images[:1])))
-    assert outcome.robust.all()
-    assert torch.equal(images, before)
-    assert BALL.contains(outcome.adversarials, images).all()
+class Marked(nn.Module):
+    """A model with all that an evaluation might leave behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = curved(SHAPE, 5)
+        self.register_buffer("seen", torch.zeros(2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen += 1
+        logits: Tensor = self.core(images)
+        return logits
 
 
-def test_an_attack_that_changes_the_weights_is_named() -> None:
-    model, images, labels = robust_model()
-    with pytest.raises(InputError, match="attack 'own' changed the weights"):
-        evaluate(model, images, labels, BALL, protocol=own(Vandal(images[:1])))
+def _legacy_state() -> str:
+    return str(np.random.get_state())  # noqa: NPY002  (the global one is what is meant)
 
 
-def test_the_verdict_is_made_in_float32_whatever_the_caller_allows() -> None:
-    model = linear()
-    images, labels = examples(model)
-    plain = evaluate(model, images, labels, BALL, protocol="pgd")
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = evaluate(model, images, labels, BALL, protocol="pgd")
-    assert not differences(plain, inside)
+def test_the_model_and_all_generators_are_left_as_they_were() -> None:
+    model = Marked().train()
+    model.core[1].eval()
+    model.core[0].weight.requires_grad_(False)
+    model.core[4].weight.grad = torch.ones_like(model.core[4].weight)
+    model.core.to(memory_format=torch.channels_last)
+    model.core[0].register_forward_hook(lambda *_: None)
+    hooks = dict(model.core[0]._forward_hooks)
+    flags = [module.training for module in model.modules()]
+    values = {name: value.clone() for name, value in model.state_dict().items()}
+    objects = {name: id(value) for name, value in model.state_dict(keep_vars=True).items()}
+    strides = {name: value.stride() for name, value in model.state_dict().items()}
+    _, images, labels = examples(12)
+    kept, names = images.clone(), labels.clone()
+    torch.manual_seed(5)
+    states = torch.get_rng_state(), _legacy_state()
+
+    outcome = evaluate(model, images, labels, BALL, protocol=SHORT)
+
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1] == _legacy_state()
+    assert flags == [module.training for module in model.modules()]
+    for name, value in model.state_dict(keep_vars=True).items():
+        assert torch.equal(value, values[name]), name
+        assert id(value) == objects[name], name
+        assert value.stride() == strides[name], name
+    wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert [name for name, wants in wanted.items() if not wants] == ["core.0.weight"]
+    grads = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+    assert grads == ["core.4.weight"]
+    assert torch.equal(model.core[4].weight.grad, torch.ones_like(model.core[4].weight))
+    assert dict(model.core[0]._forward_hooks) == hooks
+    assert not model._forward_hooks
+    assert not any(
+        module._forward_hooks for name, module in model.named_modules() if name != "core.0"
+    )
+    assert torch.equal(images, kept)
+    assert torch.equal(labels, names)
+    assert not torch.is_autocast_enabled("cpu")
+    assert torch.is_grad_enabled()
+    assert "train-mode" in {warning.name for warning in outcome.warnings}
 
 
-def test_an_attack_that_returns_nan_breaks_nothing() -> None:
-    model, images, labels = robust_model()
-    outcome = evaluate(model, images, labels, BALL, protocol=own(Broken(images[:1])))
-    assert outcome.robust.all()
+def test_the_generator_of_the_standard_library_is_left_as_it_was() -> None:
+    """In a process of its own: the checks of types under pytest draw from it."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import random, robust_nc, helpers_attacks as h\n"
+        "model, images, labels = h.examples(8)\n"
+        "before = random.getstate()\n"
+        "robust_nc.evaluate(model, images, labels, h.BALL, protocol=h.SHORT)\n"
+        "assert random.getstate() == before\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10, 100])
+def test_any_number_of_classes(classes: int) -> None:
+    model, images = curved(SHAPE, classes), pictures(10, SHAPE)
+    labels, ball = predictions(model, images), Ball("Linf", 0.1)
+    outcome = evaluate(model, images, labels, ball, protocol=SHORT, checks=False)
+    assert outcome.clean_correct.all()
+    assert not outcome.robust.all()
+    assert ball.contains(outcome.adversarials, images).all()
+    assert torch.equal(predictions(model, outcome.adversarials) == labels, outcome.robust)
+
+
+@each_ball
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 8, 8), (3, 32, 20), (1, 20, 32), (1, 1, 3)])
+def test_any_image_shape(shape: tuple[int, int, int], ball: Ball) -> None:
+    model, images, labels = examples(5, shape=shape)
+    outcome = evaluate(model, images, labels, ball, protocol=SHORT, checks=False)
+    assert outcome.adversarials.shape == images.shape
+    assert ball.contains(outcome.adversarials, images).all()
+    broken = outcome.clean_correct & ~outcome.robust
+    assert (predictions(model, outcome.adversarials) != labels)[broken].all()
+
+
+def test_all_wrong_at_the_start_costs_one_pass() -> None:
+    model, images, _ = examples()
+    labels = (predictions(model, images) + 1) % 5
+    counted = Counted(model)
+    outcome = evaluate(counted, images, labels, BALL, protocol=SHORT, checks=False)
+    assert counted.forwards == 40
+    assert not outcome.clean_correct.any()
+    assert set(outcome.broken_by) == {"clean"}
+    assert (outcome.forward_passes == 1).all()
+    assert torch.equal(outcome.adversarials, images)
+
+
+@each_ball
+@pytest.mark.parametrize("eps", [0.0, 1e-6])
+def test_all_robust_runs_every_attack_to_its_end(ball: Ball, eps: float) -> None:
+    model, images, labels = examples(6)
+    outcome = evaluate(
+        model, images, labels, Ball(ball.norm, eps), protocol=SHORT, accelerate=False
+    )
+    assert torch.equal(outcome.robust, outcome.clean_correct)
     assert outcome.adversarials.isfinite().all()
-    assert [warning.name for warning in outcome.warnings] == ["left-ball:own"]
+    if eps == 0:
+        assert torch.equal(outcome.adversarials, images)
+    # APGD 10 + 1 and 3 (10 + 1), FAB 3 (10 + 1), Square 40 + 1; four scores, one clean pass.
+    assert set(outcome.forward_passes[outcome.robust].tolist()) == {11 + 33 + 33 + 41 + 4 + 1}
+    assert set(outcome.backward_passes[outcome.robust].tolist()) == {10 + 30 + 30}
+
+
+@pytest.mark.parametrize("count", [0, 1])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_zero_and_one_example(count: int, precision: str) -> None:
+    model, images, labels = examples(2)
+    images, labels = images[1:][:count], labels[1:][:count]
+    said = []
+    outcome = evaluate(
+        model, images, labels, BALL, protocol=SHORT, precision=precision, report=said.append
+    )
+    assert len(outcome.robust) == len(outcome.broken_by) == count
+    assert outcome.adversarials.shape == images.shape
+    assert said[-1].share == 1
+
+
+def test_an_exact_tie_of_the_margin_is_what_argmax_says() -> None:
+    """Two classes with the same logits everywhere: the first is right, the second wrong."""
+    model = linear(SHAPE, 3)
+    with torch.no_grad():
+        model[1].weight[1] = model[1].weight[0]
+        model[1].bias.copy_(torch.tensor([100.0, 100.0, 0.0]))
+    images = pictures(8, SHAPE)
+    for label, right in ((0, True), (1, False)):
+        labels = torch.full((8,), label)
+        outcome = evaluate(model, images, labels, BALL, protocol=SHORT)
+        assert outcome.clean_correct.tolist() == [right] * 8
+        assert torch.equal(outcome.robust, outcome.clean_correct)
+
+
+@each_ball
+def test_constant_logits_are_robust_and_doubted(ball: Ball) -> None:
+    model = linear(SHAPE, 4)
+    nn.init.zeros_(model[1].weight)
+    images, labels = pictures(6, SHAPE), torch.full((6,), int(model[1].bias.argmax()))
+    outcome = evaluate(model, images, labels, ball, protocol=SHORT)
+    assert outcome.robust.all()
+    assert ball.contains(outcome.adversarials, images).all()
+    assert "zero-gradients" in {warned.name for warned in outcome.warnings}
+
+
+# Attacks that lie, are careless, or are not of this package
+
+
+def overwriting(images: Tensor, labels: Tensor, stranger: Tensor) -> Tensor:
+    images.copy_(stranger.expand_as(images))
+    labels.add_(1).remainder_(3)
+    return images
+
+
+@pytest.mark.parametrize(
+    ("lie", "told"),
+    [
+        (lambda images, labels, stranger: stranger.expand_as(images), ["left-ball:own"]),
+        (lambda images, *_: torch.full_like(images, torch.nan), ["left-ball:own"]),
+        (overwriting, None),
+    ],
+    ids=["outside", "NaN", "overwriting"],
+)
+def test_an_attack_that_lies_does_not_win(lie, told: list[str] | None) -> None:
+    model, images, labels, robust = on_a_linear_model(200)
+    images, labels = images[robust], labels[robust]
+    images, labels = images[labels == labels[0]], labels[labels == labels[0]]
+    before, others = (images.clone(), labels.clone()), pictures(40, (1, 4, 4))
+    stranger = others[predictions(model, others) != labels[0]][:1]  # of another class, far away
+    assert len(stranger)
+
+    def lying(model, images, labels, ball, **_):
+        return lie(images, labels, stranger)
+
+    outcome = evaluate(model, images, labels, TENTH, protocol=own(lying))
+    assert outcome.robust.all()
+    assert torch.equal(images, before[0])
+    assert torch.equal(labels, before[1])
+    assert outcome.adversarials.isfinite().all()
+    assert TENTH.contains(outcome.adversarials, images).all()
+    assert told is None or [warning.name for warning in outcome.warnings] == told
 
 
 def test_an_attack_that_returns_another_shape_is_named() -> None:
-    model, images, labels = robust_model()
+    def shapeless(model, images, labels, ball, **_):
+        return images[:, 0]
+
+    model, images, labels = examples(6)
     with pytest.raises(InputError, match="attack 'own' returned"):
-        evaluate(model, images, labels, BALL, protocol=own(Shapeless(images[:1])))
+        evaluate(model, images, labels, BALL, protocol=own(shapeless))
+
+
+@pytest.mark.parametrize("damage", ["train", "gradients", "data", "in place", "replaced"])
+def test_what_an_attack_of_others_leaves_behind_does_not_reach_the_verdict(damage: str) -> None:
+    """Published attacks end in `model.train()`; an optimiser writes past the version counters."""
+    model, images, labels = examples()
+    model(images).sum().backward()
+
+    def careless(model, images, labels, ball, **_):
+        if damage == "train":
+            model.train()
+            model(images)
+        elif damage == "gradients":
+            model.zero_grad()
+        elif damage == "data":
+            model[0].weight.data.mul_(-1)
+        elif damage == "in place":
+            with torch.no_grad():
+                model[0].weight.mul_(-1)
+        else:
+            model[0].weight = nn.Parameter(-model[0].weight)
+        return images
+
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    grads = [parameter.grad.clone() for parameter in model.parameters()]
+    if damage in ("train", "gradients"):
+        outcome = evaluate(model, images, labels, BALL, protocol=own(careless))
+        assert torch.equal(outcome.robust, outcome.clean_correct)
+        for parameter, gradient in zip(model.parameters(), grads, strict=True):
+            assert torch.equal(parameter.grad, gradient)
+    else:
+        with pytest.raises(InputError, match="attack 'own' changed the weights"):
+            evaluate(model, images, labels, BALL, protocol=own(careless))
+    after = model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 def test_passes_of_an_uncounted_attack_are_those_the_model_saw() -> None:
-    model, images, labels = robust_model()
-    outcome = evaluate(model, images, labels, BALL, protocol=own(Gradient(images[:1])))
+    def gradient(model, images, labels, ball, **_):
+        points = images.clone().requires_grad_(True)
+        nn.functional.cross_entropy(model(points), labels).backward()
+        return images + ball.eps * points.grad.sign()
+
+    model, images, labels, robust = on_a_linear_model()
+    outcome = evaluate(model, images[robust], labels[robust], TENTH, protocol=own(gradient))
     assert (outcome.forward_passes == 1 + 1 + 1).all()  # clean, the attack's own, the re-scoring
     assert (outcome.backward_passes == 1).all()
 
 
-def test_the_model_is_left_as_it_was() -> None:
-    model = nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(16, 3)
-    )
-    model[1].eval()
-    model[0].weight.requires_grad_(False)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    flags = [module.training for module in model.modules()]
-    images, labels = torch.rand(6, 1, 4, 4), torch.tensor([0, 1, 2, 0, 1, 2])
-    outcome = evaluate(model, images, labels, BALL, protocol="pgd")
-    assert [module.training for module in model.modules()] == flags
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert not model[0].weight.requires_grad
-    assert model[4].weight.requires_grad
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert [warning.name for warning in outcome.warnings] == ["train-mode"]
+def test_an_edited_attack_is_another_evaluation(tmp_path: Path) -> None:
+    model, images, labels = examples(30)
+    own, log = tmp_path / "own.py", tmp_path / "log.jsonl"
 
+    def judged(scale: float) -> float:
+        own.write_text(
+            "def make():\n"
+            "    def attack(model, images, labels, ball, **_):\n"
+            f"        return ball.project(images + {scale}, images)\n"
+            "    return attack\n"
+        )
+        return evaluate(
+            model,
+            images,
+            labels,
+            Ball("Linf", 0.5),
+            protocol="clean",
+            attack=f"{own}:make",
+            log=log,
+        ).robust_accuracy
 
-def test_a_finished_log_is_read_and_a_torn_one_is_continued(tmp_path: Path) -> None:
-    model = linear()
-    images, labels = examples(model)
-    log = tmp_path / "log.jsonl"
-    whole = evaluate(model, images, labels, BALL, protocol="pgd", batch_size=4, log=log)
-    lines = log.read_bytes().splitlines(keepends=True)
-    assert len(lines) > 5
-    for cut in (1, 3, len(lines) - 2):
-        log.write_bytes(b"".join(lines[:cut]) + lines[cut][:20])  # killed in the middle of a write
-        # The batch size is not part of the verdict, so it may change on the way.
-        resumed = evaluate(model, images, labels, BALL, protocol="pgd", batch_size=7, log=log)
-        assert torch.equal(whole.robust, resumed.robust)
-        assert whole.broken_by == resumed.broken_by
-        assert torch.equal(whole.forward_passes, resumed.forward_passes)
-        assert torch.allclose(whole.adversarials, resumed.adversarials, atol=1e-6)
-    log.write_bytes(lines[0][:9])
-    again = evaluate(model, images, labels, BALL, protocol="pgd", batch_size=4, log=log)
-    assert not differences(whole, again)
-
-
-def test_a_log_spares_the_examples_that_it_holds(tmp_path: Path) -> None:
-    model = linear()
-    images, labels = examples(model)
-    log = tmp_path / "log.jsonl"
-    evaluate(model, images, labels, BALL, protocol="pgd", log=log)
-    seen: list[int] = []
-    handle = model.register_forward_hook(lambda *_: seen.append(1))
-    evaluate(model, images, labels, BALL, protocol="pgd", log=log, checks=False, accelerate=False)
-    handle.remove()
-    assert len(seen) == 2  # what the model answers is part of its name; and the clean verdict
-
-
-def test_warnings_and_plain_attacks_survive_a_resumption(tmp_path: Path) -> None:
-    model, images, labels = robust_model()
-    log = tmp_path / "log.jsonl"
-    whole, again = (
-        evaluate(model, images, labels, BALL, protocol=own(Lying(images[:1] * 0)), log=log)
-        for _ in range(2)
-    )
-    assert differences(whole, again) == ["attacks"], "two objects of one class"
-    assert whole.warnings == again.warnings != ()
-
-
-def test_the_log_of_a_model_with_the_same_weights_is_refused(tmp_path: Path) -> None:
-    class Turned(nn.Sequential):
-        def forward(self, images: Tensor) -> Tensor:
-            return -super().forward(images)
-
-    model = linear()
-    images, labels = examples(model)
-    evaluate(model, images, labels, BALL, protocol="pgd", log=tmp_path / "log.jsonl")
+    weak = judged(0.0)
     with pytest.raises(RecordError, match="not the log of this evaluation"):
-        evaluate(Turned(*model), images, labels, BALL, protocol="pgd", log=tmp_path / "log.jsonl")
+        judged(0.5)
+    log.unlink()
+    assert judged(0.5) < weak
 
 
-@pytest.mark.parametrize("content", ["", "not a log\n", '{"evaluation": "other"}\n'])
-def test_the_log_of_something_else_is_refused_and_kept(tmp_path: Path, content: str) -> None:
-    model = linear()
-    images, labels = examples(model)
-    log = tmp_path / "log.jsonl"
-    evaluate(model, images, labels, BALL, protocol="pgd", log=log)
-    if content:
-        log.write_text(content)
-        kept = content.encode()
-    else:
-        kept = log.read_bytes()
-    with pytest.raises(RecordError, match="not the log of this evaluation"):
-        evaluate(model, images, labels, BALL, protocol="pgd", seed=1, log=log)
-    assert log.read_bytes() == kept
+def test_an_attack_gets_a_name_of_its_own() -> None:
+    model, images, labels = examples(8)
+
+    def clean(model, images, labels, ball, **_):
+        return 1 - images
+
+    outcome = evaluate(model, images, labels, Ball("Linf", 1.0), protocol="clean", attack=clean)
+    assert [name for name, _ in outcome.attacks] == ["own-clean"]
+    assert set(outcome.broken_by) <= {"", "clean", "own-clean"}
+    twins = EvaluationProtocol("twins", (("a", PGD()), ("a", PGD())))
+    with pytest.raises(ConfigError, match="need names of their own"):
+        evaluate(model, images, labels, BALL, protocol=twins)
 
 
-def test_no_examples_give_an_empty_verdict() -> None:
-    model = linear()
-    images, labels = examples(model)
-    outcome = evaluate(model, images[:0], labels[:0], BALL, protocol="pgd")
-    assert len(outcome.robust) == len(outcome.broken_by) == 0
+@pytest.mark.parametrize(
+    "attack",
+    [
+        APGD(steps=25),
+        APGD(steps=25, loss="dlr", num_targets=2),
+        FAB(steps=13, num_targets=2),
+        PGD(steps=7, restarts=2),
+        Square(queries=33),
+    ],
+    ids=["apgd", "apgd-t", "fab-t", "pgd", "square"],
+)
+def test_looking_seldom_at_a_device_changes_nothing(attack, monkeypatch) -> None:
+    model, images, labels = examples(30)
+    plan = EvaluationProtocol("own", (("own", attack),))
+
+    def judged():
+        return evaluate(model, images, labels, BALL, protocol=plan, checks=False, batch_size=7)
+
+    often, advance = judged(), batching._advance
+    monkeypatch.setattr(
+        batching, "_advance", lambda a, w, f, *, patient: advance(a, w, f, patient=True)
+    )
+    seldom = judged()
+    assert 0 < often.robust.sum() < len(images)
+    assert often.broken_by == seldom.broken_by
+    assert torch.allclose(often.adversarials, seldom.adversarials, atol=1e-6)
 
 
-def bad_model(output: Tensor) -> nn.Module:
+class Shift(nn.Module):
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits.roll(1, dims=1)
+
+
+@pytest.mark.parametrize("name", [name for name, _ in SHORT.attacks])
+def test_a_fast_copy_that_lies_breaks_nothing(name: str, monkeypatch) -> None:
+    """What is attacked takes every image for another class; the user's own model does not."""
+    model, images, labels = examples()
+    liar = nn.Sequential(curved(SHAPE, 5), Shift()).eval()
+    counted, lies = Counted(model), Counted(liar)
+    monkeypatch.setattr(
+        "robust_nc.evaluation.turns.accelerate", lambda *_: Accelerated(lies, ("lying",))
+    )
+    attack = dict(SHORT.attacks)[name]
+    outcome = evaluate(counted, images, labels, BALL, protocol=own(attack), checks=False)
+    assert outcome.accelerated == ("lying",)
+    broken = outcome.clean_correct & ~outcome.robust
+    assert (predictions(model, outcome.adversarials) != labels)[broken].all()
+    assert outcome.robust.sum() > 10, "examples go on after a flip that is refuted"
+    least = attack.rounds * (attack.num_targets or 1)
+    assert (outcome.forward_passes[outcome.robust] > least).all()
+    assert int(outcome.forward_passes.sum()) == counted.forwards + lies.forwards
+    assert int(outcome.backward_passes.sum()) == counted.backwards + lies.backwards
+
+
+@pytest.mark.parametrize("size", [1, 16, 100])
+def test_every_pass_is_booked(size: int) -> None:
+    model, images, labels = examples(10 if size == 1 else 30)
+    counted = Counted(model)
+    outcome = evaluate(
+        counted,
+        images,
+        labels,
+        BALL,
+        protocol=APGD_ONLY if size == 1 else SHORT,
+        batch_size=size,
+        checks=False,
+        accelerate=False,
+    )
+    assert int(outcome.forward_passes.sum()) == counted.forwards
+    assert int(outcome.backward_passes.sum()) == counted.backwards
+
+
+@pytest.mark.parametrize(("most", "logged"), [(8, True), (8, False), (3, True), (1, True)])
+def test_memory_that_runs_out_halves_the_batch(most: int, logged: bool, tmp_path) -> None:
+    model, images, labels = examples(30 if most == 8 else 10)
+    log = tmp_path / "log.jsonl" if logged else None
+    plan = APGD_ONLY if most == 1 else SHORT
+    plain = evaluate(model, images, labels, BALL, protocol=plan, checks=False)
+    limited = Limited(model, most)
+    outcome = evaluate(
+        limited, images, labels, BALL, protocol=plan, checks=False, accelerate=False, log=log
+    )
+    assert torch.equal(outcome.robust, plain.robust)
+    assert outcome.broken_by == plain.broken_by
+    refused = [size for size in limited.sizes if size > most]
+    assert len(refused) <= 6 + 5 * logged, "what is too large is not tried again and again"
+    assert max(limited.sizes[-50:]) <= most
+
+
+def test_memory_that_runs_out_in_an_attack_of_others_halves_the_batch() -> None:
+    model, images, labels = examples()
+    limited = Limited(model, 8)
+
+    def noisy(model, images, labels, ball, *, seed, ids, **_):
+        model(images)
+        return GaussianNoise()(model, images, labels, ball, seed=seed, ids=ids)
+
+    plan = own(noisy)
+    plain, outcome = (
+        evaluate(each, images, labels, BALL, protocol=plan, checks=False)
+        for each in (model, limited)
+    )
+    assert torch.equal(outcome.robust, plain.robust)
+    assert torch.equal(outcome.adversarials, plain.adversarials)
+    assert max(limited.sizes[-4:]) <= 8
+
+
+# Models and input that do not serve
+
+
+def constant(output: Tensor) -> nn.Module:
     class Constant(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return output
@@ -290,24 +596,216 @@ def bad_model(output: Tensor) -> nn.Module:
         (lambda m, x, y: (m, x, y[:-1]), "labels"),
         (lambda m, x, y: (m, x, y + 0.5), "whole numbers"),
         (lambda m, x, y: (m, x, y - 5), "label"),
-        (lambda m, x, y: (m, x, y + 5), "out of range: the model has 3 classes"),
-        (lambda m, x, y: (bad_model(torch.zeros(len(x))), x, y), "must return logits (N, K)"),
-        (lambda m, x, y: (bad_model(torch.zeros(len(x), 1)), x, y * 0), "at least two classes"),
-        (lambda m, x, y: (bad_model(torch.full((len(x), 3), float("nan"))), x, y), "not finite"),
+        (lambda m, x, y: (m, x, y + 5), "out of range: the model has 5 classes"),
+        (lambda m, x, y: (constant(torch.zeros(len(x))), x, y), "must return logits (N, K)"),
+        (lambda m, x, y: (constant(torch.zeros(len(x), 1)), x, y * 0), "at least two classes"),
+        (lambda m, x, y: (constant(torch.full((len(x), 5), torch.nan)), x, y), "not finite"),
+        ({"protocol": "pdg"}, "unknown protocol 'pdg'; did you mean 'pgd'"),
+        ({"batch_size": 0}, "batch_size must be a whole number"),
+        ({"precision": "fp16"}, "unknown precision 'fp16'; valid: float32, tf32"),
     ],
 )
 def test_bad_input_gets_one_sentence(change, sentence: str) -> None:
-    model = linear()
-    model, images, labels = change(model, *examples(model))
-    with pytest.raises(InputError) as raised:
-        evaluate(model, images, labels, BALL, protocol="pgd")
+    given, options = examples(8), {"protocol": "pgd"}
+    if isinstance(change, dict):
+        options |= change
+    else:
+        given = change(*given)
+    with pytest.raises(RobustNCError) as raised:
+        evaluate(*given, BALL, **options)
     assert sentence in str(raised.value)
 
 
-def test_an_unknown_protocol_and_a_bad_batch_size() -> None:
-    model = linear()
-    images, labels = examples(model)
-    with pytest.raises(UnknownNameError, match="unknown protocol 'pdg'; did you mean 'pgd'"):
-        evaluate(model, images, labels, BALL, protocol="pdg")
-    with pytest.raises(ValueError, match="batch_size must be a whole number"):
-        evaluate(model, images, labels, BALL, protocol="pgd", batch_size=0)
+class Late(nn.Module):
+    """Answers clean images as `model` does; all others times `factor`."""
+
+    def __init__(self, model: nn.Module, clean: Tensor, factor: float) -> None:
+        super().__init__()
+        self.model, self.factor = model, factor
+        self.register_buffer("clean", clean)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        known = (images[:, None] == self.clean[None]).flatten(2).all(2).any(1)
+        return torch.where(known[:, None], logits, logits * self.factor)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("accelerate", [True, False])
+def test_logits_that_are_nan_on_attacked_points_are_named(value: float, accelerate: bool) -> None:
+    model, images, labels = examples(6)
+    late = Late(model, images, value)
+    with pytest.raises(InputError, match=r"apgd-ce.*not finite|NaN or infinite"):
+        evaluate(late, images, labels, BALL, protocol=SHORT, accelerate=accelerate)
+
+
+@pytest.mark.parametrize("at", range(1, 12))
+@pytest.mark.parametrize("accelerate", [True, False])
+def test_a_model_that_fails_is_answered_with_the_batch_and_the_attack(
+    at: int, accelerate: bool
+) -> None:
+    model, images, labels = examples()
+    failing = Failing(model, at)
+    with pytest.raises(InputError) as raised:
+        evaluate(
+            failing, images, labels, BALL, protocol=SHORT, accelerate=accelerate, batch_size=16
+        )
+    said = str(raised.value)
+    assert "RuntimeError: out of luck" in said
+    assert "batch" in said or "compared" in said
+    assert "images of 1x8x8" in said or "compared" in said
+    if at <= 3:
+        assert f"batch {at} of the clean images" in said
+    elif not accelerate:
+        assert "attack 'apgd-ce'" in said
+
+
+# Precisions, and models whose output is random
+
+
+@pytest.mark.parametrize(
+    ("precision", "turns"),
+    [("float32", 2), ("tf32", 4), ("bf16", 4), ("tf32-only", 2), ("bf16-only", 2)],
+)
+def test_precisions_take_the_turns_that_they_say(precision: str, turns: int) -> None:
+    model, images, labels = examples(20)
+    kinds, said = [], []
+    handle = model.register_forward_hook(lambda *call: kinds.append(call[2].dtype))
+    outcome = evaluate(
+        *(model, images, labels, BALL),
+        protocol=APGD_ONLY,
+        precision=precision,
+        checks=False,
+        accelerate=False,
+        report=said.append,
+    )
+    handle.remove()
+    assert said[-1].turns == said[-1].turn == turns
+    assert (torch.bfloat16 in kinds) == ("bf16" in precision)
+    assert kinds[-1] == torch.float32, "every verdict is in float32"
+    # Clean; per turn 11 + 33 passes and two scores.
+    least = 1 + turns // 2 * (11 + 33 + 2)
+    assert (outcome.forward_passes[outcome.robust] >= least).all()
+    assert (predictions(model, outcome.adversarials) == labels)[outcome.robust].all()
+
+
+def test_what_survives_bf16_is_attacked_again_in_float32() -> None:
+    """In bf16 the margin is a constant: only the turns in float32 can break anything."""
+
+    class Coarse(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = curved(SHAPE, 5)
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.model(images)
+            coarse = logits.dtype == torch.bfloat16
+            return 0 * logits + torch.tensor([9.0, 0, 0, 0, 0]) if coarse else logits
+
+    model, images = Coarse().eval(), pictures(60, SHAPE)
+    images = images[predictions(model, images) == 0]
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    both, alone, full = (
+        evaluate(model, images, labels, BALL, protocol=APGD_ONLY, precision=precision)
+        for precision in ("bf16", "bf16-only", "float32")
+    )
+    assert full.robust.sum() < both.clean_correct.sum()
+    assert torch.equal(both.robust, full.robust)
+    assert alone.robust.sum() > both.robust.sum()
+
+
+class Random(nn.Module):
+    """Adds noise to its logits, from the global generator."""
+
+    def __init__(self, model: nn.Module, size: float) -> None:
+        super().__init__()
+        self.model, self.size = model, size
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        return logits + self.size * torch.randn_like(logits)
+
+
+def test_a_random_model_is_judged_by_its_majority() -> None:
+    model, images, labels = examples(30)
+    noisy = Random(model, 0.3)
+    plan = EvaluationProtocol("rand", (("apgd-ce", APGD(steps=5, eot=2)),), draws=9)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = evaluate(noisy, images, labels, BALL, protocol=plan)
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(2)
+    again = evaluate(noisy, images, labels, BALL, protocol=plan)
+    assert differences(first, again) == []
+    other = evaluate(noisy, images, labels, BALL, protocol=plan, seed=1)
+    assert differences(first, other) != []
+    assert first.accelerated == ()
+    assert (first.forward_passes[~first.clean_correct] == 9).all()
+    rest = first.forward_passes[first.robust] - (9 + 2 * (5 + 1) + 9)
+    assert rest.max() == 0
+    assert (rest < 0).any(), "an attack that thinks it is done stops, and the majority refutes it"
+    assert 0 < first.robust.sum() < first.clean_correct.sum()
+
+
+def test_a_majority_is_more_than_half() -> None:
+    """A model that is wrong in every second pass is right: half is no majority."""
+
+    class Alternating(nn.Module):
+        def __init__(self, period: int) -> None:
+            super().__init__()
+            self.period, self.calls = period, 0
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.calls += 1
+            wrong = self.calls % self.period == 0
+            return torch.tensor([[0.0, 1.0]] if wrong else [[1.0, 0.0]]).repeat(len(images), 1)
+
+    clean = EvaluationProtocol("clean", (), draws=4)
+    images, labels = pictures(3, SHAPE), torch.zeros(3, dtype=torch.int64)
+    assert evaluate(Alternating(2), images, labels, BALL, protocol=clean).clean_correct.all()
+    assert not evaluate(Alternating(1), images, labels, BALL, protocol=clean).clean_correct.any()
+
+
+def test_noise_alone_does_not_break_a_random_model() -> None:
+    images, labels = pictures(100, SHAPE), torch.zeros(100, dtype=torch.int64)
+    attacks = (("apgd-ce", APGD(steps=30, eot=3)), ("apgd-dlr", APGD(steps=30, eot=3, loss="dlr")))
+    plan = EvaluationProtocol("rand", attacks, draws=20)
+    outcome = evaluate(Coin(), images, labels, Ball("Linf", 0.0), protocol=plan, checks=False)
+    # One vote of 20 passes is wrong for 1.7 % of the examples, and there are two after the first.
+    assert outcome.clean_correct.sum() - outcome.robust.sum() <= 9
+
+
+SETTINGS = {
+    "none": "",
+    "matmul": "torch.set_float32_matmul_precision('medium')",
+    "old": "torch.backends.cuda.matmul.allow_tf32 = True",
+    "new": "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    "all": "torch.backends.fp32_precision = 'tf32'",
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
+def test_products_are_exact_whatever_the_caller_allows(setting: str, tmp_path: Path) -> None:
+    """In a process of its own: torch refuses to mix its old and its new switches."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch\n"
+        "from robust_nc.runtime.torch_state import full_precision\n"
+        f"{setting}\n"
+        "b = torch.backends\n"
+        "parts = [b.cuda.matmul, b.cudnn.conv, b.mkldnn.matmul, b.mkldnn.conv]\n"
+        "def read():\n"
+        "    return ['ieee' if p.fp32_precision == 'none' else p.fp32_precision for p in parts]\n"
+        "def answers(what):\n"
+        "    try:\n"
+        "        return what()\n"
+        "    except RuntimeError:\n"
+        "        return 'refused'\n"
+        "older = [torch.get_float32_matmul_precision, lambda: b.cudnn.allow_tf32]\n"
+        "before = read(), [answers(what) for what in older]\n"
+        "with full_precision(), full_precision():\n"
+        "    assert read() == ['ieee'] * 4, read()\n"
+        "assert (read(), [answers(what) for what in older]) == before\n"
+    )
+    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr

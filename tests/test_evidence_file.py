@@ -1,20 +1,30 @@
-"""The file of evidence: what is written comes back, and what was changed is named."""
+"""The file of evidence: what is written comes back; changed, damaged or lying, it is refused."""
 
+import contextlib
 import dataclasses
+import io
 import json
+import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers_attacks import BALL
-from helpers_evidence_files import Case, case, differences, forge
+from helpers_attacks import BALLS, Case, with_evidence
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.strategies import DataObject
+from torch import Tensor
 
 from robust_nc.evidence.coding import compress
 from robust_nc.evidence.contents import Evidence
 from robust_nc.evidence.file import (
+    TENSORS,
+    TYPES,
     first_evidence,
+    pack_file,
     read_evidence,
     unpack_file,
     write_evidence,
@@ -24,22 +34,66 @@ from robust_nc.io.files import sha256_of
 from robust_nc.threat import Ball
 from robust_nc.verification.challenge import read_points
 
+FUZZ = settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
 
 @pytest.fixture(scope="module")
 def made() -> Case:
-    return case()
+    return with_evidence()
+
+
+@pytest.fixture(scope="module")
+def good(made: Case, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("good") / "cell.evidence"
+    write_evidence(path, made.evidence, made.images)
+    return path.read_bytes()
 
 
 @pytest.fixture
-def path(made: Case, tmp_path: Path) -> Path:
-    target = tmp_path / "cell.evidence"
-    write_evidence(target, made.evidence, made.images)
-    return target
+def path(good: bytes, tmp_path: Path) -> Path:
+    path = tmp_path / "cell.evidence"
+    path.write_bytes(good)
+    return path
 
 
-@pytest.mark.parametrize("ball", [BALL, Ball("L2", 0.3), Ball("L1", 1.0)], ids=str)
+def forge(path: Path, **changes: Any) -> None:
+    """Change tensors or fields of the head, and make all digests anew."""
+    head, arrays = unpack_file(path.read_bytes(), what="file")
+    values = {name: changes.pop(name) for name in set(changes) - set(arrays)}
+    for name, value in values.items():
+        object.__setattr__(head, name, value)
+    path.write_bytes(pack_file(head, {**arrays, **changes}))
+
+
+def differences(first: Evidence, second: Evidence) -> list[str]:
+    """Fields in which two evidences differ."""
+    found = []
+    for name in Evidence.__annotations__:
+        left, right = getattr(first, name), getattr(second, name)
+        same = torch.equal(left, right) if isinstance(left, Tensor) else left == right
+        found += [] if same else [name]
+    return found
+
+
+def header_of(content: bytes) -> tuple[dict[str, Any], bytes]:
+    """The header of a safetensors file, and what follows it."""
+    size = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + size]), content[8 + size :]
+
+
+def headed(header: object, rest: bytes = b"") -> bytes:
+    """A file with this header, which may be bytes."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + rest
+
+
+@pytest.mark.parametrize("ball", BALLS, ids=str)
 def test_evidence_comes_back_to_the_bit(ball: Ball, tmp_path: Path) -> None:
-    made, path = case(ball), tmp_path / "deep" / "cell.evidence"
+    made, path = with_evidence(ball), tmp_path / "deep" / "cell.evidence"
     written = write_evidence(path, made.evidence, made.images)
     assert 0 < written.broken == len(made.evidence.broken) < len(made.images)
     assert (written.name, written.sha256) == ("cell.evidence", sha256_of(path))
@@ -100,33 +154,28 @@ def test_a_group_after_the_other_gives_the_same(made: Case, path: Path, monkeypa
         ({"labels": torch.full((30,), 2**40)}, "labels must be of one axis"),
         ({"fingerprint": "f" * 201}, "fingerprint"),
         ({"draws": 0}, "draws"),
+        ({"adversarials": None}, "not finite"),
     ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_evidence_that_contradicts_itself_is_not_written(
     made: Case, tmp_path: Path, changes: dict[str, Any], told: str
 ) -> None:
+    if changes == {"adversarials": None}:
+        points = made.evidence.adversarials.clone()
+        points[0, 0, 0, 0] = torch.nan
+        changes = {"adversarials": points}
     wrong: Evidence = dataclasses.replace(made.evidence, **changes)
     with pytest.raises(InputError, match=told):
         write_evidence(tmp_path / "x.evidence", wrong, made.images)
     assert not list(tmp_path.iterdir())
 
 
-def test_pixels_that_are_not_finite_are_not_written(made: Case, tmp_path: Path) -> None:
-    points = made.evidence.adversarials.clone()
-    points[0, 0, 0, 0] = torch.nan
-    wrong = dataclasses.replace(made.evidence, adversarials=points)
-    with pytest.raises(InputError, match="not finite"):
-        write_evidence(tmp_path / "x.evidence", wrong, made.images)
-
-
 @pytest.mark.parametrize("name", ["labels", "broken_by", "margins", "steps", "codes", "ids"])
-def test_a_changed_tensor_is_named(made: Case, path: Path, name: str) -> None:
-    content = bytearray(path.read_bytes())
-    size = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + size])
-    content[8 + size + header[name]["data_offsets"][0]] ^= 1
-    path.write_bytes(content)
+def test_a_changed_tensor_is_named(good: bytes, path: Path, name: str) -> None:
+    header, rest = header_of(good)
+    content = bytearray(rest)
+    content[header[name]["data_offsets"][0]] ^= 1
+    path.write_bytes(good[: -len(rest)] + content)
     with pytest.raises(RecordError, match=f"damaged: {name} is not"):
         read_evidence(path, None)
 
@@ -163,7 +212,6 @@ LONG = np.zeros(31, dtype=np.int32)
         ({"shape": (1, 8, 0)}, "shape"),
         ({"schema_version": 2}, "schema_version"),
     ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_a_forged_file_is_refused(path: Path, changes: dict[str, Any], told: str) -> None:
     forge(path, **changes)
@@ -219,6 +267,147 @@ def test_a_file_above_the_limit_is_not_read(path: Path, monkeypatch) -> None:
         read_evidence(path, None)
 
 
+# Files of strangers
+
+
+def read_or_refused(path: Path, made: Case) -> Evidence | None:
+    """Nothing but a `RecordError` of one line may come out."""
+    told = "one sentence"
+    with contextlib.suppress(RecordError):
+        read_evidence(path, None)
+    try:
+        return read_evidence(path, made.images)
+    except RecordError as error:
+        told = str(error)
+    assert "\n" not in told
+    return None
+
+
+def check_consistent(found: Evidence, made: Case) -> None:
+    """What a reader relies on, whatever was in the file."""
+    assert len(found.ids) == len(found.labels) == len(found.robust) == len(made.images)
+    assert bool((found.robust <= found.clean_correct).all())
+    wanted = (found.clean_correct & ~found.robust).nonzero().flatten()
+    assert torch.equal(found.broken, wanted)
+    assert torch.equal(found.broken_by == -2, ~found.clean_correct)
+    assert torch.equal(found.broken_by == -1, found.robust)
+    assert found.adversarials.shape == (len(wanted), *made.images.shape[1:])
+    assert bool(found.adversarials.isfinite().all())
+    assert bool(found.margins.isfinite().all())
+    assert bool((found.margins.abs() <= found.ranges).all())
+    assert int(found.forwards.min()) >= 0
+
+
+@FUZZ
+@given(data=st.data())
+def test_flipped_bytes_are_found(made: Case, good: bytes, path: Path, data: DataObject) -> None:
+    content, header = bytearray(good), data.draw(st.booleans())
+    last = 7 + int.from_bytes(good[:8], "little") if header else len(content) - 1
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, last))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    found = read_or_refused(path, made)
+    if found is not None:  # white space, or flips that undo one another
+        assert not differences(found, made.evidence)
+
+
+@FUZZ
+@given(data=st.data())
+def test_truncated_and_lengthened_files_are_refused(
+    made: Case, good: bytes, path: Path, data: DataObject
+) -> None:
+    cut = good[: data.draw(st.integers(0, len(good) - 1))]
+    path.write_bytes(data.draw(st.sampled_from([cut, good + cut[:9] + b"x"])))
+    assert read_or_refused(path, made) is None
+
+
+@FUZZ
+@given(content=st.binary(max_size=400), size=st.integers(0, 2**64 - 1))
+def test_random_bytes_are_refused(made: Case, path: Path, content: bytes, size: int) -> None:
+    for whole in (content, struct.pack("<Q", size) + content):
+        path.write_bytes(whole)
+        assert read_or_refused(path, made) is None
+    path.write_bytes(b"PK\x03\x04" + content)
+    with pytest.raises(RecordError):
+        read_points(path, made.images)
+
+
+NUMBERS = st.one_of(
+    st.integers(-(2**70), 2**70), st.floats(), st.booleans(), st.none(), st.text(max_size=3)
+)
+
+
+@FUZZ
+@given(data=st.data())
+def test_lying_headers_are_refused(made: Case, good: bytes, path: Path, data: DataObject) -> None:
+    header, rest = header_of(good)
+    entry = header[data.draw(st.sampled_from(sorted(TENSORS)))]
+    before = json.dumps(entry)
+    key = data.draw(st.sampled_from(["dtype", "shape", "data_offsets"]))
+    if key == "dtype":
+        entry[key] = data.draw(st.sampled_from([*TYPES, "F64", "BOOL", 7]))
+    else:
+        entry[key] = data.draw(st.one_of(NUMBERS, st.lists(NUMBERS, max_size=3)))
+    if json.dumps(entry) == before:
+        return
+    path.write_bytes(headed(header, rest))
+    assert read_or_refused(path, made) is None
+
+
+@FUZZ
+@given(data=st.data())
+def test_forged_tensors_are_refused_or_consistent(
+    made: Case, good: bytes, path: Path, data: DataObject
+) -> None:
+    """Who forges a tensor can forge its digest: what is inside must hold all the same."""
+    path.write_bytes(good)
+    arrays = unpack_file(good, what="good").arrays
+    changes = {}
+    for name in data.draw(st.sets(st.sampled_from(sorted(TENSORS)), min_size=1, max_size=3)):
+        raw = bytearray(arrays[name].tobytes())
+        for _ in range(data.draw(st.integers(0, 3)) if raw else 0):
+            raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+        array = np.frombuffer(bytes(raw), dtype=arrays[name].dtype)
+        changes[name] = array[: data.draw(st.sampled_from([len(array), len(array) - 1, 0]))]
+    forge(path, **changes)
+    found = read_or_refused(path, made)
+    if found is not None:
+        check_consistent(found, made)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{}",
+        b"null",
+        b"[]",
+        b"[" * 10_000 + b"]" * 10_000,
+        b'{"a": 1, "a": 2}',
+        b'{"ids": NaN}',
+        b'{"__metadata__": {"robust_nc.evidence": "' + b"9" * 5000 + b'"}}',
+        b"\xff" * 64,
+        b'"\\ud800"',
+    ],
+    ids=["empty", "null", "list", "deep", "twice", "nan", "long", "latin", "surrogate"],
+)
+def test_headers_that_are_none_are_refused(made: Case, path: Path, header: bytes) -> None:
+    path.write_bytes(headed(header))
+    assert read_or_refused(path, made) is None
+
+
+@pytest.mark.parametrize("text", ["[" * 9999, "NaN", "{}", '{"seal": "\\ud800"}', "null", "1e999"])
+def test_what_a_file_says_of_itself_is_read_strictly(
+    made: Case, good: bytes, path: Path, text: str
+) -> None:
+    header, rest = header_of(good)
+    header["__metadata__"] = {"robust_nc.evidence": text}
+    path.write_bytes(headed(header, rest))
+    assert read_or_refused(path, made) is None
+
+
+# Points of a challenge
+
+
 def test_points_of_a_challenge_are_read_from_evidence(made: Case, path: Path) -> None:
     found = read_points(path, made.images)
     assert torch.equal(found.rows, made.evidence.broken)
@@ -259,4 +448,71 @@ def test_points_that_cannot_be_meant_are_refused(
     path = tmp_path / "points.npz"
     np.savez(path, **arrays)
     with pytest.raises(RecordError, match=told):
+        read_points(path, made.images)
+
+
+def archive(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return buffer.getvalue()
+
+
+@FUZZ
+@given(data=st.data())
+def test_damaged_npz_files_are_refused(made: Case, path: Path, data: DataObject) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, ids=np.arange(3), images=IMAGE.repeat(3, 0) + np.float32(0.25))
+    content = bytearray(buffer.getvalue())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(2, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.sampled_from([len(content), len(content) - 9]))])
+    with contextlib.suppress(RecordError):
+        found = read_points(path, made.images)
+        assert found.points.shape == (len(found.rows), 1, 8, 8)
+        assert bool(((found.points >= 0) & (found.points <= 1)).all())
+        assert 0 <= int(found.rows.min()) <= int(found.rows.max()) < len(made.images)
+
+
+def npy(header: bytes, data: bytes = b"", version: bytes = b"\x01\x00") -> bytes:
+    size = struct.pack("<H" if version == b"\x01\x00" else "<I", len(header))
+    return b"\x93NUMPY" + version + size + header + data
+
+
+GOOD_IDS = npy(b"{'descr': '<i8', 'fortran_order': False, 'shape': (1,), }", b"\0" * 8)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        b"",
+        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999, 1, 8, 8), }"),
+        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }"),
+        npy(b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", b"cos\nsystem\n."),
+        npy(b"{'descr': '<f4', 'fortran_order': True, 'shape': (1, 1, 8, 8), }", b"\0" * 256),
+        npy(b"__import__('os')"),
+        npy(b"(" * 9000),
+        npy(b"{'descr': '<f4'", version=b"\x03\x00"),
+    ],
+    ids=["empty", "huge", "negative", "pickle", "fortran", "code", "deep", "short"],
+)
+def test_arrays_that_numpy_does_not_write_are_refused(
+    made: Case, path: Path, images: bytes
+) -> None:
+    path.write_bytes(archive({"ids.npy": GOOD_IDS, "images.npy": images}))
+    with pytest.raises(RecordError):
+        read_points(path, made.images)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_archives_that_unpack_to_too_much_are_refused(made: Case, path: Path, method: int) -> None:
+    path.write_bytes(archive({"ids.npy": GOOD_IDS, "images.npy": b"\0" * 2**24}, method))
+    with pytest.raises(RecordError, match=r"unpacks to|stored or deflated"):
+        read_points(path, made.images)
+
+
+def test_an_archive_that_leaves_its_folder_is_refused(made: Case, path: Path) -> None:
+    path.write_bytes(archive({"ids.npy": GOOD_IDS, "../images.npy": GOOD_IDS}))
+    with pytest.raises(RecordError, match="nothing else"):
         read_points(path, made.images)
