@@ -131,3 +131,29 @@ def open_page(chromium: Any) -> Iterator[Callable[..., Any]]:
     for context in contexts:
         context.close()
     assert faults == []
+
+
+@pytest.fixture(scope="session")
+def own_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A reference to a small network that was trained on digits, in a file as users have it."""
+    from helpers_appraisal import write_model
+
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def verdict(own_model: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The record of that network, without geometry, and its reference."""
+    from helpers_appraisal import record_of
+
+    return record_of(own_model, tmp_path_factory.mktemp("verdict") / "out"), own_model
+
+
+@pytest.fixture
+def verdict_copy(verdict: Any, tmp_path: Path) -> Any:
+    """A copy of that record and what lies beside it, to be changed; and the reference."""
+    from robust_nc.record import read_record
+
+    stored, reference = verdict
+    folder = shutil.copytree(stored.path.parent, tmp_path / "out")
+    return read_record(folder / stored.path.name), reference

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import runpy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from unittest import mock
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from robust_nc.config import MeasureConfig, plain
 from robust_nc.data.load import load_dataset
@@ -20,6 +22,7 @@ from robust_nc.pipeline.request import Request
 from robust_nc.record import Record, Stored, pack_flags, read_record, unpack_flags, write_rows
 from robust_nc.record.schema import sealed
 from robust_nc.threat import Ball
+from robust_nc.verification.rejudge import look_again
 
 EXAMPLES = 120
 BALL = Ball("Linf", 0.06)
@@ -79,26 +82,19 @@ def larger():
 '''
 
 
-def layers() -> nn.Sequential:
-    return nn.Sequential(
-        *(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU()),
-        nn.Linear(16, 10),
-    )
-
-
 def write_model(folder: Path) -> str:
     """Train the network on digits for a moment, and return a reference to its factory."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "net.py").write_text(CODE)
     images, labels = load_dataset("digits", split="train")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = layers()
+        model = runpy.run_path(str(folder / "net.py"))["layers"]()
         optimiser = torch.optim.Adam(model.parameters(), 1e-2)
         for _ in range(80):
             optimiser.zero_grad()
             nn.functional.cross_entropy(model(images), labels).backward()
             optimiser.step()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "net.py").write_text(CODE)
     save_file(model.state_dict(), folder / "weights.safetensors")
     return f"{folder / 'net.py'}:make"
 
@@ -114,18 +110,34 @@ def judge(model: str, out: Path, **changed: Any) -> Appraised:
 
 def opened(reference: str) -> nn.Module:
     """Return the network that `write_model` left."""
-    model = layers()
-    weights = Path(reference.rpartition(":")[0]).with_name("weights.safetensors")
-    model.load_state_dict(load_file(weights))
+    model: nn.Module = runpy.run_path(reference.rpartition(":")[0])["make"]()
     return model.eval()
 
 
-def judged(folder: Path, *, protocol: str = "pgd", geometry: bool = False) -> tuple[Stored, str]:
-    """Judge that network on more digits, and return its record and its reference."""
-    reference, asked = write_model(folder / "model"), {"geometry": geometry, "batch_size": 128}
+def record_of(reference: str, out: Path, *, geometry: bool = False) -> Stored:
+    """Judge that network on more digits, and return its record."""
+    asked: dict[str, Any] = {"ball": BALL, "n": EXAMPLES, "geometry": geometry, "batch_size": 128}
     with mock.patch("robust_nc.pipeline.appraise.measure_settings", return_value=MEASURE):
-        found = judge(reference, folder / "out", ball=BALL, protocol=protocol, n=EXAMPLES, **asked)
-    return found.stored, reference
+        return judge(reference, out, **asked).stored
+
+
+def changed_weights(reference: str, folder: Path, by: float) -> str:
+    """Copy the model with one weight changed, and return a reference to the copy."""
+    shutil.copytree(Path(reference.rpartition(":")[0]).parent, folder)
+    state = load_file(folder / "weights.safetensors")
+    state["5.bias"][2] += by
+    save_file(state, folder / "weights.safetensors")
+    return f"{folder / 'net.py'}:make"
+
+
+def to_the_border(model: nn.Module, inside: Tensor, outside: Tensor, label: Tensor) -> Tensor:
+    """Bisect to a point that the model takes for another class by almost nothing."""
+    low, high = inside.double(), outside.double()
+    for _ in range(60):
+        middle = ((low + high) / 2).float()
+        wrong = bool(look_again(model, middle[None], label).flipped)
+        low, high = (low, middle.double()) if wrong else (middle.double(), high)
+    return high.float()
 
 
 def altered(stored: Stored, change: Callable[[dict[str, Any]], None], *, seal: bool) -> Stored:

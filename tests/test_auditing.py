@@ -2,14 +2,20 @@
 
 import json
 import math
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers_appraisal import EXAMPLES, claiming_all, judged, opened, resealed
+from helpers_appraisal import (
+    EXAMPLES,
+    claiming_all,
+    opened,
+    record_of,
+    resealed,
+    to_the_border,
+)
 from helpers_runner import cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +25,7 @@ from robust_nc.evidence.contents import TOLERANCE
 from robust_nc.evidence.file import read_evidence
 from robust_nc.exceptions import InputError
 from robust_nc.io.untrusted import read_json
-from robust_nc.record import Stored, read_record, unpack_flags
+from robust_nc.record import Stored, unpack_flags
 from robust_nc.record.standing import challenge_path, receipt_path
 from robust_nc.statistics.sampling import fewest_broken, most_broken
 from robust_nc.verification import audit as auditing
@@ -30,18 +36,17 @@ from robust_nc.verification.rejudge import look_again
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stored, str]:
-    return judged(tmp_path_factory.mktemp("judged"), geometry=True)
+def verdict(own_model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Stored, str]:
+    """With geometry, which is measured again."""
+    return record_of(own_model, tmp_path_factory.mktemp("out"), geometry=True), own_model
 
 
 @pytest.fixture
 def copied(
-    made: tuple[Stored, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    verdict_copy: tuple[Stored, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Stored, str]:
-    stored, reference = made
-    folder = shutil.copytree(stored.path.parent, tmp_path / "out")
     monkeypatch.chdir(tmp_path)
-    return read_record(folder / stored.path.name), reference
+    return verdict_copy
 
 
 @pytest.fixture(autouse=True)
@@ -107,8 +112,8 @@ class TestBounds:
 
 
 class TestDrawing:
-    def test_the_seed_draws_the_examples_and_only_robust_ones(self, made):
-        stored, reference = made
+    def test_the_seed_draws_the_examples_and_only_robust_ones(self, verdict):
+        stored, reference = verdict
         examples, model = examples_of(stored.record, None), opened(reference)
         first, again, other = (
             audit(stored, model, examples, count=12, seed=seed) for seed in (1, 1, 2)
@@ -120,8 +125,8 @@ class TestDrawing:
         assert len(set(first.rows.tolist())) == 12
         assert (first.survivors, first.examples) == (int(robust.sum()), EXAMPLES)
 
-    def test_what_broke_is_pushed_so_that_a_challenge_counts(self, made, monkeypatch, tmp_path):
-        stored, reference = made
+    def test_what_broke_is_pushed_so_that_a_challenge_counts(self, verdict, monkeypatch, tmp_path):
+        stored, reference = verdict
         examples, model = examples_of(stored.record, None), opened(reference)
         clean = torch.from_numpy(unpack_flags(stored.record.verdict.clean_correct))
         row = int(
@@ -129,15 +134,11 @@ class TestDrawing:
         )
         label = examples.labels[row : row + 1]
         points = read_evidence(find_evidence(stored), examples.images)
-        low = examples.images[row].double()
-        high = points.adversarials[int((points.broken == row).nonzero())].double()
-        for _ in range(60):  # bisect to the boundary
-            middle = ((low + high) / 2).float()
-            wrong = bool(look_again(model, middle[None], label).flipped)
-            low, high = (low, middle.double()) if wrong else (middle.double(), high)
+        far = points.adversarials[int((points.broken == row).nonzero())]
+        near = to_the_border(model, examples.images[row], far, label)[None]
 
         def barely(*given, **named):
-            return SimpleNamespace(robust=torch.tensor([False]), adversarials=high.float()[None])
+            return SimpleNamespace(robust=torch.tensor([False]), adversarials=near)
 
         robust = np.zeros(EXAMPLES, dtype=bool)
         robust[row] = True
@@ -145,14 +146,12 @@ class TestDrawing:
         monkeypatch.setattr(auditing, "standing", lambda stored: SimpleNamespace(robust=robust))
         found = audit(stored, model, examples, count=1, seed=0)
         assert found.broke.tolist() == [row]
-        weak, strong = (
-            look_again(model, part, label) for part in (high.float()[None], found.points)
-        )
+        weak, strong = (look_again(model, part, label) for part in (near, found.points))
         assert weak.margins < TOLERANCE * weak.ranges
         assert strong.margins > TOLERANCE * strong.ranges
 
-    def test_a_count_beyond_the_survivors_takes_them_all(self, made):
-        stored, reference = made
+    def test_a_count_beyond_the_survivors_takes_them_all(self, verdict):
+        stored, reference = verdict
         examples = examples_of(stored.record, None)
         found = audit(stored, opened(reference), examples, count=10_000, seed=0)
         assert len(found.rows) == found.survivors
@@ -165,8 +164,8 @@ class TestDrawing:
         assert audit_protocol("rand") == "rand"
 
     @pytest.mark.parametrize(("count", "seed"), [(0, 1), (5, -1)])
-    def test_senseless_settings_are_refused(self, made, count, seed):
-        stored, reference = made
+    def test_senseless_settings_are_refused(self, verdict, count, seed):
+        stored, reference = verdict
         examples = examples_of(stored.record, None)
         with pytest.raises(InputError, match="an audit needs"):
             audit(stored, opened(reference), examples, count=count, seed=seed)

@@ -1,18 +1,24 @@
 """A challenge counts what holds, and only that; what was written can be checked again."""
 
-import shutil
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from helpers_appraisal import BALL, EXAMPLES, claiming_all, judged, opened
+from helpers_appraisal import (
+    BALL,
+    EXAMPLES,
+    changed_weights,
+    claiming_all,
+    opened,
+    to_the_border,
+)
 from helpers_runner import cli
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from robust_nc.exceptions import RecordError
-from robust_nc.record import Stored, read_record, unpack_flags
+from robust_nc.record import Stored, unpack_flags
 from robust_nc.record.standing import standing
 from robust_nc.verification.audit import write_broken
 from robust_nc.verification.challenge import challenge_findings, try_points
@@ -21,19 +27,34 @@ from robust_nc.verification.originals import RecordExamples, examples_of
 from robust_nc.verification.rejudge import look_again
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stored, str]:
-    return judged(tmp_path_factory.mktemp("judged"))
+@pytest.fixture
+def claim(verdict_copy: tuple[Stored, str], tmp_path: Path) -> tuple[Stored, str]:
+    """A record that claims every correct example to be robust, with the evidence taken away."""
+    stored, reference = verdict_copy
+    find_evidence(stored).rename(tmp_path / "proof.evidence")
+    return claiming_all(stored), reference
+
+
+class Tried(NamedTuple):
+    """A claim, its model, and points that are tried on it."""
+
+    stored: Stored
+    reference: str
+    model: nn.Module
+    examples: RecordExamples
+    clean: Tensor
+    points: Tensor
+
+    def with_points(self, rows: Tensor, points: Tensor, model: nn.Module | None = None) -> Any:
+        return try_points(self.stored, model or self.model, self.examples, rows, points)
 
 
 @pytest.fixture
-def claim(made: tuple[Stored, str], tmp_path: Path) -> tuple[Stored, str]:
-    """A record that claims every correct example to be robust, with the evidence taken away."""
-    stored, reference = made
-    folder = shutil.copytree(stored.path.parent, tmp_path / "out")
-    copy = read_record(folder / stored.path.name)
-    find_evidence(copy).rename(tmp_path / "proof.evidence")
-    return claiming_all(copy), reference
+def trial(claim: tuple[Stored, str]) -> Tried:
+    stored, reference = claim
+    examples, model = examples_of(stored.record, None), opened(reference)
+    clean = torch.from_numpy(unpack_flags(stored.record.verdict.clean_correct))
+    return Tried(stored, reference, model, examples, clean, pushed(model, examples))
 
 
 def pushed(model: torch.nn.Module, examples: RecordExamples) -> Tensor:
@@ -43,17 +64,17 @@ def pushed(model: torch.nn.Module, examples: RecordExamples) -> Tensor:
     return BALL.project(examples.images + BALL.eps * points.grad.sign(), examples.images)
 
 
+ALL = torch.arange(EXAMPLES)
+
+
 class TestTrying:
-    def test_each_point_is_put_where_it_belongs(self, claim):
-        stored, reference = claim
-        examples, model = examples_of(stored.record, None), opened(reference)
-        points, rows = pushed(model, examples), torch.arange(EXAMPLES)
-        clean = torch.from_numpy(unpack_flags(stored.record.verdict.clean_correct))
-        seen = look_again(model, points, examples.labels)
+    def test_each_point_is_put_where_it_belongs(self, trial):
+        examples, clean, points = trial.examples, trial.clean, trial.points
+        seen = look_again(trial.model, points, examples.labels)
         wins = clean & seen.flipped & (seen.margins > 1e-3 * seen.ranges)
         far = int(wins.nonzero()[3])
         points[far] = (examples.images[far] + 3 * BALL.eps).clamp(0, 1)
-        tried = try_points(stored, model, examples, rows, points)
+        tried = trial.with_points(ALL, points)
         expected = [row for row in wins.nonzero().flatten().tolist() if row != far]
         assert tried.counted.tolist() == expected
         assert tried.outside.tolist() == [far]
@@ -61,74 +82,55 @@ class TestTrying:
         assert torch.equal(tried.withstood, (clean & ~seen.flipped).nonzero().flatten())
         assert tried.left == pytest.approx(tried.before - len(expected) / EXAMPLES)
 
-    def test_of_several_points_one_suffices_and_counts_once(self, claim):
-        stored, reference = claim
-        examples, model = examples_of(stored.record, None), opened(reference)
-        points = pushed(model, examples)
-        once = try_points(stored, model, examples, torch.arange(EXAMPLES), points)
-        rows = torch.arange(EXAMPLES).repeat(2)
-        both = torch.cat([examples.images, points])
-        twice = try_points(stored, model, examples, rows, both)
+    def test_of_several_points_one_suffices_and_counts_once(self, trial):
+        once = trial.with_points(ALL, trial.points)
+        twice = trial.with_points(ALL.repeat(2), torch.cat([trial.examples.images, trial.points]))
         assert torch.equal(once.counted, twice.counted)
         assert not set(twice.counted.tolist()) & set(twice.withstood.tolist())
 
-    def test_a_margin_within_the_tolerance_does_not_count(self, claim):
-        stored, reference = claim
-        examples, model = examples_of(stored.record, None), opened(reference)
-        points = pushed(model, examples)
-        seen = look_again(model, points, examples.labels)
-        clean = torch.from_numpy(unpack_flags(stored.record.verdict.clean_correct))
-        row = int((clean & seen.flipped).nonzero()[0])
-        low, high = examples.images[row].double(), points[row].double()
-        for _ in range(60):  # bisect to the boundary
-            middle = ((low + high) / 2).float()
-            wrong = bool(look_again(model, middle[None], examples.labels[row : row + 1]).flipped)
-            low, high = (low, middle.double()) if wrong else (middle.double(), high)
-        tried = try_points(stored, model, examples, torch.tensor([row]), high.float()[None])
+    def test_a_margin_within_the_tolerance_does_not_count(self, trial):
+        examples, points = trial.examples, trial.points
+        flipped = look_again(trial.model, points, examples.labels).flipped
+        row = int((trial.clean & flipped).nonzero()[0])
+        label = examples.labels[row : row + 1]
+        near = to_the_border(trial.model, examples.images[row], points[row], label)
+        tried = trial.with_points(torch.tensor([row]), near[None])
         assert (tried.counted.tolist(), tried.near.tolist()) == ([], [row])
 
-    def test_a_class_that_is_never_meant_protects_no_example(self, claim):
-        stored, reference = claim
-        examples, model = examples_of(stored.record, None), opened(reference)
-
+    def test_a_class_that_is_never_meant_protects_no_example(self, trial):
         class Spare(torch.nn.Module):
             def forward(self, images):
-                logits = model(images)
+                logits = trial.model(images)
                 return torch.cat([logits, torch.full_like(logits[:, :1], -1e6)], 1)
 
-        rows, points = torch.arange(EXAMPLES), pushed(model, examples)
         plain, spare = (
-            try_points(stored, one, examples, rows, points) for one in (model, Spare().eval())
+            trial.with_points(ALL, trial.points, model) for model in (None, Spare().eval())
         )
         assert len(plain.counted)
         assert set(spare.counted.tolist()) <= set(plain.counted.tolist())
         assert len(spare.counted) >= 0.9 * len(plain.counted)  # 10 margins are more than the range
 
     @pytest.mark.parametrize(
-        ("rows", "shape"),
-        [
-            ([EXAMPLES], (1, 1, 8, 8)),
-            ([-1], (1, 1, 8, 8)),
-            ([0], (1, 3, 8, 8)),
-            ([0], (2, 1, 8, 8)),
-        ],
+        ("row", "shape"),
+        [(EXAMPLES, (1, 1, 8, 8)), (-1, (1, 1, 8, 8)), (0, (1, 3, 8, 8)), (0, (2, 1, 8, 8))],
     )
-    def test_what_does_not_fit_is_refused(self, claim, rows, shape):
-        stored, reference = claim
-        examples = examples_of(stored.record, None)
+    def test_what_does_not_fit_is_refused(self, trial, row, shape):
         with pytest.raises(RecordError, match="the evidence"):
-            try_points(stored, opened(reference), examples, torch.tensor(rows), torch.zeros(shape))
+            trial.with_points(torch.tensor([row]), torch.zeros(shape))
+
+
+def challenge(stored, evidence, reference, *more):
+    return cli("challenge", stored.path, "--evidence", evidence, "--model", reference, *more)
 
 
 class TestCommand:
-    def test_evidence_of_ours_lowers_the_row(self, claim, made, tmp_path):
+    def test_evidence_of_ours_lowers_the_row(self, claim, verdict, tmp_path):
         stored, reference = claim
-        evidence = tmp_path / "proof.evidence"
-        ran = cli("challenge", stored.path, "--evidence", evidence, "--model", reference)
+        ran = challenge(stored, tmp_path / "proof.evidence", reference)
         assert ran.code == 0, ran.out + ran.err
         now = standing(stored)
         broken = int((unpack_flags(stored.record.verdict.robust)).sum()) - int(
-            unpack_flags(made[0].record.verdict.robust).sum()
+            unpack_flags(verdict[0].record.verdict.robust).sum()
         )
         assert 0 < now.challenged <= broken
         assert f"to {now.robust.mean():.2%}" in ran.out
@@ -138,10 +140,9 @@ class TestCommand:
 
     def test_the_same_challenge_twice_takes_nothing_more(self, claim, tmp_path):
         stored, reference = claim
-        arguments = ("--evidence", tmp_path / "proof.evidence", "--model", reference)
-        assert cli("challenge", stored.path, *arguments).code == 0
+        assert challenge(stored, tmp_path / "proof.evidence", reference).code == 0
         before = standing(stored)
-        ran = cli("challenge", stored.path, *arguments)
+        ran = challenge(stored, tmp_path / "proof.evidence", reference)
         assert ran.code == 1
         assert "nothing counts" in ran.out
         assert standing(stored).challenged == before.challenged
@@ -150,9 +151,9 @@ class TestCommand:
         stored, reference = claim
         examples = examples_of(stored.record, None)
         path = tmp_path / "clean.npz"
-        write_broken(path, torch.arange(EXAMPLES), examples.images)
+        write_broken(path, ALL, examples.images)
         before = sorted(stored.path.parent.iterdir())
-        ran = cli("challenge", stored.path, "--evidence", path, "--model", reference)
+        ran = challenge(stored, path, reference)
         assert ran.code == 1
         assert "nothing counts" in ran.out
         assert sorted(stored.path.parent.iterdir()) == before
@@ -161,33 +162,23 @@ class TestCommand:
         stored, reference = claim
         examples = examples_of(stored.record, None)
         path = tmp_path / "far.npz"
-        write_broken(path, torch.arange(EXAMPLES), 1 - examples.images)
-        ran = cli("challenge", stored.path, "--evidence", path, "--model", reference)
+        write_broken(path, ALL, 1 - examples.images)
+        ran = challenge(stored, path, reference)
         assert ran.code == 1
         clean = int(unpack_flags(stored.record.verdict.clean_correct).sum())
         assert f"{clean} lie outside of the ball" in ran.out
 
-    def test_another_model_cannot_lower_it(self, claim, made, tmp_path):
+    def test_another_model_cannot_lower_it(self, claim, verdict, tmp_path):
         stored, reference = claim
-        folder = shutil.copytree(Path(reference.rpartition(":")[0]).parent, tmp_path / "model")
-        state = load_file(folder / "weights.safetensors")
-        state["5.bias"][2] += 5
-        save_file(state, folder / "weights.safetensors")
-        ran = cli(
-            "challenge",
-            stored.path,
-            "--evidence",
-            tmp_path / "proof.evidence",
-            "--model",
-            f"{folder / 'net.py'}:make",
-        )
+        other = changed_weights(reference, tmp_path / "model", 5)
+        ran = challenge(stored, tmp_path / "proof.evidence", other)
         assert ran.code == 2
         assert "another model" in ran.err
 
     def test_a_folder_of_its_own_takes_the_challenge(self, claim, tmp_path):
         stored, reference = claim
-        arguments = ("--evidence", tmp_path / "proof.evidence", "--model", reference)
-        ran = cli("challenge", stored.path, *arguments, "--out", tmp_path / "apart")
+        proof = tmp_path / "proof.evidence"
+        ran = challenge(stored, proof, reference, "--out", tmp_path / "apart")
         assert ran.code == 0
         names = sorted(path.suffix for path in (tmp_path / "apart").iterdir())
         assert names == [".challenge", ".evidence"]
@@ -196,13 +187,11 @@ class TestCommand:
 
 class TestFalseChallenges:
     @pytest.fixture
-    def lowered(self, claim, tmp_path):
-        stored, reference = claim
-        examples, model = examples_of(stored.record, None), opened(reference)
+    def lowered(self, trial, tmp_path):
         path = tmp_path / "points.npz"
-        write_broken(path, torch.arange(EXAMPLES), pushed(model, examples))
-        assert cli("challenge", stored.path, "--evidence", path, "--model", reference).code == 0
-        return stored, reference
+        write_broken(path, ALL, trial.points)
+        assert challenge(trial.stored, path, trial.reference).code == 0
+        return trial.stored, trial.reference
 
     def test_rows_that_its_evidence_does_not_break_are_named(self, lowered):
         stored, reference = lowered

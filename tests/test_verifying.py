@@ -1,19 +1,21 @@
 """Evidence is compared with its record and its images, and the model makes every verdict again."""
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
-from helpers_appraisal import BALL, EXAMPLES, altered, judged, opened, resealed
+from helpers_appraisal import BALL, EXAMPLES, altered, changed_weights, opened, resealed
+from helpers_exchange import appraised
 from helpers_runner import cli
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from robust_nc.evidence.file import read_evidence
 from robust_nc.exceptions import DataError, RecordError
+from robust_nc.exchange.submission import EXAMPLES as TAKEN
+from robust_nc.exchange.submission import ready
 from robust_nc.io.untrusted import read_json
 from robust_nc.record import Caution, Stored, read_record
 from robust_nc.record.standing import Receipt, receipt_path, standing
@@ -28,18 +30,6 @@ from robust_nc.verification.rejudge import (
     repeated_clean,
     repeated_flips,
 )
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stored, str]:
-    return judged(tmp_path_factory.mktemp("judged"))
-
-
-@pytest.fixture
-def copied(made: tuple[Stored, str], tmp_path: Path) -> tuple[Stored, str]:
-    stored, reference = made
-    folder = shutil.copytree(stored.path.parent, tmp_path / "out")
-    return read_record(folder / stored.path.name), reference
 
 
 def seen(margins: list[float], *, votes: list[int] | None = None) -> Looked:
@@ -137,15 +127,15 @@ class TestLookingAgain:
 
 
 class TestOriginals:
-    def test_they_are_those_of_the_record(self, made):
-        stored, _ = made
+    def test_they_are_those_of_the_record(self, verdict):
+        stored, _ = verdict
         examples = examples_of(stored.record, None)
         assert examples.fingerprint == stored.record.data.fingerprint
         assert (len(examples.images), examples.images.dtype) == (EXAMPLES, torch.float32)
         assert ball_of(stored.record.config) == BALL
 
-    def test_other_images_are_said_to_be_others(self, made):
-        stored, _ = made
+    def test_other_images_are_said_to_be_others(self, verdict):
+        stored, _ = verdict
         other = dataclasses.replace(stored.record.data, fingerprint="0" * 64)
         with pytest.raises(DataError, match=r"images of test of digits here are others"):
             examples_of(dataclasses.replace(stored.record, data=other), None)
@@ -162,9 +152,9 @@ class TestOriginals:
         "options",
         [{"test_size": 10**12}, {"train_size": 10**12}, {"image_shape": [1, 10**5, 10**5]}],
     )
-    def test_images_to_a_strangers_measure_are_not_made(self, made, options):
+    def test_images_to_a_strangers_measure_are_not_made(self, verdict, options):
         config = {"data": {"dataset": {"name": "synthetic", "options": options}}}
-        record = dataclasses.replace(made[0].record, config=config)
+        record = dataclasses.replace(verdict[0].record, config=config)
         with pytest.raises(DataError, match="pixels of them; at most"):
             examples_of(record, None)
 
@@ -182,15 +172,15 @@ class TestOriginals:
 
 
 class TestWhole:
-    def test_without_a_model_nothing_is_wrong_and_nothing_is_proven(self, made):
-        stored, _ = made
+    def test_without_a_model_nothing_is_wrong_and_nothing_is_proven(self, verdict):
+        stored, _ = verdict
         found = check_evidence(stored, examples=examples_of(stored.record, None), model=None)
         assert (found.wrong, found.unchecked, found.placed) == ([], [], True)
         assert not found.proves
         assert found.upper is None
 
-    def test_with_the_model_the_bound_is_proven(self, made):
-        stored, reference = made
+    def test_with_the_model_the_bound_is_proven(self, verdict):
+        stored, reference = verdict
         examples = examples_of(stored.record, None)
         found = check_evidence(stored, examples=examples, model=opened(reference))
         assert (found.wrong, found.unchecked) == ([], [])
@@ -201,8 +191,8 @@ class TestWhole:
         claimed = stored.record.scores["robust"].value
         assert found.upper == pytest.approx(claimed + tolerated / EXAMPLES)
 
-    def test_without_images_or_evidence_it_says_what_was_not_checked(self, copied):
-        stored, reference = copied
+    def test_without_images_or_evidence_it_says_what_was_not_checked(self, verdict_copy):
+        stored, reference = verdict_copy
         find_evidence(stored).unlink()
         found = check_evidence(stored, examples=None, model=opened(reference))
         assert found.wrong == []
@@ -210,8 +200,8 @@ class TestWhole:
         assert found.same_model, "weights.state of the record says so"
         assert not found.proves
 
-    def test_another_model_is_named_by_its_tensors(self, made):
-        stored, reference = made
+    def test_another_model_is_named_by_its_tensors(self, verdict):
+        stored, reference = verdict
         model = opened(reference)
         with torch.no_grad():
             model[1].weight[3, 5] += 1e-6
@@ -222,8 +212,8 @@ class TestWhole:
         assert "1.weight" in finding.text
         assert not found.proves
 
-    def test_a_model_that_breaks_less_refutes(self, made):
-        stored, reference = made
+    def test_a_model_that_breaks_less_refutes(self, verdict):
+        stored, reference = verdict
         model = opened(reference)
         with torch.no_grad():
             model[5].weight.zero_()
@@ -233,15 +223,15 @@ class TestWhole:
         assert {"model", "clean verdicts"} <= places
         assert found.clean.refuted.any()
 
-    def test_a_model_that_cannot_answer_is_a_finding(self, made):
-        stored, _ = made
+    def test_a_model_that_cannot_answer_is_a_finding(self, verdict):
+        stored, _ = verdict
         found = check_evidence(
             stored, examples=examples_of(stored.record, None), model=nn.Flatten()
         )
         assert {finding.place for finding in found.wrong} >= {"model"}
 
-    def test_an_adversarial_outside_of_the_ball_is_named(self, made):
-        stored, _ = made
+    def test_an_adversarial_outside_of_the_ball_is_named(self, verdict):
+        stored, _ = verdict
         examples = examples_of(stored.record, None)
         evidence = read_evidence(find_evidence(stored), examples.images)
         points = evidence.adversarials.clone()
@@ -250,8 +240,8 @@ class TestWhole:
         assert finding.place == "evidence.adversarials"
         assert f"example {int(evidence.broken[4])}" in finding.text
 
-    def test_another_label_is_named(self, made):
-        stored, _ = made
+    def test_another_label_is_named(self, verdict):
+        stored, _ = verdict
         examples = examples_of(stored.record, None)
         evidence = read_evidence(find_evidence(stored), examples.images)
         labels = examples.labels.clone()
@@ -262,8 +252,8 @@ class TestWhole:
 
 
 class TestCommand:
-    def test_one_screen_says_what_holds(self, copied):
-        stored, reference = copied
+    def test_one_screen_says_what_holds(self, verdict_copy):
+        stored, reference = verdict_copy
         ran = cli("verify", stored.path, "--model", reference, "--save")
         assert ran.code == 0, ran.out + ran.err
         assert len(ran.out.splitlines()) < 24
@@ -275,13 +265,13 @@ class TestCommand:
         assert set(receipt) == {field.name for field in dataclasses.fields(Receipt)}
         assert standing(stored).badges == ("schema ok", "upper bound proven")
 
-    def test_without_a_model_the_badge_is_schema_ok(self, copied):
-        stored, _ = copied
+    def test_without_a_model_the_badge_is_schema_ok(self, verdict_copy):
+        stored, _ = verdict_copy
         ran = cli("verify", stored.path)
         assert (ran.code, ran.out.splitlines()[-1]) == (0, "  badges       schema ok")
 
-    def test_one_that_fails_does_not_stop_the_others(self, copied, tmp_path):
-        stored, _ = copied
+    def test_one_that_fails_does_not_stop_the_others(self, verdict_copy, tmp_path):
+        stored, _ = verdict_copy
         (tmp_path / "out" / "broken.json").write_text("{")
         altered(stored, lambda values: values.update(seed=7), seal=False)
         ran = cli("verify", tmp_path / "out", Path("results/hierarchy"))
@@ -296,8 +286,8 @@ class TestCommand:
         assert "not sealed (of an earlier version)" in ran.out
         assert "carries no evidence" in ran.out
 
-    def test_a_strangers_text_does_not_drive_the_terminal(self, copied):
-        stored, _ = copied
+    def test_a_strangers_text_does_not_drive_the_terminal(self, verdict_copy):
+        stored, _ = verdict_copy
         resealed(stored, model="\x1b[2Jclean")
         ran = cli("verify", stored.path)
         assert "\x1b" not in ran.out
@@ -313,25 +303,21 @@ class TestCommand:
             (["RECORD", "--model", "no/such.py:make"], "no/such.py"),
         ],
     )
-    def test_bad_input_is_said_in_one_sentence(self, made, arguments, words):
-        stored, _ = made
+    def test_bad_input_is_said_in_one_sentence(self, verdict, arguments, words):
+        stored, _ = verdict
         given = [str(stored.path) if word == "RECORD" else word for word in arguments]
         ran = cli("verify", *given)
         assert ran.code == 2
         assert words in ran.err
         assert "Traceback" not in ran.err
 
-    def test_a_weight_that_changed_in_its_file_is_named(self, made, tmp_path):
-        stored, reference = made
-        folder = shutil.copytree(Path(reference.rpartition(":")[0]).parent, tmp_path / "model")
-        state = load_file(folder / "weights.safetensors")
-        state["5.bias"][2] += 1e-4
-        save_file(state, folder / "weights.safetensors")
-        ran = cli("verify", stored.path, "--model", f"{folder / 'net.py'}:make")
+    def test_a_weight_that_changed_in_its_file_is_named(self, verdict, tmp_path):
+        stored, reference = verdict
+        other = changed_weights(reference, tmp_path / "model", 1e-4)
+        ran = cli("verify", stored.path, "--model", other)
         assert ran.code == 1
         assert "another model: 1 tensor differs" in ran.out
         assert "5.bias" in ran.out
-        assert json.loads(stored.path.read_text())["cell"] == stored.record.cell
 
 
 class Trembling(nn.Module):
@@ -349,8 +335,8 @@ class Trembling(nn.Module):
         return self.inner.state_dict(*args, **kwargs)
 
 
-def test_a_model_that_answers_at_random_is_named_unless_the_record_says_so(tmp_path):
-    stored, reference = judged(tmp_path)
+def test_a_model_that_answers_at_random_is_named_unless_the_record_says_so(verdict_copy):
+    stored, reference = verdict_copy
     model, examples = opened(reference), examples_of(stored.record, None)
     trembling = Trembling(model)
     found = check_evidence(stored, examples=examples, model=trembling)
@@ -361,3 +347,56 @@ def test_a_model_that_answers_at_random_is_named_unless_the_record_says_so(tmp_p
     places = [one.place for one in found.wrong]
     assert "warnings" not in places
     assert not check_evidence(stored, examples=examples, model=model).wrong
+
+
+# Evidence that was cut for a submission is checked as far as it goes, and proves no more.
+
+
+class Submitted(NamedTuple):
+    """A record with more examples than are taken, its submission, and the images."""
+
+    whole: Stored
+    cut: Stored
+    evidence: Path
+    examples: RecordExamples
+
+
+@pytest.fixture
+def submitted(tmp_path: Path) -> Submitted:
+    whole = appraised(tmp_path / "out", count=TAKEN + 500)
+    examples = examples_of(whole.record, None)
+    made = ready(whole, tmp_path / "results", examples.images)
+    return Submitted(whole, read_record(made[0]), made[1], examples)
+
+
+def test_it_is_placed_and_proves_no_bound(submitted: Submitted) -> None:
+    found = check_evidence(submitted.cut, examples=submitted.examples, model=None)
+    assert (found.wrong, found.rows, found.placed, found.proves) == ([], TAKEN, True, False)
+    assert any("first 1,000" in reason for reason in found.unchecked)
+
+
+def test_it_is_compared_with_the_record_without_the_images(submitted: Submitted) -> None:
+    found = check_evidence(submitted.cut, examples=None, model=None)
+    assert (found.wrong, found.rows) == ([], TAKEN)
+    assert not found.placed
+
+
+def test_the_full_file_in_its_place_counts_as_whole(submitted: Submitted) -> None:
+    shutil.copy(submitted.whole.path.with_suffix(".evidence"), submitted.evidence)
+    found = check_evidence(submitted.cut, examples=submitted.examples, model=None)
+    assert (found.wrong, found.rows, found.placed) == ([], None, True)
+
+
+@pytest.mark.parametrize("rows", [TAKEN - 100, TAKEN + 100])
+def test_a_lie_about_its_length_is_found(submitted: Submitted, rows: int) -> None:
+    record = submitted.cut.record
+    assert record.evidence is not None
+    told = dataclasses.replace(record.evidence, rows=rows)
+    lying = resealed(submitted.cut, evidence=told)
+    assert check_evidence(lying, examples=submitted.examples, model=None).wrong
+
+
+def test_the_command_says_what_it_is(submitted: Submitted) -> None:
+    ran = cli("verify", submitted.cut.path)
+    assert ran.code == 0
+    assert "first 1,000" in ran.out
