@@ -80,20 +80,25 @@ def convolutional(*layers: nn.Module) -> nn.Module:
     return lively(nn.Sequential(*layers, nn.ReLU(inplace=True), head()))
 
 
-def preact() -> nn.Module:
-    config = ModelConfig(
-        num_classes=4, image_shape=SHAPE, backbone=Component(name="preact_resnet18")
-    )
-    return lively(build_model(config))
+def built(backbone: str) -> nn.Module:
+    part = Component(name=backbone)
+    return lively(build_model(ModelConfig(num_classes=4, image_shape=SHAPE, backbone=part)))
 
 
 def small() -> nn.Module:
-    config = ModelConfig(num_classes=4, image_shape=SHAPE, backbone=Component(name="small_cnn"))
-    return lively(build_model(config))
+    return built("small_cnn")
+
+
+def with_norm(*layers: nn.Module) -> nn.Module:
+    return convolutional(*layers, nn.BatchNorm2d(8))
 
 
 def flat(*layers: nn.Module) -> nn.Module:
     return lively(nn.Sequential(nn.Flatten(), *layers, nn.ReLU(), nn.Linear(16, 4)))
+
+
+def sequence(*layers: nn.Module) -> nn.Module:
+    return lively(nn.Sequential(nn.Flatten(2), *layers))
 
 
 def shared() -> nn.Module:
@@ -129,30 +134,23 @@ def shortcut(read: Callable[[Tensor], Tensor]) -> nn.Module:
     return lively(As(rule, stem=nn.Conv2d(3, 8, 1), norm=nn.BatchNorm2d(8), pair=pair, head=head()))
 
 
-def weight_normed() -> nn.Module:
-    layer = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3))
-    return convolutional(layer, nn.BatchNorm2d(8))
-
-
 def hooked() -> nn.Module:
     layer = nn.Conv2d(3, 8, 3)
     layer.register_forward_hook(lambda *call: call[2].tanh())
     return convolutional(layer, nn.BatchNorm2d(8))
 
 
-def standardised() -> nn.Module:
-    class Standardised(nn.Conv2d):
-        def forward(self, points: Tensor) -> Tensor:
-            return F.conv2d(points, self.weight / self.weight.norm(), self.bias)
+class Standardised(nn.Conv2d):
+    def forward(self, points: Tensor) -> Tensor:
+        return F.conv2d(points, self.weight / self.weight.norm(), self.bias)
 
-    return convolutional(Standardised(3, 8, 3), nn.BatchNorm2d(8))
+
+class Bounded(nn.BatchNorm2d):
+    def forward(self, points: Tensor) -> Tensor:
+        return super().forward(points).square()
 
 
 def bounded() -> nn.Module:
-    class Bounded(nn.BatchNorm2d):
-        def forward(self, points: Tensor) -> Tensor:
-            return super().forward(points).square()
-
     return convolutional(nn.Conv2d(3, 8, 3), Bounded(8))
 
 
@@ -163,60 +161,44 @@ def changed_in_place() -> nn.Module:
     return lively(As(rule, layer=nn.Conv2d(3, 8, 3), norm=nn.BatchNorm2d(8), head=head()))
 
 
-def wide_linear() -> nn.Module:
-    """The batch norm's channels are the second axis, the linear layer's outputs the third."""
-    layers = (nn.Flatten(2), nn.Linear(64, 3), nn.BatchNorm1d(3), nn.Flatten(), nn.Linear(9, 4))
-    return lively(nn.Sequential(*layers))
-
-
 def plain_statistics() -> nn.Module:
     return convolutional(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False))
 
 
 FOLDING = {
-    "conv": (lambda: convolutional(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), 0),
-    "no-bias": (lambda: convolutional(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)), 0),
+    "conv": (lambda: with_norm(nn.Conv2d(3, 8, 3)), 0),
+    "no-bias": (lambda: with_norm(nn.Conv2d(3, 8, 3, bias=False)), 0),
     "plain-norm": (lambda: convolutional(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=False)), 0),
-    "groups": (
-        lambda: convolutional(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 8, 3, groups=2), nn.BatchNorm2d(8)),
-        0,
-    ),
+    "groups": (lambda: with_norm(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 8, 3, groups=2)), 0),
     "transposed": (
-        lambda: convolutional(
-            nn.Conv2d(3, 6, 1), nn.ConvTranspose2d(6, 8, 3, stride=2, groups=2), nn.BatchNorm2d(8)
-        ),
+        lambda: with_norm(nn.Conv2d(3, 6, 1), nn.ConvTranspose2d(6, 8, 3, stride=2, groups=2)),
         0,
     ),
     "synchronised": (lambda: convolutional(nn.Conv2d(3, 8, 3), nn.SyncBatchNorm(8)), 0),
-    "reflected": (
-        lambda: convolutional(
-            nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(8)
-        ),
-        0,
-    ),
+    "reflected": (lambda: with_norm(nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect")), 0),
     "linear": (lambda: flat(nn.Linear(192, 16, bias=False), nn.BatchNorm1d(16)), 0),
     "conv1d": (
-        lambda: lively(
-            nn.Sequential(
-                nn.Flatten(2),
-                nn.Conv1d(3, 4, 3),
-                nn.BatchNorm1d(4),
-                nn.Flatten(),
-                nn.Linear(248, 4),
-            )
-        ),
+        lambda: sequence(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.Flatten(), nn.Linear(248, 4)),
         0,
     ),
     "small": (small, 0),
-    "preact": (preact, 9),  # the first norm of each block follows a sum; so does the last norm
+    # The first norm of each block follows a sum; so does the last norm.
+    "preact": (lambda: built("preact_resnet18"), 9),
     "shared": (shared, 2),
     "shortcut": (lambda: shortcut(torch.tanh), 1),
-    "weight-norm": (weight_normed, 1),
+    "weight-norm": (
+        lambda: with_norm(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3))),
+        1,
+    ),
     "hooked": (hooked, 1),
-    "own-forward": (standardised, 1),
+    "own-forward": (lambda: with_norm(Standardised(3, 8, 3)), 1),
     "own-norm": (bounded, 1),
     "in-place": (changed_in_place, 1),
-    "wide-linear": (wide_linear, 1),
+    # The batch norm's channels are the second axis, the linear layer's outputs the third.
+    "wide-linear": (
+        lambda: sequence(nn.Linear(64, 3), nn.BatchNorm1d(3), nn.Flatten(), nn.Linear(9, 4)),
+        1,
+    ),
     "no-statistics": (plain_statistics, 1),
 }
 KEPT = (bounded, plain_statistics)  # batch norms that do more than to scale and shift
@@ -228,6 +210,15 @@ def logits_and_gradient(model: nn.Module, points: Tensor) -> tuple[Tensor, Tenso
     logits = model(leaf)
     (gradient,) = torch.autograd.grad(logits.square().sum(), leaf)
     return logits.detach(), gradient
+
+
+def assert_alike(fast: nn.Module, own: nn.Module, *, count: int = 6, within: float = 1e-4) -> None:
+    for found, wanted in zip(
+        logits_and_gradient(fast, images(count)),
+        logits_and_gradient(own, images(count)),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, wanted, rtol=within, atol=within)
 
 
 def accelerated(model: nn.Module, ball: Ball = BALL) -> Accelerated:
@@ -278,12 +269,7 @@ def test_the_faster_copy_is_taken_and_the_model_untouched(
         assert parameter.grad is None
     if found.names:
         assert not any(parameter.requires_grad for parameter in found.model.parameters())
-        for ours, theirs in zip(
-            logits_and_gradient(found.model, images()),
-            logits_and_gradient(model, images()),
-            strict=True,
-        ):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        assert_alike(found.model, model)
 
 
 def test_the_layout_changes_last_and_both_layouts_can_be_chosen() -> None:
@@ -494,14 +480,9 @@ def test_padding_changes_no_logits_and_no_gradient() -> None:
     model.register_forward_pre_hook(lambda part, args: seen.append(len(args[0])))
     padded = Padded(model, 4)
     for count in (1, 4, 6, 8):
-        for wanted, found in zip(
-            logits_and_gradient(model, images(count)),
-            logits_and_gradient(padded, images(count)),
-            strict=True,
-        ):
-            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        assert_alike(padded, model, count=count, within=1e-5)
     assert padded(images(0)).shape == (0, 4)
-    assert seen == [1, 4, 4, 4, 6, 4, 4, 8, 4, 4, 4]
+    assert seen == [4, 1, 4, 4, 4, 4, 6, 4, 4, 8, 4]
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
@@ -510,12 +491,7 @@ def test_a_compiled_model_answers_alike(backend: str) -> None:
     model = convolutional(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))  # no checked annotations
     fast = compile_padded(model, 4, backend=backend)
     for count in (3, 4, 6):
-        for wanted, found in zip(
-            logits_and_gradient(model, images(count)),
-            logits_and_gradient(fast, images(count)),
-            strict=True,
-        ):
-            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+        assert_alike(fast, model, count=count)
 
 
 def test_a_compiled_model_is_chosen_where_it_agrees(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 from helpers_runner import tiny
@@ -12,9 +11,8 @@ from robust_nc.config import plain
 from robust_nc.io.digests import state_digest, tensors_digest
 from robust_nc.io.files import sha256_of
 from robust_nc.pipeline.cell import run_cell
-from robust_nc.pipeline.make_record import summary
 from robust_nc.pipeline.suite import Suite
-from robust_nc.record import Stored, read_record, tidy, unpack_flags
+from robust_nc.record import Stored, read_record, unpack_flags
 from robust_nc.record.folder import evidence_path, record_path
 from robust_nc.record.schema import broken_seals
 from robust_nc.runtime.progress import no_report
@@ -83,44 +81,3 @@ def test_the_collapse_radius_is_a_headline(stored):
         assert found["collapse_radius_beyond"] == pytest.approx(row["eps"])
     else:
         assert found["collapse_radius"] == pytest.approx(row["value"], rel=1e-6)
-
-
-class TestLeapLayer:
-    AT: ClassVar = {
-        "split": "train",
-        "condition": "attacked",
-        "grouping": "none",
-        "measure": "leap_layer",
-    }
-
-    def rows(self, counts: dict[tuple[str, int], float], **changed: object):
-        rows = [
-            {**self.AT, "tap": tap, "depth": depth, "value": value, **changed}
-            for (tap, depth), value in counts.items()
-        ]
-        return tidy(rows)
-
-    def test_it_is_the_depth_where_most_leaps_begin(self):
-        counts = {("stem", 0): 2.0, ("mid", 1): 5.0, ("penultimate", 2): 3.0, ("none", -1): 90.0}
-        assert summary(self.rows(counts))["leap_layer"] == 1
-
-    def test_of_equal_layers_it_is_the_first(self):
-        counts = {("penultimate", 2): 3.0, ("stem", 0): 3.0, ("none", -1): 0.0}
-        assert summary(self.rows(counts))["leap_layer"] == 0
-
-    def test_where_nothing_leaps_there_is_none(self):
-        counts = {("stem", 0): 0.0, ("penultimate", 2): 0.0, ("none", -1): 90.0}
-        assert summary(self.rows(counts))["leap_layer"] is None
-
-    @pytest.mark.parametrize("changed", [{"condition": "gaussian"}, {"split": "test"}])
-    def test_other_conditions_and_images_do_not_count(self, changed):
-        assert summary(self.rows({("stem", 0): 4.0}, **changed))["leap_layer"] is None
-
-
-def test_a_radius_that_was_not_reached_says_how_far_was_looked() -> None:
-    at = {"tap": "penultimate", "split": "test", "condition": "sweep", "grouping": "none"}
-    row = {**at, "measure": "collapse_radius", "eps": 0.25, "value": None}
-    found = summary(tidy([row]))
-    assert (found["collapse_radius"], found["collapse_radius_beyond"]) == (None, 0.25)
-    found = summary(tidy([row | {"value": 0.125}]))
-    assert (found["collapse_radius"], found["collapse_radius_beyond"]) == (0.125, None)
