@@ -87,54 +87,51 @@ class TestBounds:
         assert shares == pytest.approx([0.0095, 0.009934])
         assert math.isclose(shares[1], 1 - 0.05 ** (1 / 300), rel_tol=1e-3)
 
-    def test_all_that_there_are_leave_no_doubt(self):
-        assert most_broken(0, drawn=50, population=50) == 0
-        assert most_broken(7, drawn=50, population=50) == 7
-
     @pytest.mark.parametrize(("found", "drawn", "population"), [(1, 0, 5), (-1, 2, 5), (0, 6, 5)])
     def test_counts_that_cannot_be_are_refused(self, found, drawn, population):
         with pytest.raises(InputError, match="0 <= found <= drawn <= population"):
             most_broken(found, drawn=drawn, population=population)
 
-    @pytest.mark.parametrize(("broke", "refutes"), [(0, False), (6, False), (7, True), (40, True)])
-    def test_a_few_of_300_are_chance_and_many_are_not(self, broke, refutes):
-        rows = torch.arange(300)
-        found = Audit("standard", 0, rows, rows[:broke], torch.zeros(0), 4_000, 10_000)
+    @pytest.mark.parametrize(
+        ("drawn", "survivors", "broke", "refutes"),
+        [
+            *((300, 4_000, broke, broke > 6) for broke in (0, 6, 7, 40)),
+            *((3, 21, broke, broke > 1) for broke in range(4)),  # one never refutes
+        ],
+    )
+    def test_a_few_that_break_are_chance_and_many_are_not(self, drawn, survivors, broke, refutes):
+        rows = torch.arange(drawn)
+        found = Audit("standard", 0, rows, rows[:broke], torch.zeros(0), survivors, 10_000)
         assert found.refutes == refutes
-
-    def test_one_that_breaks_refutes_nothing_however_few_there_are(self):
-        rows = torch.arange(3)
-        refutes = [
-            Audit("standard", 0, rows, rows[:broke], torch.zeros(0), 21, 60).refutes
-            for broke in range(4)
-        ]
-        assert refutes == [False, False, True, True]
 
 
 class TestDrawing:
-    def test_the_seed_draws_the_examples_and_only_robust_ones(self, verdict):
-        stored, reference = verdict
-        examples, model = examples_of(stored.record, None), opened(reference)
+    @pytest.fixture
+    def examples(self, verdict):
+        return examples_of(verdict[0].record, None)
+
+    @pytest.fixture
+    def model(self, verdict):
+        return opened(verdict[1])
+
+    def test_the_seed_draws_the_examples_and_only_robust_ones(self, verdict, model, examples):
         first, again, other = (
-            audit(stored, model, examples, count=12, seed=seed) for seed in (1, 1, 2)
+            audit(verdict[0], model, examples, count=12, seed=seed) for seed in (1, 1, 2)
         )
         assert torch.equal(first.rows, again.rows)
         assert not torch.equal(first.rows, other.rows)
-        robust = unpack_flags(stored.record.verdict.robust)
+        robust = unpack_flags(verdict[0].record.verdict.robust)
         assert robust[first.rows.numpy()].all()
         assert len(set(first.rows.tolist())) == 12
         assert (first.survivors, first.examples) == (int(robust.sum()), EXAMPLES)
 
-    def test_what_broke_is_pushed_so_that_a_challenge_counts(self, verdict, monkeypatch, tmp_path):
-        stored, reference = verdict
-        examples, model = examples_of(stored.record, None), opened(reference)
-        clean = torch.from_numpy(unpack_flags(stored.record.verdict.clean_correct))
-        row = int(
-            (clean & ~torch.from_numpy(unpack_flags(stored.record.verdict.robust))).nonzero()[0]
-        )
+    def test_what_broke_is_pushed_so_that_a_challenge_counts(
+        self, verdict, model, examples, monkeypatch
+    ):
+        points = read_evidence(find_evidence(verdict[0]), examples.images)
+        row = int(points.broken[0])
         label = examples.labels[row : row + 1]
-        points = read_evidence(find_evidence(stored), examples.images)
-        far = points.adversarials[int((points.broken == row).nonzero())]
+        far = points.adversarials[0]
         near = to_the_border(model, examples.images[row], far, label)[None]
 
         def barely(*given, **named):
@@ -144,16 +141,14 @@ class TestDrawing:
         robust[row] = True
         monkeypatch.setattr(auditing, "evaluate", barely)
         monkeypatch.setattr(auditing, "standing", lambda stored: SimpleNamespace(robust=robust))
-        found = audit(stored, model, examples, count=1, seed=0)
+        found = audit(verdict[0], model, examples, count=1, seed=0)
         assert found.broke.tolist() == [row]
         weak, strong = (look_again(model, part, label) for part in (near, found.points))
         assert weak.margins < TOLERANCE * weak.ranges
         assert strong.margins > TOLERANCE * strong.ranges
 
-    def test_a_count_beyond_the_survivors_takes_them_all(self, verdict):
-        stored, reference = verdict
-        examples = examples_of(stored.record, None)
-        found = audit(stored, opened(reference), examples, count=10_000, seed=0)
+    def test_a_count_beyond_the_survivors_takes_them_all(self, verdict, model, examples):
+        found = audit(verdict[0], model, examples, count=10_000, seed=0)
         assert len(found.rows) == found.survivors
         assert found.most == len(found.broke)
         assert found.lowest == (found.survivors - len(found.broke)) / EXAMPLES
@@ -164,11 +159,9 @@ class TestDrawing:
         assert audit_protocol("rand") == "rand"
 
     @pytest.mark.parametrize(("count", "seed"), [(0, 1), (5, -1)])
-    def test_senseless_settings_are_refused(self, verdict, count, seed):
-        stored, reference = verdict
-        examples = examples_of(stored.record, None)
+    def test_senseless_settings_are_refused(self, verdict, model, examples, count, seed):
         with pytest.raises(InputError, match="an audit needs"):
-            audit(stored, opened(reference), examples, count=count, seed=seed)
+            audit(verdict[0], model, examples, count=count, seed=seed)
 
 
 class TestGeometry:
@@ -180,37 +173,36 @@ class TestGeometry:
         assert ("not" in str(found)) != consistent
 
 
+def audited(record, count, *more):
+    return cli("verify", record[0].path, "--model", record[1], "--audit", count, *more)
+
+
 class TestCommand:
     @pytest.mark.slow
     def test_the_audit_is_by_the_standard_protocol(self, copied):
-        stored, reference = copied
-        ran = cli("verify", stored.path, "--model", reference, "--audit", 8, "--seed", 3)
+        ran = audited(copied, 8, "--seed", 3)
         assert "of 8 broken by standard" in ran.out
         assert "the record's own protocol is pgd" in ran.out
 
     def test_an_honest_record_earns_its_badge(self, copied):
-        stored, reference = copied
-        ran = cli("verify", stored.path, "--model", reference, "--audit", 30, "--seed", 3, "--save")
+        ran = audited(copied, 30, "--seed", 3, "--save")
         assert ran.code == 0, ran.out + ran.err
         assert "schema ok, upper bound proven, audited 30" in ran.out
         assert "of 30 broken by pgd: at most" in ran.out
         assert "(seed 3)" in ran.out
         assert "measured again on 30 images: consistent" in ran.out
-        receipt = read_json(receipt_path(stored.path))
+        receipt = read_json(receipt_path(copied[0].path))
         assert receipt["audited"] == 30
         assert 0 <= receipt["overclaim"] < 0.5
 
     def test_a_seed_that_was_not_given_is_told(self, copied):
-        stored, reference = copied
-        outs = [
-            cli("verify", stored.path, "--model", reference, "--audit", 5).out for _ in range(2)
-        ]
+        outs = [audited(copied, 5).out for _ in range(2)]
         assert outs[0].partition("(seed ")[2] != outs[1].partition("(seed ")[2]
 
     def test_who_claims_what_was_broken_is_found_and_can_be_challenged(self, copied):
         stored, reference = copied
         liar = claiming_all(stored)
-        ran = cli("verify", liar.path, "--model", reference, "--audit", 60, "--seed", 1)
+        ran = audited((liar, reference), 60, "--seed", 1)
         assert ran.code == 1
         assert "verdict.robust: the audit breaks more than 1 %" in ran.out
         assert "audited" not in ran.out.splitlines()[-1]
@@ -230,7 +222,7 @@ class TestCommand:
         claimed = float(frame.loc[at, "value"].iloc[0])
         invented = {**stored.record.summary, "leap_rate_test": 1.0 if claimed < 0.5 else 0.0}
         liar = resealed(stored, summary=invented)
-        ran = cli("verify", liar.path, "--model", reference, "--audit", 40, "--seed", 3)
+        ran = audited((liar, reference), 40, "--seed", 3)
         assert ran.code == 1
         assert "summary.leap_rate_test" in ran.out
         assert "not consistent" in ran.out
@@ -238,23 +230,23 @@ class TestCommand:
     def test_what_a_record_says_of_itself_is_no_place_to_write_to(self, copied, tmp_path):
         stored, reference = copied
         liar = resealed(claiming_all(stored), cell=str(tmp_path / "elsewhere"))
-        ran = cli("verify", liar.path, "--model", reference, "--audit", 60, "--seed", 1)
+        ran = audited((liar, reference), 60, "--seed", 1)
         assert ran.code == 1
         assert not (tmp_path / "elsewhere.audit.npz").exists()
         assert Path(f"{liar.path.stem}.audit.npz").is_file()
 
     def test_a_false_challenge_takes_no_badge_from_the_record(self, copied):
-        stored, reference = copied
+        stored, _ = copied
         row = int(np.flatnonzero(unpack_flags(stored.record.verdict.robust))[0])
         values = {"cell": stored.record.cell, "evidence": "ab" * 32, "broken": [row]}
         path = challenge_path(stored.path, "ab" * 32)
         path.write_text(json.dumps({**values, "created": "2026-01-01"}))
-        ran = cli("verify", stored.path, "--model", reference, "--audit", 5, "--seed", 3)
+        ran = audited(copied, 5, "--seed", 3)
         assert ran.code == 1
         assert f"challenge {path.name}: its evidence is not beside it" in ran.out
         assert "audited 5" in ran.out.splitlines()[-1]
         path.write_text("{")
-        ran = cli("verify", stored.path, "--model", reference, "--audit", 5, "--seed", 3)
+        ran = audited(copied, 5, "--seed", 3)
         assert ran.code == 1
         assert "INVALID" not in ran.out
         assert "upper bound proven" in ran.out
@@ -264,9 +256,8 @@ class TestCommand:
         other = resealed(
             stored,
             weights=type(stored.record.weights)(parameters=1, state="0" * 64),
-            config=json.loads(json.dumps(stored.record.config)),
         )
         (tmp_path / "out" / other.record.evidence.name).unlink()
-        ran = cli("verify", other.path, "--model", reference, "--audit", 5)
+        ran = audited((other, reference), 5)
         assert ran.code == 1
         assert "no audit: the model is another one" in ran.out

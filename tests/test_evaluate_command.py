@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_appraisal import write_model
 from helpers_runner import Ran, cli
 
 from robust_nc.cli import evaluate as command
@@ -20,8 +19,8 @@ CARD = 'name = "Ours"\nauthors = "A. U. Thor"\nextra_data = false\n'
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_model(tmp_path_factory.mktemp("model"))
+def model(own_model: str) -> str:
+    return own_model
 
 
 @pytest.fixture(autouse=True)

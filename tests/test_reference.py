@@ -1,5 +1,7 @@
-"""From a reference to a model: one's own code, and what names no model."""
+"""From a reference to a model: own code, checkpoints and records, the Hub, timm."""
 
+import dataclasses
+import importlib.machinery
 import json
 import random
 import signal
@@ -7,16 +9,24 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
+import safetensors.torch
 import torch
+from helpers_models import same_weights, small_config, small_run
 from helpers_reference import SHAPE, hub_folder, net_state, opened, write_code
+from helpers_report import record_of
 from torch import nn
 
-from robust_nc.exceptions import ConfigError, InputError
+from robust_nc.config import ModelConfig, plain, read
+from robust_nc.exceptions import CheckpointError, ConfigError, InputError, UnknownNameError
 from robust_nc.io.digests import state_digests
 from robust_nc.io.untrusted import file_name
+from robust_nc.models.build import build_model
+from robust_nc.record import File, Record, Weights, read_record, write_record
 from robust_nc.record.folder import NOT_RECORDS
+from robust_nc.training.checkpoint import read_manifest
 from robust_nc.zoo import code as guard
 from robust_nc.zoo.reference import FORMS, name_of, open_model
 
@@ -264,3 +274,276 @@ class TestTime:
 def test_the_documented_call(net: Path) -> None:
     found = open_model(f"{net}:make", num_classes=10, image_shape=SHAPE)
     assert json.dumps(dict(found.digests))
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The record of a cell, as a run leaves it beside its checkpoints."""
+    folder = tmp_path_factory.mktemp("suite") / "out"
+    config = small_config(objective="pgd", epochs=2)
+    small_run(config, folder / "checkpoints" / "00ff")
+    named = [
+        read_manifest(folder / "checkpoints" / "00ff" / f"{which}.json")["tensors"]
+        for which in ("best", "last")
+    ]
+    best, last = (
+        File(path=f"checkpoints/00ff/{file['name']}", sha256=file["sha256"]) for file in named
+    )
+    record = dataclasses.replace(
+        record_of(config), weights=Weights(parameters=1, best=best, last=last)
+    )
+    write_record(folder / "model" / "cell.json", record)
+    return folder / "model" / "cell.json"
+
+
+class TestCheckpoints:
+    def test_a_folder_holds_best_and_last(self, tmp_path: Path) -> None:
+        trained = small_run(small_config(objective="pgd"), tmp_path / "cell")
+        best, last = opened(tmp_path / "cell"), opened(f"{tmp_path}/cell?which=last")
+        assert same_weights(best.model, trained.best)
+        assert same_weights(last.model, trained.last)
+        assert same_weights(opened(tmp_path / "cell" / "last.json").model, trained.last)
+        assert best.facts == {"head": "linear", "objective": "pgd", "backbone": "small_cnn"}
+        assert (best.name, last.name) == ("cell", "cell-last")
+        assert opened(tmp_path / "cell" / "best.json").name == "cell"
+        with pytest.raises(UnknownNameError, match="unknown checkpoint 'lst'; did you mean 'last'"):
+            opened(f"{tmp_path}/cell?which=lst")
+        with pytest.raises(UnknownNameError, match="part of a checkpoint reference 'wich'"):
+            opened(f"{tmp_path}/cell?wich=last")
+
+    def test_a_record_leads_to_its_weights(self, out: Path) -> None:
+        stored = read_record(out)
+        found = opened(stored.path)
+        assert stored.record.weights.best is not None
+        folder = (out.parent.parent / stored.record.weights.best.path).parent
+        assert found.digests == opened(folder).digests
+        assert found.facts["head"] == stored.record.head
+        assert opened(f"{stored.path}?which=last").digests == opened(f"{folder}?which=last").digests
+
+    def test_a_record_with_other_weights_is_refused(self, out: Path, tmp_path: Path) -> None:
+        record = read_record(out).record
+        values = plain(record)
+
+        def with_best(best: object) -> Path:
+            path = tmp_path / "out" / "model" / "cell.json"
+            weights = values["weights"] | {"best": best}
+            write_record(path, read(Record, values | {"weights": weights}))
+            return path
+
+        file = values["weights"]["best"]
+        with pytest.raises(CheckpointError, match=r"are not here: there is no .*best\.json"):
+            opened(with_best(file))
+        with pytest.raises(CheckpointError, match="of a model that came finished"):
+            opened(with_best(None))
+        for path in ("../secret/best-0.safetensors", "/etc/best-0.safetensors", "", "a/./.b/c"):
+            with pytest.raises(CheckpointError, match=r"must be a plain file name|lie outside"):
+                opened(with_best(file | {"path": path}))
+        real = out.parent.parent / "checkpoints"
+        (tmp_path / "out" / "checkpoints").symlink_to(real)
+        with pytest.raises(CheckpointError, match="lie outside"):
+            opened(with_best(file))
+        (tmp_path / "out" / "checkpoints").unlink()
+        real.rename(tmp_path / "out" / "checkpoints")
+        try:
+            assert opened(with_best(file)).facts["head"] == record.head
+            with pytest.raises(CheckpointError, match="another SHA-256"):
+                opened(with_best(file | {"sha256": "0" * 64}))
+        finally:
+            (tmp_path / "out" / "checkpoints").rename(real)
+
+
+class TestHub:
+    def test_a_class_is_built_from_the_config(self, net: Path, tmp_path: Path) -> None:
+        state = net_state(width=7)
+        folder = hub_folder(tmp_path / "hub", state, {"width": 7, "model_type": "net"})
+        said: list[str] = []
+        found = opened(f"{folder}?class={net}:Net", tell=said.append)
+        assert torch.equal(found.model.out.weight, state["out.weight"])
+        assert (found.name, found.facts) == ("hub", {})
+        assert said == [f"{net}:Net takes no model_type of config.json; left out"]
+
+    def test_a_class_may_take_the_whole_config_or_none(self, net: Path, tmp_path: Path) -> None:
+        folder = hub_folder(tmp_path / "whole", net_state(3), {"width": 3, "classes": 10})
+        assert opened(f"{folder}?class={net}:Configured").model.out.in_features == 3
+        assert opened(f"{hub_folder(tmp_path / 'bare', net_state())}?class={net}:Net")
+        nothing = hub_folder(tmp_path / "none", {}, {"task": "none"})
+        assert opened(f"{nothing}?class={net}:Plain").digests == {}
+
+    def test_weights_that_share_memory_are_stored_once(self, net: Path, tmp_path: Path) -> None:
+        state = {**net_state(10), "first.bias": torch.zeros(10)}
+        model = opened(f"{hub_folder(tmp_path / 'tied', state)}?class={net}:Tied").model
+        assert torch.equal(model.first.weight, state["out.weight"])
+
+    def test_what_the_mixin_writes_is_read(self, net: Path, tmp_path: Path) -> None:
+        hub = pytest.importorskip("huggingface_hub")
+        code = (
+            "\nfrom huggingface_hub import PyTorchModelHubMixin\n\n"
+            "class Shared(Net, PyTorchModelHubMixin):\n    pass\n\n"
+            "class Pushed(nn.Module, PyTorchModelHubMixin):\n"
+            "    def __init__(self, width: int = 4):\n        super().__init__()\n"
+            "        self.net = Net(width)\n\n"
+            "    def forward(self, images):\n        return self.net(images)\n"
+        )
+        net.write_text(net.read_text() + code)
+        assert hub.PyTorchModelHubMixin
+        sys.path.insert(0, str(net.parent))
+        try:
+            pushed = __import__("net").Pushed(width=9)
+        finally:
+            sys.path.remove(str(net.parent))
+            del sys.modules["net"]
+        pushed.save_pretrained(tmp_path / "pushed")
+        found = opened(f"{tmp_path}/pushed?class={net}:Pushed")
+        assert same_weights(found.model, pushed)
+
+    def test_a_model_of_ours_says_so_itself(self, tmp_path: Path) -> None:
+        config = ModelConfig(num_classes=10, image_shape=SHAPE)
+        model = build_model(config, seed=3)
+        own = {"robust_nc": {"model": plain(config), "seed": 0}}
+        folder = hub_folder(tmp_path / "ours", dict(model.state_dict()), own)
+        found = opened(folder)
+        assert same_weights(found.model, model)
+        assert found.facts == {"head": "linear", "objective": "", "backbone": "small_cnn"}
+
+    def test_without_a_class_the_sentence_says_what_to_add(self, tmp_path: Path) -> None:
+        folder = hub_folder(tmp_path / "hub", net_state(), {"width": 6})
+        with pytest.raises(ConfigError, match=r"hub\?class=package\.module:Class or class=file"):
+            opened(folder)
+
+    @pytest.mark.parametrize(
+        ("change", "sentence"),
+        [
+            ({"out.weight": torch.zeros(10, 7)}, r"out\.weight: \(10, 7\) instead of \(10, 6\)"),
+            ({"extra": torch.zeros(1)}, "it holds unknown extra"),
+            ({"out.bias": None}, r"it lacks out\.bias"),
+            ({name: torch.zeros(1) for name in "abcde"}, "a, b, c and 2 more"),
+        ],
+    )
+    def test_weights_are_loaded_strictly(
+        self, net: Path, tmp_path: Path, change: dict[str, torch.Tensor | None], sentence: str
+    ) -> None:
+        state = {k: v for k, v in (net_state() | change).items() if v is not None}
+        with pytest.raises(CheckpointError, match=sentence):
+            opened(f"{hub_folder(tmp_path / 'hub', state)}?class={net}:Net")
+
+    def test_a_class_that_needs_more_is_answered(self, net: Path, tmp_path: Path) -> None:
+        folder = hub_folder(tmp_path / "hub", net_state(), {"classes": 10})
+        with pytest.raises(
+            ConfigError, match=r"needs width, which config.json lacks; it holds cla"
+        ):
+            opened(f"{folder}?class={net}:needs")
+        with pytest.raises(ConfigError, match=r"class must be package\.module:Class or .*'Net'"):
+            opened(f"{folder}?class=Net")
+
+    def test_a_repository_is_fetched_without_pickles(
+        self, net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[object] = []
+
+        def snapshot_download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+            print("progress")
+            asked.append((name, revision, allow_patterns))
+            return str(hub_folder(tmp_path / "snapshots" / "abc123", net_state(), {}))
+
+        stand_in = SimpleNamespace(snapshot_download=snapshot_download)
+        monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
+        said: list[str] = []
+        found = opened(f"hf:some-one/net.1?class={net}:Net", tell=said.append)
+        assert found.name == "some-one-net.1"
+        assert "add revision=abc123" in said[0]
+        opened(f"hf:some-one/net.1?revision=v2&class={net}:Net")
+        assert [(name, revision) for name, revision, _ in asked] == [
+            ("some-one/net.1", None),
+            ("some-one/net.1", "v2"),
+        ]
+        assert set(asked[0][2]) <= {"config.json", "model.safetensors", "*.safetensors"}
+
+    def test_out_of_reach_is_one_sentence(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def snapshot_download(*_: object, **__: object) -> str:
+            raise OSError("no network\nand a long story")
+
+        stand_in = SimpleNamespace(snapshot_download=snapshot_download)
+        monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
+        with pytest.raises(ConfigError, match=r"cannot be fetched .OSError: no network") as caught:
+            opened("hf:someone/net")
+        assert "\n" not in str(caught.value)
+        monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+        with pytest.raises(ConfigError, match=r"robust_nc\[hub\]"):
+            opened("hf:someone/net")
+
+    @pytest.mark.parametrize("name", ["", "net", "../net", "a/b/c", "a/..", "a/b c"])
+    def test_a_name_of_no_repository_is_refused(self, name: str) -> None:
+        with pytest.raises(ConfigError, match="expected hf:OWNER/NAME"):
+            opened(f"hf:{name}")
+
+
+class Network(nn.Module):
+    """What timm makes: logits, and what it knows of the images it was made for."""
+
+    def __init__(self, num_classes: int, in_chans: int) -> None:
+        super().__init__()
+        self.pretrained_cfg = {"mean": (0.25,) * in_chans, "std": (0.5,) * in_chans}
+        self.fc = nn.Linear(64 * in_chans, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(images.flatten(1))
+
+
+class TestTimm:
+    @pytest.fixture(autouse=True)
+    def timm(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def create_model(
+            name: str, *, pretrained: bool, num_classes: int, in_chans: int
+        ) -> nn.Module:
+            assert not pretrained, "nothing is fetched"
+            made = Network(num_classes, in_chans)
+            if name == "bare":
+                made.pretrained_cfg = {}
+            return made
+
+        module = ModuleType("timm")
+        module.__spec__ = importlib.machinery.ModuleSpec("timm", None)
+        module.is_model = lambda name: name in {"tiny.v1", "bare"}
+        module.list_models = lambda: ["tiny.v1", "bare"]
+        module.get_pretrained_cfg = lambda name: SimpleNamespace(fixed_input_size=False)
+        module.create_model = create_model
+        monkeypatch.setitem(sys.modules, "timm", module)
+
+    @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+    def test_local_weights_are_loaded_and_images_normalised(
+        self, tmp_path: Path, suffix: str
+    ) -> None:
+        source = Network(10, 1)
+        path = tmp_path / f"w.{suffix}"
+        if suffix == "pt":
+            torch.save({"state_dict": source.state_dict(), "epoch": 3}, path)
+        else:
+            safetensors.torch.save_file(source.state_dict(), path)
+        said: list[str] = []
+        found = opened(f"timm:tiny.v1?weights={path}", tell=said.append)
+        images = torch.rand(4, *SHAPE)
+        assert torch.allclose(found.model(images), source((images - 0.25) / 0.5))
+        assert found.name == "timm-tiny.v1"
+        assert said == ["images are normalised as timm's tiny.v1 says: mean 0.25, std 0.5"]
+
+    def test_what_does_not_serve_is_one_sentence(self, tmp_path: Path) -> None:
+        path = tmp_path / "w.safetensors"
+        safetensors.torch.save_file(Network(7, 1).state_dict(), path)
+        for reference, sentence in (
+            ("timm:tiny.v1", r"names no weights.*\?weights=FILE"),
+            (f"timm:tiny.v2?weights={path}", r"no model 'tiny\.v2'; did you mean 'tiny\.v1'"),
+            (f"timm:tiny.v1?weight={path}", "did you mean 'weights'"),
+            (f"timm:bare?weights={path}", "no mean and std of 1 channels"),
+            (f"timm:tiny.v1?weights={path}.gone", "there is no weight file"),
+            (f"timm:tiny.v1?weights={path}", r"with 10 classes.*fc\.weight: \(7, 64\) instead"),
+        ):
+            with pytest.raises((ConfigError, CheckpointError), match=sentence):
+                opened(reference)
+
+    def test_without_timm_the_sentence_says_what_to_do(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        safetensors.torch.save_file({"a": torch.ones(1)}, tmp_path / "w.safetensors")
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(ConfigError, match="timm is not installed"):
+            opened(f"timm:tiny.v1?weights={tmp_path}/w.safetensors")

@@ -171,79 +171,102 @@ class TestOriginals:
         assert inside(Ball("Linf", 0.1), points, origins).tolist() == [False, False, True]
 
 
+class Trembling(nn.Module):
+    """A model whose answers move by a little each time, with the tensors of another."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.inner(images)
+        return logits + 0.3 * torch.randn_like(logits)
+
+    def state_dict(self, *args, **kwargs):
+        return self.inner.state_dict(*args, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def examples(verdict):
+    return examples_of(verdict[0].record, None)
+
+
+@pytest.fixture(scope="module")
+def evidence(verdict, examples):
+    return read_evidence(find_evidence(verdict[0]), examples.images)
+
+
+@pytest.fixture
+def model(verdict):
+    return opened(verdict[1])
+
+
 class TestWhole:
-    def test_without_a_model_nothing_is_wrong_and_nothing_is_proven(self, verdict):
-        stored, _ = verdict
-        found = check_evidence(stored, examples=examples_of(stored.record, None), model=None)
+    def test_without_a_model_nothing_is_wrong_and_nothing_is_proven(self, verdict, examples):
+        found = check_evidence(verdict[0], examples=examples, model=None)
         assert (found.wrong, found.unchecked, found.placed) == ([], [], True)
         assert not found.proves
         assert found.upper is None
 
-    def test_with_the_model_the_bound_is_proven(self, verdict):
-        stored, reference = verdict
-        examples = examples_of(stored.record, None)
-        found = check_evidence(stored, examples=examples, model=opened(reference))
+    def test_with_the_model_the_bound_is_proven(self, verdict, examples, model):
+        found = check_evidence(verdict[0], examples=examples, model=model)
         assert (found.wrong, found.unchecked) == ([], [])
         assert found.proves
         assert found.clean.proven.all()
         assert 10 < len(found.adversarials.proven) < EXAMPLES
         tolerated = int(found.adversarials.tolerated.sum())
-        claimed = stored.record.scores["robust"].value
+        claimed = verdict[0].record.scores["robust"].value
         assert found.upper == pytest.approx(claimed + tolerated / EXAMPLES)
 
-    def test_without_images_or_evidence_it_says_what_was_not_checked(self, verdict_copy):
-        stored, reference = verdict_copy
+    def test_without_images_or_evidence_it_says_what_was_not_checked(self, verdict_copy, model):
+        stored, _ = verdict_copy
         find_evidence(stored).unlink()
-        found = check_evidence(stored, examples=None, model=opened(reference))
+        found = check_evidence(stored, examples=None, model=model)
         assert found.wrong == []
         assert "is not beside it" in found.unchecked[0]
         assert found.same_model, "weights.state of the record says so"
         assert not found.proves
 
-    def test_another_model_is_named_by_its_tensors(self, verdict):
-        stored, reference = verdict
-        model = opened(reference)
+    def test_another_model_is_named_by_its_tensors(self, verdict, examples, model):
         with torch.no_grad():
             model[1].weight[3, 5] += 1e-6
-        found = check_evidence(stored, examples=examples_of(stored.record, None), model=model)
+        found = check_evidence(verdict[0], examples=examples, model=model)
         (finding,) = found.wrong
         assert finding.place == "model"
         assert "another model: 1 tensor differs" in finding.text
         assert "1.weight" in finding.text
         assert not found.proves
 
-    def test_a_model_that_breaks_less_refutes(self, verdict):
-        stored, reference = verdict
-        model = opened(reference)
+    def test_a_model_that_breaks_less_refutes(self, verdict, examples, model):
         with torch.no_grad():
             model[5].weight.zero_()
             model[5].bias.copy_(torch.arange(10.0))
-        found = check_evidence(stored, examples=examples_of(stored.record, None), model=model)
-        places = {finding.place for finding in found.wrong}
-        assert {"model", "clean verdicts"} <= places
+        found = check_evidence(verdict[0], examples=examples, model=model)
+        assert {"model", "clean verdicts"} <= {finding.place for finding in found.wrong}
         assert found.clean.refuted.any()
 
-    def test_a_model_that_cannot_answer_is_a_finding(self, verdict):
-        stored, _ = verdict
-        found = check_evidence(
-            stored, examples=examples_of(stored.record, None), model=nn.Flatten()
-        )
+    def test_a_model_that_cannot_answer_is_a_finding(self, verdict, examples):
+        found = check_evidence(verdict[0], examples=examples, model=nn.Flatten())
         assert {finding.place for finding in found.wrong} >= {"model"}
 
-    def test_an_adversarial_outside_of_the_ball_is_named(self, verdict):
-        stored, _ = verdict
-        examples = examples_of(stored.record, None)
-        evidence = read_evidence(find_evidence(stored), examples.images)
+    def test_a_model_that_answers_at_random_is_named_unless_the_record_says_so(
+        self, verdict_copy, examples, model
+    ):
+        stored, trembling = verdict_copy[0], Trembling(model)
+        found = check_evidence(stored, examples=examples, model=trembling)
+        assert "warnings" in {finding.place for finding in found.wrong}
+        told = resealed(stored, warnings=(Caution(name="random-output", message="it does"),))
+        found = check_evidence(told, examples=examples, model=trembling)
+        assert "warnings" not in {finding.place for finding in found.wrong}
+
+    def test_an_adversarial_outside_of_the_ball_is_named(self, examples, evidence):
         points = evidence.adversarials.clone()
         points[4, 0, 2, 2] = (points[4, 0, 2, 2] + 0.5) % 1
         (finding,) = original_findings(dataclasses.replace(evidence, adversarials=points), examples)
         assert finding.place == "evidence.adversarials"
         assert f"example {int(evidence.broken[4])}" in finding.text
 
-    def test_another_label_is_named(self, verdict):
-        stored, _ = verdict
-        examples = examples_of(stored.record, None)
-        evidence = read_evidence(find_evidence(stored), examples.images)
+    def test_another_label_is_named(self, examples, evidence):
         labels = examples.labels.clone()
         labels[17] = (labels[17] + 1) % 10
         changed = RecordExamples(examples.images, labels, examples.ids, examples.fingerprint)
@@ -318,35 +341,6 @@ class TestCommand:
         assert ran.code == 1
         assert "another model: 1 tensor differs" in ran.out
         assert "5.bias" in ran.out
-
-
-class Trembling(nn.Module):
-    """A model whose answers move by a little each time, with the tensors of another."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.inner(images)
-        return logits + 0.3 * torch.randn_like(logits)
-
-    def state_dict(self, *args, **kwargs):
-        return self.inner.state_dict(*args, **kwargs)
-
-
-def test_a_model_that_answers_at_random_is_named_unless_the_record_says_so(verdict_copy):
-    stored, reference = verdict_copy
-    model, examples = opened(reference), examples_of(stored.record, None)
-    trembling = Trembling(model)
-    found = check_evidence(stored, examples=examples, model=trembling)
-    places = [one.place for one in found.wrong]
-    assert "warnings" in places
-    told = resealed(stored, warnings=(Caution(name="random-output", message="it does"),))
-    found = check_evidence(told, examples=examples, model=trembling)
-    places = [one.place for one in found.wrong]
-    assert "warnings" not in places
-    assert not check_evidence(stored, examples=examples, model=model).wrong
 
 
 # Evidence that was cut for a submission is checked as far as it goes, and proves no more.
