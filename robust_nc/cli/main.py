@@ -9,6 +9,7 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -35,7 +36,7 @@ _stderr = Console(stderr=True, highlight=False, emoji=False)
 
 
 # By verb: what it may be asked. `robust_nc.cli.<verb>` answers it, and is imported only then.
-_VERBS: dict[str, type[Any]] = {
+_VERBS: dict[str, Callable[..., Any]] = {
     "evaluate": Request,
     "verify": CheckOptions,
     "challenge": ChallengeOptions,

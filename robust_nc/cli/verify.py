@@ -14,7 +14,7 @@ from robust_nc.config import plain
 from robust_nc.exceptions import RecordError
 from robust_nc.io.files import canonical_json, write_text
 from robust_nc.io.text import printable
-from robust_nc.record.folder import is_record_name, record_folders
+from robust_nc.record.folder import record_files
 from robust_nc.record.schema import Stored, read_record
 from robust_nc.record.standing import receipt_path, standing
 from robust_nc.runtime.progress import Event
@@ -67,15 +67,10 @@ def record_paths(places: tuple[Path, ...]) -> list[Path]:
     """Return the records among files and folders, sorted; `RecordError` where there are none."""
     paths = []
     for place in places:
-        found = [
-            folder / name
-            for folder, names in record_folders(place)
-            for name in names
-            if place.is_file() or is_record_name(name)
-        ]
+        found = record_files(place)
         if not found:
             raise RecordError(f"{place} holds no records; name a record, or a folder of them")
-        paths += sorted(found)
+        paths += found
     if not paths:
         raise RecordError("name at least one record, or a folder of them")
     return paths

@@ -121,7 +121,7 @@ def write_evidence(path: Path, evidence: Evidence, images: Tensor) -> EvidenceFi
     another or 512 MiB, and `StorageError` for a place that cannot be written.
     """
     try:
-        head, arrays, _ = _about(evidence, images)
+        head, arrays = _about(evidence, images)
         _check(head, arrays)
     except (RecordError, ConfigError) as error:
         raise InputError(f"evidence that cannot be written: {error}") from None
@@ -144,7 +144,11 @@ def read_evidence(path: Path, images: Tensor | None) -> Evidence:
     `images` (N, C, H, W) float32 are the originals of all N examples; other images are refused.
     Without them (None) all but the points is read: `adversarials` is then (0, C, H, W).
     """
-    head, arrays, broken = _opened(path)
+    head, arrays = unpack_file(read_bounded(path, limit=MAX_BYTES), what=str(path))
+    try:
+        broken = _check(head, arrays)
+    except RecordError as error:
+        raise RecordError(f"{path} contradicts itself: {error}") from None
     if images is None:
         points = torch.empty((0, *head.shape), dtype=torch.float32)
     else:
@@ -185,23 +189,7 @@ def first_evidence(evidence: Evidence, count: int) -> Evidence:
     return replace(evidence, **cut)
 
 
-class _Opened(NamedTuple):
-    """The head of a file, its tensors, and the rows `(B,)` of the broken examples."""
-
-    head: EvidenceHead
-    arrays: Mapping[str, Array]
-    broken: Tensor
-
-
-def _opened(path: Path) -> _Opened:
-    head, arrays = unpack_file(read_bounded(path, limit=MAX_BYTES), what=str(path))
-    try:
-        return _Opened(head, arrays, _check(head, arrays))
-    except RecordError as error:
-        raise RecordError(f"{path} contradicts itself: {error}") from None
-
-
-def _about(evidence: Evidence, images: Tensor) -> _Opened:
+def _about(evidence: Evidence, images: Tensor) -> Unpacked:
     """Return what a file holds of evidence, which must hold what a file leaves out."""
     broken, codes, ball = evidence.broken, evidence.broken_by, evidence.ball
     derived = {"clean_correct": codes != -2, "robust": codes == -1}
@@ -210,7 +198,8 @@ def _about(evidence: Evidence, images: Tensor) -> _Opened:
         if not torch.equal(getattr(evidence, name), value):
             raise RecordError(f"{name} is not what broken_by says")
     points = evidence.adversarials
-    if images.ndim != 4 or len(images) != len(codes) or not _fit(points, broken, images):
+    fit = tuple(points.shape) == (len(broken), *images.shape[1:]) and points.dtype == torch.float32
+    if images.ndim != 4 or len(images) != len(codes) or not fit:
         raise RecordError(
             f"{len(codes)} examples, {len(broken)} of them broken, need as many images and "
             f"float32 adversarials of the same shape, found {tuple(images.shape)} and "
@@ -232,12 +221,7 @@ def _about(evidence: Evidence, images: Tensor) -> _Opened:
         "seed": evidence.seed,
         "points": total.hexdigest(),
     }
-    return _Opened(read(EvidenceHead, values, source="its head"), arrays, broken)
-
-
-def _fit(points: Tensor, broken: Tensor, images: Tensor) -> bool:
-    wanted = (len(broken), *images.shape[1:])
-    return tuple(points.shape) == wanted and points.dtype == torch.float32
+    return Unpacked(read(EvidenceHead, values, source="its head"), arrays)
 
 
 def _coded(evidence: Evidence, images: Tensor, total: Any) -> dict[str, Array]:
@@ -280,7 +264,8 @@ def _check(head: EvidenceHead, arrays: Mapping[str, Array]) -> Tensor:
             if len(arrays[name]) != count:
                 raise RecordError(f"{name} has {len(arrays[name])} entries instead of {count}")
     frames, groups = arrays["frames"], -(-len(broken) // _rows(head.shape))
-    if len(frames) != groups or (frames < 0).any() or _sum(frames) != len(arrays["codes"]):
+    total = sum(frames.tolist())  # which does not wrap around
+    if len(frames) != groups or (frames < 0).any() or total != len(arrays["codes"]):
         raise RecordError(f"frames must be {groups} sizes that add up to that of codes")
     for name, least in (("labels", 0), ("forwards", 0), ("backwards", 0), ("broken_by", -2)):
         if (arrays[name] < least).any():
@@ -335,18 +320,12 @@ def _points(
     return points
 
 
-class _Group(NamedTuple):
-    """Places among the broken examples, and their images."""
-
-    places: slice
-    images: Tensor
-
-
-def _groups(broken: Tensor, images: Tensor) -> Iterator[_Group]:
+def _groups(broken: Tensor, images: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield places among the broken examples, and their images."""
     size = _rows(tuple(images.shape[1:]))
     for start in range(0, len(broken), size):
         part = images[broken[start : start + size]].to("cpu", torch.float32)
-        yield _Group(slice(start, start + size), part)
+        yield slice(start, start + size), part
 
 
 def _rows(shape: tuple[int, ...]) -> int:
@@ -360,11 +339,6 @@ def _add(total: Any, points: Tensor) -> None:
 
 def _tensor(values: Array) -> Tensor:
     return torch.from_numpy(values.astype(values.dtype.newbyteorder("=")))
-
-
-def _sum(values: Array) -> int:
-    """Sum without wrapping around."""
-    return sum(values.tolist())
 
 
 def pack_file(head: EvidenceHead, arrays: Mapping[str, Array]) -> bytes:

@@ -28,7 +28,6 @@ from robust_nc.pipeline.finished_model import (
     read_model_data,
 )
 from robust_nc.pipeline.make_record import (
-    Results,
     keep_evidence,
     make_record,
     verdict_rows,
@@ -260,17 +259,10 @@ def _make(
         layers = measure_layers(model, data, settings, num_classes=classes, report=show)
         rows = pd.concat([layers, rows], ignore_index=True)
     clock.stage("measure")
-    results = Results(
-        outcome=outcome,
-        kept=kept,
-        rows=rows,
-        file=write_rows(path.with_suffix(".parquet"), rows),
-        seconds=clock.seconds,
-        warnings=subject.warnings,
-    )
     count, facts = len(test.labels), subject.opened.facts
     record = make_record(
-        results,
+        outcome,
+        rows,
         cell=path.stem,
         suite=SUITE,
         model=subject.name,
@@ -291,7 +283,11 @@ def _make(
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             state=kept.state,
         ),
+        evidence=kept.file,
+        file=write_rows(path.with_suffix(".parquet"), rows),
+        seconds=clock.seconds,
         device=device_of(model),
+        warnings=subject.warnings,
         card=subject.card,
     )
     write_record(path, record)

@@ -5,14 +5,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from robust_nc.config import EvaluationConfig, RunConfig, identifying
+from robust_nc.config import RunConfig, identifying
 from robust_nc.data.base import Split, first_examples
 from robust_nc.evaluation.evaluate_model import Outcome
 from robust_nc.evaluation.log import end_of_log
 from robust_nc.geometry.dilation import MEASURES
 from robust_nc.pipeline.make_record import (
     KeptEvidence,
-    Results,
     keep_evidence,
     make_record,
     score,
@@ -21,7 +20,6 @@ from robust_nc.pipeline.make_record import (
 )
 from robust_nc.pipeline.shot_scores import shot_scores
 from robust_nc.pipeline.stages import (
-    CellInputs,
     CellResult,
     Geometry,
     check_cell,
@@ -59,15 +57,6 @@ class Verdicts(NamedTuple):
     last: Outcome
     beside: Outcome | None
 
-    def rows(self, settings: EvaluationConfig) -> list[dict[str, Any]]:
-        """Accuracies of all of them, as tidy rows."""
-        rows = []
-        for which, outcome in self._asdict().items():
-            if outcome is not None:
-                protocol = settings.beside if which == "beside" else settings.protocol
-                rows += verdict_rows(outcome, str(protocol), which)
-        return rows
-
 
 def run_cell(
     cell: Cell,
@@ -89,11 +78,25 @@ def run_cell(
     clock.stage("parts")
     verdicts = _judge_all(cell, out, trained, given.test, report)
     clock.stage("attack")
-    path, judged = store.record_path(out, cell.model, cell.id), _judged(given.test, verdicts)
+    path = store.record_path(out, cell.model, cell.id)
+    judged = first_examples(given.test, len(verdicts.best.robust))
     report(1.0, "evidence")
-    kept = _keep_evidence(path, trained, judged, verdicts, config)
+    kept = keep_evidence(
+        store.evidence_path(path),
+        trained.best,
+        judged,
+        verdicts.best,
+        config.threat.ball(),
+        protocol=config.evaluation.protocol,
+        seed=config.seed,
+        batch_size=config.evaluation.batch_size,
+    )
     clock.stage("evidence")
-    geometry = _geometry(cell, out, trained, given, report)
+    geometry = geometry_of(cell, out)
+    if geometry is None:
+        measure_cell(cell, out, trained, given, IN_PROCESS, report)
+        geometry = geometry_of(cell, out)
+        assert geometry is not None, "it was written just now"
     clock.stage("geometry")
     rows = _rows(geometry, trained, given.test, verdicts, config)
     clock.stage("measure")
@@ -105,17 +108,10 @@ def run_cell(
         "evidence": spent["evidence"],
         "measure": round(geometry.seconds + spent["measure"], 3),
     }
-    results = Results(
-        outcome=verdicts.best,
-        kept=kept,
-        rows=rows,
-        file=file,
-        seconds=seconds,
-        warnings=verdicts.last.warnings,
-        scores=_scores(config, trained, judged, verdicts),
-    )
+    folder = checkpoints_of(cell, out)
     record = make_record(
-        results,
+        verdicts.best,
+        rows,
         cell=cell.id,
         suite=suite,
         model=cell.model,
@@ -125,8 +121,18 @@ def run_cell(
         seed=config.seed,
         protocol=config.evaluation.protocol,
         data=_facts(config, trained, judged, kept),
-        weights=_weights(checkpoints_of(cell, out), trained, kept),
+        weights=Weights(
+            parameters=sum(parameter.numel() for parameter in trained.best.parameters()),
+            best=_weights_file(folder, "best"),
+            last=_weights_file(folder, "last"),
+            state=kept.state,
+        ),
+        evidence=kept.file,
+        file=file,
+        seconds=seconds,
         device=default_device(),
+        warnings=verdicts.last.warnings,
+        scores=_scores(config, trained, judged, verdicts),
     )
     write_record(path, record)
     store.remove_caches(out, cell.id)
@@ -175,42 +181,6 @@ def _logs(cell: Cell, which: str, out: Path) -> dict[VerdictPart, Path]:
     return {VerdictPart(which, *place): path for place, path in found.items()}
 
 
-def _judged(test: Split, verdicts: Verdicts) -> Split:
-    return first_examples(test, len(verdicts.best.robust))
-
-
-def _keep_evidence(
-    record: Path, trained: Trained, judged: Split, verdicts: Verdicts, config: RunConfig
-) -> KeptEvidence:
-    settings = config.evaluation
-    return keep_evidence(
-        store.evidence_path(record),
-        trained.best,
-        judged,
-        verdicts.best,
-        config.threat.ball(),
-        protocol=settings.protocol,
-        seed=config.seed,
-        batch_size=settings.batch_size,
-    )
-
-
-def _geometry(
-    cell: Cell,
-    out: Path,
-    trained: Trained,
-    given: CellInputs,
-    report: Report,
-) -> Geometry:
-    """Return the geometry of the last weights, measured now if it is not there."""
-    found = geometry_of(cell, out)
-    if found is None:
-        measure_cell(cell, out, trained, given, IN_PROCESS, report)
-        found = geometry_of(cell, out)
-    assert found is not None, "it was written just now"
-    return found
-
-
 def _rows(
     geometry: Geometry, trained: Trained, test: Split, verdicts: Verdicts, config: RunConfig
 ) -> pd.DataFrame:
@@ -218,11 +188,13 @@ def _rows(
     sweep = sweep_rows(trained.best, test, config)
     sizes = _sizes(trained, config)
     curves = [row for entry in trained.history for row in curve_rows(entry, sizes)]
-    found = [
-        pd.concat([geometry.rows, tidy([*sweep, *curves])], ignore_index=True),
-        tidy(verdicts.rows(config.evaluation)),
-    ]
-    return pd.concat(found, ignore_index=True)
+    found = pd.concat([geometry.rows, tidy([*sweep, *curves])], ignore_index=True)
+    settings, accuracies = config.evaluation, []
+    for which, outcome in verdicts._asdict().items():
+        if outcome is not None:
+            protocol = settings.beside if which == "beside" else settings.protocol
+            accuracies += verdict_rows(outcome, str(protocol), which)
+    return pd.concat([found, tidy(accuracies)], ignore_index=True)
 
 
 def _sizes(trained: Trained, config: RunConfig) -> dict[str, int]:
@@ -249,15 +221,6 @@ def _facts(config: RunConfig, trained: Trained, judged: Split, kept: KeptEvidenc
         train_examples=len(altered.original),
         wrong_labels=None if altered.effective_rate is None else int(altered.wrong.sum()),
         noise=altered.effective_rate,
-    )
-
-
-def _weights(folder: Path, trained: Trained, kept: KeptEvidence) -> Weights:
-    return Weights(
-        parameters=sum(parameter.numel() for parameter in trained.best.parameters()),
-        best=_weights_file(folder, "best"),
-        last=_weights_file(folder, "last"),
-        state=kept.state,
     )
 
 

@@ -107,23 +107,9 @@ def keep_evidence(
     )
 
 
-class Results(NamedTuple):
-    """What was found of the weights that a record is about, of a cell or a finished model.
-
-    `warnings` came before those of the verdict, and `scores` beside its accuracies.
-    """
-
-    outcome: Outcome
-    kept: KeptEvidence
-    rows: pd.DataFrame
-    file: File
-    seconds: dict[str, float]
-    warnings: tuple[Warned, ...] = ()
-    scores: Mapping[str, Score] = MappingProxyType({})
-
-
 def make_record(
-    found: Results,
+    outcome: Outcome,
+    rows: pd.DataFrame,
     *,
     cell: str,
     suite: str,
@@ -135,11 +121,18 @@ def make_record(
     protocol: str,
     data: Facts,
     weights: Weights,
+    evidence: EvidenceFile,
+    file: File,
+    seconds: dict[str, float],
     device: torch.device,
+    warnings: tuple[Warned, ...] = (),
+    scores: Mapping[str, Score] = MappingProxyType({}),
     card: Card | None = None,
 ) -> Record:
-    """Put together a record, sealed, of what was found on `device`."""
-    outcome = found.outcome
+    """Put together a record, sealed, of a verdict and the rows that `file` holds.
+
+    `warnings` came before those of the verdict, and `scores` beside its accuracies.
+    """
     record = Record(
         cell=cell,
         suite=suite,
@@ -164,18 +157,18 @@ def make_record(
         scores={
             "clean": score(outcome.clean_correct),
             "robust": score(outcome.robust),
-            **_clean_train(found.rows),
-            **found.scores,
+            **_clean_train(rows),
+            **scores,
         },
-        summary=summary(found.rows),
-        rows=found.file,
-        warnings=_cautions((*found.warnings, *outcome.warnings)),
-        seconds=found.seconds,
+        summary=summary(rows),
+        rows=file,
+        warnings=_cautions((*warnings, *outcome.warnings)),
+        seconds=seconds,
         versions=versions(),
         hardware=hardware(device),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         card=card,
-        evidence=found.kept.file,
+        evidence=evidence,
     )
     return sealed(record)
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from robust_nc.checks import check_labels
 from robust_nc.exceptions import InputError
+from robust_nc.pipeline.make_record import score
 from robust_nc.record.schema import Score
-from robust_nc.statistics.intervals import wilson
 
 MANY, FEW = 100, 20
 
@@ -47,9 +47,4 @@ def shot_scores(
         "medium": (mine <= many) & (mine >= few),
         "few": mine < few,
     }
-    return {name: _score(flags[chosen]) for name, chosen in groups.items() if bool(chosen.any())}
-
-
-def _score(flags: Tensor) -> Score:
-    found = wilson(int(flags.sum()), len(flags))
-    return Score(value=found.value, low=found.low, high=found.high, n=found.n)
+    return {name: score(flags[chosen]) for name, chosen in groups.items() if bool(chosen.any())}

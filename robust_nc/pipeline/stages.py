@@ -97,8 +97,11 @@ def verdict_parts(cell: Cell, out: Path, root: Path | None, *, width: int = 1) -
     count = judged_count(config, dataset_info(config.data.dataset, root).sizes["test"])
     parts = []
     for which in verdicts_of(cell, out):
-        found = _found(cell, which, out, count)
-        cuts = parts_of(config, which, [part[1:] for part in found], count=count, width=width)
+        found = [VerdictPart(which, *place) for place in store.part_logs(out, cell.id, which)]
+        # Those that are finished come before others that overlap with them.
+        found.sort(key=lambda part: not is_judged(cell, part, out))
+        begun = without_overlap([part[1:] for part in found], count)
+        cuts = parts_of(config, which, begun, count=count, width=width)
         parts += [part for part in cuts if not is_judged(cell, part, out)]
     return parts
 
@@ -266,15 +269,6 @@ def _check_trained(cell: Cell, out: Path) -> None:
             f"the training in {checkpoints_of(cell, out)} is missing, damaged or not finished; "
             f"train cell {cell.id} first"
         )
-
-
-def _found(cell: Cell, which: str, out: Path, count: int) -> list[VerdictPart]:
-    """Parts with a log that do not overlap: those that are finished before others."""
-    found = [VerdictPart(which, *place) for place in store.part_logs(out, cell.id, which)]
-    found.sort(key=lambda part: not is_judged(cell, part, out))
-    return [
-        VerdictPart(which, *place) for place in without_overlap([part[1:] for part in found], count)
-    ]
 
 
 def _weights(cell: Cell, which: str, out: Path) -> str:

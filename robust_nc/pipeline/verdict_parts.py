@@ -9,10 +9,9 @@ VerdictPart(which='best', start=8, stop=10)]
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from robust_nc.config import RunConfig
 from robust_nc.data.base import Split
@@ -22,7 +21,6 @@ from robust_nc.evaluation.log import EvaluationLog, Line, end_of_log, open_log, 
 from robust_nc.evaluation.state import Entry
 from robust_nc.exceptions import RecordError
 from robust_nc.io.files import remove_file
-from robust_nc.models.classifier import Classifier
 from robust_nc.plugins import find_attack
 from robust_nc.runtime.executor import cut_rows
 from robust_nc.runtime.progress import Progress
@@ -121,14 +119,6 @@ class VerdictPart(NamedTuple):
     stop: int
 
 
-class _Question(NamedTuple):
-    """A model and the protocol it is asked by, with an attack of the author's own, or None."""
-
-    model: Classifier
-    protocol: str
-    attack: Attack | None
-
-
 def parts_of(
     config: RunConfig, which: str, found: Sequence[tuple[int, int]], *, count: int, width: int
 ) -> list[VerdictPart]:
@@ -158,19 +148,11 @@ def evaluate_part(
 
     The id of an example is its place in the test split, whatever part it is in.
     """
-    settings, question = config.evaluation, _question(config, part.which, trained)
-
+    settings = config.evaluation
     attempt = partial(
         evaluate,
-        question.model,
-        *_examples(part, test),
-        config.threat.ball(),
-        protocol=question.protocol,
-        attack=question.attack,
-        seed=config.seed,
-        ids=torch.arange(part.start, part.stop),
+        **_identity(config, part, trained, test),
         batch_size=settings.batch_size,
-        precision=settings.precision,
         tune=settings.block is None,  # by the clock, and two machines would not agree
         checks=checks,
         log=log,
@@ -190,17 +172,26 @@ def evaluate_on(log: Path, evaluate: Callable[[], Outcome]) -> Outcome:
 
 def log_name(config: RunConfig, part: VerdictPart, trained: Trained, test: Split) -> str:
     """Return what names the log of `evaluate_part`."""
-    question = _question(config, part.which, trained)
-    return evaluation_name(
-        question.model,
-        *_examples(part, test),
-        config.threat.ball(),
-        protocol=question.protocol,
-        attack=question.attack,
-        seed=config.seed,
-        ids=torch.arange(part.start, part.stop),
-        precision=config.evaluation.precision,
-    )
+    return evaluation_name(**_identity(config, part, trained, test))
+
+
+def _identity(
+    config: RunConfig, part: VerdictPart, trained: Trained, test: Split
+) -> dict[str, Any]:
+    """Return the arguments of `evaluate` that a verdict depends on."""
+    protocol, attack = _asked(config, part.which)
+    rows = slice(part.start, part.stop)
+    return {
+        "model": trained.last if part.which == "last" else trained.best,
+        "images": to_unit(test.images[rows]),
+        "labels": test.labels[rows],
+        "ball": config.threat.ball(),
+        "protocol": protocol,
+        "attack": attack,
+        "seed": config.seed,
+        "ids": torch.arange(part.start, part.stop),
+        "precision": config.evaluation.precision,
+    }
 
 
 def remove_others(
@@ -232,10 +223,6 @@ def join_parts(
     join(log, log_name(config, whole, trained, test), whole.stop, shards)
 
 
-def _question(config: RunConfig, which: str, trained: Trained) -> _Question:
-    return _Question(trained.last if which == "last" else trained.best, *_asked(config, which))
-
-
 def _asked(config: RunConfig, which: str) -> tuple[str, Attack | None]:
     """Return the protocol of a verdict, and the author's own attack that goes with it."""
     settings = config.evaluation
@@ -244,8 +231,3 @@ def _asked(config: RunConfig, which: str) -> tuple[str, Attack | None]:
         return settings.beside, None
     own = settings.attack
     return settings.protocol, None if own is None else find_attack(own.name, own.options)
-
-
-def _examples(part: VerdictPart, test: Split) -> tuple[Tensor, Tensor]:
-    rows = slice(part.start, part.stop)
-    return to_unit(test.images[rows]), test.labels[rows]

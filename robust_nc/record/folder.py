@@ -6,7 +6,6 @@
 """
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,24 +94,17 @@ def read_all(root: Path) -> "list[Stored]":
 
     Raises `RecordError` if the folder is missing, or a record is damaged.
     """
-    from robust_nc.record.schema import (
-        read_record,  # here: who only lists files need not wait for torch
-    )
+    # Here: who only lists files need not wait for torch.
+    from robust_nc.record.schema import read_record
 
-    paths = [
-        folder / name
-        for folder, names in record_folders(root)
-        for name in names
-        if root.is_file() or is_record_name(name)
-    ]
-    return [read_record(path) for path in sorted(paths)]
+    return [read_record(path) for path in record_files(root)]
 
 
-def record_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Go through the folders in which records may lie: each with the names of its files.
+def record_files(root: Path) -> list[Path]:
+    """Return the files of all records under a folder (or `root`, if it is a file), sorted.
 
-    Hidden folders and `NOT_RECORDS` are left out; a `root` that is a record is all there is. Raises
-    `RecordError` if `root` is missing, or a folder may not be read.
+    Hidden files and folders, and `NOT_RECORDS`, are left out. Raises `RecordError` if `root` is
+    missing, or a folder may not be read.
     """
 
     def refuse(error: OSError) -> None:
@@ -120,15 +112,11 @@ def record_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
             raise RecordError(f"{error.filename} cannot be read: {error.strerror or error}")
 
     if root.is_file():
-        yield root.parent, [root.name]
-        return
+        return [root]
     if not root.is_dir():
         raise RecordError(f"there is no results folder {root}; run a suite first: robust-nc run")
+    found: list[Path] = []
     for folder, folders, names in os.walk(root, onerror=refuse):
         folders[:] = [n for n in folders if not n.startswith(".") and n not in NOT_RECORDS]
-        yield Path(folder), names
-
-
-def is_record_name(name: str) -> bool:
-    """Whether a file of this name, in one of `record_folders`, is a record."""
-    return name.endswith(".json") and not name.startswith(".")
+        found += [Path(folder, n) for n in names if n.endswith(".json") and not n.startswith(".")]
+    return sorted(found)
