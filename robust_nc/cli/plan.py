@@ -19,15 +19,13 @@ from robust_nc.planning.pilots import Pilots
 from robust_nc.planning.plan import (
     CellCost,
     PlannedCell,
-    fill_speeds,
     plan_suite,
     price,
     probes_of,
 )
 from robust_nc.planning.speeds import (
     Speeds,
-    empty_speeds,
-    lacking,
+    measure_speeds,
     read_speeds,
     refuse_lacking,
     write_speeds,
@@ -106,10 +104,9 @@ def _speeds(
     probes = probes_of(cells)
     if file is not None and file.exists():
         table = read_speeds(file)
-        refuse_lacking(file, table, lacking(table, probes))
+        refuse_lacking(file, table, probes)
         return table, f"from {file}"
-    before = torch.get_num_threads()
-    threads = before
+    before = threads = torch.get_num_threads()
     if not torch.cuda.is_available():
         threads = max(1, min(before, (os.cpu_count() or 1) // devices))
     torch.set_num_threads(threads)
@@ -118,7 +115,7 @@ def _speeds(
             stderr.print("measuring speeds on random images; nothing is trained", markup=False)
         with Screen(stderr, side_by_side=True) as screen:
             pilots, report = Pilots(sizer), screen.report("speeds")
-            table = fill_speeds(probes, empty_speeds(threads), pilots.time, report)
+            table = measure_speeds(probes, pilots.time, threads=threads, report=report)
     finally:
         torch.set_num_threads(before)
     if file is not None:

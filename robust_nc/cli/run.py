@@ -12,8 +12,8 @@ from robust_nc.engines.options import RunOptions, under_torchrun
 from robust_nc.engines.run_suite import Hooks, SuiteReport, run_suite
 from robust_nc.engines.torchrun.process_group import ProcessGroup, join_processes
 from robust_nc.exceptions import StoppedError
-from robust_nc.pipeline.cell import CellResult
 from robust_nc.pipeline.selection import cell_titles, select_cells
+from robust_nc.pipeline.stages import CellResult
 from robust_nc.pipeline.suite import Suite, read_suite
 from robust_nc.record.folder import record_path
 from robust_nc.record.schema import read_record

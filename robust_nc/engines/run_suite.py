@@ -25,7 +25,8 @@ from robust_nc.exceptions import (
     RecordError,
 )
 from robust_nc.io.files import alone, remove_file, remove_tree, remove_unfinished
-from robust_nc.pipeline.cell import CellResult, check_cell, run_cell
+from robust_nc.pipeline.cell import run_cell
+from robust_nc.pipeline.stages import CellResult, check_cell
 from robust_nc.pipeline.suite import Cell, Suite
 from robust_nc.record.folder import checkpoint_folder, record_path, remove_caches
 from robust_nc.record.schema import read_record

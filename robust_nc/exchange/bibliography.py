@@ -34,7 +34,13 @@ _BRACES = {r"\{": r"\textbraceleft{}", r"\}": r"\textbraceright{}"}
 def bibtex(stored: Sequence[Stored]) -> str:
     """Return BibTeX entries: this benchmark's, then one per paper that a card names, by its key."""
     cards = [one.record.card for one in stored if one.record.card is not None]
-    return "\n\n".join([_benchmark(), *entries(cards)]) + "\n"
+    ours = {
+        "title": f"{{{_latex(TITLE)}}}",
+        "author": f"{{{_latex(AUTHORS)}}}",
+        "year": YEAR,
+        "version": VERSION,
+    }
+    return "\n\n".join([_entry("software", "robust_nc", ours), *entries(cards)]) + "\n"
 
 
 def entries(cards: Iterable[Card]) -> list[str]:
@@ -43,7 +49,11 @@ def entries(cards: Iterable[Card]) -> list[str]:
     keys: set[str] = {"robust_nc"}
     made = {}
     for paper in sorted(papers):  # so that the keys do not depend on the order of the records
-        key = _unique(_key(papers[paper]), keys)
+        plain = key = _key(papers[paper])
+        number = 1
+        while key in keys:
+            number += 1
+            key = f"{plain}-{number}"
         keys.add(key)
         made[key] = entry(papers[paper], key)
     return [made[key] for key in sorted(made)]
@@ -55,22 +65,12 @@ def entry(card: Card, key: str) -> str:
     link = safe_link(card.link)
     fields = {
         "title": f"{{{_latex(title)}}}",
-        "author": " and ".join(map(_author, _authors(card))),
+        "author": " and ".join(_latex(one_line(name, limit=80)) for name in _authors(card)),
         "year": _year(card),
         "howpublished": _latex(one_line(card.venue)),
         "url": link,
     }
     return _entry("misc", key, fields)
-
-
-def _benchmark() -> str:
-    fields = {
-        "title": f"{{{_latex(TITLE)}}}",
-        "author": f"{{{_latex(AUTHORS)}}}",
-        "year": YEAR,
-        "version": VERSION,
-    }
-    return _entry("software", "robust_nc", fields)
 
 
 def _entry(kind: str, key: str, fields: dict[str, str]) -> str:
@@ -86,10 +86,6 @@ def _authors(card: Card) -> list[str]:
     names = re.split(r"\s*[,;]\s*|\s+and\s+", one_line(card.authors, limit=4_000))
     found = [name for name in names if name]
     return found if len(found) <= _MOST_AUTHORS else [*found[:_MOST_AUTHORS], "others"]
-
-
-def _author(name: str) -> str:
-    return _latex(one_line(name, limit=80))
 
 
 def _year(card: Card) -> str:
@@ -109,14 +105,6 @@ def _key(card: Card) -> str:
 def _ascii(text: str) -> str:
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]", "", plain.lower())
-
-
-def _unique(key: str, taken: set[str]) -> str:
-    number, found = 1, key
-    while found in taken:
-        number += 1
-        found = f"{key}-{number}"
-    return found
 
 
 def _latex(text: str) -> str:

@@ -34,11 +34,13 @@ def yaml_line(name: str, value: Any) -> str:
 def _metadata(stored: Stored) -> list[str]:
     record, about = stored.record, identity(stored.record)
     dataset = one_line(record.data.dataset, limit=100)
+    protocol = f"protocol {one_line(record.protocol, limit=60)}"
+    left, robust = standing(stored), _share(record, "robust")
+    if left.challenged:
+        robust = round(float(left.robust.mean()), 6)
     metrics = [
         _metric("accuracy", "clean accuracy", _share(record, "clean")),
-        _metric(
-            "robust_accuracy", f"robust accuracy, {about.ball}, {_protocol(record)}", _left(stored)
-        ),
+        _metric("robust_accuracy", f"robust accuracy, {about.ball}, {protocol}", robust),
     ]
     result = {
         "task": {"type": "image-classification", "name": "Image classification"},
@@ -60,7 +62,8 @@ def _metric(kind: str, name: str, value: float | None) -> dict[str, Any]:
 
 def _body(stored: Stored) -> list[str]:
     record, about = stored.record, identity(stored.record)
-    left = standing(stored)
+    left, card = standing(stored), record.card or Card()
+    link, evidence = safe_link(card.link), record.evidence
     facts = {
         "clean accuracy": _accuracy(record, "clean"),
         "robust accuracy": _accuracy(record, "robust"),
@@ -70,8 +73,15 @@ def _body(stored: Stored) -> list[str]:
         "challenged": f"{left.challenged:,} examples broken since" if left.challenged else "",
         "warnings": ", ".join(one.name for one in record.warnings),
         "SHA-256 of the tensors": record.weights.state or "",
-        "evidence": _evidence(record),
-        **_said(record.card or Card()),
+        "evidence": ""
+        if evidence is None
+        else f"{evidence.name}, {evidence.broken:,} adversarial examples",
+        "authors": card.authors,
+        "paper": card.paper,
+        "venue": card.venue,
+        "architecture": card.architecture,
+        "extra training data": {True: "yes", False: "no", None: ""}[card.extra_data],
+        "notes": card.notes,
     }
     return [
         f"# {_text(_name(record))}",
@@ -79,7 +89,7 @@ def _body(stored: Stored) -> list[str]:
         "| what | value |",
         "| --- | --- |",
         *[f"| {name} | {_text(value)} |" for name, value in facts.items() if value],
-        *_links(record.card or Card()),
+        *(["", f"Link of its authors: <{link}>"] if link else []),
         "",
         f"The record is `{record.cell}.json`, as robust_nc wrote it. What its authors say of",
         "themselves (name, paper, notes) is shown as they wrote it. To check the record:",
@@ -88,28 +98,6 @@ def _body(stored: Stored) -> list[str]:
         f"robust-nc verify {record.cell}.json",
         "```",
     ]
-
-
-def _said(card: Card) -> dict[str, str]:
-    extra = {True: "yes", False: "no", None: ""}[card.extra_data]
-    return {
-        "authors": card.authors,
-        "paper": card.paper,
-        "venue": card.venue,
-        "architecture": card.architecture,
-        "extra training data": extra,
-        "notes": card.notes,
-    }
-
-
-def _links(card: Card) -> list[str]:
-    link = safe_link(card.link)
-    return ["", f"Link of its authors: <{link}>"] if link else []
-
-
-def _evidence(record: Record) -> str:
-    found = record.evidence
-    return "" if found is None else f"{found.name}, {found.broken:,} adversarial examples"
 
 
 def _accuracy(record: Record, name: str) -> str:
@@ -121,18 +109,6 @@ def _accuracy(record: Record, name: str) -> str:
 
 def _share(record: Record, name: str) -> float | None:
     return round(record.scores[name].value, 6) if name in record.scores else None
-
-
-def _left(stored: Stored) -> float | None:
-    """What is left of the robust accuracy after all challenges."""
-    found = standing(stored)
-    if not found.challenged:
-        return _share(stored.record, "robust")
-    return round(float(found.robust.mean()), 6)
-
-
-def _protocol(record: Record) -> str:
-    return f"protocol {one_line(record.protocol, limit=60)}"
 
 
 def _name(record: Record) -> str:

@@ -22,7 +22,6 @@ from robust_nc.pipeline.shot_scores import shot_scores
 from robust_nc.pipeline.stages import (
     CellResult,
     Geometry,
-    check_cell,
     checkpoints_of,
     gather_inputs,
     geometry_of,
@@ -46,8 +45,6 @@ from robust_nc.training.checkpoint import read_manifest
 from robust_nc.training.memorization import TEST_EXAMPLES, TRAIN_EXAMPLES
 from robust_nc.training.run import Trained
 from robust_nc.training.validation import VALIDATION_EXAMPLES, evenly_chosen
-
-__all__ = ["CellResult", "check_cell", "run_cell"]
 
 
 class Verdicts(NamedTuple):

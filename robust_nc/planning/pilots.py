@@ -25,7 +25,7 @@ from robust_nc.data.base import Split, numbered
 from robust_nc.data.batches import Batches
 from robust_nc.evaluation.evaluate_model import Outcome, evaluate
 from robust_nc.models.classifier import Classifier
-from robust_nc.pipeline.cell import check_cell
+from robust_nc.pipeline.stages import check_cell
 from robust_nc.planning.cell_sizes import CellSizer, CellSizes
 from robust_nc.planning.pieces import LARGEST, STEPS, Probe, one_item
 from robust_nc.planning.speeds import Rate

@@ -4,8 +4,7 @@
 3.0
 """
 
-import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,11 +14,10 @@ from robust_nc.pipeline.stages import is_trained
 from robust_nc.pipeline.suite import Cell, Suite
 from robust_nc.planning.cell_sizes import CellSizer, CellSizes
 from robust_nc.planning.pieces import Piece, Probe, cell_pieces, expected
-from robust_nc.planning.speeds import Rate, Speeds, lacking
+from robust_nc.planning.speeds import Speeds
 from robust_nc.planning.survivors import Survival, read_records
 from robust_nc.record.folder import record_path
 from robust_nc.record.schema import Record, read_record
-from robust_nc.runtime.progress import Report
 
 _RECORD = 9_000  # bytes of a record without what it says of single images
 _PER_IMAGE = 5  # of each judged image in it
@@ -99,20 +97,6 @@ def probes_of(cells: Iterable[PlannedCell]) -> tuple[Probe, ...]:
     """Return all that has to be timed to price some cells, each once."""
     pieces = (piece for cell in cells for piece in (*cell.pieces, *cell.left))
     return tuple({piece.probe.key: piece.probe for piece in pieces}.values())
-
-
-def fill_speeds(
-    probes: Sequence[Probe],
-    speeds: Speeds,
-    pilot: Callable[[Probe], Rate],
-    report: Report,
-) -> Speeds:
-    """Time what a table lacks, and return it filled; `report` is told the share and the probe."""
-    todo, rates = lacking(speeds, probes), dict(speeds.rates)
-    for number, probe in enumerate(todo):
-        report(number / len(todo), probe.key)
-        rates[probe.key] = pilot(probe)
-    return dataclasses.replace(speeds, rates=rates)
 
 
 def price(cells: Iterable[PlannedCell], speeds: Speeds) -> list[CellCost]:

@@ -5,7 +5,7 @@
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from robust_nc.exceptions import ConfigError, StorageError
 from robust_nc.io.files import write_text
 from robust_nc.planning.pieces import Probe
 from robust_nc.runtime.environment import hardware
+from robust_nc.runtime.progress import Report
 from robust_nc.runtime.torch_state import default_device
 
 SCHEMA = 2
@@ -51,16 +52,16 @@ class Speeds:
         return not self.device.startswith("cpu")
 
 
-def empty_speeds(threads: int) -> Speeds:
-    """Return an empty table of this machine's device and torch version."""
-    facts = hardware(default_device())
+def measure_speeds(
+    probes: Sequence[Probe], pilot: Callable[[Probe], Rate], *, threads: int, report: Report
+) -> Speeds:
+    """Time all probes on this machine's device; `report` is told the share and the probe."""
+    facts, rates = hardware(default_device()), {}
+    for number, probe in enumerate(probes):
+        report(number / len(probes), probe.key)
+        rates[probe.key] = pilot(probe)
     name = facts.get("gpu", f"cpu {facts['machine']} {facts['cpu']}")
-    return Speeds(device=str(name), threads=threads, torch=torch.__version__)
-
-
-def lacking(speeds: Speeds, probes: Iterable[Probe]) -> tuple[Probe, ...]:
-    """Return the probes that a table does not hold."""
-    return tuple(probe for probe in probes if probe.key not in speeds.rates)
+    return Speeds(device=str(name), threads=threads, torch=torch.__version__, rates=rates)
 
 
 def read_speeds(path: Path) -> Speeds:
@@ -99,9 +100,9 @@ def write_speeds(path: Path, speeds: Speeds) -> None:
         ) from error
 
 
-def refuse_lacking(path: Path, speeds: Speeds, missing: Iterable[Probe]) -> None:
+def refuse_lacking(path: Path, speeds: Speeds, probes: Iterable[Probe]) -> None:
     """Raise `ConfigError` that names the models of which a file has no speeds, if there are any."""
-    keys = [probe.key for probe in missing]
+    keys = [probe.key for probe in probes if probe.key not in speeds.rates]
     if not keys:
         return
     models = sorted(set(map(_model, keys)))

@@ -10,6 +10,7 @@ from robust_nc.config import training_id
 from robust_nc.planning.pieces import STAGES
 from robust_nc.planning.plan import CellCost, chains, wall_clock
 from robust_nc.planning.speeds import Speeds
+from robust_nc.report.board.render import aligned
 
 _HEAD = ("model", "cells", "left", *STAGES, "all")
 
@@ -95,14 +96,7 @@ def _table(costs: Sequence[CellCost]) -> list[str]:
     rows = [list(_HEAD), *(_row(name, group) for name, group in groups.items())]
     if len(groups) > 1:
         rows.append(_row("all", costs))
-    widths = [max(len(row[place]) for row in rows) for place in range(len(_HEAD))]
-    return [
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return aligned(rows, [False] + [True] * (len(_HEAD) - 1))
 
 
 def _row(name: str, group: Sequence[CellCost]) -> list[str]:

@@ -23,7 +23,7 @@ from robust_nc.config import Component, ModelConfig, configuration, read
 from robust_nc.exceptions import CheckpointError, ConfigError, RecordError, RobustNCError
 from robust_nc.io.untrusted import read_json
 from robust_nc.models.build import build_model
-from robust_nc.plugins import Code, split_code, told
+from robust_nc.plugins import split_code, told
 from robust_nc.zoo.checkpoint import FoundModel, facts_of
 from robust_nc.zoo.code import Tell, from_code, to_stderr
 from robust_nc.zoo.weight_files import check_size, fill, read_safetensors
@@ -98,7 +98,13 @@ def from_folder(
     weights = _weights_file(folder)
     config = _config(folder)
     if class_name is not None:
-        model = from_code(_class(class_name), options=config, tell=tell)
+        code = split_code(class_name)
+        if code is None:
+            raise ConfigError(
+                "class must be package.module:Class or path/to/file.py:Class, found "
+                f"{class_name[:120]!r}"
+            )
+        model = from_code(code, options=config, tell=tell)
         return FoundModel(_filled(model, weights, class_name), {})
     if "robust_nc" not in config:
         raise ConfigError(
@@ -111,15 +117,6 @@ def from_folder(
     return FoundModel(
         _filled(model, weights, "the model in it"), facts_of(own.model, own.objective)
     )
-
-
-def _class(name: str) -> Code:
-    code = split_code(name)
-    if code is None:
-        raise ConfigError(
-            f"class must be package.module:Class or path/to/file.py:Class, found {name[:120]!r}"
-        )
-    return code
 
 
 def _built(own: OwnConfig, folder: Path) -> nn.Module:

@@ -57,13 +57,6 @@ class OpenedModel(NamedTuple):
     facts: Mapping[str, str]
 
 
-class _Place(NamedTuple):
-    """A path that is there, and the query behind it."""
-
-    path: Path
-    query: str
-
-
 def open_model(
     reference: str,
     *,
@@ -94,7 +87,7 @@ def name_of(reference: str) -> str:
     >>> name_of("models/mine.py:net"), name_of("hf:someone/model?revision=main")
     ('mine-net', 'someone-model-main')
     """
-    place, query = _taken_apart(reference)
+    place, query = _place(reference)
     code = None if place is not None else _code(reference)
     if code is not None:
         told = f"{Path(code.place).stem if code.is_file else code.place}-{code.name}"
@@ -112,21 +105,15 @@ def name_of(reference: str) -> str:
     return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 9]}-{digest(reference)[:8]}"
 
 
-def _taken_apart(reference: str) -> tuple[Path | None, str]:
-    """Return the path that is there, if any, and the query."""
-    place = _place(reference)
-    return (place.path, place.query) if place else (None, reference.partition("?")[2])
-
-
 def _found(
     reference: str, *, num_classes: int, image_shape: ImageShape, tell: Tell | None
 ) -> FoundModel:
     """Dispatch on the form of a reference."""
-    place = _place(reference)
+    place, query = _place(reference)
     if place is not None:
-        return _of_place(place, reference, tell)
+        return _of_place(place, query, reference, tell)
     kind, colon, rest = reference.partition(":")
-    name, _, query = rest.partition("?")
+    name = rest.partition("?")[0]
     if colon and kind == "robustbench":
         return FoundModel(load_model(reference).model, {})
     if colon and kind == "timm":
@@ -149,9 +136,8 @@ def _found(
     return FoundModel(from_code(code, tell=tell), {})
 
 
-def _of_place(place: _Place, reference: str, tell: Tell | None) -> FoundModel:
+def _of_place(path: Path, query: str, reference: str, tell: Tell | None) -> FoundModel:
     """Open what lies at a path."""
-    path, query = place
     if path.is_dir():
         if any((path / name).is_file() for name in _CHECKPOINTS):
             parts = read_parts(query, ("which",), of="a checkpoint reference")
@@ -179,18 +165,18 @@ def _which(name: str) -> Which:
     return cast(Which, name)
 
 
-def _place(reference: str) -> _Place | None:
-    """Find the path that a reference begins with: all of it, or all before some `?`."""
+def _place(reference: str) -> tuple[Path | None, str]:
+    """Find the path that a reference begins with, all of it or all before some `?`; and the query.
+
+    Without such a path, the query is what follows the first `?`.
+    """
     code = _code(reference)
-    if code is not None and _exists(code.place) and code.is_file:
-        return None
-    if _exists(reference):
-        return _Place(Path(reference), "")
-    ends = [mark.start() for mark in re.finditer(r"\?", reference)]
-    for end in reversed(ends):
-        if _exists(reference[:end]):
-            return _Place(Path(reference[:end]), reference[end + 1 :])
-    return None
+    if code is None or not (code.is_file and _exists(code.place)):
+        ends = [len(reference), *(mark.start() for mark in re.finditer(r"\?", reference))]
+        for end in sorted(ends, reverse=True):
+            if _exists(reference[:end]):
+                return Path(reference[:end]), reference[end + 1 :]
+    return None, reference.partition("?")[2]
 
 
 def _code(reference: str) -> Code | None:

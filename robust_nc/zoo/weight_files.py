@@ -103,13 +103,23 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], *, strict: bool = Fals
     missing = [n for n in wanted if n not in state and _memory(wanted[n]) not in shared]
     spare = sorted(given.keys() - set(bare.values()))
     if not strict:
-        missing = [name for name in missing if name.split(".")[-1] not in _CONSTANTS]
-        spare = [name for name in spare if not _may_be_spare(name)]
+        missing, spare = (
+            [name for name in names if name.split(".")[-1] not in _CONSTANTS]
+            for names in (missing, spare)
+        )
+        head, mask = _BESIDE
+        spare = [name for name in spare if not (name.startswith(head) or name.endswith(mask))]
     if missing:
         return f"lacks {_listed(missing)}"
     if spare:
         return f"holds unknown {_listed(spare)}"
-    return _unusable(state, wanted) or _load(model, state)
+    problem = _unusable(state, wanted)
+    if problem is None:
+        try:
+            model.load_state_dict(state, strict=False)
+        except RuntimeError as error:  # a model may check its weights itself
+            problem = f"is refused by the model ({_told(error)})"
+    return problem
 
 
 def _unusable(state: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> str | None:
@@ -127,22 +137,6 @@ def _unusable(state: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> str | N
         if value.is_meta or value.is_quantized or value.layout != torch.strided
     ]
     return f"holds no plain values for {_listed(hollow)}" if hollow else None
-
-
-def _load(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
-    try:
-        model.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # a model may check its weights itself
-        return f"is refused by the model ({_told(error)})"
-    return None
-
-
-def _may_be_spare(name: str) -> bool:
-    return (
-        name.startswith(_BESIDE[0])
-        or name.endswith(_BESIDE[1])
-        or name.split(".")[-1] in _CONSTANTS
-    )
 
 
 def _memory(value: object) -> tuple[Any, ...] | None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from robust_nc.engines.local import Finished, failed
 from robust_nc.engines.torchrun.process_group import ProcessGroup
-from robust_nc.pipeline.cell import CellResult, run_cell
-from robust_nc.pipeline.stages import is_trained, train_stage
+from robust_nc.pipeline.cell import run_cell
+from robust_nc.pipeline.stages import CellResult, is_trained, train_stage
 from robust_nc.pipeline.suite import Cell
 from robust_nc.runtime import stopping
 from robust_nc.runtime.progress import Event, Report
