@@ -27,7 +27,8 @@ _WORDS = {True: "works", False: "broken", None: "not installed"}
 def doctor_command(_: DoctorOptions, __: Console) -> int:
     """Print the report; the exit code is 1 if a part is installed but does not work."""
     console = Console()
-    facts = {**versions(), **{key: str(value) for key, value in _machine().items()}}
+    machine = {**hardware(default_device()), "cuda_available": torch.cuda.is_available()}
+    facts = {**versions(), **{key: str(value) for key, value in machine.items()}}
     for key, value in facts.items():
         console.print(f"{key:>16}  {value}", highlight=False)
     found = [(part, _state(part)) for part in _PARTS]
@@ -58,7 +59,3 @@ def _table(found: list[tuple[Peer, PeerState]]) -> Table:
         told = f"{word}; {known.remedy}" if known.works is None else word
         table.add_row(part.distribution, known.version, Text(told), part.purpose)
     return table
-
-
-def _machine() -> dict[str, object]:
-    return {**hardware(default_device()), "cuda_available": torch.cuda.is_available()}

@@ -21,7 +21,6 @@ from robust_nc.runtime.progress import Event
 from robust_nc.runtime.screen import Screen
 from robust_nc.verification.audit import CLAIM, write_broken
 from robust_nc.verification.check import RecordCheck, check_record
-from robust_nc.verification.consistency import is_sealed
 from robust_nc.verification.options import CheckOptions
 from robust_nc.verification.originals import ball_of
 from robust_nc.verification.rejudge import Repeated
@@ -79,7 +78,7 @@ def record_paths(places: tuple[Path, ...]) -> list[Path]:
 def _lines(found: RecordCheck, options: CheckOptions) -> Iterator[str]:
     """Say what was found of a record, line by line."""
     yield _subject(found.stored)
-    sealed = "" if is_sealed(found.stored.record) else ", not sealed (of an earlier version)"
+    sealed = "" if found.stored.record.seals else ", not sealed (of an earlier version)"
     yield f"schema       {'WRONG' if found.inconsistent else 'ok'}{sealed}"
     yield from _evidence_lines(found)
     yield from _audit_lines(found, options)

@@ -112,12 +112,11 @@ def refuse_twin(stored: Stored, to: Path) -> None:
 def _check_names(stored: Stored) -> None:
     """All files of a record are named by its cell, so that none can take another's place."""
     record = stored.record
-    names = [stored.path.name, record.rows.path]
-    wanted = [f"{record.cell}.json", f"{record.cell}.parquet"]
+    names = {"json": stored.path.name, "parquet": record.rows.path}
     if record.evidence is not None:
-        names.append(record.evidence.name)
-        wanted.append(f"{record.cell}.evidence")
-    for name, right in zip(names, wanted, strict=True):
+        names["evidence"] = record.evidence.name
+    for ending, name in names.items():
+        right = f"{record.cell}.{ending}"
         if name != right:
             raise RecordError(
                 f"{stored.path} has the file {name[:80]!r}, which should be named by its cell: "

@@ -73,7 +73,11 @@ def run_cell(
     clock.stage("train")
     in_parts = _judge_parts(cell, out, root, trained, given.test, report)
     clock.stage("parts")
-    verdicts = _judge_all(cell, out, trained, given.test, report)
+    found = {
+        which: _judge(cell, which, out, trained, given.test, report)
+        for which in verdicts_of(cell, out)
+    }
+    verdicts = Verdicts(found["best"], found.get("last", found["best"]), found.get("beside"))
     clock.stage("attack")
     path = store.record_path(out, cell.model, cell.id)
     judged = first_examples(given.test, len(verdicts.best.robust))
@@ -148,14 +152,6 @@ def _judge_parts(
             judge_part(cell, part, out, trained, test, report)
     logs = [path for which in verdicts_of(cell, out) for path in _logs(cell, which, out).values()]
     return sum(float(end["seconds"]) for end in map(end_of_log, logs) if end is not None)
-
-
-def _judge_all(cell: Cell, out: Path, trained: Trained, test: Split, report: Report) -> Verdicts:
-    """Judge the best and the last weights, and the best ones by the weaker protocol beside."""
-    found = {
-        which: _judge(cell, which, out, trained, test, report) for which in verdicts_of(cell, out)
-    }
-    return Verdicts(found["best"], found.get("last", found["best"]), found.get("beside"))
 
 
 def _judge(

@@ -87,12 +87,11 @@ _MOST_CLASSES = 100_000  # a label beyond is no class number
 
 
 class Shape(NamedTuple):
-    """What a model must fit: K, (C, H, W), names of the classes, and whether there is train."""
+    """What a model must fit: K, (C, H, W), and names of the classes."""
 
     num_classes: int
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
-    has_train: bool
 
 
 class ModelData(NamedTuple):
@@ -142,14 +141,14 @@ def read_model_data(text: str, *, n: int | None, root: Path | None, train: bool)
     size = len(test.labels)
     if n is not None and not 1 <= n <= size:
         raise InputError(f"--n must be in 1..{size}, the test images of {text}; found {n}")
-    learnt = dataset.read("train", home) if train and shape.has_train else None
+    learnt = dataset.read("train", home) if train and _has_train(dataset) else None
     return ModelData(text, part, shape, first_examples(test, n), None if n == size else n, learnt)
 
 
 def _shape(dataset: Dataset, test: Split, home: Path) -> Shape:
     if _has_train(dataset):
         info = dataset.info(home)
-        return Shape(info.num_classes, info.image_shape, info.class_names, has_train=True)
+        return Shape(info.num_classes, info.image_shape, info.class_names)
     if isinstance(dataset, Folder):
         base = Path(dataset.path).expanduser()
         names = list_images(base / ("test" if (base / "test").is_dir() else "val")).classes
@@ -159,7 +158,7 @@ def _shape(dataset: Dataset, test: Split, home: Path) -> Shape:
             raise DataError(f"a label is {count - 1}; labels must be class numbers from 0 on")
         names = tuple(str(index) for index in range(max(2, count)))
     channels, height, width = test.images.shape[1:]
-    return Shape(len(names), (channels, height, width), names, has_train=False)
+    return Shape(len(names), (channels, height, width), names)
 
 
 def _has_train(dataset: Dataset) -> bool:
@@ -246,9 +245,8 @@ def measure_layers(
 
 
 def _batches(split: Split, size: int) -> list[tuple[Tensor, Tensor]]:
-    images = to_unit(split.images)
-    starts = range(0, len(images), size)
-    return [(images[i : i + size], split.labels[i : i + size]) for i in starts]
+    images = torch.split(to_unit(split.images), size)
+    return list(zip(images, torch.split(split.labels, size), strict=True))
 
 
 def _distances(given: ModelData, num_classes: int) -> Tensor | None:

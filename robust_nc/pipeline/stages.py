@@ -115,7 +115,8 @@ def judge_stage(
     """
     _check_trained(cell, out)
     if not is_judged(cell, part, out):
-        judge_part(cell, part, out, trained(cell, out, root), read_test(cell.config, root), report)
+        trained = train_or_read(cell, out, root, no_report)
+        judge_part(cell, part, out, trained, read_test(cell.config, root), report)
 
 
 def measure_stage(
@@ -127,9 +128,8 @@ def measure_stage(
     """
     _check_trained(cell, out)
     if geometry_of(cell, out) is None:
-        measure_cell(
-            cell, out, trained(cell, out, root), gather_inputs(cell.config, root), executor, report
-        )
+        trained, given = train_or_read(cell, out, root, no_report), gather_inputs(cell.config, root)
+        measure_cell(cell, out, trained, given, executor, report)
 
 
 def needs(
@@ -206,11 +206,6 @@ def train_or_read(cell: Cell, out: Path, root: Path | None, report: Report) -> T
     if not ready:
         note(found.seconds)  # a session that was killed has noted nothing
     return found
-
-
-def trained(cell: Cell, out: Path, root: Path | None) -> Trained:
-    """Read a training that is finished."""
-    return train_or_read(cell, out, root, no_report)
 
 
 def judge_part(

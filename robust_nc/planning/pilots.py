@@ -160,7 +160,8 @@ class Pilots:
             runs = [partial(self._evaluated, probe.config, a, batch) for a in (few, more)]
             if few is None:
                 return self._once(partial(self._evaluated, probe.config, probe.about, batch))
-            passes = [_passes(run()) / batch for run in runs]
+            made = [run() for run in runs]
+            passes = [float((o.forward_passes + o.backward_passes).sum()) / batch for o in made]
             seconds = [self._median(run) for run in runs]
             return max(seconds[1] - seconds[0], 1e-9) / max(passes[1] - passes[0], 1.0)
 
@@ -316,10 +317,6 @@ def _few(sizes: CellSizes) -> int:
     """Images of the smaller run of the geometry: two of each class, where these are not many."""
     train, _ = sizes.measured
     return max(min(max(2 * sizes.classes, 16), 48, train // 3), min(4, train))
-
-
-def _passes(outcome: Outcome) -> float:
-    return float(outcome.forward_passes.sum() + outcome.backward_passes.sum())
 
 
 def _with_steps(attack: Any, steps: int) -> Any:

@@ -87,10 +87,10 @@ def measured(
     clean = sum(record.scores["clean"].value for record in like) / count
     robust = sum(record.scores["robust"].value for record in like) / count
     found = Survival(clean, robust, source=f"from {count} record{'s' * (count > 1)}")
-    told = [r for r in like if r.weights.best is not None and r.weights.last is not None]
-    if told:
-        differing = [r for r in told if _digest(r.weights.best) != _digest(r.weights.last)]
-        found = found._replace(last_differs=len(differing) / len(told))
+    weights = [(r.weights.best, r.weights.last) for r in like]
+    differ = [best.sha256 != last.sha256 for best, last in weights if best and last]
+    if differ:
+        found = found._replace(last_differs=sum(differ) / len(differ))
     alike = [record for record in like if record.protocol == config.evaluation.protocol]
     if not alike or len({len(record.attacks) for record in alike}) > 1:
         return found
@@ -103,10 +103,6 @@ def measured(
     if expected <= 0:
         return found
     return found._replace(spent=sum(spent) / len(spent) / expected)
-
-
-def _digest(file: Any) -> str:
-    return str(file.sha256)
 
 
 def _kind(plain: dict[str, Any]) -> tuple[object, ...]:

@@ -1,31 +1,11 @@
 """A record: its schema, its seals, the folder it lies in, what it stands for."""
 
+# ruff: noqa: F403, F405 (each name is listed once)
 import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from robust_nc.record.schema import (
-        COLUMNS,
-        AttackUse,
-        Card,
-        Caution,
-        EvidenceFile,
-        Facts,
-        File,
-        Passes,
-        Record,
-        Score,
-        Stored,
-        Verdict,
-        Weights,
-        pack_flags,
-        read_record,
-        same_record,
-        tidy,
-        unpack_flags,
-        write_record,
-        write_rows,
-    )
+    from robust_nc.record.schema import *
 
 __all__ = [
     "COLUMNS",

@@ -1,22 +1,11 @@
 """What computations run in: torch's state, keyed draws, stopping, progress, executors."""
 
+# ruff: noqa: F403, F405 (each name is listed once)
 import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from robust_nc.runtime.torch_state import (
-        default_device,
-        device_of,
-        float32_products,
-        full_precision,
-        generator,
-        keyed_normal,
-        keyed_uniform,
-        private_draws,
-        ran_out,
-        stream_key,
-        untouched,
-    )
+    from robust_nc.runtime.torch_state import *
 
 __all__ = [
     "default_device",

@@ -23,7 +23,7 @@ from robust_nc.data.load import read_split, to_unit
 from robust_nc.evaluation.evaluate_model import evaluate
 from robust_nc.evaluation.scoring import Scorer
 from robust_nc.evidence.collecting import look, strengthen
-from robust_nc.exceptions import InputError, UnknownNameError
+from robust_nc.exceptions import InputError
 from robust_nc.io.files import atomic
 from robust_nc.pipeline.finished_model import AppraisalConfig
 from robust_nc.plugins import find_protocol
@@ -36,7 +36,7 @@ from robust_nc.statistics.intervals import wilson
 from robust_nc.statistics.sampling import fewest_broken, most_broken
 from robust_nc.threat import Ball
 from robust_nc.training.validation import evenly_chosen
-from robust_nc.verification.originals import RecordExamples, ball_of
+from robust_nc.verification.originals import RecordExamples, ball_of, draws_of
 
 CLAIM = "leap_rate_test"  # in `Record.summary`
 SURE = 0.999  # a claim outside of this interval is not put down to the draw of the images
@@ -137,10 +137,7 @@ def audit(
 
 def audit_protocol(own: str) -> str:
     """Return the protocol to audit with: `standard`, but the record's own for random models."""
-    try:
-        return own if find_protocol(own).draws > 1 else PROTOCOL
-    except UnknownNameError:
-        return PROTOCOL
+    return own if (draws_of(own) or 1) > 1 else PROTOCOL
 
 
 def _pushed(

@@ -33,16 +33,15 @@ from torch import Tensor, nn
 
 from robust_nc.config import plain, read
 from robust_nc.evidence.file import MAX_BYTES, read_evidence
-from robust_nc.exceptions import ConfigError, InputError, RecordError, UnknownNameError
+from robust_nc.exceptions import ConfigError, InputError, RecordError
 from robust_nc.io.files import atomic, canonical_json, sha256_of, write_text
 from robust_nc.io.untrusted import read_bounded, read_json
-from robust_nc.plugins import find_protocol
-from robust_nc.record.schema import Record, Stored, unpack_flags
+from robust_nc.record.schema import Stored, unpack_flags
 from robust_nc.record.standing import Challenge, challenge_path, challenges_of, standing
 from robust_nc.runtime.environment import hardware, versions
 from robust_nc.runtime.torch_state import device_of
 from robust_nc.verification.evidence import Finding, inside, name_rows
-from robust_nc.verification.originals import RecordExamples, ball_of
+from robust_nc.verification.originals import RecordExamples, ball_of, draws_of
 from robust_nc.verification.rejudge import bounded, certain, look_again
 
 _TYPES = {"ids": "<i8", "images": "<f4"}
@@ -110,7 +109,7 @@ def try_points(
     claimed = robust[rows]
     placed = inside(ball_of(stored.record.config), points, examples.images[rows])
     asked = claimed & placed
-    draws, seed = _draws(stored.record), stored.record.seed
+    draws, seed = draws_of(stored.record.protocol) or 1, stored.record.seed
     what = "the points of the challenge"
     wanted = examples.labels[rows[asked]]
     seen = look_again(model, points[asked], wanted, draws=draws, seed=seed, what=what)
@@ -205,13 +204,6 @@ def _check(rows: Tensor, points: Tensor, examples: RecordExamples) -> None:
         raise RecordError(
             f"the evidence must have images of shape {wanted}, found {tuple(points.shape)}"
         )
-
-
-def _draws(record: Record) -> int:
-    try:
-        return find_protocol(record.protocol).draws
-    except UnknownNameError:  # of a suite with attacks of its own
-        return 1
 
 
 def _others(rows: Tensor, *without: Tensor) -> Tensor:

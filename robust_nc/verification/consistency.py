@@ -43,9 +43,9 @@ def inconsistencies(stored: Stored) -> list[Finding]:
     record = stored.record
     found = [
         Finding(field, "is not what it was when the record was sealed")
-        for field in (broken_seals(read_json(stored.path)) if is_sealed(record) else ())
+        for field in (broken_seals(read_json(stored.path)) if record.seals else ())
     ]
-    if not is_sealed(record) and (record.evidence or record.weights.state):
+    if not record.seals and (record.evidence or record.weights.state):
         found.append(Finding("seals", "are missing: a record that has evidence is sealed"))
     if digest(record.config)[:16] != record.cell:
         found.append(Finding("cell", "is not the digest of config: one of the two was changed"))
@@ -54,12 +54,12 @@ def inconsistencies(stored: Stored) -> list[Finding]:
         record.verdict, examples=record.data.examples, attacks=len(record.attacks)
     )
     found += [] if found_in_flags(found) else [*_score_findings(record), *_attack_findings(record)]
-    return [*found, *_row_findings(stored), *_date_findings(record)]
-
-
-def is_sealed(record: Record) -> bool:
-    """Whether a record has seals; records of earlier versions have none."""
-    return bool(record.seals)
+    found += _row_findings(stored)
+    try:
+        datetime.fromisoformat(record.created)
+    except ValueError:
+        found.append(Finding("created", f"is no date: {record.created[:40]!r}"))
+    return found
 
 
 def found_in_flags(found: list[Finding]) -> bool:
@@ -237,13 +237,6 @@ def _verdict_row_findings(record: Record, frame: pd.DataFrame) -> Iterator[Findi
             if score is not None and not _same(float(value), score.value):
                 text = f"is {score.value:.6g}, but the rows say {value:.6g}"
                 yield Finding(f"scores.{name}.value", text)
-
-
-def _date_findings(record: Record) -> Iterator[Finding]:
-    try:
-        datetime.fromisoformat(record.created)
-    except ValueError:
-        yield Finding("created", f"is no date: {record.created[:40]!r}")
 
 
 def _same(told: float | None, measured: float | None) -> bool:

@@ -23,15 +23,14 @@ from torch import Tensor, nn
 from robust_nc.evaluation.sanity.output import output_warnings
 from robust_nc.evidence.contents import Evidence
 from robust_nc.evidence.file import read_evidence
-from robust_nc.exceptions import InputError, RecordError, UnknownNameError
+from robust_nc.exceptions import InputError, RecordError
 from robust_nc.io.digests import state_digest, state_digests
 from robust_nc.io.files import sha256_of
 from robust_nc.io.untrusted import file_name
-from robust_nc.plugins import find_protocol
 from robust_nc.record.schema import Record, Stored, Verdict, unpack_flags
 from robust_nc.runtime.torch_state import device_of, untouched
 from robust_nc.threat import Ball
-from robust_nc.verification.originals import RecordExamples, ball_of
+from robust_nc.verification.originals import RecordExamples, ball_of, draws_of
 from robust_nc.verification.rejudge import (
     Repeated,
     bounded,
@@ -288,10 +287,7 @@ def header_findings(record: Record, evidence: Evidence, rows: int | None = None)
 
 def draws_finding(record: Record, evidence: Evidence) -> Finding | None:
     """Say so where the evidence takes another number of draws than the protocol."""
-    try:
-        wanted = find_protocol(record.protocol).draws
-    except UnknownNameError:  # of a suite with attacks of its own
-        wanted = min(max(evidence.draws, 1), _MOST_DRAWS)
+    wanted = draws_of(record.protocol) or min(max(evidence.draws, 1), _MOST_DRAWS)
     if evidence.draws == wanted:
         return None
     text = f"are {evidence.draws}, but protocol {record.protocol!r} takes {wanted}"

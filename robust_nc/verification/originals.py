@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from robust_nc.config import Component, ThreatConfig, read
 from robust_nc.data.load import dataset_info, fingerprint, read_split, to_unit
-from robust_nc.exceptions import ConfigError, DataError, InputError, RecordError
+from robust_nc.exceptions import ConfigError, DataError, InputError, RecordError, UnknownNameError
+from robust_nc.plugins import find_protocol
 from robust_nc.record.schema import Record
 from robust_nc.runtime.torch_state import default_device
 from robust_nc.threat import Ball
@@ -102,6 +103,14 @@ def _check_size(part: Component) -> None:
                 f"the record's images would be made, {values:,} pixels of them; at most "
                 f"{_MOST_VALUES:,} are"
             )
+
+
+def draws_of(protocol: str) -> int | None:
+    """Return how many passes make a verdict of a protocol, None of one that is not known here."""
+    try:
+        return find_protocol(protocol).draws
+    except UnknownNameError:  # of a suite with attacks of its own
+        return None
 
 
 def ball_of(config: Mapping[str, Any]) -> Ball:

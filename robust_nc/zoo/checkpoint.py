@@ -77,7 +77,8 @@ def from_record(path: Path, *, which: Which = "best") -> FoundModel:
             f"the weights {file.path} of {path} are not here: there is no {manifest}; fetch them, "
             "or run the suite again"
         )
-    if _sha256(manifest) != file.sha256:
+    tensors = _manifest(manifest).get("tensors")
+    if not isinstance(tensors, dict) or tensors.get("sha256") != file.sha256:
         raise CheckpointError(
             f"{manifest} is not the checkpoint that {path} was written with: its weights have "
             "another SHA-256"
@@ -104,11 +105,6 @@ def _folder(stored: Stored, file: File) -> Path:
     if not folder.resolve().is_relative_to(out):
         raise CheckpointError(f"the weights {file.path} of {stored.path} lie outside of {out}")
     return folder
-
-
-def _sha256(manifest: Path) -> object:
-    tensors = _manifest(manifest).get("tensors")
-    return tensors.get("sha256") if isinstance(tensors, dict) else None
 
 
 def _manifest(path: Path) -> dict[str, Any]:
