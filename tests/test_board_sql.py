@@ -211,11 +211,13 @@ class TestQuestions:
         with pytest.raises(ConfigError, match=r"the tables are records, rows, board"):
             query(results, "select nothing")
 
-    def test_a_long_query_can_be_interrupted(self, results: Path) -> None:
+    @pytest.mark.parametrize("seconds", [0.1, 0.15, 0.2, 0.5])
+    def test_a_long_query_can_be_interrupted(self, results: Path, seconds: float) -> None:
+        """Also while its tables are made."""
         query(results, "select 1")
         # Tests that a shell runs in its background inherit that SIGINT is ignored.
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        timer = threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
+        timer = threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGINT))
         timer.start()
         endless = "select sum(a.range * b.range % 7) from range(99999999) a, range(99999) b"
         try:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -67,6 +67,7 @@ _IS_KIND: dict[str, Callable[[pa.DataType], bool]] = {
     "int64": pa.types.is_integer,
     "float64": pa.types.is_floating,
 }
+_T = TypeVar("_T")
 
 
 class QueryResult(NamedTuple):
@@ -88,18 +89,37 @@ def query(results: Path, sql: str) -> QueryResult:
         tempfile.TemporaryDirectory(prefix="robust_nc-") as folder,
         closing(_duckdb().connect(":memory:")) as connection,
     ):
-        connection.execute("set enable_progress_bar = false")
-        connection.execute(f"set temp_directory = {_quoted(f'{folder}/spilled')}")
-        # So that rows come in the order of their files.
-        connection.execute("set disabled_optimizers = 'build_side_probe_side'")
-        connection.execute("create schema held")
-        _make_records(connection, records, base)
-        _make_rows(connection, records, Path(folder))
-        if _ABOUT_BOARD.search(sql):
-            frame = pa.Table.from_pandas(leaderboard(records), preserve_index=False)
-            _make_table(connection, "board", frame)
-        _lock(connection)
-        return _answer(connection, sql)
+        _interruptible(connection, lambda: _fill(connection, records, base, Path(folder), sql))
+        try:
+            return _interruptible(connection, lambda: _answer(connection, sql))
+        except _duckdb().Error as error:
+            raise _refusal(error, _columns(connection, sql)) from None
+
+
+def _interruptible(connection: Any, work: Callable[[], _T]) -> _T:
+    """Let Ctrl-C stop work of DuckDB, which itself overlooks it or ends with another error."""
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(work)
+        try:
+            return running.result()
+        except KeyboardInterrupt:
+            connection.interrupt()
+            raise
+
+
+def _fill(connection: Any, records: Sequence[Stored], base: Path, folder: Path, sql: str) -> None:
+    """Make the tables, the board only for a query that asks for it, and lock them."""
+    connection.execute("set enable_progress_bar = false")
+    connection.execute(f"set temp_directory = {_quoted(f'{folder}/spilled')}")
+    # So that rows come in the order of their files.
+    connection.execute("set disabled_optimizers = 'build_side_probe_side'")
+    connection.execute("create schema held")
+    _make_records(connection, records, base)
+    _make_rows(connection, records, folder)
+    if _ABOUT_BOARD.search(sql):
+        frame = pa.Table.from_pandas(leaderboard(records), preserve_index=False)
+        _make_table(connection, "board", frame)
+    _lock(connection)
 
 
 def _lock(connection: Any) -> None:
@@ -215,21 +235,8 @@ def _check(sql: str) -> None:
 
 
 def _answer(connection: Any, sql: str) -> QueryResult:
-    """Run a query so that Ctrl-C stops it: DuckDB itself does not look for signals."""
-
-    def run() -> QueryResult:
-        found = connection.execute(sql)
-        return QueryResult(tuple(one[0] for one in found.description), found.fetchall())
-
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(run)
-        try:
-            return running.result()
-        except _duckdb().Error as error:
-            raise _refusal(error, _columns(connection, sql)) from None
-        except KeyboardInterrupt:
-            connection.interrupt()
-            raise
+    found = connection.execute(sql)
+    return QueryResult(tuple(one[0] for one in found.description), found.fetchall())
 
 
 def _refusal(error: Exception, valid: str) -> ConfigError:
