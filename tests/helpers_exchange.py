@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from helpers_report import config, record_of, write_cell
-from torch import Tensor
 
 from robust_nc.config import Component, EvaluationConfig, ThreatConfig, plain
 from robust_nc.data.load import fingerprint, read_split, to_unit
@@ -26,12 +25,10 @@ from robust_nc.record import (
     Weights,
     read_record,
     tidy,
-    unpack_flags,
     write_record,
     write_rows,
 )
 from robust_nc.record.schema import sealed
-from robust_nc.threat import Ball
 
 TENSORS = {"weight": "0" * 16}
 STATE = state_digest(TENSORS)
@@ -74,52 +71,24 @@ def resealed(record: Record, path: Path) -> Stored:
     return read_record(path)
 
 
-def evidence_of(record: Record, images: Tensor, ball: Ball) -> Evidence:
-    """Make evidence that fits a record's flags: each broken image is moved within the ball."""
-    count = record.data.examples
-    clean = torch.from_numpy(unpack_flags(record.verdict.clean_correct))
-    robust = torch.from_numpy(unpack_flags(record.verdict.robust))
-    broken = (clean & ~robust).nonzero().flatten()
-    draw = torch.rand(images[broken].shape, generator=torch.Generator().manual_seed(1))
-    moved = ball.project(images[broken] + (draw - 0.5) * 2 * ball.eps, images[broken])
-    ones = torch.ones(count, dtype=torch.int64)
-    return Evidence(
-        ids=torch.arange(count),
-        labels=torch.zeros(count, dtype=torch.int64),
-        clean_correct=clean,
-        robust=robust,
-        broken_by=torch.tensor(record.verdict.broken_by),
-        forwards=ones * 20,
-        backwards=ones * 10,
-        broken=broken,
-        adversarials=moved,
-        margins=torch.ones(len(broken)),
-        ranges=torch.full((len(broken),), 10.0),
-        ball=ball,
-        fingerprint=record.data.fingerprint,
-        weights=TENSORS,
-    )
-
-
-def appraised(out: Path, *, count: int = 200, side: int = 8, seed: int = 0) -> Stored:
+def appraised(out: Path, *, count: int = 200) -> Stored:
     """Write a sealed appraisal of `count` synthetic images with rows and evidence that fit.
 
-    Every tenth image is misclassified, every fourth of the others is broken.
+    Every tenth image is misclassified, every fourth of the others is broken: moved in the ball.
     """
-    part = Component(name="synthetic", options={"test_size": count, "image_shape": [1, side, side]})
+    part = Component(name="synthetic", options={"test_size": count, "image_shape": [1, 8, 8]})
     settings = AppraisalConfig(
         model=ModelReference(reference="net.py:make", state=STATE),
         data=EvaluatedData(dataset=part),
         threat=ThreatConfig(eps=8 / 255),
         evaluation=EvaluationConfig(protocol="pgd"),
-        seed=seed,
     )
     cell, split = appraisal_id(settings), read_split(part, "test")
     path = out / f"{cell}.json"
     clean = np.arange(count) % 10 != 0
     robust = clean & (np.arange(count) % 4 != 0)
     record = record_of(
-        config(seed=seed),
+        config(),
         clean=clean,
         robust=robust,
         fingerprint=fingerprint(split),
@@ -134,9 +103,25 @@ def appraised(out: Path, *, count: int = 200, side: int = 8, seed: int = 0) -> S
     data = dataclasses.replace(record.data, dataset="synthetic", num_classes=10)
     scores = {name: record.scores[name] for name in ("clean", "robust")}
     record = dataclasses.replace(record, data=data, scores=scores)
-    images = to_unit(split.images)
-    evidence = dataclasses.replace(
-        evidence_of(record, images, settings.threat.ball()), ids=split.ids, labels=split.labels
+    images, ball = to_unit(split.images), settings.threat.ball()
+    broken = torch.from_numpy(clean & ~robust).nonzero().flatten()
+    draw = torch.rand(images[broken].shape, generator=torch.Generator().manual_seed(1))
+    ones = torch.ones(count, dtype=torch.int64)
+    evidence = Evidence(
+        ids=split.ids,
+        labels=split.labels,
+        clean_correct=torch.from_numpy(clean),
+        robust=torch.from_numpy(robust),
+        broken_by=torch.tensor(record.verdict.broken_by),
+        forwards=ones * 20,
+        backwards=ones * 10,
+        broken=broken,
+        adversarials=ball.project(images[broken] + (draw - 0.5) * 2 * ball.eps, images[broken]),
+        margins=torch.ones(len(broken)),
+        ranges=torch.full((len(broken),), 10.0),
+        ball=ball,
+        fingerprint=record.data.fingerprint,
+        weights=TENSORS,
     )
     file = write_evidence(path.with_suffix(".evidence"), evidence, images)
     return resealed(dataclasses.replace(record, evidence=file), path)

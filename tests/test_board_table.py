@@ -204,11 +204,6 @@ def test_columns_that_do_not_fit_a_terminal_are_named() -> None:
         assert "upper bound proven" in told
 
 
-def test_a_name_stays_on_its_row() -> None:
-    text = format_table(frame_of().assign(model=["two\nlines", "b"]), "table")
-    assert "two lines" in text
-
-
 @pytest.mark.parametrize(("beside", "words"), [("cw", "cw flatters;"), ("ce", "ce, cw flatter;")])
 def test_the_caption_names_every_weaker_protocol(beside: str, words: str) -> None:
     told = frame_of().assign(beside=[beside, "cw"], gap=0.1)
@@ -261,6 +256,7 @@ def test_markdown_is_escaped_and_rectangular() -> None:
 def test_a_terminal_is_sent_no_commands() -> None:
     text = format_table(frame_of().assign(model=[NASTY, "[bold]b[/bold]"]), "table")
     assert "\x1b" not in text
+    assert "?[31mn o" in text  # on its row
     assert "[bold]b[/bold]" in text
 
 
