@@ -131,31 +131,32 @@ def test_record_rows_evidence_and_card_are_pushed_and_nothing_else(tmp_path: Pat
     assert (there / f"{cell}.json").read_bytes() == stored.path.read_bytes()
 
 
+def refused(stored: Stored, folder: Path, words: str, **options: bool) -> None:
+    with pytest.raises(RecordError, match=words):
+        push(stored, "me/x", api=Noting(folder), **options)
+    assert not folder.exists()
+
+
 def test_weights_are_pushed_only_if_asked_for_and_ours(tmp_path: Path) -> None:
     stored = with_files(tmp_path / "out")
     found = push(stored, "me/mine", weights=True, api=Noting(tmp_path / "hub"))
     assert "best.safetensors" in found.files
-    for path in ("../../secret.safetensors", "/etc/passwd", "checkpoints/../private.safetensors"):
-        named = File(path=path, sha256="0" * 64)
-        record = dataclasses.replace(stored.record, weights=Weights(parameters=1, best=named))
-        with pytest.raises(RecordError, match="checkpoints/"):
-            push(resealed(record, stored.path), "me/x", weights=True, api=Noting(tmp_path / "no"))
-    finished = dataclasses.replace(stored.record, weights=Weights(parameters=1))
-    with pytest.raises(RecordError, match="finished"):
-        push(resealed(finished, stored.path), "me/x", weights=True, api=Noting(tmp_path / "no"))
-    assert not (tmp_path / "no").exists()
+    elsewhere = ("../../secret.safetensors", "/etc/passwd", "checkpoints/../private.safetensors")
+    named = [File(path=path, sha256="0" * 64) for path in elsewhere]
+    for best, words in (*((one, "checkpoints/") for one in named), (None, "finished")):
+        weights = Weights(parameters=1, best=best)
+        other = resealed(dataclasses.replace(stored.record, weights=weights), stored.path)
+        refused(other, tmp_path / "no", words, weights=True)
 
 
 def test_a_broken_record_and_evidence_that_differs_are_not_pushed(tmp_path: Path) -> None:
     stored = with_files(tmp_path / "out")
     values = json.loads(stored.path.read_text())
     stored.path.write_text(json.dumps({**values, "seed": 7}))
-    with pytest.raises(RecordError, match="changed after it was written, in seed"):
-        push(stored, "me/mine", api=Noting(tmp_path / "no"))
+    refused(stored, tmp_path / "no", "changed after it was written, in seed")
     stored = resealed(stored.record, stored.path)
     stored.path.with_suffix(".evidence").write_bytes(b"other")
-    with pytest.raises(RecordError, match="not the file"):
-        push(stored, "me/mine", api=Noting(tmp_path / "no"))
+    refused(stored, tmp_path / "no", "not the file")
 
 
 @pytest.mark.parametrize("name", ["mine", "a/b/c", "../b", "a/../b", "a/b\n", "a/", "-a/b", ""])

@@ -16,7 +16,6 @@ from robust_nc.record import (
     Card,
     Caution,
     EvidenceFile,
-    Record,
     Stored,
     tidy,
     write_rows,
@@ -63,36 +62,25 @@ def poison(value: Any, evil: str, key: str = "") -> Any:
     return evil if isinstance(value, str) else value
 
 
-def poisoned(record: Record, evil: str, link: str) -> Record:
-    card = Card(**{field.name: "x" for field in dataclasses.fields(Card) if field.type is str})
-    full = dataclasses.replace(
-        record,
-        card=card,
+def write_evil(folder: Path, evil: str, link: str, seed: int) -> Stored:
+    rows = tidy(helpers.rows_of("pgd", "etf", 0))
+    rows = rows.assign(tap=rows["tap"] + evil, note=evil)
+    full = helpers.record(
+        seed=seed,
+        rows=write_rows(folder / f"{seed}.parquet", rows),
+        card=Card(**{field.name: "x" for field in dataclasses.fields(Card) if field.type is str}),
         warnings=(Caution(name="a", message="b"),),
         evidence=EvidenceFile(name="a", sha256="b", bytes=12, broken=3),
         accelerated=("a",),
     )
     made = poison(full, evil)
-    assert made.card is not None
-    parts = {"backbone": {"name": evil, "options": {evil: evil}}, "reference": evil}
-    return dataclasses.replace(
-        made,
-        card=dataclasses.replace(made.card, link=link),
-        config={
-            "model": parts,
-            "threat": {"norm": evil, "eps": 0.1},
-            "evaluation": {"beside": evil},
-        },
-    )
-
-
-def write_evil(folder: Path, evil: str, link: str, seed: int) -> Stored:
-    record = helpers.record_of(helpers.config(seed=seed))
-    rows = tidy(helpers.rows_of("pgd", "etf", 0))
-    rows = rows.assign(tap=rows["tap"] + evil, note=evil)
-    file = write_rows(folder / f"{seed}.parquet", rows)
-    made = dataclasses.replace(poisoned(record, evil, link), rows=file)
-    return Stored(made, folder / f"{seed}.json")
+    config = {
+        "model": {"backbone": {"name": evil, "options": {evil: evil}}, "reference": evil},
+        "threat": {"norm": evil, "eps": 0.1},
+        "evaluation": {"beside": evil},
+    }
+    card = dataclasses.replace(made.card, link=link)
+    return Stored(dataclasses.replace(made, card=card, config=config), folder / f"{seed}.json")
 
 
 def answer(evil: str) -> SimpleNamespace:
