@@ -13,9 +13,7 @@ torch.Size([2, 32])
 from collections.abc import Iterator
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from robust_nc.exceptions import InputError
 from robust_nc.types import Features, Images
@@ -29,11 +27,13 @@ class Backbone(nn.Module):
     """Base of all backbones: a subclass sets `name` and `min_side`, and writes `blocks`.
 
     `image_shape` is (C, H, W); `dim` the width of the features; `tap_names` what `blocks` yields,
-    in depth order, "penultimate" last. Raises `InputError` for images that it cannot take.
+    in depth order, "penultimate" last. Where `one_size` is set, it takes images of `image_shape`
+    only. Raises `InputError` for images that it cannot take.
     """
 
     name: ClassVar[str]
     min_side: ClassVar[int] = 1
+    one_size: ClassVar[bool] = False
 
     def __init__(self, image_shape: ImageShape, *, dim: int, tap_names: tuple[str, ...]) -> None:
         super().__init__()
@@ -55,8 +55,13 @@ class Backbone(nn.Module):
         return features
 
     def check_shape(self, shape: ImageShape) -> None:
-        """Refuse images (C, H, W) of another channel count, or too small."""
+        """Refuse images (C, H, W) of another channel count, too small, or not of the one size."""
         channels, height, width = shape
+        if self.one_size and shape != self.image_shape:
+            raise InputError(
+                f"this {self.name} takes images of shape {self.image_shape}, found {shape}; "
+                f"build the model with image_shape={shape}"
+            )
         if channels != self.image_shape[0]:
             raise InputError(
                 f"this {self.name} takes images of {self.image_shape[0]} channel(s), found "
@@ -67,6 +72,25 @@ class Backbone(nn.Module):
                 f"{self.name} needs images of at least {self.min_side} x {self.min_side}, "
                 f"found {height} x {width}; choose {_fitting(min(height, width))}"
             )
+
+
+class ConvolutionalBackbone(Backbone):
+    """Base of backbones whose blocks are submodules, one after the other, named as their taps.
+
+    The features are the last block averaged over space, after what `last` makes of it.
+    """
+
+    def blocks(self, images: Images) -> Iterator[tuple[str, Tensor]]:
+        """Yield the blocks, `(N, width, h, w)`, and the features `(N, dim)`."""
+        output = images
+        for name in self.tap_names[:-1]:
+            output = self.get_submodule(name)(output)
+            yield name, output
+        yield PENULTIMATE, self.last(output).mean((2, 3))
+
+    def last(self, output: Tensor) -> Tensor:
+        """Return what is averaged: the last block itself."""
+        return output
 
 
 def initialise(module: nn.Module) -> None:
@@ -91,31 +115,6 @@ def at_least(name: str, value: int, least: int) -> int:
     return value
 
 
-class PreActBlock(nn.Module):
-    """x + conv(relu(norm(conv(relu(norm(x)))))) (He et al., ECCV 2016), of 3 x 3 convolutions.
-
-    Where the shape changes, x is normalised and activated before its shortcut, a 1 x 1 convolution.
-    `dropout` drops values between the two convolutions, in train mode.
-    """
-
-    def __init__(self, inputs: int, width: int, *, stride: int = 1, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.norm1 = nn.BatchNorm2d(inputs)
-        self.conv1 = nn.Conv2d(inputs, width, 3, stride=stride, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        projects = stride != 1 or inputs != width
-        self.shortcut = nn.Conv2d(inputs, width, 1, stride=stride, bias=False) if projects else None
-
-    def forward(self, images: Images) -> Tensor:
-        """Return the sum of the shortcut and the residual."""
-        active = F.relu(self.norm1(images), inplace=True)
-        shortcut = images if self.shortcut is None else self.shortcut(active)
-        hidden = F.relu(self.norm2(self.conv1(active)), inplace=True)
-        return torch.add(shortcut, self.conv2(self.dropout(hidden)))
-
-
 class Mlp(Backbone):
     """Fully connected: `depth` times linear, batch norm, ReLU, each `width` wide.
 
@@ -123,6 +122,7 @@ class Mlp(Backbone):
     """
 
     name = "mlp"
+    one_size = True
 
     def __init__(
         self,
@@ -147,16 +147,8 @@ class Mlp(Backbone):
             output = layer(output)
             yield name, output
 
-    def check_shape(self, shape: ImageShape) -> None:
-        """Refuse every shape but the one that the first layer was built for."""
-        if shape != self.image_shape:
-            raise InputError(
-                f"this mlp takes images of shape {self.image_shape}, found {shape}; "
-                f"build the model with image_shape={shape}"
-            )
 
-
-class SmallCnn(Backbone):
+class SmallCnn(ConvolutionalBackbone):
     """Four 3 x 3 convolutions, each with batch norm and ReLU, for small images on a CPU.
 
     Widths w, w, 2w, 2w at strides 2, 1, 2, 1: to halve the image at once makes a step twice as fast
@@ -176,14 +168,6 @@ class SmallCnn(Backbone):
         self.block3 = _convolution(width, 2 * width, stride=2)
         self.block4 = _convolution(2 * width, 2 * width, stride=1)
         initialise(self)
-
-    def blocks(self, images: Images) -> Iterator[tuple[str, Tensor]]:
-        """Yield the four blocks, `(N, width, h, w)`, and their average over space."""
-        output = images
-        for name in self.tap_names[:-1]:
-            output = self.get_submodule(name)(output)
-            yield name, output
-        yield PENULTIMATE, output.mean((2, 3))
 
 
 def _fitting(side: int) -> str:

@@ -9,26 +9,85 @@ With 10 classes and a linear head it has 11,172,170 parameters:
 11172170
 """
 
-from collections.abc import Iterator
-
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_nc.exceptions import InputError
 from robust_nc.models.backbones import (
     PENULTIMATE,
-    Backbone,
+    ConvolutionalBackbone,
     ImageShape,
-    PreActBlock,
     at_least,
     initialise,
 )
 from robust_nc.types import Images
 
-_STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))  # (width, stride of the first block)
+
+class _PreActBlock(nn.Module):
+    """x + conv(relu(norm(conv(relu(norm(x)))))) (He et al., ECCV 2016), of 3 x 3 convolutions.
+
+    Where the shape changes, x is normalised and activated before its shortcut, a 1 x 1 convolution.
+    `dropout` drops values between the two convolutions, in train mode.
+    """
+
+    def __init__(self, inputs: int, width: int, *, stride: int = 1, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride=stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        projects = stride != 1 or inputs != width
+        self.shortcut = nn.Conv2d(inputs, width, 1, stride=stride, bias=False) if projects else None
+
+    def forward(self, images: Images) -> Tensor:
+        """Return the sum of the shortcut and the residual."""
+        active = F.relu(self.norm1(images), inplace=True)
+        shortcut = images if self.shortcut is None else self.shortcut(active)
+        hidden = F.relu(self.norm2(self.conv1(active)), inplace=True)
+        return torch.add(shortcut, self.conv2(self.dropout(hidden)))
 
 
-class PreActResNet18(Backbone):
+class _PreActNetwork(ConvolutionalBackbone):
+    """A 3 x 3 stem at stride 1, groups of blocks, batch norm, ReLU, average over space.
+
+    `groups`: the width and the stride of the first block of each, all of `blocks` blocks; taps are
+    the stem and, named after their `group`, the blocks (sums, before the next activation).
+    """
+
+    def __init__(
+        self,
+        image_shape: ImageShape,
+        *,
+        stem: int,
+        group: str,
+        groups: tuple[tuple[int, int], ...],
+        blocks: int,
+        dropout: float = 0.0,
+    ) -> None:
+        width = groups[-1][0]
+        places = range(1, len(groups) + 1)
+        names = [f"{group}{place}.{block}" for place in places for block in range(blocks)]
+        super().__init__(image_shape, dim=width, tap_names=("stem", *names, PENULTIMATE))
+        self.stem = nn.Conv2d(image_shape[0], stem, 3, padding=1, bias=False)
+        inputs = stem
+        for place, (outputs, stride) in zip(places, groups, strict=True):
+            members = nn.Sequential()
+            for block in range(blocks):
+                step = 1 if block else stride
+                members.append(_PreActBlock(inputs, outputs, stride=step, dropout=dropout))
+                inputs = outputs
+            self.add_module(f"{group}{place}", members)
+        self.norm = nn.BatchNorm2d(width)
+        initialise(self)
+
+    def last(self, output: Tensor) -> Tensor:
+        """Return the last block, normalised and activated."""
+        return F.relu(self.norm(output))
+
+
+class PreActResNet18(_PreActNetwork):
     """Residual network with batch norm and ReLU before each convolution (He et al., ECCV 2016).
 
     A 3 x 3 stem at stride 1, four stages of two blocks, batch norm, ReLU, average over space. The
@@ -40,33 +99,15 @@ class PreActResNet18(Backbone):
     min_side = 8
 
     def __init__(self, image_shape: ImageShape) -> None:
-        names = [f"layer{stage}.{block}" for stage in range(1, 5) for block in range(2)]
-        super().__init__(image_shape, dim=512, tap_names=("stem", *names, PENULTIMATE))
-        self.stem = nn.Conv2d(image_shape[0], 64, 3, padding=1, bias=False)
-        inputs = 64
-        for stage, (width, stride) in enumerate(_STAGES, start=1):
-            pair = nn.Sequential(
-                PreActBlock(inputs, width, stride=stride), PreActBlock(width, width)
-            )
-            self.add_module(f"layer{stage}", pair)
-            inputs = width
-        self.norm = nn.BatchNorm2d(512)
-        initialise(self)
-
-    def blocks(self, images: Images) -> Iterator[tuple[str, Tensor]]:
-        """Yield stem, the eight blocks, `(N, width, h, w)`, and the features `(N, 512)`."""
-        output = images
-        for name in self.tap_names[:-1]:
-            output = self.get_submodule(name)(output)
-            yield name, output
-        yield PENULTIMATE, F.relu(self.norm(output)).mean((2, 3))
+        groups = ((64, 1), (128, 2), (256, 2), (512, 2))
+        super().__init__(image_shape, stem=64, group="layer", groups=groups, blocks=2)
 
 
 _WIDTHS = (64, 128, 256, 256, 512, 512, 512, 512)
 _POOLED = (True, True, False, True, False, True, False, True)
 
 
-class Vgg11Bn(Backbone):
+class Vgg11Bn(ConvolutionalBackbone):
     """Eight 3 x 3 convolutions, configuration A (Simonyan, Zisserman, ICLR 2015), on 512 features.
 
     Each has batch norm and ReLU, five of them are followed by 2 x 2 max pooling; one linear head
@@ -85,14 +126,6 @@ class Vgg11Bn(Backbone):
             self.add_module(name, _stage(before, width, pooled=pooled))
         initialise(self)
 
-    def blocks(self, images: Images) -> Iterator[tuple[str, Tensor]]:
-        """Yield the eight stages, `(N, width, h, w)`, and the features `(N, 512)`."""
-        output = images
-        for name in self.tap_names[:-1]:
-            output = self.get_submodule(name)(output)
-            yield name, output
-        yield PENULTIMATE, output.mean((2, 3))
-
 
 def _stage(inputs: int, width: int, *, pooled: bool) -> nn.Sequential:
     # The convolutions keep the bias that batch norm makes idle, as the published networks do.
@@ -100,11 +133,7 @@ def _stage(inputs: int, width: int, *, pooled: bool) -> nn.Sequential:
     return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pooled else []))
 
 
-_STEM = 16
-_GROUPS = ((16, 1), (32, 2), (64, 2))  # (width before widening, stride of the first block)
-
-
-class WideResNet(Backbone):
+class WideResNet(_PreActNetwork):
     """WRN-depth-widen (Zagoruyko, Komodakis, BMVC 2016), by default WRN-28-10.
 
     A 3 x 3 stem of 16 channels, three groups of (depth - 4) / 6 blocks, 16, 32 and 64 times `widen`
@@ -129,28 +158,10 @@ class WideResNet(Backbone):
         at_least("widen", widen, 1)
         if not 0 <= dropout < 1:
             raise InputError(f"dropout must be at least 0 and below 1, found {dropout}")
-        names = [f"group{group}.{block}" for group in range(1, 4) for block in range(blocks)]
-        width = _GROUPS[-1][0] * widen
-        super().__init__(image_shape, dim=width, tap_names=("stem", *names, PENULTIMATE))
-        self.stem = nn.Conv2d(image_shape[0], _STEM, 3, padding=1, bias=False)
-        inputs = _STEM
-        for group, (base, stride) in enumerate(_GROUPS, start=1):
-            members = nn.Sequential()
-            for block in range(blocks):
-                step = 1 if block else stride
-                members.append(PreActBlock(inputs, base * widen, stride=step, dropout=dropout))
-                inputs = base * widen
-            self.add_module(f"group{group}", members)
-        self.norm = nn.BatchNorm2d(width)
-        initialise(self)
-
-    def blocks(self, images: Images) -> Iterator[tuple[str, Tensor]]:
-        """Yield stem, the blocks, `(N, width, h, w)`, and the features `(N, 64 widen)`."""
-        output = images
-        for name in self.tap_names[:-1]:
-            output = self.get_submodule(name)(output)
-            yield name, output
-        yield PENULTIMATE, F.relu(self.norm(output)).mean((2, 3))
+        groups = ((16 * widen, 1), (32 * widen, 2), (64 * widen, 2))
+        super().__init__(
+            image_shape, stem=16, group="group", groups=groups, blocks=blocks, dropout=dropout
+        )
 
 
 def _blocks_per_group(depth: int) -> int:

@@ -47,6 +47,7 @@ class DeepRfmBackbone(Backbone):
     """
 
     name = "deep_rfm"
+    one_size = True
     centers: Tensor
 
     def __init__(
@@ -118,14 +119,6 @@ class DeepRfmBackbone(Backbone):
             self.centers.copy_(machine.centers_)
             head.weight.copy_(machine.coefficients_.T * head.temperature)
         return machine
-
-    def check_shape(self, shape: ImageShape) -> None:
-        """Refuse every shape but the one that the first layer was built for."""
-        if shape != self.image_shape:
-            raise InputError(
-                f"this deep_rfm takes images of shape {self.image_shape}, found {shape}; "
-                f"build the model with image_shape={shape}"
-            )
 
 
 class _Layer(nn.Module):

@@ -38,6 +38,7 @@ class Vit(Backbone):
     """
 
     name = "vit"
+    one_size = True
 
     def __init__(
         self,
@@ -76,14 +77,6 @@ class Vit(Backbone):
             yield name, tokens[:, first:].transpose(1, 2).unflatten(2, size)
         normed = self.norm(tokens)
         yield PENULTIMATE, normed.mean(1) if self.token is None else normed[:, 0]
-
-    def check_shape(self, shape: ImageShape) -> None:
-        """Refuse every shape but the one that the positions were made for."""
-        if shape != self.image_shape:
-            raise InputError(
-                f"this vit takes images of shape {self.image_shape}, found {shape}; "
-                f"build the model with image_shape={shape}"
-            )
 
     def _initialise(self) -> None:
         # Half of the variance that suits ReLU: with it attention would start out peaked.
