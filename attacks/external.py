@@ -13,7 +13,6 @@ robust_nc.exceptions.UnknownNameError: unknown option of demo:pgd 'size'. Valid:
 """
 
 import contextlib
-import importlib
 import inspect
 import random
 import sys
@@ -22,8 +21,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -31,8 +29,10 @@ import torch
 from torch import Tensor, nn
 
 from robust_nc.attacks.base import AttackInputs, BaseAttack
+from robust_nc.attacks.model_calls import Oracle
 from robust_nc.exceptions import ConfigError, InputError, unknown_name
 from robust_nc.runtime import private_draws, stream_key, untouched
+from robust_nc.runtime.third_party import version_of
 from robust_nc.threat import NORMS, Ball
 from robust_nc.types import Images, Warned
 
@@ -133,7 +133,7 @@ class ExternalAttack(BaseAttack):
                 targets=None if targets is None else targets.clone(),
                 ball=ball,
                 seed=key,
-                num_classes=_num_classes(model, images),
+                num_classes=Oracle(model).logits(images[:1]).shape[1],
             )
             try:
                 # What they print is no result.
@@ -161,34 +161,6 @@ class ExternalAttack(BaseAttack):
 Adapter = TypeVar("Adapter", bound=ExternalAttack)
 
 
-def import_library(module: str, library: str) -> ModuleType:
-    """Import a module of a library; `ConfigError` says what to do where that fails."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its imports; nothing a caller could act on
-            return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name == module.split(".")[0]:
-            raise ConfigError(
-                f"{library} is not installed here; `make peers` builds an environment with it"
-            ) from None
-        reason = f"{type(error).__name__}: {error}"
-    except Exception as error:  # a broken package may raise anything on import
-        reason = f"{type(error).__name__}: {error}"
-    raise ConfigError(
-        f"{library} is installed but does not import ({reason}); "
-        "`robust-nc doctor` says what to do, `make peers` builds an environment where it works"
-    )
-
-
-def version_of(distribution: str) -> str:
-    """Version of an installed distribution, "?" where it tells none."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "?"
-
-
 def make_attack(
     kind: type[Adapter],
     name: str,
@@ -205,20 +177,15 @@ def make_attack(
     `given` are the parameters, with any value, that a call will hand over and no default stands
     for.
     """
-    _check_name(library, name, names, refused)
-    version = version_of(distribution or library)
-    attack = kind(library=library, version=version, name=name, options=dict(options))
-    attack.filled(given)
-    return attack
-
-
-def _check_name(library: str, name: str, names: Iterable[str], refused: Mapping[str, str]) -> None:
-    """Refuse an attack that cannot be named, with the reason, and one that does not exist."""
     if name in refused:
         raise ConfigError(f"{library}:{name} cannot be used by name: {refused[name]}")
     names = set(names) - set(refused)
     if name not in names:
         raise unknown_name(f"attack of {library}", name, names)
+    version = version_of(distribution or library)
+    attack = kind(library=library, version=version, name=name, options=dict(options))
+    attack.filled(given)
+    return attack
 
 
 def arguments(
@@ -300,15 +267,6 @@ def _grads_kept(model: nn.Module) -> Iterator[None]:
 
 def _ball_norms(norms: Iterable[str]) -> tuple[str, ...]:
     return tuple(norm for norm in norms if norm in NORMS)
-
-
-@torch.no_grad()
-def _num_classes(model: nn.Module, images: Images) -> int:
-    logits = model(images[:1])
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        found = getattr(logits, "shape", type(logits).__name__)
-        raise InputError(f"the model must return logits (N, K), found {found}")
-    return logits.shape[1]
 
 
 def _inside(label: str, points: object, images: Images, ball: Ball) -> Images:

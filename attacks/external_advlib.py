@@ -18,9 +18,9 @@ from robust_nc.attacks.external import (
     Call,
     ExternalAttack,
     check_colours,
-    import_library,
     make_attack,
 )
+from robust_nc.runtime.third_party import import_peer
 
 _LIBRARY = "adv_lib"
 _ALL = ("Linf", "L2", "L1")
@@ -53,7 +53,7 @@ def advlib_attack(
     name: str, options: Mapping[str, object] = MappingProxyType({})
 ) -> "AdvLibAttack":
     """Make an attack of adv_lib; unknown names and options are answered with the nearest."""
-    attacks = import_library(f"{_LIBRARY}.attacks", _LIBRARY)
+    attacks = import_peer(f"{_LIBRARY}.attacks", _LIBRARY)
     return make_attack(
         AdvLibAttack,
         name,
@@ -71,7 +71,7 @@ class AdvLibAttack(ExternalAttack):
 
     def target(self) -> Any:
         """The function of the library."""
-        return getattr(import_library(f"{_LIBRARY}.attacks", _LIBRARY), self.name)
+        return getattr(import_peer(f"{_LIBRARY}.attacks", _LIBRARY), self.name)
 
     def norms(self) -> tuple[str, ...]:
         """As its documentation says; none for a perceptual or structured distance."""

@@ -18,10 +18,10 @@ from robust_nc.attacks.external import (
     Call,
     ExternalAttack,
     arguments,
-    import_library,
     make_attack,
 )
 from robust_nc.exceptions import ConfigError
+from robust_nc.runtime.third_party import import_peer
 
 _LIBRARIES = ("pyautoattack", "autoattack")
 _MODULES = {
@@ -107,4 +107,4 @@ def _installed(name: str) -> str:
 
 
 def _module(library: str, name: str) -> ModuleType:
-    return import_library(f"{library}.{_MODULES[name]}", library)
+    return import_peer(f"{library}.{_MODULES[name]}", library)

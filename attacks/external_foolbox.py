@@ -20,10 +20,10 @@ from torch import Tensor
 from robust_nc.attacks.external import (
     Call,
     ExternalAttack,
-    import_library,
     make_attack,
 )
 from robust_nc.exceptions import ConfigError, InputError
+from robust_nc.runtime.third_party import import_peer
 from robust_nc.threat import NORMS
 
 _LIBRARY = "foolbox"
@@ -48,7 +48,7 @@ def foolbox_attack(
     name: str, options: Mapping[str, object] = MappingProxyType({})
 ) -> "FoolboxAttack":
     """Make an attack of foolbox; unknown names and options are answered with the nearest."""
-    attacks = import_library(f"{_LIBRARY}.attacks", _LIBRARY)
+    attacks = import_peer(f"{_LIBRARY}.attacks", _LIBRARY)
     names = [key for key, value in vars(attacks).items() if _is_attack(attacks, value)]
     return make_attack(
         FoolboxAttack, name, options, library=_LIBRARY, names=names, refused=_REFUSED
@@ -61,7 +61,7 @@ class FoolboxAttack(ExternalAttack):
 
     def target(self) -> Any:
         """The class of the library."""
-        return getattr(import_library(f"{_LIBRARY}.attacks", _LIBRARY), self.name)
+        return getattr(import_peer(f"{_LIBRARY}.attacks", _LIBRARY), self.name)
 
     def norms(self) -> tuple[str, ...]:
         """Norm of its distance; all of ours where the distance is an argument."""
@@ -79,7 +79,7 @@ class FoolboxAttack(ExternalAttack):
 
     def perturb(self, call: Call) -> Tensor:
         """Wrap the model and call the attack; the points before foolbox's own clipping."""
-        foolbox = import_library(_LIBRARY, _LIBRARY)
+        foolbox = import_peer(_LIBRARY, _LIBRARY)
         model = foolbox.PyTorchModel(call.model, bounds=call.ball.bounds, device=call.images.device)
         if self.name not in _FROM_OUTSIDE or "init_attack" in self.options:
             return self._attacked(foolbox, model, call)
@@ -115,7 +115,7 @@ class FoolboxAttack(ExternalAttack):
         return points
 
     def _built(self, norm: str) -> Any:
-        distances = import_library(f"{_LIBRARY}.distances", _LIBRARY)
+        distances = import_peer(f"{_LIBRARY}.distances", _LIBRARY)
         distance = distances.LpDistance(_ORDERS[norm])
         given = {"distance": distance, "constraint": _CONSTRAINTS.get(norm)}
         try:

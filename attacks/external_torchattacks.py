@@ -21,9 +21,9 @@ from robust_nc.attacks.external import (
     Call,
     ExternalAttack,
     check_colours,
-    import_library,
     make_attack,
 )
+from robust_nc.runtime.third_party import import_peer
 from robust_nc.threat import Ball
 from robust_nc.types import Warned
 
@@ -40,7 +40,7 @@ def torchattacks_attack(
     name: str, options: Mapping[str, object] = MappingProxyType({})
 ) -> "TorchAttack":
     """Make an attack of torchattacks; unknown names and options are answered with the nearest."""
-    names = import_library(_LIBRARY, _LIBRARY).__all__
+    names = import_peer(_LIBRARY, _LIBRARY).__all__
     return make_attack(TorchAttack, name, options, library=_LIBRARY, names=names, refused=_REFUSED)
 
 
@@ -135,7 +135,7 @@ class TorchAttack(ExternalAttack):
         return int(inspect.signature(self._sibling(name)).parameters["steps"].default)
 
     def _sibling(self, name: str) -> Any:
-        return getattr(import_library(_LIBRARY, _LIBRARY), name)
+        return getattr(import_peer(_LIBRARY, _LIBRARY), name)
 
 
 def _line_of(kind: Any, words: str) -> str:

@@ -17,7 +17,6 @@ True
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -26,7 +25,7 @@ from torch import Tensor
 from robust_nc.attacks.losses import LOSSES
 from robust_nc.attacks.model_calls import Gradient
 from robust_nc.attacks.pool import PooledAttack
-from robust_nc.attacks.slots import Slots, observed
+from robust_nc.attacks.slots import SearchState, Slots, observed
 from robust_nc.exceptions import InputError
 from robust_nc.threat import NORMS
 from robust_nc.types import Flags, Images, Labels, Logits, PerExample
@@ -35,18 +34,8 @@ _DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 _TINY = 1e-12
 
 
-class FABState(NamedTuple):
-    """State of FAB, whose `points` leave the ball."""
-
-    points: Tensor
-    best_points: Tensor
-    best_loss: Tensor
-    flipped: Tensor
-    step: Tensor
-
-
 @dataclass(frozen=True, kw_only=True)
-class FAB(PooledAttack[FABState]):
+class FAB(PooledAttack[SearchState]):
     """`steps` steps towards the nearest point that the model takes for another class.
 
     `alpha_max` bounds the pull towards the image, `eta` is how far a step goes beyond the
@@ -89,18 +78,11 @@ class FAB(PooledAttack[FABState]):
         planes = num_classes - 1 if self.num_targets is None else 1
         return planes * super().cost(num_classes)
 
-    def start(self, slots: Slots) -> FABState:
-        """Return the state of new items, at their starting points."""
-        count, device = len(slots.images), slots.images.device
-        return FABState(
-            points=_starting_points(slots),
-            best_points=slots.images,
-            best_loss=torch.full((count,), -torch.inf, device=device),
-            flipped=torch.zeros(count, dtype=torch.bool, device=device),
-            step=torch.zeros(count, dtype=torch.int64, device=device),
-        )
+    def start(self, slots: Slots) -> SearchState:
+        """Return the state of new items; later `points` leave the ball."""
+        return SearchState.begin(slots, _starting_points(slots))
 
-    def step(self, slots: Slots, state: FABState) -> FABState:
+    def step(self, slots: Slots, state: SearchState) -> SearchState:
         """Score the current points and go on from each to the hyperplane found there."""
         plane = _hyperplane(slots, state.points)
         inside = slots.ball.distance(state.points, slots.images) <= slots.ball.eps
@@ -109,7 +91,7 @@ class FAB(PooledAttack[FABState]):
         points = self._moved(slots, state.points, plane, wrong)
         return state._replace(points=points, step=state.step + 1)
 
-    def finish(self, slots: Slots, state: FABState) -> FABState:
+    def finish(self, slots: Slots, state: SearchState) -> SearchState:
         """Score the last points, put into the ball: outside of it they would not count."""
         state = state._replace(points=slots.ball.project(state.points, slots.images))
         logits = slots.oracle.logits(state.points)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from robust_nc.attacks.losses import LOSSES, NEEDS_REFERENCE
 from robust_nc.attacks.pool import PooledAttack
-from robust_nc.attacks.slots import Slots, observed
+from robust_nc.attacks.slots import SearchState, Slots, observed
 from robust_nc.exceptions import InputError, unknown_name
 from robust_nc.runtime import keyed_normal
 from robust_nc.types import Images
@@ -125,19 +125,10 @@ class PGD(PooledAttack[PGDState]):
 
     def start(self, slots: Slots) -> PGDState:
         """Return the state of new items, at their starting points."""
-        count, device = len(slots.images), slots.images.device
-        return PGDState(
-            points=_INITIAL[self.initial](slots, f"pgd/{self.loss}"),
-            best_points=slots.images,
-            best_loss=torch.full((count,), -torch.inf, device=device),
-            flipped=torch.zeros(count, dtype=torch.bool, device=device),
-            step=torch.zeros(count, dtype=torch.int64, device=device),
-            reference=(
-                slots.oracle.logits(slots.images)
-                if self.loss in NEEDS_REFERENCE
-                else slots.images.new_empty(count, 0)
-            ),
-        )
+        begun = SearchState.begin(slots, _INITIAL[self.initial](slots, f"pgd/{self.loss}"))
+        read = self.loss in NEEDS_REFERENCE
+        none = slots.images.new_empty(len(slots.images), 0)
+        return PGDState(*begun, reference=slots.oracle.logits(slots.images) if read else none)
 
     def step(self, slots: Slots, state: PGDState) -> PGDState:
         """Score the current points and move each along its steepest direction."""

@@ -7,7 +7,7 @@
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -71,6 +71,28 @@ class Slots:
     def keys(self) -> Labels:
         """Keys for `runtime.keyed_*` and `Ball.sample`: the same whatever the batch."""
         return item_keys(self.ids, restarts=self.restarts, targets=self.targets)
+
+
+class SearchState(NamedTuple):
+    """The state of an attack that keeps nothing else."""
+
+    points: Tensor
+    best_points: Tensor
+    best_loss: Tensor
+    flipped: Tensor
+    step: Tensor
+
+    @classmethod
+    def begin(cls, slots: Slots, points: Images) -> "SearchState":
+        """Return the state of new items at these points, none of them scored."""
+        count, device = len(points), points.device
+        return cls(
+            points=points,
+            best_points=slots.images,
+            best_loss=torch.full((count,), -torch.inf, device=device),
+            flipped=torch.zeros(count, dtype=torch.bool, device=device),
+            step=torch.zeros(count, dtype=torch.int64, device=device),
+        )
 
 
 def item_keys(ids: Labels, *, restarts: Labels, targets: Labels | None) -> Labels:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from robust_nc.attacks.losses import LOSSES, NEEDS_REFERENCE
 from robust_nc.attacks.pool import PooledAttack
-from robust_nc.attacks.slots import Slots, observed
+from robust_nc.attacks.slots import SearchState, Slots, observed
 from robust_nc.exceptions import InputError, unknown_name
 from robust_nc.runtime import keyed_uniform
 from robust_nc.types import Counts, Features, Flags, Images, Labels
@@ -300,18 +300,8 @@ _STEP_KEY = -8663945395140668459  # odd and far from the constants of slots.py
 assert len(_CHANGES) == STAGES - 1
 
 
-class SquareState(NamedTuple):
-    """State of the search: `points` are the candidates, drawn around `best_points`."""
-
-    points: Tensor
-    best_points: Tensor
-    best_loss: Tensor
-    flipped: Tensor
-    step: Tensor
-
-
 @dataclass(frozen=True, kw_only=True)
-class Square(PooledAttack[SquareState]):
+class Square(PooledAttack[SearchState]):
     """Random search over square windows: a candidate of higher loss is accepted.
 
     `loss` is a name of `losses.LOSSES`. `p_init` is the share of pixels in the first windows; it
@@ -344,18 +334,11 @@ class Square(PooledAttack[SquareState]):
         """How many steps an item takes: one for the starting point, one per query."""
         return self.queries + 1
 
-    def start(self, slots: Slots) -> SquareState:
+    def start(self, slots: Slots) -> SearchState:
         """Return the state of new items, at their starting points, without a pass."""
-        count, device = len(slots.images), slots.images.device
-        return SquareState(
-            points=PROPOSERS[slots.ball.norm].start(slots),
-            best_points=slots.images,
-            best_loss=torch.full((count,), -torch.inf, device=device),
-            flipped=torch.zeros(count, dtype=torch.bool, device=device),
-            step=torch.zeros(count, dtype=torch.int64, device=device),
-        )
+        return SearchState.begin(slots, PROPOSERS[slots.ball.norm].start(slots))
 
-    def step(self, slots: Slots, state: SquareState) -> SquareState:
+    def step(self, slots: Slots, state: SearchState) -> SearchState:
         """Score the candidates, accept those of higher loss, and propose the next ones."""
         logits = slots.oracle.logits(state.points)
         values = LOSSES[self.loss](logits, slots.labels, slots.targets, None)
@@ -366,7 +349,7 @@ class Square(PooledAttack[SquareState]):
             step=state.step + 1,
         )
 
-    def finish(self, slots: Slots, state: SquareState) -> SquareState:
+    def finish(self, slots: Slots, state: SearchState) -> SearchState:
         """Return the state: the candidates of the last step are left alone."""
         return state
 

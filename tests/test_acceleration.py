@@ -307,14 +307,15 @@ def test_what_differs_under_attack_only_is_dropped(monkeypatch: pytest.MonkeyPat
     """A copy that is right on the clean probes, and wrong as soon as a pixel has moved."""
     model, clean = small(), images()
 
-    def wrong(twin: nn.Module, pairs: object) -> bool:
+    def wrong(model: nn.Module, *_: Tensor) -> nn.Module:
         def change(part: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
             return output + 0.01 * (args[0].detach() - clean).abs().sum((1, 2, 3))[:, None]
 
+        twin = copy.deepcopy(model)
         twin.register_forward_hook(change)
-        return True
+        return twin
 
-    monkeypatch.setattr(acceleration, "fold_pairs", wrong)
+    monkeypatch.setattr(acceleration, "fold", wrong)
     assert accelerated(model, Ball("Linf", 0.0)).names
     found = accelerated(model)
     assert found.model is model

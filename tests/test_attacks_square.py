@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from robust_nc.attacks.apgd import into_ball_and_box
 from robust_nc.attacks.losses import LOSSES
-from robust_nc.attacks.square import PROPOSERS, Draw, Square, SquareState, window_sizes
+from robust_nc.attacks.slots import SearchState
+from robust_nc.attacks.square import PROPOSERS, Draw, Square, window_sizes
 from robust_nc.threat import Ball
 
 SHAPE = (1, 8, 8)
@@ -275,7 +276,7 @@ def test_slots_may_be_at_different_steps(ball: Ball) -> None:
     for _ in range(60):
         history.append(attack.step(slots, history[-1]))
     times = torch.tensor([0, 1, 3, 8, 20, 33, 47, 59])
-    mixed = SquareState._make(
+    mixed = SearchState._make(
         torch.stack([column[time][row] for row, time in enumerate(times)])
         for column in zip(*history, strict=True)
     )

@@ -22,13 +22,13 @@ from robust_nc.attacks import (
 from robust_nc.attacks.external import (
     KnownDefectWarning,
     arguments,
-    import_library,
     own_randomness,
 )
 from robust_nc.evaluation import evaluate
 from robust_nc.exceptions import ConfigError, InputError, UnknownNameError
 from robust_nc.plugins import find_attack
 from robust_nc.registry import ADAPTERS
+from robust_nc.runtime.third_party import import_peer
 from robust_nc.threat import Ball
 from robust_nc.types import EvaluationProtocol
 
@@ -192,7 +192,7 @@ class TestImports:
         (tmp_path / "brokenlib.py").write_text(code)
         monkeypatch.syspath_prepend(str(tmp_path))
         with pytest.raises(ConfigError, match=r"does not import \(.*robust-nc doctor"):
-            import_library("brokenlib", "brokenlib")
+            import_peer("brokenlib", "brokenlib")
 
 
 class TestCall:

@@ -27,14 +27,12 @@ from torch.nn import functional as F
 from robust_nc.evaluation.folding import (
     AGREEMENT,
     agree,
-    fold_pairs,
-    frozen_copy,
-    kept_draws,
-    trace,
+    fold,
+    is_fixed_norm,
 )
 from robust_nc.evaluation.scoring import margins
 from robust_nc.exceptions import InputError, unknown_name
-from robust_nc.runtime.torch_state import float32_products, full_precision, ran_out
+from robust_nc.runtime.torch_state import float32_products, full_precision, kept_draws, ran_out
 from robust_nc.threat import Ball
 from robust_nc.types import Warned
 
@@ -100,11 +98,10 @@ def accelerate(
     probes = Probes(images, labels, logits.detach().float(), ball)
     unchanged = Accelerated(model, (), probes=probes)
     with full_precision(), kept_draws(images.device):
-        twin = frozen_copy(model)
-        traced = None if twin is None else trace(twin, images)
-        if twin is None or traced is None or not agree(traced.logits, probes.logits):
+        twin = fold(model, images, probes.logits)
+        if twin is None:
             return unchanged
-        folded = fold_pairs(twin, traced.pairs)
+        folded = any(map(is_fixed_norm, model.modules()))
         refused: list[Variant] = []
         for variants in _candidates(twin, folded=folded):
             agrees = _tried(model, variants[0].model, probes)

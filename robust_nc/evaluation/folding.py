@@ -13,11 +13,12 @@ Identity()
 import copy
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from robust_nc.runtime.torch_state import forward_hooks, kept_draws
 
 AGREEMENT = 1e-4  # of the range of the logits: far above rounding, far below a wrong layer
 
@@ -59,18 +60,18 @@ def fold(model: nn.Module, images: Tensor, logits: Tensor | None = None) -> nn.M
     of the graph (detached, or under no_grad) cannot be seen.
     """
     with kept_draws(images.device):
-        twin = frozen_copy(model)
+        twin = _frozen_copy(model)
         traced = None if twin is None else trace(twin, images)
         if twin is None or traced is None:
             return None
         again = trace(twin, images) if logits is None else Traced(logits.float(), ())
     if again is None or not agree(traced.logits, again.logits):
         return None
-    fold_pairs(twin, traced.pairs)
+    _fold_pairs(twin, traced.pairs)
     return twin
 
 
-def frozen_copy(model: nn.Module) -> nn.Module | None:
+def _frozen_copy(model: nn.Module) -> nn.Module | None:
     """Return a deep copy in eval mode without gradients of its own, or None if there can be none.
 
     A model under `torch.compile` is not copied: it would be compiled again.
@@ -83,13 +84,6 @@ def frozen_copy(model: nn.Module) -> nn.Module | None:
         return None
     twin.zero_grad(set_to_none=True)
     return twin
-
-
-@contextmanager
-def kept_draws(device: torch.device) -> Iterator[None]:
-    """Leave the global generators as they were: a random model draws from them."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
 
 
 def agree(found: Tensor, wanted: Tensor) -> bool:
@@ -109,31 +103,21 @@ def trace(model: nn.Module, images: Tensor) -> Traced | None:
     the layer's output, and neither carries hooks, which includes the older kinds of weight norm
     and spectral norm. None where the model raises or does not return a tensor.
     """
-    try:
-        with _recorded(model) as calls, torch.enable_grad():
-            logits = model(images.detach().requires_grad_())
-    except Exception:  # whatever a stranger's model raises
-        return None
-    if not isinstance(logits, Tensor):
-        return None
-    return Traced(logits.detach().float(), tuple(_pairs(calls, _readers(logits.grad_fn))))
-
-
-@contextmanager
-def _recorded(model: nn.Module) -> Iterator[list[_Call]]:
-    """Note the calls of layers and batch norms without hooks of their own."""
     calls: list[_Call] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         read = args[0].grad_fn if args else None  # None too where the input came by its name
         calls.append(_Call(module, read, output.grad_fn, output.ndim))
 
-    with ExitStack() as stack:
-        for module in model.modules():
-            if _is_plain(module):
-                handle = module.register_forward_hook(note)
-                stack.callback(handle.remove)
-        yield calls
+    hooks = forward_hooks((module, note) for module in model.modules() if _is_plain(module))
+    try:
+        with hooks, torch.enable_grad():
+            logits = model(images.detach().requires_grad_())
+    except Exception:  # whatever a stranger's model raises
+        return None
+    if not isinstance(logits, Tensor):
+        return None
+    return Traced(logits.detach().float(), tuple(_pairs(calls, _readers(logits.grad_fn))))
 
 
 def _readers(last: Any) -> dict[Any, list[Any]]:
@@ -160,7 +144,7 @@ def _pairs(calls: list[_Call], readers: dict[Any, list[Any]]) -> Iterator[NormPa
     made = {call.made: call for call in once if type(call.module) in _LAYERS and call.made}
     for norm in once:
         layer = made.get(norm.read)
-        if layer is None or not _is_fixed(norm.module):
+        if layer is None or not is_fixed_norm(norm.module):
             continue
         # A linear layer's last axis is the batch norm's axis of channels in two dimensions only.
         fits = layer.ndim == 2 or type(layer.module) is not nn.Linear
@@ -168,14 +152,14 @@ def _pairs(calls: list[_Call], readers: dict[Any, list[Any]]) -> Iterator[NormPa
             yield NormPair(layer.module, norm.module)
 
 
-def fold_pairs(model: nn.Module, pairs: tuple[NormPair, ...]) -> bool:
+def _fold_pairs(model: nn.Module, pairs: tuple[NormPair, ...]) -> None:
     """Put each pair's batch norm into its layer, in place; every other becomes an `Affine`.
 
-    The layer gets new parameters, so that a weight shared with another layer is left alone.
-    Returns whether anything was changed. The model is in eval mode.
+    The layer gets new parameters, so that a weight shared with another layer is left alone. The
+    model is in eval mode.
     """
     put: dict[nn.Module, nn.Module] = {
-        part: Affine(*_scale_and_shift(part)) for part in model.modules() if _is_fixed(part)
+        part: Affine(*_scale_and_shift(part)) for part in model.modules() if is_fixed_norm(part)
     }
     for layer, norm in pairs:
         weight, bias = _merged(layer, norm)
@@ -186,7 +170,6 @@ def fold_pairs(model: nn.Module, pairs: tuple[NormPair, ...]) -> bool:
         for name, child in parent._modules.items():
             if child in put:
                 parent._modules[name] = put[child]
-    return bool(put)
 
 
 class Affine(nn.Module):
@@ -212,7 +195,7 @@ def _is_plain(module: nn.Module) -> bool:
     return type(module) in (*_LAYERS, *_NORMS) and not hooks and "forward" not in vars(module)
 
 
-def _is_fixed(module: nn.Module) -> bool:
+def is_fixed_norm(module: nn.Module) -> bool:
     """Whether a module is a plain batch norm that uses its running statistics."""
     if not isinstance(module, nn.modules.batchnorm._BatchNorm) or not _is_plain(module):
         return False

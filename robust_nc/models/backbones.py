@@ -16,11 +16,10 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from robust_nc.exceptions import InputError
+from robust_nc.models.taps import PENULTIMATE
 from robust_nc.types import Features, Images
 
 ImageShape = tuple[int, int, int]
-
-PENULTIMATE = "penultimate"
 
 
 class Backbone(nn.Module):

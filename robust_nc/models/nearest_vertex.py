@@ -25,7 +25,7 @@ from robust_nc.geometry.nearest import centre
 from robust_nc.models.classifier import Classifier
 from robust_nc.models.taps import HasTaps, check_feature, pool_features, read_taps
 from robust_nc.registry import CONTROLS
-from robust_nc.runtime.torch_state import device_of, full_precision, untouched
+from robust_nc.runtime.torch_state import device_of, forward_hooks, full_precision, untouched
 
 _TRIALS = 8  # images on which a pass that ends at the tap is compared with a whole one
 _BELOW = 4.0  # how far below the others a class without a vertex lies, in ranges of its logits
@@ -187,13 +187,11 @@ def _broken_off(model: nn.Module, tap: str, images: Tensor, feature: str) -> Ten
     def end(_module: nn.Module, _args: tuple[object, ...], output: Tensor) -> None:
         raise _Reached(output)
 
-    handle = model.get_submodule(tap).register_forward_hook(end)
     try:
-        model(images)
+        with forward_hooks([(model.get_submodule(tap), end)]):
+            model(images)
     except _Reached as reached:
         return pool_features(reached.output, feature)
-    finally:
-        handle.remove()
     raise InputError(f"tap {tap!r} did not run; choose another layer")
 
 

@@ -9,7 +9,6 @@ options are checked without it.
 {'model': 'resnet18'}
 """
 
-import contextlib
 import difflib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.models.backbones import PENULTIMATE, Backbone, ImageShape
 from robust_nc.runtime.third_party import import_peer
+from robust_nc.runtime.torch_state import forward_hooks
 from robust_nc.types import Features, Images
 
 _WHOLE = "features"  # the tap of a network that names no stages
@@ -142,11 +142,8 @@ def _read(network: Any, images: Tensor, names: tuple[str, ...]) -> tuple[dict[st
 
         return keep
 
-    with contextlib.ExitStack() as hooks:
-        for name in names:
-            if name != _WHOLE:
-                handle = network.get_submodule(name).register_forward_hook(keeper(name))
-                hooks.callback(handle.remove)
+    parts = [name for name in names if name != _WHOLE]
+    with forward_hooks((network.get_submodule(name), keeper(name)) for name in parts):
         whole = network.forward_features(images)
     if _WHOLE in names:
         _keep(found, _WHOLE, whole, network)

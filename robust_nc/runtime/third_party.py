@@ -8,6 +8,7 @@ import base64
 import hashlib
 import importlib
 import importlib.util
+import sys
 import warnings
 from importlib import metadata
 from types import ModuleType
@@ -59,7 +60,7 @@ def peer_state(peer: Peer) -> PeerState:
     if importlib.util.find_spec(peer.module) is None:
         source = f"pip install {peer.source}" if peer.source else "make peers"
         return PeerState("-", None, source)
-    version = _version(peer.distribution)
+    version = version_of(peer.distribution)
     if peer.module == "robustbench":
         try:
             check_robustbench()
@@ -75,7 +76,7 @@ def peer_state(peer: Peer) -> PeerState:
 def import_peer(module: str, library: str) -> ModuleType:
     """Import a module of a peer; `ConfigError` says what to do where that fails."""
     root = module.split(".")[0]
-    if importlib.util.find_spec(root) is None:
+    if root not in sys.modules and importlib.util.find_spec(root) is None:
         raise ConfigError(f"{library} is not installed here; {_MAKE}")
     if root == "robustbench":
         check_robustbench()
@@ -83,7 +84,8 @@ def import_peer(module: str, library: str) -> ModuleType:
         return _quietly(module)
     except Exception as error:  # a broken package may raise anything on import
         raise ConfigError(
-            f"{library} does not import ({_told(error)}); {remedy_for(error)}"
+            f"{library} does not import ({_told(error)}); {remedy_for(error)}; `robust-nc doctor` "
+            "looks at all libraries of others"
         ) from None
 
 
@@ -119,7 +121,7 @@ def check_robustbench() -> None:
     if changed:
         raise ConfigError(
             f"{len(changed)} files of robustbench/ are not those of robustbench "
-            f"{_version('robustbench')} (torchattacks writes a stale copy over it): "
+            f"{version_of('robustbench')} (torchattacks writes a stale copy over it): "
             f"{_REINSTALL}, or `make peers`"
         )
 
@@ -154,7 +156,8 @@ def _note(peer: Peer) -> str:
     return f"its pin {pins[0]} shows in `pip check`; its attacks never use requests: leave it"
 
 
-def _version(distribution: str) -> str:
+def version_of(distribution: str) -> str:
+    """Version of an installed distribution, "?" where it tells none."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

@@ -154,12 +154,18 @@ def full_precision() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def kept_draws(device: torch.device) -> Iterator[None]:
+    """Leave the global generators as they were: a random model draws from them."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+@contextlib.contextmanager
 def private_draws(seed: int, device: torch.device) -> Iterator[None]:
     """Draw from generators seeded for this block; the caller's global ones stay as they are."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
+    with kept_draws(device):
         torch.default_generator.manual_seed(seed)
-        if devices:
+        if device.type == "cuda":
             with torch.cuda.device(device):  # manual_seed knows the current device only
                 torch.cuda.manual_seed(seed)
         yield

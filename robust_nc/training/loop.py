@@ -20,10 +20,9 @@ is about their average, which is the model in the end.
 [1, 2]
 """
 
-import contextlib
 import itertools
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -32,7 +31,13 @@ from robust_nc.config import TrainConfig, build
 from robust_nc.data.batches import Batch, Batches
 from robust_nc.exceptions import InputError, StoppedError, TrainingError
 from robust_nc.registry import SCHEDULES
-from robust_nc.runtime.torch_state import device_of, generator, stream_key, untouched
+from robust_nc.runtime.torch_state import (
+    device_of,
+    generator,
+    kept_draws,
+    stream_key,
+    untouched,
+)
 from robust_nc.training.averaging import STATISTICS_BATCHES, Average
 from robust_nc.training.checkpoint import Checkpoints
 from robust_nc.training.data_parallel import check_objective
@@ -128,7 +133,7 @@ class Trainer(TrainerState):
         runner = self._runner()
         models = [self.model, *([self.average.model] if self.average else [])]
         try:
-            with _own_randomness(self.model), synced(self.group, *models):
+            with kept_draws(device_of(self.model)), synced(self.group, *models):
                 while self.epoch < self.config.epochs:
                     self._one_epoch(runner, pace)
         except NotFiniteError as error:
@@ -299,12 +304,3 @@ class Trainer(TrainerState):
             note=self.keeper.note,
         )
         self.report(event)
-
-
-@contextlib.contextmanager
-def _own_randomness(model: nn.Module) -> Iterator[None]:
-    """Give back the global generators as they were (a backbone with dropout draws from them)."""
-    device = device_of(model)
-    devices: list[Any] = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield
