@@ -132,7 +132,10 @@ def evaluate(
     device = device_of(model)
     size = _batch_size(batch_size, device)
     ids = _checked_ids(ids, len(images))
-    told = _warn_of_mode(model)
+    told = {}
+    if any(module.training for module in model.modules()):
+        message = "the model was in train mode; it was judged in eval mode and left as it was"
+        told["train-mode"] = Warned("train-mode", message)
     if precision.startswith("bf16") and slow_bf16(device):
         warned = named_warning("slow-precision", f"{precision} on {device}")
         told[warned.name] = warned
@@ -154,7 +157,17 @@ def evaluate(
         if checks and len(images):
             for warned in sanity_warnings(evaluation, plan):
                 evaluation.warnings[warned.name] = warned
-    return _outcome(evaluation, plan)
+    return Outcome(
+        clean_correct=state.clean_correct,
+        robust=state.robust,
+        codes=state.broken_by,
+        adversarials=state.points,
+        forward_passes=state.forwards,
+        backward_passes=state.backwards,
+        warnings=tuple(evaluation.warnings.values()),
+        attacks=plan.attacks,
+        accelerated=evaluation.accelerated,
+    )
 
 
 def evaluation_name(
@@ -212,36 +225,11 @@ def _plan(
     if attack is None:
         return plan
     own = find_attack(attack) if isinstance(attack, str) else attack
-    name = attack if isinstance(attack, str) else _name_of(attack)
+    called = str(getattr(attack, "__name__", type(attack).__name__)).lower()
+    name = attack if isinstance(attack, str) else called
     while name in (*names, "", CLEAN):
         name = f"own-{name}"
     return plan._replace(attacks=(*plan.attacks, (name, own)))
-
-
-def _name_of(attack: Attack) -> str:
-    return str(getattr(attack, "__name__", type(attack).__name__)).lower()
-
-
-def _outcome(evaluation: Evaluation, plan: EvaluationProtocol) -> Outcome:
-    state = evaluation.state
-    return Outcome(
-        clean_correct=state.clean_correct,
-        robust=state.robust,
-        codes=state.broken_by,
-        adversarials=state.points,
-        forward_passes=state.forwards,
-        backward_passes=state.backwards,
-        warnings=tuple(evaluation.warnings.values()),
-        attacks=plan.attacks,
-        accelerated=evaluation.accelerated,
-    )
-
-
-def _warn_of_mode(model: nn.Module) -> dict[str, Warned]:
-    if not any(module.training for module in model.modules()):
-        return {}
-    message = "the model was in train mode; it was judged in eval mode and left as it was"
-    return {"train-mode": Warned("train-mode", message)}
 
 
 def _checked_ids(ids: Tensor | None, count: int) -> Tensor:

@@ -83,8 +83,12 @@ class DeepRfm:
         device = device_of(model)
         with torch.no_grad():
             images = model.normalise(to_unit(chosen.images.to(device)))
-        told = None if report is None else _Told(report)
-        backbone.solve(images, chosen.labels.to(device), model.head, report=told)
+
+        def tell(share: float, _text: str) -> None:
+            if report is not None:  # the share of the fit as the step of a training
+                report(TrainEvent(epoch=0, epochs=0, step=round(share * _STEPS), steps=_STEPS))
+
+        backbone.solve(images, chosen.labels.to(device), model.head, report=tell)
 
     def __call__(
         self, model: nn.Module, images: Tensor, labels: Tensor, *, seed: int, ids: Tensor
@@ -94,13 +98,3 @@ class DeepRfm:
             "the objective deep_rfm is fitted in closed form and takes no steps; set "
             "train.epochs = 0"
         )
-
-
-@dataclass(frozen=True)
-class _Told:
-    """Tells the share of a fit as the step of a training."""
-
-    report: TrainReport
-
-    def __call__(self, share: float, _text: str) -> None:
-        self.report(TrainEvent(epoch=0, epochs=0, step=round(share * _STEPS), steps=_STEPS))

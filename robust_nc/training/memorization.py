@@ -12,8 +12,6 @@
 ['corruption_bias', 'dilation', 'memorised']
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
@@ -24,19 +22,10 @@ from robust_nc.geometry.dilation import MEASURES, CorruptionMeter, dilation
 from robust_nc.geometry.moments import Moments
 from robust_nc.models.classifier import Classifier
 from robust_nc.runtime.torch_state import untouched
-from robust_nc.training.validation import evenly_chosen
+from robust_nc.training.validation import Measures, evenly_chosen, read_penultimate
 
 TRAIN_EXAMPLES, TEST_EXAMPLES = 2_000, 1_000
 _BATCH = 500
-
-Measures = dict[str, float | None]
-
-
-class _Read(NamedTuple):
-    """Penultimate features `(n, D)` of a batch, and what is predicted `(n,)`."""
-
-    features: Tensor
-    predicted: Tensor
 
 
 class MemorizationProbe:
@@ -74,7 +63,7 @@ class MemorizationProbe:
         found: Measures = dict.fromkeys((*MEASURES, "memorised"))
         memorised = 0
         for images, labels, ids in self.train.ordered():
-            seen = _read(model, images)
+            seen = read_penultimate(model, images)
             if seen is None:
                 return found
             original = self.original[ids]
@@ -94,17 +83,8 @@ class MemorizationProbe:
     def _dilation(self, model: Classifier) -> float | None:
         moments = Moments(model.num_classes, model.head.dim)
         for images, labels, _ in self.test.ordered():
-            seen = _read(model, images)
+            seen = read_penultimate(model, images)
             if seen is None:
                 return None
             moments.update(seen.features, labels)
         return dilation(moments)
-
-
-def _read(model: Classifier, images: Tensor) -> _Read | None:
-    """Read a batch; None where a feature is not finite."""
-    read = model.tapped(images, taps=("penultimate",))
-    features = read.features["penultimate"]
-    if not bool(torch.isfinite(features).all()):
-        return None
-    return _Read(features, read.logits.argmax(1))

@@ -113,7 +113,12 @@ def train_cell(
     if folder:
         checkpoints = Checkpoints(folder, training_part(config), facts={"model": plain(shapes)})
     if isinstance(objective, ClosedForm):
-        _solve(objective, model, altered.split, config, checkpoints, report)
+        _check_closed(config)
+        if checkpoints is None or checkpoints.load() is None:
+            objective.solve(model, altered.split, seed=config.seed, report=report)
+    validate = None
+    if len(held_out.labels):
+        validate = Validator(held_out, config.threat.ball(), seed=config.seed, device=place)
     trainer = Trainer(
         model,
         objective,
@@ -126,7 +131,7 @@ def train_cell(
         ),
         config.train,
         seed=config.seed,
-        validate=_validator(held_out, config, place),
+        validate=validate,
         probe=_probe(altered, config, root, place),
         checkpoints=checkpoints,
         report=report,
@@ -280,12 +285,6 @@ def load_classifier(folder: Path, *, which: Literal["best", "last"] = "best") ->
     return model.eval()
 
 
-def _validator(held_out: Split, config: RunConfig, device: torch.device) -> Validator | None:
-    if not len(held_out.labels):
-        return None
-    return Validator(held_out, config.threat.ball(), seed=config.seed, device=device)
-
-
 def _probe(
     altered: Altered, config: RunConfig, root: Path | str | None, device: torch.device
 ) -> Watch:
@@ -298,17 +297,3 @@ def _probe(
     test = read_split(config.data.dataset, "test", root=root)
     memorization = MemorizationProbe(altered.split, altered.original, test, device=device)
     return lambda model: collapse(model) | memorization(model)
-
-
-def _solve(
-    objective: ClosedForm,
-    model: Classifier,
-    learnt: Split,
-    config: RunConfig,
-    checkpoints: Checkpoints | None,
-    report: TrainReport | None,
-) -> None:
-    """Fit in closed form, unless a checkpoint has the solution."""
-    _check_closed(config)
-    if checkpoints is None or checkpoints.load() is None:
-        objective.solve(model, learnt, seed=config.seed, report=report)

@@ -202,7 +202,8 @@ class Keeper:
 
         Raises `StoppedError` where there is something to do and the process was asked to stop.
         """
-        snapshot = self.state.group.lead(self._loaded)
+        saved = self.checkpoints
+        snapshot = self.state.group.lead(lambda: saved.load() if saved else None)
         if snapshot:
             self.state.restore(snapshot)
         finished = self.state.epoch >= self.state.config.epochs
@@ -288,6 +289,3 @@ class Keeper:
         late = self.checkpoints is not None and time.monotonic() - self._saved_at >= seconds
         wished, due = self.state.group.total(int(stopping.wished()), int(late))
         return wished > 0, due > 0
-
-    def _loaded(self) -> Snapshot | None:
-        return self.checkpoints.load() if self.checkpoints else None

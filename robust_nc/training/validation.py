@@ -10,6 +10,8 @@ Both leave the model as they found it, and neither ever sees the test set.
 ['validation_attacked', 'validation_clean']
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -100,13 +102,12 @@ class CollapseProbe:
             for images, labels, _ in map(group.part, self.batches.ordered()):
                 if not len(labels):
                     continue
-                read = model.tapped(images, taps=("penultimate",))
-                features = read.features["penultimate"]
-                finite = bool(torch.isfinite(features).all())
-                if not finite:
+                read = read_penultimate(model, images)
+                if read is None:
+                    finite = False
                     break
-                moments.update(features, labels)
-                right += int((read.logits.argmax(1) == labels).sum())
+                moments.update(read.features, labels)
+                right += int((read.predicted == labels).sum())
         if group.agree(not finite):
             return dict.fromkeys(("nc1_trace", "nc2_angle", "train_accuracy"))
         measured = collapse(group.moments(moments))
@@ -116,6 +117,22 @@ class CollapseProbe:
             "nc2_angle": measured.nc2_angle,
             "train_accuracy": right / self.batches.num_examples,
         }
+
+
+class Penultimate(NamedTuple):
+    """Penultimate features `(n, D)` of a batch, and what is predicted `(n,)`."""
+
+    features: Tensor
+    predicted: Tensor
+
+
+def read_penultimate(model: Classifier, images: Images) -> Penultimate | None:
+    """Read a batch; None where a feature is not finite."""
+    read = model.tapped(images, taps=("penultimate",))
+    features = read.features["penultimate"]
+    if not bool(torch.isfinite(features).all()):
+        return None
+    return Penultimate(features, read.logits.argmax(1))
 
 
 def evenly_chosen(split: Split, limit: int) -> Split:
