@@ -123,14 +123,41 @@ def _run(
     made: list[CellResult] = []
     failed: dict[str, str] = {}
     stopped: list[str] = []
+    tasks: Generator[Finished, None, None]
     if processes is not None:
         tasks = run_under_torchrun(
             processes, groups, suite.name, out, options.root, on_event=hooks.on_event
         )
     elif options.engine == "ray":
-        tasks = _on_ray(groups, suite.name, out, options, hooks)
+        try:
+            from robust_nc.engines.ray.run import run_on_ray  # here: Ray is an extra
+        except ModuleNotFoundError as error:
+            if (error.name or "").split(".")[0] != "ray":
+                raise
+            raise ConfigError(
+                "the engine ray needs Ray, which is not installed; pip install 'robust_nc[ray]'"
+            ) from None
+        tasks = run_on_ray(
+            groups,
+            suite.name,
+            out,
+            options.root,
+            options.cluster(),
+            on_event=hooks.on_event,
+            on_retry=hooks.on_retry,
+        )
     else:
-        tasks = _here(groups, suite.name, out, options, hooks)
+        chains = [
+            [Task(cell.id, run_cell, (cell, suite.name, out, options.root)) for cell in cells]
+            for cells in groups
+        ]
+        count = options.workers or default_workers()
+        # The same however few cells are left, since sums depend on it in the last bits; torch's own
+        # number follows OMP_NUM_THREADS.
+        threads = max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // count))
+        tasks = run_tasks(
+            chains, workers=count, threads=threads, on_event=hooks.on_event, on_retry=hooks.on_retry
+        )
     with contextlib.closing(tasks):
         for key, result, error, was_stopped in tasks:
             if was_stopped:
@@ -142,46 +169,6 @@ def _run(
                 failed[key] = error
                 hooks.on_error(key, error)
     return SuiteReport(kept, tuple(made), failed, (), tuple(stopped))
-
-
-def _here(
-    groups: list[list[Cell]], suite: str, out: Path, options: RunOptions, hooks: Hooks
-) -> Generator[Finished, None, None]:
-    """Run cells in processes of this machine."""
-    chains = [
-        [Task(cell.id, run_cell, (cell, suite, out, options.root)) for cell in cells]
-        for cells in groups
-    ]
-    count = options.workers or default_workers()
-    # The same however few cells are left, since sums depend on it in the last bits; torch's own
-    # number follows OMP_NUM_THREADS.
-    threads = max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // count))
-    return run_tasks(
-        chains, workers=count, threads=threads, on_event=hooks.on_event, on_retry=hooks.on_retry
-    )
-
-
-def _on_ray(
-    groups: list[list[Cell]], suite: str, out: Path, options: RunOptions, hooks: Hooks
-) -> Generator[Finished, None, None]:
-    """Run cells on a Ray cluster."""
-    try:
-        from robust_nc.engines.ray.run import run_on_ray  # here: Ray is an extra
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "ray":
-            raise
-        raise ConfigError(
-            "the engine ray needs Ray, which is not installed; pip install 'robust_nc[ray]'"
-        ) from None
-    return run_on_ray(
-        groups,
-        suite,
-        out,
-        options.root,
-        options.cluster(),
-        on_event=hooks.on_event,
-        on_retry=hooks.on_retry,
-    )
 
 
 def default_workers() -> int:

@@ -4,7 +4,7 @@ Every stage is done by a task that gets the files it needs and returns those tha
 that is lost is tried again from the newest state that came.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -50,18 +50,17 @@ class CellTasks(NamedTuple):
 
     def run(self, cell: Cell) -> Finished:
         """Do all that is missing of a cell; raises what ends it."""
-        for step in (self._train, self._judge_and_measure, self._record):
-            ended = step(cell)
+        steps = (
+            partial(self.stage, cell, "train"),
+            partial(self._judge_and_measure, cell),
+            partial(self.stage, cell, "record"),
+        )
+        for step in steps:
+            ended = step()
             if ended.error is not None:
                 return ended
         remove_caches(self.out, cell.id)
         return ended
-
-    def _train(self, cell: Cell) -> Finished:
-        return self.stage(cell, "train")
-
-    def _record(self, cell: Cell) -> Finished:
-        return self.stage(cell, "record")
 
     def _judge_and_measure(self, cell: Cell) -> Finished:
         """Judge all parts and measure the geometry, side by side."""
@@ -111,7 +110,6 @@ class CellTasks(NamedTuple):
     def _submit(
         self, name: str, attempt: int, cell: Cell, stage: Stage, part: VerdictPart | None
     ) -> StageResult:
-        settings = self.cluster.settings
         task = StageTask(
             name=name,
             attempt=attempt,
@@ -121,15 +119,14 @@ class CellTasks(NamedTuple):
             root=self.root,
             part=part,
             threads=self.cluster.threads,
-            sync_seconds=settings.sync_seconds,
+            sync_seconds=self.cluster.settings.sync_seconds,
         )
-        bundle = read_bundle(self.out, self._places(needs(cell, stage, self.out, part=part)))
+        needed = needs(cell, stage, self.out, part=part)
+        places = [path.relative_to(self.out).as_posix() for path in needed]
+        bundle = read_bundle(self.out, places)
         call = self.cluster.task(do_stage, retries=0)
         done: StageResult = self.cluster.get([call.remote(task, bundle, self.inbox.queue)])[0]
         return done
-
-    def _places(self, paths: Iterable[Path]) -> list[str]:
-        return [path.relative_to(self.out).as_posix() for path in paths]
 
     def _note_loss(self, cell: Cell, stage: Stage, error: Exception, lost: int) -> None:
         """Say that a task was lost, and give up on one that is lost time and again."""

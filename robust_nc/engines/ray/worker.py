@@ -20,7 +20,6 @@ from robust_nc.engines.ray.messages import Message, Reply
 from robust_nc.exceptions import RobustNCError
 from robust_nc.pipeline.cell import run_cell
 from robust_nc.pipeline.stages import (
-    CellResult,
     Stage,
     judge_stage,
     measure_stage,
@@ -121,23 +120,20 @@ def _mirrored(out: Path) -> tuple[str, ...]:
 
 
 def _attempt(task: StageTask, out: Path, link: DriverLink) -> Finished:
+    cell, root, result = task.cell, task.root, None
     try:
-        return Finished(task.cell.id, _stage(task, out, link), None)
+        if task.stage == "train":
+            train_stage(cell, out, root, report=link.report)
+        elif task.stage == "judge":
+            assert task.part is not None
+            judge_stage(cell, task.part, out, root, report=link.report)
+        elif task.stage == "measure":
+            measure_stage(cell, out, root, report=link.report)
+        else:
+            result = run_cell(cell, task.suite, out, root, report=link.report)
     except Exception as error:  # what the stage finished before goes home all the same
-        return failed(task.cell.id, error)
-
-
-def _stage(task: StageTask, out: Path, link: DriverLink) -> CellResult | None:
-    if task.stage == "train":
-        train_stage(task.cell, out, task.root, report=link.report)
-    elif task.stage == "judge":
-        assert task.part is not None
-        judge_stage(task.cell, task.part, out, task.root, report=link.report)
-    elif task.stage == "measure":
-        measure_stage(task.cell, out, task.root, report=link.report)
-    else:
-        return run_cell(task.cell, task.suite, out, task.root, report=link.report)
-    return None
+        return failed(cell.id, error)
+    return Finished(cell.id, result, None)
 
 
 @contextlib.contextmanager
