@@ -86,12 +86,12 @@ BACKBONES = Registry(
     {
         "deep_rfm": "robust_nc.models.deep_rfm_backbone:DeepRfmBackbone",
         "mlp": "robust_nc.models.backbones:Mlp",
-        "preact_resnet18": "robust_nc.models.convnets:PreActResNet18",
+        "preact_resnet18": "robust_nc.models.backbones:PreActResNet18",
         "small_cnn": "robust_nc.models.backbones:SmallCnn",
         "timm": "robust_nc.models.timm_backbone:TimmBackbone",
-        "vgg11_bn": "robust_nc.models.convnets:Vgg11Bn",
+        "vgg11_bn": "robust_nc.models.backbones:Vgg11Bn",
         "vit": "robust_nc.models.vit:Vit",
-        "wide_resnet": "robust_nc.models.convnets:WideResNet",
+        "wide_resnet": "robust_nc.models.backbones:WideResNet",
     },
 )
 
@@ -114,10 +114,10 @@ OBJECTIVES = Registry(
     "objective",
     "objectives",
     {
-        "awp": "robust_nc.training.defenses:Awp",
+        "awp": "robust_nc.training.objectives:Awp",
         "deep_rfm": "robust_nc.training.deep_rfm:DeepRfm",
-        "fgsm": "robust_nc.training.defenses:Fgsm",
-        "mart": "robust_nc.training.defenses:Mart",
+        "fgsm": "robust_nc.training.objectives:Fgsm",
+        "mart": "robust_nc.training.objectives:Mart",
         "pgd": "robust_nc.training.objectives:Pgd",
         "standard": "robust_nc.training.objectives:Standard",
         "trades": "robust_nc.training.objectives:Trades",

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from robust_nc.data import corruptions
-from robust_nc.data.corruption_names import (
+from robust_nc.data.corruptions import (
     CORRUPTIONS,
     SEVERITIES,
     check_corruptions,
     chosen_corruptions,
+    corrupt_images,
+    corruption_library,
+    enlargement,
     mean_corruption_error,
 )
-from robust_nc.data.corruptions import corrupt_images, corruption_library, enlargement
 from robust_nc.exceptions import ConfigError, InputError, UnknownNameError
 
 SHAPES = {"digits": (1, 8, 8), "grey": (1, 28, 28), "colour": (3, 32, 32), "wide": (3, 40, 36)}

@@ -19,9 +19,8 @@ from robust_nc.models.classifier import Classifier
 from robust_nc.models.heads import LinearHead
 from robust_nc.registry import OBJECTIVES
 from robust_nc.threat import Ball
-from robust_nc.training.defenses import Awp, Fgsm, Mart, boosted_cross_entropy
 from robust_nc.training.losses import build_loss, cross_entropy, squared_error
-from robust_nc.training.objectives import Pgd, Trades
+from robust_nc.training.objectives import Awp, Fgsm, Mart, Pgd, Trades, boosted_cross_entropy
 
 BALL = Ball("Linf", 0.1)
 CE = build_loss(Component(name="ce"))

@@ -23,8 +23,8 @@ from robust_nc.runtime import untouched
 from robust_nc.threat import Ball
 from robust_nc.training.loop import Trainer
 from robust_nc.training.losses import cross_entropy
-from robust_nc.training.memorization import TEST_EXAMPLES, TRAIN_EXAMPLES, MemorizationProbe
 from robust_nc.training.objectives import Standard
+from robust_nc.training.validation import TEST_EXAMPLES, TRAIN_EXAMPLES, MemorizationProbe
 
 NAMES = {*MEASURES, "memorised", "dilation"}
 

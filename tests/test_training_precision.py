@@ -11,9 +11,9 @@ from robust_nc.config import RunConfig, TrainConfig, plain, read, training_id
 from robust_nc.data.batches import Batches
 from robust_nc.exceptions import ConfigError
 from robust_nc.training import loop
+from robust_nc.training.loop import products
 from robust_nc.training.losses import cross_entropy
 from robust_nc.training.objectives import Standard
-from robust_nc.training.precision import products
 
 CHOOSES = ("validation_clean", "validation_attacked")
 CUDA = torch.device("cuda")  # the switches can be turned without one

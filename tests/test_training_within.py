@@ -19,10 +19,9 @@ from robust_nc.exceptions import CheckpointError, StoppedError, StorageError, Tr
 from robust_nc.runtime import stopping
 from robust_nc.threat import Ball
 from robust_nc.training.checkpoint import Checkpoints
-from robust_nc.training.defenses import Awp
 from robust_nc.training.loop import Fitted, Trainer
 from robust_nc.training.losses import cross_entropy
-from robust_nc.training.objectives import Pgd, Standard, Trades
+from robust_nc.training.objectives import Awp, Pgd, Standard, Trades
 from robust_nc.training.progress import TrainEvent, append_log, read_log
 from robust_nc.types import Loss
 

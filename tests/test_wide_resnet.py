@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from robust_nc import evaluate
 from robust_nc.evaluation.acceleration import accelerate
-from robust_nc.models.convnets import WideResNet
+from robust_nc.models.backbones import WideResNet
 from robust_nc.threat import Ball
 
 

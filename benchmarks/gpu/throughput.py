@@ -45,8 +45,7 @@ from robust_nc.models.build import build_model
 from robust_nc.runtime import default_device, full_precision
 from robust_nc.runtime.environment import code_digest, hardware, versions
 from robust_nc.threat import Ball
-from robust_nc.training.loop import Trainer
-from robust_nc.training.precision import compiled
+from robust_nc.training.loop import Trainer, compiled
 from robust_nc.training.run import build_objective
 from robust_nc.training.state import make_optimizer
 

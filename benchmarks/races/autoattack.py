@@ -19,7 +19,6 @@ import torch
 import tyro
 from scipy.stats import binomtest
 
-from robust_nc.attacks.external import version_of
 from robust_nc.benchmarks.races.contestants import (
     CONTESTANTS,
     OURS,
@@ -35,6 +34,7 @@ from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import write_text
 from robust_nc.runtime import default_device
 from robust_nc.runtime.environment import code_digest, hardware, versions
+from robust_nc.runtime.third_party import version_of
 
 LIMIT = 1.15  # what our time over the limit should stay below
 Line = dict[str, Any]

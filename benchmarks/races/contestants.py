@@ -23,13 +23,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robust_nc.attacks.external import import_library
 from robust_nc.benchmarks.races.memory import peak_bytes
 from robust_nc.benchmarks.races.models import Subject, load
 from robust_nc.evaluation import evaluate
 from robust_nc.plugins import find_protocol
 from robust_nc.runtime import default_device, untouched
 from robust_nc.runtime.environment import code_digest
+from robust_nc.runtime.third_party import import_peer
 
 OURS, PASSES = "ours", "passes"
 _STEPS = 100  # of APGD and FAB in AutoAttack
@@ -145,7 +145,7 @@ def ours(subject: Subject, setup: Setup, seed: int) -> Verdict:
 def pyautoattack(subject: Subject, setup: Setup, seed: int) -> Tensor:
     """pyautoattack's standard version."""
     device = default_device()
-    attack = import_library("pyautoattack", "pyautoattack").AutoAttack(
+    attack = import_peer("pyautoattack", "pyautoattack").AutoAttack(
         subject.model,
         norm=subject.ball.norm,
         eps=subject.ball.eps,
@@ -172,7 +172,7 @@ def _torchattacks(subject: Subject, setup: Setup, seed: int, *, steps: int | Non
     device = default_device()
     with torch.no_grad():
         classes = subject.model(subject.images[:1].to(device)).shape[1]
-    attack = import_library("torchattacks", "torchattacks").AutoAttack(
+    attack = import_peer("torchattacks", "torchattacks").AutoAttack(
         subject.model, norm=subject.ball.norm, eps=subject.ball.eps, n_classes=classes, seed=seed
     )
     attack.set_device(device)
@@ -201,7 +201,7 @@ def prepare(contestant: str) -> None:
     if contestant == OURS:
         find_protocol("standard")
     else:
-        import_library(contestant.removesuffix("-100"), contestant.removesuffix("-100"))
+        import_peer(contestant.removesuffix("-100"), contestant.removesuffix("-100"))
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from robust_nc.checks import check_labels
 from robust_nc.data.base import Split, numbered
-from robust_nc.data.corruption_names import SEVERITIES, check_severity
+from robust_nc.data.corruptions import SEVERITIES, check_severity
 from robust_nc.exceptions import DataError, InputError, unknown_name
 
 LABELS = "labels"

@@ -1,8 +1,9 @@
-"""The fifteen common corruptions (Hendrycks & Dietterich, ICLR 2019), made for any images.
+"""The fifteen common corruptions (Hendrycks & Dietterich, ICLR 2019): names, images, mean error.
 
-By the library imagecorruptions-imaug (`pip install "robust_nc[corruptions]"`), imported when first
-needed. Its strengths are those of ImageNet-C, and it is written for photographs; what is done here
-to make them fit small images is ours:
+In five severities, in four families: noise, blur, weather, digital. Images are made by the library
+imagecorruptions-imaug (`pip install "robust_nc[corruptions]"`), imported when first needed; names
+and errors need it not. Its strengths are those of ImageNet-C, and it is written for photographs;
+what is done here to make them fit small images is ours:
 
 - Blurs, snow and frost have sizes in pixels of an image of 224. They are made on an image enlarged
   by a whole factor, every pixel a block, and the mean over each block is the result, so that an
@@ -20,13 +21,18 @@ there 0.75 to 0.15): accuracies compare between made images, not with its files 
 
 >>> [enlargement("defocus_blur", side, side) for side in (8, 32, 96, 224)], enlargement("fog", 8, 8)
 ([7, 7, 3, 1], 1)
+>>> chosen_corruptions(["fog", "fog"]), len(chosen_corruptions(["all"]))
+(('fog',), 15)
+>>> mean_corruption_error({"fog": [0.9, 0.7], "snow": [0.6, 0.6]})
+0.3
 """
 
 import contextlib
 import importlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
+from numbers import Integral
 from types import ModuleType
 
 import numpy as np
@@ -35,12 +41,30 @@ from PIL import Image
 from torch import Tensor
 
 from robust_nc.checks import check_images
-from robust_nc.data.corruption_names import CORRUPTIONS, check_severity
 from robust_nc.exceptions import ConfigError, InputError, unknown_name
 from robust_nc.runtime.torch_state import keyed_uniform
 
+CORRUPTIONS = (
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "defocus_blur",
+    "glass_blur",
+    "motion_blur",
+    "zoom_blur",
+    "snow",
+    "frost",
+    "fog",
+    "brightness",
+    "contrast",
+    "elastic_transform",
+    "pixelate",
+    "jpeg_compression",
+)
+SEVERITIES = (1, 2, 3, 4, 5)
 DISTRIBUTION = "imagecorruptions-imaug"
 
+_ALL = "all"
 _MODULE = "imagecorruptions"
 _INSTALL = 'pip install "robust_nc[corruptions]"'
 _WORKED_AT = {  # pixels of the shorter side; the others are made on the image as it is
@@ -155,3 +179,65 @@ def _corrupted(
     whole = np.asarray(result).astype(np.uint8).reshape(height, factor, width, factor, 3)
     small: np.ndarray = whole[..., :channels].mean((1, 3)) / 255
     return small
+
+
+def check_corruptions(names: Iterable[str]) -> None:
+    """Refuse a name that is no corruption with the nearest ones; "all" stands for the fifteen."""
+    for name in names:
+        if name not in (*CORRUPTIONS, _ALL):
+            raise unknown_name("corruption", name, (*CORRUPTIONS, _ALL))
+
+
+def check_severity(severity: int) -> None:
+    """Refuse what is no severity; 3.0 is none either, for severities are places in a list."""
+    whole = isinstance(severity, Integral) and not isinstance(severity, bool)
+    if not whole or severity not in SEVERITIES:
+        raise InputError(
+            f"the severity of a corruption must be 1, 2, 3, 4 or 5, an int, found {severity!r}"
+        )
+
+
+def chosen_corruptions(names: Iterable[str]) -> tuple[str, ...]:
+    """Return each corruption once, in the order given; "all" stands for the fifteen.
+
+    Raises `UnknownNameError` for any other name.
+    """
+    names = list(names)
+    check_corruptions(names)
+    found = [each for name in names for each in (CORRUPTIONS if name == _ALL else (name,))]
+    return tuple(dict.fromkeys(found))
+
+
+def mean_corruption_error(
+    accuracies: Mapping[str, Sequence[float]],
+    baseline: Mapping[str, Sequence[float]] | None = None,
+) -> float:
+    """Return the mean corruption error (mCE) of accuracies in [0, 1], by corruption.
+
+    Each corruption lists its severities. Without `baseline`: the mean error over severities, then
+    over corruptions, which is what is meant on CIFAR-10-C and CIFAR-100-C. With it, each
+    corruption's error is divided by the baseline's first, sum by sum over severities (Hendrycks &
+    Dietterich, section 4, and RobustBench on ImageNet-C: the baseline is AlexNet, whose mCE is 1).
+
+    Raises `InputError` where there is nothing to average, where the two differ in corruptions or
+    severities, or where the baseline makes no error.
+    """
+    if not accuracies or not all(len(values) for values in accuracies.values()):
+        raise InputError(
+            "a mean corruption error needs accuracies of one corruption or more, found none"
+        )
+    errors = {name: len(values) - sum(values) for name, values in accuracies.items()}
+    if baseline is None:
+        shares = [error / len(accuracies[name]) for name, error in errors.items()]
+        return sum(shares) / len(shares)
+    found = {name: len(values) for name, values in accuracies.items()}
+    known = {name: len(values) for name, values in baseline.items()}
+    if found != known:
+        raise InputError(
+            f"the baseline must have the same corruptions and severities, found {known} for {found}"
+        )
+    ours = {name: len(values) - sum(values) for name, values in baseline.items()}
+    perfect = [name for name, error in ours.items() if error <= 0]
+    if perfect:
+        raise InputError(f"the baseline makes no error under {perfect[0]}: nothing to divide by")
+    return sum(error / ours[name] for name, error in errors.items()) / len(errors)

@@ -131,8 +131,8 @@ def _run(
     elif options.engine == "ray":
         try:
             from robust_nc.engines.ray.run import run_on_ray  # here: Ray is an extra
-        except ModuleNotFoundError as error:
-            if (error.name or "").split(".")[0] != "ray":
+        except ModuleNotFoundError as missing:
+            if (missing.name or "").split(".")[0] != "ray":
                 raise
             raise ConfigError(
                 "the engine ray needs Ray, which is not installed; pip install 'robust_nc[ray]'"

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nc.exceptions import ConfigError, InputError
-from robust_nc.models.backbones import PENULTIMATE, Backbone, ImageShape, at_least
+from robust_nc.models.backbones import Backbone, ImageShape, at_least
 from robust_nc.models.deep_rfm import (
     Activation,
     DeepRFM,
@@ -32,6 +32,7 @@ from robust_nc.models.deep_rfm import (
     unit_sphere,
 )
 from robust_nc.models.heads import Head, LinearHead
+from robust_nc.models.taps import PENULTIMATE
 from robust_nc.runtime.progress import Report
 from robust_nc.types import Features, Images
 

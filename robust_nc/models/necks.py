@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robust_nc.models.backbones import PENULTIMATE, Backbone, ImageShape, at_least, initialise
+from robust_nc.models.backbones import Backbone, ImageShape, at_least, initialise
+from robust_nc.models.taps import PENULTIMATE
 from robust_nc.types import Features, Images
 
 Transformed = Float[Tensor, "n w"]

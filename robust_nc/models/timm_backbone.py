@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from robust_nc.exceptions import ConfigError, InputError
-from robust_nc.models.backbones import PENULTIMATE, Backbone, ImageShape
+from robust_nc.models.backbones import Backbone, ImageShape
+from robust_nc.models.taps import PENULTIMATE
 from robust_nc.runtime.third_party import import_peer
 from robust_nc.runtime.torch_state import forward_hooks
 from robust_nc.types import Features, Images

@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robust_nc.exceptions import InputError
-from robust_nc.models.backbones import PENULTIMATE, Backbone, ImageShape, at_least
+from robust_nc.models.backbones import Backbone, ImageShape, at_least
+from robust_nc.models.taps import PENULTIMATE
 from robust_nc.types import Images
 
 Tokens = Float[Tensor, "n t d"]

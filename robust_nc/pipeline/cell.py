@@ -42,9 +42,13 @@ from robust_nc.runtime.executor import IN_PROCESS
 from robust_nc.runtime.progress import Clock, Report, progress_report
 from robust_nc.runtime.torch_state import default_device
 from robust_nc.training.checkpoint import read_manifest
-from robust_nc.training.memorization import TEST_EXAMPLES, TRAIN_EXAMPLES
 from robust_nc.training.run import Trained
-from robust_nc.training.validation import VALIDATION_EXAMPLES, evenly_chosen
+from robust_nc.training.validation import (
+    TEST_EXAMPLES,
+    TRAIN_EXAMPLES,
+    VALIDATION_EXAMPLES,
+    evenly_chosen,
+)
 
 
 class Verdicts(NamedTuple):

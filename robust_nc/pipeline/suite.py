@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robust_nc.config import Component, RunConfig, build, cell_id, check_options, plain, read
-from robust_nc.data.corruption_names import check_corruptions
+from robust_nc.data.corruptions import check_corruptions
 from robust_nc.data.hierarchy.tree import embedded
 from robust_nc.exceptions import ConfigError, unknown_name
 from robust_nc.io.files import digest

@@ -25,10 +25,14 @@ from robust_nc.record.schema import Record
 from robust_nc.registry import AVERAGINGS
 from robust_nc.runtime.torch_state import default_device
 from robust_nc.training.averaging import STATISTICS_BATCHES
-from robust_nc.training.memorization import TEST_EXAMPLES, TRAIN_EXAMPLES
 from robust_nc.training.objectives import ClosedForm
 from robust_nc.training.run import build_objective
-from robust_nc.training.validation import VALIDATION_EXAMPLES, VALIDATION_STEPS
+from robust_nc.training.validation import (
+    TEST_EXAMPLES,
+    TRAIN_EXAMPLES,
+    VALIDATION_EXAMPLES,
+    VALIDATION_STEPS,
+)
 from robust_nc.types import RefereedAttack
 
 STAGES = ("train", "attack", "measure")

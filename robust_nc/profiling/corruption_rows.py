@@ -20,8 +20,13 @@ from torch import Tensor, nn
 from robust_nc.config import MeasureConfig
 from robust_nc.data.base import Split, first_examples
 from robust_nc.data.cifar_c import CifarC
-from robust_nc.data.corruption_names import chosen_corruptions, mean_corruption_error
-from robust_nc.data.corruptions import DISTRIBUTION, corrupt_images, corruption_library
+from robust_nc.data.corruptions import (
+    DISTRIBUTION,
+    chosen_corruptions,
+    corrupt_images,
+    corruption_library,
+    mean_corruption_error,
+)
 from robust_nc.data.load import data_root, to_unit
 from robust_nc.exceptions import DataError
 from robust_nc.profiling.measurement import (

@@ -30,7 +30,6 @@ from torch import Tensor
 from robust_nc.exceptions import CheckpointError, StorageError
 from robust_nc.io import files
 from robust_nc.io.files import remove_file, remove_unfinished
-from robust_nc.training.state import Tensors
 
 SCHEMAS = (1, 2)
 """1: a state between epochs; 2: one within an epoch, which an older version must not read as 1."""
@@ -38,6 +37,7 @@ SCHEMAS = (1, 2)
 _KINDS = ("best", "last", "momentum", "raw", "within")
 _MANIFESTS = ("best", "last", "previous")
 
+Tensors = dict[str, Tensor]
 Manifest = dict[str, Any]
 
 

@@ -22,33 +22,36 @@ is about their average, which is the model in the end.
 
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from robust_nc.config import TrainConfig, build
+from robust_nc.config import Compile, TrainConfig, build
 from robust_nc.data.batches import Batch, Batches
 from robust_nc.exceptions import InputError, StoppedError, TrainingError
 from robust_nc.registry import SCHEDULES
 from robust_nc.runtime.torch_state import (
     device_of,
+    float32_products,
     generator,
     kept_draws,
     stream_key,
     untouched,
 )
 from robust_nc.training.averaging import STATISTICS_BATCHES, Average
-from robust_nc.training.checkpoint import Checkpoints
+from robust_nc.training.checkpoint import Checkpoints, Tensors
 from robust_nc.training.data_parallel import check_objective
 from robust_nc.training.epoch_meter import Meter, NotFiniteError, not_finite
 from robust_nc.training.objectives import Objective, at_progress
-from robust_nc.training.precision import compiled, products
 from robust_nc.training.progress import EpochRow, StepPace, TrainEvent, TrainReport
-from robust_nc.training.saving import SAVE_SECONDS, SAVE_SECONDS_WITHIN, Keeper, TrainerState
 from robust_nc.training.schedule import Schedule
 from robust_nc.training.state import (
-    Tensors,
+    SAVE_SECONDS,
+    SAVE_SECONDS_WITHIN,
+    Keeper,
+    TrainerState,
     finite_logits,
     finite_weights,
     seed_modules,
@@ -304,3 +307,32 @@ class Trainer(TrainerState):
             note=self.keeper.note,
         )
         self.report(event)
+
+
+def products(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    """Let CUDA round the factors of float32 products to 10 bits if `precision` is "tf32".
+
+    Restored on the way out. Any other precision, and any other device, stay as they are.
+    """
+    if precision == "tf32" and device.type == "cuda":
+        return float32_products("tf32")
+    return nullcontext()
+
+
+def compiled(model: nn.Module, how: Compile) -> nn.Module:
+    """Return a model under `torch.compile`, or itself if `how` is False.
+
+    "reduce-overhead" replays CUDA graphs. What they answer lies in memory that the next replay
+    writes over, so its logits are copied: an inner attack keeps those of the clean images.
+    """
+    if how is False:
+        return model
+    if how is True:
+        return cast(nn.Module, torch.compile(model))
+    graph = cast(nn.Module, torch.compile(model, mode=how))
+    graph.register_forward_hook(_copied)
+    return graph
+
+
+def _copied(model: nn.Module, given: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+    return logits.clone()

@@ -46,12 +46,10 @@ from robust_nc.training.checkpoint import (
 )
 from robust_nc.training.loop import Trainer, Watch
 from robust_nc.training.losses import FeatureLoss, Seen, build_loss
-from robust_nc.training.memorization import MemorizationProbe
 from robust_nc.training.objectives import ClosedForm, Objective
 from robust_nc.training.progress import EpochRow, TrainReport
-from robust_nc.training.saving import SAVE_SECONDS, SAVE_SECONDS_WITHIN
-from robust_nc.training.state import load_weights, make_optimizer
-from robust_nc.training.validation import CollapseProbe, Validator, evenly_chosen
+from robust_nc.training.state import SAVE_SECONDS, SAVE_SECONDS_WITHIN, load_weights, make_optimizer
+from robust_nc.training.validation import CollapseProbe, MemorizationProbe, Validator, evenly_chosen
 
 
 class Trained(NamedTuple):
