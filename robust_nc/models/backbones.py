@@ -191,7 +191,7 @@ def _convolution(inputs: int, outputs: int, *, stride: int) -> nn.Sequential:
     )
 
 
-class _PreActBlock(nn.Module):
+class PreActBlock(nn.Module):
     """x + conv(relu(norm(conv(relu(norm(x)))))) (He et al., ECCV 2016), of 3 x 3 convolutions.
 
     Where the shape changes, x is normalised and activated before its shortcut, a 1 x 1 convolution.
@@ -243,7 +243,7 @@ class _PreActNetwork(ConvolutionalBackbone):
             members = nn.Sequential()
             for block in range(blocks):
                 step = 1 if block else stride
-                members.append(_PreActBlock(inputs, outputs, stride=step, dropout=dropout))
+                members.append(PreActBlock(inputs, outputs, stride=step, dropout=dropout))
                 inputs = outputs
             self.add_module(f"{group}{place}", members)
         self.norm = nn.BatchNorm2d(width)
