@@ -1,14 +1,30 @@
-"""The races run, and compare what they say they compare. No test looks at a time."""
+"""The races run, and compare what they say they compare. No test looks at a time.
 
+Beside them, the table that says what the protocol `fast` misses.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from helpers_report import write_grid
 
-from robust_nc.benchmarks.races import geometry, training
-from robust_nc.benchmarks.races.timing import Timing, conditions, markdown, race, ratio, table
+from robust_nc.benchmarks.races import autoattack as race
+from robust_nc.benchmarks.races import calibration, contestants, geometry, models, timing, training
+from robust_nc.benchmarks.races.autoattack import between, count, pooled
+from robust_nc.benchmarks.races.contestants import OURS, PASSES, Job, Setup, Verdict
+from robust_nc.benchmarks.races.timing import Timing, conditions, markdown, ratio, table
 from robust_nc.config import Component
 from robust_nc.data.base import numbered
+from robust_nc.exceptions import ConfigError, RecordError, UnknownNameError
 from robust_nc.geometry.collapse import measure_collapse
 from robust_nc.models.classifier import Classifier
+from robust_nc.record import unpack_flags
+from robust_nc.record.folder import read_all
+from robust_nc.runtime.environment import code_digest
 
 TINY = training.Case(
     Component(name="small_cnn", options={"width": 4}), (1, 8, 8), batch_size=4, steps=2, calls=2
@@ -18,7 +34,7 @@ TINY = training.Case(
 def test_a_race_takes_turns():
     seen: list[str] = []
     contestants = {name: lambda name=name: seen.append(name) for name in "abc"}
-    timings = race(contestants, repeats=3, warmups=1)
+    timings = timing.race(contestants, repeats=3, warmups=1)
     assert seen == [*"abc", *"abc", *"bca", *"cab"]
     assert [timing.name for timing in timings] == [*"abc"]
     assert all(len(timing.seconds) == 3 and min(timing.seconds) >= 0 for timing in timings)
@@ -41,18 +57,11 @@ def test_tables_are_markdown():
 
 
 def test_conditions_name_versions_and_threads():
-    text = conditions()
-    assert f"torch {torch.__version__}" in text
-    assert f"{torch.get_num_threads()} threads" in text
+    assert f"torch {torch.__version__}" in conditions()
+    assert f"{torch.get_num_threads()} threads" in conditions()
 
 
-def test_the_training_race_has_three_contestants():
-    timings = training.contest(TINY, device=torch.device("cpu"), repeats=2)
-    assert [timing.name for timing in timings] == ["floor", "step", "loop"]
-    assert {len(timing.seconds) for timing in timings} == {2}
-
-
-def test_floor_and_step_do_the_same_passes(monkeypatch: pytest.MonkeyPatch):
+def test_floor_step_and_loop_do_the_same_passes(monkeypatch: pytest.MonkeyPatch):
     seen: list[tuple[bool, bool, tuple[int, ...]]] = []
     forward = Classifier.forward
 
@@ -62,19 +71,11 @@ def test_floor_and_step_do_the_same_passes(monkeypatch: pytest.MonkeyPatch):
         return forward(model, images)
 
     monkeypatch.setattr(Classifier, "forward", counted)
-    images, labels = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
+    timings = training.contest(TINY, device=torch.device("cpu"), repeats=2)
+    assert [timing.name for timing in timings] == ["floor", "step", "loop"]
+    assert {len(timing.seconds) for timing in timings} == {2}
     attack, outer = (False, False, (4, 1, 8, 8)), (True, True, (4, 1, 8, 8))
-    for make in (training._floor, training._step):
-        seen.clear()
-        make(TINY, images, labels)()
-        assert seen == [attack, attack, outer]
-
-
-@pytest.mark.parametrize("name", training.CASES)
-def test_the_cases_can_be_built(name: str):
-    case = training.CASES[name]
-    logits = training._model(case).eval()(torch.rand(1, *case.image_shape))
-    assert logits.shape == (1, 10)
+    assert seen == [attack, attack, outer] * (len(seen) // 3)
 
 
 def _small() -> Classifier:
@@ -105,13 +106,6 @@ def test_peak_memory_is_that_of_a_fresh_process():
     assert 0 < found < 800
 
 
-def test_images_are_random_where_the_data_set_is_not_there(tmp_path, monkeypatch):
-    monkeypatch.setenv("ROBUST_NC_DATA", str(tmp_path))
-    split, what = geometry.read_images(7)
-    assert split.images.shape == (7, 3, 32, 32)
-    assert "random" in what
-
-
 def test_the_scripts_print_their_tables(capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(training.CASES, "tiny", TINY)
     monkeypatch.setenv("ROBUST_NC_DATA", str(tmp_path))
@@ -122,3 +116,245 @@ def test_the_scripts_print_their_tables(capsys, monkeypatch, tmp_path):
     for word in ("floor", "step", "loop", "forward", "measured", "random images", "flatten"):
         assert word in shown
     assert "random images of 3 classes" in shown
+
+
+THEIRS = "pyautoattack"
+SETUP = Setup("digits", 4, threads=1)
+
+
+def test_jobs_take_turns_and_count_where_nothing_is_timed() -> None:
+    jobs = race.plan([OURS, THEIRS], (5, 6), repeats=2)
+    timed = [job.contestant for job in jobs if job.repeat is not None]
+    assert timed == [PASSES, OURS, THEIRS, OURS, THEIRS, PASSES]
+    assert jobs[6:] == [Job(OURS, 6, None), Job(THEIRS, 6, None)]
+    assert race.plan([OURS, THEIRS], (5,), repeats=1)[3:] == [Job(THEIRS, 5, None)]
+
+
+class Stub:
+    """Answers jobs at once; `weak` of our seeds find the first example robust."""
+
+    def __init__(self, weak: tuple[int, ...] = ()) -> None:
+        self.weak = weak
+        self.done: list[Job] = []
+
+    def __call__(self, setup: Setup, job: Job) -> dict[str, Any]:
+        self.done.append(job)
+        line: dict[str, Any] = job._asdict() | {"code": code_digest()}
+        if job.contestant == PASSES:
+            return line | {"forward": {"8": 0.1, "16": 0.05}, "gradient": {"8": 0.2, "16": 0.3}}
+        known = job.contestant == OURS or job.repeat is None
+        first = "1" if job.contestant == OURS and job.seed in self.weak else "0"
+        return line | {
+            "seconds": None if job.repeat is None else 2.0 if job.contestant == OURS else 5.0,
+            "clean": "1101",
+            "robust": f"{first}101",
+            "forwards": 30 if known else None,
+            "backwards": 10 if known else None,
+            "outside": 0,
+            "about": "folded",
+            "mebibytes": 100.0,
+        }
+
+
+def test_a_race_goes_on_where_it_ended(tmp_path: Path) -> None:
+    out, jobs = tmp_path / "race.json", race.plan([OURS, THEIRS], (0, 1), repeats=2)
+    first, second, third = Stub(), Stub(), Stub()
+    race.contest(SETUP, jobs[:4], out, run=first)
+    record = race.contest(SETUP, jobs, out, left_out={"torchattacks": "not here"}, run=second)
+    assert [*first.done, *second.done] == jobs
+    held = json.loads(out.read_text())
+    assert len(held["runs"]) == len(record["runs"]) == len(jobs)
+    assert held["race"]["examples"] == 4
+    assert {"torch", "pyautoattack", "scipy"} <= set(held["versions"])
+    for line in held["runs"]:
+        line["code"] = "older"  # ours has changed since
+    out.write_text(json.dumps(held))
+    again = race.contest(SETUP, jobs, out, run=third)
+    assert third.done == [job for job in jobs if job.contestant == OURS]
+    assert len(again["runs"]) == len(jobs)
+
+
+def test_the_record_of_another_race_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "race.json"
+    race.contest(SETUP, [Job(OURS, 0, 0)], out, run=Stub())
+    before = out.read_bytes()
+    with pytest.raises(RecordError, match="another race"):
+        race.contest(SETUP._replace(examples=5), [Job(OURS, 0, 0)], out, run=Stub())
+    assert out.read_bytes() == before
+    out.write_text("{}")
+    with pytest.raises(RecordError, match="not the record of a race"):
+        race.contest(SETUP, [Job(OURS, 0, 0)], out, run=Stub())
+
+
+def test_the_report_has_every_number() -> None:
+    jobs = race.plan([OURS, THEIRS], (0, 1, 2), repeats=2)
+    record = race.contest(SETUP, jobs, None, left_out={"torchattacks": "x"}, run=Stub((1, 2)))
+    shown = race.report(record, (0, 1, 2))
+    assert "2.50 (2.50 to 2.50)" in shown  # their time over ours
+    # 20 forwards alone at 0.05 and 10 with gradient at 0.2: 3 seconds; ours took 2
+    assert "limit, seconds: 3.000 (3.000 to 3.000); ours over it: 0.667" in shown
+    assert "accelerated by: folded" in shown
+    assert "3 seeds of 4 examples: ours weaker on 2, theirs on 0" in shown
+    assert "two-sided p = 0.5, ours weaker p = 0.25" in shown
+    assert "ours: robust 50.00%, 75.00%, 75.00%; disagreements between its seeds: 1, 1, 0" in shown
+    assert "pyautoattack: robust 50.00%, 50.00%, 50.00%; disagreements" in shown
+    assert "left out: torchattacks: x" in shown
+    assert "30 " in shown
+    assert "100 " in shown
+
+
+def test_a_sign_test_is_exact() -> None:
+    assert count("1100", "1010") == (1, 1)
+    test = pooled([("11110", "00001")])
+    assert test[:2] == (4, 1)
+    assert test.one_sided == pytest.approx(6 / 32)  # (5 + 1) of 32 ways
+    assert test.two_sided == pytest.approx(12 / 32)
+    assert pooled([("10", "10")]) == (0, 0, 1.0, 1.0)
+    assert between(["11", "10", "00"]) == [1, 2, 1]
+
+
+def test_those_who_cannot_race_are_left_out_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def absent(contestant: str) -> None:
+        if contestant != OURS:
+            raise ConfigError(f"{contestant} is not here")
+
+    monkeypatch.setattr(race, "prepare", absent)
+    assert race.able((OURS, THEIRS)) == ([OURS], {THEIRS: "pyautoattack is not here"})
+    monkeypatch.undo()
+    assert race.able((THEIRS,)) == ([THEIRS], {})
+
+
+def test_a_run_tells_time_or_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_step(subject: models.Subject, setup: Setup, seed: int) -> torch.Tensor:
+        leaf = subject.images.clone().requires_grad_()
+        torch.autograd.grad(subject.model(leaf).sum(), leaf)
+        return torch.ones_like(leaf)  # outside of the ball
+
+    monkeypatch.setitem(contestants.CONTESTANTS, THEIRS, one_step)
+    timed, counted = (contestants.work(SETUP, Job(THEIRS, 0, repeat)) for repeat in (0, None))
+    assert (timed["forwards"], timed["backwards"]) == (None, None)
+    assert timed["seconds"] > 0
+    assert (counted["forwards"], counted["backwards"], counted["seconds"]) == (4, 4, None)
+    assert counted["outside"] == 4
+    assert len(counted["clean"]) == len(counted["robust"]) == 4
+    assert counted["mebibytes"] >= counted["mebibytes_before"] > 0
+    json.dumps(counted)
+
+
+def test_ours_counts_its_own_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate = contestants.evaluate
+
+    def shorter(*given: Any, **options: Any) -> Any:
+        return evaluate(*given, **options, protocol="pgd")
+
+    monkeypatch.setattr(contestants, "evaluate", shorter)
+    verdict = contestants.ours(SETUP.subject(), SETUP, 0)
+    assert isinstance(verdict, Verdict)
+    assert verdict.forwards is not None
+    assert verdict.backwards is not None
+    assert verdict.forwards > verdict.backwards > 0
+
+
+def test_passes_are_timed_by_batch_size() -> None:
+    times = contestants.time_passes(SETUP.subject(), torch.device("cpu"))
+    assert set(times["forward"]) == set(times["gradient"]) == {"16", "32", "64", "128", "256"}
+    assert all(value > 0 for kind in times.values() for value in kind.values())
+
+
+def test_models_are_found_by_name(tmp_path: Path) -> None:
+    subject = models.load("digits", examples=40)
+    accuracy = (subject.model(subject.images).argmax(1) == subject.labels).double().mean()
+    assert accuracy > 0.8
+    with pytest.raises(UnknownNameError, match="did you mean 'resnet18'"):
+        models.load("resnet", examples=1)
+    for name, word in (("checkpoint", "folder that a training wrote"), ("lenet", "weight file")):
+        with pytest.raises(ConfigError, match=word):
+            models.load(name, examples=1)
+    with pytest.raises(ConfigError, match="does not exist"):
+        models.load("checkpoint", examples=1, path=tmp_path / "nothing")
+
+
+def test_lenet_reads_weights_and_arrays(tmp_path: Path) -> None:
+    weights, arrays = tmp_path / "weights.pt", tmp_path / "mnist.npz"
+    torch.save(models.LeNet5().state_dict(), weights)
+    labels = np.arange(10)
+    images = np.zeros((10, 28, 28), dtype=np.uint8)
+    np.savez(arrays, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    subject = models.load("lenet", examples=3, path=weights, data=arrays)
+    assert subject.model(subject.images).shape == (3, 10)
+    assert (str(subject.ball), subject.images.shape) == ("Linf 0.3", (3, 1, 28, 28))
+
+
+@pytest.mark.slow
+def test_the_race_runs_in_processes_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "race.json"
+    for _ in range(2):
+        race.main(
+            model="digits",
+            examples=2,
+            repeats=1,
+            contestants=(OURS, THEIRS, "torchattacks"),
+            threads=1,
+            out=out,
+        )
+    shown = capsys.readouterr().out
+    assert shown.count("run 2 of") == 1, "the second call had nothing to do"
+    assert "exact sign test" in shown
+    assert "ours over it" in shown
+    runs = json.loads(out.read_text())["runs"]
+    ours, theirs = ([r for r in runs if r["contestant"] == name] for name in (OURS, THEIRS))
+    assert ours[0]["clean"] == theirs[0]["clean"]
+    assert theirs[-1]["forwards"] > theirs[-1]["backwards"] > 0
+
+
+def entry(standard: str, fast: str, *, model: str = "m", units: tuple[int, int] = (100, 8)):
+    """Verdicts on examples as strings of 1 (robust) and 0."""
+    verdicts = {
+        protocol: {"robust": [flag == "1" for flag in flags], "units": spent}
+        for protocol, flags, spent in zip(
+            calibration.PROTOCOLS, (standard, fast), units, strict=True
+        )
+    }
+    return {"model": model, "seed": 0, "data": "digits", "examples": len(standard), **verdicts}
+
+
+def test_the_table_counts_both_ways_and_pools() -> None:
+    text = calibration.summary(
+        [entry("1110010000", "1111000000"), entry("1" * 90 + "0" * 10, "1" * 90 + "0" * 10)]
+    )
+    rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
+    assert rows[2][5:10] == ["40.0%", "40.0%", "1", "1", "0.080"]
+    assert rows[3][5:10] == ["90.0%", "90.0%", "0", "0", "0.080"]
+    assert "Missed: 1 beside 94 survivors, 1.06%; at most 4.95%" in text
+    assert "0.080 of those of `standard`" in text
+    text = calibration.summary([entry("1" * 600, "1" * 600)])
+    assert "Missed: 0 beside 600 survivors, 0.00%; at most 0.50%" in text
+    text = calibration.summary([entry("1110000000", "1111000000")])
+    assert text == "no model of which `standard` leaves more than 30 % robust"
+
+
+def test_verdicts_of_records_are_taken_and_the_rest_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_grid(tmp_path / "suite")
+    stored = read_all(tmp_path / "suite")
+    out, asked = tmp_path / "calibration.json", []
+    monkeypatch.setattr(calibration, "PROTOCOLS", (stored[0].record.protocol, "fast"))
+    honest = calibration.judged
+
+    def judged(record, suite, protocol):
+        asked.append((record.cell, protocol))
+        return honest(record, suite, protocol) if protocol != "fast" else {"robust": [], "units": 1}
+
+    monkeypatch.setattr(calibration, "judged", judged)
+    entries = calibration.calibrate([tmp_path / "suite"], out)
+    assert len(asked) == 2 * len(stored) == 2 * len(entries)
+    record = stored[0].record
+    flags = json.loads(out.read_text())["cells"][record.cell][record.protocol]["robust"]
+    assert flags == unpack_flags(record.verdict.robust).tolist()
+    assert calibration.calibrate([tmp_path / "suite"], out) == entries
+    assert len(asked) == 2 * len(stored)
