@@ -1,6 +1,7 @@
 """Whatever is wrong: one clear sentence, an exit code that is not zero, and nothing is lost.
 
-What a user of the command line can meet is tried through the command line.
+What a user of the command line can meet is tried through the command line. What cannot be trained
+is refused before anything runs.
 """
 
 import contextlib
@@ -21,16 +22,17 @@ from helpers_models import small_model
 from helpers_runner import Ran, cli, records, tiny, write_suite
 
 from robust_nc.config import training_id
+from robust_nc.data.hierarchy.tree import embedded, read_hierarchy
 from robust_nc.evaluation import evaluate
 from robust_nc.exceptions import RobustNCError, StorageError
 from robust_nc.pipeline.cell import run_cell
 from robust_nc.pipeline.suite import read_suite
 from robust_nc.record import Stored
-from robust_nc.record.folder import checkpoint_folder
+from robust_nc.record.folder import checkpoint_folder, read_all
 from robust_nc.runtime.progress import no_report
 from robust_nc.threat import Ball
 from robust_nc.training.progress import append_log, read_log
-from robust_nc.training.run import train_cell
+from robust_nc.training.run import load_classifier, train_cell
 
 
 def assert_one_sentence(ran: Ran, sentence: str) -> None:
@@ -381,25 +383,115 @@ def test_a_full_disk(tmp_path):
     assert read_log(weights.parent / "log.jsonl") == log  # not trained again
 
 
-@pytest.mark.parametrize(
-    ("grid", "sentence"),
-    [
-        ("'measure.taps' = [['penultimat']]", "unknown tap 'penultimat'; did you mean"),
-        ("'data.test_limit' = [361]", "limit of test must be in 1..360, found 361"),
-        ("'model.num_classes' = [7]", "model.num_classes is 7, but digits has 10"),
-    ],
-)
-def test_what_can_be_known_before_training_is_said_before_it(tmp_path, grid, sentence):
-    (cell,) = tiny(tmp_path, f"[grid]\n{grid}\n").cells
-    with pytest.raises(RobustNCError) as raised:
-        run_cell(cell, "tiny", tmp_path / "out", None, report=no_report)
-    assert sentence in str(raised.value)
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_long_name_of_a_model_is_cut_for_its_folder(tmp_path):
     paths = [f"{'long' * 60}{end}.npz" for end in "ab"]
     grid = ", ".join(f"{{name = 'npz', path = '{path}'}}" for path in paths)
     names = [cell.model for cell in tiny(tmp_path, f"[grid]\n'data.dataset' = [{grid}]\n").cells]
     assert len(set(names)) == 2
     assert all(len(name) <= 120 for name in names)
+
+
+def run(folder: Path, grid: str) -> Ran:
+    return cli(
+        "run", write_suite(folder, f"[grid]\n{grid}\n"), "--out", folder / "out", "--workers", 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("grid", "sentence"),
+    [
+        ("'train.objective' = ['standard', {name='awp', gamma=-1.0}]", "gamma must be at least 0"),
+        ("together = [{'train.objective'='mart', 'train.loss'='mse'}]", "mart brings its own loss"),
+        ("'train.objective' = [{name='trades', beta=-1.0}]", "beta must be at least 0, found -1.0"),
+        ("'train.objective' = ['deep_rfm']", "set train.epochs = 0, found 2"),
+        (
+            "together = [{'train.objective'='deep_rfm', 'train.epochs'=0}]",
+            "fits the backbone 'deep_rfm', found 'small_cnn'",
+        ),
+        (
+            "together = [{'train.objective'='deep_rfm','train.epochs'=0,'train.averaging'='ema'}]",
+            "leave out train.loss and train.averaging",
+        ),
+        ("'model.head' = [{name='nearest_etf', momentum=2.0}]", "momentum must be at least 0"),
+        ("'model.head' = [{name='haframe', gamma=-1.0}]", "gamma must be finite and above 0"),
+        ("'model.head' = [{name='haframe', hierarchy='cifar10'}]", "has other classes than"),
+        ("'data.hierarchy' = ['cifar10']", "0 is 'airplane', not '0'"),
+        ("'train.loss' = ['haframe']", "reads the head's fixed frame, and LinearHead has none"),
+        ("together = [{'train.compile'=true, 'train.loss'='dot_regression'}]", "set it to false"),
+        ("together = [{'train.compile'=true, 'model.head'='nearest_etf'}]", "set it to false"),
+        ("'data.noise' = [{name='per_class', rates=[0.1, 0.2]}]", "2 entries for 10 classes"),
+        ("'model.backbone' = [{name='vit', patch=3}]", "patch must divide both sides"),
+        ("'measure.taps' = [['blok1']]", "did you mean 'block1'"),
+        ("together = [{'train.backbone_lr'=0.0, 'model.head'='etf'}]", "no parameter is left"),
+        ("'evaluation.beside' = ['fgsm']", "evaluation.beside and evaluation.protocol are both"),
+        ("'measure.severities' = [[]]", "should have at least 1 item"),
+        ("together = [{'model.head'='etf'}]\n'model.head' = ['linear']", "both set 'model.head'"),
+        ("'measure.taps' = [['penultimat']]", "unknown tap 'penultimat'; did you mean"),
+        ("'model.num_classes' = [7]", "model.num_classes is 7, but digits has 10"),
+        *(
+            (f"'data.dataset' = ['synthetic']\n{part}", "set data.hierarchy to a TOML or JSON file")
+            for part in ("'model.head' = ['haframe']", "'measure.targets' = [['severest']]")
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_first(tmp_path: Path, grid: str, sentence: str) -> None:
+    ran = run(tmp_path, grid)
+    assert ran.code == 2
+    assert sentence in ran.err
+    assert ran.err.strip().splitlines()[-1].startswith("robust-nc: ")
+    assert "Traceback" not in ran.err
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+def test_a_limit_beyond_the_data_is_said_before_training(tmp_path):
+    (cell,) = tiny(tmp_path, "[grid]\n'data.test_limit' = [361]\n").cells
+    with pytest.raises(RobustNCError, match=r"limit of test must be in 1\.\.360, found 361"):
+        run_cell(cell, "tiny", tmp_path / "out", None, report=no_report)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_corruptions_end_a_cell_before_its_training(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("ROBUST_NC_DATA", str(tmp_path))
+    (tmp_path / "digits-c").mkdir()
+    (tmp_path / "digits-c" / "fog.npy").write_bytes(b"half a file")
+    ran = run(tmp_path, "'measure.corruptions' = [['fog']]")
+    assert ran.code == 1
+    assert "failed: " in ran.err
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+PARITY = {str(k): "even" if k % 2 == 0 else "odd" for k in range(10)}
+
+
+class TestATreeOfOnesOwn:
+    def write(self, folder: Path, tree: dict[str, str]) -> str:
+        groups = {name: [k for k in tree if tree[k] == name] for name in set(tree.values())}
+        path = folder / "mine.json"
+        path.write_text(json.dumps({"classes": sorted(tree), "tree": groups}))
+        return str(path)
+
+    def test_it_is_part_of_the_cell(self, tmp_path: Path) -> None:
+        """Another tree under the same path is another cell; the weights need the file no longer."""
+        path = self.write(tmp_path, PARITY)
+        grid = f"'data.hierarchy' = ['{path}']\n'train.epochs' = [0]\n'model.head' = ['haframe']"
+        assert run(tmp_path, grid).code == 0
+        (cell,) = read_suite(str(tmp_path / "tiny.toml")).cells
+        self.write(tmp_path, {**PARITY, "0": "odd"})
+        (other,) = read_suite(str(tmp_path / "tiny.toml")).cells
+        assert cell.id != other.id
+        (tmp_path / "mine.json").unlink()
+        (folder,) = (tmp_path / "out" / "checkpoints").iterdir()
+        frame = load_classifier(folder).head.frame()
+        assert frame is not None
+        cosines = frame @ frame.T
+        assert cosines[0, 2] > cosines[0, 1] + 0.1
+        (stored,) = read_all(tmp_path / "out")
+        assert (stored.rows()["measure"] == "hd_1").any()
+
+    def test_an_embedded_tree_is_the_tree(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path, PARITY)
+        text = embedded(path)
+        assert embedded(text) == text
+        assert embedded("digits") == "digits"
+        again, first = read_hierarchy(text), read_hierarchy(path)
+        assert (again.classes, again.groups) == (first.classes, first.groups)
