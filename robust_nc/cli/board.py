@@ -10,6 +10,7 @@ the answer to --sql is written as table, csv, latex or markdown, found --format 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
@@ -94,10 +95,7 @@ def board_command(options: BoardOptions, stderr: Console) -> int:
     Raises `ConfigError` for options that do not go together, and `RecordError` where there is
     nothing to show.
     """
-
-    def tell(text: str) -> None:
-        stderr.print(text, markup=False, soft_wrap=True)
-
+    tell = partial(stderr.print, markup=False, soft_wrap=True)
     options.check()
     if options.sql is not None:
         _show(_answer(options, options.sql, tell), options, tell)

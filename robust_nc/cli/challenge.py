@@ -8,6 +8,7 @@
 import contextlib
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from rich.console import Console
 
@@ -29,10 +30,7 @@ def challenge_command(options: ChallengeOptions, stderr: Console) -> int:
         raise RecordError(f"{record} contradicts itself; see `robust-nc verify {record}`")
     examples = examples_of(stored.record, options.root)
     points = read_points(evidence, examples.images)
-
-    def tell(text: str) -> None:
-        stderr.print(text, markup=False, highlight=False, soft_wrap=True)
-
+    tell = partial(stderr.print, markup=False, highlight=False, soft_wrap=True)
     with contextlib.redirect_stdout(sys.stderr):  # the code of a model may print
         judge = model_of(stored.record, options.model, examples, tell)
         _check_model(stored.record, state_digest(state_digests(judge)), tell)

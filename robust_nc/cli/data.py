@@ -1,5 +1,6 @@
 """`robust-nc data`: which data sets there are, and fetching one."""
 
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -17,11 +18,7 @@ def data_command(options: DataOptions, stderr: Console) -> int:
     if options.action == "fetch":
         if name is None:
             raise ConfigError("say which data set to fetch, e.g. robust-nc data fetch cifar10")
-
-        def tell(line: str) -> None:
-            stderr.print(line, markup=False, soft_wrap=True)
-
-        print(fetch(name, root, tell))
+        print(fetch(name, root, partial(stderr.print, markup=False, soft_wrap=True)))
         return 0
     if name is not None:
         raise ConfigError(f"'data list' takes no name; did you mean: robust-nc data fetch {name}")

@@ -24,12 +24,13 @@ from robust_nc.cli.options import (
     DoctorOptions,
     SubmitOptions,
 )
+from robust_nc.cli.stopping import INTERRUPTED, TERMINATED
 from robust_nc.engines.options import RunOptions
 from robust_nc.exceptions import RobustNCError
 from robust_nc.pipeline.request import Request
 from robust_nc.verification.options import CheckOptions
 
-FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+FAILED, BAD_INPUT = 1, 2
 
 # A reference such as net.py:three is no emoji.
 _stderr = Console(stderr=True, highlight=False, emoji=False)

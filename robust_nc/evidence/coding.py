@@ -118,9 +118,7 @@ def _digits(level: int) -> Numbers:
 
 LEVELS = (1, 2, 4, 7, 15, 31, 63, 127)  # tried from coarse to fine
 _BITS = 12  # a step has so many, so that it can be told from the points it made
-_TERNARY = (
-    1.4  # level 1 stands for 1.4 times the root mean square of what changed, and what is near
-)
+_TERNARY = 1.4  # level 1 stands for so many times the root mean square of what changed
 
 
 class Coded(NamedTuple):

@@ -91,7 +91,11 @@ def appraise(
         remove_unfinished(out)
         stored = _finished(out, cell)
         if stored is not None:
-            return Appraised(_with_card(stored, card, subject.name), made=False)
+            if card is not None and card != stored.record.card:
+                record = dataclasses.replace(stored.record, card=card, model=subject.name)
+                stored = Stored(sealed(record), stored.path)
+                write_record(stored.path, stored.record)
+            return Appraised(stored, made=False)
         return Appraised(_make(subject, request, out / f"{cell}.json", report), made=True)
 
 
@@ -121,15 +125,6 @@ def _finished(out: Path, cell: str) -> Stored | None:
     if evidence is None or not beside.is_file() or sha256_of(beside) != evidence.sha256:
         return None
     return stored
-
-
-def _with_card(stored: Stored, card: Card | None, name: str) -> Stored:
-    """Give a finished record another card, where one was handed in, and return it."""
-    if card is None or card == stored.record.card:
-        return stored
-    record = sealed(dataclasses.replace(stored.record, card=card, model=name))
-    write_record(stored.path, record)
-    return Stored(record, stored.path)
 
 
 def _told(path: Path) -> str:
@@ -201,18 +196,14 @@ def _prepare(request: Request, card: Card | None, tell: Tell) -> _Subject:
         seed=request.seed,
     )
     name = (model_name(card) if card else "") or opened.name
-    return _Subject(settings, name, card, opened, data, _spare(opened.num_classes, data))
-
-
-def _spare(classes: int, data: ModelData) -> tuple[Warned, ...]:
-    known = data.shape.num_classes
-    if classes <= known:
-        return ()
-    message = (
-        f"the model answers {classes} classes, and {data.label} has {known}: what is taken for "
-        "one of the others counts as misclassified"
-    )
-    return (Warned("spare-classes", message),)
+    classes, known, warnings = opened.num_classes, data.shape.num_classes, []
+    if classes > known:
+        message = (
+            f"the model answers {classes} classes, and {data.label} has {known}: what is taken for "
+            "one of the others counts as misclassified"
+        )
+        warnings.append(Warned("spare-classes", message))
+    return _Subject(settings, name, card, opened, data, tuple(warnings))
 
 
 def _make(

@@ -102,7 +102,16 @@ def try_points(
     the record, `InputError` for a model that fails.
     """
     count = len(examples.labels)
-    _check(rows, points, examples)
+    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < count:
+        raise RecordError(
+            f"the evidence names the rows {int(rows.min())} to {int(rows.max())}, but the record "
+            f"has 0 to {count - 1}"
+        )
+    shape = (len(rows), *examples.images.shape[1:])
+    if tuple(points.shape) != shape:
+        raise RecordError(
+            f"the evidence must have images of shape {shape}, found {tuple(points.shape)}"
+        )
     robust = torch.from_numpy(standing(stored).robust) if robust is None else robust
     if len(robust) != count:
         raise RecordError(f"{stored.path} has flags of {len(robust)} examples, its data {count}")
@@ -190,20 +199,6 @@ def _refusal(path: Path, stored: Stored, model: nn.Module, examples: RecordExamp
     held = {*tried.counted.tolist(), *tried.near.tolist()}
     unproven = sorted(set(told.broken) - held)
     return f"its evidence does not break {name_rows(unproven)}" if unproven else ""
-
-
-def _check(rows: Tensor, points: Tensor, examples: RecordExamples) -> None:
-    count = len(examples.labels)
-    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < count:
-        raise RecordError(
-            f"the evidence names the rows {int(rows.min())} to {int(rows.max())}, but the record "
-            f"has 0 to {count - 1}"
-        )
-    wanted = (len(rows), *examples.images.shape[1:])
-    if tuple(points.shape) != wanted:
-        raise RecordError(
-            f"the evidence must have images of shape {wanted}, found {tuple(points.shape)}"
-        )
 
 
 def _others(rows: Tensor, *without: Tensor) -> Tensor:
