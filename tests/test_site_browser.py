@@ -286,6 +286,7 @@ def test_it_works_from_a_web_host_too(open_page: OpenPage, site: Path) -> None:
         page.click("table.ours th a >> nth=0")
         page.locator("figure img").first.scroll_into_view_if_needed()
         page.wait_for_function("() => document.images[0].naturalWidth > 0")
+        page.close()  # before the host goes that it may still load pictures from
         server.shutdown()
 
 
