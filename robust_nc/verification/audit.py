@@ -36,7 +36,7 @@ from robust_nc.statistics.intervals import wilson
 from robust_nc.statistics.sampling import fewest_broken, most_broken
 from robust_nc.threat import Ball
 from robust_nc.training.validation import evenly_chosen
-from robust_nc.verification.originals import RecordExamples, ball_of, draws_of
+from robust_nc.verification.originals import RecordExamples, ball_of, protocol_draws
 
 CLAIM = "leap_rate_test"  # in `Record.summary`
 SURE = 0.999  # a claim outside of this interval is not put down to the draw of the images
@@ -137,7 +137,7 @@ def audit(
 
 def audit_protocol(own: str) -> str:
     """Return the protocol to audit with: `standard`, but the record's own for random models."""
-    return own if (draws_of(own) or 1) > 1 else PROTOCOL
+    return own if (protocol_draws(own) or 1) > 1 else PROTOCOL
 
 
 def _pushed(

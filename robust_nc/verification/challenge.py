@@ -41,7 +41,7 @@ from robust_nc.record.standing import Challenge, challenge_path, challenges_of, 
 from robust_nc.runtime.environment import hardware, versions
 from robust_nc.runtime.torch_state import device_of
 from robust_nc.verification.evidence import Finding, inside, name_rows
-from robust_nc.verification.originals import RecordExamples, ball_of, draws_of
+from robust_nc.verification.originals import RecordExamples, ball_of, protocol_draws
 from robust_nc.verification.rejudge import bounded, certain, look_again
 
 _TYPES = {"ids": "<i8", "images": "<f4"}
@@ -118,7 +118,7 @@ def try_points(
     claimed = robust[rows]
     placed = inside(ball_of(stored.record.config), points, examples.images[rows])
     asked = claimed & placed
-    draws, seed = draws_of(stored.record.protocol) or 1, stored.record.seed
+    draws, seed = protocol_draws(stored.record.protocol) or 1, stored.record.seed
     what = "the points of the challenge"
     wanted = examples.labels[rows[asked]]
     seen = look_again(model, points[asked], wanted, draws=draws, seed=seed, what=what)

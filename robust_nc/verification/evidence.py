@@ -30,7 +30,7 @@ from robust_nc.io.untrusted import file_name
 from robust_nc.record.schema import Record, Stored, Verdict, unpack_flags
 from robust_nc.runtime.torch_state import device_of, untouched
 from robust_nc.threat import Ball
-from robust_nc.verification.originals import RecordExamples, ball_of, draws_of
+from robust_nc.verification.originals import RecordExamples, ball_of, protocol_draws
 from robust_nc.verification.rejudge import (
     Repeated,
     bounded,
@@ -287,7 +287,7 @@ def header_findings(record: Record, evidence: Evidence, rows: int | None = None)
 
 def draws_finding(record: Record, evidence: Evidence) -> Finding | None:
     """Say so where the evidence takes another number of draws than the protocol."""
-    wanted = draws_of(record.protocol) or min(max(evidence.draws, 1), _MOST_DRAWS)
+    wanted = protocol_draws(record.protocol) or min(max(evidence.draws, 1), _MOST_DRAWS)
     if evidence.draws == wanted:
         return None
     text = f"are {evidence.draws}, but protocol {record.protocol!r} takes {wanted}"

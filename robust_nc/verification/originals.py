@@ -105,7 +105,7 @@ def _check_size(part: Component) -> None:
             )
 
 
-def draws_of(protocol: str) -> int | None:
+def protocol_draws(protocol: str) -> int | None:
     """Return how many passes make a verdict of a protocol, None of one that is not known here."""
     try:
         return find_protocol(protocol).draws
