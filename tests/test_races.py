@@ -13,11 +13,10 @@ import torch
 from helpers_report import write_grid
 
 from robust_nc.benchmarks.races import autoattack as race
-from robust_nc.benchmarks.races import calibration, contestants, geometry, models, timing, training
+from robust_nc.benchmarks.races import calibration, contestants, geometry, models, timing
 from robust_nc.benchmarks.races.autoattack import between, count, pooled
 from robust_nc.benchmarks.races.contestants import OURS, PASSES, Job, Setup, Verdict
 from robust_nc.benchmarks.races.timing import Timing, conditions, markdown, ratio, table
-from robust_nc.config import Component
 from robust_nc.data.base import numbered
 from robust_nc.exceptions import ConfigError, RecordError, UnknownNameError
 from robust_nc.geometry.collapse import measure_collapse
@@ -25,10 +24,6 @@ from robust_nc.models.classifier import Classifier
 from robust_nc.record import unpack_flags
 from robust_nc.record.folder import read_all
 from robust_nc.runtime.environment import code_digest
-
-TINY = training.Case(
-    Component(name="small_cnn", options={"width": 4}), (1, 8, 8), batch_size=4, steps=2, calls=2
-)
 
 
 def test_a_race_takes_turns():
@@ -61,23 +56,6 @@ def test_conditions_name_versions_and_threads():
     assert f"{torch.get_num_threads()} threads" in conditions()
 
 
-def test_floor_step_and_loop_do_the_same_passes(monkeypatch: pytest.MonkeyPatch):
-    seen: list[tuple[bool, bool, tuple[int, ...]]] = []
-    forward = Classifier.forward
-
-    def counted(model: Classifier, images: torch.Tensor) -> torch.Tensor:
-        learns = any(parameter.requires_grad for parameter in model.parameters())
-        seen.append((model.training, learns, tuple(images.shape)))
-        return forward(model, images)
-
-    monkeypatch.setattr(Classifier, "forward", counted)
-    timings = training.contest(TINY, device=torch.device("cpu"), repeats=2)
-    assert [timing.name for timing in timings] == ["floor", "step", "loop"]
-    assert {len(timing.seconds) for timing in timings} == {2}
-    attack, outer = (False, False, (4, 1, 8, 8)), (True, True, (4, 1, 8, 8))
-    assert seen == [attack, attack, outer] * (len(seen) // 3)
-
-
 def _small() -> Classifier:
     torch.manual_seed(0)
     return geometry.make_model("small_cnn")
@@ -107,13 +85,11 @@ def test_peak_memory_is_that_of_a_fresh_process():
 
 
 def test_the_scripts_print_their_tables(capsys, monkeypatch, tmp_path):
-    monkeypatch.setitem(training.CASES, "tiny", TINY)
     monkeypatch.setenv("ROBUST_NC_DATA", str(tmp_path))
-    training.main(repeats=1, cases=("tiny",))
     geometry.taps(examples=4, repeats=1, batch_size=2, backbones=("small_cnn",), classes=(10, 3))
     geometry.memory(examples=(4,), processes=1, batch_size=2, backbone="small_cnn")
     shown = capsys.readouterr().out
-    for word in ("floor", "step", "loop", "forward", "measured", "random images", "flatten"):
+    for word in ("forward", "measured", "random images", "flatten"):
         assert word in shown
     assert "random images of 3 classes" in shown
 

@@ -38,38 +38,13 @@ from robust_nc.config import Component, Part, RunConfig, configuration, plain, r
 from robust_nc.exceptions import ConfigError, InputError, unknown_name
 from robust_nc.io.files import canonical_json, digest
 from robust_nc.models.build import build_model
-from robust_nc.pipeline.suite import CLAIMS, Cell, Suite, read_suite, value_at, with_value
+from robust_nc.pipeline.suite import CLAIMS, PARTS, Cell, Suite, read_suite, value_at, with_value
 from robust_nc.profiling.feature_cache import chosen_taps
-from robust_nc.registry import (
-    AVERAGINGS,
-    BACKBONES,
-    DATASETS,
-    HEADS,
-    IMBALANCES,
-    LABEL_NOISES,
-    LOSSES,
-    NECKS,
-    OBJECTIVES,
-    SCHEDULES,
-    Registry,
-)
 from robust_nc.report.board.gather import part_label
 
 ANSWERS = "answers"  # the folder of the answers, beside those of the suites
 _KEYS = ("description", "claim")
 _Text = Annotated[str, Field(min_length=1)]
-_REGISTRIES: dict[str, Registry] = {
-    "data.dataset": DATASETS,
-    "data.imbalance": IMBALANCES,
-    "data.noise": LABEL_NOISES,
-    "model.backbone": BACKBONES,
-    "model.head": HEADS,
-    "model.neck": NECKS,
-    "train.averaging": AVERAGINGS,
-    "train.loss": LOSSES,
-    "train.objective": OBJECTIVES,
-    "train.schedule": SCHEDULES,
-}
 
 
 @configuration
@@ -287,7 +262,7 @@ def _plain(key: str, value: object, source: str) -> Any:
             f"{source}: {key!r} is a table; write whole keys in quotes, such as "
             f"'{key}.{min(found)}'"
         )
-    if isinstance(found, dict) and key in _REGISTRIES:
+    if isinstance(found, dict) and key in PARTS:
         parameters = _parameters(key, found["name"])
         for option in found["options"]:
             if option not in parameters:
@@ -300,13 +275,13 @@ def _fits(key: str, wanted: Any, found: Any) -> bool:
         return bool(wanted == found)
     if wanted["name"] != found["name"]:
         return False
-    parameters = _parameters(key, found["name"]) if key in _REGISTRIES else {}
+    parameters = _parameters(key, found["name"]) if key in PARTS else {}
     known = {name: parameter.default for name, parameter in parameters.items()} | found["options"]
     return all(name in known and known[name] == value for name, value in wanted["options"].items())
 
 
 def _parameters(key: str, name: str) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(_REGISTRIES[key].load(name)).parameters
+    return inspect.signature(PARTS[key][0].load(name)).parameters
 
 
 def _text(wanted: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 After Nguyen, Levie, Lienen, Kutyniok, Huellermeier, arXiv 2206.05530. A corrupted example has the
 original class o and was assigned the class c; vertices mu are the class means of the *uncorrupted*
 examples. Where a network memorises, the features of corrupted examples move from mu_o to mu_c: the
-geometry of a leap, measured by the same function (`landing.along_edges`), except that the way
+geometry of a leap, measured by the same function (`leaps.along_edges`), except that the way
 begins at mu_o, since there is no feature that the example would have had under its own label.
 
 >>> import torch
@@ -26,17 +26,10 @@ from robust_nc.checks import check_labels
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.collapse import collapse
 from robust_nc.geometry.inputs import as_features, as_vertices, check_features
-from robust_nc.geometry.landing import along_edges, make_frame
+from robust_nc.geometry.leaps import along_edges, make_frame
 from robust_nc.geometry.moments import Moments, blocks
 from robust_nc.types import Features, Labels
 
-MEASURES = (
-    "memorization",
-    "memorization_relative",
-    "corruption_bias",
-    "memorised_way",
-    "memorised_off_edge",
-)
 _NO_MEMORY = "undefined: no corrupted example of a class with two uncorrupted ones"
 _NO_EDGE = "undefined: no corrupted example between two vertices that differ"
 _NOTES = {
@@ -46,6 +39,7 @@ _NOTES = {
     "memorised_way": _NO_EDGE,
     "memorised_off_edge": _NO_EDGE,
 }
+MEASURES = tuple(_NOTES)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

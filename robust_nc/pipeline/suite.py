@@ -14,6 +14,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from importlib import resources
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,22 @@ CLAIMS = "claims"  # benchmarks/claims.toml holds claims about suites, and is no
 TOGETHER = "together"
 _TABLES = tuple(field.name for field in dataclasses.fields(RunConfig) if field.name != "seed")
 _KEYS = ("name", "description", "base", "grid")
+# The parts of a configuration that come by name: their tables, and what the run gives to them.
+PARTS: dict[str, tuple[Registry, set[str]]] = {
+    "data.dataset": (DATASETS, set()),
+    "data.imbalance": (IMBALANCES, set()),
+    "data.noise": (LABEL_NOISES, set()),
+    "model.backbone": (BACKBONES, {"image_shape"}),
+    "model.neck": (NECKS, {"num_classes", "dim"}),
+    "model.head": (
+        HEADS,
+        {"num_classes", "dim", "seed", "normalise_features", "temperature"},
+    ),
+    "train.objective": (OBJECTIVES, {"ball", "loss"}),
+    "train.loss": (LOSSES, {"logits", "seen", "labels", "progress"}),
+    "train.schedule": (SCHEDULES, set()),
+    "train.averaging": (AVERAGINGS, set()),
+}
 _LONGEST = 120  # characters of a model's name: it becomes a folder
 _NAMED = ("model.backbone", "model.head", "train.objective")
 
@@ -186,7 +203,8 @@ def _with_trees(config: RunConfig, source: str) -> RunConfig:
 def _check_names(config: RunConfig, source: str) -> None:
     """Refuse unknown names, options and balls now, not after an hour of training."""
     try:
-        for registry, part, given in _parts(config):
+        for key, (registry, given) in PARTS.items():
+            part: Component | None = attrgetter(key)(config)
             if part is not None and given:
                 check_options(registry, part, given)
             elif part is not None:
@@ -205,23 +223,6 @@ def _check_names(config: RunConfig, source: str) -> None:
             Ball(config.threat.norm, eps)
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from None
-
-
-def _parts(config: RunConfig) -> tuple[tuple[Registry, Component | None, set[str]], ...]:
-    """Return the parts of a configuration, each with its table and what the run gives to it."""
-    from_context = {"num_classes", "dim", "seed", "normalise_features", "temperature"}
-    return (
-        (DATASETS, config.data.dataset, set()),
-        (IMBALANCES, config.data.imbalance, set()),
-        (LABEL_NOISES, config.data.noise, set()),
-        (BACKBONES, config.model.backbone, {"image_shape"}),
-        (NECKS, config.model.neck, {"num_classes", "dim"}),
-        (HEADS, config.model.head, from_context),
-        (OBJECTIVES, config.train.objective, {"ball", "loss"}),
-        (LOSSES, config.train.loss, {"logits", "seen", "labels", "progress"}),
-        (SCHEDULES, config.train.schedule, set()),
-        (AVERAGINGS, config.train.averaging, set()),
-    )
 
 
 def _protocols(config: RunConfig) -> Iterator[str]:

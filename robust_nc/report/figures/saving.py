@@ -9,7 +9,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import pandas as pd
 from matplotlib.artist import Artist
@@ -61,7 +61,6 @@ _OWN_SCALE = ("leap_matrix", "trajectory_in_plane")
 # Results that differ in one of these are never drawn in one figure.
 _APART = ("suite", "dataset", "backbone", "ball")
 _DPI = 150
-_TIGHT: Any = {"format": "png", "bbox_inches": "tight", "pad_inches": 0.05}
 _PANEL, _SMALL = (2.3, 2.1), (1.2, 1.3)  # inches of one of several panels, of a matrix of many
 _SUBTITLES = frozenset({"input", "head", "model", "objective"})
 _log = logging.getLogger(__name__)
