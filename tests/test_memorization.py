@@ -17,7 +17,7 @@ from robust_nc.geometry.dilation import MEASURES, measure_memorization
 from robust_nc.geometry.leaps import measure_leaps
 from robust_nc.models.classifier import Classifier
 from robust_nc.profiling.conditions import attack_examples
-from robust_nc.profiling.leap_rows import Context, SeenLabels, leap_rows
+from robust_nc.profiling.leap_rows import leap_rows
 from robust_nc.profiling.measurement import Examples, Measurement, drawn
 from robust_nc.runtime import untouched
 from robust_nc.threat import Ball
@@ -140,11 +140,9 @@ def some_leaps() -> tuple[object, ...]:
 
 def rates(wrong: Tensor | None, predicted: Tensor | None = None) -> dict[str, tuple[object, ...]]:
     leaps, collapse = some_leaps()
-    given = None
-    if wrong is not None:
-        labels = torch.where(wrong, 1 - leaps.labels, leaps.labels)
-        given = SeenLabels(labels, leaps.labels if predicted is None else predicted)
-    rows = leap_rows(leaps, Context(None, None, collapse, given))
+    given = None if wrong is None else torch.where(wrong, 1 - leaps.labels, leaps.labels)
+    predicted = leaps.labels if predicted is None else predicted
+    rows = leap_rows(leaps, collapse, given=given, predicted=predicted)
     return {
         row["measure"]: (row["value"], row["n"], row["note"], row["vertices"])
         for row in rows

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from robust_nc.attacks.pgd import PGD
 from robust_nc.attacks.trajectory import trajectory
+from robust_nc.config import MeasureConfig
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.geometry.barycentric import Hull, polygon
+from robust_nc.profiling.measurement import Attacking, Examples, Measurement
 from robust_nc.profiling.trajectory_rows import Row, trajectory_rows
 from robust_nc.record import COLUMNS
 from robust_nc.registry import CONTROLS
@@ -413,18 +415,23 @@ def measured(
     taps: tuple[str, ...] = ("penultimate",),
 ) -> list[Row]:
     images = torch.tensor([pixels for pixels, _, _ in examples]).reshape(-1, 1, 2, 2)
+    labels = torch.tensor([label for _, label, _ in examples], dtype=torch.int64)
+    measurement = Measurement(
+        taps=taps,
+        depths={tap: depth for depth, tap in enumerate(taps)},
+        num_classes=3,
+        ball=Ball("L2", eps),
+        attacking=Attacking(STEPS, 1, scale),
+        settings=MeasureConfig(batch_size=batch_size),
+        seed=0,
+        distances=None,
+    )
     return trajectory_rows(
         planted() if model is None else model,
+        measurement,
         dict.fromkeys(taps, vertices),
-        images,
-        torch.tensor([label for _, label, _ in examples], dtype=torch.int64),
-        Ball("L2", eps),
-        steps=STEPS,
-        scale=scale,
-        feature="gap",
-        seed=0,
-        ids=torch.arange(len(images)),
-        batch_size=batch_size,
+        Examples("train", images, labels, torch.arange(len(images))),
+        "gap",
         paths=paths,
     )
 
@@ -578,7 +585,6 @@ def test_the_attack_is_found_by_its_name_and_told_what_was_asked(monkeypatch) ->
     assert rows[0]["attack"] == "pgd ce/2.5 from the image, 4 steps"
 
 
-@pytest.mark.parametrize("change", [{"batch_size": 0}, {"paths": -1}])
-def test_sizes_that_make_no_sense_are_refused(change) -> None:
-    with pytest.raises(InputError, match="batch_size must be at least 1 and paths at least 0"):
-        measured(**change)
+def test_fewer_than_no_paths_are_refused() -> None:
+    with pytest.raises(InputError, match="paths must be at least 0"):
+        measured(paths=-1)

@@ -18,7 +18,7 @@ from robust_nc.geometry.agop import input_agop
 from robust_nc.geometry.feature_matrices import layer_features
 from robust_nc.geometry.svd_argument import POINTS, svd_argument
 from robust_nc.profiling.measurement import CLEAN
-from robust_nc.profiling.rows import Row
+from robust_nc.profiling.rows import Row, measured_rows
 
 
 def agop_rows(
@@ -64,11 +64,11 @@ def _layer_rows(
     found = layer_features(model, images, initial=initial, batch_size=batch_size)
     common = {"grouping": "none", "vertices": "none", "n": len(images)}
     return [
-        common
-        | {"tap": name, "depth": depth, "measure": measure, "value": value}
-        | {"note": layer.notes.get(measure, "")}
-        for depth, (name, layer) in enumerate(found.items())
-        for measure, value in layer.measures().items()
+        row
+        for depth, (tap, layer) in enumerate(found.items())
+        for row in measured_rows(
+            common | {"tap": tap, "depth": depth}, layer.measures(), layer.notes
+        )
     ]
 
 

@@ -9,6 +9,7 @@ One corruption at one severity is in memory at a time; each is one pass over the
 0.5
 """
 
+import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import metadata
@@ -131,16 +132,18 @@ def corrupted_rows(
         report(done / (len(names) * len(severities)), f"corruption {name}/{severity}")
         condition = split.make(CORRUPTED, corrupt_shard, known, name, severity)
         for feature, vertices in references.items():
-            place: Row = {"feature": feature, "attack": f"{name}/{severity}"}
             measured = measure_once(split, feature, vertices, condition, _MEASURES)
-            network = _of_network("accuracy", measured.accuracy)
-            rows += [place | row for row in (*measured.rows, network)]
+            rows += [{"attack": f"{name}/{severity}"} | row for row in measured]
         found[name].append(rows[-1]["value"])
-    rows += _means(found, severities, tuple(references), source.label)
-    common: Row = {"condition": CORRUPTED, "split": examples.split}
-    depths = {**measurement.depths, "output": -1}
-    whole = {"n": len(examples.labels)}
-    return [common | whole | {"depth": depths[row["tap"]]} | row for row in rows]
+    error = mean_corruption_error(found)
+    place: Row = {"tap": "output", "n": len(examples.labels), "note": source.label}
+    levels = ", ".join(map(str, severities))
+    place["attack"] = f"{len(found)} corruptions, severities {levels}"
+    for feature, (measure, value) in itertools.product(
+        references, {"corruption_accuracy": 1 - error, "mce": error}.items()
+    ):
+        rows.append(place | {"feature": feature, "measure": measure, "value": value})
+    return [{"condition": CORRUPTED, "split": examples.split} | row for row in rows]
 
 
 def corrupt_shard(
@@ -155,24 +158,3 @@ def corrupt_shard(
 ) -> ConditionImages:
     """Corrupt the images of a shard."""
     return ConditionImages(CORRUPTED, source.images(corruption, severity, shard.examples))
-
-
-def _means(
-    accuracies: Mapping[str, list[float]],
-    severities: list[int],
-    features: tuple[str, ...],
-    label: str,
-) -> list[Row]:
-    error = mean_corruption_error(accuracies)
-    levels = ", ".join(map(str, severities))
-    place: Row = {"attack": f"{len(accuracies)} corruptions, severities {levels}", "note": label}
-    values = {"corruption_accuracy": 1 - error, "mce": error}
-    return [
-        place | {"feature": feature} | _of_network(name, value)
-        for feature in features
-        for name, value in values.items()
-    ]
-
-
-def _of_network(measure: str, value: float) -> Row:
-    return {"tap": "output", "measure": measure, "value": value}

@@ -24,7 +24,7 @@ def radius_rows(
 
     `references` by feature. Radius 0 is the clean images: nothing leaps there.
     """
-    measurement, examples = split.measurement, split.examples
+    measurement = split.measurement
     if not measurement.ball.eps:
         return []
     factors = sorted({0.0, *measurement.settings.radii})
@@ -36,18 +36,14 @@ def radius_rows(
         condition = split.make(SWEEP, attack_at, eps) if factor else split.clean()
         for feature, vertices in references.items():
             found = measure_once(split, feature, vertices, condition, ("leap_rate",))
-            rows += [{"feature": feature, "eps": eps} | row for row in found.rows]
-            share: Row = {"tap": "output", "measure": "accuracy", "value": found.accuracy}
-            rows.append({"feature": feature, "eps": eps} | share | {"n": len(examples.labels)})
+            rows += [{"eps": eps} | row for row in found]
     for feature in references:
         mine = [row for row in rows if row["feature"] == feature]
-        rows += [
-            {"feature": feature} | row for tap in measurement.taps for row in _radius(tap, mine)
-        ]
-    common: Row = {"condition": SWEEP, "split": examples.split}
+        for tap, depth in measurement.depths.items():
+            rows += [{"feature": feature, "depth": depth} | row for row in _radius(tap, mine)]
+    common: Row = {"condition": SWEEP, "split": split.examples.split}
     common["attack"] = str(measurement.attacking)
-    depths = {**measurement.depths, "output": -1}
-    return [common | {"depth": depths[row["tap"]]} | row for row in rows]
+    return [common | row for row in rows]
 
 
 def attack_at(

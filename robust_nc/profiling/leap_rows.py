@@ -1,14 +1,12 @@
 """Rows of what leaped: rates, matrix, landing, per class, severity, return, leap layers."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from robust_nc.geometry.classwise import leap_rates, vulnerability
 from robust_nc.geometry.leaps import Leaps, leap_layer, leap_layer_histogram
 from robust_nc.geometry.severity import mean_severity, return_rate, severity_null
-from robust_nc.profiling.rows import Row, class_rows, valued
+from robust_nc.profiling.rows import Row, class_rows, measured_rows, valued
 
 DENSE_CLASSES = 20  # leap matrices of more classes leave out their zeros
 LANDING_BINS, LANDING_RANGE = 40, (-0.5, 1.5)
@@ -22,36 +20,23 @@ _BY_LABEL = {
 }
 
 
-class SeenLabels(NamedTuple):
-    """Labels `(N,)` that training saw, and what the network says of the clean images `(N,)`."""
+def leap_rows(
+    leaps: Leaps,
+    collapse: tuple[float | None, ...],
+    *,
+    distances: Tensor | None = None,
+    noisy: Tensor | None = None,
+    given: Tensor | None = None,
+    predicted: Tensor | None = None,
+) -> list[Row]:
+    """Rates, matrix and landing histogram of one tap under one condition, and what goes with them.
 
-    labels: Tensor
-    predicted: Tensor
-
-
-class Context(NamedTuple):
-    """What leaps are seen beside.
-
-    `distances` (K, K) between classes or None; `noisy` (N,) nearest vertices with noise on top of
-    the attack or None; `collapse` each class's own clean `nc1`; `given` where training saw wrong
-    labels.
+    `collapse` is each class's own clean `nc1`; `distances` (K, K) between classes; `noisy` (N,)
+    nearest vertices with noise on top of the attack. Where training saw wrong labels, `given` (N,)
+    are those that it saw, and `predicted` (N,) what the network says of the clean images.
     """
-
-    distances: Tensor | None
-    noisy: Tensor | None
-    collapse: tuple[float | None, ...]
-    given: SeenLabels | None = None
-
-
-def leap_rows(leaps: Leaps, context: Context) -> list[Row]:
-    """Rates, matrix and landing histogram of one tap under one condition."""
     common: Row = {"grouping": "none", "vertices": "clean-train", "n": leaps.num_examples}
-    rows = [
-        common
-        | {"measure": name, "value": value, "note": leaps.notes.get(name, "")}
-        | {"n": leaps.counts.get(name, leaps.num_examples)}
-        for name, value in leaps.measures().items()
-    ]
+    rows = measured_rows(common, leaps.measures(), leaps.notes, leaps.counts)
     rows.append(common | {"measure": "undefined", "value": leaps.undefined})
     sparse = len(leaps.matrix) > DENSE_CLASSES
     for i, line in enumerate(leaps.matrix.tolist()):
@@ -66,30 +51,31 @@ def leap_rows(leaps: Leaps, context: Context) -> list[Row]:
         common | {"measure": "landing_histogram", "i": i, "value": count, "n": len(leaps.t)}
         for i, count in enumerate(counts.tolist())
     ]
-    leaped = int((leaps.origin != leaps.destination).sum())
-    rows += _beside(leaps, context, common | {"n": leaped})
-    if context.given is not None:
-        rows += _by_label(leaps, context.given, common)
-    return rows + _class_rows(leaps, context, common)
-
-
-def _beside(leaps: Leaps, context: Context, common: Row) -> list[Row]:
-    """How far leaps go in the class hierarchy, and whether noise brings them back."""
-    rows = []
-    if context.distances is not None:
-        for name, measure in {"severity": mean_severity, "severity_null": severity_null}.items():
-            value = measure(leaps.origin, leaps.destination, context.distances)
-            rows.append(common | valued(name, value, _NOTES))
-    if context.noisy is not None:
-        value = return_rate(leaps.origin, leaps.destination, context.noisy)
-        rows.append(common | valued("return_rate", value, _NOTES))
-    return rows
-
-
-def _by_label(leaps: Leaps, given: SeenLabels, common: Row) -> list[Row]:
-    """Leap rates by whether the label was wrong, and of wrong ones that the network has learnt."""
     leaped = leaps.origin != leaps.destination
-    labels, predicted = (part.to(leaped.device) for part in given)
+    some = common | {"n": int(leaped.sum())}
+    if distances is not None:
+        for name, measure in {"severity": mean_severity, "severity_null": severity_null}.items():
+            value = measure(leaps.origin, leaps.destination, distances)
+            rows.append(some | valued(name, value, _NOTES))
+    if noisy is not None:
+        value = return_rate(leaps.origin, leaps.destination, noisy)
+        rows.append(some | valued("return_rate", value, _NOTES))
+    if given is not None and predicted is not None:
+        rows += _by_label(leaps, leaped, given, predicted, common)
+    rates = leap_rates(leaps.labels, leaped, len(leaps.matrix))
+    rows += class_rows(common | {"measure": "leap_rate_class"}, rates.rates, list(rates.counts))
+    # Whether classes that collapsed less leap more.
+    related = vulnerability(collapse, rates.rates)
+    why = related.notes.get("spearman", "")
+    row = {"measure": "vulnerability_correlation", "value": related.spearman, "note": why}
+    return [*rows, common | row | {"n": related.num_classes}]
+
+
+def _by_label(
+    leaps: Leaps, leaped: Tensor, given: Tensor, predicted: Tensor, common: Row
+) -> list[Row]:
+    """Leap rates by whether the label was wrong, and of wrong ones that the network has learnt."""
+    labels, predicted = given.to(leaped.device), predicted.to(leaped.device)
     wrong = labels != leaps.labels.to(leaped.device)
     groups = (wrong, ~wrong, wrong & (predicted == labels))
     rows = []
@@ -98,17 +84,6 @@ def _by_label(leaps: Leaps, given: SeenLabels, common: Row) -> list[Row]:
         rate = int((leaped & chosen).sum()) / count if count else None
         rows.append(common | valued(name, rate, _BY_LABEL) | {"n": count})
     return rows
-
-
-def _class_rows(leaps: Leaps, context: Context, common: Row) -> list[Row]:
-    """Leap rate of each class, and whether classes that collapsed less leap more."""
-    leaped = leaps.origin != leaps.destination
-    found = leap_rates(leaps.labels, leaped, len(leaps.matrix))
-    rows = class_rows(common | {"measure": "leap_rate_class"}, found.rates, list(found.counts))
-    related = vulnerability(context.collapse, found.rates)
-    why = related.notes.get("spearman", "")
-    row = {"measure": "vulnerability_correlation", "value": related.spearman, "note": why}
-    return [*rows, common | row | {"n": related.num_classes}]
 
 
 def layer_rows(leaps: dict[str, Leaps], depths: dict[str, int]) -> list[Row]:

@@ -1,20 +1,12 @@
 """What one sweep can measure, for conditions of which there are many: radii, corruptions."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from robust_nc.geometry.collapse import collapse
 from robust_nc.profiling.accumulators import OnePassMeter, TapMeter, part_bytes, rounds
 from robust_nc.profiling.measurement import VertexMoments
-from robust_nc.profiling.rows import Row
+from robust_nc.profiling.rows import Row, measured_rows
 from robust_nc.profiling.shards import SplitCondition, SplitShards
-
-
-class OnePass(NamedTuple):
-    """Rows of all taps under one condition, and the network's accuracy."""
-
-    rows: list[Row]
-    accuracy: float
 
 
 def measure_once(
@@ -23,11 +15,11 @@ def measure_once(
     vertices: VertexMoments,
     condition: SplitCondition,
     measures: tuple[str, ...],
-) -> OnePass:
+) -> list[Row]:
     """Measure one condition, as many taps at a time as memory allows.
 
     Collapse (trace form) by true label and by the vertex where examples landed; `measures` are
-    names of `Leaps`.
+    names of `Leaps`. The last row is the network's accuracy.
     """
     meters = [
         TapMeter(tap, OnePassMeter, part_bytes(moments.num_groups, moments.dim))
@@ -40,10 +32,12 @@ def measure_once(
     for done, some in enumerate(chosen, 1):
         swept = split.sweep(condition, feature, some, vertices, last=done == len(chosen))
         right = int((swept.logits.argmax(1) == labels).sum())
-        rows += _rows(
-            {each.tap: meter for each, meter in zip(some, swept.meters, strict=True)}, measures
-        )
-    return OnePass(rows, right / len(labels))
+        made = {each.tap: meter for each, meter in zip(some, swept.meters, strict=True)}
+        rows += _rows(made, measures)
+    share = {"measure": "accuracy", "value": right / len(labels), "n": len(labels)}
+    rows.append({"tap": "output"} | share)
+    depths = {**split.measurement.depths, "output": -1}
+    return [{"feature": feature, "depth": depths[row["tap"]]} | row for row in rows]
 
 
 def _rows(meters: dict[str, OnePassMeter], measures: tuple[str, ...]) -> Iterator[Row]:
@@ -51,13 +45,12 @@ def _rows(meters: dict[str, OnePassMeter], measures: tuple[str, ...]) -> Iterato
     for tap, meter in meters.items():
         for name, moments in (("true", meter.true), ("landed", meter.landed)):
             found = collapse(moments)
-            place = {"tap": tap, "grouping": name, "vertices": "same", "measure": "nc1_trace"}
-            note = found.notes.get("nc1_trace", "")
-            yield place | {"value": found.nc1_trace, "n": found.num_examples, "note": note}
+            common: Row = {"tap": tap, "grouping": name, "vertices": "same"}
+            values = {"nc1_trace": found.nc1_trace}
+            yield from measured_rows(common | {"n": found.num_examples}, values, found.notes)
     for tap, meter in meters.items():
         leaps = meter.leaps.compute()
-        common: Row = {"tap": tap, "grouping": "none", "vertices": "clean-train"}
-        for name in measures:
-            value = {"measure": name, "value": getattr(leaps, name)}
-            count = leaps.counts.get(name, leaps.num_examples)
-            yield common | value | {"n": count, "note": leaps.notes.get(name, "")}
+        common = {"tap": tap, "grouping": "none", "vertices": "clean-train"}
+        values = {name: getattr(leaps, name) for name in measures}
+        common["n"] = leaps.num_examples
+        yield from measured_rows(common, values, leaps.notes, leaps.counts)

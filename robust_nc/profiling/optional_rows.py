@@ -36,18 +36,18 @@ def extra_rows(
         some = examples.first(settings.adaptive_examples)
         shared = (measurement.ball, settings.adaptive, measurement.seed)
         trial = Trial(some.images, some.labels, *shared, some.ids)
-        told = _prefixed(report, "adaptive attack")
+        told = prefixed(report, "adaptive attack")
         network = executor.map(attack_network, [(trial,)], report=told)[0]
     for feature, vertices in references.items():
         stopping.heed()
         common: Row = {"feature": feature, "split": examples.split}
+        means = {tap: vertices[tap].means for tap in measurement.taps}
         if settings.trajectories:
             some = examples.first(settings.trajectories)
-            found = executor.ask(follow, known, executor.keep(vertices), some, feature)
+            found = executor.ask(trajectory_rows, known, means, some, feature)
             rows += [common | row for row in found]
         if trial is not None:
-            told = _prefixed(report, f"adaptive attack ({feature})")
-            means = {tap: vertices[tap].means for tap in measurement.taps}
+            told = prefixed(report, f"adaptive attack ({feature})")
             found = tap_attack_rows(executor, trial, network, means, feature, told)
             rows += [row | common for row in found]
     if settings.agop_examples:
@@ -58,32 +58,6 @@ def extra_rows(
         rows += executor.ask(gradients, known, some, before)
     depths = measurement.depths
     return [row | {"depth": depths.get(row["tap"], -1)} for row in rows]
-
-
-def follow(
-    model: nn.Module,
-    measurement: Measurement,
-    vertices: VertexMoments,
-    some: Examples,
-    feature: str,
-    *,
-    report: Report,
-) -> list[Row]:
-    """Follow leaps over the steps of the attack."""
-    found = trajectory_rows(
-        model,
-        {tap: moments.means for tap, moments in vertices.items()},
-        some.images,
-        some.labels,
-        measurement.ball,
-        steps=measurement.attacking.steps,
-        scale=measurement.attacking.scale,
-        feature=feature,
-        seed=some.key(measurement.seed),
-        ids=some.ids,
-        batch_size=measurement.settings.batch_size,
-    )
-    return [stated(measurement, ATTACKED) | row for row in found]
 
 
 def gradients(
@@ -107,5 +81,6 @@ def gradients(
     return [stated(measurement, str(row["condition"])) | row for row in found]
 
 
-def _prefixed(report: Report, what: str) -> Report:
+def prefixed(report: Report, what: str) -> Report:
+    """Say before each line what it is about."""
     return lambda share, text: report(share, f"{what}: {text}")

@@ -29,7 +29,7 @@ from robust_nc.profiling.conditions import check_settings, split_conditions, sta
 from robust_nc.profiling.corruption_rows import CorruptionSource, corrupted_rows
 from robust_nc.profiling.eps_sweep import radius_rows
 from robust_nc.profiling.measurement import Examples, Measurement, VertexMoments, drawn
-from robust_nc.profiling.optional_rows import extra_rows
+from robust_nc.profiling.optional_rows import extra_rows, prefixed
 from robust_nc.profiling.rows import Row
 from robust_nc.profiling.shards import ModelExecutor, SplitShards
 from robust_nc.profiling.split_rows import SplitRows
@@ -154,7 +154,8 @@ def profile_cell(
     learnt = _unit(TRAIN, evenly_chosen(train, limit))
     if given is not None:
         learnt = learnt._replace(given=evenly_chosen(train._replace(labels=given), limit).labels)
-    sets = {TRAIN: learnt, TEST: _unit(TEST, _first(test, settings.test_examples))}
+    judged = Split(*(part[: settings.test_examples] for part in test))
+    sets = {TRAIN: learnt, TEST: _unit(TEST, judged)}
     found = _measure(
         ModelExecutor(model, executor),
         sets,
@@ -209,7 +210,7 @@ def _measure(
         for examples in sets.values():
             split = None  # not the shards of both at a time
             split = SplitShards(executor, measurement, examples)
-            told = _told(report, examples.split)
+            told = prefixed(report, f"geometry, {examples.split}")
             rows += _split_rows(split, references, told)
         assert split is not None
         if settings.radii:
@@ -282,14 +283,6 @@ def _gathered(split: str, batches: Batches) -> Examples:
 
 def _unit(name: str, split: Split) -> Examples:
     return Examples(name, to_unit(split.images), split.labels, split.ids)
-
-
-def _first(split: Split, limit: int | None) -> Split:
-    return split if limit is None else Split(*(part[:limit] for part in split))
-
-
-def _told(report: Report, split: str) -> Report:
-    return lambda share, text: report(share, f"geometry, {split}: {text}")
 
 
 def _check_enough(labels: Tensor, num_classes: int) -> None:

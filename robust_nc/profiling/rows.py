@@ -30,6 +30,21 @@ _NOTES = {
 }
 
 
+def measured_rows(
+    common: Row,
+    values: Mapping[str, float | None],
+    notes: Mapping[str, str],
+    counts: Mapping[str, int] | None = None,
+) -> list[Row]:
+    """One row per measure with its note, and with its own count of examples where it has one."""
+    return [
+        common
+        | {"measure": name, "value": value, "note": notes.get(name, "")}
+        | ({"n": counts[name]} if counts and name in counts else {})
+        for name, value in values.items()
+    ]
+
+
 def valued(name: str, value: float | None, notes: Mapping[str, str]) -> Row:
     """Return the measure and value of a row, with the reason where there is none."""
     note = notes.get(name, _NO_SPREAD) if value is None else ""
@@ -66,11 +81,8 @@ def group_rows(
         target=None if head is None else head.frame,
     )
     common = {"grouping": meter.grouping, "vertices": "same", "n": measured.num_examples}
-    rows = [
-        common | {"measure": name, "value": value, "note": measured.notes.get(name, "")}
-        for name, value in measured.measures().items()
-        if name not in {"ncc", "nc4"}
-    ]
+    values = {n: v for n, v in measured.measures().items() if n not in {"ncc", "nc4"}}
+    rows = measured_rows(common, values, measured.notes)
     rows += [common | row for row in _registered(meter.moments)]
     if meter.grouping == "true":
         rows.append(common | valued("etf_distance", etf_distance(meter.moments.means), _NOTES))
@@ -78,9 +90,9 @@ def group_rows(
         rows += class_rows(common | {"measure": "nc1_class"}, projection.per_group(), sizes)
     if meter.grouping == "landed":
         noise = isotropic_null(meter.moments, vertices, seed=seed)
-        values = {"nc1_landed_null": noise.nc1, "nc1_trace_landed_null": noise.nc1_trace}
+        nulls = {"nc1_landed_null": noise.nc1, "nc1_trace_landed_null": noise.nc1_trace}
         common = common | {"vertices": "clean-train"}
-        rows += [common | valued(name, value, {}) for name, value in values.items()]
+        rows += [common | valued(name, value, {}) for name, value in nulls.items()]
     return rows
 
 

@@ -18,10 +18,10 @@ from robust_nc.profiling.accumulators import (
     part_bytes,
     rounds,
 )
-from robust_nc.profiling.leap_rows import Context, SeenLabels, layer_rows, leap_rows
+from robust_nc.profiling.leap_rows import layer_rows, leap_rows
 from robust_nc.profiling.measurement import CLEAN, VertexMoments, head_rows
 from robust_nc.profiling.output_rows import output_rows
-from robust_nc.profiling.rows import Row, class_rows, group_rows, vertex_rows
+from robust_nc.profiling.rows import Row, class_rows, group_rows, measured_rows, vertex_rows
 from robust_nc.profiling.shards import SplitCondition, SplitShards
 
 _LEAK = "label_leak: the target follows from the label"
@@ -67,10 +67,15 @@ class SplitRows:
                     found = vertex_rows(meter, leaped, self.vertices[tap].means)
                 rows += [self._place(tap) | row for row in found]
         for tap, leaped in leaps.items():
-            context = Context(
-                self._measurement.distances, noisy[tap], self._collapse[tap], self._given()
+            found = leap_rows(
+                leaped,
+                self._collapse[tap],
+                distances=self._measurement.distances,
+                noisy=noisy[tap],
+                given=self._split.examples.given,
+                predicted=self._clean.argmax(1),
             )
-            rows += [self._place(tap) | row for row in leap_rows(leaped, context)]
+            rows += [self._place(tap) | row for row in found]
         if leaps:
             rows += layer_rows(leaps, self._measurement.depths)
         rows += self._outputs(condition.name, logits)
@@ -142,17 +147,9 @@ class SplitRows:
         found = measure_alignment(self._means[tap], moments.means)
         common: Row = {"grouping": "true", "vertices": "same"}
         common |= {"n": len(self._split.examples.labels)}
-        rows += [
-            common | {"measure": name, "value": value, "note": found.notes.get(name, "")}
-            for name, value in found.measures().items()
-        ]
+        rows += measured_rows(common, found.measures(), found.notes)
         classes = common | {"measure": "alignment_angle_class"}
         return rows + class_rows(classes, found.angles, moments.counts.tolist())
-
-    def _given(self) -> SeenLabels | None:
-        """What training saw, where some labels were wrong."""
-        given = self._split.examples.given
-        return None if given is None else SeenLabels(given, self._clean.argmax(1))
 
     def _place(self, tap: str) -> Row:
         return {"tap": tap, "depth": self._measurement.depths[tap]}

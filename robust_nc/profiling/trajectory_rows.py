@@ -1,15 +1,16 @@
 """Rows of leaps on their way: where attacked examples are after every step of the attack.
 
 >>> import torch
+>>> from robust_nc.config import MeasureConfig
 >>> from robust_nc.threat import Ball
 >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2, bias=False))
 >>> with torch.no_grad():
 ...     _ = model[1].weight.copy_(torch.tensor([[-1.0, -1, -1, -1], [0, 0, 0, 0]]))
 >>> vertices = {"penultimate": torch.tensor([[0.0, 0, 0, 0], [1, 1, 1, 1]])}
->>> rows = trajectory_rows(
-...     model, vertices, torch.zeros(1, 1, 2, 2), torch.tensor([1]), Ball("L2", 1.0),
-...     steps=5, scale=1.0, feature="gap", seed=0, ids=torch.arange(1), batch_size=8,
-... )
+>>> settings = MeasureConfig(steps=5)
+>>> how = Measurement.of(model, settings, Ball("L2", 1.0), num_classes=2, scale=1.0)
+>>> one = Examples("train", torch.zeros(1, 1, 2, 2), torch.tensor([1]), torch.arange(1))
+>>> rows = trajectory_rows(model, how, vertices, one, "gap")
 >>> [(row["measure"], row["value"]) for row in rows]
 [('trajectory_t', None)]
 """
@@ -24,10 +25,11 @@ from torch import Tensor, nn
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.barycentric import Hull, polygon
 from robust_nc.models.taps import read_taps
+from robust_nc.profiling.measurement import Examples, Measurement
 from robust_nc.profiling.rows import Row
 from robust_nc.registry import CONTROLS
+from robust_nc.runtime.progress import Report, no_report
 from robust_nc.runtime.torch_state import device_of, untouched
-from robust_nc.threat import Ball
 
 Values = NDArray[np.float64]
 
@@ -38,22 +40,17 @@ _NO_VERTEX = "undefined: no example of this class"
 
 def trajectory_rows(
     model: nn.Module,
+    measurement: Measurement,
     vertices: Mapping[str, Tensor],
-    images: Tensor,
-    labels: Tensor,
-    ball: Ball,
-    *,
-    steps: int,
-    scale: float,
+    examples: Examples,
     feature: str,
-    seed: int,
-    ids: Tensor,
-    batch_size: int,
+    *,
     paths: int = 12,
+    report: Report = no_report,
 ) -> list[Row]:
     """Follow leaps along their edges, at every tap of `vertices` (clean train means `(K, D)`).
 
-    An example of `images` `(N, C, H, W)` is followed at a tap where the attack changed the
+    An example is followed at a tap where the attack changed the
     network's prediction, and that prediction b is not a, the vertex nearest to its clean feature
     there. Rows by step `i`: `trajectory_t`, the mean position on the edge from mu_a to mu_b (0 at
     mu_a), its quartiles `_low` and `_high`; `trajectory_off`, the mean distance from the affine
@@ -65,10 +62,11 @@ def trajectory_rows(
     The attack is `attacks.trajectory` on CE of logits over `scale`; passes per example: `steps` of
     it, two forward, and one forward per point for an example whose prediction changed.
     """
-    if batch_size < 1 or paths < 0:
-        raise InputError(
-            f"batch_size must be at least 1 and paths at least 0, found {batch_size} and {paths}"
-        )
+    if paths < 0:
+        raise InputError(f"paths must be at least 0, found {paths}")
+    _, images, labels, ids, _ = examples
+    steps, scale = measurement.attacking.steps, measurement.attacking.scale
+    batch_size, seed = measurement.settings.batch_size, examples.key(measurement.seed)
     attack = CONTROLS.load("trajectory")
     device = device_of(model)
     followers = {tap: _Follower(means.to(device)) for tap, means in vertices.items()}
@@ -78,7 +76,7 @@ def trajectory_rows(
                 model,
                 images[rows].to(device),
                 labels[rows].to(device),
-                ball,
+                measurement.ball,
                 steps=steps,
                 scale=scale,
                 seed=seed,
@@ -86,7 +84,8 @@ def trajectory_rows(
                 batch_size=batch_size,
             )
             _follow(model, path, rows.to(device), followers, feature)
-    stated = {"attack": f"pgd ce/{scale:.3g} from the image, {steps} steps"}
+    stated: Row = {"attack": f"pgd ce/{scale:.3g} from the image, {steps} steps"}
+    stated["eps"] = measurement.ball.eps
     return [
         {"tap": tap} | stated | row
         for tap, follower in followers.items()
