@@ -38,9 +38,8 @@ from robust_nc.report.figures import (
     trajectory_on_edge,
 )
 from robust_nc.report.figures.axes import COLOURS
-from robust_nc.report.figures.curves import GROUPINGS
-from robust_nc.report.figures.geometry_plots import NETWORK
-from robust_nc.report.figures.paths import MOST_PATHS
+from robust_nc.report.figures.curves import GROUPINGS, MOST_PATHS
+from robust_nc.report.figures.plots import NETWORK
 from robust_nc.report.figures.selection import RowFilter, select
 
 # Plots of rows that records had before the geometry in full, and have still.

@@ -12,19 +12,18 @@ from robust_nc.report.figures.curves import (
     collapse_against_eps,
     collapse_over_epochs,
     leap_rate_against_eps,
+    trajectory_in_plane,
+    trajectory_on_edge,
 )
-from robust_nc.report.figures.geometry_plots import (
-    alignment_angles,
-    leap_rate_by_target,
-    nearest_vertex_accuracy,
-)
-from robust_nc.report.figures.paths import trajectory_in_plane, trajectory_on_edge
 from robust_nc.report.figures.plots import (
+    alignment_angles,
     collapse_per_layer,
     landing_fraction,
     leap_layers,
     leap_matrix,
+    leap_rate_by_target,
     leap_rate_per_layer,
+    nearest_vertex_accuracy,
 )
 from robust_nc.report.figures.saving import (
     PLOTS,

@@ -160,6 +160,12 @@ def percent_axis(ax: Axes) -> None:
     ax.yaxis.set_major_formatter(as_percent)
 
 
+def share_axis(ax: Axes, label: str) -> None:
+    """Label the y axis in percent from 0 to 100, with a little room at both ends."""
+    ax.set(ylabel=label, ylim=(-0.02, 1.02))
+    percent_axis(ax)
+
+
 def as_percent(share: float, _place: float) -> str:
     """Write a share as the label of a tick.
 

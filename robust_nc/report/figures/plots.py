@@ -1,10 +1,11 @@
-"""What can be drawn: each plot is a function of the tidy frame that `gather.gather_rows` makes.
+"""Plots of the simplex: its collapse and leaps per layer, its angles, its vertices as a classifier.
 
-A plot draws on the axes that it is given, or on those of a new figure of one column's width, and
-returns them. Each raises `InputError` where the frame holds no rows for it.
+Each is a function of the tidy frame that `gather.gather_rows` makes. A plot draws on the axes that
+it is given, or on those of a new figure of one column's width, and returns them. Each raises
+`InputError` where the frame holds no rows for it.
 
->>> len(LANDING_EDGES)
-41
+>>> len(LANDING_EDGES), list(TARGETS.values())[:3]
+(41, ['untargeted', 'cyclic', 'random'])
 """
 
 import numpy as np
@@ -26,6 +27,8 @@ from robust_nc.report.figures.axes import (
     log_scale,
     new_axes,
     percent_axis,
+    share_axis,
+    slant_labels,
     styled,
     untitle,
 )
@@ -42,7 +45,30 @@ from robust_nc.report.figures.selection import (
 # The landing histogram: 40 bins over the edge, from half an edge behind to half an edge beyond.
 LANDING_EDGES = np.linspace(-0.5, 1.5, 41)
 TICKS = 10  # labels that fit along the side of a matrix
+_BARS = "bar: mean of {seeds}; whisker: smallest to largest"
 CELL = 0.15  # inches that a number needs in a cell of a matrix
+# Accuracies of the nearest-vertex classifier, by what attacked the examples.
+ACCURACIES = {
+    "ncc_clean": "clean",
+    "ncc_transferred": "transferred",
+    "ncc_adaptive": "adaptive",
+}
+_KIND_COLOURS = dict(zip(ACCURACIES.values(), ("#0173b2", "#cc78bc", "#d55e00"), strict=True))
+NETWORK = "network, attacked"
+# How the target of an attack is chosen, by condition.
+TARGETS = {
+    "attacked": "untargeted",
+    "cyclic": "cyclic",
+    "random": "random",
+    "nearest": "nearest",
+    "farthest": "farthest",
+    "hierarchy": "hierarchy",
+    "severest": "severest",
+}
+_SHARES = {"leap_rate": "leaped", "landed": "of these, landed"}
+_SHARE_COLOURS = dict(zip(_SHARES.values(), ("#d55e00", "#029e73"), strict=True))
+STRONGEST = "standard"  # the protocol that is drawn where rows of several are at hand
+MOST_DOTS = 20  # more classes than these become boxes
 
 
 @styled
@@ -69,8 +95,7 @@ def leap_rate_per_layer(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     wanted = RowFilter("leap_rate", ("attacked", "gaussian"), split="train")
     rows = select(frame, wanted)
     ax = layer_lines(rows, COLOURS, ax)
-    ax.set(ylabel="leap rate", ylim=(-0.02, 1.02))
-    percent_axis(ax)
+    share_axis(ax, "leap rate")
     return finish(ax, "Leap rate per layer", note_of(rows))
 
 
@@ -168,26 +193,12 @@ def leap_layers(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     leaped = rows[rows["tap"] != "none"]
     if leaped.empty:
         raise InputError("no rows of leap_layer that name a layer")
-    ax = ax or new_axes()
-    taps = taps_in_order(leaped)
-    sns.barplot(
-        leaped,
-        x="tap",
-        y="share",
-        order=taps,
-        hue="input",
-        hue_order=list(colours_of(leaped["input"], COLOURS)),
-        palette=COLOURS,
-        saturation=1,
-        errorbar=("pi", 100),
-        err_kws={"linewidth": 1},
-        ax=ax,
-    )
+    taps, colours = taps_in_order(leaped), colours_of(leaped["input"], COLOURS)
+    ax = _bars(leaped, ax, ("tap", "share", "input"), taps, colours)
     label_taps(ax, taps)
     ax.set(ylabel="share of examples")
-    percent_axis(ax)
     untitle(ax)
-    note = note_of(rows, spread="bar: mean of {seeds}; whisker: smallest to largest")
+    note = note_of(rows, spread=_BARS)
     return finish(ax, "Where examples leap", note)
 
 
@@ -197,3 +208,134 @@ def _at_tap(frame: pd.DataFrame, tap: str, wanted: RowFilter) -> pd.DataFrame:
         raise unknown_name("tap", tap, taps)
     found: pd.DataFrame = frame[frame["tap"] == tap]
     return found
+
+
+@styled
+def nearest_vertex_accuracy(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Accuracy of the nearest-vertex classifier per layer: clean, transferred and adaptive attack.
+
+    One model. The dashed line is the robust accuracy of the network itself.
+    """
+    frame = _one_protocol(frame)
+    parts = [
+        part.assign(input=name)
+        for measure, name in ACCURACIES.items()
+        if not (part := optional(frame, RowFilter(measure))).empty
+    ]
+    rows = pd.concat(parts) if parts else select(frame, RowFilter("ncc_adaptive"))
+    one_model(rows, "nearest-vertex accuracy")
+    ax = layer_lines(rows, _KIND_COLOURS, ax)
+    network = optional(frame[frame["tap"] == "output"], RowFilter("robust_accuracy"))["value"]
+    if len(network):
+        ax.axhline(network.mean(), color="#333333", linewidth=1, linestyle="--", label=NETWORK)
+        ax.legend()
+    share_axis(ax, "accuracy")
+    protocols = "/".join(sorted(set(rows["attack"]) - {""}))
+    what = "transferred: points made against the network"
+    note = f"{what}; protocol {protocols}; {note_of(rows)}"
+    return finish(ax, "Accuracy of the nearest vertex", note)
+
+
+@styled
+def alignment_angles(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Angles between attacked and clean class means per layer: mean as a line, classes as dots.
+
+    One model; above 20 classes boxes from quartile to quartile with whiskers to the extremes
+    stand for the dots. The line under noise is the control.
+    """
+    rows = select(frame, RowFilter("alignment_angle", ("attacked", "gaussian")))
+    one_model(rows, "a figure of alignment angles")
+    ax, taps = layer_lines(rows, COLOURS, ax), taps_in_order(rows)
+    each, what = optional(frame, RowFilter("alignment_angle_class", ("attacked",))), ""
+    if not each.empty:
+        many = each["i"].nunique() > MOST_DOTS
+        _classes(ax, each, taps, boxes=many)
+        what = f"{'boxes' if many else 'dots'}: classes, attacked; "
+    label_taps(ax, taps)
+    ax.axhline(0, color=GREY, linewidth=0.8, linestyle=":")
+    ax.set(ylabel="angle (degrees)")
+    note = f"line: mean of classes; {what}{note_of(rows, spread='{seeds}: mean and range')}"
+    return finish(ax, "Angles of attacked class means", note)
+
+
+@styled
+def leap_rate_by_target(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Leap rate and share of leaps that land, by how an attack chooses its target.
+
+    One model, the deepest tap.
+    """
+    leaped = deepest(select(frame, RowFilter("leap_rate", tuple(TARGETS))))
+    if set(leaped["condition"]) <= {"attacked"}:
+        raise InputError("no rows of leap_rate under a targeted attack")
+    landed = optional(frame, RowFilter("landed", tuple(TARGETS)))
+    rows = pd.concat([leaped, deepest(landed)]) if len(landed) else leaped
+    one_model(rows, "a figure of targets")
+    rows = rows.assign(
+        target=rows["condition"].replace(TARGETS), share=rows["measure"].replace(_SHARES)
+    )
+    order = [name for name in TARGETS.values() if name in set(rows["target"])]
+    colours = colours_of(rows["share"], _SHARE_COLOURS)
+    ax = _bars(rows, ax, ("target", "value", "share"), order, colours)
+    slant_labels(ax)
+    ax.set(xlabel="target of the attack", ylabel="share", ylim=(0, 1.15))
+    ax.legend(loc="upper center", ncols=len(_SHARES))
+    note = note_of(leaped, spread=_BARS)
+    return finish(ax, "Leaps by target", f"layer {rows['tap'].iloc[0]}; {note}")
+
+
+def _one_protocol(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of several protocols that attacked the classifiers keep the strongest, where it is there."""
+    ours = frame["measure"].isin([*ACCURACIES, "robust_accuracy"])
+    if STRONGEST not in set(frame[ours]["attack"]):
+        return frame
+    kept: pd.DataFrame = frame[~ours | frame["attack"].isin(["", STRONGEST])]
+    return kept
+
+
+def _classes(ax: Axes, rows: pd.DataFrame, taps: list[str], *, boxes: bool) -> None:
+    """Draw one value per class, seed and layer as dots, or as boxes."""
+    colour = COLOURS["attacked"]
+    for place, tap in enumerate(taps):
+        values = rows[rows["tap"] == tap]["value"]
+        if boxes:
+            line = {"color": colour, "linewidth": 0.7}
+            ax.boxplot(
+                values,
+                positions=[place],
+                widths=0.3,
+                whis=(0, 100),
+                manage_ticks=False,
+                boxprops=line,
+                whiskerprops=line,
+                capprops=line,
+                medianprops=line,
+            )
+        else:
+            places = [place] * len(values)
+            ax.plot(places, values, "o", color=colour, alpha=0.35, markersize=3, markeredgewidth=0)
+
+
+def _bars(
+    rows: pd.DataFrame,
+    ax: Axes | None,
+    columns: tuple[str, str, str],
+    order: list[str],
+    colours: dict[str, str],
+) -> Axes:
+    """Draw means over seeds as bars, with whiskers to the extremes; columns: x, y and colour."""
+    ax, (x, y, hue) = ax or new_axes(), columns
+    sns.barplot(
+        rows,
+        x=x,
+        y=y,
+        order=order,
+        hue=hue,
+        hue_order=list(colours),
+        palette=colours,
+        saturation=1,
+        errorbar=("pi", 100),
+        err_kws={"linewidth": 1},
+        ax=ax,
+    )
+    percent_axis(ax)
+    return ax

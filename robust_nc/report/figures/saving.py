@@ -19,7 +19,7 @@ from matplotlib.legend import Legend
 
 from robust_nc.exceptions import InputError
 from robust_nc.io.files import atomic
-from robust_nc.report.figures import curves, geometry_plots, paths, plots
+from robust_nc.report.figures import curves, plots
 from robust_nc.report.figures.axes import (
     COLUMN_WIDTH,
     GREY,
@@ -39,20 +39,23 @@ Draw = Callable[..., Axes]
 Groups = list[tuple[str, pd.DataFrame]]
 
 PLOTS: dict[str, Draw] = {
-    "collapse_per_layer": plots.collapse_per_layer,
-    "leap_rate_per_layer": plots.leap_rate_per_layer,
-    "nearest_vertex_accuracy": geometry_plots.nearest_vertex_accuracy,
-    "leap_matrix": plots.leap_matrix,
-    "landing_fraction": plots.landing_fraction,
-    "leap_layers": plots.leap_layers,
-    "trajectory_on_edge": paths.trajectory_on_edge,
-    "trajectory_in_plane": paths.trajectory_in_plane,
-    "leap_rate_by_target": geometry_plots.leap_rate_by_target,
-    "leap_rate_against_eps": curves.leap_rate_against_eps,
-    "collapse_against_eps": curves.collapse_against_eps,
-    "alignment_angles": geometry_plots.alignment_angles,
-    "collapse_over_epochs": curves.collapse_over_epochs,
-    "accuracy_against_eps": curves.accuracy_against_eps,
+    plot.__name__: plot
+    for plot in (
+        plots.collapse_per_layer,
+        plots.leap_rate_per_layer,
+        plots.nearest_vertex_accuracy,
+        plots.leap_matrix,
+        plots.landing_fraction,
+        plots.leap_layers,
+        curves.trajectory_on_edge,
+        curves.trajectory_in_plane,
+        plots.leap_rate_by_target,
+        curves.leap_rate_against_eps,
+        curves.collapse_against_eps,
+        plots.alignment_angles,
+        curves.collapse_over_epochs,
+        curves.accuracy_against_eps,
+    )
 }
 FIGURES = ("story", *PLOTS, "leap_matrices")
 _PER_OBJECTIVE = ("collapse_per_layer", "leap_rate_per_layer")
