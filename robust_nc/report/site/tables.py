@@ -1,14 +1,18 @@
 """The tables of the first page: columns, rows that may be compared, and what a caption must say.
 
+`columns.csv` has one row a column of a table.
+
 >>> column = Column("robust", "robust %", "percent", "")
 >>> cell({"robust": 0.625}, column), cell({"robust": None}, column)
 (('62.5', '0.625'), ('-', ''))
 """
 
+import csv
 import math
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from importlib import resources
+from typing import Any, Literal, NamedTuple, cast
 
 import pandas as pd
 
@@ -17,7 +21,6 @@ from robust_nc.io.files import digest
 from robust_nc.io.text import safe_link
 from robust_nc.report.board.formats import (
     GAP,
-    NULLS,
     count_text,
     display_names,
     has_gap,
@@ -70,129 +73,30 @@ class Column(NamedTuple):
         return "ascending" if up else "descending"
 
 
-COLUMNS = (
-    Column(
-        "rank",
-        "rank",
-        "count",
-        "1 + the number of rows of the table that beat this one significantly; ties share a rank",
-        up=True,
-    ),
-    Column("model", "model", "name", "name of the model; leads to its page"),
-    Column("head", "head", "name", "last linear map, and how it is fixed or learned"),
-    Column("objective", "objective", "name", "how the model was trained"),
-    Column("clean", "clean %", "interval", "accuracy on the images as they are"),
-    Column(
-        "robust", "robust %", "interval", "share of examples that no attack of the protocol broke"
-    ),
-    Column(
-        "gap",
-        "gap",
-        "points",
-        "points by which accuracy under a weaker protocol, judged beside, is above robust",
-    ),
-    Column(
-        "leap_rate",
-        "leap %",
-        "percent",
-        "share of examples whose nearest class mean differs once attacked",
-    ),
-    Column(
-        "nc1_clean",
-        "NC1 clean",
-        "short",
-        "spread within classes over spread between them; 0 is full collapse",
-        up=True,
-    ),
-    Column("nc1_attacked", "NC1 attacked", "short", "the same of attacked examples, by true label"),
-    Column("nc1_leap_null", "its null", "short", NULLS.split("; ")[0]),
-    Column(
-        "collapse_radius",
-        "collapse radius",
-        "short",
-        "smallest eps at which one example in ten leaps; - where none was reached",
-    ),
-    Column(
-        "leap_layer",
-        "leap layer",
-        "short",
-        "depth of the layer where most leaps begin; 0 is the first layer measured",
-    ),
-    Column("seeds", "seeds", "count", "trained models that the row is a mean of"),
-    Column(
-        "passes_per_example",
-        "passes",
-        "count",
-        "forward and backward passes of the protocol, per example",
-    ),
-    Column("protocol", "protocol", "name", "the attacks whose worst case is robust"),
-    Column(
-        "badge", "evidence", "name", "what was checked again, by whom does not matter", up=False
-    ),
-    Column(
-        "challenged",
-        "challenged",
-        "count",
-        "examples that were claimed robust, and that someone broke; robust counts them as broken",
-        extra=True,
-    ),
-    Column(
-        "landed",
-        "landed %",
-        "percent",
-        "share of leaped examples as close to the new class mean as that class itself is",
-        extra=True,
-    ),
-    Column(
-        "nc1_landed",
-        "NC1 landed",
-        "short",
-        "NC1 of attacked examples, grouped by their nearest class mean",
-        extra=True,
-    ),
-    Column("nc1_landed_null", "null of landed", "short", NULLS.split("; ")[1], extra=True),
-    Column(
-        "nc2_angle_clean",
-        "NC2 angle",
-        "short",
-        "mean deviation of the cosines between class means from those of the simplex",
-        extra=True,
-        up=True,
-    ),
-    Column(
-        "robust_last",
-        "robust %, last",
-        "percent",
-        "of the last weights; the difference to robust is robust over-fitting",
-        extra=True,
-    ),
-    Column("backbone", "backbone", "name", "the network below the head", extra=True),
-    Column("parameters", "parameters", "count", "numbers that training could set", extra=True),
-    Column("suite", "suite", "name", "the grid of experiments it is from", extra=True),
-    Column(
-        "warnings",
-        "warnings",
-        "name",
-        "doubts about the verdict, explained on the page of the model",
-        extra=True,
-    ),
-)
+def _read_columns(table: str) -> tuple[Column, ...]:
+    text = resources.files("robust_nc.report.site").joinpath("columns.csv").read_text("utf-8")
+    ups = {"ascending": True, "descending": False, "": None}
+    return tuple(
+        Column(
+            key=row["key"],
+            header=row["header"],
+            kind=cast(Kind, row["kind"]),
+            meaning=row["meaning"],
+            extra=row["shown"] == "more",
+            up=ups[row["first click"]],
+            most=int(row["most"] or SHORT),
+        )
+        for row in csv.DictReader(text.splitlines())
+        if row["table"] == table
+    )
 
+
+COLUMNS = _read_columns("board")
 NEEDED = ("dataset", "ball", "model", "clean", "robust")
 PUBLISHED = (
     "unverified, as published by RobustBench, 2025-03-31; their figures, nothing checked here"
 )
-_PUBLISHED_COLUMNS = (
-    Column("model", "model", "name", "name of the entry"),
-    Column("clean", "clean %", "percent", "as published"),
-    Column("robust", "robust %", "percent", "as published, under AutoAttack or what was stronger"),
-    Column("architecture", "architecture", "name", "as published"),
-    Column("extra_data", "extra data", "name", "as published"),
-    Column("authors", "authors", "name", "as published", most=LONG),
-    Column("venue", "venue", "name", "as published"),
-    Column("badge", "evidence", "name", "nothing was checked here"),
-    Column("notes", "notes", "name", "as published", most=LONG),
-)
+_PUBLISHED_COLUMNS = _read_columns("published")
 
 
 class Board(NamedTuple):
