@@ -14,9 +14,8 @@ import pytest
 from robust_nc.exceptions import InputError, RecordError
 from robust_nc.pipeline.finished_model import named_dataset
 from robust_nc.record import Caution, EvidenceFile, Stored
-from robust_nc.report.site.commands import how_to_reproduce, how_to_verify
-from robust_nc.report.site.figures import FigureLimits
-from robust_nc.report.site.ledger import NAME
+from robust_nc.report.site.figures import NAME, FigureLimits
+from robust_nc.report.site.model import how_to_reproduce, how_to_verify
 from robust_nc.report.site.tables import cell, published_boards
 from robust_nc.report.site.write import write_site
 

@@ -15,9 +15,8 @@ from robust_nc.claims.answers import read_answers
 from robust_nc.record import Stored
 from robust_nc.report.board.table import leaderboard
 from robust_nc.report.site.figures import FigureLimits
-from robust_nc.report.site.pages import Pages
 from robust_nc.report.site.tables import with_pages
-from robust_nc.report.site.write import write_index, write_site
+from robust_nc.report.site.write import Pages, write_index, write_site
 
 pytestmark = pytest.mark.browser
 OpenPage = Callable[..., Any]

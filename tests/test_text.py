@@ -13,8 +13,7 @@ from robust_nc.record import Card
 from robust_nc.report.board.formats import format_table
 from robust_nc.report.board.table import leaderboard
 from robust_nc.report.site.figures import FigureLimits
-from robust_nc.report.site.pages import environment
-from robust_nc.report.site.write import write_site
+from robust_nc.report.site.write import environment, write_site
 
 EVIL = "a\u200bb\u202ec\x1b[31md\ne"
 SHOWN = "a?b?c?[31md e"
