@@ -18,7 +18,7 @@ from robust_nc.profiling import Profile, profile
 from robust_nc.profiling.conditions import attack_examples
 from robust_nc.profiling.feature_cache import TapBank
 from robust_nc.profiling.measurement import Examples, Measurement
-from robust_nc.profiling.output_rows import output_rows
+from robust_nc.profiling.rows import output_rows
 from robust_nc.threat import Ball
 
 DISTANCES = read_hierarchy("digits").distances()
@@ -131,7 +131,7 @@ class TestRows:
         logits = torch.randn(30, 10, generator=torch.Generator().manual_seed(0))
         labels = torch.arange(30) % 10
         whole = output_rows(logits, labels, DISTANCES)
-        monkeypatch.setattr("robust_nc.profiling.output_rows._AT_ONCE", 7)
+        monkeypatch.setattr("robust_nc.profiling.rows._AT_ONCE", 7)
         for one, other in zip(whole, output_rows(logits, labels, DISTANCES), strict=True):
             assert one == other | {"value": one["value"] and pytest.approx(one["value"])}
 

@@ -13,8 +13,8 @@ return, with the subject's own model; their passes are counted by hooks, in runs
 """
 
 import concurrent.futures
+import functools
 import multiprocessing
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from robust_nc.benchmarks.races.memory import peak_bytes
 from robust_nc.benchmarks.races.models import Subject, load
+from robust_nc.benchmarks.races.timing import load_average, seconds_of, wait
 from robust_nc.evaluation import evaluate
 from robust_nc.plugins import find_protocol
 from robust_nc.runtime import default_device, untouched
@@ -105,7 +106,7 @@ def work(setup: Setup, job: Job) -> dict[str, Any]:
     with Meter(None if job.repeat is not None else subject.model) as meter:
         started = time.perf_counter()
         found = contestant(subject, setup, job.seed)
-        wait(device)
+        wait()
         seconds = time.perf_counter() - started
     verdict = judged(subject, found) if isinstance(found, Tensor) else found
     if job.repeat is None and verdict.forwards is None:
@@ -233,8 +234,9 @@ def time_passes(subject: Subject, device: torch.device) -> dict[str, Any]:
             for name, call in (("forward", _forward), ("gradient", _gradient)):
                 if size * min(times[name].values(), default=0.0) > _LONG:
                     continue
-                call(model, images, labels)
-                least = min(_seconds(call, model, images, labels) for _ in range(_CALLS))
+                passed = functools.partial(call, model, images, labels)
+                passed()
+                least = min(seconds_of(passed) for _ in range(_CALLS))
                 times[name][str(size)] = least / size
     return times
 
@@ -247,25 +249,6 @@ def _forward(model: nn.Module, images: Tensor, labels: Tensor) -> None:
 def _gradient(model: nn.Module, images: Tensor, labels: Tensor) -> None:
     leaf = images.detach().requires_grad_()
     torch.autograd.grad(nn.functional.cross_entropy(model(leaf), labels), leaf)
-
-
-def _seconds(call: Callable[..., None], *given: Any) -> float:
-    wait(given[1].device)
-    started = time.perf_counter()
-    call(*given)
-    wait(given[1].device)
-    return time.perf_counter() - started
-
-
-def wait(device: torch.device) -> None:
-    """Wait for a device that works on its own."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def load_average() -> float | None:
-    """How busy the machine was in the last minute, where it says so."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def written(flags: Tensor) -> str:

@@ -9,6 +9,7 @@ them stand the quartiles of the ratio within each round.
 [('one', 3), ('two', 3)]
 """
 
+import math
 import os
 import platform
 import statistics
@@ -54,12 +55,12 @@ def race(
     names = list(contestants)
     for _ in range(warmups):
         for name in names:
-            _seconds(contestants[name], clock)
+            seconds_of(contestants[name], clock)
     found: dict[str, list[float]] = {name: [] for name in names}
     for number in range(repeats):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            found[name].append(_seconds(contestants[name], clock))
+            found[name].append(seconds_of(contestants[name], clock))
     return [Timing(name, tuple(seconds)) for name, seconds in found.items()]
 
 
@@ -105,12 +106,18 @@ def conditions() -> str:
     """Say on what the numbers were made: device, cores, threads, load, versions."""
     facts, made = hardware(default_device()), versions()
     device = facts.get("gpu", cpu_name())
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    load = load_average()
     return (
         f"{device}, {facts['cores']} cores, {facts['threads']} threads, {facts['cpu']}, "
-        f"load {load:.1f} at the start; python {made['python']}, torch {made['torch']}, "
+        f"load {math.nan if load is None else load:.1f} at the start; "
+        f"python {made['python']}, torch {made['torch']}, "
         f"code {made['code']}"
     )
+
+
+def load_average() -> float | None:
+    """How busy the machine was in the last minute, where it says so."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def cpu_name() -> str:
@@ -121,14 +128,16 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
-    _wait()
+def seconds_of(call: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Time one call, and what it has set off on a device."""
+    wait()
     started = clock()
     call()
-    _wait()
+    wait()
     return clock() - started
 
 
-def _wait() -> None:
+def wait() -> None:
+    """Wait for a device that works on its own."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

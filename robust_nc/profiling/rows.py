@@ -2,11 +2,23 @@
 
 >>> valued("ncc", None, {"ncc": "undefined: no example"})
 {'measure': 'ncc', 'value': None, 'note': 'undefined: no example'}
+
+Of the network's own answers: how often it is right, and how bad its mistakes are in a tree.
+
+>>> labels, distances = torch.tensor([0, 1, 1]), torch.tensor([[0.0, 1], [1, 0]])
+>>> clean = torch.tensor([[2.0, 1], [0, 1], [1, 0]])
+>>> rows = output_rows(clean.flip(1), labels, distances, clean=clean)
+>>> for row in rows[:2]:
+...     print(row["measure"], round(row["value"], 2), row["n"])
+accuracy 0.33 3
+mistake_severity 1.0 2
 """
 
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from robust_nc.geometry.alignment import etf_distance
@@ -15,6 +27,7 @@ from robust_nc.geometry.leaps import Leaps
 from robust_nc.geometry.moments import Moments
 from robust_nc.geometry.nulls import isotropic_null, joint_counts, leap_null
 from robust_nc.geometry.projection import Projection
+from robust_nc.geometry.severity import OutputSums, mean_severity, output_measures, output_sums
 from robust_nc.profiling.accumulators import GroupMeter, VertexMeter
 from robust_nc.profiling.measurement import HeadRows
 from robust_nc.registry import METRICS
@@ -28,6 +41,7 @@ _NOTES = {
     "nc4": _NO_VERTEX,
     "etf_distance": "undefined: the class means coincide",
 }
+_AT_ONCE = 4096  # examples whose logits are ranked together
 
 
 def measured_rows(
@@ -126,3 +140,38 @@ def _registered(moments: Moments) -> list[Row]:
         for measure in known
         if measure.compute is not None
     ]
+
+
+def output_rows(
+    logits: Tensor, labels: Tensor, distances: Tensor | None, *, clean: Tensor | None = None
+) -> list[Row]:
+    """Accuracy; with distances (K, K) between classes also severity of mistakes and ranking.
+
+    `logits` `(N, K)` under a condition; `clean` of the clean images, where they are others.
+    `induced_severity` is `mistake_severity` over the examples that are right on clean images: the
+    mistakes that the condition made.
+    """
+    predicted = logits.argmax(1)
+    right, count = int((predicted == labels).sum()), len(labels)
+    rows: list[Row] = [{"measure": "accuracy", "value": right / count, "n": count}]
+    if distances is not None:
+        found = output_measures(_summed(logits, labels, distances))
+        values = {name: value for name, value in found.values.items() if name != "accuracy"}
+        rows += measured_rows({}, values, found.notes, found.counts)
+        if clean is not None:
+            kept = clean.argmax(1) == labels
+            rows.append(_induced(labels[kept], predicted[kept], distances))
+    return [{"tap": "output"} | row for row in rows]
+
+
+def _summed(logits: Tensor, labels: Tensor, distances: Tensor) -> OutputSums:
+    parts = zip(torch.split(logits, _AT_ONCE), torch.split(labels, _AT_ONCE), strict=True)
+    return reduce(OutputSums.merge, (output_sums(z, y, distances) for z, y in parts))
+
+
+def _induced(labels: Tensor, predicted: Tensor, distances: Tensor) -> Row:
+    """Severity of the mistakes among examples that were right."""
+    value = mean_severity(labels, predicted, distances)
+    mistakes = int((labels != predicted).sum())
+    why = {"induced_severity": "undefined: no example that is right on clean images became wrong"}
+    return valued("induced_severity", value, why) | {"n": mistakes}

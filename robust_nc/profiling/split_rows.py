@@ -20,8 +20,14 @@ from robust_nc.profiling.accumulators import (
 )
 from robust_nc.profiling.leap_rows import layer_rows, leap_rows
 from robust_nc.profiling.measurement import CLEAN, VertexMoments, head_rows
-from robust_nc.profiling.output_rows import output_rows
-from robust_nc.profiling.rows import Row, class_rows, group_rows, measured_rows, vertex_rows
+from robust_nc.profiling.rows import (
+    Row,
+    class_rows,
+    group_rows,
+    measured_rows,
+    output_rows,
+    vertex_rows,
+)
 from robust_nc.profiling.shards import SplitCondition, SplitShards
 
 _LEAK = "label_leak: the target follows from the label"
