@@ -118,7 +118,7 @@ class TestTheWholeProfile:
         assert executor.calls.count("noise_shard") == 2 * (3 + 2)
         assert set(executor.calls) == {
             *("count_classes", "calibrate", "sweep_shard", "attack_shard", "noise_shard"),
-            *("attack_at", "follow", "gradients"),
+            *("attack_at", "trajectory_rows", "gradients"),
             *("attack_network", "compare_taps", "attack_one_tap"),
         }
 
