@@ -25,7 +25,7 @@ from robust_nc.geometry.feature_matrices import (
     root_factor,
 )
 from robust_nc.geometry.svd_argument import svd_argument
-from robust_nc.profiling.agop_rows import agop_rows
+from robust_nc.profiling.optional_rows import agop_rows
 from robust_nc.record import tidy
 
 NAMES = ("nfm_agop", "nfm_agop_root", "nfm_agop_centred", "nfm_agop_root_centred")

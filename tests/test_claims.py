@@ -14,8 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from robust_nc.claims.answering import answer_claims, missing_cells
-from robust_nc.claims.answers import Answer, read_answers, write_answer
+from robust_nc.claims.answers import (
+    Answer,
+    answer_claims,
+    missing_cells,
+    read_answers,
+    write_answer,
+)
 from robust_nc.claims.deciding import Test as Trial
 from robust_nc.claims.deciding import combine, decide, p_value
 from robust_nc.claims.page import answers_page, answers_table

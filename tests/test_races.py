@@ -13,7 +13,7 @@ import torch
 from helpers_report import write_grid
 
 from robust_nc.benchmarks.races import autoattack as race
-from robust_nc.benchmarks.races import calibration, contestants, geometry, models, timing
+from robust_nc.benchmarks.races import calibration, contestants, geometry, timing
 from robust_nc.benchmarks.races.autoattack import between, count, pooled
 from robust_nc.benchmarks.races.contestants import OURS, PASSES, Job, Setup, Verdict
 from robust_nc.benchmarks.races.timing import Timing, conditions, markdown, ratio, table
@@ -203,7 +203,7 @@ def test_those_who_cannot_race_are_left_out_with_the_reason(
 
 
 def test_a_run_tells_time_or_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def one_step(subject: models.Subject, setup: Setup, seed: int) -> torch.Tensor:
+    def one_step(subject: contestants.Subject, setup: Setup, seed: int) -> torch.Tensor:
         leaf = subject.images.clone().requires_grad_()
         torch.autograd.grad(subject.model(leaf).sum(), leaf)
         return torch.ones_like(leaf)  # outside of the ball
@@ -240,25 +240,25 @@ def test_passes_are_timed_by_batch_size() -> None:
 
 
 def test_models_are_found_by_name(tmp_path: Path) -> None:
-    subject = models.load("digits", examples=40)
+    subject = contestants.load("digits", examples=40)
     accuracy = (subject.model(subject.images).argmax(1) == subject.labels).double().mean()
     assert accuracy > 0.8
     with pytest.raises(UnknownNameError, match="did you mean 'resnet18'"):
-        models.load("resnet", examples=1)
+        contestants.load("resnet", examples=1)
     for name, word in (("checkpoint", "folder that a training wrote"), ("lenet", "weight file")):
         with pytest.raises(ConfigError, match=word):
-            models.load(name, examples=1)
+            contestants.load(name, examples=1)
     with pytest.raises(ConfigError, match="does not exist"):
-        models.load("checkpoint", examples=1, path=tmp_path / "nothing")
+        contestants.load("checkpoint", examples=1, path=tmp_path / "nothing")
 
 
 def test_lenet_reads_weights_and_arrays(tmp_path: Path) -> None:
     weights, arrays = tmp_path / "weights.pt", tmp_path / "mnist.npz"
-    torch.save(models.LeNet5().state_dict(), weights)
+    torch.save(contestants.LeNet5().state_dict(), weights)
     labels = np.arange(10)
     images = np.zeros((10, 28, 28), dtype=np.uint8)
     np.savez(arrays, x_train=images, y_train=labels, x_test=images, y_test=labels)
-    subject = models.load("lenet", examples=3, path=weights, data=arrays)
+    subject = contestants.load("lenet", examples=3, path=weights, data=arrays)
     assert subject.model(subject.images).shape == (3, 10)
     assert (str(subject.ball), subject.images.shape) == ("Linf 0.3", (3, 1, 28, 28))
 

@@ -21,6 +21,7 @@ from scipy.stats import binomtest
 
 from robust_nc.benchmarks.races.contestants import (
     CONTESTANTS,
+    NAMES,
     OURS,
     PASSES,
     Job,
@@ -28,7 +29,6 @@ from robust_nc.benchmarks.races.contestants import (
     in_a_child,
     prepare,
 )
-from robust_nc.benchmarks.races.models import NAMES
 from robust_nc.benchmarks.races.timing import Timing, conditions, cpu_name, markdown, ratio
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import write_text

@@ -219,6 +219,17 @@ def _log10_ratio(first: _Row, second: _Row) -> float:
     return math.log10(first.value / second.value)
 
 
+def _kept(null: _Row, landed: _Row, clean: _Row) -> float:
+    """log(null / landed) / log(null / clean), of `nc1`: 1 as collapsed, 0 no more than noise."""
+    kept, all_of_it = _log10_ratio(null, landed), _log10_ratio(null, clean)
+    if all_of_it <= 0:
+        raise UndefinedError(
+            f"clean features are no more collapsed (nc1 {clean.value:.3g}) "
+            f"than noise ({null.value:.3g})"
+        )
+    return kept / all_of_it
+
+
 def _difference(first: _Row, second: _Row) -> float:
     if first.n != second.n:
         raise RecordError(
@@ -298,6 +309,14 @@ _TABLE = {
         "Decimal logarithm of NC1 of the attacked features, by the vertex where each landed.",
         _where(_CLEAN, _NC1, condition="attacked", grouping="landed"),
         made=_log10,
+    ),
+    "kept_collapse": _Quantity(
+        "Share of the collapse, in decades below isotropic noise, "
+        "that is left where examples landed.",
+        _where(_AT, measure="nc1_landed_null", grouping="landed"),
+        _where(_AT, _NC1, grouping="landed"),
+        _where(_AT, _NC1, condition="clean", grouping="true"),
+        made=_kept,
     ),
     "fall_over_depth": _Quantity(
         "By how many decades the trace form of NC1 changes from a layer to a later one.",
@@ -401,35 +420,6 @@ def __getattr__(name: str) -> _Quantity:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def kept_collapse(
-    rows: pd.DataFrame,
-    *,
-    condition: Attacked = "attacked",
-    tap: str = "penultimate",
-    feature: Feature = "gap",
-    split: Split = "train",
-) -> float:
-    """Share of the collapse, in decades below isotropic noise, that is left where examples landed.
-
-    log(null / landed) / log(null / clean), of `nc1` grouped by the vertex where each example
-    landed, of its null, and of `nc1` of the clean features by true label. 1: as collapsed as they;
-    0: no more than noise of the same variance; below 0: less.
-    """
-    at = {"tap": tap, "feature": feature, "split": split}
-    there = at | {"condition": condition, "grouping": "landed"}
-    same = {"measure": "nc1", "vertices": "same"}
-    null = _one_row(rows, there | {"measure": "nc1_landed_null"})
-    found = _one_row(rows, there | same)
-    clean = _one_row(rows, at | same | {"condition": "clean", "grouping": "true"})
-    kept, all_of_it = _log10_ratio(null, found), _log10_ratio(null, clean)
-    if all_of_it <= 0:
-        raise UndefinedError(
-            f"clean features are no more collapsed (nc1 {clean.value:.3g}) "
-            f"than noise ({null.value:.3g})"
-        )
-    return kept / all_of_it
-
-
 def nc1_trace_log10_at(rows: pd.DataFrame, *, accuracy: float) -> float:
     """log10 of the trace form of NC1 in the first epoch whose train accuracy reaches a level.
 
@@ -498,7 +488,6 @@ def dilation_with_memorization(
 
 
 _FUNCTIONS = (
-    kept_collapse,
     nc1_trace_log10_at,
     epochs_to,
     feature_correlation,

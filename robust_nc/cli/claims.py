@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from robust_nc.claims.answering import answer_claims, missing_cells
-from robust_nc.claims.answers import write_answer
+from robust_nc.claims.answers import answer_claims, missing_cells, write_answer
 from robust_nc.claims.page import answers_page, answers_table
 from robust_nc.claims.reading import ANSWERS, Claims
 from robust_nc.io.files import write_text

@@ -50,7 +50,7 @@ class Side(NamedTuple):
     models: list[ModelFlags]
 
     def flags(self, accuracy: str, count: int) -> dict[int, _Flags]:
-        """_Flags of the first `count` examples, by seed."""
+        """Flags of the first `count` examples, by seed."""
         return {
             one.record.seed: (one.clean if accuracy == "clean" else one.robust)[:count]
             for one in self.models

@@ -8,7 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -119,7 +119,7 @@ def paired(
         models[identity(record)].append(record)
     rest = {what: _but_head(members[0]) for what, members in models.items()}
     rows = [
-        _difference(_Pair(what, models[what], base, models[base]), measure)
+        _difference(what, models[what], models[base], measure)
         for what in models
         for base in models
         if what.head != against and base.head == against and rest[what] == rest[base]
@@ -194,13 +194,6 @@ def _passes(record: Record) -> float:
     return spent / record.data.examples if record.data.examples else math.nan
 
 
-class _Pair(NamedTuple):
-    what: Identity
-    members: list[Record]
-    base: Identity
-    base_members: list[Record]
-
-
 def _but_head(record: Record) -> str:
     # What two records must share to differ in the head alone; the objective and all else included.
     model = record.config.get("model")
@@ -215,18 +208,20 @@ def _but_head(record: Record) -> str:
     return digest({**facts, "config": {**record.config, "model": kept, "seed": None}})
 
 
-def _difference(pair: _Pair, measure: str) -> dict[str, Any]:
+def _difference(
+    what: Identity, members: list[Record], base: list[Record], measure: str
+) -> dict[str, Any]:
     def by_seed(members: list[Record]) -> dict[int, float]:
         values = {record.seed: _value(record, measure) for record in members}
         return {seed: value for seed, value in values.items() if math.isfinite(value)}
 
-    first, second = by_seed(pair.members), by_seed(pair.base_members)
+    first, second = by_seed(members), by_seed(base)
     if not set(first) & set(second):
         return {}
     found = paired_interval(first, second)
     return {
-        **{key: value for key, value in pair.what._asdict().items() if key in PAIRED_COLUMNS},
-        "against": pair.base.model,
+        **{key: value for key, value in what._asdict().items() if key in PAIRED_COLUMNS},
+        "against": base[0].model,
         "measure": measure,
         "difference": found.value,
         "low": found.low,
