@@ -17,18 +17,18 @@ from robust_nc.geometry.leaps import measure_leaps
 from robust_nc.geometry.moments import Moments
 from robust_nc.geometry.nearest import nearest_vertex
 from robust_nc.models.taps import read_taps
-from robust_nc.profiling.corruption_rows import (
+from robust_nc.profiling.feature_cache import TapBank, chosen_taps
+from robust_nc.profiling.measurement import Examples, Measurement
+from robust_nc.profiling.rows import Row
+from robust_nc.profiling.shards import ModelExecutor, SplitShards
+from robust_nc.profiling.split_rows import SplitRows
+from robust_nc.profiling.sweeps import (
     CorruptionSource,
     corrupted_rows,
     corruption_source,
     made_corruptions,
     stored_corruptions,
 )
-from robust_nc.profiling.feature_cache import TapBank, chosen_taps
-from robust_nc.profiling.measurement import Examples, Measurement
-from robust_nc.profiling.rows import Row
-from robust_nc.profiling.shards import ModelExecutor, SplitShards
-from robust_nc.profiling.split_rows import SplitRows
 from robust_nc.record import COLUMNS, tidy
 from robust_nc.threat import Ball
 

@@ -36,11 +36,11 @@ from robust_nc.profiling.accumulators import (
     VertexMeter,
 )
 from robust_nc.profiling.conditions import TARGETS, attack_shard, split_conditions
-from robust_nc.profiling.corruption_rows import CorruptionSource, corrupted_rows
 from robust_nc.profiling.measurement import Examples, Measurement
 from robust_nc.profiling.rows import Row, group_rows, vertex_rows
 from robust_nc.profiling.shards import ModelExecutor, PortableModel, Shard, SplitShards, slices
 from robust_nc.profiling.split_rows import SplitRows
+from robust_nc.profiling.sweeps import CorruptionSource, corrupted_rows
 from robust_nc.record import tidy
 from robust_nc.runtime import stopping
 from robust_nc.runtime.executor import IN_PROCESS, Executor

@@ -37,9 +37,9 @@ from robust_nc.models.build import build_model
 from robust_nc.pipeline.suite import Cell
 from robust_nc.pipeline.verdict_parts import VerdictPart, evaluate_part, parts_of, without_overlap
 from robust_nc.profiling.conditions import BY_TREE
-from robust_nc.profiling.corruption_rows import CorruptionSource, check_corrupted, corruption_source
 from robust_nc.profiling.feature_cache import chosen_taps
 from robust_nc.profiling.profile_model import profile_cell
+from robust_nc.profiling.sweeps import CorruptionSource, check_corrupted, corruption_source
 from robust_nc.record import folder as store
 from robust_nc.record.schema import COLUMNS
 from robust_nc.runtime.executor import IN_PROCESS, Executor

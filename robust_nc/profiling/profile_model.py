@@ -26,13 +26,12 @@ from robust_nc.evaluation.evaluate_model import evaluate
 from robust_nc.exceptions import InputError
 from robust_nc.models.classifier import Classifier
 from robust_nc.profiling.conditions import check_settings, split_conditions, stated
-from robust_nc.profiling.corruption_rows import CorruptionSource, corrupted_rows
-from robust_nc.profiling.eps_sweep import radius_rows
 from robust_nc.profiling.measurement import Examples, Measurement, VertexMoments, drawn
 from robust_nc.profiling.optional_rows import extra_rows, prefixed
 from robust_nc.profiling.rows import Row
 from robust_nc.profiling.shards import ModelExecutor, SplitShards
 from robust_nc.profiling.split_rows import SplitRows
+from robust_nc.profiling.sweeps import CorruptionSource, corrupted_rows, radius_rows
 from robust_nc.record.schema import tidy
 from robust_nc.registry import CONTROLS
 from robust_nc.runtime.executor import IN_PROCESS, Executor
