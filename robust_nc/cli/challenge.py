@@ -1,5 +1,6 @@
 """`robust-nc challenge`: lower a record by adversarial examples that hold.
 
+>>> import torch
 >>> none = torch.arange(0)
 >>> _lines(Tried(none, none, none, none, none, claimed=9, examples=10))
 ['nothing counts: robust accuracy stays at 90.00%']
