@@ -249,10 +249,8 @@ class TestCommand:
         text = f"{TINY}\n[grid]\nseed = [0, 1, 2]\n"
         out = self.planned(tmp_path, capsys, text, where=("seed=2",))
         assert "tiny: 1 cells" in out
+        assert "money" not in out, "there is no price"
         assert "\n  small_cnn-linear-standard: 2\n" in out
-
-    def test_without_a_price_there_is_no_money(self, tmp_path, capsys):
-        assert "money" not in self.planned(tmp_path, capsys)
 
     @pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf")])
     def test_a_price_that_cannot_be_is_refused(self, wrong, tmp_path, capsys):
@@ -267,18 +265,10 @@ class TestCommand:
 
     def test_speeds_of_other_models_are_refused_by_name(self, tmp_path):
         suite_of(TINY, tmp_path)
-        write_speeds(
-            tmp_path / "s.json",
-            Speeds(
-                device="gpu x",
-                threads=1,
-                torch="2",
-                rates={
-                    "forward | vgg 3x32x32, 10 classes": Rate(fixed=1, each=0),
-                    "no key of ours": Rate(fixed=1, each=0),
-                },
-            ),
-        )
+        keys = ("forward | vgg 3x32x32, 10 classes", "no key of ours")
+        rates = {key: Rate(fixed=1, each=0) for key in keys}
+        speeds = Speeds(device="gpu x", threads=1, torch="2", rates=rates)
+        write_speeds(tmp_path / "s.json", speeds)
         with pytest.raises(ConfigError, match=r"on gpu x.*small_cnn.*they hold no key.*; vgg"):
             plan(tmp_path / "tiny.toml", speeds=tmp_path / "s.json")
 
