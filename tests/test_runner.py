@@ -1,4 +1,4 @@
-"""The runner: killed at any moment it goes on, and what is finished is kept."""
+"""The runner: killed at any moment it goes on, what is finished is kept, chosen cells alone run."""
 
 import itertools
 import multiprocessing
@@ -31,7 +31,8 @@ from helpers_runner import (
 from robust_nc.config import cell_id, training_id
 from robust_nc.engines.options import RunOptions
 from robust_nc.engines.run_suite import SuiteReport, run_suite
-from robust_nc.exceptions import StorageError
+from robust_nc.exceptions import ConfigError, StorageError
+from robust_nc.pipeline.selection import select_cells
 from robust_nc.record import Record, same_record
 from robust_nc.record.folder import checkpoint_folder, record_path, rows_path
 from robust_nc.training.progress import TrainEvent, read_log
@@ -96,15 +97,20 @@ class TestAFinishedRun:
         assert "seed 0: clean" not in out
         assert "[4/4] small_cnn-" in err
         assert err.endswith("4 cells made, 0 kept, 0 failed\n")
-
-    def test_nothing_temporary_is_left(self, finished):
         assert not list(finished.out.rglob("*.part"))
 
 
 class TestOverwrite:
-    def test_finished_cells_are_kept(self, copy):
+    @pytest.mark.parametrize("options", [(), ("--overwrite", "never")])
+    def test_finished_cells_are_kept_and_by_never_even_without_rows(self, copy, options):
+        """Records of others in the folder are left alone."""
+        cell, stranger = tiny(copy).cells[0], copy / "out" / "notes" / "mine.json"
+        stranger.parent.mkdir()
+        stranger.write_text("{}")
+        if options:
+            rows_path(copy / "out", cell.model, cell.id).unlink()
         before = times(copy / "out", "*.*")
-        ran = run(copy)
+        ran = run(copy, *options)
         assert (ran.code, ran.err.splitlines()[-1]) == (0, "0 cells made, 4 kept, 0 failed")
         assert "small_cnn-etf-standard" in ran.out
         assert times(copy / "out", "*.*") == before
@@ -121,14 +127,6 @@ class TestOverwrite:
         kept.write_bytes(b"")
         assert run(copy, "--overwrite", "never").code == 0
         assert kept.exists(), "a record without rows is made again by the next run"
-
-    def test_never_keeps_every_record_even_without_rows(self, copy):
-        cell = tiny(copy).cells[0]
-        rows_path(copy / "out", cell.model, cell.id).unlink()
-        before = times(copy / "out", "*.*")
-        ran = run(copy, "--overwrite", "never")
-        assert (ran.code, ran.err.splitlines()[-1]) == (0, "0 cells made, 4 kept, 0 failed")
-        assert times(copy / "out", "*.*") == before
 
     def test_only_cache_computes_nothing_and_names_what_is_missing(self, copy):
         first, second, *_ = tiny(copy).cells
@@ -149,15 +147,6 @@ class TestOverwrite:
         assert ran.code == 1
         assert ran.err.count("missing: ") == 4
         assert not (tmp_path / "out").exists()
-
-    def test_records_of_others_in_the_folder_are_left_alone(self, copy):
-        stranger = copy / "out" / "notes" / "mine.json"
-        stranger.parent.mkdir()
-        stranger.write_text("{}")
-        ran = run(copy)
-        assert ran.code == 0
-        assert "small_cnn-etf-standard" in ran.out
-        assert stranger.read_text() == "{}"
 
 
 class Mended(NamedTuple):
@@ -225,11 +214,6 @@ class TestResume:
         assert message.startswith("its worker process was ended by signal 9")
         assert "\n" not in message
 
-    def test_what_is_missing_or_damaged_is_made(self, mended, finished):
-        assert mended.ran.code == 0
-        assert mended.ran.err.splitlines()[-1] == "4 cells made, 0 kept, 0 failed"
-        assert records(mended.folder / "out").keys() == records(finished.out).keys()
-
     def test_what_was_trained_is_not_trained_again(self, mended):
         """Seconds in the log tell one training from another."""
         config = tiny(mended.folder).cells[0].config
@@ -245,13 +229,14 @@ class TestResume:
         assert log[0] == mended.first_epoch[0]
 
     def test_the_end_is_that_of_an_undisturbed_run(self, mended, finished):
+        assert mended.ran.code == 0
+        assert mended.ran.err.splitlines()[-1] == "4 cells made, 0 kept, 0 failed"
         found, wanted = records(mended.folder / "out"), records(finished.out)
+        assert found.keys() == wanted.keys()
         for cell in wanted:
             assert found[cell].scores == wanted[cell].scores
         same = [cell.id for cell in tiny(mended.folder).cells[:2]]  # trained by workers alone
         assert_same({c: found[c] for c in same}, {c: wanted[c] for c in same})
-
-    def test_no_half_written_file_is_left(self, mended):
         assert not list(mended.folder.rglob("*.part"))
 
 
@@ -363,3 +348,103 @@ def test_without_ray_the_engine_says_how_to_get_it(tmp_path, monkeypatch):
     assert ran.code == 2
     assert "needs Ray, which is not installed; pip install 'robust_nc[ray]'" in ran.err
     assert ran.err.count("\n") == 2  # the suite, and the sentence
+
+
+EIGHT = """
+[grid]
+"train.objective" = ["standard", { name = "pgd", steps = 2 }]
+"threat.eps" = ["8/255", 0.5]
+seed = [0, 1]
+"""
+
+
+@pytest.mark.parametrize(
+    ("numbers", "where", "chosen"),
+    [
+        ((), (), list(range(8))),
+        ((6, 1, 6), (), [1, 6]),
+        ((), ("train.objective=pgd",), [4, 5, 6, 7]),
+        ((), ("objective = pgd", "seed=1"), [5, 7]),
+        ((), ("train.objective={name='pgd', steps=2}",), [4, 5, 6, 7]),
+        ((), ("train.objective.steps=2", "eps=8/255"), [4, 5]),
+        ((), ('train.objective="standard"',), []),
+        ((0, 5), ("seed=1",), [5]),
+        (
+            (),
+            ("threat.norm=Linf", "train.compile=false", "augment=[]", "eps=0.5"),
+            [2, 3, 6, 7],
+        ),
+    ],
+)
+def test_cells_are_chosen_by_number_and_by_what_they_are(tmp_path, numbers, where, chosen):
+    suite = tiny(tmp_path, EIGHT)
+    if not chosen:
+        with pytest.raises(ConfigError, match=r"train\.objective is pgd, standard"):
+            select_cells(suite, numbers, where)
+        return
+    found = select_cells(suite, numbers, where)
+    assert [suite.cells.index(cell) for cell in found.cells] == chosen
+    assert found.name == suite.name
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--cells", 8], "tiny has cells 0 to 7, found number 8"),
+        (["--cells", -1], "tiny has cells 0 to 7, found number -1"),
+        (["--where", "train.objectiv=pgd"], "has the key 'train.objectiv' (did you mean train.obj"),
+        (["--where", "steps=2"], "may be measure.steps or train.objective.steps; write the whole"),
+        (["--where", "seed"], "--where takes KEY=VALUE, such as train.objective=pgd, found 'seed'"),
+        (["--where", "seed=5"], "no cell of tiny has seed=5; seed is 0, 1"),
+        (["--where", "train.compile=1"], "no cell of tiny has train.compile=1"),
+        (["--cells", 0, 2, "--where", "seed=1"], "no cell of tiny among numbers 0 2 has seed=1"),
+        (["--minutes", 0], "--minutes must be a number above 0, found 0"),
+        (["--minutes", "nan"], "--minutes must be a number above 0, found nan"),
+    ],
+)
+@pytest.mark.parametrize("plan", [[], ["--plan"]])
+def test_what_cannot_be_chosen_is_one_sentence(tmp_path, options, said, plan):
+    path = write_suite(tmp_path, EIGHT)
+    ran = cli("run", path, "--out", tmp_path / "out", *options, *plan)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert said in ran.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_claims_need_all_cells():
+    ran = cli("run", "claims", "--where", "seed=0")
+    assert (ran.code, ran.out) == (2, "")
+    assert "claims need all of theirs" in ran.err
+
+
+def test_chosen_cells_alone_are_made_and_the_others_left(tmp_path):
+    suite, out = tiny(tmp_path), tmp_path / "out"
+    one = run(tmp_path, "--cells", 3)
+    assert one.code == 0
+    assert "tiny: 1 of 4 cells into" in one.err
+    assert f"[1/1] {suite.cells[3].model} seed 0, cell 3: clean" in one.err
+    assert set(records(out)) == {suite.cells[3].id}
+    assert suite.cells[3].model in one.out
+    two = run(tmp_path, "--where", "model.head=etf")
+    assert two.err.splitlines()[-1] == "1 cells made, 1 kept, 0 failed"
+    assert set(records(out)) == {cell.id for cell in suite.cells[2:]}
+    left = run(tmp_path, "--overwrite", "only-cache", "--cells", 1, 2)
+    assert left.code == 1
+    assert left.err.splitlines()[-1] == (
+        f"missing: {suite.cells[1].model} seed 0, cell 1 ({suite.cells[1].id})"
+    )
+
+
+def test_minutes_end_a_run_as_a_wish_to_stop_and_the_next_goes_on(tmp_path):
+    suite, out = tiny(tmp_path), tmp_path / "out"
+    cut = run(tmp_path, "--cells", 1, "--minutes", 0.02)
+    assert cut.code == 143
+    assert "Traceback" not in cut.err
+    assert cut.err.splitlines()[-1] == (
+        "stopped as asked with 0 of 1 cells done, 1 under way (each goes on from its last save) "
+        f"and 0 not begun; go on with: robust-nc run {tmp_path / 'tiny.toml'} --out {out} "
+        "--cells 1 --workers 1 --minutes 0.02"
+    )
+    ended = run(tmp_path, "--cells", 1, "--minutes", 30)
+    assert ended.code == 0
+    assert set(records(out)) == {suite.cells[1].id}
