@@ -298,10 +298,13 @@ def check_consistent(found: Evidence, made: Case) -> None:
     assert int(found.forwards.min()) >= 0
 
 
+@pytest.mark.parametrize("header", [True, False])
 @FUZZ
 @given(data=st.data())
-def test_flipped_bytes_are_found(made: Case, good: bytes, path: Path, data: DataObject) -> None:
-    content, header = bytearray(good), data.draw(st.booleans())
+def test_flipped_bytes_are_found(
+    made: Case, good: bytes, path: Path, header: bool, data: DataObject
+) -> None:
+    content = bytearray(good)
     last = 7 + int.from_bytes(good[:8], "little") if header else len(content) - 1
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, last))] ^= data.draw(st.integers(1, 255))
@@ -400,9 +403,10 @@ def test_what_a_file_says_of_itself_is_read_strictly(
     made: Case, good: bytes, path: Path, text: str
 ) -> None:
     header, rest = header_of(good)
-    header["__metadata__"] = {"robust_nc.evidence": text}
-    path.write_bytes(headed(header, rest))
-    assert read_or_refused(path, made) is None
+    for name in ("robust_nc.evidence", "another"):
+        header["__metadata__"] = {name: text}
+        path.write_bytes(headed(header, rest))
+        assert read_or_refused(path, made) is None
 
 
 # Points of a challenge
