@@ -443,7 +443,7 @@ def test_minutes_end_a_run_as_a_wish_to_stop_and_the_next_goes_on(tmp_path):
     assert cut.err.splitlines()[-1] == (
         "stopped as asked with 0 of 1 cells done, 1 under way (each goes on from its last save) "
         f"and 0 not begun; go on with: robust-nc run {tmp_path / 'tiny.toml'} --out {out} "
-        "--cells 1 --workers 1 --minutes 0.02"
+        "--workers 1 --cells 1 --minutes 0.02"
     )
     ended = run(tmp_path, "--cells", 1, "--minutes", 30)
     assert ended.code == 0
