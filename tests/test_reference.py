@@ -544,6 +544,7 @@ class TestTimm:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         safetensors.torch.save_file({"a": torch.ones(1)}, tmp_path / "w.safetensors")
+        monkeypatch.delitem(sys.modules, "timm", raising=False)
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         with pytest.raises(ConfigError, match="timm is not installed"):
             opened(f"timm:tiny.v1?weights={tmp_path}/w.safetensors")

@@ -1,5 +1,6 @@
 """Networks of timm as backbones: with timm where it is installed, and with a stand-in elsewhere."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -199,6 +200,7 @@ def test_options_are_checked_without_timm():
 
 
 def test_where_timm_is_missing_the_sentence_says_what_to_do(monkeypatch):
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
         ConfigError, match=r"^timm is not installed here; `make peers` in a checkout"

@@ -22,7 +22,7 @@ from robust_nc.data.load import dataset_info
 from robust_nc.exceptions import ConfigError, StorageError
 from robust_nc.models.build import build_model
 from robust_nc.models.classifier import Classifier
-from robust_nc.training import saving as keeping
+from robust_nc.training import state as saving
 from robust_nc.training.checkpoint import Checkpoints
 from robust_nc.training.data_parallel import (
     Group,
@@ -211,7 +211,7 @@ def train(rank: int, world: int, folder: str, name: str) -> None:
     def full(path: Path, rows: object) -> None:
         raise StorageError(f"cannot write {path}: no space is left")
 
-    setattr(keeping, name, full)
+    setattr(saving, name, full)
     try:
         with together():
             home = None if rank else Path(folder, "out")
