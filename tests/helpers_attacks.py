@@ -1,5 +1,6 @@
 """Small models, data, balls and verdicts that the tests of attacks and evaluations share."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -174,6 +175,22 @@ def collected(
 ) -> Evidence:
     about: dict[str, Any] = {"fingerprint": "f" * 64, "seed": 0, "draws": 1} | other
     return collect(model, images, labels, torch.arange(len(images)), outcome, ball, **about)
+
+
+class Around(nn.Module):
+    """A model with something done before and after it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        before: Callable[[Tensor], Tensor] = lambda images: images,
+        after: Callable[[Tensor], Tensor] = lambda logits: logits,
+    ) -> None:
+        super().__init__()
+        self.model, self.before, self.after = model, before, after
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.after(self.model(self.before(images)))
 
 
 class Failing(nn.Module):

@@ -19,10 +19,9 @@ from robust_nc.evaluation.acceleration import (
     compile_padded,
     fastest,
     lowered,
-    slow_bf16,
 )
-from robust_nc.evaluation.folding import Affine, fold, trace
-from robust_nc.exceptions import ConfigError, InputError
+from robust_nc.evaluation.folding import Affine, fold
+from robust_nc.exceptions import InputError
 from robust_nc.models.build import build_model
 from robust_nc.runtime import full_precision, untouched
 from robust_nc.threat import Ball
@@ -229,19 +228,6 @@ def accelerated(model: nn.Module, ball: Ball = BALL) -> Accelerated:
 
 
 @each_model
-def test_a_folded_copy_answers_alike(build: Callable[[], nn.Module], left: int) -> None:
-    torch.manual_seed(0)
-    model = build()
-    folded = fold(model, images(2))
-    assert folded is not None
-    assert norms(folded) == left
-    for wanted, found in zip(
-        logits_and_gradient(model, images()), logits_and_gradient(folded, images()), strict=True
-    ):
-        assert (found - wanted).abs().max() <= 1e-5 * (wanted.max() - wanted.min())
-
-
-@each_model
 def test_the_faster_copy_is_taken_and_the_model_untouched(
     build: Callable[[], nn.Module], left: int
 ) -> None:
@@ -339,14 +325,6 @@ class Counting(nn.Module):
         return logits
 
 
-def test_few_passes_are_spent() -> None:
-    model = Counting(small(), []).eval()
-    found = accelerated(model)
-    assert found.names == ("folded", "channels_last")
-    # Logits for the test; traced, one step; attacked by both.
-    assert model.calls == [False, True, True, False, False]
-
-
 def uncopied() -> nn.Module:
     model = convolutional(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
     model.generator = (each for each in range(3))
@@ -390,17 +368,6 @@ def test_a_model_that_cannot_be_copied_faithfully_is_attacked_itself(
     assert found.model is model
     assert found.names == ()
     assert not found.warnings
-
-
-def test_a_trace_leaves_no_hook_behind_when_the_model_raises() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Linear(5, 4))
-    assert trace(model, images()) is None
-    assert not model[0]._forward_hooks
-
-
-@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
-def test_every_norm(norm: str) -> None:
-    assert accelerated(small(), Ball(norm, 0.5)).names == ("folded", "channels_last")
 
 
 class Laboured(nn.Module):
@@ -537,20 +504,3 @@ def test_a_lower_precision_ends_with_its_block(
             raise KeyError
         assert flags() == outside
     assert flags() == before
-
-
-def test_an_unknown_precision_is_answered_with_the_valid_ones() -> None:
-    with pytest.raises(ConfigError, match="bf16, float32, tf32"):
-        lowered("fp16", CPU)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("listed", "slow"), [({"avx2": True, "avx512_bf16": False}, True), ({"amx_bf16": True}, False)]
-)
-def test_slow_bf16_reads_the_instruction_sets(
-    monkeypatch: pytest.MonkeyPatch, listed: dict[str, bool], slow: bool
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: listed, raising=False)
-    assert slow_bf16(CPU) == slow
-    monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert slow_bf16(CPU) in (True, False)

@@ -133,13 +133,6 @@ def test_the_standard_protocol_unmasks_a_planted_defense(mask: str, case: Case) 
     assert verdict.adaptive < verdict.transferred - 0.3
 
 
-@pytest.mark.parametrize("protocol", ["pgd", "fast"])
-def test_every_protocol_has_a_name(protocol: str, case: Case) -> None:
-    trial = Trial(case.images[:6], case.labels[:6], BALL, protocol, ids=torch.arange(6) + 100)
-    found = rows_of(case, trial, {"block2": vertices_of(case.model, "block2", case)})
-    assert {row["attack"] for row in found} == {protocol}
-
-
 class Idle:
     """An attack that does nothing, or shifts all pixels, out of the ball."""
 
@@ -261,13 +254,6 @@ def test_taps_with_equal_features_share_one_verdict(case: Case) -> None:
     adaptive = {row["tap"]: row["note"] for row in rows if row["measure"] == "ncc_adaptive"}
     assert "left-ball:leaves" in adaptive["penultimate"].split(", ")
     assert adaptive["block4"] == f"same features as penultimate; {adaptive['penultimate']}"
-
-
-def test_equal_vertices_alone_are_no_equal_features(case: Case) -> None:
-    vertices = vertices_of(case.model, "penultimate", case)
-    trial = Trial(case.images, case.labels, BALL, "clean")
-    rows = rows_of(case, trial, {"block3": vertices, "penultimate": vertices})
-    assert {row["note"] for row in rows} == {""}
 
 
 def test_the_network_is_not_changed() -> None:

@@ -1,10 +1,9 @@
-import dataclasses
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from helpers_attacks import Counted, curved, laid_out, linear, pictures, predictions
+from helpers_attacks import Counted, curved, linear, pictures, predictions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
@@ -58,27 +57,6 @@ def _likely(problem: Problem, count: int) -> Tensor:
 
 
 # The closed form of linear models.
-
-
-@each_variant
-@pytest.mark.parametrize("loss", ["ce", "margin"])
-def test_flips_a_linear_model_just_beyond_its_margin(ball: Ball, attack: APGD, loss: str) -> None:
-    attack = dataclasses.replace(attack, steps=100, loss=loss)
-    model = linear(SHAPE, 2)
-    images = 0.5 + 0.02 * (pictures(4, SHAPE) - 0.5)
-    order = {"Linf": 1, "L2": 2, "L1": torch.inf}[ball.norm]
-    with torch.no_grad():
-        logits = model(images)
-        model[1].bias[0] += 1 - (logits[:, 0] - logits[:, 1]).min()  # near: no pixel at its bound
-        logits = model(images)
-        slope = float(torch.linalg.vector_norm(model[1].weight.diff(dim=0), ord=order))
-    labels, margins = logits.argmax(1), logits[:, 0] - logits[:, 1]
-    for index in range(2):
-        one, ids = slice(index, index + 1), torch.tensor([index])
-        for ratio, flips in ((0.99, False), (1.01, True)):
-            near = Ball(ball.norm, float(margins[index]) / slope * ratio)
-            points = attack(model, images[one], labels[one], near, seed=0, ids=ids)
-            assert bool(predictions(model, points) != labels[one]) == flips
 
 
 # Against the original.
@@ -196,76 +174,6 @@ def test_passes_are_exact_where_nothing_flips(ball: Ball, goal, options) -> None
     assert attack.cost(6) == 14 * times
 
 
-@each_variant
-def test_the_batch_and_its_order_change_nothing(ball: Ball, attack: APGD) -> None:
-    problem = _problem(1, count=20)
-
-    def reached(rows: Tensor, slots: int | None) -> tuple[Tensor, Tensor]:
-        resized = dataclasses.replace(attack, slots=slots)
-        part = Problem(problem.model, *(column[rows] for column in problem[1:]))
-        call = (part.model, part.images, part.labels, ball)
-        flips = part.flips(resized(*call, seed=1, ids=part.ids))
-        far = resized(*call, goal="maximise", seed=1, ids=part.ids)
-        return flips, part.loss(far, "ce")
-
-    everyone = torch.arange(20)
-    flips, losses = reached(everyone, None)
-    assert 0 < flips.sum() < 20, "the test needs both verdicts"
-    shuffled = torch.randperm(20, generator=torch.Generator().manual_seed(0))
-    for rows, slots in (
-        (everyone, 1),
-        (everyone, 5),
-        (everyone, 100),
-        (shuffled, 7),
-        (everyone[9:17], 4),
-    ):
-        found = reached(rows, slots)
-        assert torch.equal(found[0], flips[rows])
-        assert torch.allclose(found[1], losses[rows], atol=1e-4)
-
-
-@each_variant
-def test_slots_may_be_at_different_steps(ball: Ball, attack: APGD) -> None:
-    problem = _problem(2, count=8)
-    work = laid_out(problem.model, problem.images, problem.labels, ball, goal="maximise")
-    whole = work.everything
-    expected = attack.start(whole)
-    for _ in range(20):
-        expected = attack.step(whole, expected)
-    early, late = (work.slots(rows) for rows in problem.ids.split(4))
-    ahead = attack.start(early)
-    for _ in range(7):
-        ahead = attack.step(early, ahead)
-    both = type(ahead)._make(map(torch.cat, zip(ahead, attack.start(late), strict=True)))
-    for _ in range(13):
-        both = attack.step(whole, both)
-    behind = type(both)._make(column[4:] for column in both)
-    for _ in range(7):
-        behind = attack.step(late, behind)
-    assert both.step.tolist() == [20] * 4 + [13] * 4
-    for name, column in expected._asdict().items():
-        joined = torch.cat([getattr(both, name)[:4], getattr(behind, name)])
-        assert torch.allclose(joined.float(), column.float(), atol=1e-4), name
-
-
-@each_variant
-@pytest.mark.parametrize("goal", ["flip", "maximise"])
-@pytest.mark.parametrize(
-    ("shape", "classes", "loss"),
-    [((1, 8, 8), 2, "ce"), ((3, 32, 20), 3, "margin"), ((1, 8, 8), 10, "dlr")],
-    ids=str,
-)
-def test_any_shape_and_number_of_classes(ball, attack, goal, shape, classes, loss) -> None:
-    problem = _problem(0, count=6, classes=classes, shape=shape)
-    attack = dataclasses.replace(attack, loss=loss)
-    call = (problem.model, problem.images, problem.labels, ball)
-    points = attack(*call, goal=goal, seed=0, ids=problem.ids)
-    assert ball.contains(points, problem.images).all()
-    assert points.dtype == torch.float32
-    risen = problem.loss(points, loss) > problem.loss(problem.images, loss) + 1e-3
-    assert risen.sum() >= 5  # of 6: an attack may end on a lower hill
-
-
 # Random models.
 
 
@@ -296,22 +204,6 @@ def test_eot_climbs_the_mean(ball: Ball) -> None:
     )
     assert torch.allclose(problem.loss(points, "margin"), expected, atol=1e-3)
     assert (fooled < expected - 0.1).any()
-
-
-@pytest.mark.parametrize("goal", ["flip", "maximise"])
-def test_eot_with_dropout(goal: str) -> None:
-    problem = _problem(0, count=8)
-    problem.model[3].train()
-    attack = APGD(steps=6, eot=4, mode="as_is")
-    state = torch.random.get_rng_state()
-    torch.manual_seed(0)
-    call = (problem.model, problem.images, problem.labels, BALLS[1])
-    points = attack(*call, goal=goal, seed=0, ids=problem.ids)
-    torch.random.set_rng_state(state)
-    assert problem.model[3].training
-    assert BALLS[1].contains(points, problem.images).all()
-    problem.model.eval()
-    assert (problem.loss(points, "ce") > problem.loss(problem.images, "ce")).all()
 
 
 def test_enlarged_climbs_in_three_radii_and_counts_the_last() -> None:

@@ -70,17 +70,6 @@ def test_flip_spends_nothing_on_what_an_earlier_member_flipped() -> None:
     assert (result.forwards[~first] >= 4).all()
 
 
-def test_targets_reach_the_members() -> None:
-    model, images = linear(SHAPE, 4), pictures(8, SHAPE)
-    labels = predictions(model, images)
-    targets = (labels + 2) % 4
-    points = geometry_attack(steps=20)(
-        model, images, labels, Ball("Linf", 0.9), goal="maximise", targets=targets, seed=0,
-        ids=torch.arange(8),
-    )  # fmt: skip
-    assert torch.equal(predictions(model, points), targets)
-
-
 def test_members_draw_apart() -> None:
     images, labels = pictures(4, SHAPE), torch.zeros(4, dtype=torch.int64)
     call = (linear(SHAPE, 3), images, labels, BALLS[0])
@@ -105,20 +94,6 @@ def test_the_geometry_attack_is_blind_to_the_scale_of_the_logits(factor: float) 
     classes_loud, margins_loud = leaps(loud, logit_scale(loud, images))
     assert torch.equal(classes, classes_loud)
     assert torch.allclose(margins, margins_loud, rtol=0.01, atol=0.01)
-
-
-def test_cross_entropy_without_the_scale_is_not() -> None:
-    plain, images = Louder(curved(SHAPE, 5), 5.0), pictures(40, SHAPE)
-    labels, ids = predictions(plain, images), torch.arange(40)
-
-    def broken(model: nn.Module, scale: float) -> int:
-        attack = PGD(steps=10, scale=scale)
-        points = attack(model, images, labels, BALLS[0], goal="maximise", seed=0, ids=ids)
-        return int((predictions(plain, points) != labels).sum())
-
-    loud = Louder(plain, 100.0)
-    assert broken(loud, 1.0) < broken(plain, logit_scale(plain, images))
-    assert broken(loud, logit_scale(loud, images)) == broken(plain, logit_scale(plain, images))
 
 
 def test_logit_scale_brings_the_median_margin_to_five() -> None:

@@ -4,7 +4,6 @@ from helpers_attacks import BALLS, pictures
 
 from robust_nc.attacks.noise import GaussianNoise, SignNoise, matched_noise
 from robust_nc.exceptions import InputError
-from robust_nc.registry import CONTROLS
 from robust_nc.threat import Ball
 
 SHAPE = (3, 8, 6)
@@ -75,10 +74,6 @@ def test_as_an_attack_it_lies_on_the_surface_and_asks_nothing(attack, ball) -> N
     assert ball.distance(result.points, images).tolist() == pytest.approx([ball.eps] * 4, rel=1e-4)
     assert ball.contains(result.points, images).all()
     assert result.forwards.tolist() == result.backwards.tolist() == [0] * 4
-
-
-def test_registered_as_a_control() -> None:
-    assert CONTROLS.load("matched_noise") is matched_noise
 
 
 def test_noise_that_cannot_be_made_is_named() -> None:

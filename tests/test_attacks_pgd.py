@@ -1,13 +1,13 @@
 import pytest
 import torch
-from helpers_attacks import BALLS, Counted, curved, laid_out, linear, pictures, predictions
+from helpers_attacks import BALLS, Counted, curved, linear, pictures, predictions
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robust_nc.attacks.losses import LOSSES
 from robust_nc.attacks.pgd import FGSM, PGD
-from robust_nc.attacks.slots import item_keys, observed
+from robust_nc.attacks.slots import item_keys
 from robust_nc.config import Component, build
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.registry import ATTACKS, PROTOCOLS
@@ -47,22 +47,6 @@ def test_passes_are_exact_where_nothing_flips(batch, attack, goal, forwards, bac
     assert (model.forwards, model.backwards) == (9 * forwards, 9 * backwards)
 
 
-@pytest.mark.parametrize("slots", [1, 4, None, 50])
-@pytest.mark.parametrize("goal", ["flip", "maximise"])
-def test_passes_are_those_the_model_saw(batch, goal, slots) -> None:
-    model, images, labels, ids = batch
-    attack = PGD(steps=5, restarts=3, slots=slots)
-    result = attack.run(model, images, labels, BALLS[0], goal=goal, seed=0, ids=ids)
-    assert int(result.forwards.sum()) == model.forwards
-    assert int(result.backwards.sum()) == model.backwards
-
-
-def test_the_inner_attack_of_training_is_one_call_a_step(batch) -> None:
-    model, images, labels, ids = batch
-    PGD(steps=7, keep_best=False)(model, images, labels, BALLS[1], goal="maximise", seed=0, ids=ids)
-    assert model.calls == 7
-
-
 def test_flip_leaves_early_and_costs_less(batch) -> None:
     model, images, labels, ids = batch
     labels = torch.where(ids < 4, (labels + 1) % 5, labels)  # four are wrong from the start
@@ -72,44 +56,6 @@ def test_flip_leaves_early_and_costs_less(batch) -> None:
     assert result.forwards[:4].tolist() == result.backwards[:4].tolist() == [1] * 4
     assert result.forwards[4:].tolist() == [14] * 5
     assert torch.equal(result.points[:4], images[:4])
-
-
-def test_a_flip_cancels_its_siblings_in_flight(batch) -> None:
-    model, images, labels, ids = batch
-    attack = PGD(steps=9, step_size=0.004, restarts=3, slots=100)  # all 27 items at once
-    result = attack.run(model, images, labels, BALLS[0], seed=0, ids=ids)
-    flipped = predictions(model, result.points) != labels
-    assert ((result.backwards[flipped] // 3 > 1) & (result.backwards[flipped] // 3 < 9)).any()
-    assert (result.forwards % 3 == 0).all()
-    assert (result.backwards % 3 == 0).all()
-
-
-def test_a_flip_beats_any_loss(batch) -> None:
-    model, images, labels, ids = batch
-    slots = laid_out(model, images, labels, NOWHERE, goal="flip").everything
-    state = PGD().start(slots)._replace(points=images + 1, best_loss=torch.full((9,), 7.0))
-    logits = F.one_hot(torch.where(ids < 5, labels, (labels + 1) % 5), 5).float()
-    after = observed(slots, state, torch.zeros(9), logits)
-    assert after.flipped.tolist() == [False] * 5 + [True] * 4
-    assert torch.equal(after.best_points[:5], images[:5])
-    assert torch.equal(after.best_points[5:], images[5:] + 1)
-
-
-def test_the_best_point_is_kept_not_the_last_that_rose(batch) -> None:
-    model, images, labels, _ = batch
-    slots = laid_out(model, images, labels, NOWHERE, goal="maximise").everything
-    state = PGD().start(slots)
-    for turn, value in enumerate((3.0, 1.0, 2.0)):
-        state = state._replace(points=images + turn)
-        state = observed(slots, state, torch.full((9,), value), torch.zeros(9, 5))
-    assert torch.equal(state.best_points, images)
-    assert state.best_loss.tolist() == [3.0] * 9
-
-
-def test_free_slots_are_refilled_so_that_batches_stay_full(batch) -> None:
-    model, images, labels, ids = batch
-    PGD(steps=5, restarts=2, slots=3).run(model, images, labels, NOWHERE, seed=0, ids=ids)
-    assert model.calls == (9 * 2 // 3) * 6  # 18 items in batches of 3, 5 steps and a last look
 
 
 def test_a_restart_is_the_same_whatever_stands_beside_it() -> None:
@@ -158,16 +104,6 @@ def test_targeted_dlr_is_raised() -> None:
     with torch.no_grad():
         before, after = (LOSSES["dlr"](model(x), labels, targets, None) for x in (images, points))
     assert (after > before + 0.01).all()
-
-
-@pytest.mark.parametrize("goal", ["flip", "maximise"])
-def test_several_targets_are_several_items(goal: str) -> None:
-    model, images = Counted(curved(SHAPE, 4)), pictures(6, SHAPE)
-    labels, ids = predictions(model, images), torch.arange(6)
-    others = torch.stack([(labels + step) % 4 for step in (1, 2, 3)], 1)
-    attack = PGD(steps=3, loss="margin", restarts=2)
-    result = attack.run(model, images, labels, NOWHERE, goal=goal, targets=others, seed=0, ids=ids)
-    assert result.forwards.tolist() == [2 * 3 * 4] * 6
 
 
 def test_the_best_of_several_targets_is_kept() -> None:
@@ -268,13 +204,6 @@ def test_as_is_leaves_batch_norm_to_the_trainer() -> None:
     assert not torch.equal(model[1].running_mean, before)
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_works_under_no_grad() -> None:
-    model, images, labels = linear(SHAPE, 3), pictures(4, SHAPE), torch.zeros(4, dtype=torch.int64)
-    with torch.no_grad():
-        points = FGSM()(model, images, labels, BALLS[0], seed=0, ids=torch.arange(4))
-    assert (points != images).any()
 
 
 class _Detached(nn.Module):

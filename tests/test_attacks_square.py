@@ -1,5 +1,3 @@
-import dataclasses
-
 import pytest
 import torch
 from helpers_attacks import BALLS, Counted, curved, laid_out, linear, pictures, predictions
@@ -8,7 +6,6 @@ from torch import Tensor, nn
 
 from robust_nc.attacks.apgd import into_ball_and_box
 from robust_nc.attacks.losses import LOSSES
-from robust_nc.attacks.slots import SearchState
 from robust_nc.attacks.square import PROPOSERS, Draw, Square, window_sizes
 from robust_nc.threat import Ball
 
@@ -23,29 +20,6 @@ each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 def _margins(model: nn.Module, points: Tensor, labels: Tensor) -> Tensor:
     with torch.no_grad():
         return LOSSES["margin"](model(points), labels, None, None)
-
-
-@pytest.mark.parametrize(
-    ("halvings", "first", "last"),
-    [
-        (0, 0, 10),
-        (1, 11, 50),
-        (2, 51, 200),
-        (3, 201, 500),
-        (4, 501, 1000),
-        (5, 1001, 2000),
-        (6, 2001, 4000),
-        (7, 4001, 6000),
-        (8, 6001, 8000),
-        (9, 8001, 9999),
-    ],
-)
-@pytest.mark.parametrize("queries", [10_000, 20_000])
-def test_windows_shrink_as_published(halvings: int, first: int, last: int, queries: int) -> None:
-    asked = torch.tensor([first, last])
-    assert Square(queries=queries).stages(asked).tolist() == [halvings] * 2
-    rescaled = Square(queries=queries, rescale_schedule=True)
-    assert rescaled.stages(asked * queries // 10_000).tolist() == [halvings] * 2
 
 
 @pytest.mark.parametrize("rescale", [False, True])
@@ -105,37 +79,6 @@ def test_the_l1_projection_is_the_exact_one() -> None:
     heavy = torch.randn(images.shape, generator=draws) ** 7
     assert ball.contains(proposer._fit(slots, heavy), images).all()
     assert (ball.distance(proposer._fit(slots, heavy), images) > 0.999 * ball.eps).all()
-
-
-@pytest.mark.parametrize("stage", [0, 6, 9])
-def test_a_linf_candidate_is_always_new(stage: int) -> None:
-    images = pictures(200, SHAPE)
-    slots = laid_out(
-        curved(SHAPE, 3), images, torch.zeros(200, dtype=torch.int64), BALLS[0], goal="maximise"
-    ).everything
-    point = PROPOSERS["Linf"].start(slots)
-    draw = Draw(slots.ids, torch.full_like(slots.ids, stage), 0.8)
-    changed = (PROPOSERS["Linf"].propose(slots, point, draw) != point).flatten(1).sum(1)
-    assert (changed > 0).all()
-    assert (changed <= window_sizes(8, 8, p_init=0.8)[stage] ** 2).all()
-
-
-@pytest.mark.parametrize("norm", ["L2", "L1"])
-def test_a_candidate_differs_in_two_windows_only(norm: str) -> None:
-    images = torch.full((50, 1, 12, 12), 0.5)
-    ball = Ball(norm, 0.5)  # far from the bounds: the whole radius is spent
-    slots = laid_out(
-        curved(SHAPE, 3), images, torch.zeros(50, dtype=torch.int64), ball, goal="maximise"
-    ).everything
-    point = PROPOSERS[norm].start(slots)
-    draw = Draw(slots.ids, torch.full_like(slots.ids, 9), 0.8)
-    moved = PROPOSERS[norm].propose(slots, point, draw)
-    changed = ((moved - point).abs() > 1e-5).flatten(1).sum(1)
-    assert (changed > 0).all()
-    assert (changed <= 2 * 3 * 3).all()
-    assert torch.allclose(ball.distance(moved, images).float(), torch.tensor(0.5), atol=1e-5)
-    first, last = torch.where((moved - point).abs().amax((0, 1)) > 1e-5)[0][[0, -1]]
-    assert (int(first), int(last)) == (0, 11)
 
 
 # How strong it is.
@@ -238,71 +181,3 @@ def test_one_forward_per_query_and_one_for_the_start(goal: str) -> None:
     assert result.forwards.tolist() == [2 * 8] * 6
     assert result.backwards.tolist() == [0] * 6
     assert (model.forwards, model.backwards) == (6 * 16, 0)
-
-
-def test_a_flip_leaves_at_once() -> None:
-    model, images, ball = curved(SHAPE, 4), pictures(30, SHAPE), Ball("Linf", 0.1)
-    labels, ids = predictions(model, images), torch.arange(30)
-    result = Square(queries=100).run(model, images, labels, ball, seed=0, ids=ids)
-    flipped = predictions(model, result.points) != labels
-    assert 3 < int(flipped.sum()) < 30
-    assert (result.forwards[~flipped] == 101).all()
-    assert (result.forwards[flipped] < 101).any()
-
-
-@pytest.mark.parametrize("goal", ["flip", "maximise"])
-@each_ball
-def test_draws_depend_on_the_example_only(ball: Ball, goal: str) -> None:
-    model, images = linear(SHAPE, 4), pictures(40, SHAPE)
-    labels, ids = predictions(model, images), torch.arange(40) + 7
-    ball = Ball(ball.norm, ball.eps / 2)
-    whole = Square(queries=15)(model, images, labels, ball, goal=goal, seed=0, ids=ids)
-    for slots in (5, 100):
-        attack = Square(queries=15, slots=slots)
-        points = attack(model, images, labels, ball, goal=goal, seed=0, ids=ids)
-        assert ((points - whole).abs().flatten(1).amax(1) < 1e-5).float().mean() > 0.97
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))[:9]
-    part = (images[order], labels[order])
-    points = Square(queries=15, slots=1)(model, *part, ball, goal=goal, seed=0, ids=ids[order])
-    assert torch.allclose(points, whole[order], atol=1e-5)
-
-
-@each_ball
-def test_slots_may_be_at_different_steps(ball: Ball) -> None:
-    images, labels = pictures(8, (3, 9, 7)), torch.zeros(8, dtype=torch.int64)
-    slots = laid_out(linear((3, 9, 7), 3), images, labels, ball, goal="maximise").everything
-    attack = Square(queries=60, rescale_schedule=True)
-    history = [attack.start(slots)]
-    for _ in range(60):
-        history.append(attack.step(slots, history[-1]))
-    times = torch.tensor([0, 1, 3, 8, 20, 33, 47, 59])
-    mixed = SearchState._make(
-        torch.stack([column[time][row] for row, time in enumerate(times)])
-        for column in zip(*history, strict=True)
-    )
-    moved = attack.step(slots, mixed)
-    for row, time in enumerate(times):
-        for ours, lockstep in zip(moved, history[time + 1], strict=True):
-            assert torch.allclose(ours[row].double(), lockstep[row].double(), atol=1e-5)
-
-
-def test_restarts_and_seeds_differ() -> None:
-    labels = torch.zeros(5, dtype=torch.int64)
-    slots = laid_out(
-        curved(SHAPE, 3), pictures(5, SHAPE), labels, BALLS[1], goal="maximise"
-    ).everything
-    starts = [
-        PROPOSERS["L2"].start(dataclasses.replace(slots, **change))
-        for change in ({}, {"restarts": labels + 1}, {"seed": 1}, {"targets": labels + 1})
-    ]
-    for index, point in enumerate(starts):
-        for other in starts[:index]:
-            assert (point != other).flatten(1).any(1).all()
-
-
-def test_two_classes() -> None:
-    model, images = linear(SHAPE, 2), pictures(10, SHAPE)
-    labels, ids = predictions(model, images), torch.arange(10)
-    for ball in (Ball("Linf", 0.5), Ball("L2", 5), Ball("L1", 50)):
-        points = Square(queries=300)(model, images, labels, ball, seed=0, ids=ids)
-        assert (predictions(model, points) != labels).all()

@@ -1,6 +1,5 @@
 """The drop-in does what a script that uses autoattack or pyautoattack expects of its class."""
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from helpers_attacks import curved
 from torch import Tensor, nn
 
-import robust_nc
 from robust_nc import Ball
 from robust_nc.attacks import AutoAttack
 from robust_nc.attacks.protocols import PLUS, RAND, STANDARD
@@ -80,27 +78,6 @@ def test_each_attack_alone_agrees_with_theirs() -> None:
         assert 0 < robust.sum() < 10 + (name == "square"), name
         assert (robust != robust_there).sum() <= 1, name
         assert adversarial.shape == images.shape
-
-
-def test_signatures_have_the_names_of_both() -> None:
-    keywords = {
-        AutoAttack: "model norm eps seed verbose attacks_to_run version is_tf_model device "
-        "log_path attacks",
-        AutoAttack.run_standard_evaluation: "self x_orig y_orig bs return_labels state_path "
-        "batch_size",
-        AutoAttack.run_standard_evaluation_individual: "self x_orig y_orig bs return_labels "
-        "batch_size",
-        AutoAttack.clean_accuracy: "self x_orig y_orig bs batch_size",
-    }
-    for function, names in keywords.items():
-        assert list(inspect.signature(function).parameters) == names.split()
-    for name in ("run_standard_evaluation", "run_standard_evaluation_individual"):
-        theirs = inspect.signature(getattr(pyautoattack.AutoAttack, name)).parameters
-        ours = inspect.signature(getattr(AutoAttack, name)).parameters
-        assert set(theirs) <= set(ours)
-    assert set(inspect.signature(pyautoattack.AutoAttack).parameters) <= set(
-        inspect.signature(AutoAttack).parameters
-    )
 
 
 def quick(model: Any, **options: Any) -> AutoAttack:
@@ -205,22 +182,6 @@ def test_a_state_is_gone_on_from(
     assert torch.equal(finished, whole)
     with pytest.raises(RecordError, match="not the log of this evaluation"):
         quick(model, seed=seed, eps=0.01).run_standard_evaluation(images, labels, state_path=state)
-
-
-def test_seeds_decide_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = curved(SHAPE, CLASSES)
-    seeds = []
-
-    def noted(*args: Any, **options: Any) -> Any:
-        seeds.append(options["seed"])
-        return robust_nc.evaluate(*args, **options)
-
-    monkeypatch.setattr("robust_nc.attacks.autoattack.evaluate", noted)
-    images, labels = examples(model, 4)
-    for seed in (5, None, None):
-        quick(model, seed=seed).run_standard_evaluation(images, labels)
-    assert seeds[0] == 5
-    assert len(set(seeds)) == 3
 
 
 def test_a_function_is_a_model_and_nothing_is_changed() -> None:

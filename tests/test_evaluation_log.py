@@ -1,7 +1,6 @@
 """The log of an evaluation: killed at any line, damaged, stopped, of something else, never half."""
 
 import json
-import random
 import resource
 import signal
 import subprocess
@@ -22,7 +21,6 @@ from robust_nc.attacks.square import Square
 from robust_nc.evaluation import Outcome
 from robust_nc.evaluation.identity import attack_identity
 from robust_nc.evaluation.log import close_log, end_of_log, open_log
-from robust_nc.evaluation.scoring import Guarded
 from robust_nc.exceptions import InputError, RecordError, StoppedError, StorageError
 from robust_nc.runtime import stopping
 from robust_nc.runtime.progress import Progress
@@ -159,17 +157,6 @@ def test_a_model_that_fails_goes_on_when_it_is_healed(tmp_path: Path) -> None:
         assert differences(whole, run(log, model=failing)) == []
         if at > 3:
             assert failing.calls < counted.calls, "what the log holds is not done again"
-
-
-def test_an_interrupt_loses_nothing_that_was_finished(standard: Finished, log: Path) -> None:
-    def interrupt(progress) -> None:
-        if progress.turn == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        judged(log, protocol=SHORT, report=interrupt)
-    assert len(log.read_bytes().splitlines()) > 2
-    assert differences(standard[0], judged(log, protocol=SHORT)) == []
 
 
 def test_warnings_survive_a_kill(tmp_path: Path, log: Path) -> None:
@@ -310,26 +297,6 @@ def test_a_full_place_is_a_storage_error_and_leaves_nothing_half(
     assert content == b"" or content.endswith(b"\n")
     assert all(json.loads(line) for line in content.splitlines())
     assert differences(standard[0], judged(log, protocol=SHORT)) == []
-
-
-def test_lines_go_to_the_disk_once_a_second(tmp_path: Path, monkeypatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr("robust_nc.evaluation.log.time.monotonic", lambda: now[0])
-    path = tmp_path / "log.jsonl"
-    with open_log(path, lambda: "name") as log:
-        log.put(0, (torch.arange(2),), {})
-        assert path.read_bytes().count(b"\n") == 1
-        now[0] += 1.1
-        log.put(0, (torch.arange(3),), {"a": "b"})
-        assert path.read_bytes().count(b"\n") == 3
-        log.put(1, (torch.zeros(0, 2, dtype=torch.bool),), {})
-    again = open_log(path, lambda: "name")
-    lines = list(again.lines())
-    assert [line.turn for line in lines] == [0, 0, 1]
-    last = lines[2].tensors[0]
-    assert last.shape == (0, 2)
-    assert last.dtype == torch.bool
-    assert again.warnings == {"a": "b"}
 
 
 # Damaged
@@ -576,30 +543,3 @@ def test_an_attack_of_others_ends_its_batch_which_is_kept(tmp_path: Path) -> Non
     stopping.clear()
     outcome = run(log, model=Wishing())
     assert torch.equal(outcome.clean_correct, whole.clean_correct)
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_memory_that_runs_out_anywhere_changes_no_verdict(
-    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, calls = partial(judged, protocol=STOPPED, accelerate=False), 0
-    whole = run(None)
-    forward, chance = Guarded.forward, random.Random(seed)
-    failures = [chance.choice([torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])] * 2
-    sizes = []
-
-    def failing(self: Guarded, images: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if failures and len(images) > 1 and calls > 1 and chance.random() < 0.2:
-            raise failures.pop()
-        sizes.append(len(images))
-        return forward(self, images)
-
-    monkeypatch.setattr(Guarded, "forward", failing)
-    outcome = run(tmp_path / "log.jsonl")
-    assert len(failures) < 2
-    assert sizes[-1] < 4, "the batch was halved"
-    assert torch.equal(outcome.robust, whole.robust)
-    assert torch.equal(outcome.clean_correct, whole.clean_correct)
-    assert outcome.broken_by == whole.broken_by

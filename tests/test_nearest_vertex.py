@@ -91,21 +91,6 @@ def test_logits_are_those_of_the_definition(side: int, offset: float) -> None:
     )
 
 
-def test_the_plain_distance_would_be_worse_by_far_at_65536_features() -> None:
-    images, model = some_images(12, (1, 256, 256)), Stretched()
-    features = model(images)
-    middle = features.double().mean(0)
-    vertices = middle + 0.02 * (random_vertices(features) - middle)  # as near as in an early layer
-    wanted = by_distance(features, vertices)
-    classifier = NearestVertexClassifier(model, "layer", vertices, feature="flatten")
-    plain = -(features[:, None] - vertices.float()).square().sum(2).double() / 2
-    errors = [
-        (logits - logits[:, :1] - wanted + wanted[:, :1]).abs().max()
-        for logits in (classifier(images).double(), plain)
-    ]
-    assert errors[0] < errors[1] / 10
-
-
 @pytest.mark.parametrize("tap", ["block1", "block3", "penultimate"])
 def test_the_largest_logit_is_the_nearest_vertex(tap: str) -> None:
     model, images = warmed_up(make(shape=SHAPE)), some_images(60, SHAPE)
@@ -315,19 +300,6 @@ def test_a_faster_copy_gives_the_verdict_of_the_classifier(tap: str, ends: bool)
     assert "acceleration-dropped" not in [warned.name for warned in fast.warnings]
 
 
-def test_our_own_model_is_folded_too() -> None:
-    model, images = warmed_up(make(shape=SHAPE)), some_images(16, SHAPE)
-    classifier = on_tap(model, "block2", images)
-    labels = classifier(images).argmax(1)
-    plain, fast = (
-        evaluate(classifier, images, labels, BALL, protocol=SHORT, accelerate=accelerate)
-        for accelerate in (False, True)
-    )
-    assert fast.accelerated == ("folded", "channels_last")
-    assert (plain.robust != fast.robust).sum() <= 1
-    assert 0 < fast.robust_accuracy < 1
-
-
 COMPILED = """
 import torch
 from helpers_models import make, some_images, warmed_up
@@ -347,28 +319,6 @@ def test_it_compiles_into_one_graph() -> None:
     """In a process of its own: shapes are not checked there, which cannot be compiled."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     subprocess.run([sys.executable, "-c", COMPILED], check=True, env=environment)
-
-
-def test_the_network_is_left_as_it_was() -> None:
-    model, images = warmed_up(make(shape=SHAPE)), some_images(20, SHAPE)
-    model.train()
-    model.backbone.block2.eval()
-    model.head.weight.requires_grad_(False)
-    before = copy.deepcopy(model)
-    classifier = on_tap(model.eval(), "block2", images)
-    model.train()
-    model.backbone.block2.eval()
-    evaluate(classifier, images, classifier(images).argmax(1), BALL, protocol=SHORT)
-    assert classifier.model is model
-    assert hooks_of(model) == 0
-    for (name, old), (_, new) in zip(before.named_modules(), model.named_modules(), strict=True):
-        assert old.training == new.training, name
-    for (name, old), (_, new) in zip(
-        before.named_parameters(), model.named_parameters(), strict=True
-    ):
-        assert torch.equal(old, new), name
-        assert old.requires_grad == new.requires_grad, name
-        assert new.grad is None, name
 
 
 # A module like any other

@@ -11,7 +11,7 @@ from helpers_attacks import BALL, examples, own
 from robust_nc import evaluate
 from robust_nc.attacks.noise import GaussianNoise
 from robust_nc.attacks.pgd import PGD
-from robust_nc.exceptions import ConfigError, InputError, UnknownNameError
+from robust_nc.exceptions import ConfigError, UnknownNameError
 from robust_nc.plugins import find_attack, find_protocol
 
 FILE = '''
@@ -113,19 +113,6 @@ def test_a_name_that_is_taken_gets_another() -> None:
     assert "own-pgd" in outcome.broken_by
 
 
-def test_it_only_ever_lowers_the_verdict(file: Path) -> None:
-    model, images, labels = examples()
-    plain = evaluate(model, images, labels, BALL, protocol="fgsm")
-    joined = evaluate(model, images, labels, BALL, protocol="fgsm", attack=f"{file}:factory")
-    assert (joined.robust <= plain.robust).all()
-    assert (joined.forward_passes >= plain.forward_passes).all()
-    standing = plain.robust
-    assert (joined.forward_passes > plain.forward_passes)[standing].all()
-    assert torch.equal(joined.forward_passes[~standing], plain.forward_passes[~standing]), (
-        "what is broken is left alone"
-    )
-
-
 @pytest.mark.parametrize(
     ("reference", "sentence"),
     [
@@ -161,22 +148,6 @@ def test_a_file_that_cannot_be_run_is_answered(text: str, file: Path) -> None:
     for _ in range(2):  # nothing half is kept of the first try
         with pytest.raises(ConfigError, match=r"mine\.py, which cannot be run"):
             find_attack(f"{file}:factory")
-
-
-def test_an_attack_that_raises_is_named(file: Path) -> None:
-    model, images, labels = examples(4)
-
-    def unlucky(model, images, labels, ball, *, goal="flip", targets=None, seed, ids):
-        raise ZeroDivisionError("by hand")
-
-    with pytest.raises(InputError, match=r"attack 'unlucky' failed on examples .*by hand"):
-        evaluate(model, images, labels, BALL, protocol="clean", attack=unlucky)
-
-
-def test_an_attack_that_is_none_is_answered() -> None:
-    model, images, labels = examples(4)
-    with pytest.raises(InputError, match="attack 'int'"):
-        evaluate(model, images, labels, BALL, protocol="clean", attack=42)
 
 
 def test_protocols_by_name() -> None:

@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from helpers_attacks import BALL, SHORT, Counted, Limited, examples
+from helpers_attacks import BALL, SHORT, Counted, examples
 from torch import Tensor
 
 from robust_nc.attacks.apgd import APGD, APGDState
 from robust_nc.attacks.pool import PooledAttack
 from robust_nc.attacks.slots import Slots
-from robust_nc.types import Attacked, Referee
+from robust_nc.types import Attacked
 
 each_attack = pytest.mark.parametrize("name", [name for name, _ in SHORT.attacks])
 
@@ -76,11 +76,6 @@ class Watched(APGD):
         return super().step(slots, state)
 
 
-def test_the_bench_is_a_referee() -> None:
-    model, images, labels = standing(2)
-    assert isinstance(Bench(model, images, labels, 4), Referee)
-
-
 @each_attack
 @pytest.mark.parametrize("size", [1, 5, 100])
 def test_everyone_is_told_once_whatever_the_batch(name: str, size: int) -> None:
@@ -98,17 +93,6 @@ def test_everyone_is_told_once_whatever_the_batch(name: str, size: int) -> None:
     assert result.backwards.tolist() == [backwards for _, _, backwards in told]
 
 
-@each_attack
-@pytest.mark.parametrize("size", [1, 5, 100])
-def test_passes_are_those_that_the_model_saw(name: str, size: int) -> None:
-    model, images, labels = standing()
-    counted, bench = Counted(model), Bench(model, images, labels, size)
-    result = fly(dict(SHORT.attacks)[name], bench, counted)
-    assert int(result.forwards.sum()) == counted.forwards
-    assert int(result.backwards.sum()) == counted.backwards
-    assert bench.passes == counted.forwards + counted.backwards
-
-
 def test_a_flip_cancels_the_siblings_and_costs_nothing_more() -> None:
     model, images, _ = examples(24)
     with torch.no_grad():
@@ -122,20 +106,6 @@ def test_a_flip_cancels_the_siblings_and_costs_nothing_more() -> None:
     assert counted.forwards == counted.backwards == 24
 
 
-def test_items_of_one_example_do_not_fly_side_by_side() -> None:
-    """A sibling in flight is a guess that the first fails; others go first, where there are any."""
-    model, images, labels = standing(60)
-    attack = Watched(loss="dlr", num_targets=4, steps=10)
-    fly(attack, Bench(model, images, labels, 6), model)
-    repeated = [step for step in attack.seen if len(set(step)) < len(step)]
-    alone = [step for step in attack.seen if len(set(step)) == len(step)]
-    assert len(alone) > 100
-    assert any(len(step) == 6 for step in alone)
-    last = min((attack.seen.index(step) for step in repeated), default=len(attack.seen))
-    unfinished = {row for step in attack.seen[last:] for row in step}
-    assert len(unfinished) < 6, "siblings side by side though other examples waited"
-
-
 def test_the_batch_stays_full_while_there_is_work() -> None:
     model, images, labels = standing(60)
     attack = Watched(loss="dlr", num_targets=4, steps=10)
@@ -144,61 +114,6 @@ def test_the_batch_stays_full_while_there_is_work() -> None:
     sizes = [len(step) for step in attack.seen]
     short = next((place for place, size in enumerate(sizes) if size < 6), len(sizes))
     assert len(sizes) - short <= 10, "only the last flight may be short"
-
-
-@each_attack
-def test_a_refuted_flip_goes_on_and_is_asked_about_again(name: str) -> None:
-    """The fast copy takes all for another class; only the user's own model counts."""
-    model, images, labels = standing()
-    liar = torch.nn.Sequential(model, Shift())
-    bench = Bench(model, images, labels, 8, stubborn=range(20))
-    attack = dict(SHORT.attacks)[name]
-    result = fly(attack, bench, liar)
-    assert sorted(bench.settled) == list(range(20))
-    asked = torch.tensor([row for rows in bench.asked for row in rows]).bincount(minlength=20)
-    assert (asked >= (attack.num_targets or 1)).all(), "clean images are flips for the liar"
-    assert (asked > (attack.num_targets or 1)).any()
-    full = attack.rounds * (attack.num_targets or 1)
-    assert (result.forwards >= full).all(), "every item runs to its end"
-    assert BALL.contains(result.points, images).all()
-
-
-class Shift(torch.nn.Module):
-    """Names every class by its neighbour."""
-
-    def forward(self, logits: Tensor) -> Tensor:
-        return logits.roll(1, dims=1)
-
-
-def test_the_stubborn_examples_do_not_hold_the_others() -> None:
-    model, images, labels = standing()
-    attack = APGD(steps=10)
-    plain = Bench(model, images, labels, 8)
-    bench = Bench(model, images, labels, 8, stubborn=[0, 5, 11])
-    fly(attack, plain, model)
-    fly(attack, bench, model)
-    others = [row for row in range(20) if row not in (0, 5, 11)]
-    assert torch.equal(bench.flipped[others], plain.flipped[others])
-
-
-@each_attack
-def test_memory_that_runs_out_halves_the_batch_and_changes_no_verdict(name: str) -> None:
-    model, images, labels = standing()
-    plain, bench = (Bench(model, images, labels, 20) for _ in range(2))
-    attack = dict(SHORT.attacks)[name]
-    limited = Limited(model, 5)
-    fly(attack, plain, model)
-    fly(attack, bench, limited)
-    assert bench.batch_size == 5  # 20, 10, 5
-    assert [size for size in limited.sizes if size > 5] == [20, 10]
-    assert torch.equal(bench.flipped, plain.flipped)
-    assert sorted(bench.settled) == list(range(20))
-
-
-def test_memory_that_is_never_enough_is_said() -> None:
-    model, images, labels = standing(4)
-    with pytest.raises(torch.OutOfMemoryError):
-        fly(APGD(steps=2), Bench(model, images, labels, 4), Limited(model, 0))
 
 
 def test_targets_are_those_that_the_referee_finds_likely() -> None:

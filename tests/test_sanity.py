@@ -1,4 +1,3 @@
-import copy
 import re
 import warnings
 from collections.abc import Callable
@@ -91,19 +90,6 @@ def test_a_healthy_output_raises_no_warning_and_costs_one_forward(model, count) 
         assert of_output(counted, images, seed=seed) == []
         assert counted.forwards == (count + 5) + count
         assert counted.backwards == 0
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_the_output_of_trained_models_raises_no_warning(trained, objective) -> None:
-    images = digits("test", 120).images
-    for first in range(0, 120, 8):
-        assert of_output(trained[objective], images[first : first + 8]) == []
-
-
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 5)])
-def test_no_probe_and_odd_shapes(shape) -> None:
-    assert of_output(curved(shape, 4), pictures(5, shape)) == []
-    assert output_warnings(curved(shape, 4), pictures(0, shape), torch.zeros(0, 4), seed=0) == ()
 
 
 class _Noisy(nn.Module):
@@ -256,15 +242,6 @@ def test_double_normalisation(name, count) -> None:
         assert of_output(_normalised(name, 2, shape), images) == ["double-normalisation"]
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10"])
-def test_double_normalisation_before_a_linear_layer(name) -> None:
-    images = _looking_like(name, 8, seed=0)
-    once = Normalise(*STATISTICS[name])
-    flat = linear(tuple(images.shape[1:]), 5)
-    assert of_output(nn.Sequential(once, flat), images) == []
-    assert of_output(nn.Sequential(once, once, flat), images) == ["double-normalisation"]
-
-
 @pytest.mark.parametrize("name", STATISTICS)
 @pytest.mark.parametrize(
     "scale",
@@ -364,15 +341,6 @@ def test_no_survivor_no_ball_and_at_most_eight() -> None:
     assert survivor_warnings(model, images, labels, Ball("L2", 0), seed=0) == ()
     assert model.forwards <= 8 * (1 + 44)
     assert survivor_warnings(model, images, labels, Ball("L2", 0.1, (-1.0, 1.0)), seed=0) == ()
-
-
-def test_the_cost_of_survivors_that_nothing_breaks() -> None:
-    bias = torch.tensor([1e3, 0, 0])
-    model = Counted(Around(linear(SHAPE, 3), after=lambda logits: logits + bias))
-    images, labels = pictures(12, SHAPE), torch.zeros(12, dtype=torch.int64)
-    assert names(survivor_warnings(model, images, labels, LINF, seed=0)) == ["eps-no-zero"]
-    assert model.forwards == 8 * (9 + 44)
-    assert model.backwards == 8 * (2 + 40)
 
 
 def _on(model: nn.Module, ball: Ball = LINF, *, seed: int = 0, count: int = 8) -> list[str]:
@@ -479,54 +447,6 @@ def test_far_points_that_break_the_model_are_told() -> None:
 
 
 # No trace
-
-
-@pytest.mark.parametrize("model", [curved(SHAPE, 5), _Noisy(curved(SHAPE, 5), 0.5)])
-def test_checks_leave_no_trace(model) -> None:
-    images = pictures(8, SHAPE)
-    labels = predictions(model, images)
-    with torch.no_grad():
-        logits = model(images)
-    before = copy.deepcopy(model.state_dict())
-    torch.manual_seed(3)
-    expected = torch.random.get_rng_state()
-    given = images.clone(), labels.clone(), logits.clone()
-    with torch.no_grad():
-        output_warnings(model, images, logits, seed=0)
-        survivor_warnings(model, images, labels, LINF, seed=0)
-    assert torch.equal(torch.random.get_rng_state(), expected)
-    assert all(torch.equal(*pair) for pair in zip(given, (images, labels, logits), strict=True))
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name])
-    for module in model.modules():
-        assert not module._forward_pre_hooks
-        assert not module.training
-    assert all(p.grad is None and p.requires_grad for p in model.parameters())
-
-
-class _Fails(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Conv2d(1, 2, 1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.layer(images)
-        raise RuntimeError("out of luck")
-
-
-def test_what_the_model_raises_comes_through_and_no_hook_stays() -> None:
-    model, state = _Fails(), torch.random.get_rng_state()
-    with pytest.raises(RuntimeError, match="out of luck"):
-        output_warnings(model, pictures(8, SHAPE), torch.zeros(8, 2), seed=0)
-    assert not model.layer._forward_pre_hooks
-    assert torch.equal(torch.random.get_rng_state(), state)
-
-
-def test_warnings_are_the_same_when_asked_again() -> None:
-    model, images = Around(linear(SHAPE, 5), before=_rippled), pictures(8, SHAPE)
-    labels = predictions(model, images)
-    first, again = (survivor_warnings(model, images, labels, LINF, seed=4) for _ in range(2))
-    assert first == again != ()
 
 
 # Turns and classes

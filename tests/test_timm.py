@@ -1,6 +1,5 @@
 """Networks of timm as backbones: with timm where it is installed, and with a stand-in elsewhere."""
 
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -9,12 +8,11 @@ from helpers_models import make, some_images, warmed_up
 from torch import nn
 
 from robust_nc import evaluate
-from robust_nc.config import Component, ModelConfig, check_options
+from robust_nc.config import Component, ModelConfig
 from robust_nc.evaluation.acceleration import accelerate
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.models import timm_backbone
 from robust_nc.models.build import build_model
-from robust_nc.registry import BACKBONES
 from robust_nc.threat import Ball
 
 
@@ -191,21 +189,6 @@ def test_a_seed_fixes_the_weights_and_the_global_generator_is_left_alone():
 def test_what_timm_cannot_do_is_said_in_one_sentence(options, error, sentence):
     with pytest.raises(error, match=sentence):
         make(options, shape=(1, 1, 1))
-
-
-def test_options_are_checked_without_timm():
-    part = Component(name="timm", options={"model": "resnet18", "pretrained": "yes"})
-    with pytest.raises(ConfigError, match=r"backbone 'timm', option 'pretrained': .*boolean"):
-        check_options(BACKBONES, part, {"image_shape"})
-
-
-def test_where_timm_is_missing_the_sentence_says_what_to_do(monkeypatch):
-    monkeypatch.delitem(sys.modules, "timm", raising=False)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        ConfigError, match=r"^timm is not installed here; `make peers` in a checkout"
-    ):
-        make(named("resnet18"))
 
 
 @pytest.mark.peers

@@ -22,7 +22,6 @@ from robust_nc.geometry.barycentric import Hull, polygon
 from robust_nc.profiling.measurement import Attacking, Examples, Measurement
 from robust_nc.profiling.trajectory_rows import Row, trajectory_rows
 from robust_nc.record import COLUMNS
-from robust_nc.registry import CONTROLS
 from robust_nc.threat import Ball
 
 SHAPE = (1, 8, 8)
@@ -63,15 +62,6 @@ def test_every_point_is_that_of_pgd_stopped_there(batch, ball, loss, targeted) -
         assert not torch.equal(path[steps], path[steps - 1])
 
 
-@pytest.mark.parametrize("ball", [*BALLS, Ball("L2", 0.0)], ids=str)
-def test_every_point_is_in_the_ball(batch, ball) -> None:
-    model, images, labels, ids = batch
-    path = trajectory(model, images, labels, ball, steps=5, seed=0, ids=ids)
-    assert path.shape == (6, *images.shape)
-    assert path.dtype == torch.float32
-    assert all(bool(ball.contains(points, images).all()) for points in path)
-
-
 def test_an_example_walks_alone(batch) -> None:
     """Neither its batch, nor its place in it, nor the seed changes its path."""
     model, images, labels, ids = batch
@@ -81,15 +71,6 @@ def test_an_example_walks_alone(batch) -> None:
         model, images[order], labels[order], BALLS[1], steps=5, seed=3, ids=ids, batch_size=2
     )
     torch.testing.assert_close(pieces, whole[:, order], rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("batch_size", [4, 256])
-def test_passes_are_the_steps(batch, batch_size) -> None:
-    model, images, labels, ids = batch
-    counted = Counted(model)
-    trajectory(counted, images, labels, BALLS[0], steps=7, seed=0, ids=ids, batch_size=batch_size)
-    assert (counted.forwards, counted.backwards) == (7 * 9, 7 * 9)
-    assert counted.calls == 7 * math.ceil(9 / batch_size)
 
 
 class Spoiled(nn.Module):
@@ -123,14 +104,6 @@ def test_the_model_is_left_as_it_was(batch, spoiled) -> None:
     wanted = [parameter.requires_grad for parameter in model.parameters()]
     assert wanted == [False] + [True] * (len(wanted) - 1)
     assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_no_example_has_a_path_of_nothing(batch) -> None:
-    model, images, labels, ids = batch
-    counted = Counted(model)
-    path = trajectory(counted, images[:0], labels[:0], BALLS[0], steps=3, seed=0, ids=ids[:0])
-    assert path.shape == (4, 0, *SHAPE)
-    assert counted.calls == 0
 
 
 @pytest.mark.parametrize(
@@ -186,33 +159,6 @@ def test_coordinates_agree_with_the_oracle(groups, dim, offset) -> None:
     for h, a, b, value in zip(features, labels, ends, t, strict=True):
         straight = oracle.edge_position(h.numpy(), int(a), int(b), vertices.numpy())
         assert float(value) == pytest.approx(straight, abs=1e-9)
-
-
-@given(
-    groups=st.integers(2, 6),
-    extra=st.integers(0, 4),
-    scale=st.sampled_from([1e-3, 1.0, 1e4]),
-    offset=st.sampled_from([0.0, 1e3, 1e6]),
-    seed=st.integers(0, 99),
-)
-@settings(max_examples=40, deadline=None)
-def test_moving_everything_changes_nothing(groups, extra, scale, offset, seed) -> None:
-    dim = groups - 1 + extra
-    features, _ = clusters([3] * groups, dim, seed=seed)
-    vertices, _ = clusters([1] * groups, dim, noise=0.5, seed=seed + 100, spread=2.0)
-    turned = [scale * (part @ rotation(dim, seed=seed) + offset) for part in (features, vertices)]
-    # Coordinates of a flat simplex magnify rounding.
-    spread = torch.linalg.svdvals(vertices - vertices.mean(0))[: groups - 1]
-    tolerance = 1e-9 * (1 + offset / 100) * float((1 + spread[0]) / spread[-1]) ** 2
-    for measured in (barycentric, residual):
-        torch.testing.assert_close(
-            measured(*turned), measured(features, vertices), rtol=tolerance, atol=tolerance
-        )
-    starts = torch.arange(len(features)) % groups
-    edges = [
-        edge_position(h, starts, starts.roll(1), mu) for h, mu in (turned, (features, vertices))
-    ]
-    torch.testing.assert_close(*edges, rtol=1e-6, atol=1e-6, equal_nan=True)
 
 
 @given(groups=st.integers(2, 9), extra=st.integers(0, 3), seed=st.integers(0, 99))
@@ -359,16 +305,6 @@ def test_corners_go_clockwise_from_the_top() -> None:
     assert polygon(torch.eye(2))[1].tolist() == pytest.approx([0.0, -1.0])
 
 
-@given(groups=st.integers(2, 12), seed=st.integers(0, 99))
-@settings(max_examples=20, deadline=None)
-def test_the_plane_is_a_linear_image(groups, seed) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    weights = torch.randn(6, groups, generator=generator, dtype=torch.float64)
-    torch.testing.assert_close(polygon(weights), weights @ polygon(torch.eye(groups)))
-    middle = polygon(torch.full((1, groups), 1 / groups, dtype=torch.float64))
-    assert float(middle.abs().max()) < 1e-12
-
-
 def test_a_polygon_needs_two_classes() -> None:
     with pytest.raises(InputError, match="2 classes or more"):
         polygon(torch.ones(3, 1))
@@ -504,15 +440,6 @@ def test_rows_are_rows_of_the_frame() -> None:
     assert halves[0] == halves[1]  # both are the pixels
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_rows_do_not_depend_on_the_batch(batch_size) -> None:
-    whole, cut = measured(), measured(batch_size=batch_size)
-    assert len(whole) == len(cut)
-    for one, other in zip(whole, cut, strict=True):
-        assert one | {"value": 0} == other | {"value": 0}
-        assert one["value"] == pytest.approx(other["value"], abs=1e-6)
-
-
 @pytest.mark.parametrize(("paths", "places"), [(0, set()), (2, {0, 2}), (3, {0, 2, 4})])
 def test_only_so_many_paths_are_drawn(paths, places) -> None:
     rows = measured(paths=paths)
@@ -543,17 +470,6 @@ def test_a_class_without_a_vertex_is_nobodys_end() -> None:
     assert [row["value"] for row in rows] == [None]
 
 
-def test_vertices_are_drawn_where_the_plane_has_them() -> None:
-    """With more vertices than the space holds, a vertex is not at its corner."""
-    middle = VERTICES.mean(0, keepdim=True)
-    rows = measured(vertices=torch.cat([VERTICES, middle]))
-    weights = barycentric(torch.cat([VERTICES, middle]), torch.cat([VERTICES, middle]))
-    wanted = polygon(weights)
-    assert float((wanted - polygon(torch.eye(4))).abs().max()) > 0.1
-    assert list(values(rows, "vertex_x").values()) == pytest.approx(wanted[:, 0].tolist())
-    assert list(values(rows, "vertex_y").values()) == pytest.approx(wanted[:, 1].tolist())
-
-
 def test_the_network_is_asked_as_little_as_is_said() -> None:
     model = Counted(nn.Sequential(nn.Dropout(0.9), *planted())).train()
     rows = measured(model, taps=("model.1",))
@@ -563,26 +479,6 @@ def test_the_network_is_asked_as_little_as_is_said() -> None:
     assert model.forwards == (STEPS + 2) * len(EXAMPLES) + (STEPS + 1) * changed
     assert all(part.training for part in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_no_example_asks_nothing() -> None:
-    model = Counted(planted())
-    assert [row["n"] for row in measured(model, examples=[], taps=("model.0",))] == [0]
-    assert model.calls == 0
-
-
-def test_the_attack_is_found_by_its_name_and_told_what_was_asked(monkeypatch) -> None:
-    assert CONTROLS.load("trajectory") is trajectory
-    told: list[dict[str, Any]] = []
-
-    def recorded(*args: Any, **options: Any) -> Tensor:
-        told.append(options)
-        return trajectory(*args, **options)
-
-    monkeypatch.setattr("robust_nc.attacks.trajectory.trajectory", recorded)
-    rows = measured(scale=2.5)
-    assert [options["scale"] for options in told] == [2.5]
-    assert rows[0]["attack"] == "pgd ce/2.5 from the image, 4 steps"
 
 
 def test_fewer_than_no_paths_are_refused() -> None:
