@@ -1,6 +1,6 @@
 import pytest
 import torch
-from helpers_attacks import BALLS, Counted, curved, linear, pictures, predictions
+from helpers_attacks import BALLS, Around, Counted, curved, linear, pictures, predictions
 from torch import Tensor, nn
 
 from robust_nc.attacks.ensemble import Strongest, geometry_attack, logit_scale
@@ -12,16 +12,9 @@ from robust_nc.threat import Ball
 SHAPE = (1, 8, 8)
 
 
-class Louder(nn.Module):
+def louder(model: nn.Module, factor: float) -> nn.Module:
     """The same classifier with logits times a factor."""
-
-    def __init__(self, model: nn.Module, factor: float) -> None:
-        super().__init__()
-        self.model, self.factor = model, factor
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.factor * self.model(images)
-        return logits
+    return Around(model, after=lambda logits: factor * logits)
 
 
 def _margins(model: nn.Module, points: Tensor, labels: Tensor) -> Tensor:
@@ -89,7 +82,7 @@ def test_the_geometry_attack_is_blind_to_the_scale_of_the_logits(factor: float) 
         points = attack(model, images, labels, ball, goal="maximise", seed=0, ids=ids)
         return predictions(plain, points), _margins(plain, points, labels)
 
-    loud = Louder(plain, factor)
+    loud = louder(plain, factor)
     classes, margins = leaps(plain, logit_scale(plain, images))
     classes_loud, margins_loud = leaps(loud, logit_scale(loud, images))
     assert torch.equal(classes, classes_loud)
@@ -103,4 +96,4 @@ def test_logit_scale_brings_the_median_margin_to_five() -> None:
         top = (model(images) / scale).topk(2, 1).values
     assert float((top[:, 0] - top[:, 1]).median()) == pytest.approx(5.0, rel=1e-5)
     assert logit_scale(model, images[:0]) == 1.0
-    assert logit_scale(Louder(model, 0.0), images) == 1.0
+    assert logit_scale(louder(model, 0.0), images) == 1.0

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from helpers_attacks import BALLS, curved, linear, pictures, predictions
+from helpers_attacks import BALLS, Failing, curved, linear, pictures, predictions
 from torch import Tensor, nn
 
 from robust_nc.attacks.apgd import APGD
@@ -143,21 +143,6 @@ def test_zero_and_one_example(attack: CountedAttack, goal: str) -> None:
         assert result.forwards.shape == result.backwards.shape == (count,)
 
 
-class _Fails(nn.Module):
-    """Raises when it is called for the third time."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model, self.calls = model, 0
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.calls += 1
-        if self.calls == 3:
-            raise RuntimeError("out of luck")
-        logits: Tensor = self.model(images)
-        return logits
-
-
 def _state(model: nn.Module) -> tuple[list[object], list[Tensor], list[object]]:
     flags: list[object] = [module.training for module in model.modules()]
     flags += [parameter.requires_grad for parameter in model.parameters()]
@@ -169,7 +154,7 @@ def _state(model: nn.Module) -> tuple[list[object], list[Tensor], list[object]]:
 @each_flipping_attack
 def test_leaves_no_trace_on_the_model(attack: Attack, goal: str) -> None:
     images, labels, ids = pictures(6, SHAPE), torch.arange(6) % 5, torch.arange(6)
-    for wrapped in (nn.Sequential(curved(SHAPE, 5)), _Fails(curved(SHAPE, 5))):
+    for wrapped in (nn.Sequential(curved(SHAPE, 5)), Failing(curved(SHAPE, 5), 3)):
         wrapped.train()
         core = next(iter(wrapped.children()))
         core[3].eval()
@@ -181,7 +166,7 @@ def test_leaves_no_trace_on_the_model(attack: Attack, goal: str) -> None:
             attack(wrapped, images, labels, Ball("L2", 0.01), goal=goal, seed=0, ids=ids)
         except RuntimeError:
             failed = True
-        assert failed == (isinstance(wrapped, _Fails) and wrapped.calls >= 3)
+        assert failed == (isinstance(wrapped, Failing) and wrapped.calls >= 3)
         after = _state(wrapped)
         assert before[0] == after[0]
         assert all(torch.equal(*pair) for pair in zip(before[1], after[1], strict=True))

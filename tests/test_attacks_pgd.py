@@ -166,9 +166,9 @@ def _textbook_l2(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -
 
 
 @pytest.mark.parametrize(
-    ("norm", "eps", "textbook"), [("Linf", 0.1, _textbook_linf), ("L2", 0.6, _textbook_l2)]
+    ("norm", "eps", "textbook", "goal"),
+    [("Linf", 0.1, _textbook_linf, "flip"), ("L2", 0.6, _textbook_l2, "maximise")],
 )
-@pytest.mark.parametrize("goal", ["flip", "maximise"])
 def test_as_strong_as_a_textbook_attack(norm, eps, textbook, goal) -> None:
     model, images, labels = _digits()
     attack, ids = PGD(steps=20), torch.arange(300)

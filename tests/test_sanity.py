@@ -1,11 +1,10 @@
 import re
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from helpers_attacks import BALLS, Counted, curved, linear, pictures, predictions
+from helpers_attacks import BALLS, Around, Counted, curved, linear, pictures, predictions
 from helpers_models import digits, small_config, small_run
 from torch import Tensor, nn
 
@@ -22,27 +21,9 @@ SHAPE = (1, 8, 8)
 LINF = Ball("Linf", 0.03)
 PAGE = Path(__file__).parent.parent / "docs" / "trust.md"
 
-OBJECTIVES = ("standard", "pgd")
-
 
 def names(found: tuple[Warned, ...]) -> list[str]:
     return [each.name for each in found]
-
-
-class Around(nn.Module):
-    """A model with something done before and after it."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        before: Callable[[Tensor], Tensor] = lambda images: images,
-        after: Callable[[Tensor], Tensor] = lambda logits: logits,
-    ) -> None:
-        super().__init__()
-        self.model, self.before, self.after = model, before, after
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.after(self.model(self.before(images)))
 
 
 def steep(model: nn.Module, factor: float = 100.0) -> nn.Module:
@@ -57,15 +38,6 @@ def of_output(model: nn.Module, images: Tensor, *, seed: int = 0) -> list[str]:
     return names(output_warnings(model, images, logits, seed=seed))
 
 
-@pytest.fixture(scope="session")
-def trained() -> dict[str, nn.Module]:
-    """Small models after a few epochs on digits."""
-    return {
-        objective: small_run(small_config(objective=objective, epochs=4, examples=400)).best.eval()
-        for objective in OBJECTIVES
-    }
-
-
 # The output
 
 
@@ -78,13 +50,16 @@ HEALTHY = {
     "two classes": curved(SHAPE, 2),
     "log-probabilities": Around(curved(SHAPE, 5), after=lambda logits: logits.log_softmax(1)),
     "constant": Around(linear(SHAPE, 3), after=lambda logits: 0 * logits),
+    "sigmoid": Around(curved(SHAPE, 5), after=torch.sigmoid),
+    "sums below one": Around(curved(SHAPE, 5), after=lambda logits: logits.softmax(1) - 0.01),
+    "above zero": Around(curved(SHAPE, 5), after=lambda logits: 2 * logits.relu()),
 }
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", [1, 8])
 @pytest.mark.parametrize("model", HEALTHY.values(), ids=HEALTHY.keys())
 def test_a_healthy_output_raises_no_warning_and_costs_one_forward(model, count) -> None:
-    for seed in range(5):
+    for seed in range(2):
         counted = Counted(model)
         images = pictures(count, SHAPE, seed=seed)
         assert of_output(counted, images, seed=seed) == []
@@ -119,7 +94,7 @@ class _Noisy(nn.Module):
     ids=["logits", "every other call", "steep", "images", "dropout"],
 )
 def test_random_output(model, count) -> None:
-    for seed in range(5):
+    for seed in range(2):
         assert of_output(model, pictures(count, SHAPE, seed=seed), seed=seed) == ["random-output"]
 
 
@@ -164,11 +139,6 @@ def test_probability_output(classes) -> None:
                 assert of_output(soft, pictures(count, SHAPE)) == ["probability-output"]
 
 
-def test_outputs_that_only_look_a_little_like_probabilities() -> None:
-    for after in (torch.sigmoid, lambda logits: logits.softmax(1) - 0.01, lambda z: 2 * z.relu()):
-        assert of_output(Around(curved(SHAPE, 5), after=after), pictures(8, SHAPE)) == []
-
-
 def _graded(images: Tensor) -> Tensor:
     with torch.enable_grad():
         leaf = images.detach().requires_grad_()
@@ -187,22 +157,15 @@ def _functional(images: Tensor) -> Tensor:
     return images - 0.01 * torch.func.grad(lambda x: x.square().sum())(images)
 
 
-@pytest.mark.parametrize("before", [_graded, _backward, _functional])
+_IDLE = torch.enable_grad()(torch.clone)  # gradients are turned on for nothing
+
+
+@pytest.mark.parametrize("before", [_graded, _backward, _functional, _IDLE])
 def test_optimisation_in_forward(before) -> None:
     model = Around(curved(SHAPE, 5), before=before)
     found = output_warnings(model, pictures(8, SHAPE), model(pictures(8, SHAPE)).detach(), seed=0)
     assert names(found) == ["optimisation-in-forward"]
-    assert "backward 2 times" in found[0].message
-
-
-def test_gradients_that_are_turned_on_for_nothing_are_told_too() -> None:
-    model, images = (
-        Around(curved(SHAPE, 5), before=torch.enable_grad()(torch.clone)),
-        pictures(8, SHAPE),
-    )
-    found = output_warnings(model, images, model(images).detach(), seed=0)
-    assert names(found) == ["optimisation-in-forward"]
-    assert "backward" not in found[0].message
+    assert ("backward 2 times" in found[0].message) == (before is not _IDLE)
 
 
 # (mean, std) of a data set, and of what its images look like
@@ -235,14 +198,14 @@ def _normalised(name: str, times: int, shape: tuple[int, int, int]) -> nn.Module
 @pytest.mark.parametrize("count", [1, 8])
 @pytest.mark.parametrize("name", STATISTICS)
 def test_double_normalisation(name, count) -> None:
-    for seed in range(5):
+    for seed in range(2):
         images = _looking_like(name, count, seed=seed)
         shape = tuple(images.shape[1:])
         assert of_output(_normalised(name, 1, shape), images) == []
         assert of_output(_normalised(name, 2, shape), images) == ["double-normalisation"]
 
 
-@pytest.mark.parametrize("name", STATISTICS)
+@pytest.mark.parametrize("name", ["digits", "imagenet"])
 @pytest.mark.parametrize(
     "scale",
     [
@@ -305,26 +268,34 @@ def survivors(model: nn.Module, images: Tensor, labels: Tensor, ball: Ball) -> T
     return (predictions(model, points) == labels).nonzero().flatten()
 
 
-@pytest.mark.parametrize("ball", [Ball("Linf", 0.08), Ball("L2", 0.4), Ball("L1", 1.0)], ids=str)
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_survivors_of_trained_models_raise_no_warning(trained, objective, ball) -> None:
-    found = digits("test", 80)
-    images, labels = found.images, found.labels
-    rows = survivors(trained[objective], images, labels, ball)
-    assert len(rows) > 16, "the test needs survivors"
-    for first, count in [
-        *((start, 8) for start in range(0, len(rows), 8)),
-        *((row, 1) for row in range(6)),
-    ]:
-        chosen = rows[first : first + count]
-        for model in (trained[objective], steep(trained[objective])):
-            assert survivor_warnings(model, images[chosen], labels[chosen], ball, seed=first) == ()
+@pytest.mark.parametrize("objective", ["standard", "pgd"])
+def test_trained_models_raise_no_warning(objective, digits_network) -> None:
+    model = digits_network.eval()
+    if objective == "pgd":
+        model = small_run(small_config(objective="pgd", epochs=3, examples=400)).best.eval()
+    images, labels, _ = digits("test", 80)
+    for first in range(0, 80, 8):
+        assert of_output(model, images[first : first + 8]) == []
+    for ball in (Ball("Linf", 0.08), Ball("L2", 0.4), Ball("L1", 1.0)):
+        rows = survivors(model, images, labels, ball)
+        assert len(rows) > 16, "the test needs survivors"
+        for first, count in ((0, 8), (8, 8), (3, 1), (4, 1)):
+            chosen = rows[first : first + count]
+            for one in (model, steep(model)):
+                assert survivor_warnings(one, images[chosen], labels[chosen], ball, seed=0) == ()
 
 
-@pytest.mark.parametrize("ball", BALLS, ids=lambda ball: ball.norm)
-@pytest.mark.parametrize("classes", [2, 10])
-@pytest.mark.parametrize("build", [linear, curved])
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 5)])
+@pytest.mark.parametrize(
+    ("build", "classes", "shape", "ball"),
+    [
+        (linear, 2, (1, 8, 8), BALLS[0]),
+        (linear, 10, (3, 9, 5), BALLS[1]),
+        (linear, 2, (3, 9, 5), BALLS[2]),
+        (curved, 10, (1, 8, 8), BALLS[0]),
+        (curved, 2, (3, 9, 5), BALLS[1]),
+        (curved, 10, (1, 8, 8), BALLS[2]),
+    ],
+)
 def test_survivors_of_plain_models_raise_no_warning(build, classes, shape, ball) -> None:
     for seed in range(2):
         model, images = build(shape, classes, seed=seed), pictures(24, shape, seed=seed)
@@ -399,8 +370,7 @@ class _Reversed(torch.autograd.Function):
         return -gradient
 
 
-@pytest.mark.parametrize("ball", BALLS, ids=lambda ball: ball.norm)
-@pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize(("ball", "count"), [(BALLS[0], 1), (BALLS[1], 8), (BALLS[2], 1)])
 @pytest.mark.parametrize("before", [_rippled, _Reversed.apply])
 def test_masked_gradients(before, count, ball) -> None:
     for seed in range(2):
