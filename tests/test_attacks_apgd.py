@@ -139,7 +139,6 @@ def _duel(ball: Ball, loss: str, *, targeted: bool = False, seeds: int = 3) -> D
     ("ball", "loss", "targeted"),
     [
         (BALLS[0], "dlr", True),
-        (BALLS[0], "dlr", False),
         (BALLS[1], "ce", False),
         (BALLS[1], "dlr", True),
         (BALLS[2], "dlr", False),

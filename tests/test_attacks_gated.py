@@ -54,11 +54,10 @@ def test_behind_an_open_gate_the_attack_is_itself() -> None:
 def test_a_gate_is_the_same_in_any_batch() -> None:
     attacks = (PROBE, ("gated", Gated(APGD(steps=10, loss="dlr", num_targets=2), above=-0.5)))
     whole, _ = judged(*attacks)
-    for size in (1, 7):
-        cut, _ = judged(*attacks, batch_size=size)
-        assert whole.broken_by == cut.broken_by
-        standing = whole.robust  # of the others, a cancelled target may have cost passes
-        assert torch.equal(whole.forward_passes[standing], cut.forward_passes[standing])
+    cut, _ = judged(*attacks, batch_size=7)
+    assert whole.broken_by == cut.broken_by
+    standing = whole.robust  # of the others, a cancelled target may have cost passes
+    assert torch.equal(whole.forward_passes[standing], cut.forward_passes[standing])
 
 
 def test_on_its_own_every_example_passes() -> None:

@@ -107,7 +107,7 @@ def test_reaches_the_optimum_of_a_linear_model(shape: tuple[int, int, int]) -> N
 @pytest.mark.parametrize(
     ("ball", "shape", "rescale"),
     [
-        (Ball("Linf", 0.08), (1, 10, 10), False),
+        pytest.param(Ball("Linf", 0.08), (1, 10, 10), False, marks=pytest.mark.slow),
         (Ball("Linf", 0.05), (3, 10, 10), True),
         (Ball("L2", 0.5), (1, 10, 10), True),
         pytest.param(Ball("L2", 0.6), (3, 10, 10), False, marks=pytest.mark.slow),
@@ -118,7 +118,7 @@ def test_reaches_the_optimum_of_a_linear_model(shape: tuple[int, int, int]) -> N
 )
 def test_not_weaker_than_the_original(ball: Ball, shape, rescale: bool) -> None:
     only_ours = only_theirs = broken = 0
-    for seed in range(4):
+    for seed in range(3):
         model, images = curved(shape, 4, seed=seed), pictures(40, shape, seed=seed)
         labels, ids = predictions(model, images), torch.arange(40)
         attack = Square(queries=200, rescale_schedule=rescale)
@@ -130,7 +130,7 @@ def test_not_weaker_than_the_original(ball: Ball, shape, rescale: bool) -> None:
         only_ours += int((ours & ~theirs).sum())
         only_theirs += int((theirs & ~ours).sum())
         broken += int(theirs.sum())
-    assert 10 < broken < 120, "the test needs an eps in between"
+    assert 10 < broken < 90, "the test needs an eps in between"
     assert only_theirs - only_ours <= 2 * (only_ours + only_theirs) ** 0.5
 
 

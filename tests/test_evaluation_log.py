@@ -8,6 +8,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,10 +86,10 @@ def test_killed_at_every_line_it_ends_the_same(standard: Finished, log: Path) ->
         assert all(json.loads(line) for line in again)
 
 
-@pytest.mark.parametrize("size", [1, 7, 100])
+@pytest.mark.parametrize("size", [1, 7])
 def test_the_batch_size_may_change_on_the_way(standard: Finished, log: Path, size: int) -> None:
     whole, lines = standard
-    for cut in range(1, len(lines), 6):
+    for cut in range(1, len(lines), 8):
         log.write_bytes(b"".join(lines[:cut]))
         outcome = judged(log, protocol=SHORT, batch_size=size)
         assert torch.equal(outcome.robust, whole.robust)
@@ -145,7 +146,7 @@ def test_a_model_that_fails_goes_on_when_it_is_healed(tmp_path: Path) -> None:
     run = partial(judged, protocol=SHORT, accelerate=False)
     counted = Counted(model).eval()
     whole = run(None, model=counted)
-    for at in (3, counted.calls // 3, counted.calls // 2, counted.calls - 1):
+    for at in (3, counted.calls // 2, counted.calls - 1):
         log = tmp_path / f"{at}.jsonl"
         failing = Failing(model, at).eval()
         with pytest.raises(InputError, match="out of luck"):
@@ -185,53 +186,40 @@ class Turned(nn.Sequential):
         return -super().forward(images)
 
 
-def _changed(name: str) -> dict[str, object]:
-    model, images, labels = examples(COUNT)
-    if name == "forward":
-        model = Turned(*model)
-    elif name == "weight":
-        with torch.no_grad():
-            model[0].weight[0, 0, 0, 0] += 1e-6
-    elif name == "buffer":
-        model[1].running_mean[0] += 1e-3
-    elif name == "images":
-        images[0, 0, 0, 0] += 1e-3
-    elif name == "labels":
-        labels[1] = (labels[1] + 1) % 5
-    given: dict[str, object] = {"model": model, "images": images, "labels": labels, "ball": BALL}
-    given |= {"protocol": APGD_ONLY, "seed": 0, "ids": torch.arange(COUNT), "precision": "float32"}
-    changes = {
-        "seed": 1,
-        "precision": "bf16-only",
-        "ids": torch.arange(COUNT) + 1,
-        "ball": Ball("Linf", 0.031),
-        "protocol": own(APGD(steps=11), "apgd-ce"),
-    }
-    return given | ({name: changes[name]} if name in changes else {})
-
-
 @pytest.mark.parametrize(
-    "name",
+    ("name", "value"),
     [
-        "forward",
-        "weight",
-        "buffer",
-        "images",
-        "labels",
-        "seed",
-        "precision",
-        "ids",
-        "ball",
-        "protocol",
+        ("model", lambda model: Turned(*model)),
+        ("model", lambda model: model[0].weight.data[0, 0, 0, :1].add_(1e-6)),
+        ("model", lambda model: model[1].running_mean[:1].add_(1e-3)),
+        ("images", lambda images: images[0, 0, 0, :1].add_(1e-3)),
+        ("labels", lambda labels: labels[1:2].add_(1).remainder_(5)),
+        ("ids", lambda ids: ids.add_(1)),
+        ("seed", 1),
+        ("precision", "bf16-only"),
+        ("ball", Ball("Linf", 0.031)),
+        ("protocol", own(APGD(steps=11), "apgd-ce")),
     ],
 )
-def test_the_log_of_another_evaluation_is_refused(name: str, log: Path) -> None:
-    evaluate(**_changed(""), log=log, checks=False)
-    before = log.read_bytes()
+def test_the_log_of_another_evaluation_is_refused(name: str, value: object, log: Path) -> None:
+    def given() -> dict[str, Any]:
+        model, images, labels = examples(COUNT)
+        return {
+            "model": model, "images": images, "labels": labels, "ball": BALL, "log": log,
+            "protocol": APGD_ONLY, "ids": torch.arange(COUNT), "checks": False,
+        }  # fmt: skip
+
+    evaluate(**given())
+    before, other = log.read_bytes(), given()
+    if callable(value):
+        made = value(other[name])
+        other[name] = made if isinstance(made, nn.Module) else other[name]
+    else:
+        other[name] = value
     with pytest.raises(RecordError, match="not the log of this evaluation"):
-        evaluate(**_changed(name), log=log, checks=False)
+        evaluate(**other)
     assert log.read_bytes() == before
-    evaluate(**_changed(""), log=log, checks=False)
+    evaluate(**given())
     assert log.read_bytes() == before, "a finished log does not grow"
 
 
@@ -284,7 +272,7 @@ def small_files():
     signal.signal(signal.SIGXFSZ, ignored)
 
 
-@pytest.mark.parametrize("room", [0, 30, 700, 2500])
+@pytest.mark.parametrize("room", [0, 700, 2500])
 def test_a_full_place_is_a_storage_error_and_leaves_nothing_half(
     room: int, log: Path, small_files, standard: Finished
 ) -> None:
@@ -338,7 +326,7 @@ def test_a_damaged_log_goes_on_to_the_same_verdict(
 ) -> None:
     whole, lines = finished
     assert len(lines) > 5
-    for place in (0, 1, len(lines) // 2, len(lines) - 1):
+    for place in (0, len(lines) // 2, len(lines) - 1):
         line = lines[place]
         damaged = {
             "flip": line[:20] + bytes([line[20] ^ 1]) + line[21:],
@@ -378,7 +366,7 @@ def test_what_a_kill_left_half_is_dropped_in_silence(finished: Finished, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
 
 
-@pytest.mark.parametrize("content", [b"", bytes(512), b'{"eval', b'{"evaluation": "na' + bytes(9)])
+@pytest.mark.parametrize("content", [b"", bytes(512), b'{"evaluation": "na' + bytes(9)])
 def test_a_first_line_that_a_power_cut_left_half_is_written_anew(
     content: bytes, tmp_path: Path
 ) -> None:
@@ -521,14 +509,6 @@ def test_it_stops_within_a_step_and_goes_on_to_the_same_verdict(tmp_path: Path) 
         break
     assert stops >= 2
     assert differences(whole, outcome, passes=False) == []
-
-
-def test_one_that_was_asked_before_it_began_does_nothing() -> None:
-    stopping.wish()
-    model = Wishing()
-    with pytest.raises(StoppedError):
-        judged(None, model=model)
-    assert model.calls == 0
 
 
 def test_an_attack_of_others_ends_its_batch_which_is_kept(tmp_path: Path) -> None:

@@ -12,8 +12,6 @@ from robust_nc.attacks.pool import PooledAttack
 from robust_nc.attacks.slots import Slots
 from robust_nc.types import Attacked
 
-each_attack = pytest.mark.parametrize("name", [name for name, _ in SHORT.attacks])
-
 
 class Bench:
     """A referee that asks `own`, but never believes a flip of the examples in `stubborn`."""
@@ -76,8 +74,10 @@ class Watched(APGD):
         return super().step(slots, state)
 
 
-@each_attack
-@pytest.mark.parametrize("size", [1, 5, 100])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("apgd-ce", 1), ("apgd-t", 5), ("fab-t", 5), ("square", 100)],
+)
 def test_everyone_is_told_once_whatever_the_batch(name: str, size: int) -> None:
     model, images, labels = standing()
     attack = dict(SHORT.attacks)[name]
