@@ -93,11 +93,6 @@ def leaves():
 
 def interrupted():
     raise KeyboardInterrupt
-
-
-def arguments():
-    assert sys.argv[1:] == [], sys.argv
-    return Net()
 '''
 
 

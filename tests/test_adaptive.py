@@ -32,7 +32,7 @@ from robust_nc.profiling.tap_attacks import (
 from robust_nc.record import tidy
 from robust_nc.runtime.progress import Report, no_report
 from robust_nc.threat import Ball
-from robust_nc.types import EvaluationProtocol, Goal
+from robust_nc.types import Attack, EvaluationProtocol
 
 BALL = Ball("Linf", 0.2)
 LIKE_STANDARD = EvaluationProtocol(
@@ -77,10 +77,6 @@ def vertices_of(model: nn.Module, tap: str, case: Case, feature: str = "gap") ->
     moments = Moments(10, features.shape[1])
     moments.update(features, case.train_labels)
     return moments.means
-
-
-def all_vertices(case: Case) -> dict[str, Tensor]:
-    return {tap: vertices_of(case.model, tap, case) for tap in case.model.taps}
 
 
 class Planted(nn.Module):
@@ -133,30 +129,14 @@ def test_the_standard_protocol_unmasks_a_planted_defense(mask: str, case: Case) 
     assert verdict.adaptive < verdict.transferred - 0.3
 
 
-class Idle:
-    """An attack that does nothing, or shifts all pixels, out of the ball."""
-
-    def __init__(self, shift: float = 0.0) -> None:
-        self.shift = shift
-
-    def __call__(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        *,
-        goal: Goal = "flip",
-        targets: Tensor | None = None,
-        seed: int,
-        ids: Tensor,
-    ) -> Tensor:
-        return images + self.shift
+def shifting(by: float) -> Attack:
+    """An attack that shifts all pixels, out of the ball."""
+    return lambda model, images, *_, **__: images + by
 
 
 def test_what_transfers_counts_where_the_attack_itself_failed(case: Case) -> None:
     vertices = vertices_of(case.model, "penultimate", case)
-    trial = Trial(case.images, case.labels, BALL, own(Idle()))
+    trial = Trial(case.images, case.labels, BALL, own(shifting(0.0)))
     verdict = attack_tap(case.model, trial, "penultimate", vertices, network=case.network)
     assert verdict.adaptive == verdict.transferred < verdict.clean
     outcome = verdict.outcome
@@ -236,8 +216,10 @@ def test_rows_stand_side_by_side(case: Case) -> None:
 
 
 def test_taps_with_equal_features_share_one_verdict(case: Case) -> None:
-    trial = Trial(case.images, case.labels, BALL, own(Idle(1.0), "leaves"))
-    rows = rows_of(case, trial, all_vertices(case))
+    trial = Trial(case.images, case.labels, BALL, own(shifting(1.0), "leaves"))
+    rows = rows_of(
+        case, trial, {tap: vertices_of(case.model, tap, case) for tap in case.model.taps}
+    )
     notes = {row["tap"]: row["note"] for row in rows if row["measure"] == "ncc_clean"}
     assert notes == {
         "block1": "",

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from robust_nc.attacks.apgd import APGD, changed, into_ball_and_box, sparse_step, timetable
 from robust_nc.attacks.losses import LOSSES
@@ -34,124 +33,54 @@ class Problem(NamedTuple):
         with torch.no_grad():
             return LOSSES[name](self.model(points), self.labels, targets, None)
 
-    def flips(self, points: Tensor) -> Tensor:
-        return predictions(self.model, points) != self.labels
 
-
-def _problem(
-    seed: int, *, count: int = 60, classes: int = 6, shape: tuple[int, int, int] = SHAPE
-) -> Problem:
-    model, images = curved(shape, classes, seed=seed), pictures(count, shape, seed=seed)
+def _problem(seed: int, *, count: int = 60, classes: int = 6) -> Problem:
+    model, images = curved(SHAPE, classes, seed=seed), pictures(count, SHAPE, seed=seed)
     return Problem(model, images, predictions(model, images), torch.arange(count))
-
-
-def _likely(problem: Problem, count: int) -> Tensor:
-    with torch.no_grad():
-        logits = problem.model(problem.images)
-    return logits.scatter(1, problem.labels[:, None], -torch.inf).topk(count).indices
 
 
 # Against the original.
 
 
-class _First(nn.Module):
-    """Keeps the first images it sees: the starting points."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model, self.seen = model, None
-
-    def forward(self, images: Tensor) -> Tensor:
-        if self.seen is None:
-            self.seen = images.detach().clone()
-        logits: Tensor = self.model(images)
-        return logits
-
-
-def _original(problem: Problem, ball: Ball, loss: str, steps: int) -> APGDAttack:
-    kind = APGDAttack_targeted if "targeted" in loss else APGDAttack
-    options = {} if "targeted" in loss else {"loss": loss}
-    attack = kind(
-        problem.model, n_iter=steps, norm=ball.norm, eps=ball.eps, device="cpu", **options
-    )
-    attack.init_hyperparam(problem.images)
-    return attack
-
-
-@each_ball
-def test_climbs_like_the_original_from_the_same_start(ball: Ball, monkeypatch) -> None:
-    same = []
-    if ball.norm == "L1":  # wide: the original never moves one pixel alone, we do
-        ball = Ball("L1", 4.0)
-    for seed in range(2):
-        problem = _problem(seed)
-        first = _First(problem.model)
-        call = (first, problem.images, problem.labels, ball)
-        ours = APGD(steps=50)(*call, goal="maximise", seed=seed, ids=problem.ids)
-        # The original sets its L1 sparsity by a start that it is given, but not by one it draws.
-        noise = first.seen - problem.images
-        monkeypatch.setattr(torch, "randn", lambda shape, noise=noise: noise)
-        theirs = _original(problem, ball, "ce", 50).attack_single_run(
-            problem.images, problem.labels, x_init=None if ball.norm == "L1" else first.seen
-        )[0]
-        monkeypatch.undo()
-        same.append((problem.loss(ours, "ce") - problem.loss(theirs, "ce")).abs() < 1e-4)
-    assert torch.cat(same).float().mean() > 0.95
-
-
-class Duel(NamedTuple):
-    """Mean final losses, and the examples that one attack alone flipped."""
-
-    gain: float
-    ours_alone: int
-    theirs_alone: int
-    flipped: int
-
-
-def _duel(ball: Ball, loss: str, *, targeted: bool = False, seeds: int = 3) -> Duel:
-    gains, ours_alone, theirs_alone, flipped = [], 0, 0, 0
-    for seed in range(seeds):
-        problem = _problem(seed)
-        targets = _likely(problem, 2) if targeted else None
-        call = (problem.model, problem.images, problem.labels, ball)
-        attack, options = APGD(steps=30, loss=loss), {"seed": seed, "ids": problem.ids}
-        original = _original(problem, ball, loss + "-targeted" * targeted, 30)
-        torch.manual_seed(seed)
-        if targeted:
-            original.n_target_classes, original.y_target = 2, targets[:, 0]
-            theirs = original.attack_single_run(*call[1:3])[0]
-            first = targets[:, 0]
-        else:
-            theirs = original.perturb(*call[1:3], best_loss=True)
-            first = None
-        ours = attack(*call, goal="maximise", targets=first, **options)
-        gains.append(problem.loss(ours, loss, first) - problem.loss(theirs, loss, first))
-        won = problem.flips(attack(*call, targets=targets, **options))
-        lost = problem.flips(original.perturb(*call[1:3]))
-        ours_alone += int((won & ~lost).sum())
-        theirs_alone += int((lost & ~won).sum())
-        flipped += int(lost.sum())
-    return Duel(float(torch.cat(gains).mean()), ours_alone, theirs_alone, flipped)
-
-
-@pytest.mark.filterwarnings("ignore:there are . points with zero gradient")  # of the original
 @pytest.mark.parametrize(
     ("ball", "loss", "targeted"),
     [
+        (BALLS[0], "ce", False),
+        (BALLS[0], "dlr", False),
         (BALLS[0], "dlr", True),
         (BALLS[1], "ce", False),
-        (BALLS[1], "dlr", True),
-        (BALLS[2], "dlr", False),
+        (Ball("L1", 4.0), "ce", False),  # wide: the original never moves one pixel alone, we do
     ],
     ids=str,
 )
-def test_as_strong_as_the_original(ball: Ball, loss: str, targeted: bool) -> None:
-    state = torch.random.get_rng_state()
-    duel = _duel(ball, loss, targeted=targeted)
-    torch.random.set_rng_state(state)
-    assert 20 < duel.flipped < 160, "the test needs both verdicts"
-    assert duel.theirs_alone <= duel.ours_alone + 2
-    assert duel.gain > -0.003
+def test_climbs_like_the_original_from_the_same_start(ball, loss, targeted, monkeypatch) -> None:
+    same, begun = [], []
+    for seed in range(2):
+        problem, kind, options = _problem(seed), APGDAttack, {"loss": loss}
+        targets = (problem.labels + 1) % 6 if targeted else None
+        if targeted:
+            kind, options = APGDAttack_targeted, {}
+        call = (problem.model, problem.images, problem.labels, ball)
+        handle = problem.model.register_forward_pre_hook(lambda _, args: begun.append(args[0]))
+        ours = APGD(steps=50, loss=loss)(
+            *call, goal="maximise", targets=targets, seed=seed, ids=problem.ids
+        )
+        handle.remove()
+        start = begun[0].detach()
+        begun.clear()
+        original = kind(call[0], n_iter=50, norm=ball.norm, eps=ball.eps, device="cpu", **options)
+        original.init_hyperparam(problem.images)
+        original.y_target = targets
+        # The original sets its L1 sparsity by a start that it is given, but not by one it draws.
+        noise = start - problem.images
+        monkeypatch.setattr(torch, "randn", lambda shape, noise=noise: noise)
+        theirs = original.attack_single_run(
+            problem.images, problem.labels, x_init=None if ball.norm == "L1" else start
+        )[0]
+        monkeypatch.undo()
+        apart = problem.loss(ours, loss, targets) - problem.loss(theirs, loss, targets)
+        same.append(apart.abs() < 1e-4)
+    assert torch.cat(same).float().mean() > 0.95
 
 
 # The contract of the pool.
@@ -236,22 +165,6 @@ def test_enlarged_climbs_in_three_radii_and_counts_the_last() -> None:
     assert far[:6] == pytest.approx([3.0] * 6, rel=1e-3)
     assert far[6:12] == pytest.approx([2.0] * 6, rel=1e-3)
     assert far[12:] == pytest.approx([1.0] * 8, rel=1e-3)
-
-
-def test_enlarged_is_not_weaker() -> None:
-    gains, flips, ball, ids = [], 0, Ball("L1", 1.2), torch.arange(60)
-    for seed in range(3):
-        model, images = curved(SHAPE, 6, seed=seed), pictures(60, SHAPE, seed=seed)
-        labels = predictions(model, images)
-        for sign, attack in ((1, APGD(steps=30, enlarged=True)), (-1, APGD(steps=30))):
-            call = (model, images, labels, ball)
-            far = attack(*call, goal="maximise", seed=seed, ids=ids)
-            flipped = predictions(model, attack(*call, seed=seed, ids=ids)) != labels
-            with torch.no_grad():
-                gains.append(sign * F.cross_entropy(model(far), labels))
-            flips += sign * int(flipped.sum())
-    assert sum(gains) > 0
-    assert flips >= 0
 
 
 def _slow_projection(point: np.ndarray, centre: np.ndarray, radius: float) -> np.ndarray:

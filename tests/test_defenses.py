@@ -1,10 +1,5 @@
 """FGSM with a random start, MART and AWP: their formulas, batch norm, and what they are for."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -251,18 +246,8 @@ class TestEveryOne:
         assert not torch.equal(first, other)
 
 
-TABLES = {
-    "pgd": {"name": "pgd", "steps": 4},
-    "trades": {"name": "trades", "steps": 4},
-    "fgsm": {"name": "fgsm"},
-    "mart": {"name": "mart", "steps": 4},
-    "awp": {"name": "awp", "steps": 4},
-    "awp-trades": {"name": "awp", "base": "trades", "steps": 4},
-}
-
-
 def robust_accuracy(objective: object) -> float:
-    last = small_run(small_config(objective=objective, epochs=8, eps=0.15, examples=500)).last
+    last = small_run(small_config(objective=objective, epochs=6, eps=0.15, examples=400)).last
     images, labels, ids = digits("test", 200)
     points = PGD(steps=10)(last, images, labels, Ball("Linf", 0.15), seed=9, ids=ids)
     return float((last(points).argmax(1) == labels).float().mean())
@@ -275,17 +260,8 @@ def undefended() -> float:
 
 @pytest.mark.parametrize("name", ["pgd", "trades", "fgsm", "mart", "awp"])
 def test_each_defense_lowers_the_attacked_error(name, undefended):
-    assert robust_accuracy(TABLES[name]) > undefended + 0.1
-
-
-@pytest.mark.parametrize("name", TABLES)
-def test_half_precision_learns_as_well(name):
-    config = small_config(objective=TABLES[name], epochs=1, train={"precision": "bf16"})
-    trained = small_run(config)
-    start = small_model().state_dict()
-    for where, parameter in trained.last.named_parameters():
-        assert parameter.dtype == torch.float32
-        assert not torch.equal(parameter, start[where]), where
+    table = {"name": name} | ({} if name == "fgsm" else {"steps": 4})
+    assert robust_accuracy(table) > undefended + 0.1
 
 
 @pytest.mark.parametrize(
@@ -316,28 +292,3 @@ def test_a_bad_option_is_refused_in_a_sentence(name, options, why):
 def test_mart_refuses_another_loss():
     with pytest.raises(ConfigError, match="mart brings its own loss; set"):
         small_run(small_config(objective="mart", train={"loss": "mse"}))
-
-
-@pytest.mark.slow
-def test_a_compiled_training_with_awp_is_the_same_training(tmp_path):
-    code = """
-from helpers_models import *
-for options in ({}, {"compile": True}):
-    trained = small_run(small_config(objective={"name": "awp", "steps": 2}, train=options))
-    print("loss", *[row["train_loss"] for row in trained.history])
-"""
-    search = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-    done = subprocess.run(
-        [sys.executable, "-c", search + code],
-        env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    losses = [
-        [float(value) for value in line.split()[1:]]
-        for line in done.stdout.splitlines()
-        if line.startswith("loss")
-    ]
-    assert len(losses) == 2, done.stderr
-    assert losses[1] == pytest.approx(losses[0], 1e-3)

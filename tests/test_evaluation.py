@@ -382,21 +382,9 @@ def test_an_edited_attack_is_another_evaluation(tmp_path: Path) -> None:
     own, log = tmp_path / "own.py", tmp_path / "log.jsonl"
 
     def judged(scale: float) -> float:
-        own.write_text(
-            "def make():\n"
-            "    def attack(model, images, labels, ball, **_):\n"
-            f"        return ball.project(images + {scale}, images)\n"
-            "    return attack\n"
-        )
-        return evaluate(
-            model,
-            images,
-            labels,
-            Ball("Linf", 0.5),
-            protocol="clean",
-            attack=f"{own}:make",
-            log=log,
-        ).robust_accuracy
+        own.write_text(f"def make(): return lambda m, images, *_, **__: images + {scale}\n")
+        options = {"protocol": "clean", "attack": f"{own}:make", "log": log}
+        return evaluate(model, images, labels, Ball("Linf", 0.5), **options).robust_accuracy
 
     weak = judged(0.0)
     with pytest.raises(RecordError, match="not the log of this evaluation"):

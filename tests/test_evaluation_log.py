@@ -465,10 +465,6 @@ STOPPED = EvaluationProtocol(
 )
 
 
-def stranger(model, images, labels, ball, **_):
-    return images + ball.eps * torch.sign(torch.rand_like(images) - 0.5)
-
-
 class Wishing(nn.Module):
     """Asks to stop at one of its calls, and counts those that come after."""
 
@@ -509,17 +505,3 @@ def test_it_stops_within_a_step_and_goes_on_to_the_same_verdict(tmp_path: Path) 
         break
     assert stops >= 2
     assert differences(whole, outcome, passes=False) == []
-
-
-def test_an_attack_of_others_ends_its_batch_which_is_kept(tmp_path: Path) -> None:
-    plan = own(stranger)._replace(attacks=(("stranger", stranger), *STOPPED.attacks[:1]))
-    run, log = partial(judged, protocol=plan, accelerate=False), tmp_path / "log.jsonl"
-    whole = run(None, model=Wishing())
-    model = Wishing(at=5)  # the log's name, three batches of clean images, and the first verdict
-    with pytest.raises(StoppedError):
-        run(log, model=model)
-    assert model.calls == 5
-    assert log.read_bytes().count(b"\n") == 2
-    stopping.clear()
-    outcome = run(log, model=Wishing())
-    assert torch.equal(outcome.clean_correct, whole.clean_correct)

@@ -26,19 +26,23 @@ def values(trained) -> dict[str, float]:
     return {name: last[name] for name in names}
 
 
-def test_two_runs_are_equal_to_the_bit():
-    first, second = (small_run(small_config(**CONFIG)) for _ in range(2))
+@pytest.fixture(scope="module")
+def trained():
+    return small_run(small_config(**CONFIG))
+
+
+def test_two_runs_are_equal_to_the_bit(trained):
+    first, second = trained, small_run(small_config(**CONFIG))
     assert same_weights(first.last, second.last)
     assert same_weights(first.best, second.best)
     assert without_times(first.history) == without_times(second.history)
 
 
-def test_the_committed_values_are_reproduced():
+def test_the_committed_values_are_reproduced(trained):
     known = json.loads(GOLDEN.read_text())
     if machine() not in known:
         pytest.skip(f"no golden values for {machine()}; known: {', '.join(known)}")
-    found = values(small_run(small_config(**CONFIG)))
-    assert found == pytest.approx(known[machine()], abs=1e-4)
+    assert values(trained) == pytest.approx(known[machine()], abs=1e-4)
 
 
 if __name__ == "__main__":

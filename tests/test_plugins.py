@@ -96,7 +96,11 @@ def test_an_object_joins_under_its_name() -> None:
     def my_attack(model, images, labels, ball, *, goal="flip", targets=None, seed, ids):
         return images
 
+    def clean(model, images, labels, ball, **_):
+        return images
+
     for attack, name in (
+        (clean, "own-clean"),
         (my_attack, "my_attack"),
         (PGD(steps=2), "pgd"),
         (functools.partial(my_attack), "partial"),
@@ -142,25 +146,9 @@ def test_options_that_do_not_fit_are_answered(file: Path) -> None:
         find_attack("pgd", {"stepps": 1})
 
 
-@pytest.mark.parametrize("text", ["import nowhere_at_all\n", "def broken(:\n", "1 / 0\n"])
-def test_a_file_that_cannot_be_run_is_answered(text: str, file: Path) -> None:
-    file.write_text(text)
-    for _ in range(2):  # nothing half is kept of the first try
-        with pytest.raises(ConfigError, match=r"mine\.py, which cannot be run"):
-            find_attack(f"{file}:factory")
-
-
 def test_protocols_by_name() -> None:
     assert find_protocol("standard").name == "standard"
     assert len(find_protocol("plus").attacks) == 6
     assert find_protocol("rand").draws == 20
     with pytest.raises(UnknownNameError, match="unknown protocol 'standart'; did you mean"):
         find_protocol("standart")
-
-
-@pytest.mark.parametrize("end", ["raise ValueError('no')", "raise SystemExit(3)"])
-def test_a_factory_that_fails_is_told_in_one_sentence(tmp_path: Path, end: str) -> None:
-    path = tmp_path / "mine.py"
-    path.write_text(f"def make():\n    {end}\n")
-    with pytest.raises(ConfigError, match=r"mine\.py:make failed: (ValueError: no|SystemExit: 3)"):
-        find_attack(f"{path}:make")

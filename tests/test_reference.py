@@ -132,9 +132,7 @@ class TestOwnCode:
     ) -> None:
         (tmp_path / "needy_of_this_test.py").write_text("import nowhere_at_all\n")
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(
-            ConfigError, match=r"cannot be run: ModuleNotFoundError.*nowhere_at_all"
-        ):
+        with pytest.raises(ConfigError, match=r"run: ModuleNotFoundError.*nowhere_at_all"):
             opened("needy_of_this_test:make")
         with pytest.raises(ConfigError, match=r"'nobody.made', which is not found"):
             opened("nobody.made:this")
@@ -157,8 +155,7 @@ class TestOwnCode:
 
 class TestAnyReference:
     @pytest.mark.parametrize(
-        "reference",
-        ["resnet18", "mine.py", "a:b:c", "module:name.part", "folder?which=last", "C:\\a\\b.pt"],
+        "reference", ["resnet18", "mine.py", "a:b:c", "module:name.part", "C:\\a\\b.pt"]
     )
     def test_an_unknown_form_is_answered_with_all(self, reference: str) -> None:
         with pytest.raises(ConfigError) as caught:
@@ -190,14 +187,6 @@ class TestAnyReference:
         (tmp_path / name).write_text("x")
         with pytest.raises(ConfigError, match=sentence):
             opened(tmp_path / name)
-
-    def test_a_path_wins_over_a_module(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.chdir(tmp_path)
-        hub_folder(tmp_path / "torch.nn:Flatten", net_state(), {})
-        with pytest.raises(ConfigError, match="does not say what its weights belong to"):
-            opened("torch.nn:Flatten")
 
     def test_an_empty_folder_is_answered(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"holds no model: neither best\.json"):
@@ -238,11 +227,6 @@ class TestTime:
         assert "has been running for 0.1 s" in said[0]
         assert signal.getsignal(signal.SIGALRM) is before
         assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
-
-    def test_what_is_slow_is_told_and_waited_for(self, hanging: Path) -> None:
-        said: list[str] = []
-        assert opened(f"{hanging}:slow", tell=said.append).name == "net-slow"
-        assert len(said) == 1
 
     def test_in_another_thread_there_is_no_limit(self, hanging: Path) -> None:
         with ThreadPoolExecutor(1) as pool:
@@ -349,17 +333,15 @@ class TestHub:
         assert torch.equal(model.first.weight, state["out.weight"])
 
     def test_what_the_mixin_writes_is_read(self, net: Path, tmp_path: Path) -> None:
-        hub = pytest.importorskip("huggingface_hub")
+        pytest.importorskip("huggingface_hub")
         code = (
             "\nfrom huggingface_hub import PyTorchModelHubMixin\n\n"
-            "class Shared(Net, PyTorchModelHubMixin):\n    pass\n\n"
             "class Pushed(nn.Module, PyTorchModelHubMixin):\n"
             "    def __init__(self, width: int = 4):\n        super().__init__()\n"
             "        self.net = Net(width)\n\n"
             "    def forward(self, images):\n        return self.net(images)\n"
         )
         net.write_text(net.read_text() + code)
-        assert hub.PyTorchModelHubMixin
         sys.path.insert(0, str(net.parent))
         try:
             pushed = __import__("net").Pushed(width=9)
@@ -513,12 +495,3 @@ class TestTimm:
         ):
             with pytest.raises((ConfigError, CheckpointError), match=sentence):
                 opened(reference)
-
-    def test_without_timm_the_sentence_says_what_to_do(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        safetensors.torch.save_file({"a": torch.ones(1)}, tmp_path / "w.safetensors")
-        monkeypatch.delitem(sys.modules, "timm", raising=False)
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        with pytest.raises(ConfigError, match="timm is not installed"):
-            opened(f"timm:tiny.v1?weights={tmp_path}/w.safetensors")

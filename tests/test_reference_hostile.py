@@ -94,7 +94,7 @@ def test_truncated_weights_are_refused_wherever_they_end(tmp_path: Path) -> None
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(where=st.integers(0, 10_000), value=st.binary(min_size=1, max_size=9), pt=st.booleans())
 def test_a_damaged_file_is_read_or_refused_and_nothing_else(

@@ -1,7 +1,6 @@
 """What strangers wrote is read strictly: one sentence for whatever is no plain, bounded JSON."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,7 @@ def test_any_text_is_read_or_refused_in_one_sentence(text: str) -> None:
         ("[" * 200_000, "nested 200000 deep"),
         ('{"a": 1', "is not JSON"),
         ("[" + "9" * 5_000 + "]", "is not JSON"),
+        ('"' + '\\"' * 200_000, "is not JSON"),
     ],
 )
 def test_what_is_no_strict_json_is_named(text: str, told: str) -> None:
@@ -58,13 +58,6 @@ def test_what_is_no_strict_json_is_named(text: str, told: str) -> None:
 
 def test_brackets_in_text_are_no_nesting() -> None:
     assert parse_json(json.dumps("[" * 1_000 + '\\"{'), what="x") == "[" * 1_000 + '\\"{'
-
-
-def test_text_that_does_not_end_is_refused_at_once() -> None:
-    started = time.monotonic()
-    with pytest.raises(RecordError, match="is not JSON"):
-        parse_json('"' + '\\"' * 200_000, what="x")
-    assert time.monotonic() - started < 5
 
 
 def test_a_file_is_read_to_its_limit_and_no_further(tmp_path: Path) -> None:
