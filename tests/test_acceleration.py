@@ -13,7 +13,6 @@ from robust_nc.config import Component, ModelConfig
 from robust_nc.evaluation import acceleration
 from robust_nc.evaluation.acceleration import (
     Accelerated,
-    Padded,
     Variant,
     accelerate,
     compile_padded,
@@ -410,16 +409,6 @@ def test_a_choice_needs_images_and_sizes() -> None:
     for points, sizes in ((images(0), (4,)), (images(), ()), (images(), (0,))):
         with pytest.raises(InputError, match="at least 1"):
             fastest(fast.model, fast, points, labels(len(points)), batch_sizes=sizes, seconds=0.1)
-
-
-def test_padding_changes_no_logits_and_no_gradient() -> None:
-    model, seen = small(), []
-    model.register_forward_pre_hook(lambda part, args: seen.append(len(args[0])))
-    padded = Padded(model, 4)
-    for count in (1, 4, 6, 8):
-        assert_alike(padded, model, count=count, within=1e-5)
-    assert padded(images(0)).shape == (0, 4)
-    assert seen == [4, 1, 4, 4, 4, 4, 6, 4, 4, 8, 4]
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])

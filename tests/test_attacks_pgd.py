@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from helpers_attacks import BALLS, Counted, curved, linear, pictures, predictions
+from helpers_models import digits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -112,22 +112,6 @@ def test_the_best_of_several_targets_is_kept() -> None:
     assert len(torch.stack(alone).argmax(0).unique()) > 1
 
 
-def _digits() -> tuple[nn.Module, Tensor, Tensor]:
-    data = load_digits()
-    images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16
-    labels = torch.tensor(data.target)
-    torch_state = torch.random.get_rng_state()
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-    torch.random.set_rng_state(torch_state)
-    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(60):
-        optimiser.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
-        optimiser.step()
-    return model, images[:300], labels[:300]
-
-
 def _textbook_linf(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tensor:
     draws = torch.rand(images.shape, generator=torch.Generator().manual_seed(1))
     points = (images + eps * (2 * draws - 1)).clamp(0, 1)
@@ -156,8 +140,8 @@ def _textbook_l2(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -
     ("norm", "eps", "textbook", "goal"),
     [("Linf", 0.1, _textbook_linf, "flip"), ("L2", 0.6, _textbook_l2, "maximise")],
 )
-def test_as_strong_as_a_textbook_attack(norm, eps, textbook, goal) -> None:
-    model, images, labels = _digits()
+def test_as_strong_as_a_textbook_attack(norm, eps, textbook, goal, digits_network) -> None:
+    model, (images, labels, _) = digits_network.eval(), digits("test", 300)
     attack, ids = PGD(steps=20), torch.arange(300)
     ours = attack(model, images, labels, Ball(norm, eps), goal=goal, seed=0, ids=ids)
     theirs = textbook(model, images, labels, eps)

@@ -14,7 +14,6 @@ from helpers_attacks import (
     SHAPE,
     SHORT,
     Around,
-    Coin,
     Counted,
     Failing,
     Limited,
@@ -656,15 +655,6 @@ def test_a_majority_is_more_than_half() -> None:
     images, labels = pictures(3, SHAPE), torch.zeros(3, dtype=torch.int64)
     assert evaluate(Alternating(2), images, labels, BALL, protocol=clean).clean_correct.all()
     assert not evaluate(Alternating(1), images, labels, BALL, protocol=clean).clean_correct.any()
-
-
-def test_noise_alone_does_not_break_a_random_model() -> None:
-    images, labels = pictures(100, SHAPE), torch.zeros(100, dtype=torch.int64)
-    attacks = (("apgd-ce", APGD(steps=30, eot=3)), ("apgd-dlr", APGD(steps=30, eot=3, loss="dlr")))
-    plan = EvaluationProtocol("rand", attacks, draws=20)
-    outcome = evaluate(Coin(), images, labels, Ball("Linf", 0.0), protocol=plan, checks=False)
-    # One vote of 20 passes is wrong for 1.7 % of the examples, and there are two after the first.
-    assert outcome.clean_correct.sum() - outcome.robust.sum() <= 9
 
 
 SETTINGS = (

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers_attacks import BALLS, curved, pictures, predictions
-from helpers_geometry import clusters, rotation, simplex
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from helpers_geometry import clusters
 from reference import barycentric as oracle
 from torch import Tensor, nn
 
@@ -157,28 +155,6 @@ def test_coordinates_agree_with_the_oracle(groups, dim, offset) -> None:
         assert float(value) == pytest.approx(straight, abs=1e-9)
 
 
-@given(groups=st.integers(2, 9), extra=st.integers(0, 3), seed=st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
-def test_vertices_are_corners_and_edges_are_straight(groups, extra, seed) -> None:
-    vertices = simplex(groups, groups - 1 + extra, seed=seed) if extra else None
-    if vertices is None:  # a simplex that fills its space
-        vertices = torch.eye(groups, dtype=torch.float64)[:, 1:] @ rotation(groups - 1, seed=seed)
-    vertices = vertices + 10.0
-    torch.testing.assert_close(
-        barycentric(vertices, vertices), torch.eye(groups, dtype=torch.float64), rtol=0, atol=1e-9
-    )
-    assert float(residual(vertices, vertices).abs().max()) < 1e-9
-    for way in (-0.5, 0.25, 1.0, 1.5):
-        points = vertices + way * (vertices.roll(1, 0) - vertices)
-        starts = torch.arange(groups)
-        t = edge_position(points, starts, starts.roll(1), vertices)
-        torch.testing.assert_close(t, torch.full_like(t, way), rtol=0, atol=1e-9)
-        weights = barycentric(points, vertices)
-        ends = torch.eye(groups, dtype=torch.float64).roll(1, 0)
-        wanted = (1 - way) * torch.eye(groups, dtype=torch.float64) + way * ends
-        torch.testing.assert_close(weights, wanted, rtol=0, atol=1e-9)
-
-
 def test_many_wide_vertices_are_corners_too() -> None:
     """Where the span comes from the Gram of the vertices."""
     vertices = 5 + torch.randn(110, 4_200, generator=torch.Generator().manual_seed(0))
@@ -187,20 +163,6 @@ def test_many_wide_vertices_are_corners_too() -> None:
     torch.testing.assert_close(position.weights, corners, rtol=0, atol=1e-9)
     assert float(position.residual.max()) < 1e-9
     torch.testing.assert_close(hull.own_weights(), corners, rtol=0, atol=1e-9)
-
-
-def test_dependent_vertices_name_the_point_by_least_norm() -> None:
-    vertices, _ = clusters([1] * 7, 3, seed=5)
-    features = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    weights = barycentric(features, vertices)
-    torch.testing.assert_close(weights @ vertices, features, rtol=0, atol=1e-9)
-    torch.testing.assert_close(
-        weights.sum(1), torch.ones(4, dtype=torch.float64), rtol=0, atol=1e-9
-    )
-    both = torch.cat([vertices, torch.ones(7, 1, dtype=torch.float64)], 1)
-    idle = torch.linalg.svd(both.T)[2][4:]  # changes neither the point nor the sum
-    assert float((weights @ idle.T).abs().max()) < 1e-9
-    assert float(residual(features, vertices).max()) < 1e-9
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e3, 1e6])
