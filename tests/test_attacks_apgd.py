@@ -3,7 +3,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from helpers_attacks import Counted, curved, linear, pictures, predictions
+from helpers_attacks import Counted, curved, laid_out, linear, pictures, predictions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from robust_nc.attacks.apgd import APGD, changed, into_ball_and_box, sparse_step, timetable
 from robust_nc.attacks.losses import LOSSES
-from robust_nc.attacks.model_calls import Oracle
-from robust_nc.attacks.slots import Slots
 from robust_nc.exceptions import InputError
 from robust_nc.threat import Ball
 
@@ -142,19 +140,7 @@ def test_eot_climbs_the_mean(ball: Ball) -> None:
 
 def test_enlarged_climbs_in_three_radii_and_counts_the_last() -> None:
     model, images, ball = curved(SHAPE, 6), pictures(6, SHAPE), Ball("L1", 0.8)
-    labels, ids = predictions(model, images), torch.arange(6)
-    slots = Slots(
-        images=images,
-        labels=labels,
-        targets=None,
-        ids=ids,
-        restarts=torch.zeros_like(ids),
-        ball=ball,
-        seed=0,
-        goal="maximise",
-        contested=False,
-        oracle=Oracle(model),
-    )
+    slots = laid_out(model, images, predictions(model, images), ball, goal="maximise").everything
     attack = APGD(steps=20, enlarged=True)
     state, far = attack.start(slots), []
     for step in range(20):
