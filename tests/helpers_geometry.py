@@ -1,10 +1,7 @@
 """Feature sets with known geometry."""
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
 from robust_nc.geometry.measures import Measure
 from robust_nc.geometry.moments import Moments
@@ -31,27 +28,6 @@ def clusters(
     labels = labels[torch.randperm(len(labels), generator=generator)]
     scatter = torch.randn(len(labels), dim, generator=generator, dtype=torch.float64)
     return means[labels] + noise * scatter, labels
-
-
-def reduce_moments(rank: int, world: int, folder: str) -> None:
-    """One process of a group: each sees its share, all must end with the whole."""
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
-    )
-    features, labels = clusters([9, 20, 0, 5], 4)
-    whole = Moments(4, 4)
-    whole.update(features + 1e3, labels)
-    shares = ([slice(0, 11), slice(11, None)], [slice(None), slice(0, 0)])
-    for share in shares:
-        own = Moments(4, 4)
-        own.update(features[share[rank]] + 1e3, labels[share[rank]])
-        own.all_reduce()
-        assert torch.equal(own.counts, whole.counts)
-        torch.testing.assert_close(own.means, whole.means, equal_nan=True, rtol=1e-13, atol=0)
-        torch.testing.assert_close(own.within, whole.within, rtol=1e-11, atol=0)
-    assert Moments(2, 2).all_reduce().total == 0
-    dist.destroy_process_group()
-    Path(folder, f"done-{rank}").touch()
 
 
 def _total(moments: Moments) -> float | None:

@@ -44,29 +44,12 @@ class TestRead:
         assert found.labels.tolist() == labels()[:COUNT].tolist()
         assert found.ids.tolist() == list(range(COUNT))
 
-    def test_gives_a_copy(self, folder: Path) -> None:
-        found = CifarC(folder).read("fog", 1)
-        found.images.zero_()
-        assert CifarC(folder).read("fog", 1).images.any()
-
     def test_takes_grey_images_and_labels_of_bytes(self, folder: Path) -> None:
         np.save(folder / "fog.npy", images()[..., :1])
         np.save(folder / "labels.npy", labels().astype(np.uint8))
         found = CifarC(folder).read("fog", 3)
         assert found.images.shape == (COUNT, 1, *SHAPE[:2])
         assert found.labels.dtype == torch.int64
-
-    def test_maps_the_file(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        modes = []
-        load = np.load
-
-        def spied(path: Path, **options: object) -> object:
-            modes.append((options["mmap_mode"], options["allow_pickle"]))
-            return load(path, **options)  # type: ignore[arg-type]
-
-        monkeypatch.setattr(np, "load", spied)
-        CifarC(folder).read("fog", 1)
-        assert modes == [("r", False), ("r", False)]
 
 
 class TestAt:
@@ -83,10 +66,6 @@ class TestAt:
     def test_refuses_examples_that_it_does_not_have(self, folder: Path, ids: list[int]) -> None:
         with pytest.raises(DataError, match="has 6 images of each severity"):
             CifarC(folder).at("fog", 1, ids=torch.tensor(ids), labels=torch.tensor([3, 3]))
-
-    def test_of_nobody_is_empty(self, folder: Path) -> None:
-        nobody = torch.zeros(0, dtype=torch.int64)
-        assert CifarC(folder).at("fog", 1, ids=nobody, labels=nobody).shape == (0, 3, 5, 4)
 
 
 def _array(name: str, values: np.ndarray) -> Callable[[Path], None]:

@@ -23,7 +23,6 @@ from robust_nc.data.corruptions import (
 )
 from robust_nc.exceptions import ConfigError, InputError, UnknownNameError
 
-SHAPES = {"digits": (1, 8, 8), "grey": (1, 28, 28), "colour": (3, 32, 32), "wide": (3, 40, 36)}
 RANDOM = [name for name in CORRUPTIONS if name not in {"defocus_blur", "zoom_blur", "brightness"}]
 RANDOM = [name for name in RANDOM if name not in {"contrast", "pixelate", "jpeg_compression"}]
 
@@ -54,25 +53,22 @@ def stored(images: Tensor) -> Tensor:
 
 @pytest.mark.usefixtures("library")
 class TestEverySize:
-    @pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
+    @pytest.mark.parametrize(("shape", "severity"), [((1, 8, 8), 1), ((3, 40, 36), 5)], ids=str)
     @pytest.mark.parametrize("name", CORRUPTIONS)
     def test_gives_images_of_the_same_shape_that_differ(
-        self, name: str, shape: tuple[int, int, int]
+        self, name: str, shape: tuple[int, int, int], severity: int
     ) -> None:
         images = pictures(shape)
-        for severity in (1, 5):
-            made = corrupt_images(images, name, severity, ids=torch.arange(3))
-            assert made.shape == images.shape
-            assert made.dtype == torch.float32
-            assert made.is_contiguous()
-            assert 0 <= float(made.min()) <= float(made.max()) <= 1
-            moved = (made - stored(images)).abs().flatten(1).mean(1)
-            assert float(moved.mean() if severity == 1 else moved.min()) > 2e-3
+        made = corrupt_images(images, name, severity, ids=torch.arange(3))
+        assert made.shape == images.shape
+        assert made.dtype == torch.float32
+        assert made.is_contiguous()
+        assert 0 <= float(made.min()) <= float(made.max()) <= 1
+        moved = (made - stored(images)).abs().flatten(1).mean(1)
+        assert float(moved.mean() if severity == 1 else moved.min()) > 2e-3
 
-    @pytest.mark.parametrize("shape", list(SHAPES.values())[:3], ids=list(SHAPES)[:3])
-    def test_grows_with_severity(self, shape: tuple[int, int, int]) -> None:
-        count = 10 if shape[1] == 8 else 4
-        images, ids = pictures(shape, count), torch.arange(count)
+    def test_grows_with_severity(self) -> None:
+        images, ids = pictures((1, 8, 8), 10), torch.arange(10)
         moved = torch.tensor(
             [
                 [
@@ -120,13 +116,6 @@ class TestDraws:
         assert not torch.equal(corrupt_images(images, "fog", 2, ids=ids), first)
         assert not torch.equal(corrupt_images(images, "contrast", 1, ids=ids), first)
 
-    def test_leave_the_global_generator_alone(self) -> None:
-        np.random.seed(3)  # noqa: NPY002
-        expected = np.random.rand(4)  # noqa: NPY002
-        np.random.seed(3)  # noqa: NPY002
-        corrupt_images(pictures((1, 8, 8)), "gaussian_noise", 1, ids=torch.arange(3))
-        np.testing.assert_array_equal(np.random.rand(4), expected)  # noqa: NPY002
-
     def test_leave_it_alone_where_the_library_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def fails(image: object, severity: int) -> None:
             np.random.rand()  # noqa: NPY002
@@ -159,7 +148,7 @@ class TestAgainstTheLibrary:
         expected = library.corrupt(as_bytes(images)[0], severity=2, corruption_name=name)
         np.testing.assert_array_equal(as_bytes(made)[0], expected)
 
-    @pytest.mark.parametrize("side", [8, 28, 32, 33, 64])
+    @pytest.mark.parametrize("side", [8, 33, 64])
     def test_enlarging_alone_changes_nothing(
         self, monkeypatch: pytest.MonkeyPatch, side: int
     ) -> None:
@@ -174,7 +163,7 @@ class TestAgainstTheLibrary:
         images = pictures((3, side, side + 3))
         made = corrupt_images(images, "defocus_blur", 1, ids=torch.arange(3))
         torch.testing.assert_close(made, stored(images), rtol=0, atol=1e-7)
-        factor = {8: 7, 28: 7, 32: 7, 33: 7, 64: 4}[side]
+        factor = {8: 7, 33: 7, 64: 4}[side]
         assert sizes[0] == (side * factor, (side + 3) * factor, 3)
         assert enlargement("defocus_blur", side, side + 3) == factor
 
@@ -189,12 +178,6 @@ class TestMeanCorruptionError:
     def test_is_the_mean_error_of_each_corruption_then_of_all(self) -> None:
         assert mean_corruption_error({"fog": [1.0, 0.0], "snow": [0.5]}) == 0.5
         assert mean_corruption_error({"fog": [0.9], "snow": [0.6]}) == pytest.approx(0.25)
-
-    def test_is_one_for_the_baseline_itself(self) -> None:
-        accuracies = {"fog": [0.9, 0.2], "snow": [0.6, 0.1]}
-        assert mean_corruption_error(accuracies, accuracies) == pytest.approx(1)
-        half = {name: [(1 + a) / 2 for a in values] for name, values in accuracies.items()}
-        assert mean_corruption_error(half, accuracies) == pytest.approx(0.5)
 
     def test_divides_sums_over_severities_not_each_severity(self) -> None:
         found = mean_corruption_error({"fog": [0.9, 0.5]}, {"fog": [0.8, 0.2]})
@@ -241,23 +224,19 @@ class TestRefusals:
         assert len(set(chosen_corruptions(["snow", "all"]))) == 15
         assert chosen_corruptions([]) == ()
 
-    @pytest.mark.parametrize("severity", [0, 6, True, 2.5, 3.0, "3"])
-    def test_severities(self, severity: Any) -> None:
-        with pytest.raises(InputError, match="must be 1, 2, 3, 4 or 5"):
-            corrupt_images(pictures((1, 8, 8)), "fog", severity, ids=torch.arange(3))
-
-    @pytest.mark.parametrize("shape", [(2, 8, 8), (3, 3, 8), (1, 8, 2)])
-    def test_images(self, shape: tuple[int, int, int]) -> None:
-        with pytest.raises(InputError, match="1 or 3 channels and at least 4 x 4"):
-            corrupt_images(torch.rand(2, *shape), "fog", 1, ids=torch.arange(2))
-
-    def test_ids(self) -> None:
-        with pytest.raises(InputError, match="2 ids for 3 images"):
-            corrupt_images(pictures((1, 8, 8)), "fog", 1, ids=torch.arange(2))
-
-    def test_values(self) -> None:
-        with pytest.raises(InputError, match="divide by 255"):
-            corrupt_images(pictures((1, 8, 8)) * 255, "fog", 1, ids=torch.arange(3))
+    @pytest.mark.parametrize(
+        ("images", "severity", "message"),
+        [
+            *((torch.rand(3, 1, 8, 8), wrong, "1, 2, 3, 4 or 5") for wrong in (0, 6, True, "3")),
+            (torch.rand(3, 2, 8, 8), 1, "1 or 3 channels and at least 4 x 4"),
+            (torch.rand(3, 1, 8, 2), 1, "1 or 3 channels and at least 4 x 4"),
+            (torch.rand(2, 1, 8, 8), 1, "3 ids for 2 images"),
+            (torch.full((3, 1, 8, 8), 255.0), 1, "divide by 255"),
+        ],
+    )
+    def test_images_and_severities(self, images: Tensor, severity: Any, message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            corrupt_images(images, "fog", severity, ids=torch.arange(3))
 
 
 class TestLibrary:

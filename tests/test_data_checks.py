@@ -61,11 +61,6 @@ def test_bad_images_are_answered_with_one_sentence(images: object, words: str) -
         check_images(images)
 
 
-def test_the_sentence_names_what_was_checked() -> None:
-    with pytest.raises(InputError, match=r"^adversarials must"):
-        check_images(GOOD * 9, what="adversarials")
-
-
 @pytest.mark.parametrize(
     "labels",
     [[0, 2, 1], np.array([0, 2, 1], dtype=np.uint8), torch.tensor([0.0, 2.0, 1.0])],

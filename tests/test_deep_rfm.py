@@ -6,8 +6,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from reference import deep_rfm as oracle
 from torch import Tensor
 
@@ -17,18 +15,13 @@ from robust_nc.models.deep_rfm import (
     DeepRFM,
     Gaussian,
     Laplace,
-    RandomMap,
     draw_map,
-    kernel_agop,
-    make_kernel,
-    solve_ridge,
     unit_sphere,
 )
 
 # NC1 (trace form) of X over layers 1 to 8, mean of 3 seeds, and layer 8 without the AGOP step.
 GOLDEN = (2.35, 0.42, 0.139, 0.044, 0.015, 0.0058, 0.0023, 0.0009)
 GOLDEN_WITHOUT = 6.82
-KERNELS = ("laplace", "gaussian")
 
 
 def mixture(
@@ -48,7 +41,7 @@ def small(seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def curve(**options) -> Tensor:
     found = []
-    for seed in range(3):
+    for seed in range(2):
         machine = DeepRFM(8, seed=seed, **options).fit(*mixture(seed))
         found.append(machine.layers_.query("point == 'X'")["nc1_trace"].to_list())
     return torch.tensor(found).mean(0)
@@ -68,9 +61,15 @@ class TestGolden:
 
 
 class TestOracle:
-    @pytest.mark.parametrize("agop", [True, False])
-    @pytest.mark.parametrize("activation", ["relu", "cosine"])
-    @pytest.mark.parametrize("kernel", KERNELS)
+    @pytest.mark.parametrize(
+        ("kernel", "activation", "agop"),
+        [
+            ("laplace", "relu", True),
+            ("laplace", "cosine", False),
+            ("gaussian", "cosine", True),
+            ("gaussian", "relu", False),
+        ],
+    )
     def test_layers_and_outputs(self, kernel, activation, agop):
         features, labels = small()
         others, _ = small(1)
@@ -109,15 +108,6 @@ class TestOracle:
             if root is not None:
                 np.testing.assert_allclose(root @ root, matrix, atol=1e-8)
 
-    def test_a_fitted_layer_is_what_the_next_one_reads(self):
-        features, labels = small()
-        machine = DeepRFM(3, width=16).fit(features, labels)
-        measured = machine.layers_.query("point == 'X'")["nc1_trace"].to_list()
-        for layer, value in enumerate(measured):
-            rows = machine.transform(features, layer)
-            assert oracle.nc1_trace(rows.numpy(), labels.numpy()) == pytest.approx(value)
-        torch.testing.assert_close(machine.transform(features, 3), machine.centers_)
-
 
 class TestKernels:
     @pytest.mark.parametrize("kernel", [Laplace(0.7), Gaussian(0.7)])
@@ -146,27 +136,6 @@ class TestKernels:
         told = -float(torch.log(Laplace(1e-4)(point, center)))
         assert told * 1e-4 == pytest.approx(distance, rel=1e-3)
 
-    @pytest.mark.parametrize("kernel", KERNELS)
-    def test_agop_is_that_of_the_fitted_function(self, kernel):
-        """Against automatic differentiation of f itself."""
-        made = make_kernel(kernel, 1.3)
-        centers, labels = small()
-        alpha = solve_ridge(centers, torch.eye(3).double()[labels], made, ridge=0.1)
-        points = centers.clone().requires_grad_()
-        total = torch.zeros(5, 5, dtype=torch.float64)
-        for column in (made(points, centers) @ alpha).T:
-            (slopes,) = torch.autograd.grad(column.sum(), points, retain_graph=True)
-            total += slopes.T @ slopes
-        found = kernel_agop(centers, alpha, made, batch_size=5)
-        torch.testing.assert_close(found, total / len(centers))
-
-    def test_ridge_solution_solves_its_equations(self):
-        centers, labels = small()
-        targets = torch.eye(3).double()[labels]
-        kernel = Laplace(2.0)
-        alpha = solve_ridge(centers, targets, kernel, ridge=0.5, batch_size=5)
-        torch.testing.assert_close(kernel(centers, centers) @ alpha + 0.5 * alpha, targets)
-
     def test_unit_sphere_keeps_zero_rows_and_tiny_ones(self):
         rows = torch.tensor([[0.0, 0.0], [3e-15, 4e-15]], requires_grad=True)
         found = unit_sphere(rows)
@@ -176,17 +145,9 @@ class TestKernels:
 
 
 class TestMaps:
-    def test_relu_weights_are_those_of_a_default_linear_layer(self):
-        source = torch.Generator().manual_seed(0)
-        phi = draw_map(16, 4000, "relu", 2.0, source)
-        assert phi.phase is None
-        assert 0.2499 < float(phi.weight.max()) <= 0.25
-        assert -0.25 <= float(phi.weight.min()) < -0.2499
-        assert float(phi.weight.mean()) == pytest.approx(0, abs=0.002)
-
     def test_cosine_features_approximate_the_gaussian_kernel(self):
         rows = unit_sphere(small()[0])
-        phi = draw_map(5, 200_000, "cosine", 0.8, torch.Generator().manual_seed(0)).double(
+        phi = draw_map(5, 50_000, "cosine", 0.8, torch.Generator().manual_seed(0)).double(
             rows.device
         )
         assert phi.phase is not None
@@ -197,41 +158,6 @@ class TestMaps:
 
 
 class TestInvariance:
-    @settings(max_examples=10, deadline=None)
-    @given(seed=st.integers(0, 1000))
-    def test_order_of_examples_and_of_classes(self, seed):
-        features, labels = small()
-        others, _ = small(1)
-        source = torch.Generator().manual_seed(seed)
-        order, names = torch.randperm(24, generator=source), torch.randperm(3, generator=source)
-        plain = DeepRFM(2, width=16).fit(features, labels).decision(others)
-        shuffled = DeepRFM(2, width=16).fit(features[order], names[labels[order]])
-        torch.testing.assert_close(shuffled.decision(others)[:, names], plain, rtol=0, atol=1e-7)
-
-    @settings(max_examples=10, deadline=None)
-    @given(seed=st.integers(0, 1000), exponent=st.integers(-6, 6))
-    def test_length_of_rows(self, seed, exponent):
-        features, labels = small()
-        machine = DeepRFM(2, width=16).fit(features, labels)
-        source = torch.Generator().manual_seed(seed)
-        lengths = 10.0**exponent * (torch.rand(24, 1, generator=source) + 0.1)
-        scaled = DeepRFM(2, width=16).fit(features * lengths, labels)
-        torch.testing.assert_close(scaled.decision(features), machine.decision(features * lengths))
-
-    @pytest.mark.parametrize("kernel", KERNELS)
-    def test_rotation_of_the_features_together_with_the_first_map(self, kernel):
-        features, labels = small()
-        source = torch.Generator().manual_seed(3)
-        turn = torch.linalg.qr(torch.randn(5, 5, generator=source).double())[0]
-        machine = DeepRFM(2, width=16, kernel=kernel).fit(features, labels)
-        first, second = machine.maps_
-        turned = DeepRFM(2, width=16, kernel=kernel).fit(
-            features @ turn, labels, maps=[RandomMap(first.weight @ turn, None), second]
-        )
-        torch.testing.assert_close(
-            turned.decision(features @ turn), machine.decision(features), rtol=0, atol=1e-7
-        )
-
     def test_batch_size_changes_nothing_and_seed_changes_the_maps(self):
         features, labels = small()
         plain = DeepRFM(2, width=16).fit(features, labels)
@@ -263,26 +189,6 @@ def test_a_fit_that_fails_leaves_the_machine_as_it_was():
     with pytest.raises(InputError, match="one point"):
         machine.fit(torch.ones(24, 5), labels)
     assert torch.equal(machine.decision(features), outputs)
-
-
-def test_a_class_without_examples_is_never_chosen():
-    features, labels = small()
-    machine = DeepRFM(2, width=16).fit(features, labels, num_classes=5)
-    outputs = machine.decision(features)
-    assert outputs.shape == (24, 5)
-    assert torch.equal(outputs.argmax(1), labels)
-    assert torch.equal(machine.predict(features), labels)
-
-
-def test_the_report_tells_rising_shares_of_every_layer():
-    told: list[tuple[float, str]] = []
-    DeepRFM(2, width=16, batch_size=10).fit(*small(), report=lambda *event: told.append(event))
-    shares = [share for share, _ in told]
-    assert shares == sorted(shares)
-    assert shares[-1] == 1
-    texts = list(dict.fromkeys(text for _, text in told))
-    assert texts == ["layer 1", "layer 2", "last kernel machine"]
-    assert shares[0] == pytest.approx(10 / 24 / 3)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from robust_nc.geometry.dilation import (
     dilation,
     measure_memorization,
 )
-from robust_nc.geometry.leaps import measure_leaps
 from robust_nc.geometry.moments import Moments
 
 
@@ -93,33 +92,6 @@ def test_planted_memorization_is_found_again(fraction: float) -> None:
     distance = ((fraction * length) ** 2 + 0.25) ** 0.5
     assert found.memorization == pytest.approx(distance)
     assert found.memorization_relative == pytest.approx(distance / length)
-
-
-def test_a_memorised_example_and_a_leaped_one_are_the_same_geometry() -> None:
-    """From its vertex on, the way of a corrupted example is the landing of an attacked one."""
-    features, assigned, original = noisy_clusters()
-    right = assigned == original
-    moments = Moments(5, 6)
-    moments.update(features[right], original[right])
-    vertices = moments.means
-    wrong = ~right & ~torch.isnan(vertices[:, 0])[original]
-    start, end = vertices[original[wrong]], features[wrong]
-    leaps = measure_leaps(start, end, original[wrong], vertices, destinations=assigned[wrong])
-    found = measure_memorization(features, assigned, original, num_classes=5)
-    torch.testing.assert_close(found.t, leaps.t, rtol=1e-10, atol=1e-12)
-    assert found.memorised_way == pytest.approx(leaps.landing_fraction)
-    assert found.memorised_off_edge == pytest.approx(leaps.off_edge)
-
-
-def test_classes_count_alike_however_many_corrupted_examples_they_have() -> None:
-    features = torch.tensor([[0.0], [0], [9], [9], [1], [1], [1], [6]])
-    original = torch.tensor([0, 0, 1, 1, 0, 0, 0, 1])
-    assigned = torch.tensor([0, 0, 1, 1, 1, 1, 1, 0])
-    found = measure_memorization(features, assigned, original, num_classes=2)
-    assert found.per_class == (1.0, 3.0)
-    assert found.memorization == 2.0
-    assert found.counts == (3, 1)
-    assert found.corruption_bias == pytest.approx((3 * 8 + 6) / 4)
 
 
 def test_clean_labels_leave_nothing_to_measure() -> None:

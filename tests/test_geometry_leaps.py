@@ -18,7 +18,6 @@ from robust_nc.geometry.leaps import (
     LeapMeter,
     Leaps,
     leap_layer,
-    leap_layer_histogram,
     measure_leaps,
 )
 from robust_nc.geometry.moments import Moments
@@ -110,21 +109,6 @@ def test_landing_fraction_is_the_way_along_the_edge(fraction: float) -> None:
     assert found.displacement == pytest.approx(fraction)
 
 
-def test_selected_landing_has_a_floor_that_the_plain_one_has_not() -> None:
-    """It can fall below 1/2, from a clean example part of the way; never below 0."""
-    vertices = torch.tensor([[0.0, 0], [1, 0]], dtype=torch.float64)
-    clean = torch.tensor([[0.45, 0.0], [0.0, 0.0]], dtype=torch.float64)
-    attacked = torch.tensor([[0.55, 0.0], [0.2, 0.0]], dtype=torch.float64)
-    labels = torch.tensor([0, 0])
-    found = measure_leaps(clean, attacked, labels, vertices, destinations=torch.tensor([1, 1]))
-    assert found.t_selected == pytest.approx(0.1)
-    assert found.landing_fraction == pytest.approx(0.15)
-    alone = measure_leaps(clean, attacked, labels, vertices)
-    assert alone.t_selected is None
-    assert alone.landing_fraction is None
-    assert "beside" in alone.notes["t_selected"]
-
-
 def test_nothing_seen_gives_no_values_and_no_error() -> None:
     found = LeapMeter(torch.eye(3)).compute()
     assert set(found.measures().values()) == {None}
@@ -183,30 +167,6 @@ def test_meters_of_other_vertices_do_not_merge() -> None:
         )
 
 
-@pytest.mark.parametrize("planted", [0, 2, 4])
-def test_a_planted_leap_layer_is_found(planted: int) -> None:
-    """Five taps; from `planted` on, half of the examples lie at the next vertex; one tap blinks."""
-    labels = torch.arange(30) % 3
-    moves = torch.arange(30) % 2 == 0
-    origins, landings = [], []
-    for depth in range(5):
-        vertices = simplex(3, 4 + depth, seed=depth)
-        ends = torch.where(moves & (depth >= planted), (labels + 1) % 3, labels)
-        if depth == planted - 2:
-            ends = (labels + 2) % 3
-        found = measure_leaps(vertices[labels], vertices[ends], labels, vertices)
-        origins.append(found.origin)
-        landings.append(found.destination)
-    origins[-1] = torch.where(torch.arange(30) >= 24, (labels + 1) % 3, origins[-1])
-    layers = leap_layer(origins, landings, labels)
-    expected = torch.where(moves, planted, -1)
-    expected[24:] = -2
-    assert torch.equal(layers, expected)
-    histogram = leap_layer_histogram(layers, 5)
-    assert histogram.counts == tuple(12 if depth == planted else 0 for depth in range(5))
-    assert (histogram.none, histogram.not_counted) == (12, 6)
-
-
 @settings(deadline=None, max_examples=25)
 @given(st.integers(1, 5), st.integers(0, 10_000))
 def test_leap_layers_agree_with_the_oracle(depth: int, seed: int) -> None:
@@ -223,49 +183,6 @@ def test_leap_layers_agree_with_the_oracle(depth: int, seed: int) -> None:
 def test_leap_layer_needs_both_ends_of_every_tap() -> None:
     with pytest.raises(InputError, match="found 1 and 0"):
         leap_layer([torch.zeros(2).long()], [], torch.zeros(2).long())
-
-
-def planted(rate: float, kind: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Clean, attacked, labels, vertices of ten classes; at `rate`, leaps onto vertices or noise."""
-    vertices = simplex(10, 64)
-    labels = torch.arange(2000) % 10
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(2, 2000, 64, generator=generator, dtype=torch.float64)
-    sigma = (0.007 / 9 / 10 * 10) ** 0.5
-    clean = vertices[labels] + sigma * noise[0]
-    hit = torch.rand(2000, generator=generator) < rate
-    wrong = (labels + 1 + torch.randint(0, 9, (2000,), generator=generator)) % 10
-    ends = {
-        "leap": vertices[wrong] + sigma * noise[1],
-        "scatter": (0.9 / 64) ** 0.5 * noise[1],
-    }[kind]
-    return clean, torch.where(hit[:, None], ends, clean), labels, vertices
-
-
-def test_planted_leaps_are_told_from_scatter_by_landing_and_not_by_labels() -> None:
-    for kind in ("leap", "scatter"):
-        clean, attacked, labels, vertices = planted(0.6, kind)
-        before, after = (measure_collapse(h, labels).nc1 for h in (clean, attacked))
-        assert before == pytest.approx(0.007, rel=0.1)
-        assert after is not None
-        assert after > 1, "by true label both look destroyed"
-        found = measure_leaps(clean, attacked, labels, vertices)
-        landed = measure_collapse(attacked, nearest_vertex(attacked, vertices), num_classes=10)
-        moments = Moments(10, 64)
-        moments.update(attacked, found.destination)
-        null = isotropic_null(moments, vertices, seed=0)
-        joint = joint_counts(found.labels, found.destination, 10)
-        relabelled = leap_null(joint, vertices)
-        values = (landed.nc1, null.nc1, relabelled.nc1, found.landed)
-        assert all(value is not None for value in values)
-        if kind == "leap":
-            assert after == pytest.approx(7, rel=0.25)
-            assert landed.nc1 < 0.01 * null.nc1
-            assert found.landed == pytest.approx(0.95, abs=0.03)
-            assert relabelled.nc1 == pytest.approx(after, rel=0.05)
-        else:
-            assert landed.nc1 > 0.2 * null.nc1
-            assert found.landed < 0.05
 
 
 def test_leap_null_is_the_collapse_of_examples_put_on_vertices() -> None:

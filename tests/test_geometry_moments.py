@@ -1,12 +1,9 @@
 """Moments: sums against NumPy, offsets, devices of state, several processes."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from helpers_geometry import clusters, reduce_moments
-from torch import multiprocessing
+from helpers_geometry import clusters
 
 from robust_nc.exceptions import InputError
 from robust_nc.geometry import moments as module
@@ -14,8 +11,7 @@ from robust_nc.geometry.moments import Moments
 from robust_nc.geometry.nearest import NearestMeter, nearest_vertex, vertex_logits
 
 
-@pytest.mark.parametrize("offset", [0.0, 1e3, 1e6])
-@pytest.mark.parametrize("block", [1, 7, 2**19])
+@pytest.mark.parametrize(("offset", "block"), [(0.0, 1), (1e3, 7), (1e6, 2**19)])
 def test_sums_agree_with_numpy(offset: float, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BLOCK", block)
     features, labels = clusters([9, 4, 0, 1], 5)
@@ -70,18 +66,6 @@ def test_what_is_not_finite_is_refused_before_it_enters() -> None:
     with pytest.raises(InputError, match=r"0\.\.1, found 2"):
         found.update(bad.nan_to_num(), torch.tensor([0, 2]))
     assert found.counts.tolist() == [0, 0]
-
-
-def test_two_processes_reduce_to_the_whole(tmp_path: Path) -> None:
-    multiprocessing.spawn(reduce_moments, args=(2, str(tmp_path)), nprocs=2)
-    assert {path.name for path in tmp_path.glob("done-*")} == {"done-0", "done-1"}
-
-
-def test_without_processes_there_is_nothing_to_reduce() -> None:
-    found = Moments(2, 2)
-    found.update(torch.eye(2).repeat(2, 1), torch.tensor([0, 1, 0, 1]))
-    assert found.all_reduce() is found
-    assert found.counts.tolist() == [2, 2]
 
 
 def test_nearest_vertex_survives_large_offsets_and_dimensions() -> None:

@@ -66,7 +66,7 @@ def test_the_interval_inverts_the_bounds_of_the_rate() -> None:
     assert never.low == pytest.approx(0.8)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10_000), st.integers(1, 9), st.sampled_from([0.05, 0.1, 0.5, 1.0]))
 def test_radii_agree_with_the_oracle(seed: int, count: int, level: float) -> None:
     generator = np.random.default_rng(seed)

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers_geometry import clusters, rotation, simplex
+from helpers_geometry import clusters, rotation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,9 +15,7 @@ from robust_nc.exceptions import InputError
 from robust_nc.geometry import moments as moments_module
 from robust_nc.geometry import nulls as nulls_module
 from robust_nc.geometry import projection as projection_module
-from robust_nc.geometry.collapse import collapse
 from robust_nc.geometry.moments import Groups, Moments
-from robust_nc.geometry.nearest import nearest_vertex
 from robust_nc.geometry.nulls import isotropic_null, leap_null
 from robust_nc.geometry.projection import Projection, Span, whitening
 
@@ -116,52 +114,6 @@ def test_both_routes_agree_on_any_features(groups: int, dim: int, seed: int, sca
     assert found["by Gram"] == pytest.approx(found["by SVD"], rel=1e-7)
 
 
-@pytest.mark.parametrize("name", ROUTES)
-def test_unbalanced_groups_of_an_exact_simplex_are_full_collapse(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    take_route(monkeypatch, name)
-    cut_small(monkeypatch)
-    counts = torch.tensor([50, 30, 10, 5, 2])
-    labels = torch.repeat_interleave(torch.arange(5), counts)
-    features = (3 * simplex(5, 40)[labels] + 1e3).float()
-    moments = Moments(5, 40)
-    moments.update(features, labels)
-    projection = Projection(moments)
-    projection.update(features, labels)
-    found = collapse(moments, projection=projection).measures()
-    for measure in ("nc1", "nc1_trace", "cdnv", "nc2_norm", "nc2_angle", "nc2_gram"):
-        assert found[measure] == pytest.approx(0, abs=1e-4), measure
-    assert found["nc1"] is not None
-    assert found["nc1"] < 1e-18
-    assert found["nc2_angle_w"] is not None
-    assert found["nc2_angle_w"] > 0.1
-
-
-def test_pieces_are_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    features, labels = clusters([9, 0, 5, 1, 30], 37)
-    moments = Moments(5, 37)
-    moments.update(features + 100, labels)
-    whole = moments.groups()
-    cut_small(monkeypatch)
-    pieced = moments.groups()
-    assert len(list(pieced.pieces())) == 2
-    means = torch.stack([features[labels == k].mean(0) for k in (0, 2, 4)])
-    mean = features[torch.isin(labels, torch.tensor([0, 2, 4]))].mean(0)
-    for groups in (whole, pieced):
-        assert groups.kept.tolist() == [0, 2, 4]
-        torch.testing.assert_close(groups.rows, means - means.mean(0))
-        torch.testing.assert_close(groups.weighted_rows(), means - mean)
-        torch.testing.assert_close(groups.gram(), groups.rows @ groups.rows.T)
-        weighted = groups.weighted_rows()
-        torch.testing.assert_close(groups.gram(weighted=True), weighted @ weighted.T)
-        torch.testing.assert_close(groups.norms, groups.rows.norm(dim=1))
-        torch.testing.assert_close(groups.weighted_norms, weighted.norm(dim=1))
-        assert torch.equal(
-            groups.nearest(features + 100), nearest_vertex(features, moments.means - 100)
-        )
-
-
 def test_moments_that_change_under_a_projection_are_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -177,25 +129,6 @@ def test_moments_that_change_under_a_projection_are_noticed(
         change(moments)
         with pytest.raises(InputError, match="have changed"):
             projection.update(features, labels)
-
-
-@pytest.mark.parametrize("name", ROUTES)
-def test_projections_merge_onto_the_same_means_only(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    take_route(monkeypatch, name)
-    features, labels = clusters([9, 9, 9], 5)
-    moments, turned = Moments(3, 5), Moments(3, 5)
-    moments.update(features, labels)
-    turned.update(features @ rotation(5, seed=3), labels)
-    whole, parts = Projection(moments), [Projection(moments) for _ in range(2)]
-    whole.update(features, labels)
-    parts[0].update(features[:4], labels[:4])
-    parts[1].update(features[4:], labels[4:])
-    assert parts[0].merge(parts[1]).nc1() == pytest.approx(whole.nc1(), rel=1e-12)
-    for other in (Projection(turned), Projection.of(moments.means[:2])):
-        with pytest.raises(InputError, match="different class means"):
-            whole.merge(other)
 
 
 def test_nulls_do_not_depend_on_the_route(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,10 +158,6 @@ def test_noise_without_two_vertices_has_no_collapse() -> None:
         vertices = moments.means
         vertices[missing] = torch.nan
         assert isotropic_null(moments, vertices, seed=0) == (None, None)
-
-
-def test_the_bytes_of_the_sums_are_stated() -> None:
-    assert Moments(10, 512).nbytes == 8 * 10 * (512 + 2)
 
 
 PEAK = """
@@ -273,11 +202,6 @@ def peak(groups: int, dim: int, examples: int) -> float:
     arguments = [sys.executable, "-c", PEAK, str(groups), str(dim), str(examples)]
     done = subprocess.run(arguments, check=True, capture_output=True, text=True)
     return float(done.stdout)
-
-
-def test_no_second_matrix_of_the_means_is_held() -> None:
-    """The sums take 25 MiB; with rows, weighted rows and a whitening matrix it is 174."""
-    assert 25 < peak(200, 16_384, 400) < 110
 
 
 @pytest.mark.slow

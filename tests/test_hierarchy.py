@@ -19,9 +19,6 @@ from robust_nc.data.load import dataset_info
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.geometry.severity import (
     check_distances,
-    farthest_classes,
-    mean_severity,
-    severity_null,
 )
 
 NAMES = ["ant", "bee", "elm", "oak"]
@@ -104,17 +101,6 @@ class TestPackaged:
         assert np.array_equal(tree.distances().numpy(), wanted)
         assert tree.distances().dtype == torch.float64
 
-    @each_packaged
-    def test_severity_of_leaps_reads_them(self, name):
-        tree = read_hierarchy(name)
-        distances = check_distances(tree.distances(), tree.num_classes)
-        labels = torch.arange(tree.num_classes)
-        far = farthest_classes(distances, labels)
-        assert mean_severity(labels, far, distances) == tree.height
-        pairs = PACKAGED[name][2]
-        mean = sum(d * n for d, n in enumerate(pairs, 1)) / sum(pairs)
-        assert severity_null(labels, far, distances) == pytest.approx(mean)
-
     def test_cifar100_has_its_twenty_superclasses(self):
         tree = read_hierarchy("cifar100")
         heights = list(zip(*tree.groups, strict=True))
@@ -149,34 +135,10 @@ class TestWays:
         ranks = distances.unique(return_inverse=True)[1]  # tables.toml has one height more
         assert ranks.tolist() == [[0, 1, 2, 2], [1, 0, 2, 2], [2, 2, 0, 1], [2, 2, 1, 0]]
 
-    def test_json_and_toml_say_the_same(self, tmp_path):
-        values = {"classes": NAMES, "tree": {"animal": ["ant", "bee"], "plant": ["elm", "oak"]}}
-        text = f'classes = {NAMES}\n[tree]\nanimal = ["ant", "bee"]\nplant = ["elm", "oak"]'
-        one, other = (
-            read_hierarchy(written(tmp_path, content, name))
-            for content, name in ((values, "own.json"), (text, "own.toml"))
-        )
-        assert one == other
-        assert (one.name, one.classes) == ("own", tuple(NAMES))
-
     def test_groups_by_name_name_the_classes(self, tmp_path):
         tree = read_hierarchy(written(tmp_path, {"groups": {"b": [3], "a": [3], "c": [0]}}))
         assert tree.classes == ("b", "a", "c")
         assert tree.distances().tolist() == [[0, 1, 2], [1, 0, 2], [2, 2, 0]]
-
-    def test_a_flat_tree_puts_all_classes_at_distance_one(self, tmp_path):
-        tree = read_hierarchy(written(tmp_path, {"tree": [2, 0, 1]}))
-        assert tree.height == 1
-        assert tree.distances().tolist() == (1 - torch.eye(3)).tolist()
-
-    def test_a_shallow_class_is_as_far_as_the_highest_node_above_it(self, tmp_path):
-        tree = read_hierarchy(written(tmp_path, {"tree": [[[0, 1], 2], 3]}))
-        wanted = [[0, 1, 2, 3], [1, 0, 2, 3], [2, 2, 0, 3], [3, 3, 3, 0]]
-        assert tree.distances().tolist() == wanted
-
-    def test_a_group_of_one_raises_what_is_above_it(self, tmp_path):
-        tree = read_hierarchy(written(tmp_path, {"tree": [[[0]], 1]}))
-        assert tree.distances().tolist() == [[0, 3], [3, 0]]
 
     @given(nested())
     @settings(max_examples=60, deadline=None)
@@ -191,20 +153,6 @@ class TestWays:
         widest = torch.maximum(found[:, :, None], found[None])  # d(i, j) and d(j, k)
         assert bool((found[:, None] <= widest).all())
         check_distances(found, len(groups))
-
-    def test_parents_take_a_number_for_the_name_that_it_is(self, tmp_path):
-        parents = {"1": "a", "2": "a", "0": "b", "a": "r", "b": "r"}
-        for names in (["1", "2", "0"], ["0", "1", "2"]):
-            values = {"classes": names, "parents": parents}
-            distances = read_hierarchy(written(tmp_path, values)).distances()
-            assert float(distances[names.index("1"), names.index("2")]) == 1
-            assert distances.sum() == 2 * (1 + 2 + 2)
-        wide = {"classes": ["0", "1", "10", "2"], "parents": dict.fromkeys(["0", "1", "2"], "a")}
-        wide["parents"] |= {"10": "b", "a": "r", "b": "r"}
-        assert read_hierarchy(written(tmp_path, wide)).groups == ((0,), (0,), (1,), (0,))
-        labels = {"classes": ["x", "y", "z"], "parents": {"1": "a", "y": "a", "0": "r", "a": "r"}}
-        with pytest.raises(ConfigError, match=r"parents.y: class 'y' is at parents.1 already"):
-            read_hierarchy(written(tmp_path, labels))
 
     def test_a_path_is_read_as_its_text(self, tmp_path):
         own = written(tmp_path, {"tree": [[0, 1], [2]]})
@@ -234,16 +182,12 @@ class TestWays:
 
 FAULTS = {
     "not JSON": ('{"tree": [0, 1}', r"own.json is not JSON: .*line 1"),
-    "not an object": ("[0, 1]", r"own.json must hold an object, found list"),
     "too deep": ("[" * 100_000, r"own.json is not JSON: "),
     "a key twice": ('{"tree": {"a": [0], "a": [1]}}', r"the key 'a' is there more than once"),
     "unknown key": ({"tre": [0, 1]}, r"unknown key in .*own.json 'tre'; did you mean 'tree'"),
     "no form": ({"classes": NAMES}, r"must give one of tree, groups, parents; found none"),
     "two forms": ({"tree": [0], "groups": [[0]]}, r"found tree and groups"),
     "classes twice": ({"classes": ["a", "a"], "tree": ["a"]}, r"classes: 'a' is there more than"),
-    "classes no list": ({"classes": "ab", "tree": [0]}, r"classes: must be a list of names"),
-    "classes empty": ({"classes": [], "tree": [0, 1]}, r"classes: is empty; name every class"),
-    "tree no list": ({"tree": 3}, r"tree: must be a table or a list, found 3"),
     "unknown class": (
         {"classes": NAMES, "tree": {"a": ["ant", "be"]}},
         r"tree.a\[1\]: unknown class 'be'; did you mean 'bee'\?",
@@ -258,20 +202,14 @@ FAULTS = {
         r"class 'elm' is nowhere in the tree",
     ),
     "label missing": ({"tree": [[0, 1], [3]]}, r"class 2 is nowhere in the tree"),
-    "label negative": ({"tree": [0, -1]}, r"tree\[1\]: labels must be 0 or more, found -1"),
     "label too large": ({"classes": NAMES, "tree": [0, 4]}, r"labels must be in 0..3, found 4"),
     "label no number": ({"tree": [0, 1.5]}, r"tree\[1\]: must be a class, by name or label"),
-    "label a flag": ({"tree": [0, True]}, r"tree\[1\]: must be a class, .*found True"),
     "empty group": ({"tree": {"a": [0, 1], "b": []}}, r"tree.b: holds no class"),
-    "nothing at all": ({"tree": []}, r"tree: holds no class"),
-    "no parents": ({"parents": {}}, r"parents: holds no class"),
     "one class": ({"tree": [0]}, r"needs at least 2 classes, found 1"),
     "cycle": (
         {"parents": {"0": "a", "1": "a", "a": "b", "b": "c", "c": "a"}},
         r"parents: a -> b -> c -> a is a cycle",
     ),
-    "cycle beside": ({"parents": {"0": "r", "1": "r", "x": "y", "y": "x"}}, r"is a cycle"),
-    "its own parent": ({"parents": {"0": "0"}}, r"parents: 0 -> 0 is a cycle"),
     "two roots": (
         {"parents": {"0": "a", "1": "b"}},
         r"parents: '0' is below 'a' and '1' below 'b'; a tree has one root",
@@ -290,8 +228,6 @@ FAULTS = {
         r"class 'b' has groups at 1 heights, and 'a' at 2",
     ),
     "group no number": ({"groups": [[0], [0.5]]}, r"groups\[1\]: must be a list of group numbers"),
-    "group negative": ({"groups": [[0], [-1]]}, r"groups\[1\]: must be a list of group numbers"),
-    "groups no list": ({"groups": 3}, r"groups: must be a table or a list"),
     "groups too few": (
         {"classes": NAMES, "groups": [[0], [0]]},
         r"found 2 rows for 4 classes",

@@ -4,13 +4,11 @@ import copy
 
 import pytest
 import torch
-from helpers_data import random_split
-from helpers_models import digits, same_weights, small_config, small_model
+from helpers_models import digits, same_weights, small_model
 from torch import Tensor, nn
 
 from robust_nc.config import MeasureConfig
 from robust_nc.data.base import Split
-from robust_nc.data.batches import Batches
 from robust_nc.data.noise import Symmetric
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.dilation import MEASURES, measure_memorization
@@ -18,13 +16,10 @@ from robust_nc.geometry.leaps import measure_leaps
 from robust_nc.models.classifier import Classifier
 from robust_nc.profiling.conditions import attack_examples
 from robust_nc.profiling.leap_rows import leap_rows
-from robust_nc.profiling.measurement import Examples, Measurement, drawn
+from robust_nc.profiling.measurement import Examples, Measurement
 from robust_nc.runtime import untouched
 from robust_nc.threat import Ball
-from robust_nc.training.loop import Trainer
-from robust_nc.training.losses import cross_entropy
-from robust_nc.training.objectives import Standard
-from robust_nc.training.validation import TEST_EXAMPLES, TRAIN_EXAMPLES, MemorizationProbe
+from robust_nc.training.validation import MemorizationProbe
 
 NAMES = {*MEASURES, "memorised", "dilation"}
 
@@ -67,33 +62,6 @@ def test_ids_of_the_data_do_not_matter_to_the_probe() -> None:
     found = MemorizationProbe(train, original, test, device="cpu")(model)
     moved = train._replace(ids=train.ids * 5 + 1000)
     assert MemorizationProbe(moved, original, test, device="cpu")(model) == found
-
-
-def test_at_most_so_many_examples_are_measured_evenly_spread() -> None:
-    many = random_split(5_000, shape=(1, 8, 8), classes=10)
-    probe = MemorizationProbe(many, many.labels, many, device="cpu")
-    assert probe.train.num_examples == TRAIN_EXAMPLES
-    assert probe.test.num_examples == TEST_EXAMPLES
-    last = list(probe.train.ordered())[-1]
-    assert int(last.ids[-1]) > 4_900
-    assert torch.equal(probe.original[last.ids], last.labels)
-
-
-def test_a_network_that_fits_wrong_labels_is_seen_to_memorise_them() -> None:
-    train, original = mislabelled(limit=200)
-    model, test = small_model(), digits("test", 100)
-    config = small_config(epochs=30, train={"lr": 0.1}).train
-    probe = MemorizationProbe(train, original, test, device="cpu")
-    before = probe(model)
-    batches = Batches(train, batch_size=50, device="cpu")
-    Trainer(model, Standard(cross_entropy), batches, config, seed=0).fit()
-    after = probe(model)
-    values = {name: (before[name], after[name]) for name in NAMES}
-    assert all(value is not None for pair in values.values() for value in pair)
-    assert before["memorised"] < 0.4
-    assert after["memorised"] > 0.9
-    assert before["memorised_way"] < 0.25
-    assert after["memorised_way"] > before["memorised_way"] + 0.3
 
 
 def test_the_probe_leaves_no_trace() -> None:
@@ -183,16 +151,3 @@ def test_attacks_on_train_aim_away_from_the_labels_that_training_saw() -> None:
     )
     assert torch.equal(noisy, given)
     assert not torch.equal(noisy[0], plain[0])
-
-
-def test_examples_take_the_labels_along_that_training_saw() -> None:
-    images, labels = torch.rand(5, 1, 2, 2), torch.arange(5)
-    plain = Examples("train", images, labels, labels)
-    assert plain.first(2).given is None
-    assert plain.attacked_labels.tolist() == labels.tolist()
-    first = plain._replace(given=labels.flip(0)).first(3)
-    assert first.attacked_labels.tolist() == [4, 3, 2]
-    assert first.labels.tolist() == [0, 1, 2]
-    assert torch.equal(first.images, images[:3])
-    assert first.ids.tolist() == [0, 1, 2]
-    assert drawn("test", [images], [labels]).given is None

@@ -4,7 +4,7 @@ import tomllib
 
 import pytest
 import torch
-from helpers_models import make, some_images, warmed_up
+from helpers_models import make, same_weights, some_images, warmed_up
 from safetensors.torch import load_file, save_file
 
 from robust_nc.config import ModelConfig, read
@@ -19,15 +19,16 @@ STAGES = tuple(f"layer{stage}.{block}" for stage in range(1, 5) for block in ran
 CONVOLUTIONS = tuple(f"conv{index}" for index in range(1, 9))
 WIDE = {"name": "wide_resnet", "depth": 10, "widen": 1}
 VIT = {"name": "vit", "patch": 2, "dim": 16, "depth": 2, "heads": 2}
-RECTIFIED = (
+SMALL = (
     ("small_cnn", (1, 8, 8)),
     ("small_cnn", (3, 32, 32)),
     ("mlp", (1, 8, 8)),
     ("preact_resnet18", (3, 8, 8)),
     ("vgg11_bn", (1, 32, 32)),
     (WIDE, (3, 8, 8)),
+    (VIT, (1, 8, 8)),
+    ({**VIT, "pooling": "cls"}, (3, 8, 8)),
 )
-SMALL = (*RECTIFIED, (VIT, (1, 8, 8)), ({**VIT, "pooling": "cls"}, (3, 8, 8)))
 
 
 def count(model: torch.nn.Module) -> int:
@@ -51,11 +52,9 @@ def test_parameter_counts(backbone, shape, parameters):
     assert count(make(backbone, shape=shape)) == parameters
 
 
-@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
     ("backbone", "side", "names", "widths", "sides"),
     [
-        ("small_cnn", 8, BLOCKS, (32, 32, 64, 64), (4, 4, 2, 2)),
         ("small_cnn", 28, BLOCKS, (32, 32, 64, 64), (14, 14, 7, 7)),
         ("small_cnn", 32, BLOCKS, (32, 32, 64, 64), (16, 16, 8, 8)),
         (
@@ -74,9 +73,9 @@ def test_parameter_counts(backbone, shape, parameters):
         ),
     ],
 )
-def test_taps_come_in_depth_order_with_known_shapes(backbone, side, channels, names, widths, sides):
-    model = make(backbone, shape=(channels, side, side)).eval()
-    images = some_images(2, (channels, side, side))
+def test_taps_come_in_depth_order_with_known_shapes(backbone, side, names, widths, sides):
+    model = make(backbone, shape=(3, side, side)).eval()
+    images = some_images(2, (3, side, side))
     with torch.no_grad():
         pooled = model.tapped(images).features
         flat = model.tapped(images, feature="flatten").features
@@ -92,22 +91,6 @@ def test_taps_come_in_depth_order_with_known_shapes(backbone, side, channels, na
         torch.testing.assert_close(pooled[name], flat[name].view(2, width, -1).mean(2))
 
 
-def test_preact_resnet_takes_every_image_size_of_ours():
-    model = make("preact_resnet18", shape=(1, 8, 8)).eval()
-    with torch.no_grad():
-        shapes = {side: model(some_images(1, (1, side, side))).shape for side in (8, 28, 32)}
-    assert set(shapes.values()) == {(1, 10)}
-
-
-def test_mlp_taps_are_its_hidden_layers():
-    model = make({"name": "mlp", "width": 24, "depth": 4}, shape=(3, 8, 8)).eval()
-    with torch.no_grad():
-        features = model.tapped(some_images(2, (3, 8, 8))).features
-    assert tuple(features) == ("hidden1", "hidden2", "hidden3", "penultimate")
-    assert {value.shape for value in features.values()} == {(2, 24)}
-    assert all(float(value.min()) >= 0 for value in features.values())
-
-
 @pytest.mark.parametrize(("backbone", "shape"), SMALL)
 def test_tapped_logits_are_those_of_forward(backbone, shape):
     model = warmed_up(make(backbone, shape=shape))
@@ -119,11 +102,9 @@ def test_tapped_logits_are_those_of_forward(backbone, shape):
     assert model.tapped(images, taps=()).features == {}
 
 
-@pytest.mark.parametrize("head", ["linear", "etf"])
-@pytest.mark.parametrize("normalise_features", [False, True])
 @pytest.mark.parametrize(("backbone", "shape"), SMALL)
-def test_a_row_depends_on_its_own_image_alone(backbone, shape, head, normalise_features):
-    model = warmed_up(make(backbone, head, shape=shape, normalise_features=normalise_features))
+def test_a_row_depends_on_its_own_image_alone(backbone, shape):
+    model = warmed_up(make(backbone, "etf", shape=shape, normalise_features=True))
     images = some_images(8, shape)
     order = torch.tensor([5, 2, 7, 0, 3, 6, 1, 4])
     with torch.no_grad():
@@ -138,21 +119,6 @@ def test_every_parameter_takes_part(backbone, shape):
     model = make(backbone, shape=shape)
     torch.nn.functional.cross_entropy(model(some_images(4, shape)), torch.arange(4)).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
-
-
-@pytest.mark.parametrize(("backbone", "shape"), RECTIFIED)
-def test_features_of_networks_with_relu_end_in_it(backbone, shape):
-    model = make(backbone, shape=shape)
-    features = model.features(some_images(4, shape)).detach()
-    assert float(features.min()) >= 0 < float(features.max())
-
-
-def test_features_keep_their_graph():
-    model = warmed_up(make(shape=(1, 8, 8)))
-    images = some_images(2, (1, 8, 8)).requires_grad_()
-    model.tapped(images, taps=("block2",)).features["block2"].sum().backward()
-    assert images.grad is not None
-    assert float(images.grad.abs().sum()) > 0
 
 
 @pytest.mark.parametrize(("backbone", "shape"), SMALL)
@@ -252,20 +218,13 @@ def test_configurations_that_do_not_fit_are_refused(config, error, sentence):
         ("small_cnn width=0", 8, InputError, "width must be at least 1, found 0"),
         ("mlp depth=0", 8, InputError, "depth must be at least 1, found 0"),
         ("wide_resnet depth=27", 8, InputError, r"6 n \+ 4 .* found 27; choose 22 or 28$"),
-        ("wide_resnet depth=4", 8, InputError, "depth must be at least 10, found 4"),
-        ("wide_resnet widen=0", 8, InputError, "widen must be at least 1, found 0"),
         ("wide_resnet dropout=1.0", 8, InputError, "at least 0 and below 1, found 1.0"),
-        ("wide_resnet dropout=-0.1", 8, InputError, "at least 0 and below 1, found -0.1"),
         ("vit patch=4", 30, InputError, "both sides .* 4 for 30 x 30; choose 1, 2, 3, 5, 6"),
         ("vit patch=0", 8, InputError, "patch must be at least 1, found 0"),
-        ("vit depth=0", 8, InputError, "depth must be at least 1, found 0"),
-        ("vit heads=0", 8, InputError, "heads must be at least 1, found 0"),
-        ("vit dim=0", 8, InputError, "dim must be at least 1, found 0"),
         ("vit heads=5", 8, InputError, "multiple of heads, found dim 192 and 5 heads"),
         ("vit mlp_ratio=0.0", 8, InputError, "mlp_ratio must leave at least 1 hidden unit"),
         ('vit pooling="max"', 8, ConfigError, "backbone 'vit', option 'pooling': .*'mean'"),
         ("transform wide=3", 8, ConfigError, "neck 'transform' has no option 'wide'"),
-        ("transform dim=3", 8, ConfigError, "neck 'transform' has no option 'dim'"),
         ("transform width=0", 8, InputError, "width must be at least 1, found 0"),
         ("transform blocks=-1", 8, InputError, "blocks must be at least 0, found -1"),
     ],
@@ -278,35 +237,19 @@ def test_options_that_do_not_fit_are_refused(part, side, error, sentence):
         build_model(read(ModelConfig, {"image_shape": [1, side, side], which: table}))
 
 
-def test_a_patch_fits_both_sides():
-    with pytest.raises(InputError, match=r"found 4 for 8 x 6; choose 1, 2$"):
-        make({"name": "vit", "patch": 4}, shape=(1, 8, 6))
-
-
 def test_a_head_of_another_width_is_refused():
     with pytest.raises(InputError, match="head reads 8 features, but the backbone gives 64"):
         Classifier(Normalise((0.5,), (0.5,)), SmallCnn((1, 8, 8)), LinearHead(10, 8, seed=0))
 
 
-def test_two_heads_of_one_seed_share_the_backbone_to_the_bit():
+def test_a_seed_fixes_the_backbone_under_every_head_and_the_global_generator_is_left_alone():
+    before = torch.get_rng_state()
     linear, etf = (make(head=head, shape=(1, 8, 8), seed=3) for head in ("linear", "etf"))
     other = make(shape=(1, 8, 8), seed=4)
-    kept, fixed = linear.backbone.state_dict(), etf.backbone.state_dict()
-    assert kept.keys() == fixed.keys()
-    assert all(torch.equal(kept[name], fixed[name]) for name in kept)
-    first = "block1.0.weight"
-    assert not torch.equal(kept[first], other.backbone.state_dict()[first])
-    assert not torch.equal(linear.head.vertices(), other.head.vertices())
-
-
-def test_a_seed_fixes_the_model_and_the_global_generator_is_left_alone():
-    torch.manual_seed(11)
-    before = torch.get_rng_state()
-    first = make("mlp", shape=(1, 8, 8), seed=1).state_dict()
     assert torch.equal(torch.get_rng_state(), before)
-    torch.rand(7)
-    again = make("mlp", shape=(1, 8, 8), seed=1).state_dict()
-    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert same_weights(linear.backbone, etf.backbone)
+    assert not same_weights(linear.backbone, other.backbone)
+    assert not torch.equal(linear.head.vertices(), other.head.vertices())
 
 
 def test_weights_start_with_the_documented_variance():
@@ -317,34 +260,13 @@ def test_weights_start_with_the_documented_variance():
     assert float(dense.layers[1][0].bias.detach().abs().max()) == 0
 
 
-@pytest.mark.parametrize("head", ["linear", "etf"])
-@pytest.mark.parametrize(("backbone", "shape"), [*SMALL[:3], *SMALL[-3:]])
-def test_saved_and_loaded_weights_are_exact(backbone, shape, head, tmp_path):
-    model = warmed_up(make(backbone, head, shape=shape, seed=1))
+@pytest.mark.parametrize(("backbone", "shape"), SMALL)
+def test_saved_and_loaded_weights_are_exact(backbone, shape, tmp_path):
+    model = warmed_up(make(backbone, "etf", shape=shape, seed=1))
     save_file(model.state_dict(), tmp_path / "model.safetensors")
-    loaded = make(backbone, head, shape=shape, seed=2).eval()
+    loaded = make(backbone, "etf", shape=shape, seed=2).eval()
     images = some_images(4, shape)
     assert not torch.equal(loaded(images), model(images))
     loaded.load_state_dict(load_file(tmp_path / "model.safetensors"))
     assert torch.equal(loaded(images), model(images))
     assert torch.equal(loaded.head.vertices(), model.head.vertices())
-
-
-def test_a_few_steps_learn_with_either_head():
-    labels = torch.arange(48) % 4
-    images = 0.2 * some_images(48, (1, 8, 8)) + 0.2 * labels.view(-1, 1, 1, 1)
-    for head, normalise_features in (("linear", False), ("etf", False), ("etf", True)):
-        model = make(
-            {"name": "small_cnn", "width": 8},
-            head,
-            shape=(1, 8, 8),
-            num_classes=4,
-            normalise_features=normalise_features,
-        )
-        optimiser = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-        for _ in range(30):
-            optimiser.zero_grad()
-            loss = torch.nn.functional.cross_entropy(model(images), labels)
-            loss.backward()
-            optimiser.step()
-        assert float(loss.detach()) < 0.3, (head, normalise_features)

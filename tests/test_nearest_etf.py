@@ -78,16 +78,6 @@ def test_first_sight_replaces_and_later_ones_average():
     assert head.seen.tolist() == [True, True, False, True, False]
 
 
-def test_a_missing_class_keeps_its_history_to_the_bit():
-    head = NearestEtfHead(K, D, seed=0)
-    head.observe(*batch())
-    before = head.class_means.clone()
-    head.observe(*batch(labels=torch.tensor([1, 1, 4]), seed=1))
-    changed = (head.class_means != before).any(1)
-    assert changed.tolist() == [False, True, False, False, True]
-    assert bool(head.seen.all())
-
-
 def test_the_mean_does_not_weigh_classes_by_their_size():
     head = NearestEtfHead(K, D, seed=0)
     features, labels = batch(labels=torch.tensor([0] * 50 + [1, 2, 3, 4]))
@@ -97,9 +87,9 @@ def test_the_mean_does_not_weigh_classes_by_their_size():
     torch.testing.assert_close(head.bias_vector().double(), wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("dim", [K - 1, K, 32])
-@pytest.mark.parametrize("delta", [0.0, 1e-3, 0.5])
+@pytest.mark.parametrize(
+    ("dim", "momentum", "delta"), [(K - 1, 0.9, 0.0), (K, 0.0, 1e-3), (32, 0.9, 0.5)]
+)
 def test_it_converges_to_the_simplex_of_collapsed_features(dim, momentum, delta):
     head = NearestEtfHead(K, dim, seed=0, momentum=momentum, delta=delta)
     target = simplex_etf(K, dim, seed=7)
@@ -112,16 +102,6 @@ def test_it_converges_to_the_simplex_of_collapsed_features(dim, momentum, delta)
     assert gram_error(head.frame()) < 1e-6
     assert (early > 0.01) == (delta > 0.1)  # a strong pull takes its time
     assert torch.equal(head(target * 9).argmax(1), torch.arange(K))
-
-
-def test_it_stays_an_etf_over_many_noisy_batches():
-    head = NearestEtfHead(K, D, seed=0)
-    for seed in range(200):
-        generator = torch.Generator().manual_seed(seed)
-        labels = torch.randint(K, (7,), generator=generator)
-        head.observe(*batch(labels=labels, seed=seed))
-    assert gram_error(head.frame()) < 1e-6
-    assert bool(torch.isfinite(head.class_means).all())
 
 
 def test_means_that_coincide_leave_the_frame_where_it_was():
@@ -194,12 +174,3 @@ def test_autocast_does_not_reach_the_state():
         shift = two.bias_vector()
     assert unmoved(one, state(two))
     assert torch.equal(shift, one.bias_vector())
-
-
-def test_the_order_of_a_batch_does_not_matter():
-    one, two = (NearestEtfHead(K, D, seed=0) for _ in range(2))
-    features, labels = batch()
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    one.observe(features, labels)
-    two.observe(features[order], labels[order])
-    torch.testing.assert_close(one.frame(), two.frame(), rtol=0, atol=1e-6)

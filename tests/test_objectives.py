@@ -11,18 +11,13 @@ from torch.nn import functional as F
 from robust_nc.attacks.pgd import PGD
 from robust_nc.config import Component, build
 from robust_nc.data.load import dataset_info
-from robust_nc.exceptions import ConfigError
 from robust_nc.models.build import build_model
 from robust_nc.models.classifier import Classifier
-from robust_nc.models.heads import EtfHead
 from robust_nc.registry import LOSSES, OBJECTIVES
 from robust_nc.threat import Ball
 from robust_nc.training.losses import (
-    FeatureLoss,
-    Seen,
     build_loss,
     cross_entropy,
-    kl_divergence,
     squared_error,
 )
 from robust_nc.training.objectives import Pgd, Standard, Trades, at_progress
@@ -80,37 +75,6 @@ def descend(model: nn.Module, objective: str, loss: str, *, half: bool = False) 
         optimizer.step()
         values.append(value.item())
     return values
-
-
-def test_losses_are_the_formulas():
-    logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 0.5]])
-    labels = torch.tensor([0, 2])
-    p = logits.double().exp() / logits.double().exp().sum(1, keepdim=True)
-    assert torch.allclose(
-        cross_entropy(logits, labels).double(), -p[[0, 1], [0, 2]].log(), atol=1e-6
-    )
-    assert torch.allclose(squared_error(logits, labels), torch.tensor([2.0 / 3, 0.75 / 3]))
-    uniform = torch.full_like(p, 1 / 3)
-    wanted = (p * (p / uniform).log()).sum(1)
-    found = kl_divergence(torch.zeros_like(logits), logits)
-    assert torch.allclose(found.double(), wanted, atol=1e-6)
-    assert float(kl_divergence(logits, logits).abs().max()) == 0
-
-
-def test_losses_of_half_precision_logits_are_float32():
-    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
-    labels = torch.tensor([0, 1, 2, 0])
-    features = torch.randn(4, 5, generator=torch.Generator().manual_seed(1)).bfloat16()
-    seen = Seen(logits, features, EtfHead(3, 5, seed=0))
-    for name in LOSSES.names():
-        loss = build_loss(Component(name=name))
-        given = seen if isinstance(loss, FeatureLoss) else logits
-        assert loss(given, labels).dtype == torch.float32
-
-
-def test_a_loss_with_a_wrong_option_is_refused():
-    with pytest.raises(ConfigError, match="no option 'smoothing'"):
-        build_loss(Component(name="ce", options={"smoothing": 0.1}))
 
 
 def test_standard_is_the_mean_loss():
@@ -183,22 +147,13 @@ def test_the_inner_attack_leaves_the_buffers_alone():
         assert model.training
 
 
-def test_options_come_from_a_table_and_are_checked():
-    options = {"beta": 3.0, "steps": 7, "step_size": 0.05, "bn_mode": "frozen"}
-    part = Component(name="trades", options=options)
-    made = build(OBJECTIVES, part, ball=BALL, loss=cross_entropy)
-    assert made == Trades(BALL, cross_entropy, beta=3.0, steps=7, step_size=0.05, bn_mode="frozen")
-
-
-@pytest.mark.parametrize("half", [False, True], ids=["float32", "bf16"])
 @pytest.mark.parametrize("objective", ["standard", "pgd", "trades"])
 @pytest.mark.parametrize("loss", LOSSES.names())
-def test_every_loss_falls_inside_every_objective(loss, objective, half):
-    values = descend(with_head("etf"), objective, loss, half=half)
+def test_every_loss_falls_inside_every_objective(loss, objective):
+    values = descend(with_head("etf"), objective, loss, half=objective != "standard")
     assert values[-1] < 0.9 * values[0]
 
 
-@pytest.mark.parametrize("objective", ["standard", "pgd", "trades"])
 @pytest.mark.parametrize(
     ("loss", "head", "options"),
     [
@@ -210,8 +165,8 @@ def test_every_loss_falls_inside_every_objective(loss, objective, half):
         ("haframe", "nearest_etf", {}),
     ],
 )
-def test_losses_of_features_fall_with_every_head_that_fits(loss, head, options, objective):
-    values = descend(with_head(head, **options), objective, loss)
+def test_losses_of_features_fall_with_every_head_that_fits(loss, head, options):
+    values = descend(with_head(head, **options), "standard", loss)
     assert values[-1] < values[0]
 
 

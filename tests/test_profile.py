@@ -12,7 +12,6 @@ from helpers_geometry import TOTAL
 from helpers_models import digits
 from torch import Tensor, nn
 
-import robust_nc
 from robust_nc.config import MeasureConfig
 from robust_nc.exceptions import InputError, UnknownNameError
 from robust_nc.profiling import Profile, profile
@@ -194,6 +193,8 @@ class TestAnyModule:
             assert rates[0] <= rates[1] <= value(found, "ncc_clean", tap=tap)
         assert value(found, "agop_trace", condition="clean") > 0
         assert set(found.values("nfm_agop")["condition"]) == {"clean", "attacked"}
+        rows = found.frame[found.frame["tap"].isin(found.taps)]
+        assert rows.groupby("tap")["depth"].nunique().tolist() == [1, 1]
 
 
 def test_a_registered_measure_with_a_function_becomes_a_row(monkeypatch):
@@ -274,7 +275,3 @@ class TestBadInput:
         found = profile(Planted(), planted_batches(), self.ball, measure=SMALL)
         with pytest.raises(InputError, match="no column 'layer'; valid: tap"):
             found.values("nc1", layer="early")
-
-    def test_it_is_public(self):
-        assert robust_nc.profile is profile
-        assert robust_nc.Profile is Profile

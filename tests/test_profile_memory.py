@@ -45,7 +45,7 @@ print(peak_bytes(torch.device("cpu")) - before)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
-    ["group('true')", "group('landed')", "vertices()"],
+    ["group('landed')", "vertices()"],
 )
 def test_a_part_holds_no_more_than_it_is_planned_for(part: str) -> None:
     """Rounds are cut by `part_bytes`."""

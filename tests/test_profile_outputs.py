@@ -6,17 +6,15 @@ import pandas as pd
 import pytest
 import torch
 from helpers_models import digits
-from torch import Tensor, nn
+from torch import Tensor
 
 from robust_nc.config import MeasureConfig
 from robust_nc.data.base import Split
 from robust_nc.data.hierarchy.tree import read_hierarchy
-from robust_nc.exceptions import InputError
 from robust_nc.geometry.severity import output_measures, output_sums
 from robust_nc.models.classifier import Classifier
 from robust_nc.profiling import Profile, profile
 from robust_nc.profiling.conditions import attack_examples
-from robust_nc.profiling.feature_cache import TapBank
 from robust_nc.profiling.measurement import Examples, Measurement
 from robust_nc.profiling.rows import output_rows
 from robust_nc.threat import Ball
@@ -102,14 +100,6 @@ class TestRows:
             assert rows.loc["induced_severity", "value"] == pytest.approx(float(severity))
             assert rows.loc["induced_severity", "n"] == int(made.sum())
 
-    def test_the_severest_mistakes_are_the_worst(self, found):
-        far = {name: outputs(found, name).loc["hd_1", "value"] for name in CONDITIONS}
-        assert far["severest"] == max(far.values())
-        assert far["severest"] > far["hierarchy"]
-        assert far["severest"] > far["attacked"] > far["clean"]
-        ranks = {name: outputs(found, name).loc["hier_ndcg", "value"] for name in CONDITIONS}
-        assert ranks["severest"] < ranks["clean"]
-
     def test_the_row_says_how_it_was_attacked(self, found):
         rows = found.values("leap_rate", condition="severest", split="test")
         assert rows["attack"].str.startswith("severest targets, pgd ce/").all()
@@ -126,44 +116,3 @@ class TestRows:
         *_, row = output_rows(torch.eye(3), labels, 1 - torch.eye(3), clean=torch.eye(3))
         assert (row["measure"], row["value"], row["n"]) == ("induced_severity", None, 0)
         assert row["note"].startswith("undefined: no example that is right")
-
-    def test_large_sets_are_ranked_in_parts(self, monkeypatch):
-        logits = torch.randn(30, 10, generator=torch.Generator().manual_seed(0))
-        labels = torch.arange(30) % 10
-        whole = output_rows(logits, labels, DISTANCES)
-        monkeypatch.setattr("robust_nc.profiling.rows._AT_ONCE", 7)
-        for one, other in zip(whole, output_rows(logits, labels, DISTANCES), strict=True):
-            assert one == other | {"value": one["value"] and pytest.approx(one["value"])}
-
-
-def test_the_severest_targets_need_distances(model):
-    settings = MeasureConfig(steps=1, targets=("severest",), radii=(), trajectories=0)
-    with pytest.raises(InputError, match=r"targets by 'severest' need .*profile\(distances=\)"):
-        profile(model, batches(digits("train", 80)), BALL, measure=settings)
-
-
-class TestBank:
-    class Watched(nn.Sequential):
-        passes = 0
-
-        def forward(self, images: Tensor) -> Tensor:
-            self.passes += 1
-            return super().forward(images)
-
-    @pytest.mark.parametrize("budget", [0, 2**20], ids=["nothing kept", "kept"])
-    def test_logits_come_with_the_features(self, budget):
-        model = self.Watched(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
-        images = digits("test", 20).images
-        options = {"feature": "gap", "batch_size": 6, "budget": budget}
-        bank = TapBank(model, {"clean": images}, **options)
-        seen = torch.cat([batch.logits for batch in bank.batches("clean")])
-        assert model.passes == 4
-        assert torch.equal(bank.logits("clean"), seen)
-        assert model.passes == 4
-        with torch.no_grad():
-            torch.testing.assert_close(seen, model(images), rtol=1e-5, atol=1e-6)
-        bank.hold("dark", 0.5 * images)
-        assert not torch.equal(bank.logits("dark"), seen)
-        bank.drop({"dark"})
-        bank.hold("dark", images)
-        assert torch.equal(bank.logits("dark"), seen)

@@ -1,6 +1,5 @@
-"""The training loop: resume to the bit, choice of `best`, errors, options, progress."""
+"""The training loop: resume to the bit, choice of `best`, errors, options, schedules, progress."""
 
-import json
 import math
 import os
 import subprocess
@@ -19,26 +18,26 @@ from helpers_models import (
     small_run,
     stop_after,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import robust_nc
-from robust_nc.config import TrainConfig, plain, read
+from robust_nc.config import Component, TrainConfig, build, plain, read
 from robust_nc.data.base import Split
 from robust_nc.data.batches import Batches
-from robust_nc.exceptions import CheckpointError, ConfigError, InputError, TrainingError
+from robust_nc.exceptions import CheckpointError, ConfigError, InputError
 from robust_nc.geometry.collapse import collapse
 from robust_nc.geometry.moments import Moments
+from robust_nc.registry import SCHEDULES
 from robust_nc.threat import Ball
-from robust_nc.training import validation as watch
-from robust_nc.training.checkpoint import Checkpoints
-from robust_nc.training.epoch_meter import Meter
 from robust_nc.training.loop import Trainer
 from robust_nc.training.losses import cross_entropy
 from robust_nc.training.objectives import Pgd, Standard
 from robust_nc.training.progress import TrainEvent, read_log
 from robust_nc.training.run import load_classifier, train
+from robust_nc.training.schedule import Constant, Cosine, OneCycle, Piecewise
 from robust_nc.training.validation import CollapseProbe, Validator, evenly_chosen
-from robust_nc.types import Loss
 
 PGD = {"name": "pgd", "steps": 2}
 
@@ -50,10 +49,11 @@ def trainer_of(model: nn.Module, split: Split, *, epochs: int = 2, **options) ->
 
 
 class TestResume:
-    @pytest.mark.parametrize("objective", ["standard", PGD, {"name": "trades", "steps": 2}])
-    def test_a_resumed_training_equals_one_that_never_stopped(self, tmp_path, objective):
+    def test_a_resumed_training_equals_one_that_never_stopped(self, tmp_path):
         config = small_config(
-            objective=objective, epochs=4, train={"nesterov": True, "channels_last": True}
+            objective={"name": "trades", "steps": 2},
+            epochs=4,
+            train={"nesterov": True, "channels_last": True},
         )
         resumed = resumed_to_the_bit(config, tmp_path, epochs=(1, 3))
         assert read_log(tmp_path / "cut" / "log.jsonl") == resumed.history
@@ -71,46 +71,11 @@ class TestResume:
         assert [row["epoch"] for row in read_log(tmp_path / "log.jsonl")] == [1, 2, 3]
         assert same_weights(resumed.last, small_run(config).last)
 
-    def test_a_finished_training_is_not_repeated(self, tmp_path):
-        config = small_config(epochs=2)
-        first = small_run(config, tmp_path)
-        events: list[TrainEvent] = []
-        again = small_run(config, tmp_path, report=events.append)
-        assert events == []
-        assert again.history == first.history
-        assert same_weights(again.best, first.best)
-
-    def test_dropout_resumes_to_the_bit_and_leaves_the_global_generator(self, tmp_path):
-        def model() -> nn.Module:
-            torch.manual_seed(0)
-            return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
-
-        whole = model()
-        torch.manual_seed(7)
-        before = torch.random.get_rng_state()
-        trainer_of(whole, digits(), epochs=3).fit()
-        assert torch.equal(torch.random.get_rng_state(), before)
-        with pytest.raises(StoppedError):
-            trainer_of(
-                model(),
-                digits(),
-                epochs=3,
-                checkpoints=Checkpoints(tmp_path, {}),
-                save_seconds=0.0,
-                report=stop_after(1),
-            ).fit()
-        resumed = model()
-        trainer_of(resumed, digits(), epochs=3, checkpoints=Checkpoints(tmp_path, {})).fit()
-        assert same_weights(resumed, whole)
-
-    def test_another_configuration_is_refused(self, tmp_path):
-        small_run(small_config(epochs=1), tmp_path)
-        with pytest.raises(CheckpointError, match=r"train.epochs \(1 there, 2 here\)"):
-            small_run(small_config(epochs=2), tmp_path)
-
-    def test_how_a_model_is_judged_is_no_other_configuration(self, tmp_path):
+    def test_another_configuration_is_refused_but_not_how_a_model_is_judged(self, tmp_path):
         config = small_config(epochs=1)
         small_run(config, tmp_path)
+        with pytest.raises(CheckpointError, match=r"train.epochs \(1 there, 2 here\)"):
+            small_run(small_config(epochs=2), tmp_path)
         judged = plain(config) | {"evaluation": {"protocol": "clean"}}
         assert len(small_run(read(type(config), judged), tmp_path).history) == 1
 
@@ -144,10 +109,8 @@ class TestBest:
         assert all(torch.equal(fitted.best_weights[name], chosen[name]) for name in chosen)
         return fitted.best_epoch
 
-    def test_highest_attacked_accuracy_wins(self):
+    def test_attacked_then_clean_accuracy_then_the_later_epoch_decide(self):
         assert self.run_with([(0.1, 0.9), (0.3, 0.5), (0.2, 0.9)]) == 2
-
-    def test_clean_accuracy_then_the_later_epoch_decide_between_equals(self):
         assert self.run_with([(0.0, 0.5), (0.0, 0.8), (0.0, 0.7)]) == 2
         assert self.run_with([(0.1, 0.8), (0.1, 0.8), (0.0, 0.9)]) == 2
 
@@ -162,19 +125,12 @@ class TestBest:
         every_two = {"train": {"validate_every": 2}}
         assert self.run_with([(0.5, 0.5), (0.1, 0.5), (0.4, 0.5)], epochs=5, **every_two) == 2
 
-    def test_best_comes_from_held_out_train_images(self, monkeypatch):
-        seen: list[Split] = []
-        made = watch.Validator.__init__
-
-        def spy(self, held_out, ball, **options):
-            seen.append(held_out)
-            made(self, held_out, ball, **options)
-
-        monkeypatch.setattr(watch.Validator, "__init__", spy)
+    def test_best_comes_from_held_out_train_images(self):
         trained = small_run(small_config(epochs=3))
-        (held_out,) = seen
-        everything = digits("train", 200)
-        assert torch.equal(held_out.ids, trained.validation.ids)
+        held_out, everything = trained.validation, digits("train", 200)
+        right = trained.best(held_out.images).argmax(1) == held_out.labels
+        told = trained.history[trained.best_epoch - 1]["validation_clean"]
+        assert told == pytest.approx(float(right.float().mean()))
         assert not set(held_out.ids.tolist()) & set(trained.train.ids.tolist())
         assert len(held_out.ids) + len(trained.train.ids) == 200
         assert torch.equal(held_out.labels, everything.labels[held_out.ids])
@@ -223,48 +179,6 @@ class TestWatch:
 
 
 class TestErrors:
-    @pytest.mark.parametrize("objective", ["standard", PGD, {"name": "trades", "steps": 2}])
-    def test_a_loss_that_is_not_finite_names_epoch_and_step(self, tmp_path, objective):
-        config = small_config(
-            objective=objective, epochs=3, train={"lr": 1e30, "schedule": "constant"}
-        )
-        with pytest.raises(TrainingError, match=r"not finite at epoch 1, step [234]; lower"):
-            small_run(config, tmp_path, save_seconds=0.0)
-        assert not (tmp_path / "last.json").exists()
-
-    def test_the_last_good_checkpoint_is_kept(self, tmp_path):
-        schedule = {"name": "piecewise", "milestones": [2], "factor": 1e30}
-        config = small_config(epochs=4, train={"lr": 0.05, "schedule": schedule})
-        with pytest.raises(TrainingError, match="epoch 3"):
-            small_run(config, tmp_path, save_seconds=0.0)
-        assert json.loads((tmp_path / "last.json").read_text())["epoch"] == 2
-        weights = load_classifier(tmp_path, which="last").state_dict().values()
-        assert all(bool(torch.isfinite(tensor.float()).all()) for tensor in weights)
-
-    def test_the_meter_names_the_first_bad_step(self):
-        def run(losses: list[float]) -> None:
-            meter = Meter(epoch=2, first_step=100)
-            for loss in losses:
-                meter.add({"loss": torch.tensor(loss)}, 1)
-
-        run([1.0] * 120)
-        with pytest.raises(TrainingError, match="epoch 2, step 161;"):
-            run([1.0] * 60 + [math.nan] + [1.0] * 53)
-
-    def test_weights_that_are_not_finite_are_never_saved(self, tmp_path):
-        def steep(model, images, labels, *, seed, ids) -> Loss:
-            value = 1e35 * model(images).mean()
-            return Loss(value, {"loss": value.detach()})
-
-        trainer = trainer_of(
-            small_model(), digits("train", 20), checkpoints=Checkpoints(tmp_path, {})
-        )
-        trainer.objective = steep
-        trainer.config = TrainConfig(lr=1e10, epochs=2)
-        with pytest.raises(TrainingError, match="a weight is not finite at epoch 1, step 1;"):
-            trainer.fit()
-        assert not (tmp_path / "last.json").exists()
-
     def test_sizes_that_contradict_the_data_are_refused(self):
         for name, value in (("num_classes", 7), ("image_shape", [3, 32, 32])):
             values = plain(small_config())
@@ -302,12 +216,6 @@ class TestOptions:
         for found, expected in zip(model.parameters(), wanted.parameters(), strict=True):
             assert torch.allclose(found, expected, atol=1e-6)
 
-    def test_the_schedule_is_followed(self):
-        schedule = {"name": "piecewise", "milestones": [1, 2]}
-        trained = small_run(small_config(epochs=3, train={"lr": 0.1, "schedule": schedule}))
-        rates = [row["lr"] for row in trained.history]
-        assert rates == pytest.approx([0.1, 0.01, 0.001])
-
     def test_measures_come_when_they_are_due_and_at_the_end(self):
         due = {"validate_every": 2, "collapse_every": 3}
         history = small_run(small_config(epochs=5, train=due)).history
@@ -321,26 +229,18 @@ class TestOptions:
         assert not trained.best.training
         assert same_weights(load_classifier(tmp_path), trained.best)
 
-    @pytest.mark.parametrize("objective", ["standard", PGD, {"name": "trades", "steps": 2}])
-    @pytest.mark.parametrize("bn_mode", ["eval", "train", "frozen"])
-    def test_half_precision_learns_as_well(self, objective, bn_mode):
-        if isinstance(objective, dict):
-            objective = objective | {"bn_mode": bn_mode}
+    @pytest.mark.parametrize(
+        "objective",
+        ["standard", PGD | {"bn_mode": "train"}, {"name": "trades", "steps": 2}],
+        ids=["standard", "pgd", "trades"],
+    )
+    def test_half_precision_learns_as_well(self, objective):
         config = small_config(objective=objective, epochs=2, train={"precision": "bf16"})
         trained = small_run(config)
         start = small_model().state_dict()
         for name, parameter in trained.last.named_parameters():
             assert parameter.dtype == torch.float32
             assert not torch.equal(parameter, start[name]), name
-
-    def test_two_heads_of_one_seed_see_the_same_batches(self):
-        orders = []
-        for head in ("linear", "etf"):
-            values = plain(small_config(epochs=1))
-            values["model"]["head"] = {"name": head, "options": {}}
-            trained = small_run(read(robust_nc.RunConfig, values))
-            orders.append(trained.train.ids)
-        assert torch.equal(*orders)
 
 
 def in_a_fresh_process(code: str, **environment: str) -> str:
@@ -385,21 +285,20 @@ for options in ({}, {"compile": True}):
 
 
 class TestResults:
-    def test_train_returns_the_best_model_in_eval_mode(self):
-        config = small_config(epochs=2)
-        model = robust_nc.train(config)
+    def test_a_model_is_the_best_that_was_trained_and_stored(self, tmp_path):
+        config = small_config(epochs=3)
+        trained, model = small_run(config, tmp_path), robust_nc.train(config)
         assert not any(module.training for module in model.modules())
-        assert same_weights(model, small_run(config).best)
-
-    def test_a_stored_model_is_the_one_that_was_trained(self, tmp_path):
-        trained = small_run(small_config(epochs=3), tmp_path)
+        assert same_weights(model, trained.best)
         assert same_weights(load_classifier(tmp_path), trained.best)
         assert same_weights(load_classifier(tmp_path, which="last"), trained.last)
         with pytest.raises(CheckpointError, match="no checkpoint"):
             load_classifier(tmp_path / "elsewhere")
 
-    def test_the_log_has_a_row_per_epoch(self, tmp_path):
-        trained = small_run(small_config(objective=PGD, epochs=2), tmp_path)
+    def test_the_log_has_a_row_per_epoch_and_events_end_at_the_last_step(self, tmp_path):
+        events: list[TrainEvent] = []
+        config = small_config(objective=PGD, epochs=2)
+        trained = small_run(config, tmp_path, report=events.append)
         rows = read_log(tmp_path / "log.jsonl")
         assert rows == trained.history
         wanted = {
@@ -418,18 +317,90 @@ class TestResults:
         }
         assert all(row.keys() == wanted for row in rows)
         assert all(row["train_clean"] is None for row in rows)
-
-    def test_events_end_at_the_last_step(self):
-        events: list[TrainEvent] = []
-        small_run(small_config(objective=PGD, epochs=2), report=events.append)
-        assert [event.epoch for event in events][-1] == 2
+        assert events[-1].epoch == 2
         assert events[-1].step == events[-1].steps == 8
         assert events[-1].share == 1
         assert events[-1].attacked is not None
         assert events[-1].clean is None
 
 
-def test_an_event_is_a_line_without_what_is_unknown():
-    event = TrainEvent(1, 2, 5, 10, 0.5, 0.75, None, 900.0, 61.0)
-    assert str(event) == "epoch 1/2  loss 0.500  clean 75.0 %  900 img/s  1:01 left"
-    assert str(TrainEvent(1, 2, 5, 10)) == "epoch 1/2"
+# Schedules, against closed forms
+
+PROGRESS = st.floats(0, 1, exclude_max=True)
+
+
+@settings(deadline=None, max_examples=25)
+@given(PROGRESS, st.floats(1e-3, 10))
+def test_every_schedule_is_between_nothing_and_the_base_rate(progress, base):
+    for name in SCHEDULES.names():
+        schedule = build(SCHEDULES, Component(name=name))
+        assert 0 <= schedule.lr_at(progress, base, epochs=10) <= base * (1 + 1e-12)
+
+
+@settings(deadline=None, max_examples=25)
+@given(PROGRESS)
+def test_cosine_is_half_a_cosine(progress):
+    wanted = 0.1 * (1 + math.cos(math.pi * progress)) / 2
+    assert Cosine().lr_at(progress, 0.1, epochs=1) == pytest.approx(wanted)
+    assert Constant().lr_at(progress, 0.1, epochs=1) == 0.1
+
+
+def test_cosine_warms_up_linearly_and_ends_at_its_final_share():
+    schedule = Cosine(warmup=0.2, final=0.1)
+    found = [schedule.lr_at(p, 1.0, epochs=1) for p in (0.0, 0.1, 0.2, 0.6, 1.0)]
+    assert found == pytest.approx([0, 0.5, 1, 0.55, 0.1])
+
+
+def test_one_cycle_is_that_of_torch():
+    steps = 4001
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    oracle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=0.1, total_steps=steps, pct_start=0.3, div_factor=25
+    )
+    optimizer.step()
+    schedule = OneCycle(peak=0.3, start=1 / 25, final=1 / 25 / 1e4)
+    for step in range(steps - 1):
+        # torch counts to the last step, this schedule to the end of it.
+        found = schedule.lr_at(step / (steps - 1), 0.1, epochs=1)
+        assert found == pytest.approx(oracle.get_last_lr()[0], abs=1e-4)
+        oracle.step()
+
+
+@pytest.mark.parametrize("steps_per_epoch", [1, 3, 7, 391])
+def test_piecewise_drops_on_the_first_step_of_its_epochs(steps_per_epoch):
+    epochs = 400
+    total = epochs * steps_per_epoch
+    schedule = Piecewise(milestones=(100.0, 150.0))
+    for epoch, wanted in [(100, 0.1), (150, 0.01)]:
+        first = epoch * steps_per_epoch
+        at = [schedule.lr_at(step / total, 1.0, epochs=epochs) for step in (first - 1, first)]
+        assert at == pytest.approx([wanted * 10, wanted])
+
+
+def test_piecewise_takes_shares_and_epochs():
+    shares, in_epochs = Piecewise(milestones=(0.25, 0.5)), Piecewise(milestones=(5.0, 10.0))
+    for step in range(100):
+        progress = step / 100
+        found = shares.lr_at(progress, 1.0, epochs=20)
+        assert found == in_epochs.lr_at(progress, 1.0, epochs=20)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("piecewise", {"milestones": [0.0]}),
+        ("piecewise", {"factor": 0.0}),
+        ("cosine", {"warmup": 1.0}),
+        ("one_cycle", {"peak": -0.1}),
+        ("one_cycle", {"top": 0.1}),
+    ],
+)
+def test_wrong_options_are_refused(name, options):
+    with pytest.raises(ConfigError):
+        build(SCHEDULES, Component(name=name, options=options))
+
+
+def test_milestones_come_from_a_table():
+    part = Component(name="piecewise", options={"milestones": [100, 0.5]})
+    assert build(SCHEDULES, part) == Piecewise(milestones=(100.0, 0.5))

@@ -4,18 +4,17 @@ import itertools
 import json
 import math
 import os
-import re
 from collections.abc import Iterator
 
 import pytest
 import torch
 from helpers_faults import full_at, told
-from helpers_models import digits, same_weights, small_config, small_run, without_times
+from helpers_models import digits, same_weights, without_times
 from torch import nn
 
 from robust_nc.config import TrainConfig, read
 from robust_nc.data.batches import Batches
-from robust_nc.exceptions import CheckpointError, StoppedError, StorageError, TrainingError
+from robust_nc.exceptions import StoppedError, StorageError, TrainingError
 from robust_nc.runtime import stopping
 from robust_nc.threat import Ball
 from robust_nc.training.checkpoint import Checkpoints
@@ -123,39 +122,22 @@ def momentum(folder) -> list[str]:
     return sorted(path.name for path in folder.glob("momentum-*"))
 
 
-CASES = [(objective, None) for objective in OBJECTIVES] + [
-    ("standard", "ema"),
-    ("standard", {"name": "swa", "start": 0.5}),
-]
-
-
-@pytest.mark.parametrize(("objective", "averaging"), [("trades", None), ("standard", "ema")])
-def test_stopped_anywhere_it_ends_as_if_it_had_not_been(
-    tmp_path, monkeypatch, objective, averaging
-):
-    """After every step, and between the parts of every epoch's end."""
-    whole = trainer(tmp_path / "whole", objective=objective, averaging=averaging)
-    wanted = whole.fit()
-    for times in itertools.count(1):
-        folder = tmp_path / str(times)
-        monkeypatch.setattr(stopping, "wished", StoppedAt(times))
-        if not stopped(trainer(folder, objective=objective, averaging=averaging)):
-            break
-        monkeypatch.setattr(stopping, "wished", lambda: False)
-        resumed = trainer(folder, objective=objective, averaging=averaging)
-        assert same(resumed.fit(), wanted)
-        assert same_weights(resumed.model, whole.model)
-        assert momentum(folder) == momentum(tmp_path / "whole")
-        assert without_times(read_log(folder / "log.jsonl")) == without_times(wanted.history)
-    # The start, three steps and between three parts of each epoch, and the end of the first.
-    assert times == 1 + 2 * (3 + 2) + 1
-
-
-@pytest.mark.parametrize(("objective", "averaging"), CASES)
+@pytest.mark.parametrize(
+    ("objective", "averaging"),
+    [
+        ("pgd", None),
+        ("awp", None),
+        ("pgd-train", None),
+        ("trades", "ema"),
+        ("standard", {"name": "swa", "start": 0.5}),
+    ],
+)
 def test_one_step_per_session_is_the_same_training(tmp_path, monkeypatch, objective, averaging):
     """So that each moment at which it can stop is one, and each state comes from another."""
     wanted = trainer(tmp_path / "whole", objective=objective, averaging=averaging)
+    before = torch.random.get_rng_state()
     whole = wanted.fit()
+    assert torch.equal(torch.random.get_rng_state(), before)
     sessions = 0
     while True:
         monkeypatch.setattr(stopping, "wished", StoppedAt(1))
@@ -164,6 +146,7 @@ def test_one_step_per_session_is_the_same_training(tmp_path, monkeypatch, object
             break
         sessions += 1
     assert sessions >= 6
+    assert without_times(read_log(tmp_path / "cut" / "log.jsonl")) == without_times(whole.history)
     assert same(Fitted(resumed.best_weights, resumed.best_epoch, resumed.history), whole)
     assert same_weights(resumed.model, wanted.model)
     assert momentum(tmp_path / "cut") == momentum(tmp_path / "whole")
@@ -232,16 +215,6 @@ class TestSaves:
         with pytest.raises(StoppedError, match="keeps no checkpoints, so it begins anew"):
             asked.fit()
 
-    def test_a_wish_at_the_last_moment_stops_nothing(self, tmp_path):
-        def late(shown: nn.Module) -> dict[str, float | None]:
-            if shown is last.model and last.epoch == 1:
-                stopping.wish()
-            return length(shown)
-
-        last = trainer(tmp_path, probe=late)
-        assert len(last.fit().history) == 2
-        assert len(trainer(tmp_path).fit().history) == 2
-
     def test_a_finished_training_writes_no_more(self, tmp_path, monkeypatch):
         wanted = trainer(tmp_path).fit()
         names = sorted(path.name.split("-")[0] for path in tmp_path.iterdir())
@@ -294,10 +267,6 @@ class TestNotFinite:
         assert all(bool(tensor.isfinite().all()) for tensor in snapshot.weights.values())
         assert same(trainer(tmp_path).fit(), trainer().fit())
 
-    def test_a_state_of_an_earlier_epoch_is_kept(self, tmp_path):
-        with pytest.raises(TrainingError, match=r"step 5; .* of epoch 1, step 3, is kept in"):
-            self.broken(tmp_path, 5, save_seconds=0.0).fit()
-
     def test_without_a_state_it_says_so(self, tmp_path):
         for folder in (None, tmp_path):
             with pytest.raises(TrainingError, match="; no state was saved before"):
@@ -316,10 +285,11 @@ class TestNotFinite:
         assert not list(tmp_path.glob("*.json"))
 
 
-def test_a_full_disk_at_any_write_of_a_training_is_told_and_made_good(tmp_path):
+def test_a_full_disk_at_a_write_of_a_training_is_told_and_made_good(tmp_path):
+    """At every fifth write; those of checkpoints alone are tried one by one elsewhere."""
     short = {"epochs": 1, "save_seconds_within": 0.0, "batch_size": 15}
     wanted = trainer(**short).fit()
-    for until in itertools.count():
+    for until in itertools.count(0, 5):
         folder = tmp_path / str(until)
         with full_at(until) as operations, told():
             trainer(folder, **short).fit()
@@ -358,12 +328,3 @@ def test_a_line_that_does_not_fit_leaves_no_half(tmp_path, monkeypatch):
     monkeypatch.undo()
     append_log(path, {"epoch": 2})
     assert read_log(path) == [{"epoch": 1}, {"epoch": 2}]
-
-
-def test_a_cell_with_a_damaged_end_is_not_trained_again_by_itself(tmp_path):
-    config = small_config(epochs=1)
-    small_run(config, tmp_path)
-    (momentum_file,) = tmp_path.glob("momentum-*")
-    momentum_file.unlink()
-    with pytest.raises(CheckpointError, match=re.escape(f"delete {tmp_path} to train anew")):
-        small_run(config, tmp_path)
