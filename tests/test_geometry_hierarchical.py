@@ -4,8 +4,6 @@ import functools
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from reference import hierarchical as oracle
 from torch import Tensor
 
@@ -72,37 +70,14 @@ class TestValues:
         assert chance["hd_20"] == pytest.approx(float(CIFAR100.mean()))
 
 
-class TestInvariance:
-    @given(
-        seed=st.integers(0, 2**30),
-        num_classes=st.integers(2, 30),
-        levels=st.sampled_from([None, 2, 9]),
-    )
-    @settings(max_examples=40, deadline=None)
-    def test_names_orders_scales_and_batches_change_nothing(self, seed, num_classes, levels):
-        logits, labels = batch(23, num_classes, seed=seed, levels=levels)
-        distances = small_tree(num_classes)
-        draws = torch.Generator().manual_seed(seed + 1)
-        found = measured(logits, labels, distances)
-        order = torch.randperm(num_classes, generator=draws)
-        place = order.argsort()
-        ranked = {"hd_1", "hd_5", "hd_20", "hier_ndcg"}  # a tied prediction is the first class
-        names = ranked if levels else found.keys()
-        renamed = measured(logits[:, order], place[labels], distances[order[:, None], order])
-        rows = torch.randperm(23, generator=draws)
-        same = measured(4 * logits[rows], labels[rows], distances)
-        stretched = measured(logits, labels, 7 * distances)
-        parts = zip(logits.split(5), labels.split(5), strict=True)
-        sums = [output_sums(*part, distances) for part in parts]
-        merged = output_measures(functools.reduce(OutputSums.merge, sums)).values
-        for name, value in found.items():
-            close = None if value is None else pytest.approx(value, rel=1e-9, abs=1e-12)
-            assert same[name] == close
-            assert merged[name] == close
-            if name in names:
-                assert renamed[name] == close
-            far = 1 if name in ("accuracy", "hier_ndcg") else 7
-            assert stretched[name] == (value and pytest.approx(far * value, rel=1e-9))
+def test_batches_and_their_order_change_nothing():
+    distances, (logits, labels) = small_tree(6), batch(23, 6, seed=0)
+    rows = torch.randperm(23, generator=torch.Generator().manual_seed(1))
+    parts = zip(logits[rows].split(5), labels[rows].split(5), strict=True)
+    sums = functools.reduce(OutputSums.merge, [output_sums(*part, distances) for part in parts])
+    for name, value in measured(logits, labels, distances).items():
+        close = None if value is None else pytest.approx(value, rel=1e-9)
+        assert output_measures(sums).values[name] == close
 
 
 class TestUndefined:

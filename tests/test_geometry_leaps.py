@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers_geometry import clusters, rotation, simplex
+from helpers_geometry import clusters, rotation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import leaps as oracle
@@ -90,23 +90,6 @@ def test_splits_rotation_scale_and_offset_change_nothing(seed: int, cut: int, sc
     turn = rotation(5, seed=seed)
     moved = [scale * part @ turn + 1e3 for part in (parts[0], parts[1], parts[3])]
     same(metered((moved[0], moved[1], parts[2], moved[2], *parts[4:])).compute(), whole, rel=1e-6)
-
-
-@pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0, 1.2])
-def test_landing_fraction_is_the_way_along_the_edge(fraction: float) -> None:
-    vertices = simplex(4, 6)
-    labels = torch.arange(40) % 4
-    generator = torch.Generator().manual_seed(0)
-    clean = vertices[labels] + 0.02 * torch.randn(40, 6, generator=generator, dtype=torch.float64)
-    destinations = (labels + 1) % 4
-    attacked = clean + fraction * (vertices[destinations] - vertices[labels])
-    found = measure_leaps(
-        clean.numpy(), attacked.numpy(), labels.numpy(), vertices, destinations=destinations
-    )
-    assert found.t.tolist() == pytest.approx([fraction] * 40)
-    assert found.off_edges.tolist() == pytest.approx([0] * 40, abs=1e-7)
-    assert found.leap_rate == (1 if fraction > 0.5 else 0)
-    assert found.displacement == pytest.approx(fraction)
 
 
 def test_nothing_seen_gives_no_values_and_no_error() -> None:

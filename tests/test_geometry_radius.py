@@ -9,7 +9,6 @@ from reference import radius as oracle
 
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.radius import Radius, collapse_radius
-from robust_nc.statistics.intervals import wilson
 
 EPS = [0.0, 1.0, 2.0, 4.0]
 
@@ -45,25 +44,6 @@ def test_a_note_says_what_the_value_does_not() -> None:
     assert late.value == 0.5
     assert late.note == "the leap rate is 0.25 already at the smallest eps, 0.5"
     assert "falls below 0.1 again" in at([0.0, 0.3, 0.0, 1.0]).note
-
-
-def test_the_interval_inverts_the_bounds_of_the_rate() -> None:
-    leaps, n = [0, 4, 30, 90], 200
-    intervals = [wilson(count, n) for count in leaps]
-    lower, upper = [x.low for x in intervals], [x.high for x in intervals]
-    found = collapse_radius(EPS, [count / n for count in leaps], lower=lower, upper=upper)
-    assert found.value == pytest.approx(oracle.crossing(EPS, [x / n for x in leaps], 0.1), abs=1e-4)
-    assert found.low == pytest.approx(oracle.crossing(EPS, upper, 0.1), abs=1e-4)
-    assert found.high == pytest.approx(oracle.crossing(EPS, lower, 0.1), abs=1e-4)
-    assert found.low < found.value < found.high
-    short = collapse_radius(EPS[:3], [0, 0.02, 0.12], lower=lower[:3], upper=upper[:3])
-    assert short.high is not None
-    beyond = collapse_radius(EPS[:3], [0, 0.02, 0.12], lower=[0, 0, 0.09], upper=upper[:3])
-    assert beyond.value is not None
-    assert beyond.high is None
-    never = collapse_radius(EPS[:2], [0, 0.02], lower=[0, 0], upper=[0.02, 0.12])
-    assert (never.value, never.high, never.reached) == (None, None, False)
-    assert never.low == pytest.approx(0.8)
 
 
 @settings(deadline=None, max_examples=25)

@@ -1,6 +1,5 @@
 """What every head keeps, the learnable ones, and those with a fixed frame."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -167,24 +166,6 @@ def test_features_of_any_precision(name, options, model, dtype):
     assert torch.equal(head(features.to(dtype)), wanted)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(head(features.to(dtype)), wanted)
-
-
-@pytest.mark.parametrize("num_classes", [2, 500])
-@pytest.mark.parametrize("name", HEADS.names())
-def test_from_two_to_many_classes(name, num_classes, tmp_path: Path):
-    options = {}
-    if name == "haframe":
-        groups = [[label // 10, label // 100] for label in range(num_classes)]
-        (tmp_path / "tree.json").write_text(json.dumps({"groups": groups}))
-        options = {"hierarchy": str(tmp_path / "tree.json")}
-    head = make(name, options, {}, size=(num_classes, num_classes))
-    features, _ = batch((num_classes, num_classes))
-    logits = head(features)
-    assert logits.shape == (40, num_classes)
-    assert bool(torch.isfinite(logits).all())
-    if (frame := head.frame()) is not None:
-        near = head(frame)
-        assert torch.equal(near.argmax(1), torch.arange(num_classes))
 
 
 def test_a_cosine_head_has_cosines_times_scale():

@@ -160,25 +160,6 @@ class TestWays:
         with pytest.raises(ConfigError, match=r"gone.toml cannot be read"):
             read_hierarchy(tmp_path / "gone.toml")
 
-    @given(nested())
-    @settings(max_examples=30, deadline=None)
-    def test_parents_say_the_same_as_lists(self, tree):
-        parents: dict[str, str] = {}
-
-        def note(node: Any, above: str) -> None:
-            name = str(node) if isinstance(node, int) else f"group {len(parents)}"
-            parents[name] = above
-            for child in [] if isinstance(node, int) else node:
-                note(child, name)
-
-        for child in tree:
-            note(child, "root")
-        one, other = (
-            parse(json.dumps(values), "any.json")
-            for values in ({"tree": tree}, {"parents": parents})
-        )
-        assert one == other
-
 
 FAULTS = {
     "not JSON": ('{"tree": [0, 1}', r"own.json is not JSON: .*line 1"),

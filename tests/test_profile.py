@@ -1,6 +1,7 @@
 """The public profile: a planted network is read off exactly, and any module is taken."""
 
 import copy
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -65,7 +66,9 @@ def value(found: Profile, measure: str, **where: Any) -> float:
 
 @pytest.fixture(scope="module")
 def found() -> Profile:
-    return profile(Planted(), planted_batches(), Ball("Linf", EPS), measure=SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(METRICS._all(), TOTAL.name, "helpers_geometry:TOTAL")
+        return profile(Planted(), planted_batches(), Ball("Linf", EPS), measure=SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +125,9 @@ class TestAnyModule:
 
     def test_train_and_test_by_both_features(self, model):
         settings = MeasureConfig(
-            steps=3, targets=("nearest",), radii=(1.0,), feature="both", taps=("block2", "block4")
+            steps=2, targets=("nearest",), radii=(1.0,), feature="both", taps=("block2", "block4")
         )
-        batches = {"train": self.batches("train", 80), "test": self.batches("test", 40)}
+        batches = {"train": self.batches("train", 40), "test": self.batches("test", 35)}
         found = profile(model, batches, Ball("Linf", EPS), measure=settings)
         assert list(found.frame.columns) == list(COLUMNS)
         assert set(found.frame["split"]) == {"train", "test"}
@@ -140,7 +143,11 @@ class TestAnyModule:
 
     def test_memory_for_one_part_at_a_time_gives_the_same_rows(self, model, monkeypatch):
         run = functools.partial(
-            profile, model, self.batches("train", 80), Ball("Linf", EPS), measure=SMALL
+            profile,
+            model,
+            self.batches("train", 40),
+            Ball("Linf", EPS),
+            measure=dataclasses.replace(SMALL, taps=("block2", "penultimate")),
         )
         whole = run().frame
         monkeypatch.setattr(side, "rounds", functools.partial(side.rounds, budget=0))
@@ -161,7 +168,9 @@ class TestAnyModule:
         assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
 
     def test_severity_needs_distances_and_reads_them(self, model):
-        settings = MeasureConfig(steps=3, targets=("hierarchy",), radii=(), trajectories=0)
+        settings = MeasureConfig(
+            steps=3, targets=("hierarchy",), radii=(), trajectories=0, taps=("block4",)
+        )
         run = functools.partial(
             profile, model, self.batches("train", 80), Ball("Linf", EPS), measure=settings
         )
@@ -197,9 +206,7 @@ class TestAnyModule:
         assert rows.groupby("tap")["depth"].nunique().tolist() == [1, 1]
 
 
-def test_a_registered_measure_with_a_function_becomes_a_row(monkeypatch):
-    monkeypatch.setitem(METRICS._all(), TOTAL.name, "helpers_geometry:TOTAL")
-    found = profile(Planted(), planted_batches(), Ball("Linf", EPS), measure=SMALL)
+def test_a_registered_measure_with_a_function_becomes_a_row(found):
     rows = found.values(TOTAL.name, condition="clean", grouping="true")
     assert rows["tap"].tolist() == list(found.taps)
     assert rows["value"].tolist() == pytest.approx([(EDGE / 2) ** 2] * 3)
@@ -267,11 +274,10 @@ class TestBadInput:
         with pytest.raises(InputError, match=message):
             profile(Planted(), batches, self.ball, measure=SMALL)
 
-    def test_an_unknown_tap_or_column(self):
+    def test_an_unknown_tap_or_column(self, found):
         with pytest.raises(UnknownNameError, match="did you mean 'penultimate'"):
             profile(
                 Planted(), planted_batches(), self.ball, measure=MeasureConfig(taps=("penultimat",))
             )
-        found = profile(Planted(), planted_batches(), self.ball, measure=SMALL)
         with pytest.raises(InputError, match="no column 'layer'; valid: tap"):
             found.values("nc1", layer="early")
