@@ -127,16 +127,18 @@ class TestDoctor:
         assert found.works is False
         assert "pip uninstall imagecorruptions" in found.remedy
 
-    def test_the_pin_of_torchattacks_is_explained(self, site, monkeypatch):
+    def test_a_pin_is_explained_and_a_missing_part_is_no_fault(self, site, monkeypatch):
         install(site, "torchattacks", "3.5.1", {"__init__.py": ""})
         with (site / "torchattacks-3.5.1.dist-info" / "METADATA").open("a") as file:
             file.write("Requires-Dist: requests~=2.25.1\n")
         for name in [n for n in sys.modules if n.split(".")[0] == "torchattacks"]:
             monkeypatch.delitem(sys.modules, name)
         (part,) = [part for part in peers.PEERS if part.module == "torchattacks"]
-        monkeypatch.setattr(doctor, "_PARTS", (part,))
+        missing = Peer("not_there", "not-there", "tests", None)
+        monkeypatch.setattr(doctor, "_PARTS", (part, missing))
         ran = cli("doctor")
         assert ran.code == 0
+        assert "not installed; make peers" in ran.out
         assert "note: torchattacks: its pin requests~=2.25.1 shows in `pip check`" in ran.out
 
 
