@@ -64,7 +64,8 @@ class TestOwnCode:
 
     def test_the_settings_of_torch_and_the_process_are_put_back(self, net: Path) -> None:
         changes = (
-            "\nimport os\n\ndef rude():\n    os.chdir('/')\n    made = Net()\n"
+            "\nimport os\n\ndef rude():\n    assert sys.argv[1:] == [], 'ours are not its own'\n"
+            "    os.chdir('/')\n    made = Net()\n"
             "    torch.set_default_dtype(torch.float64)\n    torch.set_grad_enabled(False)\n"
             "    torch.set_default_device('meta')\n    sys.argv = ['other']\n    return made\n"
         )
