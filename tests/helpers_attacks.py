@@ -211,15 +211,17 @@ class Failing(nn.Module):
 class Limited(nn.Module):
     """Runs out of memory above so many images."""
 
-    def __init__(self, model: nn.Module, most: int) -> None:
+    def __init__(
+        self, model: nn.Module, most: int, error: type[Exception] = torch.OutOfMemoryError
+    ) -> None:
         super().__init__()
-        self.model, self.most = model, most
+        self.model, self.most, self.error = model, most, error
         self.sizes: list[int] = []
 
     def forward(self, images: Tensor) -> Tensor:
         self.sizes.append(len(images))
         if len(images) > self.most:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise self.error("CUDA out of memory")
         logits: Tensor = self.model(images)
         return logits
 

@@ -445,7 +445,7 @@ def test_memory_that_runs_out_halves_the_batch(most: int, logged: bool, tmp_path
     log = tmp_path / "log.jsonl" if logged else None
     plan = APGD_ONLY if most == 1 else SHORT
     plain = evaluate(model, images, labels, BALL, protocol=plan, checks=False)
-    limited = Limited(model, most)
+    limited = Limited(model, most, torch.OutOfMemoryError if logged else MemoryError)
     outcome = evaluate(
         limited, images, labels, BALL, protocol=plan, checks=False, accelerate=False, log=log
     )

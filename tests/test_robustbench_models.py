@@ -220,6 +220,15 @@ def test_rows_can_stand_below_measured_ones_in_every_format(tmp_path: Path) -> N
         assert "Wang2023Better" in text
 
 
+def test_rows_are_chosen_by_data_set_and_norm() -> None:
+    assert len(published_rows("cifar10", "L2")) == 21
+    assert published_rows("imagenet", "Linf")["robust"].is_monotonic_decreasing
+    with pytest.raises(UnknownNameError, match="cifar100"):
+        published_rows("cifar-10")
+    with pytest.raises(UnknownNameError, match="Linf"):
+        published_rows("cifar10", "corruptions")
+
+
 def test_each_row_has_a_card_with_data_venue_and_link() -> None:
     cards = published_cards()
     assert set(cards) == set(ROWS["recipe"])
