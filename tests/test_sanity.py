@@ -1,5 +1,6 @@
 import re
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -222,30 +223,20 @@ def test_other_scalings_are_not_double_normalisation(name, scale) -> None:
     images = _looking_like(name, 8, seed=0)
     model = Around(curved(tuple(images.shape[1:]), 5), before=scale)
     assert of_output(model, images) == []
+    grey = torch.full((8, 1, 8, 8), 0.5)  # says nothing of what it was made of
+    assert of_output(_normalised("digits", 2, SHAPE), grey) == []
 
 
-def test_images_of_one_colour_say_nothing_of_normalisation() -> None:
-    images = torch.full((8, 1, 8, 8), 0.5)
-    assert of_output(_normalised("digits", 2, SHAPE), images) == []
-
-
-class _Compiled(nn.Module):
+def _compiled(model: nn.Module) -> nn.Module:
     """What `torch.compile` makes of a model, by its looks."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self._orig_mod = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self._orig_mod(images)
-        return logits
+    return nn.Sequential(OrderedDict(_orig_mod=model))
 
 
 def test_a_compiled_model_is_not_watched_but_compared() -> None:
     twice = _normalised("digits", 2, SHAPE)
     images = _looking_like("digits", 8, seed=0)[..., :8, :8]
-    assert of_output(Around(_Compiled(twice)), images) == []
-    assert of_output(_Compiled(_Noisy(twice, 1.0)), images) == ["random-output"]
+    assert of_output(Around(_compiled(twice)), images) == []
+    assert of_output(_compiled(_Noisy(twice, 1.0)), images) == ["random-output"]
 
 
 def test_a_scripted_model() -> None:
