@@ -17,10 +17,9 @@ from robust_nc.pipeline.suite import Suite, read_suite
 from robust_nc.planning.cell_sizes import CellSizer
 from robust_nc.planning.pilots import Pilots
 from robust_nc.planning.plan import (
-    CellCost,
     PlannedCell,
+    Totals,
     plan_suite,
-    price,
     probes_of,
 )
 from robust_nc.planning.speeds import (
@@ -31,7 +30,7 @@ from robust_nc.planning.speeds import (
     write_speeds,
 )
 from robust_nc.planning.survivors import read_records
-from robust_nc.planning.table import Totals, plan_text, speeds_line, totals_lines
+from robust_nc.planning.table import plan_text, speeds_line, totals_lines
 from robust_nc.runtime.screen import Screen
 
 _EARLIER = Path("results")  # records that come with a copy of the repository, where it is
@@ -47,18 +46,15 @@ def plan_command(options: RunOptions, stderr: Console) -> int:
     plans = _counted(options, CellSizer(options.root))
     cells = [cell for _, found in plans for cell in found]
     table, source = _speeds(cells, options.speeds, CellSizer(options.root), devices, stderr)
-    costs: list[CellCost] = []
     for suite, found in plans:
-        priced = price(found, table)
-        costs += priced
-        print(plan_text(suite.name, priced, table, devices=devices, price=price_per_hour))
+        print(plan_text(suite.name, found, table, devices=devices, price=price_per_hour))
         print("numbers of the cells, for --cells:")
         for model, numbers in cell_numbers(suite, [each.cell for each in found]).items():
             print(f"  {model}: {' '.join(map(str, numbers))}")
         print()
     if len(plans) > 1:
         for title, left in (("all suites", False), ("what is left of all", True)):
-            sums = Totals(costs, devices, left=left)
+            sums = Totals(cells, table, devices, left=left)
             lines = totals_lines(title, sums, table, devices=devices, price=price_per_hour)
             print("\n".join(lines))
     print(speeds_line(table, source))

@@ -8,8 +8,9 @@ Reads no images: labels are taken to be balanced, as in most data sets.
 (1297, 140, 'small_cnn 1x8x8, 10 classes')
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -32,9 +33,8 @@ class CellSizes(NamedTuple):
     """One cell as it stands before it runs.
 
     `model` names its backbone, neck, image shape and classes. `learnt`, `held_out`: images that it
-    trains on and validates on; `test`: those of the test split that it may use, `test_whole`: all.
-    `taps`: how many have features of their own, by way of making them. `weight_bytes`: parameters
-    and buffers.
+    trains on and validates on; `test`: those of the test split that it may use. `taps`: how many
+    have features of their own, by way of making them. `weight_bytes`: parameters and buffers.
     """
 
     config: RunConfig
@@ -44,10 +44,8 @@ class CellSizes(NamedTuple):
     learnt: int
     held_out: int
     test: int
-    test_whole: int
     taps: dict[str, int]
     weight_bytes: int
-    parameter_bytes: int
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -73,26 +71,18 @@ class CellSizer:
 
     def __init__(self, root: Path | None) -> None:
         self.root = root
-        self._infos: dict[str, DatasetInfo] = {}
-        self._models: dict[str, tuple[dict[str, int], int, int]] = {}
-        self._splits: dict[str, tuple[int, int]] = {}
+        self._known: dict[str, Any] = {}
 
     def sizes(self, config: RunConfig) -> CellSizes:
         """Return the sizes of a cell; raises what its model or data set raise."""
-        plain = identifying(config)
-        name = digest(plain["data"]["dataset"])
-        if name not in self._infos:
-            self._infos[name] = dataset_info(config.data.dataset, self.root)
-        info = self._infos[name]
-        model = digest([plain["model"], plain["data"], config.measure.taps])
-        if model not in self._models:
-            self._models[model] = _look_at(self.build(config), config)
-        split = digest([plain["data"], config.seed])
-        if split not in self._splits:
-            self._splits[split] = _split(config, info)
-        taps, weight_bytes, parameter_bytes = self._models[model]
-        learnt, held_out = self._splits[split]
-        whole = info.sizes["test"]
+        data, model = (identifying(config)[part] for part in ("data", "model"))
+        info: DatasetInfo = self._once(
+            data["dataset"], lambda: dataset_info(config.data.dataset, self.root)
+        )
+        taps, weight_bytes = self._once(
+            [model, data, config.measure.taps], lambda: _look_at(self.build(config), config)
+        )
+        learnt, held_out = self._once([data, config.seed], lambda: _split(config, info))
         return CellSizes(
             config,
             _model_name(config, info),
@@ -100,12 +90,16 @@ class CellSizer:
             info.num_classes,
             learnt,
             held_out,
-            min(config.data.test_limit or whole, whole),
-            whole,
+            min(config.data.test_limit or info.sizes["test"], info.sizes["test"]),
             taps,
             weight_bytes,
-            parameter_bytes,
         )
+
+    def _once(self, about: object, find: Callable[[], Any]) -> Any:
+        key = digest(about)
+        if key not in self._known:
+            self._known[key] = find()
+        return self._known[key]
 
     def build(self, config: RunConfig) -> Classifier:
         """Build the untrained model of a cell, on the CPU."""
@@ -114,15 +108,14 @@ class CellSizer:
         return build_model(shapes, seed=config.seed)
 
 
-def _look_at(model: Classifier, config: RunConfig) -> tuple[dict[str, int], int, int]:
+def _look_at(model: Classifier, config: RunConfig) -> tuple[dict[str, int], int]:
     taps, found = chosen_taps(model, config.measure.taps), {}
     images = torch.rand(2, *model.image_shape, generator=torch.Generator().manual_seed(0))
     with untouched(model), torch.no_grad():
         for feature in FEATURES:
             values = model.tapped(images, taps=taps, feature=feature).features.values()
             found[feature] = len({value.numpy().tobytes() for value in values})
-    weights = sum(value.nbytes for value in model.state_dict().values())
-    return found, weights, sum(parameter.nbytes for parameter in model.parameters())
+    return found, sum(value.nbytes for value in model.state_dict().values())
 
 
 def _split(config: RunConfig, info: DatasetInfo) -> tuple[int, int]:

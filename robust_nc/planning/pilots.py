@@ -1,11 +1,12 @@
 """Short runs of the real code on random images, which tell how long a piece of a cell takes.
 
 >>> from robust_nc.config import RunConfig
->>> probe = Probe("forward", "forward | small_cnn", RunConfig())
->>> Pilots(CellSizer(None), seconds=0.0).time(probe).seconds(8) > 0
+>>> probe = Probe("collapse", "collapse | small_cnn", RunConfig(), 1_000)
+>>> Pilots(CellSizer(None), seconds=0.0).time(probe).seconds(1, 8) > 0
 True
 """
 
+import contextlib
 import dataclasses
 import statistics
 import tempfile
@@ -15,40 +16,42 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from robust_nc.config import Component, RunConfig, build
 from robust_nc.data.base import Split, numbered
 from robust_nc.data.batches import Batches
-from robust_nc.evaluation.evaluate_model import Outcome, evaluate
+from robust_nc.evaluation.evaluate_model import evaluate
+from robust_nc.exceptions import StoppedError
 from robust_nc.models.classifier import Classifier
 from robust_nc.pipeline.stages import check_cell
 from robust_nc.planning.cell_sizes import CellSizer, CellSizes
-from robust_nc.planning.pieces import LARGEST, STEPS, Probe, one_item
+from robust_nc.planning.pieces import LARGEST, STEPS, Probe, one_item, options_of
 from robust_nc.planning.speeds import Rate
 from robust_nc.profiling.profile_model import profile_cell
-from robust_nc.record.schema import write_rows
 from robust_nc.registry import ATTACKS
 from robust_nc.runtime.progress import no_report
-from robust_nc.runtime.torch_state import default_device, untouched
+from robust_nc.runtime.torch_state import default_device
 from robust_nc.threat import Ball
 from robust_nc.training.loop import Trainer
 from robust_nc.training.run import build_objective
-from robust_nc.training.validation import CollapseProbe
-from robust_nc.types import EvaluationProtocol
+from robust_nc.training.validation import CollapseProbe, Validator
+from robust_nc.types import EvaluationProtocol, RefereedAttack
 
 _TINY = 1e-5  # a radius at which next to nothing breaks: every example takes all steps
 _SMALL = 4  # images of the small batch
-_BATCHES = 6  # of an epoch of a pilot training
-_FEW, _MORE = 2, 34  # steps of an attack in the two runs whose difference counts
+_BATCHES, _EPOCHS = 6, 20  # of a pilot training: batches of an epoch, epochs at most
+_FEW, _MORE = 2, 32  # steps of an attack, and how many more at most
 _ROUNDS = 25
+# How long a timing may take, in units of `Pilots.seconds`:
+_AGAIN = 4  # a call that takes more is timed once
+_STEPS = 32  # a run that takes so long gets one step more, a shorter one as many more as fit
+_LARGE = 64  # the large batch, if its seconds grew with the images
 
 
 class Pilots:
-    """Times probes: about `seconds` for each batch of each.
+    """Times probes: about `seconds` for each batch of each, more where one call takes longer.
 
     By the wall; where one thread of a CPU works, by the processor, so that other programs count
     less.
@@ -62,77 +65,47 @@ class Pilots:
         self.clock = time.process_time if alone else time.perf_counter
         self._models: dict[str, Classifier] = {}
         self._kinds: dict[str, Callable[[Probe], Rate]] = {
-            "forward": self._forward,
-            "gradient": self._gradient,
-            "collapse": self._collapse,
             "step": self._step,
             "solve": self._solve,
+            "validate": self._watch,
+            "collapse": self._watch,
             "verdict": self._verdict,
             "attack": self._attack,
             "measure": self._measure,
-            "more steps": self._more_steps,
         }
 
     def time(self, probe: Probe) -> Rate:
         """Return the rate of a probe. Raises what the model or the attack raises."""
         return self._kinds[probe.kind](probe)
 
-    def _forward(self, probe: Probe) -> Rate:
-        model, images = self._model(probe.config), self._images(probe.config)
-
-        def call(batch: int) -> None:
-            with untouched(model), torch.no_grad():
-                model(images[:batch])
-
-        return self._rate(lambda batch: self._median(partial(call, batch)), len(images))
-
-    def _gradient(self, probe: Probe) -> Rate:
-        model, images = self._model(probe.config), self._images(probe.config)
-        labels = torch.zeros(len(images), dtype=torch.long, device=self.device)
-
-        def call(batch: int) -> None:
-            leaf = images[:batch].clone().requires_grad_()
-            with untouched(model):
-                torch.autograd.grad(F.cross_entropy(model(leaf), labels[:batch]), leaf)
-
-        return self._rate(lambda batch: self._median(partial(call, batch)), len(images))
-
-    def _collapse(self, probe: Probe) -> Rate:
-        """What is read of the features after an epoch."""
-        model, split = self._model(probe.config), self._split(probe.config, 4 * _SMALL)
-
-        def cost(count: int) -> float:
-            rows = torch.arange(count) % len(split.labels)
-            some = numbered(split.images[rows], split.labels[rows])
-            return self._median(partial(CollapseProbe(some, device=self.device), model))
-
-        return self._rate(cost, probe.config.train.collapse_examples, least=4 * _SMALL)
-
     def _step(self, probe: Probe) -> Rate:
         """A step of the real trainer, after an epoch of as many that is not timed."""
         config = probe.config
+        settings = dataclasses.replace(
+            config.train, epochs=_EPOCHS, collapse_every=1, averaging=None
+        )
 
         def cost(batch: int) -> float:
-            changed: dict[str, Any] = {"epochs": 3, "batch_size": batch, "averaging": None}
-            settings = dataclasses.replace(config.train, collapse_every=1, **changed)
             model = self.sizer.build(config).to(self.device)
-            data = self._split(config, _BATCHES * batch)
-            augment = config.data.augment
+            data, augment = self._split(config, _BATCHES * batch), config.data.augment
             batches = Batches(data, batch_size=batch, device=self.device, augment=augment)
             ends: list[float] = []
 
             def note(_: Any) -> dict[str, float | None]:
                 self._wait()
                 ends.append(self.clock())
+                if len(ends) > 1 and ends[-1] - ends[0] > self.seconds:
+                    raise StoppedError
                 return {}
 
             objective = build_objective(config)
-            Trainer(model, objective, batches, settings, seed=0, probe=note).fit()
+            with contextlib.suppress(StoppedError):
+                Trainer(model, objective, batches, settings, seed=0, probe=note).fit()
             return (ends[-1] - ends[0]) / (len(ends) - 1) / _BATCHES
 
         size = config.train.batch_size
         least = size if config.train.compile else _SMALL  # each size is compiled anew
-        return self._rate(cost, size, least=least, limit=self.seconds / _BATCHES)
+        return self._rate(cost, size, least=least, calls=2 * _BATCHES)
 
     def _solve(self, probe: Probe) -> Rate:
         """The fit of an objective in closed form."""
@@ -141,11 +114,26 @@ class Pilots:
         split = self._split(probe.config, int(probe.about))
         return Rate(fixed=self._once(lambda: objective.solve(model, split, seed=0)), each=0.0)
 
+    def _watch(self, probe: Probe) -> Rate:
+        """What is measured after an epoch: accuracy under attack, or the collapse of features."""
+        model = self._model(probe.config)
+
+        def cost(count: int) -> float:
+            some: Any = self._split(probe.config, count)
+            watch: Any = CollapseProbe(some, device=self.device)
+            if probe.kind == "validate":
+                ball = Ball(probe.config.threat.norm, _TINY)
+                some = some._replace(labels=self._answers(probe.config, some.images / 255))
+                watch = Validator(some, ball, seed=0, device=self.device)
+            return self._median(partial(watch, model))
+
+        return self._rate(cost, int(probe.about), least=4 * _SMALL)
+
     def _verdict(self, probe: Probe) -> Rate:
-        """What every verdict takes beside its passes: a copy of the model, checks, books."""
+        """What every verdict takes beside its attacks: a clean pass, a copy of the model, books."""
         attack = build(ATTACKS, Component(name="pgd", options={"steps": 1}))
-        seconds = self._median(lambda: self._evaluated(probe.config, attack, 8, checks=True))
-        return Rate(fixed=seconds, each=0.0)
+        run = partial(self._evaluate, probe.config, attack, checks=True)
+        return self._rate(lambda count: self._median(partial(run, count)), self._largest(probe))
 
     def _attack(self, probe: Probe) -> Rate:
         """One pass of an attack as `evaluate` runs it, on whatever copy of the model is fastest.
@@ -153,32 +141,31 @@ class Pilots:
         That is what some steps more take, over the passes that they make. An attack whose steps
         cannot be set is timed whole.
         """
-        few, more = (_with_steps(probe.about, steps) for steps in (_FEW, _MORE))
-        size = probe.config.evaluation.batch_size or LARGEST.get(self.device.type, LARGEST["cpu"])
+        attack, config = probe.about, probe.config
 
         def cost(batch: int) -> float:
-            runs = [partial(self._evaluated, probe.config, a, batch) for a in (few, more)]
-            if few is None:
-                return self._once(partial(self._evaluated, probe.config, probe.about, batch))
-            made = [run() for run in runs]
-            passes = [float((o.forward_passes + o.backward_passes).sum()) / batch for o in made]
-            seconds = [self._median(run) for run in runs]
-            return max(seconds[1] - seconds[0], 1e-9) / max(passes[1] - passes[0], 1.0)
+            few = _with_steps(attack, _FEW)
+            if few is None or not isinstance(attack, RefereedAttack):
+                whole = self._once(partial(self._evaluate, config, attack, batch))
+                return whole / getattr(attack, "cost", lambda _: 1)(self._model(config).num_classes)
 
-        return self._rate(cost, size, limit=self.seconds / _MORE)
+            def run(steps: int) -> None:
+                self._evaluate(config, _with_steps(attack, steps), batch)
 
-    def _evaluated(
+            costs = [_with_steps(attack, s).cost(10) for s in (_FEW, _FEW + 1)]
+            return self._steps(run, _FEW, _MORE)[1] / (costs[1] - costs[0])
+
+        return self._rate(cost, self._largest(probe), calls=5)
+
+    def _evaluate(
         self, config: RunConfig, attack: Any, count: int, *, checks: bool = False
-    ) -> Outcome:
-        model, images = self._model(config), self._images(config, count).cpu()
-        with torch.no_grad():
-            labels = model(images.to(self.device)).argmax(1).cpu()
-        kind = config.evaluation.precision
+    ) -> None:
+        images, kind = self._images(config, count), config.evaluation.precision
         with tempfile.TemporaryDirectory() as folder:  # a cell keeps a log, which takes time
-            return evaluate(
-                model,
+            evaluate(
+                self._model(config),
                 images,
-                labels,
+                self._answers(config, images),
                 Ball(config.threat.norm, _TINY),
                 protocol=EvaluationProtocol("timed", (("timed", attack),)),
                 batch_size=count,
@@ -189,33 +176,18 @@ class Pilots:
 
     def _measure(self, probe: Probe) -> Rate:
         """All measures of few images of train and as many of test as belong to them."""
-        frames: list[pd.DataFrame] = []
+        sizes: CellSizes = probe.about
+        steps, train = sizes.config.measure.steps, sizes.measured[0]
 
         def cost(count: int) -> float:
-            run = partial(self._profiled, probe.about, count, steps=1)
-            return self._least(lambda: frames.append(run()))
+            one, more = self._steps(partial(self._profile, sizes, count), 1, steps - 1)
+            return one + (steps - 1) * more
 
-        train, _ = probe.about.measured
-        found = self._rate(cost, train, least=_few(probe.about), limit=4 * self.seconds)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "rows.parquet"
-            write_rows(path, frames[-1])
-            return dataclasses.replace(found, nbytes=float(path.stat().st_size))
+        # Two of each class, where these are not many.
+        few = max(min(max(2 * sizes.classes, 16), 48, train // 3), min(4, train))
+        return self._rate(cost, train, least=few)
 
-    def _more_steps(self, probe: Probe) -> Rate:
-        """One more step of the attack in all conditions, on a batch."""
-        settings = probe.config.measure
-
-        def cost(count: int) -> float:
-            run = partial(self._profiled, probe.about, count)
-            one = self._least(partial(run, steps=1))
-            more = min(settings.steps - 1, max(int(16 * self.seconds / max(one, 1e-9)), 2))
-            return max(self._least(partial(run, steps=1 + more)) - one, 0.0) / more
-
-        size = min(settings.batch_size, probe.about.measured[0])
-        return self._rate(cost, size, least=_few(probe.about), limit=self.seconds / settings.steps)
-
-    def _profiled(self, sizes: CellSizes, count: int, *, steps: int) -> pd.DataFrame:
+    def _profile(self, sizes: CellSizes, count: int, steps: int) -> None:
         """Measure so many training images; what is done on some images shrinks with them."""
         train, test = sizes.measured
         settings = sizes.config.measure
@@ -235,7 +207,7 @@ class Pilots:
         config = dataclasses.replace(sizes.config, measure=few)
         model, tree = self._model(config), check_cell(config, self.sizer.root)
         split = self._split(config, max(count, part(test), 2))
-        return profile_cell(
+        profile_cell(
             model,
             split,
             split,
@@ -252,54 +224,56 @@ class Pilots:
             self._models = {key: self.sizer.build(config).to(self.device).eval()}  # the last
         return self._models[key]
 
-    def _images(self, config: RunConfig, count: int | None = None) -> Tensor:
-        count = count or LARGEST.get(self.device.type, LARGEST["cpu"])
+    def _images(self, config: RunConfig, count: int) -> Tensor:
         shape = self._model(config).image_shape
-        images = torch.rand(count, *shape, generator=torch.Generator().manual_seed(0))
-        return images.to(self.device)
+        return torch.rand(count, *shape, generator=torch.Generator().manual_seed(0))
 
     def _split(self, config: RunConfig, count: int) -> Split:
         """Return random images, two or more of each class that is there at all."""
-        images = (255 * self._images(config, count)).to(torch.uint8).cpu()
+        images = (255 * self._images(config, count)).to(torch.uint8)
         classes = min(self._model(config).num_classes, max(count // 2, 1))
         return numbered(images, torch.arange(count) % classes)
 
-    def _rate(
-        self,
-        cost: Callable[[int], float],
-        size: int,
-        *,
-        least: int = _SMALL,
-        limit: float | None = None,
-    ) -> Rate:
-        """Go through the costs of a small batch and of a large one, at most of `size` images.
+    def _answers(self, config: RunConfig, images: Tensor) -> Tensor:
+        """Return what the model says of images: as labels, it is right."""
+        with torch.no_grad():
+            answers: Tensor = self._model(config)(images.to(self.device)).argmax(1)
+        return answers.cpu()
 
-        The large one is eightfold, and again, until it costs `limit` (default: `seconds`).
+    def _largest(self, probe: Probe) -> int:
+        return probe.config.evaluation.batch_size or LARGEST.get(self.device.type, LARGEST["cpu"])
+
+    def _rate(
+        self, cost: Callable[[int], float], size: int, *, least: int = _SMALL, calls: int = 1
+    ) -> Rate:
+        """Return the line through the costs of a small batch and of a large one, at most `size`.
+
+        `calls` are in one timing at least: a batch must not take too long for that many.
         """
         least = min(least, size)
-        count, small = least, cost(least)
-        large, most = small, self.seconds if limit is None else limit
-        while count < size and large < most:
-            count = min(8 * count, size)
-            large = cost(count)
-        if count == least:
+        small = cost(least)
+        count = min(size, int(least * _LARGE * self.seconds / calls / max(small, 1e-9)))
+        if count < 2 * least:
             return Rate(fixed=0.0, each=small / least)
-        return line(least, small, count, large)
+        return line(least, small, count, cost(count))
+
+    def _steps(self, run: Callable[[int], object], few: int, most: int) -> tuple[float, float]:
+        """Seconds of a run of `few` steps, and of each of some more steps, `most` at most."""
+        first = self._median(partial(run, few))
+        more = min(most, max(int(_STEPS * self.seconds / first), 1))
+        if not more:
+            return first, 0.0
+        return first, max(self._median(partial(run, few + more)) - first, 1e-9) / more
 
     def _median(self, work: Callable[[], object]) -> float:
         """Median seconds of a call, after one that sets things up; a long one is timed once."""
         first = self._once(work)
-        if first > 4 * self.seconds > 0:
+        if first > _AGAIN * self.seconds > 0:
             return first
         times = [self._once(work)]
         while sum(times) < self.seconds and len(times) < _ROUNDS:
             times.append(self._once(work))
         return statistics.median(times)
-
-    def _least(self, work: Callable[[], object]) -> float:
-        """Seconds of the faster of two calls; a long one is timed once."""
-        first = self._once(work)
-        return first if first > 16 * self.seconds > 0 else min(first, self._once(work))
 
     def _once(self, work: Callable[[], object]) -> float:
         self._wait()
@@ -313,29 +287,17 @@ class Pilots:
             torch.cuda.synchronize()
 
 
-def _few(sizes: CellSizes) -> int:
-    """Images of the smaller run of the geometry: two of each class, where these are not many."""
-    train, _ = sizes.measured
-    return max(min(max(2 * sizes.classes, 16), 48, train // 3), min(4, train))
-
-
 def _with_steps(attack: Any, steps: int) -> Any:
     """Return an attack of one item with so many steps, or None where they cannot be set."""
-    one = one_item(attack)
-    if not dataclasses.is_dataclass(one) or isinstance(one, type):
-        return None
-    for field in dataclasses.fields(one):
-        if field.name in STEPS and field.init:
-            changed: dict[str, Any] = {field.name: steps}
-            return dataclasses.replace(one, **changed)
-    return None
+    changed: dict[str, Any] = {name: steps for name in STEPS if name in options_of(attack)}
+    return dataclasses.replace(one_item(attack), **changed) if changed else None
 
 
 def line(small: int, first: float, large: int, second: float) -> Rate:
     """Return the rate through two timings; never one that falls with the batch.
 
     >>> line(2, 1.0, 4, 1.5)
-    Rate(fixed=0.5, each=0.25, nbytes=0.0)
+    Rate(fixed=0.5, each=0.25)
     """
     each = max(second - first, 0.0) / (large - small)
     if each * large > second:  # the small batch was no faster by chance only

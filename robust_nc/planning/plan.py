@@ -19,7 +19,7 @@ from robust_nc.planning.survivors import Survival, read_records
 from robust_nc.record.folder import record_path
 from robust_nc.record.schema import Record, read_record
 
-_RECORD = 9_000  # bytes of a record without what it says of single images
+_RECORD = 36_000  # bytes of a record and its rows, without what it says of single images, about
 _PER_IMAGE = 5  # of each judged image in it
 _EVIDENCE = 0.5  # bytes of evidence for each value of an image that is broken, at most
 _LOGGED = 3 * 4 * 4 / 3  # bytes of a value in the log of a verdict: worst points, float32, base64
@@ -34,24 +34,39 @@ class PlannedCell(NamedTuple):
     cell: Cell
     sizes: CellSizes
     survival: Survival
-    pieces: tuple[Piece, ...]
-    left: tuple[Piece, ...]
+    pieces: list[Piece]
+    left: list[Piece]
     done: bool
 
+    def seconds(self, speeds: Speeds, *, left: bool = False) -> dict[str, float]:
+        """Seconds by stage of the whole cell, or of what is left of it."""
+        found: dict[str, float] = {}
+        for piece in self.left if left else self.pieces:
+            seconds = speeds.rates[piece.probe.key].seconds(piece.calls, piece.images)
+            found[piece.stage] = found.get(piece.stage, 0.0) + seconds
+        return found
 
-class CellCost(NamedTuple):
-    """One cell, priced: seconds by stage for the whole cell and for what is left, and bytes.
+    @property
+    def results(self) -> float:
+        """Bytes of its record, rows and evidence."""
+        broken = max(self.survival.clean - self.survival.robust, 0.0)
+        return _RECORD + _PER_IMAGE * self.sizes.judged + _EVIDENCE * self._values * broken
 
-    `results` stay beside the `weights` (best, last, momentum, raw ones of an average); `running` is
-    what it needs beside them while it runs.
-    """
+    @property
+    def weights(self) -> float:
+        """Bytes of its checkpoints: best, last, momentum, raw ones of an average."""
+        averaged = self.cell.config.train.averaging is not None
+        return self.sizes.weight_bytes * (3.0 + averaged)
 
-    planned: PlannedCell
-    seconds: dict[str, float]
-    left: dict[str, float]
-    results: float
-    weights: float
-    running: float
+    @property
+    def running(self) -> float:
+        """Bytes that it needs beside these while it runs: logs, and two checkpoints more."""
+        return 2 * self.weights + _LOGGED * self._values
+
+    @property
+    def _values(self) -> float:
+        channels, height, width = self.sizes.image_shape
+        return float(self.sizes.judged * channels * height * width)
 
 
 def plan_suite(
@@ -66,16 +81,13 @@ def plan_suite(
     made: set[str] = set()
     cells = []
     for cell in suite.cells:
-        sizes = sizer.sizes(cell.config)
-        survival = expected(sizes, known)
-        name = training_id(cell.config)
-        pieces = tuple(cell_pieces(sizes, survival, trained=name in shared))
+        sizes, survival = sizer.sizes(cell.config), expected(cell.config, known)
+        name, done, left = training_id(cell.config), _is_done(cell, out), list[Piece]()
+        pieces = cell_pieces(sizes, survival, trained=name in shared)
         shared.add(name)
-        done = _is_done(cell, out)
-        left: tuple[Piece, ...] = ()
         if not done:
             there = name in made or is_trained(cell, out)
-            left = tuple(cell_pieces(sizes, survival, trained=there))
+            left = cell_pieces(sizes, survival, trained=there)
             made.add(name)
         cells.append(PlannedCell(cell, sizes, survival, pieces, left, done))
     return cells
@@ -99,49 +111,25 @@ def probes_of(cells: Iterable[PlannedCell]) -> tuple[Probe, ...]:
     return tuple({piece.probe.key: piece.probe for piece in pieces}.values())
 
 
-def price(cells: Iterable[PlannedCell], speeds: Speeds) -> list[CellCost]:
-    """Price cells by speeds that hold all their probes."""
-    return [
-        CellCost(
-            cell,
-            _seconds(cell.pieces, speeds),
-            _seconds(cell.left, speeds),
-            *_bytes(cell, speeds),
-        )
-        for cell in cells
-    ]
+class Totals:
+    """Sums over the cells of a suite, or over those that are left."""
 
-
-def _seconds(pieces: Iterable[Piece], speeds: Speeds) -> dict[str, float]:
-    """Sum the seconds of some pieces by stage."""
-    found: dict[str, float] = {}
-    for piece in pieces:
-        seconds = piece.calls * speeds.rates[piece.probe.key].seconds(piece.batch)
-        found[piece.stage] = found.get(piece.stage, 0.0) + seconds
-    return found
-
-
-def _bytes(cell: PlannedCell, speeds: Speeds) -> tuple[float, float, float]:
-    """Results, weights, and what is there while it runs: logs, and two checkpoints more."""
-    sizes, survival = cell.sizes, cell.survival
-    channels, height, width = sizes.image_shape
-    values = float(sizes.judged * channels * height * width)
-    results = float(_RECORD + _PER_IMAGE * sizes.judged)
-    results += _EVIDENCE * values * max(survival.clean - survival.robust, 0.0)
-    results += sum(speeds.rates[piece.probe.key].nbytes for piece in cell.pieces)
-    averaged = sizes.weight_bytes if sizes.config.train.averaging is not None else 0
-    weights = float(2 * sizes.weight_bytes + sizes.parameter_bytes + averaged)
-    return results, weights, 2 * weights + _LOGGED * values
-
-
-def chains(costs: Iterable[CellCost], *, left: bool = False) -> list[float]:
-    """Sum the seconds of cells that share their weights, and run one after the other."""
-    found: dict[str, float] = {}
-    for cost in costs:
-        name = training_id(cost.planned.cell.config)
-        seconds = sum((cost.left if left else cost.seconds).values())
-        found[name] = found.get(name, 0.0) + seconds
-    return list(found.values())
+    def __init__(
+        self, cells: Sequence[PlannedCell], speeds: Speeds, devices: int, *, left: bool
+    ) -> None:
+        todo = [cell for cell in cells if not (left and cell.done)]
+        self.cells = len(todo)
+        chains: dict[str, float] = {}  # cells that share their weights run one after the other
+        for cell in todo:
+            name = training_id(cell.cell.config)
+            seconds = sum(cell.seconds(speeds, left=left).values())
+            chains[name] = chains.get(name, 0.0) + seconds
+        self.seconds = sum(chains.values())
+        self.wall = wall_clock(chains.values(), devices)
+        self.results = sum(cell.results for cell in todo)
+        self.weights = sum({training_id(c.cell.config): c.weights for c in todo}.values())
+        running = sorted((cell.running for cell in todo), reverse=True)
+        self.peak = self.results + self.weights + sum(running[:devices])
 
 
 def wall_clock(work: Iterable[float], devices: int) -> float:

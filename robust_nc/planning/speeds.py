@@ -1,7 +1,7 @@
 """Measured speeds: seconds of one call by the size of its batch, in a file that says on what.
 
->>> Rate(fixed=0.01, each=0.002).seconds(5)
-0.02
+>>> Rate(fixed=0.01, each=0.002).seconds(2, 10)
+0.04
 """
 
 import json
@@ -20,20 +20,19 @@ from robust_nc.runtime.environment import hardware
 from robust_nc.runtime.progress import Report
 from robust_nc.runtime.torch_state import default_device
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @configuration
 class Rate:
-    """Seconds of one call: `fixed`, and `each` for every image; `nbytes` of what it writes."""
+    """Seconds of one call: `fixed`, and `each` for every image."""
 
-    fixed: float
-    each: float
-    nbytes: float = 0.0
+    fixed: float = Field(ge=0)
+    each: float = Field(ge=0)
 
-    def seconds(self, batch: float) -> float:
-        """Seconds of a call on a batch of so many images."""
-        return self.fixed + self.each * batch
+    def seconds(self, calls: float, images: float) -> float:
+        """Seconds of so many calls, on so many images in all."""
+        return self.fixed * calls + self.each * images
 
 
 @configuration
@@ -79,14 +78,7 @@ def read_speeds(path: Path) -> Speeds:
             f"the speeds {path} have schema version {found!r}, this version reads {SCHEMA}; give a "
             "file that --plan wrote, or one that does not exist yet to measure anew"
         )
-    speeds = read(Speeds, values, source=str(path))
-    for key, rate in speeds.rates.items():
-        if min(rate.fixed, rate.each, rate.nbytes) < 0:
-            raise ConfigError(
-                f"the speeds {path} have a negative time for {key!r}; name a file that does not "
-                "exist yet to measure anew"
-            )
-    return speeds
+    return read(Speeds, values, source=str(path))
 
 
 def write_speeds(path: Path, speeds: Speeds) -> None:

@@ -6,37 +6,20 @@
 
 from collections.abc import Sequence
 
-from robust_nc.config import training_id
 from robust_nc.planning.pieces import STAGES
-from robust_nc.planning.plan import CellCost, chains, wall_clock
+from robust_nc.planning.plan import PlannedCell, Totals
 from robust_nc.planning.speeds import Speeds
 from robust_nc.report.board.render import aligned
 
 _HEAD = ("model", "cells", "left", *STAGES, "all")
 
 
-class Totals:
-    """Sums over the cells of a suite, or over those that are left."""
-
-    def __init__(self, costs: Sequence[CellCost], devices: int, *, left: bool) -> None:
-        todo = [cost for cost in costs if not (left and cost.planned.done)]
-        self.cells = len(todo)
-        self.seconds = sum(sum((c.left if left else c.seconds).values()) for c in todo)
-        self.wall = wall_clock(chains(costs, left=left), devices)
-        weights = {training_id(c.planned.cell.config): c.weights for c in todo}
-        self.results = sum(cost.results for cost in todo)
-        self.weights = sum(weights.values())
-        running = sorted((cost.running for cost in todo), reverse=True)
-        self.peak = self.results + self.weights + sum(running[:devices])
-
-
 def plan_text(
-    name: str, costs: Sequence[CellCost], speeds: Speeds, *, devices: int, price: float | None
+    name: str, cells: Sequence[PlannedCell], speeds: Speeds, *, devices: int, price: float | None
 ) -> str:
     """Write the plan of one suite."""
-    whole, left = (Totals(costs, devices, left=each) for each in (False, True))
-    lines = [f"{name}: {len(costs)} cells", "", *_table(costs), ""]
-    lines += _sources(costs)
+    whole, left = (Totals(cells, speeds, devices, left=each) for each in (False, True))
+    lines = [f"{name}: {len(cells)} cells", "", *_table(cells, speeds), "", *_sources(cells)]
     lines += totals_lines("the whole suite", whole, speeds, devices=devices, price=price)
     if left.cells < whole.cells:
         title = f"what is left ({whole.cells - left.cells} cells are done)"
@@ -73,11 +56,11 @@ def totals_lines(
     return lines
 
 
-def _sources(costs: Sequence[CellCost]) -> list[str]:
+def _sources(cells: Sequence[PlannedCell]) -> list[str]:
     """Say which accuracies the verdicts are reckoned with, and where they are from."""
     found: dict[str, list[str]] = {}
-    for cost in costs:
-        survival, config = cost.planned.survival, cost.planned.cell.config
+    for cell in cells:
+        survival, config = cell.survival, cell.cell.config
         text = (
             f"{survival.clean:.0%} clean, {survival.robust:.0%} robust at eps "
             f"{config.threat.eps:.3g} ({survival.source})"
@@ -89,21 +72,19 @@ def _sources(costs: Sequence[CellCost]) -> list[str]:
     return ["survivors, on which the cost of a verdict depends:", *lines]
 
 
-def _table(costs: Sequence[CellCost]) -> list[str]:
-    groups: dict[str, list[CellCost]] = {}
-    for cost in costs:
-        groups.setdefault(cost.planned.cell.model, []).append(cost)
-    rows = [list(_HEAD), *(_row(name, group) for name, group in groups.items())]
+def _table(cells: Sequence[PlannedCell], speeds: Speeds) -> list[str]:
+    groups: dict[str, list[PlannedCell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.cell.model, []).append(cell)
     if len(groups) > 1:
-        rows.append(_row("all", costs))
+        groups["all"] = list(cells)
+    rows = [list(_HEAD)]
+    for name, group in groups.items():
+        found = [cell.seconds(speeds) for cell in group]
+        stages = [sum(seconds.get(stage, 0.0) for seconds in found) for stage in STAGES]
+        left = sum(not cell.done for cell in group)
+        rows.append([name, str(len(group)), str(left), *map(duration, (*stages, sum(stages)))])
     return aligned(rows, [False] + [True] * (len(_HEAD) - 1))
-
-
-def _row(name: str, group: Sequence[CellCost]) -> list[str]:
-    stages = [sum(cost.seconds.get(stage, 0.0) for cost in group) for stage in STAGES]
-    left = sum(not cost.planned.done for cost in group)
-    whole = [duration(seconds) for seconds in (*stages, sum(stages))]
-    return [name, str(len(group)), str(left), *whole]
 
 
 def duration(seconds: float) -> str:
