@@ -26,32 +26,33 @@ from robust_nc.profiling.feature_cache import chosen_taps
 from robust_nc.runtime.torch_state import untouched
 from robust_nc.training.run import resolve_model
 
-FEATURES = ("gap", "flatten")
-
 
 class CellSizes(NamedTuple):
     """One cell as it stands before it runs.
 
-    `model` names its backbone, neck, image shape and classes. `learnt`, `held_out`: images that it
-    trains on and validates on; `test`: those of the test split that it may use. `taps`: how many
-    have features of their own, by way of making them. `weight_bytes`: parameters and buffers.
+    `learnt`, `held_out`: images that it trains on and validates on. `taps`: how many have features
+    of their own. `weight_bytes`: parameters and buffers.
     """
 
     config: RunConfig
-    model: str
-    image_shape: tuple[int, int, int]
-    classes: int
+    info: DatasetInfo
     learnt: int
     held_out: int
-    test: int
-    taps: dict[str, int]
+    taps: int
     weight_bytes: int
 
     @property
-    def features(self) -> tuple[str, ...]:
-        """How the outputs of layers become rows of features."""
-        feature = self.config.measure.feature
-        return FEATURES if feature == "both" else (feature,)
+    def model(self) -> str:
+        """Its backbone, neck, image shape and classes, in words."""
+        parts = [self.config.model.backbone, self.config.model.neck]
+        body = "+".join(with_options(part) for part in parts if part is not None)
+        shape = "x".join(map(str, self.info.image_shape))
+        return f"{body} {shape}, {self.info.num_classes} classes"
+
+    @property
+    def test(self) -> int:
+        """How many test images it may use."""
+        return min(self.config.data.test_limit or self.info.sizes["test"], self.info.sizes["test"])
 
     @property
     def judged(self) -> int:
@@ -76,24 +77,14 @@ class CellSizer:
     def sizes(self, config: RunConfig) -> CellSizes:
         """Return the sizes of a cell; raises what its model or data set raise."""
         data, model = (identifying(config)[part] for part in ("data", "model"))
-        info: DatasetInfo = self._once(
-            data["dataset"], lambda: dataset_info(config.data.dataset, self.root)
-        )
+        read, measure = config.data.dataset, config.measure
+        info: DatasetInfo = self._once(data["dataset"], lambda: dataset_info(read, self.root))
         taps, weight_bytes = self._once(
-            [model, data, config.measure.taps], lambda: _look_at(self.build(config), config)
+            [model, data, measure.taps, measure.feature],
+            lambda: _look_at(self.build(config), config),
         )
         learnt, held_out = self._once([data, config.seed], lambda: _split(config, info))
-        return CellSizes(
-            config,
-            _model_name(config, info),
-            info.image_shape,
-            info.num_classes,
-            learnt,
-            held_out,
-            min(config.data.test_limit or info.sizes["test"], info.sizes["test"]),
-            taps,
-            weight_bytes,
-        )
+        return CellSizes(config, info, learnt, held_out, taps, weight_bytes)
 
     def _once(self, about: object, find: Callable[[], Any]) -> Any:
         key = digest(about)
@@ -108,13 +99,13 @@ class CellSizer:
         return build_model(shapes, seed=config.seed)
 
 
-def _look_at(model: Classifier, config: RunConfig) -> tuple[dict[str, int], int]:
-    taps, found = chosen_taps(model, config.measure.taps), {}
+def _look_at(model: Classifier, config: RunConfig) -> tuple[int, int]:
+    taps, feature, found = chosen_taps(model, config.measure.taps), config.measure.feature, 0
     images = torch.rand(2, *model.image_shape, generator=torch.Generator().manual_seed(0))
     with untouched(model), torch.no_grad():
-        for feature in FEATURES:
-            values = model.tapped(images, taps=taps, feature=feature).features.values()
-            found[feature] = len({value.numpy().tobytes() for value in values})
+        for kind in ("gap", "flatten") if feature == "both" else (feature,):
+            values = model.tapped(images, taps=taps, feature=kind).features.values()
+            found += len({value.numpy().tobytes() for value in values})
     return found, sum(value.nbytes for value in model.state_dict().values())
 
 
@@ -132,13 +123,6 @@ def _split(config: RunConfig, info: DatasetInfo) -> tuple[int, int]:
         seed=config.seed,
     )
     return len(altered.split.labels), len(held_out.labels)
-
-
-def _model_name(config: RunConfig, info: DatasetInfo) -> str:
-    neck = config.model.neck
-    body = with_options(config.model.backbone)
-    body += f"+{with_options(neck)}" if neck is not None else ""
-    return f"{body} {'x'.join(map(str, info.image_shape))}, {info.num_classes} classes"
 
 
 def with_options(part: Component) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from robust_nc.config import RunConfig, build, plain
+from robust_nc.evaluation.evaluate_model import BATCH
 from robust_nc.io.files import digest
 from robust_nc.planning.cell_sizes import CellSizes, with_options
 from robust_nc.planning.survivors import DEFENDED, UNDEFENDED, Survival, measured
@@ -31,8 +32,6 @@ from robust_nc.training.validation import VALIDATION_EXAMPLES
 from robust_nc.types import RefereedAttack
 
 STAGES = ("train", "attack", "measure")
-LARGEST = {"cpu": 128, "cuda": 512}  # images of a batch where the configuration leaves it open
-
 STEPS, ITEMS = ("steps", "queries"), ("restarts", "num_targets")  # options of attacks
 _TWICE = ("tf32", "bf16")  # precisions after which all attacks run once more
 _EARLY = 8.0  # passes on an image that the first attack breaks, about
@@ -87,7 +86,7 @@ def cell_pieces(sizes: CellSizes, survival: Survival, *, trained: bool = False) 
 
 
 def training_pieces(sizes: CellSizes) -> list[Piece]:
-    """Return steps of the trainer, and what is measured between epochs."""
+    """Return steps of the trainer, and the validation between epochs."""
     config, settings = sizes.config, sizes.config.train
     if isinstance(build_objective(config), ClosedForm):
         key = f"solve | {sizes.model} | {sizes.learnt} images"
@@ -102,15 +101,11 @@ def training_pieces(sizes: CellSizes) -> list[Piece]:
     if averaging and averaging.new_statistics:  # batches are shown once more, without a step
         shown = (1 - getattr(averaging, "start", 0.0)) * min(STATISTICS_BATCHES, steps) / steps
         pieces.append(pieces[0].times(shown))
-    validated = min(sizes.held_out, VALIDATION_EXAMPLES)
-    read = min(settings.collapse_examples, sizes.learnt)
-    for kind, count, every in (
-        ("validate", validated, settings.validate_every),
-        ("collapse", read, settings.collapse_every),
-    ):
-        times = math.ceil(settings.epochs / every) if count else 0
-        probe = Probe(kind, f"{kind} | {sizes.model} | {config.threat.norm}", config, count)
-        pieces += [Piece("train", probe, times, times * count)] * bool(times)
+    count = min(sizes.held_out, VALIDATION_EXAMPLES)
+    if count:
+        times = math.ceil(settings.epochs / settings.validate_every)
+        probe = Probe("validate", f"validate | {sizes.model} | {config.threat.norm}", config, count)
+        pieces.append(Piece("train", probe, times, times * count))
     return pieces
 
 
@@ -177,16 +172,20 @@ def _attacked(
     probe = Probe("attack", _attack_key(sizes, inner), sizes.config, inner)
     if not isinstance(inner, RefereedAttack):  # all that is known is that it runs once
         return [Piece(stage, probe, 1, stand + broken)] if stand + broken > 0 else []
-    cost, alone = inner.cost(sizes.classes), one_item(inner).cost(sizes.classes)
+    cost, alone = inner.cost(sizes.info.num_classes), one_item(inner).cost(sizes.info.num_classes)
     tried = gate * stand + broken
     looks = 0.0 if getattr(inner, "gradient_free", False) else cost / alone  # at each last point
     passes = gate * stand * (cost + looks + 1)
     passes += broken * (min(_EARLY, cost) if first else _LATER * cost)
-    size = sizes.config.evaluation.batch_size or LARGEST.get(default_device().type, LARGEST["cpu"])
-    batches = max(passes / (alone * size) + 0.5, 1.0)
+    batches = max(passes / (alone * batch_size(sizes.config)) + 0.5, 1.0)
     # An image that breaks is looked at, and the next begins, in calls of their own.
     calls = alone * min(batches, tried) + 2 * min(broken, alone)
     return [Piece(stage, probe, calls, passes)] if calls > 0 else []
+
+
+def batch_size(config: RunConfig) -> int:
+    """Return how many images a verdict attacks at a time."""
+    return config.evaluation.batch_size or BATCH.get(default_device().type, BATCH["cpu"])
 
 
 def options_of(attack: Any) -> dict[str, Any]:
@@ -236,5 +235,4 @@ def _on_taps(sizes: CellSizes, protocol: str, survival: Survival) -> list[Piece]
     weaker = Survival(survival.clean, _TAP_KEEPS * survival.robust)
     own = verdict_pieces(sizes, "measure", protocol, count, weaker)
     # A pass ends at the tap: after half of the network in the mean, about.
-    passed = sum((sizes.taps[feature] + 1) / 2 for feature in sizes.features)
-    return pieces + [piece.times(passed) for piece in own]
+    return pieces + [piece.times((sizes.taps + 1) / 2) for piece in own]

@@ -1,7 +1,7 @@
 """Short runs of the real code on random images, which tell how long a piece of a cell takes.
 
 >>> from robust_nc.config import RunConfig
->>> probe = Probe("collapse", "collapse | small_cnn", RunConfig(), 1_000)
+>>> probe = Probe("verdict", "verdict | small_cnn", RunConfig())
 >>> Pilots(CellSizer(None), seconds=0.0).time(probe).seconds(1, 8) > 0
 True
 """
@@ -27,7 +27,7 @@ from robust_nc.exceptions import StoppedError
 from robust_nc.models.classifier import Classifier
 from robust_nc.pipeline.stages import check_cell
 from robust_nc.planning.cell_sizes import CellSizer, CellSizes
-from robust_nc.planning.pieces import LARGEST, STEPS, Probe, one_item, options_of
+from robust_nc.planning.pieces import STEPS, Probe, batch_size, one_item, options_of
 from robust_nc.planning.speeds import Rate
 from robust_nc.profiling.profile_model import profile_cell
 from robust_nc.registry import ATTACKS
@@ -36,7 +36,7 @@ from robust_nc.runtime.torch_state import default_device
 from robust_nc.threat import Ball
 from robust_nc.training.loop import Trainer
 from robust_nc.training.run import build_objective
-from robust_nc.training.validation import CollapseProbe, Validator
+from robust_nc.training.validation import Validator
 from robust_nc.types import EvaluationProtocol, RefereedAttack
 
 _TINY = 1e-5  # a radius at which next to nothing breaks: every example takes all steps
@@ -67,8 +67,7 @@ class Pilots:
         self._kinds: dict[str, Callable[[Probe], Rate]] = {
             "step": self._step,
             "solve": self._solve,
-            "validate": self._watch,
-            "collapse": self._watch,
+            "validate": self._validate,
             "verdict": self._verdict,
             "attack": self._attack,
             "measure": self._measure,
@@ -114,26 +113,22 @@ class Pilots:
         split = self._split(probe.config, int(probe.about))
         return Rate(fixed=self._once(lambda: objective.solve(model, split, seed=0)), each=0.0)
 
-    def _watch(self, probe: Probe) -> Rate:
-        """What is measured after an epoch: accuracy under attack, or the collapse of features."""
-        model = self._model(probe.config)
+    def _validate(self, probe: Probe) -> Rate:
+        """The accuracy under attack between two epochs."""
+        model, ball = self._model(probe.config), Ball(probe.config.threat.norm, _TINY)
 
         def cost(count: int) -> float:
-            some: Any = self._split(probe.config, count)
-            watch: Any = CollapseProbe(some, device=self.device)
-            if probe.kind == "validate":
-                ball = Ball(probe.config.threat.norm, _TINY)
-                some = some._replace(labels=self._answers(probe.config, some.images / 255))
-                watch = Validator(some, ball, seed=0, device=self.device)
-            return self._median(partial(watch, model))
+            some = self._split(probe.config, count)
+            some = some._replace(labels=self._answers(probe.config, some.images / 255))
+            return self._median(partial(Validator(some, ball, seed=0, device=self.device), model))
 
-        return self._rate(cost, int(probe.about), least=4 * _SMALL)
+        return self._rate(cost, int(probe.about))
 
     def _verdict(self, probe: Probe) -> Rate:
         """What every verdict takes beside its attacks: a clean pass, a copy of the model, books."""
         attack = build(ATTACKS, Component(name="pgd", options={"steps": 1}))
         run = partial(self._evaluate, probe.config, attack, checks=True)
-        return self._rate(lambda count: self._median(partial(run, count)), self._largest(probe))
+        return self._rate(lambda count: self._median(partial(run, count)), batch_size(probe.config))
 
     def _attack(self, probe: Probe) -> Rate:
         """One pass of an attack as `evaluate` runs it, on whatever copy of the model is fastest.
@@ -144,18 +139,18 @@ class Pilots:
         attack, config = probe.about, probe.config
 
         def cost(batch: int) -> float:
-            few = _with_steps(attack, _FEW)
-            if few is None or not isinstance(attack, RefereedAttack):
-                whole = self._once(partial(self._evaluate, config, attack, batch))
-                return whole / getattr(attack, "cost", lambda _: 1)(self._model(config).num_classes)
+            refereed = isinstance(attack, RefereedAttack)
+            if not refereed or _with_steps(attack, _FEW) is None:
+                passes = attack.cost(self._model(config).num_classes) if refereed else 1
+                return self._once(partial(self._evaluate, config, attack, batch)) / float(passes)
 
             def run(steps: int) -> None:
                 self._evaluate(config, _with_steps(attack, steps), batch)
 
-            costs = [_with_steps(attack, s).cost(10) for s in (_FEW, _FEW + 1)]
-            return self._steps(run, _FEW, _MORE)[1] / (costs[1] - costs[0])
+            few, one_more = (_with_steps(attack, s).cost(2) for s in (_FEW, _FEW + 1))
+            return self._steps(run, _FEW, _MORE)[1] / float(one_more - few)
 
-        return self._rate(cost, self._largest(probe), calls=5)
+        return self._rate(cost, batch_size(probe.config), calls=5)
 
     def _evaluate(
         self, config: RunConfig, attack: Any, count: int, *, checks: bool = False
@@ -184,7 +179,7 @@ class Pilots:
             return one + (steps - 1) * more
 
         # Two of each class, where these are not many.
-        few = max(min(max(2 * sizes.classes, 16), 48, train // 3), min(4, train))
+        few = max(min(max(2 * sizes.info.num_classes, 16), 48, train // 3), min(4, train))
         return self._rate(cost, train, least=few)
 
     def _profile(self, sizes: CellSizes, count: int, steps: int) -> None:
@@ -239,9 +234,6 @@ class Pilots:
         with torch.no_grad():
             answers: Tensor = self._model(config)(images.to(self.device)).argmax(1)
         return answers.cpu()
-
-    def _largest(self, probe: Probe) -> int:
-        return probe.config.evaluation.batch_size or LARGEST.get(self.device.type, LARGEST["cpu"])
 
     def _rate(
         self, cost: Callable[[int], float], size: int, *, least: int = _SMALL, calls: int = 1

@@ -4,6 +4,7 @@
 3.0
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -65,8 +66,7 @@ class PlannedCell(NamedTuple):
 
     @property
     def _values(self) -> float:
-        channels, height, width = self.sizes.image_shape
-        return float(self.sizes.judged * channels * height * width)
+        return float(self.sizes.judged * math.prod(self.sizes.info.image_shape))
 
 
 def plan_suite(
