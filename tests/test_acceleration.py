@@ -373,19 +373,6 @@ def test_the_faster_model_is_chosen() -> None:
     assert timed(Laboured(1), Laboured(20)) == ("own", 16)
 
 
-def test_the_better_batch_size_is_chosen() -> None:
-    class Fixed(Laboured):
-        """A cost per batch, whatever its size; and with four images, thirty times the work."""
-
-        def forward(self, points: Tensor) -> Tensor:
-            self.times = 30 if len(points) == 4 else 1
-            return super().forward(points)
-
-    model = Fixed()
-    assert timed(model, model, sizes=(4, 8)) == ("own", 8)
-    assert timed(model, model, sizes=(8, 4)) == ("own", 8)
-
-
 @pytest.mark.parametrize("text", ["", "CUDA out of memory. Tried to allocate 2 GiB"])
 def test_a_batch_size_beyond_the_memory_is_dropped(text: str) -> None:
     other = Laboured(most=8, text="shapes do not fit")

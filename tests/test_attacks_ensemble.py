@@ -134,14 +134,6 @@ def test_only_examples_near_the_boundary_are_attacked() -> None:
     assert torch.equal(after.forward_passes[~passed], before.forward_passes[~passed])
 
 
-def test_behind_an_open_gate_the_attack_is_itself() -> None:
-    plain, _ = judged(PROBE, ("more", PGD(steps=10)))
-    gated, _ = judged(PROBE, ("more", Gated(PGD(steps=10), above=-1e9)))
-    assert plain.broken_by == gated.broken_by
-    assert torch.equal(plain.adversarials, gated.adversarials)
-    assert torch.equal(plain.forward_passes, gated.forward_passes)
-
-
 def test_a_gate_is_the_same_in_any_batch() -> None:
     attacks = (PROBE, ("gated", Gated(APGD(steps=10, loss="dlr", num_targets=2), above=-0.5)))
     whole, _ = judged(*attacks)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers_attacks import BALLS, Counted, curved, linear, pictures, predictions
+from helpers_attacks import BALLS, Around, Counted, curved, linear, pictures, predictions
 from helpers_models import digits
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -177,16 +177,6 @@ def test_as_is_leaves_batch_norm_to_the_trainer() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-class _Detached(nn.Module):
-    def forward(self, images: Tensor) -> Tensor:
-        return images.detach().flatten(1)[:, :3]
-
-
-class _Wrong(nn.Module):
-    def forward(self, images: Tensor) -> Tensor:
-        return images.flatten(1)[:, 0]
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -198,8 +188,11 @@ class _Wrong(nn.Module):
         ({"targets": torch.full((4,), -1)}, r"found -1\.\.0"),
         ({"targets": torch.zeros(4, 0, dtype=torch.int64)}, "targets must be int64"),
         ({"ids": torch.arange(5)}, "ids must be int64"),
-        ({"model": _Detached()}, "do not depend on the images"),
-        ({"model": _Wrong()}, r"must return logits \(N, K\)"),
+        ({"model": Around(linear(SHAPE, 3), before=Tensor.detach)}, "do not depend on the images"),
+        (
+            {"model": Around(linear(SHAPE, 3), after=lambda z: z[:, 0])},
+            r"must return logits \(N, K\)",
+        ),
     ],
 )
 def test_input_that_cannot_be_used_is_named(change, message) -> None:

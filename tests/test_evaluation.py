@@ -484,14 +484,6 @@ def unlucky(model, images, labels, ball, **_):
     raise ZeroDivisionError("by hand")
 
 
-def constant(output: Tensor) -> nn.Module:
-    class Constant(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return output
-
-    return Constant()
-
-
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -502,9 +494,12 @@ def constant(output: Tensor) -> nn.Module:
         (lambda m, x, y: (m, x, y + 0.5), "whole numbers"),
         (lambda m, x, y: (m, x, y - 5), "label"),
         (lambda m, x, y: (m, x, y + 5), "out of range: the model has 5 classes"),
-        (lambda m, x, y: (constant(torch.zeros(len(x))), x, y), "must return logits (N, K)"),
-        (lambda m, x, y: (constant(torch.zeros(len(x), 1)), x, y * 0), "at least two classes"),
-        (lambda m, x, y: (constant(torch.full((len(x), 5), torch.nan)), x, y), "not finite"),
+        (
+            lambda m, x, y: (Around(m, after=lambda z: 0 * z[:, 0]), x, y),
+            "must return logits (N, K)",
+        ),
+        (lambda m, x, y: (Around(m, after=lambda z: z[:, :1]), x, y * 0), "at least two classes"),
+        (lambda m, x, y: (Around(m, after=lambda z: torch.nan * z), x, y), "not finite"),
         ({"protocol": own(lambda model, images, *_, **__: images[:, 0])}, "'own' returned"),
         ({"protocol": own(unlucky)}, "attack 'own' failed on examples"),
         ({"protocol": "clean", "attack": 42}, "attack 'int'"),

@@ -102,14 +102,6 @@ def test_the_median_margin_is_5_whatever_the_size_of_features(factor: float) -> 
     assert float(classifier.scale) == pytest.approx(float(plain.scale) * factor**2, rel=1e-4)
 
 
-def test_coinciding_vertices_leave_the_logits_equal() -> None:
-    images = some_images(4, SHAPE)
-    classifier = nearest_vertex_classifier(
-        Stretched(), "layer", torch.ones(3, 64), images, feature="flatten"
-    )
-    assert torch.equal(classifier(images), torch.zeros(4, 3))
-
-
 def test_gradients_are_those_of_the_definition() -> None:
     model, images = warmed_up(make(shape=SHAPE)), some_images(6, SHAPE)
     classifier = on_tap(model, "block2", images)
