@@ -3,16 +3,17 @@
 import contextlib
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from robust_nc.cli.main import main
-from robust_nc.engines.run_suite import Hooks
 from robust_nc.pipeline.suite import Suite, read_suite
 from robust_nc.record import Record, read_record
 from robust_nc.record.folder import NOT_RECORDS
@@ -49,7 +50,6 @@ GRID = """
 "model.head" = ["linear", "etf"]
 "evaluation.examples" = [40, 30]
 """
-QUIET = Hooks(lambda event: None, lambda result: None, lambda cell, message: None)
 
 
 class Ran(NamedTuple):
@@ -104,6 +104,29 @@ def start(
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+def signalled(number: int, when: Callable[[], bool], *arguments: object) -> Ran:
+    """Call the command line in this process, and send it a signal once `when` holds."""
+    ended = threading.Event()
+
+    def send() -> None:
+        while not ended.wait(0.02):
+            if when():
+                os.kill(os.getpid(), number)
+                return
+
+    handlers = (signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_IGN)
+    before = [(each, signal.signal(each, handler)) for each, handler in handlers]
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        return cli(*arguments)
+    finally:
+        ended.set()
+        sender.join()
+        for each, handler in before:
+            signal.signal(each, handler)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:

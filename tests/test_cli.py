@@ -1,6 +1,8 @@
 """The command line: what it says, where it says it, and with which exit code."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import helpers_report
@@ -8,78 +10,96 @@ import pytest
 from helpers_runner import cli, start
 
 import robust_nc
+from robust_nc.cli.stopping import INTERRUPTED, TERMINATED, heeding
+from robust_nc.exceptions import StoppedError
 from robust_nc.pipeline.suite import suite_names
 from robust_nc.registry import DATASETS
 
-
-class TestHelp:
-    @pytest.mark.parametrize(
-        ("verb", "words"),
-        [
-            (
-                "run",
-                [
-                    "SUITE",
-                    "--out",
-                    "--cells",
-                    "--where",
-                    "--minutes",
-                    "--overwrite",
-                    "only-missing",
-                ],
-            ),
-            ("board", ["RESULTS", "--format", "--out", "latex", "html"]),
-            ("data", ["list", "fetch", "NAME", "--root"]),
-            ("doctor", ["broken"]),
-        ],
-    )
-    def test_a_verb_names_its_options(self, verb, words):
-        ran = cli(verb, "--help")
-        assert ran.code == 0
-        assert f"robust-nc {verb}" in ran.out
-        assert [word for word in words if word not in ran.out] == []
-
-    def test_the_verbs_are_named(self):
-        ran = cli("--help")
-        assert ran.code == 0
-        for verb in ("run", "board", "data", "doctor"):
-            assert verb in ran.out
+RUN = ["SUITE", "--out", "--cells", "--where", "--minutes", "--overwrite", "only-missing"]
 
 
-class TestBadUse:
-    @pytest.mark.parametrize(
-        ("arguments", "words"),
-        [
-            ([], ["run", "board", "data", "doctor"]),
-            (["rnu", "quickstart"], ["run", "board", "data", "doctor"]),
-            (["run"], ["SUITE"]),
-            (["run", "quickstart", "--owerwrite", "always"], ["--overwrite", "only-missing"]),
-            (["run", "quickstart", "--overwrite", "sometimes"], ["never", "only-cache"]),
-            (["run", "quickstart", "--workers", "two"], ["--workers", "INT"]),
-            (["board", "--format", "pdf"], ["table", "csv", "latex", "markdown", "html"]),
-            (["data", "steal"], ["list", "fetch"]),
-        ],
-    )
-    def test_it_is_answered_with_what_is_valid(self, arguments, words):
-        ran = cli(*arguments)
-        assert (ran.code, ran.out) == (2, "")
-        assert [word for word in words if word not in ran.err] == []
-        assert "Traceback" not in ran.err
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ([], ["evaluate", "verify", "challenge", "compare", "submit", "run", "board", "doctor"]),
+        (["run"], RUN),
+        (["board"], ["RESULTS", "--format", "--out", "latex", "html"]),
+        (["data"], ["list", "fetch", "NAME", "--root"]),
+        (["doctor"], ["broken"]),
+    ],
+)
+def test_help_names_verbs_and_options(verb, words):
+    ran = cli(*verb, "--help")
+    assert ran.code == 0
+    assert " ".join(["robust-nc", *verb]) in ran.out
+    assert [word for word in words if word not in ran.out] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["run", "board", "data", "doctor"]),
+        (["rnu", "quickstart"], ["run", "board", "data", "doctor"]),
+        (["run"], ["SUITE"]),
+        (["run", "quickstart", "--owerwrite", "always"], ["--overwrite", "only-missing"]),
+        (["run", "quickstart", "--overwrite", "sometimes"], ["never", "only-cache"]),
+        (["run", "quickstart", "--workers", "two"], ["--workers", "INT"]),
+        (["board", "--format", "pdf"], ["table", "csv", "latex", "markdown", "html"]),
+        (["data", "steal"], ["list", "fetch"]),
+    ],
+)
+def test_bad_use_is_answered_with_what_is_valid(arguments, words):
+    ran = cli(*arguments)
+    assert (ran.code, ran.out) == (2, "")
+    assert [word for word in words if word not in ran.err] == []
+    assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["run", "quikstart"], f"did you mean 'quickstart'? Valid: {', '.join(suite_names())}"),
+        (["run", "no.toml"], "no.toml cannot be read"),
+        (["run", "."], "unknown suite"),
+        (["run", "bytes.toml"], "bytes.toml cannot be read"),
+        (["run", "own.toml"], "own.toml: unknown key 'trian' (did you mean 'train'?)"),
+        (["run", "claims", "--where", "seed=0"], "claims need all of theirs"),
+        (["WORLD_SIZE=two", "run", "quickstart"], "must be a whole number, found 'two'"),
+        (["data", "fetch", "cifar"], "did you mean 'cifar10'"),
+        (["data", "fetch"], "say which data set to fetch"),
+        (["data", "list", "cifar10"], "data fetch cifar10"),
+        (["board", "absent"], "there is no results folder"),
+        (["board", "."], "holds no records; run a suite first: robust-nc run quickstart"),
+    ],
+)
+def test_a_mistake_is_one_sentence_whatever_the_width(tmp_path, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "30")
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    (tmp_path / "own.toml").write_text("[base.trian]")
+    if "=" in arguments[0]:
+        monkeypatch.setenv(*arguments[0].split("="))
+        arguments = arguments[1:]
+    ran = cli(*arguments)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert ran.err.startswith("robust-nc: ")
+    assert sentence in ran.err
+    assert not (tmp_path / "out").exists()
 
 
 class TestData:
-    def test_the_list_prints_every_name_on_any_terminal(self, monkeypatch):
-        for columns in ("40", "80", "200"):
-            monkeypatch.setenv("COLUMNS", columns)
-            ran = cli("data", "list")
-            assert (ran.code, ran.err) == (0, "")
-            assert [name for name in DATASETS.names() if name not in ran.out] == []
+    @pytest.mark.parametrize("columns", ["40", "200"])
+    def test_the_list_prints_every_name_on_any_terminal(self, monkeypatch, columns):
+        monkeypatch.setenv("COLUMNS", columns)
+        ran = cli("data", "list")
+        assert (ran.code, ran.err) == (0, "")
+        assert [name for name in DATASETS.names() if name not in ran.out] == []
 
-    def test_the_folder_is_the_given_one(self, tmp_path, monkeypatch):
+    def test_the_folder_is_the_given_one_and_what_needs_no_fetch_says_so(
+        self, tmp_path, monkeypatch
+    ):
         monkeypatch.setenv("COLUMNS", "300")
         assert str(tmp_path) in cli("data", "list", "--root", tmp_path).out
-
-    def test_what_needs_no_fetch_says_so(self, tmp_path):
         ran = cli("data", "fetch", "digits", "--root", tmp_path)
         assert "digits" in ran.out + ran.err
         assert "Traceback" not in ran.err
@@ -90,22 +110,6 @@ def test_doctor_prints_versions():
     assert (ran.code, ran.err) == (0, "")
     for word in ("python", "torch", robust_nc.__version__, "cores", "device", "seaborn", "ray"):
         assert word in ran.out
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--workers", "0"], "--workers must be at least 1, found 0"),
-        (["--address", "auto"], "--address is for a cluster; add --engine ray"),
-        (["--engine", "ray", "--shards", "0"], "shards must be at least 1, found 0"),
-    ],
-)
-@pytest.mark.parametrize("plan", [[], ["--plan"]])
-def test_a_plan_refuses_what_a_run_refuses(plan, options, said, tmp_path):
-    ran = cli("run", "quickstart", "--out", tmp_path / "out", *plan, *options)
-    assert (ran.code, ran.out) == (2, "")
-    assert said in ran.err
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")
@@ -166,14 +170,33 @@ class TestBoard:
         process.stderr.close()
 
 
-def test_unknown_suites_are_answered_with_the_known_ones():
-    ran = cli("run", "quikstart")
-    assert (ran.code, ran.out) == (2, "")
-    assert "did you mean 'quickstart'" in ran.err
-    assert [name for name in suite_names() if name not in ran.err] == []
+class TestEndings:
+    @pytest.mark.parametrize(
+        ("error", "code", "sentence"),
+        [
+            (KeyboardInterrupt(), 130, "interrupted; nothing finished is lost. Go on with: again"),
+            (StoppedError("stopped; go on with"), 143, "stopped; go on with: again"),
+        ],
+    )
+    def test_each_has_its_code_and_its_sentence(self, error, code, sentence):
+        told: list[str] = []
 
+        def command() -> int:
+            raise error
 
-def test_sentences_stay_on_one_line_whatever_the_width(monkeypatch, tmp_path):
-    monkeypatch.setenv("COLUMNS", "30")
-    ran = cli("board", tmp_path / "a-folder-that-does-not-exist")
-    assert (ran.code, ran.err.count("\n")) == (2, 1)
+        assert (INTERRUPTED, TERMINATED) == (130, 143)
+        assert heeding(command, "again", told.append) == code
+        assert told == [sentence]
+
+    def test_who_is_interrupted_after_sigterm_was_terminated(self):
+        def command() -> int:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise KeyboardInterrupt
+
+        assert heeding(command, "again", [].append) == 143
+
+    def test_an_end_is_an_end_and_no_handler_stays_behind(self):
+        before = signal.getsignal(signal.SIGTERM)
+        assert heeding(lambda: 1, "again", [].append) == 1
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+        assert signal.getsignal(signal.SIGTERM) == before

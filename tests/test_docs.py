@@ -1,15 +1,18 @@
 """The pages are true: their code runs, their tables are those of the code."""
 
 import contextlib
+import io
 import itertools
-import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from helpers_runner import cli
 
 from robust_nc.claims.answers import read_answers
@@ -18,8 +21,12 @@ from robust_nc.claims.reading import read_claims
 from robust_nc.data.hierarchy.tree import read_hierarchy
 from robust_nc.geometry.measures import measures_table
 from robust_nc.io.files import sha256_of
+from robust_nc.pipeline.cell import run_cell
 from robust_nc.pipeline.suite import read_suite
 from robust_nc.record.folder import read_all
+from robust_nc.registry import ATTACKS, OBJECTIVES, PROTOCOLS
+from robust_nc.report.site import write as site
+from robust_nc.runtime.progress import no_report
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -30,70 +37,85 @@ def blocks(page: str) -> list[tuple[str, str, str]]:
     return BLOCK.findall((ROOT / page).read_text())
 
 
+def run_python(code: Callable[[], object]) -> str:
+    """Return what it prints; global draws and the modules of the page are left behind."""
+    printed, known = io.StringIO(), set(sys.modules)
+    with contextlib.redirect_stdout(printed), torch.random.fork_rng(devices=[]):
+        code()
+    for name in set(sys.modules) - known:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(Path.cwd())):
+            del sys.modules[name]
+    return printed.getvalue()
+
+
+def install(folder: Path) -> None:
+    """Install the package of a page into a folder of the test, without the network."""
+    options = ["-q", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "install", *options, "--target", folder / "site", "."]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a reader stands, and where Python and the registries find what is installed."""
+    monkeypatch.chdir(tmp_path)
+    for place in (tmp_path / "site", tmp_path):
+        monkeypatch.syspath_prepend(place)
+    for registry in (ATTACKS, OBJECTIVES, PROTOCOLS):  # as they are before any use
+        monkeypatch.setattr(registry, "_scanned", False)
+        monkeypatch.setattr(registry, "_entries", {})
+    return tmp_path
+
+
 def follow(page: str, folder: Path) -> str:
     """Write the files of a page and run its commands, as a reader would; return what they print."""
     for _, name, text in blocks(page):
         if name:
             (folder / name).write_text(text)
-    site = folder / "site"
-    programs = Path(sys.executable).parent
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(site),
-        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
-        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-        "OMP_NUM_THREADS": "1",
-    }
+    commands = [text for language, _, text in blocks(page) if language == "console"]
     printed = ""
-    for language, _, text in blocks(page):
-        if language != "console":
-            continue
-        for command in text.strip().splitlines():
-            if command.startswith("robust-nc") and not site.exists():  # nothing was installed
-                with contextlib.chdir(folder):
-                    words = shlex.split(command)[1:]
-                    files = [sorted(folder.glob(w)) if "*" in w else [w] for w in words]
-                    ran = cli(*itertools.chain(*files))
-                assert ran.code == 0, ran.err
-                printed += ran.out
-                continue
-            # Into a folder of the test instead of the environment, and without the network.
-            line = command.replace(
-                "pip install", f"python -m pip install -q --no-build-isolation --target {site}"
-            )
-            done = subprocess.run(
-                line, shell=True, cwd=folder, env=environment, capture_output=True, text=True
-            )
-            assert done.returncode == 0, done.stderr
-            printed += done.stdout
+    for program, *words in map(shlex.split, "".join(commands).splitlines()):
+        if program == "pip":
+            assert words == ["install", "--no-deps", "."]
+            install(folder)
+        elif program == "python":
+            printed += run_python(lambda file=words[0]: runpy.run_path(file, run_name="__main__"))
+        else:
+            assert program == "robust-nc"
+            files = [sorted(folder.glob(w)) if "*" in w else [w] for w in words]
+            ran = cli(*itertools.chain(*files))
+            assert ran.code == 0, ran.err
+            printed += ran.out
     return printed
 
 
-def test_the_page_on_defenses_can_be_followed(tmp_path: Path) -> None:
-    printed = follow("docs/adding_a_defense.md", tmp_path)
-    records = [stored.record for stored in read_all(tmp_path / "out" / "one-step")]
+def test_the_page_on_defenses_can_be_followed(folder: Path) -> None:
+    printed = follow("docs/adding_a_defense.md", folder)
+    records = [stored.record for stored in read_all(folder / "out" / "one-step")]
     assert {record.objective for record in records} == {"standard", "one_step"}
     assert all(record.model in printed for record in records)
 
 
-def test_the_page_on_attacks_can_be_followed(tmp_path: Path) -> None:
-    printed = follow("docs/adding_an_attack.md", tmp_path)
+def test_the_page_on_attacks_can_be_followed(folder: Path) -> None:
+    printed = follow("docs/adding_an_attack.md", folder)
     assert re.fullmatch(r"clean \d+\.\d%, robust \d+\.\d%\n", printed)
 
 
-def test_the_page_on_evaluating_can_be_followed(tmp_path: Path) -> None:
-    printed = follow("docs/evaluating.md", tmp_path)
-    found = {path.suffix for path in (tmp_path / "out/net").iterdir() if path.is_file()}
+def test_the_page_on_evaluating_can_be_followed(folder: Path) -> None:
+    printed = follow("docs/evaluating.md", folder)
+    found = {path.suffix for path in (folder / "out/net").iterdir() if path.is_file()}
     assert {".json", ".parquet", ".evidence", ".html", ".receipt"} <= found
-    assert "net-trained on digits, Linf 0.05, protocol standard" in printed
-    assert "schema ok, upper bound proven, audited 20" in printed
+    assert "net-trained on digits, Linf 0.1, protocol standard" in printed
+    assert "schema ok, upper bound proven, audited 10" in printed
 
 
-def test_the_page_on_publishing_can_be_followed(tmp_path: Path) -> None:
-    (tmp_path / "results").mkdir()  # of the clone that the reader has
-    printed = follow("docs/publishing.md", tmp_path)
-    (stored,) = read_all(tmp_path / "results")
-    assert stored.path.parent == tmp_path / "results/evaluated/Two-layers"
+def test_the_page_on_publishing_can_be_followed(folder: Path, monkeypatch) -> None:
+    monkeypatch.setattr(site, "write_site", lambda records, out: out / "index.html")  # drawn above
+    (folder / "results").mkdir()  # of the clone that the reader has
+    printed = follow("docs/publishing.md", folder)
+    (stored,) = read_all(folder / "results")
+    assert stored.path.parent == folder / "results/evaluated/Two-layers"
     assert stored.record.card is not None
     assert stored.record.card.authors == "Ada Lovelace, Alan Turing"
     assert "schema ok, upper bound proven" in printed
@@ -104,14 +126,20 @@ def test_the_suites_of_the_page_can_be_run_and_its_tree_read(tmp_path: Path) -> 
         (tmp_path / name).write_text(text)
     assert len(read_suite(str(tmp_path / "suite.toml")).cells) == 2
     assert read_hierarchy(str(tmp_path / "tree.toml")).distances()[0].tolist() == [0, 1, 2]
-    ran = cli("run", tmp_path / "more.toml", "--out", tmp_path / "out", "--workers", 1)
-    assert "2 cells made, 0 kept, 0 failed" in ran.err
+    cells = read_suite(str(tmp_path / "more.toml")).cells
+    for cell in cells:
+        run_cell(cell, "more", tmp_path / "out", None, report=no_report)
+    assert len(read_all(tmp_path / "out")) == len(cells) == 2
 
 
-def test_the_python_of_the_page_on_systems_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    code = "\n".join(t for language, _, t in blocks("docs/systems.md") if language == "python")
-    exec(compile(code, "systems.md", "exec"), {})
-    assert "nc1_trace" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [("README.md", ["robust", "penultimate"]), ("docs/systems.md", ["nc1_trace"])],
+)
+def test_the_python_of_a_page_runs(page: str, words: list[str], tmp_path: Path) -> None:
+    code = "\n".join(text for language, _, text in blocks(page) if language == "python")
+    printed = run_python(lambda: exec(compile(code, page, "exec"), {}))
+    assert all(word in printed for word in words)
 
 
 def test_the_page_on_measures_lists_every_measure() -> None:
@@ -143,11 +171,3 @@ def test_links_lead_somewhere() -> None:
         if "://" not in target and not (page.parent / target).exists()
     ]
     assert dead == []
-
-
-def test_the_readmes_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    code = "\n".join(t for language, _, t in blocks("README.md") if language == "python")
-    exec(compile(code, "README.md", "exec"), {})
-    printed = capsys.readouterr().out
-    assert "robust" in printed
-    assert "penultimate" in printed

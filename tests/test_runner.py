@@ -1,7 +1,6 @@
 """The runner: killed at any moment it goes on, what is finished is kept, chosen cells alone run."""
 
 import itertools
-import multiprocessing
 import os
 import re
 import shutil
@@ -11,16 +10,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
+from helpers_faults import assert_same, assert_tidy, left_by, one_process, workers_of
 from helpers_runner import (
-    QUIET,
     Ran,
     cli,
     group_is_gone,
     record_times,
     records,
+    signalled,
     start,
     times,
     tiny,
@@ -29,14 +29,9 @@ from helpers_runner import (
 )
 
 from robust_nc.config import cell_id, training_id
-from robust_nc.engines.options import RunOptions
-from robust_nc.engines.run_suite import SuiteReport, run_suite
-from robust_nc.exceptions import ConfigError, StorageError
+from robust_nc.exceptions import ConfigError
 from robust_nc.pipeline.selection import select_cells
-from robust_nc.record import Record, same_record
-from robust_nc.record.folder import checkpoint_folder, record_path, rows_path
-from robust_nc.training.progress import TrainEvent, read_log
-from robust_nc.training.run import train_cell
+from robust_nc.record.folder import record_path, rows_path
 
 
 class Finished(NamedTuple):
@@ -50,45 +45,38 @@ class Finished(NamedTuple):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("finished")
-    suite = write_suite(folder)
-    return Finished(folder, folder / "out", cli("run", suite, "--out", folder / "out", *ALONE))
-
-
-ALONE = ("--workers", 1)
-OPTIONS = RunOptions("tiny", workers=1)
+    write_suite(folder)
+    return Finished(folder, folder / "out", run(folder))
 
 
 @pytest.fixture
 def copy(finished: Finished, tmp_path: Path) -> Path:
     """A copy of the finished run that a test may damage (times of files are kept)."""
-    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
-    return tmp_path
+    return shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
+
+
+def asked(folder: Path, *options: object) -> tuple[object, ...]:
+    return "run", folder / "tiny.toml", "--out", folder / "out", "--workers", 1, *options
 
 
 def run(folder: Path, *options: object) -> Ran:
-    return cli("run", folder / "tiny.toml", "--out", folder / "out", *ALONE, *options)
-
-
-def assert_same(found: dict[str, Record], wanted: dict[str, Record]) -> None:
-    assert found.keys() == wanted.keys()
-    assert all(same_record(found[cell], wanted[cell]) for cell in wanted)
+    return cli(*asked(folder, *options))
 
 
 class TestAFinishedRun:
-    def test_cells_are_named_by_the_digest_of_their_configuration(self, finished):
-        suite = tiny(finished.folder)
-        assert set(records(finished.out)) == {cell_id(cell.config) for cell in suite.cells}
-        for cell in suite.cells:
+    def test_cells_are_named_by_their_configuration_and_share_weights_by_their_training(
+        self, finished
+    ):
+        cells, found = tiny(finished.folder).cells, records(finished.out)
+        assert set(found) == {cell.id for cell in cells} == {cell_id(c.config) for c in cells}
+        for cell in cells:
             assert record_path(finished.out, cell.model, cell.id).is_file()
             assert rows_path(finished.out, cell.model, cell.id).is_file()
-
-    def test_cells_that_are_judged_differently_share_their_weights(self, finished):
-        folders = {training_id(cell.config) for cell in tiny(finished.folder).cells}
+        folders = {training_id(cell.config) for cell in cells}
         assert len(folders) == 2
-        found = records(finished.out).values()
         assert {path.name for path in (finished.out / "checkpoints").iterdir()} == folders
-        assert len({record.weights.best.sha256 for record in found}) == 2
-        assert {record.data.examples for record in found} == {40, 30}
+        assert len({record.weights.best.sha256 for record in found.values()}) == 2
+        assert {record.data.examples for record in found.values()} == {40, 30}
 
     def test_results_go_to_stdout_and_progress_to_stderr(self, finished):
         code, out, err = finished.ran
@@ -97,7 +85,7 @@ class TestAFinishedRun:
         assert "seed 0: clean" not in out
         assert "[4/4] small_cnn-" in err
         assert err.endswith("4 cells made, 0 kept, 0 failed\n")
-        assert not list(finished.out.rglob("*.part"))
+        assert_tidy(finished.out)
 
 
 class TestOverwrite:
@@ -141,133 +129,32 @@ class TestOverwrite:
         ]
         assert times(copy / "out", "*.*") == before
 
-    def test_only_cache_leaves_no_folder_where_there_was_none(self, tmp_path):
-        write_suite(tmp_path)
-        ran = run(tmp_path, "--overwrite", "only-cache")
-        assert ran.code == 1
-        assert ran.err.count("missing: ") == 4
-        assert not (tmp_path / "out").exists()
 
+class Ended(NamedTuple):
+    """How a run that was disturbed ended, and when what it left was written."""
 
-class Mended(NamedTuple):
-    """A run that lost a worker and was damaged after it, and the run that mended it."""
-
-    folder: Path
-    report: SuiteReport
-    refused: str
-    retried: list[tuple[str, str]]
-    first_epoch: list[dict[str, Any]]
-    logs: dict[Path, list[dict[str, Any]]]
     ran: Ran
-
-
-@pytest.fixture(scope="module")
-def mended(tmp_path_factory: pytest.TempPathFactory) -> Mended:
-    """Of the four cells one is killed and lost, one truncated, and two are half trained."""
-    folder = tmp_path_factory.mktemp("mended")
-    suite, out = tiny(folder), folder / "out"
-    refused: list[str] = []
-    retried: list[tuple[str, str]] = []
-
-    def meanwhile(event: object) -> None:
-        if not refused:
-            with pytest.raises(StorageError) as raised:
-                run_suite(suite, out, OPTIONS, hooks=QUIET)
-            refused.append(str(raised.value))
-            (worker,) = multiprocessing.active_children()
-            os.kill(worker.pid or 0, signal.SIGKILL)
-
-    hooks = QUIET._replace(
-        on_event=meanwhile, on_retry=lambda cell, why: retried.append((cell, why))
-    )
-    report = run_suite(suite, out, OPTIONS, hooks=hooks)
-    record_path(out, suite.cells[0].model, suite.cells[0].id).unlink()
-    truncated = record_path(out, suite.cells[1].model, suite.cells[1].id)
-    truncated.write_text(truncated.read_text()[:500])
-    truncated.with_name(f".{truncated.name}.x.part").write_text("half of a rec")
-    config = suite.cells[2].config
-    checkpoints = checkpoint_folder(out, training_id(config))
-    shutil.rmtree(checkpoints)
-    rows_path(out, suite.cells[2].model, suite.cells[2].id).unlink()
-    record_path(out, suite.cells[3].model, suite.cells[3].id).unlink()
-
-    def stop(event: TrainEvent) -> None:
-        if event.epoch == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train_cell(config, folder=checkpoints, report=stop, save_seconds=0.0)
-    first_epoch = read_log(checkpoints / "log.jsonl")
-    logs = {path: read_log(path) for path in out.rglob("log.jsonl")}
-    return Mended(folder, report, refused[0], retried, first_epoch, logs, run(folder))
-
-
-class TestResume:
-    def test_a_second_run_into_the_folder_is_refused(self, mended):
-        assert mended.refused.startswith("another run is writing to ")
-
-    def test_a_killed_worker_costs_one_sentence(self, mended):
-        assert len(mended.report.made) == 4
-        assert mended.report.failed == {}
-        ((cell, message),) = mended.retried
-        assert cell == tiny(mended.folder).cells[0].id
-        assert message.startswith("its worker process was ended by signal 9")
-        assert "\n" not in message
-
-    def test_what_was_trained_is_not_trained_again(self, mended):
-        """Seconds in the log tell one training from another."""
-        config = tiny(mended.folder).cells[0].config
-        log = checkpoint_folder(mended.folder / "out", training_id(config)) / "log.jsonl"
-        assert read_log(log) == mended.logs[log]
-        assert len(mended.logs[log]) == 2
-
-    def test_a_half_trained_cell_goes_on_from_its_checkpoint(self, mended):
-        config = tiny(mended.folder).cells[2].config
-        log = read_log(checkpoint_folder(mended.folder / "out", training_id(config)) / "log.jsonl")
-        assert [row["epoch"] for row in log] == [1, 2]
-        assert len(mended.first_epoch) == 1
-        assert log[0] == mended.first_epoch[0]
-
-    def test_the_end_is_that_of_an_undisturbed_run(self, mended, finished):
-        assert mended.ran.code == 0
-        assert mended.ran.err.splitlines()[-1] == "4 cells made, 0 kept, 0 failed"
-        found, wanted = records(mended.folder / "out"), records(finished.out)
-        assert found.keys() == wanted.keys()
-        for cell in wanted:
-            assert found[cell].scores == wanted[cell].scores
-        same = [cell.id for cell in tiny(mended.folder).cells[:2]]  # trained by workers alone
-        assert_same({c: found[c] for c in same}, {c: wanted[c] for c in same})
-        assert not list(mended.folder.rglob("*.part"))
-
-
-class Interrupted(NamedTuple):
-    """How a driver that was sent a signal ended, and what it left."""
-
-    process: "subprocess.Popen[str]"
-    err: str
-    records: dict[str, Record]
     times: dict[str, int]
 
 
-def interrupt(folder: Path, number: int, when: Callable[[], bool], *options: object) -> Interrupted:
-    """Start a run, send its driver (and nobody else) a signal, and wait until it is gone."""
-    out = folder / "out"
-    process = start("run", folder / "tiny.toml", "--out", out, *options)
+def killed(folder: Path) -> Ran:
+    """Kill the worker of a run at its third cell, and its driver at its fourth."""
+    driver = start(*asked(folder), stdout=subprocess.DEVNULL)
     try:
-        wait_for(lambda: process.poll() is not None or when())
-        assert process.poll() is None, process.communicate()[1]
-        process.send_signal(number)
-        _, err = process.communicate(timeout=60)
-        wait_for(lambda: group_is_gone(process.pid), 10)
+        wait_for(lambda: len(record_times(folder / "out")) >= 2 and bool(workers_of(driver.pid)))
+        (worker,) = workers_of(driver.pid)
+        os.kill(worker, signal.SIGKILL)
+        wait_for(lambda: driver.poll() is not None or len(record_times(folder / "out")) >= 3)
+        driver.kill()
+        _, err = driver.communicate(timeout=60)
+        wait_for(lambda: group_is_gone(driver.pid), 20)
     finally:
-        process.kill()
-    return Interrupted(process, err, records(out), record_times(out))
+        driver.kill()
+    return Ran(driver.returncode, "", err)
 
 
 @pytest.fixture(scope="module")
-def story(
-    finished: Finished, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[Interrupted]]:
+def story(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Ended]]:
     """A finished run that is started over and then ended by Ctrl-C, SIGTERM and SIGKILL in turn."""
     folder = tmp_path_factory.mktemp("story")
     shutil.copytree(finished.folder, folder, dirs_exist_ok=True)
@@ -278,35 +165,30 @@ def story(
         fresh = [path for path in out.rglob("last.json") if path.stat().st_mtime >= began]
         return bool(fresh) and len(record_times(out)) <= 2
 
-    def made(count: int) -> Callable[[], bool]:
-        return lambda: len(record_times(out)) >= count
-
-    return folder, [
-        interrupt(folder, signal.SIGINT, anew, *ALONE, "--overwrite", "always"),
-        interrupt(folder, signal.SIGTERM, made(1), *ALONE),
-        interrupt(folder, signal.SIGKILL, made(2), *ALONE),
+    disturbances: list[Callable[[], Ran]] = [
+        lambda: signalled(signal.SIGINT, anew, *asked(folder, "--overwrite", "always")),
+        lambda: signalled(signal.SIGTERM, lambda: bool(record_times(out)), *asked(folder)),
+        lambda: killed(folder),
     ]
+    return folder, [Ended(call(), record_times(out)) for call in disturbances]
 
 
 class TestSignals:
     def test_an_interrupt_says_what_to_type(self, story):
-        folder, ended = story
-        process, err, *_ = ended[0]
-        assert process.returncode == 130
+        folder, ((ran, _), *_) = story
+        assert ran.code == 130
         go_on = f"robust-nc run {folder / 'tiny.toml'} --out {folder / 'out'} --workers 1"
-        assert err.splitlines()[-1] == (
+        assert ran.err.splitlines()[-1] == (
             f"interrupted; nothing finished is lost. Go on with: {go_on}"
         )
-        assert "Traceback" not in err
 
     def test_sigterm_says_how_far_it_came_and_what_to_type(self, story):
-        folder, ended = story
-        process, err, found, _ = ended[1]
-        assert process.returncode == 143
+        folder, (_, (ran, found), _) = story
+        assert ran.code == 143
         told = re.fullmatch(
             r"stopped as asked with (\d) of 4 cells done, (\d) under way \(each goes on from its "
             r"last save\) and (\d) not begun; go on with: (.*)",
-            err.splitlines()[-1],
+            ran.err.splitlines()[-1],
         )
         assert told
         done, under_way, left = map(int, told.groups()[:3])
@@ -314,30 +196,45 @@ class TestSignals:
         assert under_way <= 1
         go_on = f"robust-nc run {folder / 'tiny.toml'} --out {folder / 'out'} --workers 1"
         assert told[4] == go_on
-        assert "Traceback" not in err
 
-    def test_always_starts_over(self, story, finished):
+    def test_a_killed_worker_costs_one_sentence(self, story):
+        _, (*_, (ran, _)) = story
+        assert ran.code == -signal.SIGKILL
+        (told,) = [line for line in ran.err.splitlines() if "its worker process" in line]
+        assert "was ended by signal 9" in told
+        assert told.endswith("; it is tried again (2 of 3)")
+
+    def test_always_starts_over_and_what_was_finished_since_stays_untouched(self, story, finished):
         _, ended = story
-        assert len(ended[0].records) <= 3  # all four were there
+        assert all("Traceback" not in ran.err for ran, _ in ended)
+        assert len(ended[0].times) <= 3  # all four were there
         assert not ended[2].times.items() & record_times(finished.out).items()
-
-    def test_a_kill_ends_the_driver_at_once(self, story):
-        assert story[1][2].process.returncode == -signal.SIGKILL
-
-    def test_what_was_finished_stays_untouched(self, story):
-        for earlier, later in itertools.pairwise(story[1]):
+        for earlier, later in itertools.pairwise(ended):
             assert earlier.times.items() <= later.times.items()
 
     def test_the_run_goes_on_to_the_same_end(self, story, finished):
-        folder, (*_, killed) = story
-        ran = run(folder)
+        folder, (*_, (_, before)) = story
+        ran = run(folder, "--minutes", 30)
         assert ran.code == 0
-        kept = len(killed.records)
-        assert kept >= 2
+        kept = len(before)
+        assert kept >= 3
         assert ran.err.splitlines()[-1] == f"{4 - kept} cells made, {kept} kept, 0 failed"
-        assert killed.times.items() <= record_times(folder / "out").items()
-        assert_same(records(folder / "out"), records(finished.out))
-        assert not list(folder.rglob("*.part"))
+        assert before.items() <= record_times(folder / "out").items()
+        assert_same(left_by(folder / "out"), left_by(finished.out))
+        assert_tidy(folder / "out")
+
+
+def test_minutes_end_a_run_as_a_wish_to_stop(tmp_path):
+    write_suite(tmp_path)
+    with one_process():
+        cut = run(tmp_path, "--cells", 1, "--minutes", 0.001)
+    assert cut.code == 143
+    assert "Traceback" not in cut.err
+    assert cut.err.splitlines()[-1] == (
+        "stopped as asked with 0 of 1 cells done, 1 under way (each goes on from its last save) "
+        f"and 0 not begun; go on with: robust-nc run {tmp_path / 'tiny.toml'} "
+        f"--out {tmp_path / 'out'} --workers 1 --cells 1 --minutes 0.001"
+    )
 
 
 def test_without_ray_the_engine_says_how_to_get_it(tmp_path, monkeypatch):
@@ -365,7 +262,6 @@ seed = [0, 1]
         ((6, 1, 6), (), [1, 6]),
         ((), ("train.objective=pgd",), [4, 5, 6, 7]),
         ((), ("objective = pgd", "seed=1"), [5, 7]),
-        ((), ("train.objective={name='pgd', steps=2}",), [4, 5, 6, 7]),
         ((), ("train.objective.steps=2", "eps=8/255"), [4, 5]),
         ((), ('train.objective="standard"',), []),
         ((0, 5), ("seed=1",), [5]),
@@ -398,14 +294,15 @@ def test_cells_are_chosen_by_number_and_by_what_they_are(tmp_path, numbers, wher
         (["--where", "seed=5"], "no cell of tiny has seed=5; seed is 0, 1"),
         (["--where", "train.compile=1"], "no cell of tiny has train.compile=1"),
         (["--cells", 0, 2, "--where", "seed=1"], "no cell of tiny among numbers 0 2 has seed=1"),
-        (["--minutes", 0], "--minutes must be a number above 0, found 0"),
         (["--minutes", "nan"], "--minutes must be a number above 0, found nan"),
+        (["--workers", 0, "--plan"], "--workers must be at least 1, found 0"),
+        (["--address", "auto", "--plan"], "--address is for a cluster; add --engine ray"),
+        (["--engine", "ray", "--shards", 0], "shards must be at least 1, found 0"),
     ],
 )
-@pytest.mark.parametrize("plan", [[], ["--plan"]])
-def test_what_cannot_be_chosen_is_one_sentence(tmp_path, options, said, plan):
+def test_what_cannot_be_asked_is_one_sentence(tmp_path, options, said):
     path = write_suite(tmp_path, EIGHT)
-    ran = cli("run", path, "--out", tmp_path / "out", *options, *plan)
+    ran = cli("run", path, "--out", tmp_path / "out", *options)
     assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
     assert said in ran.err
     assert not (tmp_path / "out").exists()
@@ -419,13 +316,15 @@ def test_claims_need_all_cells():
 
 def test_chosen_cells_alone_are_made_and_the_others_left(tmp_path):
     suite, out = tiny(tmp_path), tmp_path / "out"
-    one = run(tmp_path, "--cells", 3)
+    with one_process():
+        one = run(tmp_path, "--cells", 3)
     assert one.code == 0
     assert "tiny: 1 of 4 cells into" in one.err
     assert f"[1/1] {suite.cells[3].model} seed 0, cell 3: clean" in one.err
     assert set(records(out)) == {suite.cells[3].id}
     assert suite.cells[3].model in one.out
-    two = run(tmp_path, "--where", "model.head=etf")
+    with one_process():
+        two = run(tmp_path, "--where", "model.head=etf")
     assert two.err.splitlines()[-1] == "1 cells made, 1 kept, 0 failed"
     assert set(records(out)) == {cell.id for cell in suite.cells[2:]}
     left = run(tmp_path, "--overwrite", "only-cache", "--cells", 1, 2)
@@ -433,18 +332,3 @@ def test_chosen_cells_alone_are_made_and_the_others_left(tmp_path):
     assert left.err.splitlines()[-1] == (
         f"missing: {suite.cells[1].model} seed 0, cell 1 ({suite.cells[1].id})"
     )
-
-
-def test_minutes_end_a_run_as_a_wish_to_stop_and_the_next_goes_on(tmp_path):
-    suite, out = tiny(tmp_path), tmp_path / "out"
-    cut = run(tmp_path, "--cells", 1, "--minutes", 0.02)
-    assert cut.code == 143
-    assert "Traceback" not in cut.err
-    assert cut.err.splitlines()[-1] == (
-        "stopped as asked with 0 of 1 cells done, 1 under way (each goes on from its last save) "
-        f"and 0 not begun; go on with: robust-nc run {tmp_path / 'tiny.toml'} --out {out} "
-        "--workers 1 --cells 1 --minutes 0.02"
-    )
-    ended = run(tmp_path, "--cells", 1, "--minutes", 30)
-    assert ended.code == 0
-    assert set(records(out)) == {suite.cells[1].id}

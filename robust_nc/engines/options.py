@@ -98,6 +98,14 @@ class RunOptions:
 
 
 def under_torchrun() -> bool:
-    """Whether `torchrun` started this process as one of several."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return several and all(name in os.environ for name in _TORCHRUN)
+    """Whether `torchrun` started this process as one of several.
+
+    Raises `ConfigError` where the environment does not say how many there are.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not size.isdecimal():
+        raise ConfigError(
+            f"the environment variable WORLD_SIZE must be a whole number, found {size!r}; unset "
+            "it, or start the command with torchrun, which sets it"
+        )
+    return int(size) > 1 and all(name in os.environ for name in _TORCHRUN)
