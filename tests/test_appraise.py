@@ -171,7 +171,7 @@ class TestWhatIsRefused:
             ({"batch_size": 0}, ConfigError, "--batch-size"),
             ({"seed": -1}, ConfigError, "--seed"),
             ({"model": ":larger"}, InputError, "larger.*2x64 and 100x24"),
-            ({"model": ":few"}, ConfigError, "few tells 4 classes apart.*10"),
+            ({"model": ":few"}, InputError, "few tells 4 classes apart.*10"),
         ],
     )
     def test_a_mistake_leaves_nothing_behind(self, own_model, tmp_path, changed, error, words):
@@ -194,7 +194,7 @@ class TestWhatIsRefused:
 
 
 def test_more_classes_than_the_data_have_are_a_warning(own_model, tmp_path):
-    found = judge(own_own_model.replace(":make", ":many"), tmp_path, protocol="clean")
+    found = judge(own_model.replace(":make", ":many"), tmp_path, protocol="clean")
     assert [one.name for one in found.stored.record.warnings] == ["spare-classes"]
 
 

@@ -13,6 +13,7 @@ from robust_nc.exceptions import ConfigError
 from robust_nc.io.untrusted import file_name
 from robust_nc.pipeline.card import LONGEST, model_name, read_card
 from robust_nc.record import Card, Stored, read_record
+from robust_nc.record.folder import read_all
 from robust_nc.report.site import write as site
 
 FAST = ("--dataset", "digits", "--protocol", "pgd", "--n", 40)
@@ -117,7 +118,7 @@ def test_without_geometry_it_says_so_and_a_card_names_the_model(own_model, tmp_p
     assert ran.code == 0, ran.err
     assert ran.out.startswith("Ours on digits")
     assert field(ran, "geometry").startswith("not measured")
-    stored = record_in(tmp_path / "out" / "evaluate" / "net-make")
+    (stored,) = read_all(tmp_path / "out" / "evaluate")
     path = stored.path.relative_to(tmp_path)
     assert field(ran, "check it") == f"robust-nc verify {path} --model {own_model} --root data"
     card = stored.record.card
@@ -154,10 +155,7 @@ def test_sigterm_flushes_the_log_and_the_same_command_goes_on_from_it(own_model,
     assert (ran.code, ran.out) == (143, "")
     *_, last = ran.err.splitlines()
     assert last.startswith("stopped as asked; what was finished is saved, and the same command")
-    assert last.endswith(
-        f": robust-nc evaluate {own_model} --dataset digits --norm Linf --eps 8/255 "
-        f"--protocol standard --n 60 --out {tmp_path} --no-geometry --attack fgsm"
-    )
+    assert last.endswith(f": robust-nc {' '.join(map(str, arguments))}")
     assert "Traceback" not in ran.err
     assert not list(tmp_path.glob("*.json"))
     kept = logged()

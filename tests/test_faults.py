@@ -4,13 +4,10 @@ What a user of the command line can meet is tried through the command line. What
 is refused before anything runs.
 """
 
-import contextlib
 import fcntl
 import json
 import re
-import resource
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +15,7 @@ import helpers_report
 import numpy as np
 import pytest
 import torch
+from helpers_faults import one_process
 from helpers_models import small_model
 from helpers_runner import Ran, cli, records, tiny, write_suite
 
@@ -31,7 +29,7 @@ from robust_nc.record import Stored
 from robust_nc.record.folder import checkpoint_folder, read_all
 from robust_nc.runtime.progress import no_report
 from robust_nc.threat import Ball
-from robust_nc.training.progress import append_log, read_log
+from robust_nc.training.progress import append_log
 from robust_nc.training.run import load_classifier, train_cell
 
 
@@ -169,7 +167,8 @@ def bad_data(tmp_path_factory: pytest.TempPathFactory) -> Faulty:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("ROBUST_NC_DATA", str(folder / "nothing"))
-        ran = cli("run", "tiny.toml", "--out", "out", "--workers", 1)
+        with one_process():
+            ran = cli("run", "tiny.toml", "--out", "out", "--workers", 1)
     return Faulty(folder / "out", ran)
 
 
@@ -230,7 +229,8 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Faulty, dict[Path
     (momentum,) = places[2].glob("momentum-*.safetensors")
     momentum.unlink()
     before = {path: path.read_bytes() for place in places[:4] for path in place.iterdir()}
-    ran = cli("run", folder / "tiny.toml", "--out", folder / "out", "--workers", 1)
+    with one_process():
+        ran = cli("run", folder / "tiny.toml", "--out", folder / "out", "--workers", 1)
     return Faulty(folder / "out", ran), before
 
 
@@ -267,46 +267,10 @@ class TestCheckpoints:
         assert {path: path.read_bytes() for path in before} == before
 
 
-@contextlib.contextmanager
-def no_file_above(size: int) -> Iterator[None]:
-    """Let writes beyond a size fail, here and in processes that start here."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_full_disk(tmp_path):
-    """No file may exceed 15,000 bytes: the rows of one cell do, and the weights of the other."""
-    widths = "{ name = 'small_cnn', width = 4 }, { name = 'small_cnn', width = 8 }"
-    suite = write_suite(tmp_path, f"[grid]\n'model.backbone' = [{widths}]\n")
-    arguments = ["run", str(suite), "--out", str(tmp_path / "out"), "--workers", "1"]
-    with no_file_above(15_000):
-        full = cli(*arguments)
-    assert full.code == 1
-    lines = full.err.splitlines()
-    assert lines[-2] == "0 cells made, 0 kept, 2 failed"
-    told = [line for line in lines if " failed: cannot write " in line]
-    assert len(told) == 2
-    assert all("free some space" in line for line in told)
-    assert ".parquet" in told[0]
-    assert ".safetensors" in told[1]
-    assert records(tmp_path / "out") == {}
-    assert not list(tmp_path.rglob("*.part"))
-    (weights,) = tmp_path.rglob("last.json")
-    log = read_log(weights.parent / "log.jsonl")
-    cell = read_suite(str(suite)).cells[0]
-    run_cell(cell, "tiny", tmp_path / "out", None, report=no_report)
-    assert list(records(tmp_path / "out")) == [cell.id]
-    assert read_log(weights.parent / "log.jsonl") == log  # not trained again
-
-
 def run(folder: Path, grid: str) -> Ran:
-    return cli(
-        "run", write_suite(folder, f"[grid]\n{grid}\n"), "--out", folder / "out", "--workers", 1
-    )
+    suite = write_suite(folder, f"[grid]\n{grid}\n")
+    with one_process():
+        return cli("run", suite, "--out", folder / "out", "--workers", 1)
 
 
 @pytest.mark.parametrize(
@@ -369,38 +333,31 @@ def test_bad_corruptions_end_a_cell_before_its_training(tmp_path, monkeypatch) -
     assert not list((tmp_path / "out").rglob("*.safetensors"))
 
 
-PARITY = {str(k): "even" if k % 2 == 0 else "odd" for k in range(10)}
+def test_a_tree_of_ones_own_is_part_of_the_cell(tmp_path: Path) -> None:
+    """Another tree under the same path is another cell; the weights need the file no longer."""
+    path = tmp_path / "mine.json"
 
+    def write(even: str, odd: str) -> None:
+        tree = {"even": list(even), "odd": list(odd)}
+        path.write_text(json.dumps({"classes": list("0123456789"), "tree": tree}))
 
-class TestATreeOfOnesOwn:
-    def write(self, folder: Path, tree: dict[str, str]) -> str:
-        groups = {name: [k for k in tree if tree[k] == name] for name in set(tree.values())}
-        path = folder / "mine.json"
-        path.write_text(json.dumps({"classes": sorted(tree), "tree": groups}))
-        return str(path)
-
-    def test_it_is_part_of_the_cell(self, tmp_path: Path) -> None:
-        """Another tree under the same path is another cell; the weights need the file no longer."""
-        path = self.write(tmp_path, PARITY)
-        grid = f"'data.hierarchy' = ['{path}']\n'train.epochs' = [0]\n'model.head' = ['haframe']"
-        assert run(tmp_path, grid).code == 0
-        (cell,) = read_suite(str(tmp_path / "tiny.toml")).cells
-        self.write(tmp_path, {**PARITY, "0": "odd"})
-        (other,) = read_suite(str(tmp_path / "tiny.toml")).cells
-        assert cell.id != other.id
-        (tmp_path / "mine.json").unlink()
-        (folder,) = (tmp_path / "out" / "checkpoints").iterdir()
-        frame = load_classifier(folder).head.frame()
-        assert frame is not None
-        cosines = frame @ frame.T
-        assert cosines[0, 2] > cosines[0, 1] + 0.1
-        (stored,) = read_all(tmp_path / "out")
-        assert (stored.rows()["measure"] == "hd_1").any()
-
-    def test_an_embedded_tree_is_the_tree(self, tmp_path: Path) -> None:
-        path = self.write(tmp_path, PARITY)
-        text = embedded(path)
-        assert embedded(text) == text
-        assert embedded("digits") == "digits"
-        again, first = read_hierarchy(text), read_hierarchy(path)
-        assert (again.classes, again.groups) == (first.classes, first.groups)
+    write("02468", "13579")
+    text = embedded(str(path))
+    assert embedded(text) == text
+    assert embedded("digits") == "digits"
+    again, first = read_hierarchy(text), read_hierarchy(str(path))
+    assert (again.classes, again.groups) == (first.classes, first.groups)
+    grid = f"'data.hierarchy' = ['{path}']\n'train.epochs' = [0]\n'model.head' = ['haframe']"
+    assert run(tmp_path, grid).code == 0
+    (cell,) = read_suite(str(tmp_path / "tiny.toml")).cells
+    write("2468", "013579")
+    (other,) = read_suite(str(tmp_path / "tiny.toml")).cells
+    assert cell.id != other.id
+    path.unlink()
+    (folder,) = (tmp_path / "out" / "checkpoints").iterdir()
+    frame = load_classifier(folder).head.frame()
+    assert frame is not None
+    cosines = frame @ frame.T
+    assert cosines[0, 2] > cosines[0, 1] + 0.1
+    (stored,) = read_all(tmp_path / "out")
+    assert (stored.rows()["measure"] == "hd_1").any()

@@ -15,11 +15,9 @@ from typing import Any
 import pytest
 import torch
 from helpers_runner import tiny
-from torch import Tensor
 
 from robust_nc.config import RunConfig, read, training_id
 from robust_nc.evaluation.log import EvaluationLog, close_log, end_of_log, open_log
-from robust_nc.evaluation.scoring import Guarded
 from robust_nc.evaluation.state import Entry
 from robust_nc.exceptions import CheckpointError, StoppedError
 from robust_nc.pipeline import stages
@@ -103,13 +101,11 @@ def elsewhere(cell: Cell, stage: Stage, out: Path, part: VerdictPart | None = No
                 shutil.copyfile(path, target)
 
 
-def in_stages(
-    cell: Cell, out: Path, *, width: int = 1, backwards: bool = False
-) -> list[VerdictPart]:
-    """Do all stages, each elsewhere; return the parts that were judged."""
+def in_stages(cell: Cell, out: Path, *, width: int = 1) -> list[VerdictPart]:
+    """Do all stages, each elsewhere, parts in the opposite order; return the parts."""
     elsewhere(cell, "train", out)
     parts = verdict_parts(cell, out, None, width=width)
-    for part in parts[::-1] if backwards else parts:
+    for part in parts[::-1]:
         elsewhere(cell, "judge", out, part)
     elsewhere(cell, "measure", out)
     elsewhere(cell, "record", out)
@@ -169,13 +165,10 @@ def copied(out: Path, to: Path) -> Path:
     return to
 
 
-@pytest.mark.parametrize("backwards", [False, True])
 def test_stages_in_folders_of_their_own_leave_the_same_record(
-    backwards: bool, cell: Cell, done: Path, tmp_path: Path
+    cell: Cell, done: Path, tmp_path: Path
 ) -> None:
-    if backwards:  # trained already
-        copied(done / "checkpoints", tmp_path / "checkpoints")
-    parts = in_stages(cell, tmp_path, backwards=backwards)
+    parts = in_stages(cell, tmp_path)
     assert [part[1:] for part in parts if part.which == "best"] == [(0, 8), (8, 16), (16, 20)]
     assert left(cell, tmp_path) == left(cell, done)
     broken = left(cell, done)["verdict"]["broken_by"]
@@ -214,30 +207,16 @@ def test_the_seconds_of_a_training_are_those_of_all_its_sessions(
     assert (noted_seconds(noted) or 0) > 100
 
 
-def test_the_seconds_of_a_training_are_no_less_than_those_of_its_steps(
-    cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A session that was killed has noted nothing; the rows of its epochs are saved."""
-    train_cell = stages.train_cell
-    monkeypatch.setattr(
-        stages, "train_cell", lambda *given, **more: train_cell(*given, **more)._replace(seconds=99)
-    )
-    do(cell, "train", tmp_path)
-    assert noted_seconds(tmp_path / "cache" / f"{cell.id}-train.json") == 99
-
-
-@pytest.mark.parametrize("kept", range(5))
+@pytest.mark.parametrize("kept", [0, 2, 3])
 def test_killed_between_stages_it_goes_on_and_redoes_nothing(
     kept: int, cell: Cell, begun: Path, done: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    """With the first so many of: training, the first part, all parts, the geometry."""
+    """With the first so many of: training, the first part, all parts."""
     out, cache = copied(begun, tmp_path / "out"), tmp_path / "out" / "cache"
     logs = [path for path in caches(out, cell.id) if path.suffix == ".jsonl"]
     assert len(logs) == 6, "three parts, of the best and the last weights"
-    gone = {0: logs, 1: logs, 2: logs[1:]}.get(kept, [])
-    if kept < 4:
-        gone = [*gone, cache / f"{cell.id}-geometry.parquet"]
-    for path in gone:
+    gone = {0: logs, 2: logs[1:]}.get(kept, [])
+    for path in (*gone, cache / f"{cell.id}-geometry.parquet"):
         path.unlink()
     if kept == 0:
         shutil.rmtree(checkpoint_folder(out, training_id(cell.config)))
@@ -252,8 +231,8 @@ def test_killed_between_stages_it_goes_on_and_redoes_nothing(
         monkeypatch.setattr(owner, name, counting)
     whole(cell, out)
     assert bool(calls["_step"]) == (kept == 0)
-    assert calls["evaluate_part"] == {0: 6, 1: 6, 2: 5}.get(kept, 0)
-    assert calls["profile_cell"] == (kept < 4)
+    assert calls["evaluate_part"] == {0: 6, 2: 5}.get(kept, 0)
+    assert calls["profile_cell"] == 1
     assert left(cell, out) == left(cell, done)
 
 
@@ -314,15 +293,14 @@ def test_what_was_left_of_other_weights_is_not_taken(cell: Cell, begun: Path, mo
     assert stages.geometry_of(cell, begun) is None
 
 
-@pytest.mark.parametrize("content", [b"{", None], ids=["damaged", "gone"])
 def test_the_training_puts_back_what_says_which_weights_are_best(
-    content: bytes | None, cell: Cell, begun: Path, tmp_path: Path
+    cell: Cell, begun: Path, tmp_path: Path
 ) -> None:
     out = copied(begun, tmp_path / "out")
     best = checkpoint_folder(out, training_id(cell.config)) / "best.json"
     noted, whole_one = out / "cache" / f"{cell.id}-train.json", best.read_bytes()
     seconds = noted.read_bytes()
-    best.unlink() if content is None else best.write_bytes(content)
+    best.write_bytes(b"{")
     assert not is_trained(cell, out)
     elsewhere(cell, "train", out)
     assert best.read_bytes() == whole_one
@@ -339,18 +317,6 @@ def test_untrained_cells_are_neither_judged_nor_measured(cell: Cell, tmp_path: P
         with pytest.raises(CheckpointError, match="not finished"):
             call()
     assert not list(tmp_path.rglob("*.*"))
-
-
-def test_a_stage_needs_its_checkpoints_and_what_it_goes_on_from(
-    cell: Cell, begun: Path, tmp_path: Path
-) -> None:
-    folder, part = checkpoint_folder(begun, training_id(cell.config)), VerdictPart("last", 8, 16)
-    cache = begun / "cache"
-    assert needs(cell, "train", begun) == (folder, cache / f"{cell.id}-train.json")
-    assert needs(cell, "judge", begun, part=part) == (folder, cache / f"{cell.id}-last-8-16.jsonl")
-    assert needs(cell, "measure", begun) == (folder, cache / f"{cell.id}-geometry.parquet")
-    assert set(needs(cell, "record", begun)) == {folder, *cache.iterdir()}
-    assert needs(cell, "record", tmp_path) == ()
 
 
 OWN = """
@@ -388,7 +354,7 @@ def places(parts: list[VerdictPart], which: str = "best") -> list[tuple[int, int
 
 
 def test_the_cut_does_not_tell(uncut: Cell, uncut_done: Path, trained: Path) -> None:
-    parts = in_stages(uncut, trained, width=3, backwards=True)
+    parts = in_stages(uncut, trained, width=3)
     for which in ("best", "last", "beside"):
         assert places(parts, which) == [(0, 7), (7, 14), (14, 20)]
     found, wanted = left(uncut, trained), left(uncut, uncut_done)
@@ -444,13 +410,11 @@ def test_blocks_are_kept_whatever_the_width() -> None:
     assert parts_of(config, "best", [], count=4, width=3) == []
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{"protocol": "rand"}, {"attack": "torchattacks:PGD"}],
-    ids=["random output", "an attack that gets batches"],
-)
-def test_what_depends_on_the_cut_is_cut_in_blocks_only(settings, monkeypatch) -> None:
-    monkeypatch.setattr("robust_nc.pipeline.verdict_parts.find_attack", lambda name, options: print)
+@pytest.mark.parametrize("settings", [{"protocol": "rand"}, {"attack": "own.py:factory"}])
+def test_what_depends_on_the_cut_is_cut_in_blocks_only(settings, tmp_path, monkeypatch) -> None:
+    """Random output, and an attack that gets batches."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
     config = read(RunConfig, {"evaluation": settings | {"beside": "pgd_ce"}})
     assert parts_of(config, "best", [], count=10, width=2) == []
     assert places(parts_of(config, "beside", [], count=10, width=2), "beside") == [(0, 5), (5, 10)]
@@ -461,7 +425,7 @@ def test_what_depends_on_the_cut_is_cut_in_blocks_only(settings, monkeypatch) ->
 @pytest.mark.parametrize("width", [1, 2, 3, 7, 40])
 def test_spans_cover_every_image_once(width: int) -> None:
     chance = random.Random(width)
-    for _ in range(50):
+    for _ in range(20):
         count = chance.randint(1, 40)
         edges = sorted(chance.sample(range(count + 1), min(4, count + 1)))
         found = list(zip(edges[::2], edges[1::2], strict=False))
@@ -473,11 +437,13 @@ def test_spans_cover_every_image_once(width: int) -> None:
         )
 
 
-def test_an_own_attack_is_judged_in_blocks_to_the_bit(tmp_path: Path) -> None:
+def test_an_own_attack_is_judged_in_blocks_to_the_bit(done: Path, tmp_path: Path) -> None:
     """It gets batches and does not count its passes: they are shared within a block."""
     (tmp_path / "own.py").write_text(OWN)
     grid = f'"evaluation.attack" = ["{tmp_path / "own.py"}:factory"]\n"evaluation.block" = [9]\n'
     uncut = one_cell(tmp_path, grid)
+    for place in ("whole", "stages"):
+        copied(done / "checkpoints", tmp_path / place / "checkpoints")
     whole(uncut, tmp_path / "whole")
     parts = in_stages(uncut, tmp_path / "stages")
     assert places(parts) == [(0, 9), (9, 18), (18, 20)]
@@ -508,26 +474,6 @@ def test_a_stop_within_a_part_keeps_what_was_finished(
     elsewhere(uncut, "judge", trained, part)
     assert is_judged(uncut, part, trained)
     assert path.read_bytes().splitlines(keepends=True)[: len(kept)] == kept
-
-
-def test_memory_that_runs_out_within_a_part_changes_no_verdict(
-    uncut: Cell, uncut_done: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    forward, chance, failures = Guarded.forward, random.Random(3), []
-
-    def failing(self: Guarded, images: Tensor) -> Tensor:
-        if len(images) > 1 and len(failures) < 3 and chance.random() < 0.1:
-            failures.append(len(images))
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(self, images)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Guarded, "forward", failing)
-        for part in (VerdictPart("best", 0, 10), VerdictPart("best", 10, 20)):
-            judge_stage(uncut, part, trained, None, report=no_report)
-    assert len(failures) == 3
-    whole(uncut, trained)
-    assert left(uncut, trained)["verdict"] == left(uncut, uncut_done)["verdict"]
 
 
 # Logs of parts, joined: of each example one source alone, the furthest one
@@ -580,10 +526,3 @@ def test_an_image_that_a_finished_part_does_not_name_was_wrong_as_it_is(tmp_path
     ended = log(tmp_path, "ended", 0, 2, [(0, [0], [True])], ended=True)
     half = log(tmp_path, "half", 0, 3, [(0, [0, 1, 2], [True])], ended=False)
     assert joined(tmp_path, 3, ended, half) == [(0, [0], [True]), (0, [2], [True])]
-
-
-def test_the_log_of_other_weights_is_left_out_and_removed(tmp_path: Path) -> None:
-    mine = log(tmp_path, "mine", 0, 1, [(0, [0], [True])], ended=True)
-    other = log(tmp_path, "other", 1, 2, [(0, [0], [False])], ended=True)
-    assert joined(tmp_path, 2, mine, other._replace(name="not its name")) == [(0, [0], [True])]
-    assert not other.path.exists()
