@@ -5,7 +5,6 @@ import json
 import math
 import sys
 import time
-from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from robust_nc.benchmarks.gpu import throughput
-from robust_nc.benchmarks.gpu.throughput import Entry, Options, Passes, Way, count_work, page, plan
+from robust_nc.benchmarks.gpu.throughput import Entry, Options, Way, count_work, page, plan
 from robust_nc.exceptions import ConfigError
 
 CPU = torch.device("cpu")
@@ -115,27 +114,11 @@ def test_the_plan_ends_with_what_must_be_compiled_and_has_no_name_twice():
     assert len({entry.name for entry in entries}) == len(entries)
 
 
-def test_quick_sizes_leave_what_was_asked_for():
-    options = Options(out=Path("here.json"), precisions=("tf32",), sections=("device",))
-    tiny = throughput.quick(options)
-    kept = ("out", "precisions", "sections", "minutes", "again")
-    assert all(getattr(tiny, name) == getattr(options, name) for name in kept)
-    assert dataclasses.asdict(tiny) != dataclasses.asdict(options)
-
-
 def test_flops_and_bytes_of_a_product_are_those_of_the_formula():
     layer, images = nn.Linear(8, 4, bias=False), torch.rand(16, 8)
     with torch.no_grad():
         work = count_work(lambda: layer(images))
     assert work == (2 * 16 * 8 * 4, 4 * (16 * 8 + 8 * 4 + 16 * 4), 1)
-
-
-def test_a_gradient_by_the_images_computes_about_as_much_again():
-    rows = throughput.pass_rows(TINY, SMALL, CPU)
-    forward, gradient, step = (throughput.Work(**row["work"]) for row in rows)
-    assert gradient.flops == pytest.approx(2 * forward.flops, rel=0.1)
-    assert step.flops > gradient.flops
-    assert step.operators > gradient.operators > forward.operators
 
 
 def test_peak_roof_and_floor_are_those_of_the_other_rows():
@@ -160,16 +143,6 @@ def test_peak_roof_and_floor_are_those_of_the_other_rows():
         ["8 %", "13 %", "80 %"],
         ["", "", ""],
     ]
-
-
-def test_a_frozen_copy_is_passed_and_the_model_learns():
-    passes = Passes(TINY, CPU)
-    before = [part.clone() for part in passes.model.parameters()]
-    passes.gradient()
-    assert all(map(torch.equal, before, passes.model.parameters()))
-    passes.step()
-    assert not all(map(torch.equal, before, passes.model.parameters()))
-    assert all(part.grad is None for part in passes.frozen.parameters())
 
 
 def test_an_attack_is_charged_all_its_passes():

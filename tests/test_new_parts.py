@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers_runner import cli
 
+from robust_nc.pipeline.cell import run_cell
+from robust_nc.pipeline.suite import read_suite
 from robust_nc.record import Record, unpack_flags
 from robust_nc.record.folder import read_all
 from robust_nc.report.board.table import leaderboard
+from robust_nc.runtime.progress import no_report
 
 SUITE = """
 name = "parts"
@@ -50,8 +52,8 @@ severities = [5]
 def made(tmp_path_factory) -> tuple[Path, Record, pd.DataFrame]:
     folder = tmp_path_factory.mktemp("parts")
     (folder / "parts.toml").write_text(SUITE)
-    ran = cli("run", folder / "parts.toml", "--out", folder / "out", "--workers", 1)
-    assert ran.code == 0, ran.err
+    (cell,) = read_suite(str(folder / "parts.toml")).cells
+    run_cell(cell, "parts", folder / "out", None, report=no_report)
     (stored,) = read_all(folder / "out")
     return folder / "out", stored.record, stored.rows()
 
@@ -127,8 +129,7 @@ def test_an_attack_of_ones_own_does_not_join_the_weaker_protocol(tmp_path: Path)
         'targets = ["severest"]', "targets = []"
     )
     (tmp_path / "own.toml").write_text(text)
-    ran = cli("run", tmp_path / "own.toml", "--out", tmp_path / "out", "--workers", 1)
-    assert ran.code == 0, ran.err
-    (stored,) = read_all(tmp_path / "out")
-    scores = stored.record.scores
+    (cell,) = read_suite(str(tmp_path / "own.toml")).cells
+    run_cell(cell, "own", tmp_path, None, report=no_report)
+    scores = read_all(tmp_path)[0].record.scores
     assert scores["robust_beside"].value == scores["clean"].value > scores["robust"].value

@@ -9,7 +9,6 @@ from helpers_attacks import APGD_ONLY, BALL, SHORT, examples, own
 from rich.console import Console
 
 from robust_nc import evaluate
-from robust_nc.attacks.pgd import PGD
 from robust_nc.runtime.progress import Event, PassCounter, Progress
 from robust_nc.runtime.screen import Screen
 
@@ -61,13 +60,6 @@ def test_progress_goes_up_to_the_end(fast_clock: Clock) -> None:
     # What the attacks asked; the clean images and the scores are not told.
     spent = int(outcome.forward_passes.sum() + outcome.backward_passes.sum())
     assert 0.9 * spent < last.passes <= spent
-
-
-def test_time_left_is_positive_until_the_end_and_falls(fast_clock: Clock) -> None:
-    said, _ = watched(protocol=own(PGD(steps=20)))
-    left = [progress.seconds_left for progress in said if progress.passes]
-    assert all(each is not None and each >= 0 for each in left)
-    assert left[0] > left[-1] == 0
 
 
 def test_an_attack_without_a_cost_leaves_the_time_open(fast_clock: Clock) -> None:

@@ -1,22 +1,81 @@
-"""A suite on a Ray cluster leaves the records of one machine, whatever is killed meanwhile."""
+"""A suite on a Ray cluster leaves the records of one machine, whatever is killed meanwhile.
 
+And the driver's inbox: states of the try that counts, whatever comes late or is lost on its way.
+"""
+
+import gc
 import json
+import logging
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
-from helpers_cluster import Nodes, nodes
+import ray
 from helpers_runner import cli, records, start, wait_for, write_suite
+from ray.cluster_utils import Cluster
+
+from robust_nc.engines.ray.files import FileBundle
+from robust_nc.engines.ray.inbox import Inbox
+from robust_nc.engines.ray.messages import Message, Reply
+from robust_nc.runtime.progress import Event
 
 pytestmark = pytest.mark.cluster
+
+NODE = {"num_cpus": 1, "object_store_memory": 10**8, "include_dashboard": False}
+
+
+class Nodes:
+    """A cluster with a head that does no work, and nodes of one slot each."""
+
+    def __init__(self, count: int) -> None:
+        self.cluster: Any = Cluster(
+            initialize_head=True, head_node_args={**NODE, "num_cpus": 0, "resources": {"head": 1}}
+        )
+        self.workers = [self.cluster.add_node(**NODE) for _ in range(count)]
+
+    @property
+    def address(self) -> str:
+        return str(self.cluster.address)
+
+    def kill_node(self, choice: random.Random) -> None:
+        """Kill a node with all that runs there, and let another one join."""
+        node = self.workers.pop(choice.randrange(len(self.workers)))
+        self.cluster.remove_node(node, allow_graceful=False)
+        self.workers.append(self.cluster.add_node(**NODE))
+
+    def kill_worker(self, choice: random.Random) -> bool:
+        """Kill a process that does a task; returns whether there was one."""
+        busy = self.busy()
+        if busy:
+            os.kill(choice.choice(busy), signal.SIGKILL)
+        return bool(busy)
+
+    def busy(self, what: str = "do_") -> list[int]:
+        """Processes that do a task of ours: any, `do_stage` or `do_part`."""
+        raylets = {node.all_processes["raylet"][0].process.pid for node in self.workers}
+        return [pid for pid, name, parent in _processes() if parent in raylets and what in name]
+
+
+def _processes() -> Iterator[tuple[int, str, int]]:
+    for path in Path("/proc").iterdir():
+        if not path.name.isdigit():
+            continue
+        try:
+            name = (path / "cmdline").read_text().split("\0")[0]
+            parent = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        except (OSError, ValueError, IndexError):
+            continue
+        if name.startswith("ray::"):
+            yield int(path.name), name, parent
+
 
 GRID = """
 [grid]
@@ -28,8 +87,17 @@ PASSING = ("created", "seconds", "seals", "hardware")  # what two equal runs dif
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Nodes]:
-    with nodes(2) as found:
-        yield found
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    started = Nodes(2)
+    try:
+        yield started
+    finally:
+        ray.shutdown()
+        started.cluster.shutdown()
+        with warnings.catch_warnings():  # it leaves files of its processes open
+            warnings.simplefilter("ignore", ResourceWarning)
+            del started
+            gc.collect()
 
 
 def with_blocks(path: Path) -> Path:
@@ -87,23 +155,6 @@ def test_equal_blocks_leave_equal_records_to_the_bit(cluster, alone, tmp_path):
     assert ran.code == 0, ran.err
     assert ran.out.count("small_cnn") == 4, "the table and nothing else is on stdout"
     assert differing(tmp_path / "out", alone) == []
-
-
-def test_other_shards_leave_the_same_verdicts_and_measures(cluster, tmp_path):
-    suite = write_suite(tmp_path, "")
-    assert cli("run", suite, "--out", tmp_path / "one").code == 0
-    ran = cli(
-        *("run", suite, "--out", tmp_path / "many", "--engine", "ray"),
-        *("--address", cluster.address, "--shards", 3),
-    )
-    assert ran.code == 0, ran.err
-    (one,) = records(tmp_path / "one").values()
-    (many,) = records(tmp_path / "many").values()
-    assert one.verdict == many.verdict
-    assert one.passes == many.passes
-    places = [next((tmp_path / side).glob("*/*.parquet")) for side in ("one", "many")]
-    rows = [pd.read_parquet(place) for place in places]
-    pd.testing.assert_frame_equal(*rows, rtol=1e-6, atol=1e-9)  # files have seven digits
 
 
 def driver(suite: Path, out: Path, cluster: Nodes, *more: object) -> "subprocess.Popen[str]":
@@ -193,38 +244,85 @@ def test_a_cell_that_fails_costs_itself_alone(cluster, tmp_path):
     assert len(records(tmp_path / "out")) == 1
 
 
-def test_what_never_fits_is_said_at_once(cluster, tmp_path):
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        (None, "a task needs 1 CPU cores and 1 GPUs, and the cluster has 2 and 0"),
+        ("127.0.0.1:1", "cannot join the Ray cluster at 127.0.0.1:1"),
+    ],
+)
+def test_what_cannot_be_done_is_said_at_once(cluster, tmp_path, address, said):
     ran = cli(
-        *("run", write_suite(tmp_path, ""), "--out", tmp_path / "out"),
-        *("--engine", "ray", "--address", cluster.address, "--gpus", 1),
+        *("run", write_suite(tmp_path, ""), "--out", tmp_path / "out", "--gpus", 1),
+        *("--engine", "ray", "--address", address or cluster.address),
     )
     assert ran.code == 2
-    assert "a task needs 1 CPU cores and 1 GPUs, and the cluster has 2 and 0" in ran.err
-
-
-def test_a_cluster_that_is_not_there_is_named(tmp_path):
-    ran = cli(
-        *("run", write_suite(tmp_path, ""), "--out", tmp_path / "out"),
-        *("--engine", "ray", "--address", "127.0.0.1:1"),
-    )
-    assert ran.code == 2
-    assert "cannot join the Ray cluster at 127.0.0.1:1" in ran.err
+    assert said in ran.err
     assert "Traceback" not in ran.err
 
 
 def test_without_an_address_one_is_started_here(tmp_path):
     suite = write_suite(tmp_path, "")
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    command = [
-        sys.executable,
-        "-c",
-        "from robust_nc.cli.main import main; main()",
-        "run",
-        str(suite),
-    ]
-    command += ["--out", str(tmp_path / "out"), "--engine", "ray", "--workers", "2"]
-    ran = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    command = [sys.executable, "-m", "robust_nc", "run", suite, "--out", tmp_path / "out"]
+    command += ["--engine", "ray", "--workers", "1"]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     assert len(records(tmp_path / "out")) == 1
+
+
+@pytest.fixture
+def told() -> list[Event]:
+    return []
+
+
+@pytest.fixture
+def inbox(cluster: Nodes, tmp_path: Path, told: list[Event]) -> Iterator[Inbox]:
+    ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
+    yield Inbox(tmp_path, told.append)
+    ray.shutdown()
+
+
+def post(inbox: Inbox, attempt: int, content: bytes | None, event: Event | None = None) -> Reply:
+    bundle = None if content is None else FileBundle({"cache/state": content})
+    reply: Reply = ray.get(inbox.queue.put.remote(Message("task", attempt, event, bundle)))
+    return reply
+
+
+def kept(inbox: Inbox, out: Path) -> bytes:
+    inbox.collect()
+    return (out / "cache" / "state").read_bytes()
+
+
+def test_only_the_try_that_counts_is_heard_and_only_a_state_is_an_advance(inbox, told, tmp_path):
+    first, second = inbox.open("task"), inbox.open("task")
+    post(inbox, second, None)
+    inbox.collect()
+    assert not inbox.advanced("task")
+    post(inbox, second, b"new", Event("cell", 0.5, "new"))
+    post(inbox, first, b"old", Event("cell", 0.1, "old"))
+    post(inbox, 0, None, Event("cell", 0.5, "part"))  # of parts, whatever their number
+    assert kept(inbox, tmp_path) == b"new"
+    assert [event.status for event in told] == ["new", "part"]
+    assert inbox.advanced("task")
+    third = inbox.open("task")
+    assert not inbox.advanced("task")
+    inbox.close("task", FileBundle({"cache/state": b"end"}))
+    post(inbox, third, b"late")
+    assert kept(inbox, tmp_path) == b"end"
+
+
+def test_a_mailbox_that_was_killed_starts_another_life(inbox, tmp_path):
+    attempt = inbox.open("task")
+    before = post(inbox, attempt, None).life
+    ray.kill(inbox.queue, no_restart=False)
+
+    def again() -> bool:
+        inbox.collect()
+        try:
+            return post(inbox, attempt, b"2").life != before
+        except ray.exceptions.RayActorError:
+            return False
+
+    wait_for(again)
+    assert kept(inbox, tmp_path) == b"2"

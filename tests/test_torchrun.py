@@ -1,19 +1,16 @@
 """A suite under torchrun: two processes on one model, and what ends one of them."""
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-from helpers_runner import TINY
+from helpers_runner import TINY, wait_for
 
 from robust_nc.config import training_id
 from robust_nc.pipeline.cell import run_cell
@@ -105,28 +102,10 @@ def process(run: "subprocess.Popen[str]", rank: int) -> int:
     raise AssertionError(f"no process of rank {rank} among {children}")
 
 
-def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
-
-
 def epochs(path: Path, out: Path) -> int:
     """Epochs in the log of the training."""
     log = checkpoint_folder(out, training_id(cell_of(path).config)) / "log.jsonl"
     return len(log.read_text().splitlines()) if log.exists() else 0
-
-
-def losses(found: Path) -> list[float]:
-    (log,) = found.glob("checkpoints/*/log.jsonl")
-    return [json.loads(line)["train_loss"] for line in log.read_text().splitlines()]
-
-
-def test_the_loss_curve_is_that_of_one_process(path: Path, tmp_path: Path) -> None:
-    whole(path, tmp_path / "two")
-    train_stage(cell_of(path), tmp_path / "one", None, report=no_report)
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
 
 def test_a_trained_cell_is_judged_and_measured_as_by_one_process(
