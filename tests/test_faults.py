@@ -7,7 +7,6 @@ is refused before anything runs.
 import fcntl
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,18 +18,17 @@ from helpers_faults import one_process
 from helpers_models import small_model
 from helpers_runner import Ran, cli, records, tiny, write_suite
 
-from robust_nc.config import training_id
 from robust_nc.data.hierarchy.tree import embedded, read_hierarchy
 from robust_nc.evaluation import evaluate
 from robust_nc.exceptions import RobustNCError, StorageError
 from robust_nc.pipeline.cell import run_cell
 from robust_nc.pipeline.suite import read_suite
 from robust_nc.record import Stored
-from robust_nc.record.folder import checkpoint_folder, read_all
+from robust_nc.record.folder import read_all
 from robust_nc.runtime.progress import no_report
 from robust_nc.threat import Ball
 from robust_nc.training.progress import append_log
-from robust_nc.training.run import load_classifier, train_cell
+from robust_nc.training.run import load_classifier
 
 
 def assert_one_sentence(ran: Ran, sentence: str) -> None:
@@ -209,62 +207,6 @@ class TestBadData:
 
     def test_bad_data_leave_no_checkpoint(self, bad_data):
         assert len(list((bad_data.out / "checkpoints").rglob("last.json"))) == 2
-
-
-SEEDS = "[grid]\nseed = [0, 1, 2, 3, 4]\n"
-
-
-@pytest.fixture(scope="module")
-def damaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Faulty, dict[Path, bytes]]:
-    """Trained cells whose checkpoints are truncated, altered, or of another configuration."""
-    folder = tmp_path_factory.mktemp("damaged")
-    cells = tiny(folder, SEEDS).cells
-    places = [checkpoint_folder(folder / "out", training_id(cell.config)) for cell in cells]
-    for cell, place in zip(cells[:3], places, strict=False):
-        train_cell(cell.config, folder=place)
-    shutil.copytree(places[0], places[3])
-    (places[0] / "last.json").write_text((places[0] / "last.json").read_text()[:700])
-    (tensors,) = places[1].glob("last-*.safetensors")
-    tensors.write_bytes(tensors.read_bytes()[:5000])
-    (momentum,) = places[2].glob("momentum-*.safetensors")
-    momentum.unlink()
-    before = {path: path.read_bytes() for place in places[:4] for path in place.iterdir()}
-    with one_process():
-        ran = cli("run", folder / "tiny.toml", "--out", folder / "out", "--workers", 1)
-    return Faulty(folder / "out", ran), before
-
-
-class TestCheckpoints:
-    def test_damage_costs_its_own_cell_only(self, damaged):
-        faulty, _ = damaged
-        assert faulty.ran.code == 1
-        assert faulty.ran.err.splitlines()[-2] == "1 cells made, 0 kept, 4 failed"
-        assert [path.parent.name for path in faulty.out.rglob("*.parquet")] == [
-            "small_cnn-linear-standard"
-        ]
-
-    @pytest.mark.parametrize(
-        ("seed", "words"),
-        [
-            (0, ["last.json is damaged: not JSON", "delete"]),
-            (1, ["safetensors is damaged", "SHA-256", "delete"]),
-            (2, ["momentum-", "is damaged: No such file", "delete"]),
-            (3, ["is of another configuration", "seed (0 there, 3 here)", "choose another folder"]),
-        ],
-    )
-    def test_each_gets_one_sentence_with_the_remedy(self, damaged, seed, words):
-        faulty, _ = damaged
-        (line,) = [
-            line
-            for line in faulty.ran.err.splitlines()
-            if f"seed {seed}, cell {seed} failed" in line
-        ]
-        assert [word for word in words if word not in line] == []
-        assert "unexpected" not in line
-
-    def test_they_are_left_as_they_were(self, damaged):
-        _, before = damaged
-        assert {path: path.read_bytes() for path in before} == before
 
 
 def run(folder: Path, grid: str) -> Ran:

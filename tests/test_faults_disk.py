@@ -252,20 +252,6 @@ def test_a_run_that_was_broken_off_goes_on_under_another_clock(calm, tmp_path, c
         assert ran.err.endswith("0 cells made, 1 kept, 0 failed\n")
 
 
-def test_a_clock_that_jumps_while_a_cell_is_made(calm, tmp_path, clock):
-    """At every write it is another hour, or another year."""
-    out = tmp_path / "out"
-
-    class Jumping(Disk):
-        def write(self, event: str, path: str) -> None:
-            clock.off = (-HOUR, YEAR, 0.0)[len(self.seen) % 3]
-            super().write(event, path)
-
-    with using(Jumping(out)):
-        assert go(calm.suite, out).code == 0
-    assert_same(left_by(out), calm.left)
-
-
 def test_the_board_sees_a_record_that_is_older_than_the_one_it_replaced(tmp_path):
     results = tmp_path / "results"
     helpers_report.write_grid(results, objectives=("pgd",), heads=("etf",), seeds=2)

@@ -1,3 +1,5 @@
+"""Files are written whole or not at all; digests do not depend on order."""
+
 import errno
 import os
 from pathlib import Path

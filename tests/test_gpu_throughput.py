@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from robust_nc.benchmarks.gpu import throughput
-from robust_nc.benchmarks.gpu.throughput import Entry, Options, Way, count_work, page, plan
+from robust_nc.benchmarks.gpu.throughput import Entry, Options, Way, count_work, page
 from robust_nc.exceptions import ConfigError
 
 CPU = torch.device("cpu")
@@ -104,14 +104,6 @@ def test_a_record_of_another_torch_is_another_record(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "__version__", "0.1")
     with pytest.raises(ConfigError, match="give another --out"):
         throughput.opened(out, CPU)
-
-
-def test_the_plan_ends_with_what_must_be_compiled_and_has_no_name_twice():
-    entries = plan(Options(), CPU)
-    late = [entry.compiling for entry in entries]
-    assert late == sorted(late)
-    assert any(late)
-    assert len({entry.name for entry in entries}) == len(entries)
 
 
 def test_flops_and_bytes_of_a_product_are_those_of_the_formula():

@@ -93,11 +93,9 @@ class TestTheGridIsWhole:
                 value(here, vertices="clean-train", measure=name)
             assert set(here["depth"]) == {model.taps.index(tap)}
 
-    def test_no_cell_of_the_grid_stands_twice(self, rows):
+    def test_no_row_stands_twice_and_values_are_finite_or_say_why_not(self, rows):
         keys = [name for name in COLUMNS if name not in {"value", "n", "note", "attack"}]
         assert not rows.duplicated(keys).any()
-
-    def test_values_are_finite_or_say_why_not(self, rows):
         assert (rows["value"].map(math.isfinite) | (rows["note"] != "")).all()
         assert set(rows["n"]) <= {TRAIN, TEST} | set(range(TRAIN))
         assert (rows["feature"] == "gap").all()
@@ -129,15 +127,13 @@ class TestCounts:
             rate = value(here, measure="leap_rate")
             assert rate == pytest.approx(1 - stayed / TRAIN)
 
-    def test_landing_histograms_count_examples_with_an_edge(self, rows):
-        histogram = chosen(rows, measure="landing_histogram")
-        for _, part in histogram.groupby(["tap", "condition", "split"]):
+    def test_landing_histograms_and_leap_layers_count_each_example_once(self, model, rows):
+        for _, part in chosen(rows, measure="landing_histogram").groupby(
+            ["tap", "condition", "split"]
+        ):
             assert sorted(part["i"]) == list(range(LANDING_BINS))
             assert part["value"].sum() == part["n"].iloc[0] <= TRAIN
-
-    def test_leap_layers_count_each_example_once(self, model, rows):
-        layers = chosen(rows, measure="leap_layer")
-        for _, part in layers.groupby(["condition", "split"]):
+        for _, part in chosen(rows, measure="leap_layer").groupby(["condition", "split"]):
             assert sorted(part["tap"]) == sorted([*model.taps, "none"])
             assert part["value"].sum() == part["n"].iloc[0] <= TRAIN
             assert chosen(part, tap="none")["depth"].tolist() == [-1]

@@ -114,13 +114,9 @@ def test_a_report_that_raises_ends_the_evaluation() -> None:
     assert all(not module._forward_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize(
-    ("left", "text"),
-    [(None, ""), (20.4, ", 20 s left"), (240.0, ", 4 min left"), (9e4, ", 25 h left")],
-)
-def test_it_reads_well(left: float | None, text: str) -> None:
-    told = "attack 2 of 4 (fab-t): 5 of 50, robust at most 30.0%, 250 passes/s"
-    assert str(Progress("fab-t", 2, 4, 5, 50, 30, 100, 500.0, 2.0, left)) == told + text
+def test_it_reads_well() -> None:
+    told = "attack 2 of 4 (fab-t): 5 of 50, robust at most 30.0%, 250 passes/s, 4 min left"
+    assert str(Progress("fab-t", 2, 4, 5, 50, 30, 100, 500.0, 2.0, 240.0)) == told
     empty = Progress("", 1, 1, 0, 0, 0, 0, 0.0, 0.0, None)
     assert str(empty) == "attack 1 of 1 (): 0 of 0, robust at most 0.0%, 0 passes/s"
     assert empty.share == 1

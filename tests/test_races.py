@@ -15,7 +15,7 @@ from helpers_report import write_grid
 from robust_nc.benchmarks.races import autoattack as race
 from robust_nc.benchmarks.races import calibration, contestants, geometry, timing
 from robust_nc.benchmarks.races.autoattack import between, count, pooled
-from robust_nc.benchmarks.races.contestants import OURS, PASSES, Job, Setup, Verdict
+from robust_nc.benchmarks.races.contestants import OURS, PASSES, Job, Setup
 from robust_nc.benchmarks.races.timing import Timing, ratio, table
 from robust_nc.data.base import numbered
 from robust_nc.exceptions import ConfigError, RecordError, UnknownNameError
@@ -173,19 +173,6 @@ def test_a_sign_test_is_exact() -> None:
     assert between(["11", "10", "00"]) == [1, 2, 1]
 
 
-def test_those_who_cannot_race_are_left_out_with_the_reason(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def absent(contestant: str) -> None:
-        if contestant != OURS:
-            raise ConfigError(f"{contestant} is not here")
-
-    monkeypatch.setattr(race, "prepare", absent)
-    assert race.able((OURS, THEIRS)) == ([OURS], {THEIRS: "pyautoattack is not here"})
-    monkeypatch.undo()
-    assert race.able((THEIRS,)) == ([THEIRS], {})
-
-
 def test_a_run_tells_time_or_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     def one_step(subject: contestants.Subject, setup: Setup, seed: int) -> torch.Tensor:
         leaf = subject.images.clone().requires_grad_()
@@ -201,20 +188,6 @@ def test_a_run_tells_time_or_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(counted["clean"]) == len(counted["robust"]) == 4
     assert counted["mebibytes"] >= counted["mebibytes_before"] > 0
     json.dumps(counted)
-
-
-def test_ours_counts_its_own_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluate = contestants.evaluate
-
-    def shorter(*given: Any, **options: Any) -> Any:
-        return evaluate(*given, **options, protocol="pgd")
-
-    monkeypatch.setattr(contestants, "evaluate", shorter)
-    verdict = contestants.ours(SETUP.subject(), SETUP, 0)
-    assert isinstance(verdict, Verdict)
-    assert verdict.forwards is not None
-    assert verdict.backwards is not None
-    assert verdict.forwards > verdict.backwards > 0
 
 
 def test_models_are_found_by_name(tmp_path: Path) -> None:

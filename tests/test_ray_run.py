@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import ray
+from helpers_faults import Left, assert_same, left_by
 from helpers_runner import cli, records, start, wait_for, write_suite
 from ray.cluster_utils import Cluster
 
@@ -82,7 +83,6 @@ GRID = """
 "model.head" = ["linear", "etf"]
 "train.objective" = ["standard", { name = "pgd", steps = 2 }]
 """
-PASSING = ("created", "seconds", "seals", "hardware")  # what two equal runs differ in
 
 
 @pytest.fixture(scope="module")
@@ -108,33 +108,12 @@ def with_blocks(path: Path) -> Path:
     return path
 
 
-def lasting(out: Path) -> dict[str, Any]:
-    """All that a run leaves and that lasts: records but their times, rows and evidence as bytes."""
-    found: dict[str, Any] = {}
-    for path in sorted(out.rglob("*")):
-        name = path.relative_to(out).as_posix()
-        if not path.is_file() or name.startswith(("checkpoints/", "cluster.log", ".lock")):
-            continue
-        content: Any = path.read_bytes()
-        if name.endswith(".json"):
-            values = json.loads(content)
-            content = {key: value for key, value in values.items() if key not in PASSING}
-        found[name] = content
-    return found
-
-
-def differing(here: Path, there: Path) -> list[str]:
-    """Name what two runs differ in."""
-    one, two = lasting(here), lasting(there)
-    found = [f"{name} is there once" for name in one.keys() ^ two.keys()]
-    for name in sorted(one.keys() & two.keys()):
-        a, b = one[name], two[name]
-        if isinstance(a, dict):
-            keys = [key for key in a.keys() | b.keys() if a.get(key) != b.get(key)]
-            found += [f"{name}: {key}: {a.get(key)} != {b.get(key)}" for key in keys]
-        elif a != b:
-            found.append(name)
-    return found
+def lasting(out: Path) -> Left:
+    """All that a run leaves and that lasts, wherever it was made."""
+    left = left_by(out)
+    for record in left.records.values():
+        record.pop("hardware")
+    return left
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +133,7 @@ def test_equal_blocks_leave_equal_records_to_the_bit(cluster, alone, tmp_path):
     )
     assert ran.code == 0, ran.err
     assert ran.out.count("small_cnn") == 4, "the table and nothing else is on stdout"
-    assert differing(tmp_path / "out", alone) == []
+    assert_same(lasting(tmp_path / "out"), lasting(alone))
 
 
 def driver(suite: Path, out: Path, cluster: Nodes, *more: object) -> "subprocess.Popen[str]":
@@ -204,7 +183,7 @@ def test_kills_at_random_moments_change_nothing(cluster, alone, tmp_path, kills)
         suite = with_blocks(write_suite(tmp_path / str(rounds), GRID))
         out = tmp_path / str(rounds) / "out"
         hit += disturb(cluster, suite, out, choice, kills - hit)
-        assert differing(out, alone) == []
+        assert_same(lasting(out), lasting(alone))
 
 
 def test_sigterm_brings_the_state_home(cluster, tmp_path):

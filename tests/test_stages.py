@@ -13,19 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from helpers_runner import tiny
 
 from robust_nc.config import RunConfig, read, training_id
-from robust_nc.evaluation.log import EvaluationLog, close_log, end_of_log, open_log
-from robust_nc.evaluation.state import Entry
+from robust_nc.evaluation.log import end_of_log
 from robust_nc.exceptions import CheckpointError, StoppedError
 from robust_nc.pipeline import stages
 from robust_nc.pipeline.cell import run_cell
 from robust_nc.pipeline.stages import (
     CellResult,
     Stage,
-    is_judged,
     is_trained,
     judge_stage,
     measure_stage,
@@ -36,7 +33,7 @@ from robust_nc.pipeline.stages import (
     verdict_parts,
 )
 from robust_nc.pipeline.suite import Cell
-from robust_nc.pipeline.verdict_parts import PartLog, VerdictPart, join, parts_of, spans
+from robust_nc.pipeline.verdict_parts import VerdictPart, parts_of, spans
 from robust_nc.record import read_record
 from robust_nc.record.folder import (
     caches,
@@ -236,22 +233,6 @@ def test_killed_between_stages_it_goes_on_and_redoes_nothing(
     assert left(cell, out) == left(cell, done)
 
 
-def test_a_stage_that_is_done_is_not_done_again(cell: Cell, begun: Path, monkeypatch) -> None:
-    def fail(*given, **options):
-        raise AssertionError
-
-    monkeypatch.setattr(stages, "train_cell", fail)
-    part = VerdictPart("best", 0, 8)
-    assert is_trained(cell, begun)
-    assert is_judged(cell, part, begun)
-    assert verdict_parts(cell, begun, None) == []
-    before = part_log(begun, cell.id, *part).read_bytes()
-    do(cell, "train", begun)
-    do(cell, "judge", begun, part)
-    do(cell, "measure", begun)
-    assert part_log(begun, cell.id, *part).read_bytes() == before
-
-
 def test_a_part_that_is_half_done_goes_on(
     cell: Cell, begun: Path, done: Path, tmp_path: Path, monkeypatch
 ) -> None:
@@ -284,13 +265,6 @@ def test_the_log_of_other_weights_is_discarded(
         assert path.read_bytes().splitlines()[:-1] == [line[:-1] for line in lines[:-1]]
     elsewhere(cell, "record", out)
     assert left(cell, out) == left(cell, done)
-
-
-def test_what_was_left_of_other_weights_is_not_taken(cell: Cell, begun: Path, monkeypatch) -> None:
-    assert is_judged(cell, VerdictPart("best", 0, 8), begun)
-    monkeypatch.setattr(stages, "_weights", lambda cell, which, out: "0" * 64)
-    assert not is_judged(cell, VerdictPart("best", 0, 8), begun)
-    assert stages.geometry_of(cell, begun) is None
 
 
 def test_the_training_puts_back_what_says_which_weights_are_best(
@@ -361,12 +335,6 @@ def test_the_cut_does_not_tell(uncut: Cell, uncut_done: Path, trained: Path) -> 
     for name in ("verdict", "passes", "scores", "attacks", "accelerated", "warnings", "summary"):
         assert found[name] == wanted[name], name
     assert {-2, -1, 0} <= set(wanted["verdict"]["broken_by"]), "or this proves little"
-
-
-def test_one_part_is_the_whole_and_left_to_the_end(uncut: Cell, trained: Path) -> None:
-    assert verdict_parts(uncut, trained, None) == []
-    assert verdict_parts(uncut, trained, None, width=1) == []
-    assert len(places(verdict_parts(uncut, trained, None, width=100))) == 20
 
 
 def test_parts_are_cut_around_those_that_were_begun(uncut: Cell, trained: Path) -> None:
@@ -450,79 +418,3 @@ def test_an_own_attack_is_judged_in_blocks_to_the_bit(done: Path, tmp_path: Path
     found = left(uncut, tmp_path / "stages")
     assert found == left(uncut, tmp_path / "whole")
     assert len(found["attacks"]) == 2
-
-
-def test_a_stop_within_a_part_keeps_what_was_finished(
-    uncut: Cell, trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    part, put = VerdictPart("best", 0, 20), EvaluationLog.put
-    told: list[str] = []
-
-    def first_time(self: EvaluationLog, *given: object) -> None:
-        put(self, *given)
-        told.append("")
-        if len(told) == 1:
-            stopping.wish()
-
-    with monkeypatch.context() as patched, stopped():
-        patched.setattr(EvaluationLog, "put", first_time)
-        do(uncut, "judge", trained, part)
-    assert not is_judged(uncut, part, trained)
-    path = part_log(trained, uncut.id, *part)
-    kept = path.read_bytes().splitlines(keepends=True)
-    assert 2 <= len(kept) <= 3
-    elsewhere(uncut, "judge", trained, part)
-    assert is_judged(uncut, part, trained)
-    assert path.read_bytes().splitlines(keepends=True)[: len(kept)] == kept
-
-
-# Logs of parts, joined: of each example one source alone, the furthest one
-
-
-Told = list[tuple[int, list[int], list[bool]]]
-
-
-def entry(rows: list[int], *, robust: bool) -> Entry:
-    """What a turn left of some examples, whose points did not move."""
-    flags, none = torch.full((len(rows),), robust), torch.zeros(0)
-    numbers = [torch.full((len(rows),), 1)] * 3
-    moved = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1, 2, 2), none, torch.zeros(0, 3)
-    return Entry(torch.tensor(rows), flags, *numbers, *moved)
-
-
-def log(folder: Path, name: str, start: int, stop: int, lines: Told, *, ended: bool) -> PartLog:
-    """Write a log; rows count from its first image."""
-    path = folder / f"{name}.jsonl"
-    with open_log(path, lambda: name) as found:
-        for turn, rows, robust in lines:
-            found.put(turn, entry(rows, robust=robust[0]), {})
-    if ended:
-        close_log(path, {})
-    return PartLog(path, name, start, stop)
-
-
-def joined(folder: Path, count: int, *shards: PartLog) -> Told:
-    join(folder / "whole.jsonl", "whole", count, shards)
-    lines = open_log(folder / "whole.jsonl", lambda: "whole").lines()
-    found = [(line.turn, Entry(*line.tensors)) for line in lines]
-    return [(turn, each.rows.tolist(), each.robust.tolist()) for turn, each in found]
-
-
-def test_what_is_half_done_takes_nothing_back(tmp_path: Path) -> None:
-    """Image 2 was broken in the second turn of one part; the other has it standing after one."""
-    half = log(tmp_path, "half", 1, 4, [(0, [0, 1, 2], [True])], ended=False)
-    whole_part = log(
-        tmp_path, "ended", 0, 3, [(0, [1, 2], [True]), (1, [1, 2], [False])], ended=True
-    )
-    assert joined(tmp_path, 4, half, whole_part) == [
-        (0, [1, 2], [True, True]),
-        (1, [1, 2], [False, False]),
-        (0, [3], [True]),
-    ]
-
-
-def test_an_image_that_a_finished_part_does_not_name_was_wrong_as_it_is(tmp_path: Path) -> None:
-    """No attack had to try it; what another part says of it would be of another machine."""
-    ended = log(tmp_path, "ended", 0, 2, [(0, [0], [True])], ended=True)
-    half = log(tmp_path, "half", 0, 3, [(0, [0, 1, 2], [True])], ended=False)
-    assert joined(tmp_path, 3, ended, half) == [(0, [0], [True]), (0, [2], [True])]

@@ -35,7 +35,7 @@ def toy(config: RunConfig) -> RunConfig:
         )
     return replace(
         config,
-        data=replace(config.data, dataset=Component(name="digits"), train_limit=200),
+        data=replace(config.data, dataset=Component(name="digits"), train_limit=400),
         model=replace(config.model, backbone=backbone),
         train=replace(config.train, objective=objective, epochs=0 if closed else 1),
         evaluation=replace(config.evaluation, protocol="fgsm", examples=20),
