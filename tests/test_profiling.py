@@ -257,15 +257,6 @@ class TestTheBank:
         monkeypatch.setattr(shards, "TapBank", functools.partial(TapBank, budget=100_000))
         pd.testing.assert_frame_equal(rows_of(model, measured()), rows)
 
-    def test_a_sweep_that_is_cut_short_takes_nothing_of_the_budget(self, model):
-        images = digits("test", TEST).images
-        batches = list(TapBank(model, {"x": images}, feature="gap", batch_size=16).batches("x"))
-        size = sum(f.nbytes for batch in batches for f in batch.features.values())
-        bank = TapBank(model, {"x": images}, feature="gap", batch_size=16, budget=size)
-        assert len(next(bank.batches("x")).features) == len(batches[0].features)
-        first, second = list(bank.batches("x")), list(bank.batches("x"))
-        assert all(one is other for one, other in zip(first, second, strict=True))
-
     def test_taps_may_be_chosen_and_keep_their_depth(self, model, rows):
         wanted = ["penultimate", model.taps[1]]
         some = rows_of(model, measured(taps=wanted))

@@ -173,23 +173,6 @@ def test_a_sign_test_is_exact() -> None:
     assert between(["11", "10", "00"]) == [1, 2, 1]
 
 
-def test_a_run_tells_time_or_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def one_step(subject: contestants.Subject, setup: Setup, seed: int) -> torch.Tensor:
-        leaf = subject.images.clone().requires_grad_()
-        torch.autograd.grad(subject.model(leaf).sum(), leaf)
-        return torch.ones_like(leaf)  # outside of the ball
-
-    monkeypatch.setitem(contestants.CONTESTANTS, THEIRS, one_step)
-    timed, counted = (contestants.work(SETUP, Job(THEIRS, 0, repeat)) for repeat in (0, None))
-    assert (timed["forwards"], timed["backwards"]) == (None, None)
-    assert timed["seconds"] > 0
-    assert (counted["forwards"], counted["backwards"], counted["seconds"]) == (4, 4, None)
-    assert counted["outside"] == 4
-    assert len(counted["clean"]) == len(counted["robust"]) == 4
-    assert counted["mebibytes"] >= counted["mebibytes_before"] > 0
-    json.dumps(counted)
-
-
 def test_models_are_found_by_name(tmp_path: Path) -> None:
     subject = contestants.load("digits", examples=40)
     accuracy = (subject.model(subject.images).argmax(1) == subject.labels).double().mean()

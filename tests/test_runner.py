@@ -308,12 +308,6 @@ def test_what_cannot_be_asked_is_one_sentence(tmp_path, options, said):
     assert not (tmp_path / "out").exists()
 
 
-def test_claims_need_all_cells():
-    ran = cli("run", "claims", "--where", "seed=0")
-    assert (ran.code, ran.out) == (2, "")
-    assert "claims need all of theirs" in ran.err
-
-
 def test_chosen_cells_alone_are_made_and_the_others_left(tmp_path):
     suite, out = tiny(tmp_path), tmp_path / "out"
     with one_process():
