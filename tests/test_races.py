@@ -17,10 +17,7 @@ from robust_nc.benchmarks.races import calibration, contestants, geometry, timin
 from robust_nc.benchmarks.races.autoattack import between, count, pooled
 from robust_nc.benchmarks.races.contestants import OURS, PASSES, Job, Setup
 from robust_nc.benchmarks.races.timing import Timing, ratio, table
-from robust_nc.data.base import numbered
 from robust_nc.exceptions import ConfigError, RecordError, UnknownNameError
-from robust_nc.geometry.collapse import measure_collapse
-from robust_nc.models.classifier import Classifier
 from robust_nc.record import unpack_flags
 from robust_nc.record.folder import read_all
 from robust_nc.runtime.environment import code_digest
@@ -45,27 +42,6 @@ def test_ratios_are_of_medians_with_quartiles_within_rounds():
     assert "1.500 (1.500 to 1.500)" in shown
     assert shown.splitlines()[-1].endswith("|")
     assert len({len(line) for line in shown.splitlines()}) == 1
-
-
-def _small() -> Classifier:
-    torch.manual_seed(0)
-    return geometry.make_model("small_cnn")
-
-
-def test_the_geometry_race_measures_every_tap():
-    model = _small()
-    images, labels = torch.rand(30, 3, 32, 32), torch.arange(30) % 10
-    pairs = [(images[:20], labels[:20]), (images[20:], labels[20:])]
-    for feature in ("gap", "flatten"):
-        found = geometry.measure_all(model, pairs, feature=feature)
-        assert tuple(found) == model.taps
-        features = model.tapped(images, feature=feature).features
-        for tap, measured in found.items():
-            whole = measure_collapse(features[tap].detach(), labels)
-            assert measured.nc1_trace == pytest.approx(whole.nc1_trace, rel=1e-6)
-            assert measured.num_examples == 30
-    timings = geometry.contest(model, numbered(images, labels), batch_size=8, repeats=2)
-    assert [timing.name for timing in timings] == ["forward", "measured"]
 
 
 def test_the_scripts_print_their_tables(capsys, monkeypatch, tmp_path):

@@ -27,8 +27,6 @@ from robust_nc.pipeline.stages import (
     judge_stage,
     measure_stage,
     needs,
-    note_seconds,
-    noted_seconds,
     train_stage,
     verdict_parts,
 )
@@ -189,19 +187,6 @@ def test_seconds_are_the_sums_of_the_stages(cell: Cell, begun: Path, tmp_path: P
     assert seconds["attack"] > parts > 0
     assert seconds["measure"] > geometry.seconds > 0
     assert result.seconds == sum(seconds.values())
-
-
-def test_the_seconds_of_a_training_are_those_of_all_its_sessions(
-    cell: Cell, tmp_path: Path
-) -> None:
-    noted = tmp_path / "cache" / f"{cell.id}-train.json"
-    with stopped():
-        stopping.wish()
-        do(cell, "train", tmp_path)
-    assert (noted_seconds(noted) or 0) > 0
-    note_seconds(noted, 100)
-    do(cell, "train", tmp_path)
-    assert (noted_seconds(noted) or 0) > 100
 
 
 @pytest.mark.parametrize("kept", [0, 2, 3])
