@@ -153,22 +153,6 @@ class TestChains:
         ]
 
 
-class StoppedError(Exception):
-    """Stands for an interrupt while the driver waits."""
-
-
-def test_workers_are_ended_when_the_driver_stops():
-    pids = []
-
-    def stop(event: Event) -> None:
-        pids.append(int(event.status))
-        raise StoppedError
-
-    with pytest.raises(StoppedError):
-        run([task("long", sleep_long)], on_event=stop)
-    assert pids[0] not in living()
-
-
 def test_errors_survive_pickling():
     kinds = [kind for kind in vars(exceptions).values() if isinstance(kind, type)]
     for kind in (kind for kind in kinds if issubclass(kind, Exception)):

@@ -159,18 +159,16 @@ EVENTS = [
 
 
 @pytest.mark.parametrize(
-    ("side_by_side", "last"), [(True, ["attack", "evidence"]), (False, ["evidence"])]
+    ("side_by_side", "last", "lines"),
+    [
+        (True, ["attack", "evidence"], ""),
+        (False, ["evidence"], "attack: a quarter\nevidence: round [it]\n"),
+    ],
 )
-def test_a_terminal_has_a_bar_for_what_is_under_way(side_by_side, last):
+def test_a_terminal_has_a_bar_for_what_is_under_way_and_a_file_lines(side_by_side, last, lines):
     drawn = shown(EVENTS, terminal=True, side_by_side=side_by_side)
     assert "a [red]line" in drawn
     bars = [line for line in drawn.splitlines() if "0:00:0" in line][-len(last) :]
     assert [name in bar for name, bar in zip(last, bars, strict=True)] == [True] * len(last)
     assert "round [it]" in bars[-1]
-
-
-@pytest.mark.parametrize(
-    ("side_by_side", "lines"), [(True, ""), (False, "attack: a quarter\nevidence: round [it]\n")]
-)
-def test_a_file_has_a_line_per_task_only_where_one_follows_another(side_by_side, lines):
     assert shown(EVENTS, terminal=False, side_by_side=side_by_side) == f"{lines}a [red]line\n"

@@ -7,10 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from helpers_report import write_grid
 
 from robust_nc.benchmarks.races import autoattack as race
 from robust_nc.benchmarks.races import calibration, contestants, geometry, timing
@@ -18,8 +15,6 @@ from robust_nc.benchmarks.races.autoattack import between, count, pooled
 from robust_nc.benchmarks.races.contestants import OURS, PASSES, Job, Setup
 from robust_nc.benchmarks.races.timing import Timing, ratio, table
 from robust_nc.exceptions import ConfigError, RecordError, UnknownNameError
-from robust_nc.record import unpack_flags
-from robust_nc.record.folder import read_all
 from robust_nc.runtime.environment import code_digest
 
 
@@ -162,17 +157,6 @@ def test_models_are_found_by_name(tmp_path: Path) -> None:
         contestants.load("checkpoint", examples=1, path=tmp_path / "nothing")
 
 
-def test_lenet_reads_weights_and_arrays(tmp_path: Path) -> None:
-    weights, arrays = tmp_path / "weights.pt", tmp_path / "mnist.npz"
-    torch.save(contestants.LeNet5().state_dict(), weights)
-    labels = np.arange(10)
-    images = np.zeros((10, 28, 28), dtype=np.uint8)
-    np.savez(arrays, x_train=images, y_train=labels, x_test=images, y_test=labels)
-    subject = contestants.load("lenet", examples=3, path=weights, data=arrays)
-    assert subject.model(subject.images).shape == (3, 10)
-    assert (str(subject.ball), subject.images.shape) == ("Linf 0.3", (3, 1, 28, 28))
-
-
 @pytest.mark.slow
 def test_the_race_runs_in_processes_of_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -221,26 +205,3 @@ def test_the_table_counts_both_ways_and_pools() -> None:
     assert "Missed: 0 beside 600 survivors, 0.00%; at most 0.50%" in text
     text = calibration.summary([entry("1110000000", "1111000000")])
     assert text == "no model of which `standard` leaves more than 30 % robust"
-
-
-def test_verdicts_of_records_are_taken_and_the_rest_is_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_grid(tmp_path / "suite")
-    stored = read_all(tmp_path / "suite")
-    out, asked = tmp_path / "calibration.json", []
-    monkeypatch.setattr(calibration, "PROTOCOLS", (stored[0].record.protocol, "fast"))
-    honest = calibration.judged
-
-    def judged(record, suite, protocol):
-        asked.append((record.cell, protocol))
-        return honest(record, suite, protocol) if protocol != "fast" else {"robust": [], "units": 1}
-
-    monkeypatch.setattr(calibration, "judged", judged)
-    entries = calibration.calibrate([tmp_path / "suite"], out)
-    assert len(asked) == 2 * len(stored) == 2 * len(entries)
-    record = stored[0].record
-    flags = json.loads(out.read_text())["cells"][record.cell][record.protocol]["robust"]
-    assert flags == unpack_flags(record.verdict.robust).tolist()
-    assert calibration.calibrate([tmp_path / "suite"], out) == entries
-    assert len(asked) == 2 * len(stored)

@@ -1,6 +1,7 @@
 """The runner: killed at any moment it goes on, what is finished is kept, chosen cells alone run."""
 
 import itertools
+import multiprocessing
 import os
 import re
 import shutil
@@ -170,7 +171,11 @@ def story(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> tuple
         lambda: signalled(signal.SIGTERM, lambda: bool(record_times(out)), *asked(folder)),
         lambda: killed(folder),
     ]
-    return folder, [Ended(call(), record_times(out)) for call in disturbances]
+    ended = []
+    for call in disturbances:
+        ended.append(Ended(call(), record_times(out)))
+        assert multiprocessing.active_children() == []
+    return folder, ended
 
 
 class TestSignals:

@@ -4,7 +4,6 @@ Verdicts are cut in parts: how, that the cut does not tell, and what cannot be c
 """
 
 import contextlib
-import json
 import random
 import shutil
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers_faults import assert_same, left_by
 from helpers_runner import tiny
 
 from robust_nc.config import RunConfig, read, training_id
@@ -36,11 +36,9 @@ from robust_nc.record import read_record
 from robust_nc.record.folder import (
     caches,
     checkpoint_folder,
-    evidence_path,
     part_log,
     part_logs,
     record_path,
-    rows_path,
 )
 from robust_nc.runtime import stopping
 from robust_nc.runtime.progress import no_report
@@ -107,14 +105,9 @@ def in_stages(cell: Cell, out: Path, *, width: int = 1) -> list[VerdictPart]:
     return parts
 
 
-def left(cell: Cell, out: Path) -> dict[str, Any]:
-    """All that a record says but when and how long, with the bytes of its files."""
-    path = record_path(out, cell.model, cell.id)
-    values: dict[str, Any] = json.loads(path.read_text())
-    for varying in ("created", "seconds"):
-        del values[varying], values["seals"][varying]
-    files = evidence_path(path), rows_path(out, cell.model, cell.id)
-    return values | {file.name: file.read_bytes() for file in files}
+def record_in(out: Path) -> dict[str, Any]:
+    (record,) = left_by(out).records.values()
+    return record
 
 
 BLOCKS = '"evaluation.block" = [8]\n"evaluation.protocol" = ["pgd"]\n'
@@ -165,8 +158,8 @@ def test_stages_in_folders_of_their_own_leave_the_same_record(
 ) -> None:
     parts = in_stages(cell, tmp_path)
     assert [part[1:] for part in parts if part.which == "best"] == [(0, 8), (8, 16), (16, 20)]
-    assert left(cell, tmp_path) == left(cell, done)
-    broken = left(cell, done)["verdict"]["broken_by"]
+    assert_same(left_by(tmp_path), left_by(done))
+    broken = record_in(done)["verdict"]["broken_by"]
     assert {-1, 0} <= set(broken), "some stand, and some were broken"
     assert caches(done, cell.id) == ()
     assert not list((done / "cache").iterdir())
@@ -215,7 +208,7 @@ def test_killed_between_stages_it_goes_on_and_redoes_nothing(
     assert bool(calls["_step"]) == (kept == 0)
     assert calls["evaluate_part"] == {0: 6, 2: 5}.get(kept, 0)
     assert calls["profile_cell"] == 1
-    assert left(cell, out) == left(cell, done)
+    assert_same(left_by(out), left_by(done))
 
 
 def test_a_part_that_is_half_done_goes_on(
@@ -233,7 +226,7 @@ def test_a_part_that_is_half_done_goes_on(
     assert again[:half] == lines[:half], "what was there is kept"
     assert len(again) <= len(lines), "and not done again"
     elsewhere(cell, "record", out)
-    assert left(cell, out)["verdict"] == left(cell, done)["verdict"]
+    assert record_in(out)["verdict"] == record_in(done)["verdict"]
 
 
 @pytest.mark.parametrize("closed", [False, True])
@@ -249,7 +242,7 @@ def test_the_log_of_other_weights_is_discarded(
         elsewhere(cell, "judge", out, VerdictPart("best", 0, 8))
         assert path.read_bytes().splitlines()[:-1] == [line[:-1] for line in lines[:-1]]
     elsewhere(cell, "record", out)
-    assert left(cell, out) == left(cell, done)
+    assert_same(left_by(out), left_by(done))
 
 
 def test_the_training_puts_back_what_says_which_weights_are_best(
@@ -316,7 +309,7 @@ def test_the_cut_does_not_tell(uncut: Cell, uncut_done: Path, trained: Path) -> 
     parts = in_stages(uncut, trained, width=3)
     for which in ("best", "last", "beside"):
         assert places(parts, which) == [(0, 7), (7, 14), (14, 20)]
-    found, wanted = left(uncut, trained), left(uncut, uncut_done)
+    found, wanted = record_in(trained), record_in(uncut_done)
     for name in ("verdict", "passes", "scores", "attacks", "accelerated", "warnings", "summary"):
         assert found[name] == wanted[name], name
     assert {-2, -1, 0} <= set(wanted["verdict"]["broken_by"]), "or this proves little"
@@ -351,7 +344,7 @@ def test_what_was_begun_in_other_parts_or_in_one_piece_is_taken_over(
     begun = fresh / "cache" / f"{uncut.id}-best.jsonl"
     shutil.copyfile(begun, trained / "cache" / begun.name)
     whole(uncut, trained)
-    assert left(uncut, trained)["verdict"] == left(uncut, uncut_done)["verdict"]
+    assert record_in(trained)["verdict"] == record_in(uncut_done)["verdict"]
     assert part_logs(trained, uncut.id, "best") == {}
 
 
@@ -400,6 +393,5 @@ def test_an_own_attack_is_judged_in_blocks_to_the_bit(done: Path, tmp_path: Path
     whole(uncut, tmp_path / "whole")
     parts = in_stages(uncut, tmp_path / "stages")
     assert places(parts) == [(0, 9), (9, 18), (18, 20)]
-    found = left(uncut, tmp_path / "stages")
-    assert found == left(uncut, tmp_path / "whole")
-    assert len(found["attacks"]) == 2
+    assert_same(left_by(tmp_path / "stages"), left_by(tmp_path / "whole"))
+    assert len(record_in(tmp_path / "stages")["attacks"]) == 2
