@@ -88,18 +88,15 @@ def test_a_failure_is_told_and_made_again_only_if_asked(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"place": {"device": "another"}, "entries": {}}'])
-def test_a_file_of_something_else_is_refused_and_kept(tmp_path, monkeypatch, capsys, content):
+def test_a_file_of_something_else_or_of_another_torch_is_refused_and_kept(
+    tmp_path, monkeypatch, content
+):
     out = tmp_path / "speed.json"
     out.write_text(content)
-    monkeypatch.setattr(sys, "argv", asked("--quick", "--out", out))
-    assert throughput.main() == throughput.BAD_INPUT
-    assert str(out) in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=str(out)):
+        throughput.opened(out, CPU)
     assert out.read_text() == content
-
-
-def test_a_record_of_another_torch_is_another_record(tmp_path, monkeypatch):
-    out = tmp_path / "speed.json"
-    out.write_text(json.dumps(throughput.opened(out, CPU)))
+    out.write_text(json.dumps(throughput.opened(tmp_path / "none.json", CPU)))
     assert throughput.opened(out, CPU)["entries"] == {}
     monkeypatch.setattr(torch, "__version__", "0.1")
     with pytest.raises(ConfigError, match="give another --out"):

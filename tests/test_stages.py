@@ -79,19 +79,18 @@ def do(cell: Cell, stage: Stage, out: Path, part: VerdictPart | None = None) -> 
 
 
 def elsewhere(cell: Cell, stage: Stage, out: Path, part: VerdictPart | None = None) -> None:
-    """Do a stage in a fresh folder that holds only what it needs, and bring home all files."""
+    """Do a stage in a fresh folder that holds only what it needs, and bring home what is left."""
     with tempfile.TemporaryDirectory() as name:
-        there = Path(name)
-        for path in needs(cell, stage, out, part=part):
+        there, given = Path(name), needs(cell, stage, out, part=part)
+        for path in given:
             target = there / path.relative_to(out)
             target.parent.mkdir(parents=True, exist_ok=True)
             (shutil.copytree if path.is_dir() else shutil.copyfile)(path, target)
         do(cell, stage, there, part)
-        for path in there.rglob("*"):
-            if path.is_file():
-                target = out / path.relative_to(there)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
+        for path in given:
+            if not (there / path.relative_to(out)).exists():
+                path.unlink()
+        shutil.copytree(there, out, dirs_exist_ok=True)
 
 
 def in_stages(cell: Cell, out: Path, *, width: int = 1) -> list[VerdictPart]:
