@@ -242,7 +242,7 @@ class AutoAttack:
 
 
 class _Log:
-    """Lines for the terminal and the end of a file, as autoattack writes them."""
+    """Lines for the terminal, where they are `shown`, and for the end of a file."""
 
     def __init__(self, shown: bool, path: str | Path | None) -> None:
         self.shown = shown
@@ -251,8 +251,10 @@ class _Log:
     def line(self, text: str) -> None:
         if self.shown:
             print(text, flush=True)
-        if self.path is not None and self.shown:
-            with Path(self.path).open("a") as file:
+        if self.path is not None:
+            path = Path(self.path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
                 file.write(f"{text}\n")
 
 
@@ -312,6 +314,9 @@ def _as_module(
     model: nn.Module | Callable[[Tensor], Tensor], device: str | torch.device | None
 ) -> nn.Module:
     """Return the model as a module; one that is not on the named device is refused."""
+    owner = getattr(model, "__self__", None)
+    if isinstance(owner, nn.Module) and model in (owner.forward, owner.__call__):
+        model = owner
     if not isinstance(model, nn.Module):
         return _Called(model, device or "cpu").eval()
     here, wanted = device_of(model), torch.device(device or device_of(model))

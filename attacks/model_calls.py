@@ -15,7 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from robust_nc.exceptions import InputError
+from robust_nc.runtime import usable_gradient
 from robust_nc.types import Images, Logits
+
+_STEP_ASIDE = 1e-3  # a quarter of a level of a pixel
 
 
 class Gradient(NamedTuple):
@@ -54,8 +57,22 @@ class Oracle:
     def gradient(self, points: Images, loss: Callable[[Tensor], Tensor]) -> Gradient:
         """Losses of the points, and their gradients by the points (never by the parameters).
 
-        `loss` maps logits `(S, K)` to values `(S,)`. Entries that are not numbers become zero.
+        `loss` maps logits `(S, K)` to values `(S,)`. Entries that are NaN or infinite are asked for
+        again a small step off the nearer bound of their pixels, in a pass that is counted (on a
+        CPU; elsewhere asking would wait for the device). What is left of them leads away from
+        that bound (`usable_gradient`).
         """
+        found = self._gradient(points, loss)
+        if points.device.type == "cpu":
+            if math.isfinite(found.gradient.sum()):
+                return found
+            usable = found.gradient.isfinite()
+            step = torch.full_like(points, _STEP_ASIDE).copysign(0.5 - points)
+            aside = self._gradient(torch.where(usable, points, points + step), loss).gradient
+            found = found._replace(gradient=torch.where(usable, found.gradient, aside))
+        return found._replace(gradient=usable_gradient(found.gradient, points))
+
+    def _gradient(self, points: Tensor, loss: Callable[[Tensor], Tensor]) -> Gradient:
         leaf = points.detach().requires_grad_()
         with torch.enable_grad():
             logits = self._forward(leaf)
@@ -71,7 +88,7 @@ class Oracle:
                 "gradients"
             )
         self._backwards += 1
-        return Gradient(values.detach(), logits.detach(), gradient.nan_to_num())
+        return Gradient(values.detach(), logits.detach(), gradient)
 
     def drain(self) -> PassCount:
         """Return the passes since the last call."""

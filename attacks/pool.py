@@ -19,7 +19,6 @@ filled with the next items, so that batches stay full.
 ([5, 5, 5, 5, 5], [4, 4, 4, 4, 4])
 """
 
-import contextlib
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Generic, Literal, TypeVar
@@ -33,7 +32,7 @@ from robust_nc.attacks.items import lay_out, likely_targets
 from robust_nc.attacks.model_calls import Oracle
 from robust_nc.attacks.slots import Slots, State
 from robust_nc.exceptions import InputError
-from robust_nc.runtime import untouched
+from robust_nc.runtime import copied_images, untouched
 from robust_nc.types import Attacked, Referee
 
 Mode = Literal["eval", "as_is"]
@@ -104,7 +103,7 @@ class PooledAttack(BaseRefereedAttack, Generic[S]):
         count, goal = len(inputs.images), inputs.goal
         width = referee.batch_size if referee else self.slots or max(count, 1)
         columns, oracle = inputs.target_columns, Oracle(inputs.model, inputs.classes)
-        with untouched(inputs.model) if self.mode == "eval" else contextlib.nullcontext():
+        with untouched(inputs.model) if self.mode == "eval" else copied_images(inputs.model):
             if columns is None and self.num_targets is not None and count:
                 if referee is None:
                     logits = _clean_logits(oracle, inputs.images, width)

@@ -32,7 +32,13 @@ from robust_nc.evaluation.folding import (
 )
 from robust_nc.evaluation.scoring import margins
 from robust_nc.exceptions import InputError, unknown_name
-from robust_nc.runtime.torch_state import float32_products, full_precision, kept_draws, ran_out
+from robust_nc.runtime.torch_state import (
+    float32_products,
+    full_precision,
+    kept_draws,
+    ran_out,
+    usable_gradient,
+)
 from robust_nc.threat import Ball
 from robust_nc.types import Warned
 
@@ -145,7 +151,7 @@ def _one_step(model: nn.Module, probes: Probes) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         logits = model(leaf).float()
         (gradient,) = torch.autograd.grad(margins(logits, probes.labels).sum(), leaf)
-    moved = probes.images + probes.ball.eps * probes.ball.steepest(gradient.nan_to_num())
+    moved = probes.images + probes.ball.eps * probes.ball.steepest(usable_gradient(gradient, leaf))
     return logits.detach(), probes.ball.project(moved, probes.images)
 
 

@@ -32,6 +32,7 @@ from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.plugins import find_attack, find_protocol
 from robust_nc.runtime.progress import Progress
 from robust_nc.runtime.torch_state import (
+    counted_gradients,
     device_of,
     full_precision,
     private_draws,
@@ -146,6 +147,7 @@ def evaluate(
         told |= {name: Warned(name, message) for name, message in journal.warnings.items()}
         scorer = Scorer(model, draws=plan.draws, seed=seed)
         evaluation = Evaluation(scorer, ball, state, size, seed, journal, warnings=told)
+        evaluation.gradients = stack.enter_context(counted_gradients())
         run_turns(
             evaluation,
             turns,
@@ -157,6 +159,7 @@ def evaluate(
         if checks and len(images):
             for warned in sanity_warnings(evaluation, plan):
                 evaluation.warnings[warned.name] = warned
+        evaluation.note_gradients()
     return Outcome(
         clean_correct=state.clean_correct,
         robust=state.robust,

@@ -20,12 +20,19 @@ from torch import Tensor, nn
 
 from robust_nc.evaluation.acceleration import Precision, lowered
 from robust_nc.evaluation.log import EvaluationLog
+from robust_nc.evaluation.sanity.meanings import named_warning
 from robust_nc.evaluation.scoring import Guarded, Scorer, Scores, halving
 from robust_nc.evaluation.state import EvaluationState
 from robust_nc.exceptions import InputError, RobustNCError
 from robust_nc.runtime import stopping
 from robust_nc.runtime.progress import PassCounter
-from robust_nc.runtime.torch_state import device_of, ran_out, stream_key, untouched
+from robust_nc.runtime.torch_state import (
+    GradientCount,
+    device_of,
+    ran_out,
+    stream_key,
+    untouched,
+)
 from robust_nc.threat import Ball
 from robust_nc.types import Attack, Attacked, CountedAttack, RefereedAttack, Warned
 
@@ -63,6 +70,7 @@ class Evaluation:
     pace: PassCounter = field(default_factory=lambda: PassCounter(None, []))
     fast: nn.Module | None = None
     accelerated: tuple[str, ...] = ()
+    gradients: GradientCount = field(default_factory=GradientCount)
     warnings: dict[str, Warned] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -116,6 +124,13 @@ class Evaluation:
         if stopping.wished():
             self.log.flush()
             stopping.heed()
+
+    def note_gradients(self) -> None:
+        """Warn of gradients that were no numbers, if there were any."""
+        if bad := self.gradients.unusable:
+            seen = f"{bad} of {self.gradients.seen} gradients by the image had entries that are NaN"
+            warned = named_warning("unusable-gradients", f"{seen} or infinite")
+            self.warnings[warned.name] = warned
 
     def _referee(self, attack: RefereedAttack, turn: Turn, rows: Tensor) -> None:
         """Run an attack on rows; where memory runs out outside its steps, again on what is left."""
@@ -267,6 +282,7 @@ class CallReferee:
     def _finish(self, mine: Tensor) -> None:
         evaluation, state = self.evaluation, self.evaluation.state
         state.finished[mine, self.turn.number] = True
+        evaluation.note_gradients()
         told = {name: warned.message for name, warned in evaluation.warnings.items()}
         evaluation.log.put(self.turn.number, state.entry(mine), told)
         evaluation.pace.done(len(mine), int(state.robust.sum()), len(state.robust))

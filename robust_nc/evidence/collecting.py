@@ -37,6 +37,7 @@ from robust_nc.runtime.torch_state import (
     ran_out,
     stream_key,
     untouched,
+    usable_gradient,
 )
 from robust_nc.threat import Ball
 
@@ -251,4 +252,4 @@ def _gradient(model: nn.Module, points: Tensor, labels: Tensor) -> Tensor | None
         if ran_out(error):
             raise
         return None
-    return gradient.nan_to_num(0.0, 0.0, 0.0)
+    return usable_gradient(gradient, points)

@@ -202,6 +202,7 @@ def _sizes(trained: Trained, config: RunConfig) -> dict[str, int]:
         "train": min(config.train.collapse_examples, len(trained.train.labels)),
         "validation": min(VALIDATION_EXAMPLES, len(trained.validation.labels)),
         "dilation": min(TEST_EXAMPLES, trained.info.sizes["test"]),
+        "unusable_gradients": len(trained.train.labels),
         **dict.fromkeys((*MEASURES, "memorised"), corrupted),
     }
 
@@ -254,6 +255,7 @@ _CURVES: dict[str, dict[str, Any]] = {
     "memorised": {"measure": "memorised"},
     "memorised_off_edge": {"tap": "penultimate", "measure": "memorised_off_edge"},
     "memorised_way": {"tap": "penultimate", "measure": "memorised_way"},
+    "unusable_gradients": {"condition": "attacked", "measure": "unusable_gradients"},
     "dilation": {"tap": "penultimate", "split": "test", "measure": "dilation"},
     "validation_clean": {"measure": "accuracy", "split": "validation"},
     "validation_attacked": {

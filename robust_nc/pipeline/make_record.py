@@ -7,7 +7,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from robust_nc.data.base import Split
 from robust_nc.data.load import fingerprint, to_unit
 from robust_nc.evaluation.evaluate_model import Outcome
+from robust_nc.evaluation.sanity.meanings import named_warning
 from robust_nc.evidence.collecting import collect
 from robust_nc.evidence.file import write_evidence
 from robust_nc.io.digests import state_digest
@@ -162,7 +163,7 @@ def make_record(
         },
         summary=summary(rows),
         rows=file,
-        warnings=_cautions((*warnings, *outcome.warnings)),
+        warnings=_cautions((*_of_gradients(rows), *warnings, *outcome.warnings)),
         seconds=seconds,
         versions=versions(),
         hardware=hardware(device),
@@ -188,6 +189,19 @@ def _attack_uses(outcome: Outcome) -> tuple[AttackUse, ...]:
         broke = int((outcome.codes == place).sum())
         uses.append(AttackUse(name=name, parameters=parameters, broke=broke))
     return tuple(uses)
+
+
+def _of_gradients(rows: pd.DataFrame) -> Iterator[Warned]:
+    """Warn where gradients were no numbers in the attacks of training or geometry."""
+    found = rows[rows["measure"] == "unusable_gradients"]
+    if len(found):
+        where = " and ".join(
+            name
+            for name, there in (("training", found["epoch"] >= 0), ("geometry", found["epoch"] < 0))
+            if there.any()
+        )
+        share = f"up to {found['value'].max():.1%} of the gradients by the image in {where}"
+        yield named_warning("unusable-gradients", f"{share} had entries that are NaN or infinite")
 
 
 def _cautions(warnings: Iterable[Warned]) -> tuple[Caution, ...]:

@@ -32,7 +32,12 @@ from robust_nc.profiling.shards import Shard, SplitCondition, SplitShards
 from robust_nc.registry import ATTACKS, CONTROLS
 from robust_nc.runtime import stopping
 from robust_nc.runtime.progress import Report
-from robust_nc.runtime.torch_state import device_of, keyed_uniform, stream_key
+from robust_nc.runtime.torch_state import (
+    counted_gradients,
+    device_of,
+    keyed_uniform,
+    stream_key,
+)
 from robust_nc.types import Attack, Labels
 
 NOISES = {"gaussian": "L2", "sign": "Linf"}  # which norm of the attack each control matches
@@ -158,19 +163,20 @@ def attack_shard(
         distances = measurement.distances
     elif kind != ATTACKED:
         targets = _targets(model, measurement, shard, vertices, kind)
-    found = attack_examples(
-        model,
-        measurement,
-        examples,
-        targets,
-        report=lambda share: report(share, what),
-        distances=distances,
-    )
+    with counted_gradients() as count:
+        found = attack_examples(
+            model,
+            measurement,
+            examples,
+            targets,
+            report=lambda share: report(share, what),
+            distances=distances,
+        )
     # As far from the attacked image as that is from its own.
     mirrored = 2 * found - examples.images
     key = stream_key(examples.key(measurement.seed), "return")
     noisy = noisy_images(measurement, examples, found, mirrored, "gaussian", key)
-    return ConditionImages(kind, found, targets, noisy)
+    return ConditionImages(kind, found, targets, noisy, (count.seen, count.unusable))
 
 
 def noise_shard(

@@ -146,13 +146,15 @@ class ConditionImages(NamedTuple):
     """What was done to the images: `(N, C, H, W)`, with the targets `(N,)` of a targeted attack.
 
     Clean ones are those of the examples, and `images` None. `noisy` are the images with noise on
-    top of the attack, or None.
+    top of the attack, or None. `gradients`: how many by an image the attack took, and in how many
+    of them some entry was NaN or infinite.
     """
 
     name: str
     images: Tensor | None = None
     targets: Tensor | None = None
     noisy: Tensor | None = None
+    gradients: tuple[int, int] = (0, 0)
 
 
 def drawn(split: str, images: list[Tensor], labels: list[Tensor]) -> Examples:

@@ -162,10 +162,14 @@ class SplitCondition(NamedTuple):
 
 
 class Swept(NamedTuple):
-    """What a sweep leaves: meters in the order asked for, and the network's logits `(N, K)`."""
+    """What a sweep leaves: meters in the order asked for, and the network's logits `(N, K)`.
+
+    `gradients` as of `ConditionImages`.
+    """
 
     meters: list[Any]
     logits: Tensor
+    gradients: tuple[int, int]
 
 
 class SplitShards:
@@ -225,15 +229,16 @@ class SplitShards:
             for shard, images in zip(self._shards, condition.shards, strict=True)
         ]
         merged: list[Any] = []
-        logits = []
+        logits, seen, unusable = [], 0, 0
         for found in self.executor.each(sweep_shard, parts):
             logits.append(found.logits)
+            seen, unusable = seen + found.gradients[0], unusable + found.gradients[1]
             if not merged:
                 merged = found.meters
                 continue
             for whole, other in zip(merged, found.meters, strict=True):
                 whole.merge(other)
-        return Swept(merged, torch.cat(logits))
+        return Swept(merged, torch.cat(logits), (seen, unusable))
 
 
 def sweep_shard(
@@ -265,7 +270,7 @@ def sweep_shard(
     logits = torch.empty(0) if again else bank.logits(condition.name)
     if last:
         bank.drop(held)
-    return Swept([bare(meter) for _, meter in made], logits)
+    return Swept([bare(meter) for _, meter in made], logits, condition.gradients)
 
 
 def _batches(

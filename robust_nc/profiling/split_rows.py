@@ -58,10 +58,10 @@ class SplitRows:
         leaps: dict[str, Leaps] = {}
         noisy: dict[str, Tensor | None] = {}
         chosen = list(rounds(self._meters(condition)))
-        logits = torch.empty(0)
+        logits, gradients = torch.empty(0), (0, 0)
         for done, some in enumerate(chosen, 1):
             swept = self._split.sweep(condition, self.feature, some, self.vertices, last=False)
-            logits = swept.logits
+            logits, gradients = swept.logits, swept.gradients
             exact = self._exact(condition, some, swept.meters, last=done == len(chosen))
             for (tap, *_), meter in zip(some, swept.meters, strict=True):
                 if isinstance(meter, GroupMeter):
@@ -85,6 +85,9 @@ class SplitRows:
         if leaps:
             rows += layer_rows(leaps, self._measurement.depths)
         rows += self._outputs(condition.name, logits)
+        if gradients[1]:
+            share = {"value": gradients[1] / gradients[0], "n": gradients[0]}
+            rows.append({"tap": "output", "measure": "unusable_gradients"} | share)
         return [self._noted(row, condition.name) for row in rows]
 
     def _clean_moments(self) -> VertexMoments:

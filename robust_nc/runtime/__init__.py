@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from robust_nc.runtime.torch_state import *
 
 __all__ = [
+    "copied_images",
+    "counted_gradients",
     "default_device",
     "device_of",
     "float32_products",
@@ -19,6 +21,7 @@ __all__ = [
     "ran_out",
     "stream_key",
     "untouched",
+    "usable_gradient",
 ]
 
 

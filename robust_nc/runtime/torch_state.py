@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 T = TypeVar("T", bound=Tensor)
 
+_PASSES = 64  # of which sizes of gradients wait until they are added up
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15, the increment of splitmix64, as int64
@@ -175,8 +177,9 @@ def private_draws(seed: int, device: torch.device) -> Iterator[None]:
 def untouched(model: nn.Module, *, training: bool | None = False) -> Iterator[None]:
     """Attack a model without a trace: flags, buffers and `requires_grad` return as they were.
 
-    Inside, parameters take no gradient and, unless `training` is None, all modules are put into
-    train or eval mode. Also restored when the block raises.
+    Inside, parameters take no gradient, the model gets copies of its images (`copied_images`) and,
+    unless `training` is None, all modules are put into train or eval mode. Also restored when the
+    block raises.
     """
     modules = list(model.modules())  # one walk: each costs as much as a layer of a small network
     flags = [module.training for module in modules]
@@ -195,7 +198,8 @@ def untouched(model: nn.Module, *, training: bool | None = False) -> Iterator[No
                 _set_flag(module, training)
         elif training is not None:
             model.train(training)
-        yield
+        with copied_images(model):
+            yield
     finally:
         for module, flag in zip(modules, flags, strict=True):
             _set_flag(module, flag)
@@ -207,6 +211,91 @@ def untouched(model: nn.Module, *, training: bool | None = False) -> Iterator[No
                 module._buffers.update(table)
         for buffer, value in zip(buffers, values, strict=True):
             buffer.data.copy_(value)  # past autograd: a graph made before the attack stays valid
+
+
+@contextlib.contextmanager
+def copied_images(model: nn.Module) -> Iterator[None]:
+    """Hand a model copies of its images in this block: it may write into what it is given.
+
+    Nothing is done where it, or a module within it, is handed copies already.
+    """
+    if any(_copied in part._forward_pre_hooks.values() for part in model.modules()):
+        yield
+        return
+    handle = nn.Module.register_forward_pre_hook(model, _copied)  # TorchScript forbids its own
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _copied(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Copy the images that a model is called with, and count their gradients (a pre-hook)."""
+    copies = tuple(one.clone() if isinstance(one, Tensor) else one for one in inputs)
+    count = _COUNT.get()
+    if count is not None:
+        for one in copies:
+            if isinstance(one, Tensor) and one.requires_grad:
+                one.register_hook(count.see)
+    return copies
+
+
+class GradientCount:
+    """Counts gradients by images, and those with entries that are NaN or infinite."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self._unusable: Tensor | int = 0
+        self._sizes: list[Tensor] = []
+
+    def see(self, gradient: Tensor) -> None:
+        """Take note of the gradients `(N, ...)` of a pass, without waiting for the device."""
+        if gradient.numel():
+            rows = gradient.detach().flatten(1)
+            self._sizes.append(torch.linalg.vector_norm(rows, float("inf"), dim=1))
+        self.seen += len(gradient)
+        if len(self._sizes) >= _PASSES:
+            self._add_up()
+
+    @property
+    def unusable(self) -> int:
+        """Gradients with an entry that is NaN or infinite (waits for the device)."""
+        self._add_up()
+        return int(self._unusable)
+
+    def _add_up(self) -> None:
+        if self._sizes:
+            self._unusable = self._unusable + (~torch.cat(self._sizes).isfinite()).sum()
+            self._sizes = []
+
+
+_COUNT: ContextVar[GradientCount | None] = ContextVar("gradient count", default=None)
+
+
+@contextlib.contextmanager
+def counted_gradients() -> Iterator[GradientCount]:
+    """Count the gradients by images in this block, of models that are handed copies of them."""
+    count = GradientCount()
+    token = _COUNT.set(count)
+    try:
+        yield count
+    finally:
+        _COUNT.reset(token)
+
+
+def usable_gradient(gradient: Tensor, images: Tensor) -> Tensor:
+    """Replace entries that are NaN or infinite by a slope away from the nearer bound of the pixel.
+
+    As steep as the finite entries of the image are in the mean. A root, a logarithm or a length has
+    such a gradient at a bound; a step off it, it is a number again. `gradient`, `images`
+    `(N, C, H, W)`, pixels in [0, 1].
+    """
+    if gradient.device.type == "cpu" and math.isfinite(gradient.sum()):  # no wait there
+        return gradient
+    finite = gradient.nan_to_num(0.0, 0.0, 0.0)
+    steep = finite.abs().mean((1, 2, 3), keepdim=True)
+    away = torch.where(steep > 0, steep, 1.0).copysign(0.5 - images)
+    return torch.where(finite == gradient, gradient, away)
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ from robust_nc.data.batches import Batch, Batches
 from robust_nc.exceptions import InputError, StoppedError, TrainingError
 from robust_nc.registry import SCHEDULES
 from robust_nc.runtime.torch_state import (
+    counted_gradients,
     device_of,
     float32_products,
     generator,
@@ -147,8 +148,11 @@ class Trainer(TrainerState):
         seed_modules(self.model, draws.initial_seed())
         self.resume_draws()
         if self.row is None:
-            with products(self.config.precision, device_of(self.model)):
+            precise = products(self.config.precision, device_of(self.model))
+            with precise, counted_gradients() as count:
                 self.row = self._train_epoch(runner, pace)
+            if count.unusable:
+                self.row["unusable_gradients"] = count.unusable / count.seen
         self._end_epoch(self.row)
 
     def _train_epoch(self, runner: nn.Module, pace: StepPace) -> EpochRow:

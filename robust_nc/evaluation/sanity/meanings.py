@@ -59,6 +59,13 @@ MEANINGS: Mapping[str, Meaning] = MappingProxyType(
             "attacks by gradient do not move there, so survival shows nothing",
             "use `plus` and an adaptive attack, `attack=module:factory`",
         ),
+        "unusable-gradients": Meaning(
+            "gradients by the image with entries that are NaN or infinite",
+            "an attack that takes them for zero leaves those pixels alone; ours moved them away "
+            "from their nearer bound, the attacks of others may not have",
+            "mend the forward pass (a root or a logarithm at 0, the length of nothing), then use "
+            "`standard`",
+        ),
         "masked-gradients": Meaning(
             "noise does more than a gradient step of that size, or the margin does not grow "
             "along its gradient",

@@ -19,7 +19,12 @@ from robust_nc.evaluation.sanity.meanings import named_warning
 from robust_nc.evaluation.scoring import margins
 from robust_nc.exceptions import InputError
 from robust_nc.registry import ATTACKS
-from robust_nc.runtime.torch_state import full_precision, private_draws, stream_key
+from robust_nc.runtime.torch_state import (
+    full_precision,
+    private_draws,
+    stream_key,
+    usable_gradient,
+)
 from robust_nc.threat import Ball
 from robust_nc.types import Warned
 
@@ -85,7 +90,9 @@ def _slopes(model: nn.Module, images: Tensor, labels: Tensor) -> _Slopes | None:
     if first is None or second is None:
         return None
     largest = logits.detach().abs().amax(1)
-    return _Slopes(found.detach(), largest, first.nan_to_num(), second.nan_to_num())
+    return _Slopes(
+        found.detach(), largest, *(usable_gradient(one, leaf) for one in (first, second))
+    )
 
 
 def _of_zeros(slopes: _Slopes, ball: Ball) -> Iterator[Warned]:
