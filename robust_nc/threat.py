@@ -71,7 +71,7 @@ class Linf:
 class L2:
     """Euclidean norm."""
 
-    accumulates: ClassVar[bool] = False
+    accumulates: ClassVar[bool] = True
 
     def size(self, delta: Rows) -> Float[Tensor, " n"]:
         """Euclidean norm."""
@@ -79,8 +79,10 @@ class L2:
         return size
 
     def shrink(self, delta: Rows, eps: float | int) -> Rows:
-        """Scale rows that are too long."""
-        return delta * (eps / self.size(delta).clamp_min(_TINY)).clamp_max(1)[:, None]
+        """Scale rows that are too long, by their length in float64."""
+        size = torch.linalg.vector_norm(delta, dim=1, dtype=torch.float64)
+        factor = (eps / size.clamp_min(_TINY)).clamp_max(1)[:, None]
+        return (delta * factor).to(delta.dtype)
 
     def steepest(self, gradient: Rows) -> Rows:
         """Gradient over its length, safe for tiny gradients (scaled by the largest entry first)."""

@@ -172,3 +172,19 @@ def test_eps_is_read_and_written_as_people_do() -> None:
 @quick
 def test_eps_survives_the_round_trip(levels: int) -> None:
     assert parse_eps(format_eps(levels / 255)) == levels / 255
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 224, 224)], ids=str)
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_no_projection_leaves_the_ball_at_any_size(norm, shape) -> None:
+    """Also of grey images, whose pixels are all rounded the same way."""
+    draws = torch.Generator().manual_seed(0)
+    origins = torch.cat([torch.rand(2, *shape, generator=draws), torch.full((1, *shape), 0.7)])
+    steps = (torch.randn(3, *shape, generator=draws), torch.ones(3, *shape))
+    for eps in {"Linf": (1 / 255, 0.3), "L2": (1e-3, 36 / 255, 3.0), "L1": (1e-3, 1.0, 12.0)}[norm]:
+        ball = Ball(norm, eps)
+        for step in steps:
+            points = ball.project(origins + step, origins)
+            assert ball.contains(points, origins).all()
+            excess = ball.distance(points, origins) / eps - 1
+            assert norm == "Linf" or excess.max() < 2e-7
