@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robust_nc.exceptions import InputError
+from robust_nc.exceptions import InputError, NoGradientError
 from robust_nc.runtime import usable_gradient
 from robust_nc.types import Images, Logits
 
@@ -82,7 +82,7 @@ class Oracle:
                 each = torch.ones_like(values)
                 (gradient,) = torch.autograd.grad(values, leaf, each, allow_unused=True)
         if gradient is None:
-            raise InputError(
+            raise NoGradientError(
                 "the logits do not depend on the images in a way that can be differentiated; "
                 "remove detach, no_grad or rounding from the model, or use an attack without "
                 "gradients"

@@ -19,6 +19,10 @@ class InputError(RobustNCError, ValueError):
     """Data or an argument that cannot be used: shape, type, range, labels."""
 
 
+class NoGradientError(InputError):
+    """Logits that do not depend on the images in a way that can be differentiated."""
+
+
 class ConfigError(RobustNCError, ValueError):
     """A suite, a configuration or an option that cannot be used."""
 

@@ -23,7 +23,7 @@ from robust_nc.evaluation.log import EvaluationLog
 from robust_nc.evaluation.sanity.meanings import named_warning
 from robust_nc.evaluation.scoring import Guarded, Scorer, Scores, halving
 from robust_nc.evaluation.state import EvaluationState
-from robust_nc.exceptions import InputError, RobustNCError
+from robust_nc.exceptions import InputError, NoGradientError, RobustNCError
 from robust_nc.runtime import stopping
 from robust_nc.runtime.progress import PassCounter
 from robust_nc.runtime.torch_state import (
@@ -101,14 +101,23 @@ class Evaluation:
         steadily = self.scorer.draws == 1
 
         def work(part: Tensor) -> None:
-            with lowered(turn.precision, self.device):
-                if steadily and isinstance(turn.attack, RefereedAttack):
-                    self._referee(turn.attack, turn, part)
-                else:
-                    referee = CallReferee(self, turn, part)
-                    found = self._run(turn, part)
-                    referee.settle(torch.arange(len(part)), found)
-                    referee.tick(int(found.forwards.sum()), int(found.backwards.sum()))
+            try:
+                with lowered(turn.precision, self.device):
+                    attack(part)
+            except NoGradientError:
+                seen = f"the logits have no gradient by the image for attack {turn.name!r}"
+                self.warnings["no-gradient"] = named_warning("no-gradient", seen)
+                left = part[torch.isin(part, self.state.pending(turn.number))]
+                CallReferee(self, turn, left).spare(torch.arange(len(left)))
+
+        def attack(part: Tensor) -> None:
+            if steadily and isinstance(turn.attack, RefereedAttack):
+                self._referee(turn.attack, turn, part)
+                return
+            referee = CallReferee(self, turn, part)
+            found = self._run(turn, part)
+            referee.settle(torch.arange(len(part)), found)
+            referee.tick(int(found.forwards.sum()), int(found.backwards.sum()))
 
         if steadily and isinstance(turn.attack, RefereedAttack) and len(rows):
             size = max(_CHUNK // self.state.images[0].numel(), self.batch_size)

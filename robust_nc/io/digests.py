@@ -1,5 +1,7 @@
 """Digests of tensors: equal values, types and shapes give equal digests.
 
+What else a state may hold (extra state, packed weights of int8) is told apart by its contents.
+
 >>> import torch
 >>> tensors_digest([torch.zeros(2)]) == tensors_digest([torch.zeros(2)])
 True
@@ -8,7 +10,8 @@ False
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +19,43 @@ from torch import Tensor, nn
 from robust_nc.io.files import digest
 
 
-def tensors_digest(tensors: Iterable[Tensor]) -> str:
+def tensors_digest(values: Iterable[object]) -> str:
     """SHA-256 over dtype, shape and bytes of each tensor, in order, in hexadecimal."""
     total = hashlib.sha256()
-    for tensor in tensors:
-        total.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        # As bytes: NumPy has no bfloat16.
-        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        total.update(content.numpy().data)
+    for part in _parts(values):
+        total.update(part)
     return total.hexdigest()
 
 
+def _parts(values: Iterable[object]) -> Iterator[bytes]:
+    """Yield what tells values apart; of an object of a class of its own, its name and state."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield f"{value.dtype}{tuple(value.shape)}".encode()
+            plain = value.detach().cpu()
+            if plain.is_quantized:
+                yield str(plain.qscheme()).encode()
+                plain = torch.cat(
+                    [plain.int_repr().double().flatten(), plain.dequantize().double().flatten()]
+                )
+            if plain.layout != torch.strided:
+                plain = plain.to_dense()
+            # As bytes: NumPy has no bfloat16.
+            yield plain.contiguous().reshape(-1).view(torch.uint8).numpy().data
+        elif isinstance(value, Mapping):
+            yield b"mapping"
+            yield from _parts(part for pair in value.items() for part in pair)
+        elif isinstance(value, list | tuple):
+            yield b"sequence"
+            yield from _parts(value)
+        elif isinstance(value, bytes | bytearray):
+            yield bytes(value)
+        else:
+            yield re.sub(r" at 0x[0-9a-f]+", "", repr(value)).encode()
+
+
 def state_digests(model: nn.Module) -> dict[str, str]:
-    """First 16 hexadecimal digits of the SHA-256 of each parameter and buffer, by its name."""
+    """First 16 hexadecimal digits of the SHA-256 of each entry of its state, by its name."""
     state = model.state_dict()
     return {name: tensors_digest([state[name]])[:16] for name in sorted(state)}
 

@@ -23,7 +23,16 @@ from torch import Tensor, nn
 T = TypeVar("T", bound=Tensor)
 
 _PASSES = 64  # of which sizes of gradients wait until they are added up
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "cudnn_status_alloc_failed",
+    "cublas_status_alloc_failed",
+    "unable to find an engine",  # cuDNN, where no algorithm's workspace fits
+    "bad_alloc",
+)
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15, the increment of splitmix64, as int64
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
@@ -248,8 +257,10 @@ class GradientCount:
         self._unusable: Tensor | int = 0
         self._sizes: list[Tensor] = []
 
-    def see(self, gradient: Tensor) -> None:
+    def see(self, gradient: Tensor | None) -> None:
         """Take note of the gradients `(N, ...)` of a pass, without waiting for the device."""
+        if gradient is None:  # a layer without a way back
+            return
         if gradient.numel():
             rows = gradient.detach().flatten(1)
             self._sizes.append(torch.linalg.vector_norm(rows, float("inf"), dim=1))
