@@ -13,6 +13,7 @@ from robust_nc.config import Component, ModelConfig
 from robust_nc.evaluation import acceleration
 from robust_nc.evaluation.acceleration import (
     Accelerated,
+    Padded,
     Variant,
     accelerate,
     compile_padded,
@@ -420,7 +421,8 @@ def test_a_compiled_model_is_chosen_where_it_agrees(monkeypatch: pytest.MonkeyPa
         graph = Laboured(1)
         graph.load_state_dict(own.state_dict())
         graph.layers[-1][-1].bias.data[0] += change
-        monkeypatch.setattr(acceleration, "compile_padded", lambda model, size, as_=graph: as_)
+        made = Padded(graph, 16, plain=own)
+        monkeypatch.setattr(acceleration, "compile_padded", lambda model, size, made=made: made)
         choice = fastest(own, given, images(), labels(), batch_sizes=(16,), seconds=100)
         assert choice.names == names
         assert fastest(own, given, images(), labels(), batch_sizes=(16,), seconds=20).model is own

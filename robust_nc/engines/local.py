@@ -27,6 +27,7 @@ import torch
 from robust_nc.exceptions import RobustNCError, StoppedError
 from robust_nc.runtime import stopping
 from robust_nc.runtime.progress import Event
+from robust_nc.runtime.torch_state import ran_out
 
 TRIES = 3  # of a task whose worker is killed
 
@@ -122,7 +123,9 @@ class _Pool:
         if stopping.wished():
             return False
         while self._waiting and len(self.workers) < self._size:
-            self.workers.append(_Worker(self._threads))
+            taken = {worker.place for worker in self.workers}
+            place = next(place for place in range(self._size) if place not in taken)
+            self.workers.append(_Worker(place, self._threads))
             self.workers[-1].begin(self._waiting.popleft())
         return bool(self.workers)
 
@@ -179,12 +182,16 @@ class _Pool:
 
 
 class _Worker:
-    """A worker process at a `task`; `chain` are those that it still has to do after it."""
+    """A worker process at a `task`; `chain` are those that it still has to do after it.
 
-    def __init__(self, threads: int) -> None:
+    Its `place` among the workers chooses its GPU, where there are several.
+    """
+
+    def __init__(self, place: int, threads: int) -> None:
+        self.place = place
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, threads))
+        self.process = context.Process(target=_work, args=(theirs, place, threads))
         self.process.start()
         theirs.close()  # the worker holds the only other end: its death ends the pipe
         self.chain: deque[Task] = deque()
@@ -225,11 +232,13 @@ def _cause_of_death(code: int | None) -> str:
     return f"its worker process was ended by signal {name}{hint * (-code == signal.SIGKILL)}"
 
 
-def _work(pipe: Connection, threads: int) -> None:
+def _work(pipe: Connection, place: int, threads: int) -> None:
     """Do tasks until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver ends its workers
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.wish())
     torch.set_num_threads(threads)
+    if torch.cuda.device_count() > 1:
+        torch.cuda.set_device(place % torch.cuda.device_count())
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
     def send(message: Any) -> None:
@@ -266,7 +275,7 @@ def failed(key: str, error: Exception) -> Finished:
         return Finished(key, None, "its worker process was told to stop", stopped=True)
     if isinstance(error, RobustNCError):
         return Finished(key, None, str(error))
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if ran_out(error):
         return Finished(key, None, _OUT_OF_MEMORY)
     where = "".join(traceback.format_exception(error))
     told = f"unexpected {type(error).__name__}, please report it:\n{where}"

@@ -175,11 +175,16 @@ def kept_draws(device: torch.device) -> Iterator[None]:
 def private_draws(seed: int, device: torch.device) -> Iterator[None]:
     """Draw from generators seeded for this block; the caller's global ones stay as they are."""
     with kept_draws(device):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):  # manual_seed knows the current device only
-                torch.cuda.manual_seed(seed)
+        seed_generators(seed, device)
         yield
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the global generators, from which modules such as dropout draw on this device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):  # manual_seed knows the current device only
+            torch.cuda.manual_seed(seed)
 
 
 @contextlib.contextmanager

@@ -38,6 +38,7 @@ from robust_nc.runtime.torch_state import (
     float32_products,
     generator,
     kept_draws,
+    seed_generators,
     stream_key,
     untouched,
 )
@@ -55,7 +56,6 @@ from robust_nc.training.state import (
     TrainerState,
     finite_logits,
     finite_weights,
-    seed_modules,
     weights_of,
 )
 from robust_nc.training.sync_batchnorm import synced, unshared
@@ -145,7 +145,7 @@ class Trainer(TrainerState):
 
     def _one_epoch(self, runner: nn.Module, pace: StepPace) -> None:
         draws = generator(self.seed, "modules", self.epoch, *self.group.stream)
-        seed_modules(self.model, draws.initial_seed())
+        seed_generators(draws.initial_seed(), device_of(self.model))
         self.resume_draws()
         if self.row is None:
             precise = products(self.config.precision, device_of(self.model))

@@ -386,13 +386,6 @@ def finite_logits(model: nn.Module, images: Tensor) -> bool:
     return True
 
 
-def seed_modules(model: nn.Module, seed: int) -> None:
-    """Seed the global generators from which modules such as dropout draw."""
-    torch.default_generator.manual_seed(seed)
-    if device_of(model).type == "cuda":
-        torch.cuda.manual_seed(seed)
-
-
 def draws_of(model: nn.Module) -> Tensors:
     """Return the states of the global generators from which modules such as dropout draw."""
     states = {"cpu": torch.default_generator.get_state()}
