@@ -120,6 +120,19 @@ def test_stays_in_the_ball_and_the_bounds(attack: Attack, ball: Ball, goal: str)
         assert (ball.distance(points, images) > 0.1 * ball.eps).all()
 
 
+@each_ball
+def test_no_attack_leaves_the_ball_at_the_size_of_photographs(ball: Ball) -> None:
+    images = torch.cat([pictures(2, (3, 32, 32)), torch.full((1, 3, 32, 32), 0.7)])
+    model, ids = curved((3, 32, 32), 5), torch.arange(3)
+    labels = predictions(model, images)
+    for attack in ALL.values():
+        for eps in (36 / 255, 2.0) if ball.norm != "Linf" else (1 / 255, 0.3):
+            there = Ball(ball.norm, eps)
+            for goal in GOALS:
+                points = attack(model, images, labels, there, goal=goal, seed=0, ids=ids)
+                assert there.contains(points, images).all()
+
+
 @pytest.mark.parametrize(
     ("shape", "classes", "goal"),
     [((1, 8, 8), 2, "flip"), ((3, 32, 20), 3, "maximise"), ((1, 8, 8), 10, "flip")],

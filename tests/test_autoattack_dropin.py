@@ -134,8 +134,8 @@ def test_versions_are_our_protocols(norm: str) -> None:
 def test_it_says_what_autoattack_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = curved(SHAPE, CLASSES)
     images, labels = examples(model)
-    log = tmp_path / "log.txt"
-    attack = quick(model, verbose=True, log_path=str(log))
+    log = tmp_path / "runs" / "log.txt"
+    attack = quick(model.forward, verbose=True, log_path=str(log))
     adversarial = attack.run_standard_evaluation(images, labels, bs=10)
     shown = capsys.readouterr().out
     assert shown == log.read_text()
@@ -154,10 +154,12 @@ def test_it_says_what_autoattack_says(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "robust accuracy by SQUARE" in shown
 
 
-def test_doubts_are_told_though_it_is_not_verbose(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doubts_are_told_though_it_is_not_verbose(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = nn.Sequential(curved(SHAPE, CLASSES), nn.Softmax(1)).eval()
     images, labels = examples(model)
-    quick(model).run_standard_evaluation(images, labels)
+    quick(model, log_path=tmp_path / "log.txt").run_standard_evaluation(images, labels)
     lines = capsys.readouterr().out.splitlines()
     assert lines
     assert all(line.startswith("Warning: ") for line in lines)

@@ -1,6 +1,7 @@
 """What a model does to the images it is handed, and gradients that are no numbers."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,10 @@ from robust_nc.attacks.autoattack import AutoAttack
 from robust_nc.attacks.pgd import PGD
 from robust_nc.attacks.trajectory import trajectory
 from robust_nc.config import MeasureConfig
+from robust_nc.exceptions import InputError
+from robust_nc.io.digests import state_digests
 from robust_nc.profiling import profile
+from robust_nc.types import EvaluationProtocol
 
 each_ball = pytest.mark.parametrize("ball", BALLS, ids=lambda ball: ball.norm)
 
@@ -128,3 +132,52 @@ def test_geometry_counts_gradients_that_are_no_numbers() -> None:
     assert set(counted["condition"]) == {"attacked", "cyclic"}
     assert counted["value"].between(0.1, 1).all()
     assert "unusable_gradients" not in set(found["plain"]["measure"])
+
+
+def test_a_model_without_gradients_is_judged_by_what_needs_none() -> None:
+    network, images = curved(SHAPE, 5), pictures(24, SHAPE)
+    labels = predictions(network, images)
+    detached = Before(network, Tensor.detach).eval()
+    square = EvaluationProtocol("square", SHORT.attacks[3:])
+    found = evaluate(detached, images, labels, BALLS[0], protocol=SHORT)
+    assert "no-gradient" in {warned.name for warned in found.warnings}
+    assert torch.equal(
+        found.robust, evaluate(network, images, labels, BALLS[0], protocol=square).robust
+    )
+    assert 0 < found.robust.sum() < 24
+    with pytest.raises(InputError, match="differentiated"):
+        PGD(steps=1)(detached, images, labels, BALLS[0], seed=0, ids=labels)
+
+
+class WithState(nn.Linear):
+    """Keeps more than tensors in its state."""
+
+    kept: object = None
+
+    def get_extra_state(self) -> object:
+        return self.kept
+
+    def set_extra_state(self, state: object) -> None:
+        self.kept = state
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, on its quantised layers
+def test_states_that_hold_more_than_tensors_name_a_model(tmp_path: Path) -> None:
+    images = pictures(8, SHAPE)
+    for model in (
+        nn.Sequential(nn.Flatten(), WithState(64, 5)).eval(),
+        torch.ao.quantization.quantize_dynamic(
+            nn.Sequential(nn.Flatten(), nn.Linear(64, 5)).eval(), {nn.Linear}, dtype=torch.qint8
+        ),
+    ):
+        labels, log = predictions(model, images), tmp_path / type(model[1]).__name__
+        first, again = (
+            evaluate(model, images, labels, BALLS[0], protocol=SHORT, log=log) for _ in range(2)
+        )
+        assert torch.equal(first.robust, again.robust)
+    plain = nn.Sequential(nn.Flatten(), WithState(64, 5))
+    digests = set()
+    for kept in (None, {"scale": 1}, {"scale": 2}, [torch.zeros(2)], (torch.ones(2),)):
+        plain[1].kept = kept
+        digests.add(state_digests(plain)["1._extra_state"])
+    assert len(digests) == 5

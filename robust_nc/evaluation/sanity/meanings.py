@@ -49,7 +49,7 @@ MEANINGS: Mapping[str, Meaning] = MappingProxyType(
         ),
         "no-gradient": Meaning(
             "the logits cannot be differentiated by the image",
-            "attacks by gradient have nothing to climb",
+            "attacks by gradient have nothing to climb; the verdict is that of the attacks without",
             "remove detach, no_grad or rounding, or attack a smooth stand-in by "
             "`attack=module:factory`",
         ),
