@@ -80,9 +80,10 @@ class L2:
 
     def shrink(self, delta: Rows, eps: float | int) -> Rows:
         """Scale rows that are too long, by their length in float64."""
-        size = torch.linalg.vector_norm(delta, dim=1, dtype=torch.float64)
+        size: Tensor = torch.linalg.vector_norm(delta, dim=1, dtype=torch.float64)
         factor = (eps / size.clamp_min(_TINY)).clamp_max(1)[:, None]
-        return (delta * factor).to(delta.dtype)
+        shrunk: Tensor = (delta * factor).to(delta.dtype)
+        return shrunk
 
     def steepest(self, gradient: Rows) -> Rows:
         """Gradient over its length, safe for tiny gradients (scaled by the largest entry first)."""

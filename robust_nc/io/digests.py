@@ -27,17 +27,14 @@ def tensors_digest(values: Iterable[object]) -> str:
     return total.hexdigest()
 
 
-def _parts(values: Iterable[object]) -> Iterator[bytes]:
+def _parts(values: Iterable[object]) -> Iterator[bytes | memoryview]:
     """Yield what tells values apart; of an object of a class of its own, its name and state."""
     for value in values:
         if isinstance(value, Tensor):
             yield f"{value.dtype}{tuple(value.shape)}".encode()
             plain = value.detach().cpu()
             if plain.is_quantized:
-                yield str(plain.qscheme()).encode()
-                plain = torch.cat(
-                    [plain.int_repr().double().flatten(), plain.dequantize().double().flatten()]
-                )
+                plain = plain.dequantize()
             if plain.layout != torch.strided:
                 plain = plain.to_dense()
             # As bytes: NumPy has no bfloat16.
@@ -48,8 +45,6 @@ def _parts(values: Iterable[object]) -> Iterator[bytes]:
         elif isinstance(value, list | tuple):
             yield b"sequence"
             yield from _parts(value)
-        elif isinstance(value, bytes | bytearray):
-            yield bytes(value)
         else:
             yield re.sub(r" at 0x[0-9a-f]+", "", repr(value)).encode()
 

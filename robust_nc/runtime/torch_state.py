@@ -250,7 +250,7 @@ def _copied(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     if count is not None:
         for one in copies:
             if isinstance(one, Tensor) and one.requires_grad:
-                one.register_hook(count.see)
+                one.register_hook(count.see)  # type: ignore[no-untyped-call]
     return copies
 
 
