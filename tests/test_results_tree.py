@@ -2,34 +2,27 @@
 
 import dataclasses
 import json
+import re
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from helpers_exchange import appraised
 from helpers_report import config, record_of, write_cell
-from helpers_results import (
-    TREE,
-    base_of,
-    moved_scores,
-    strangers,
-    tracked_bytes,
-    twins,
-    wrong_evidence,
-    wrong_record,
-    wrong_standing,
-)
 
-from robust_nc.config import plain
-from robust_nc.io.files import sha256_of
+from robust_nc.exceptions import RobustNCError
+from robust_nc.exchange.submission import ready
+from robust_nc.io.files import digest, sha256_of
 from robust_nc.pipeline.finished_model import SUITE as EVALUATED
-from robust_nc.pipeline.finished_model import AppraisalConfig, ModelReference, appraisal_id
-from robust_nc.record import EvidenceFile, Score, Stored, Weights, read_record, write_record
+from robust_nc.record import COLUMNS, Record, Stored, read_record, unpack_flags, write_record
 from robust_nc.record.folder import read_all
-from robust_nc.record.schema import sealed
-from robust_nc.record.standing import challenge_path
+from robust_nc.record.schema import broken_seals
+from robust_nc.record.standing import standing
 from robust_nc.report.board.table import leaderboard
+from robust_nc.statistics.intervals import wilson
+from robust_nc.verification.consistency import flag_findings, inconsistencies, settings_of
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
@@ -38,6 +31,137 @@ STORED = read_all(RESULTS)
 FEW_SEEDS = {EVALUATED, "cifar10-wrn22"}
 RUNS = [stored for stored in STORED if stored.record.suite not in FEW_SEEDS]
 
+TREE = 22 * 2**20  # bytes of all tracked files; 6 MiB of them for evidence on CIFAR-10
+EVIDENCE, EVIDENCE_EXAMPLES = 2_000_000, 1_000
+LARGEST = {".json": 2 * 2**20, ".evidence": EVIDENCE, ".npz": EVIDENCE}
+# Small weights of ours lie here, so that anyone can check what was said of them.
+WEIGHTS, HUB = (EVALUATED, "checkpoints"), {"config.json", "model.safetensors"}
+NAME = re.compile(
+    r"(?P<cell>[0-9a-f]{16})\."
+    r"(json|parquet|evidence|receipt|[0-9a-f]{16}\.(challenge|evidence|npz))"
+)
+
+
+def wrong_record(stored: Stored, results: Path) -> list[str]:
+    """What a record says wrong of itself, but for its rows' values, which take long to add up."""
+    record = stored.record
+    if stored.path != results / record.suite / record.model / f"{record.cell}.json":
+        return ["lies in another place than its suite, model and cell"]
+    try:  # still a configuration of today
+        settings_of(record), standing(stored)
+    except RobustNCError as error:
+        return [str(error)]
+    flags = flag_findings(
+        record.verdict, examples=record.data.examples, attacks=len(record.attacks)
+    )
+    found = [str(finding) for finding in flags]
+    if digest(record.config)[:16] != record.cell:
+        found.append("its cell is not the digest of its configuration")
+    if record.seals or record.suite == EVALUATED:
+        found += map(str, broken_seals(json.loads(stored.path.read_text())))
+    if list(stored.rows().columns) != list(COLUMNS):
+        found.append("its rows have other columns")
+    for name, packed in ("clean", record.verdict.clean_correct), ("robust", record.verdict.robust):
+        bits, score = unpack_flags(packed), record.scores[name]
+        right = wilson(int(bits.sum()), len(bits))
+        if not np.allclose([score.value, score.low, score.high, score.n], right[:4]):
+            found.append(f"its {name} accuracy is not that of its verdict")
+    for path in stored.path.parent.glob(f"{stored.path.stem}.*.challenge"):
+        beside = path.parent.glob(f"{path.stem}.*")
+        if json.loads(path.read_text())["evidence"] not in map(sha256_of, beside):
+            found.append(f"{path.name} has no evidence beside it")
+    return found + wrong_evidence(record, stored.path.with_suffix(".evidence"))
+
+
+def wrong_evidence(record: Record, path: Path) -> list[str]:
+    """What is wrong with the evidence that is committed with a record."""
+    named, submitted = record.evidence, record.suite == EVALUATED
+    if named is None or not path.is_file():
+        return ["is submitted without evidence"] if submitted or path.is_file() else []
+    found = [] if named.name == path.name else [f"names its evidence {named.name[:80]!r}"]
+    if sha256_of(path) != named.sha256:
+        found.append("its evidence is not the file that it names")
+    examples = named.rows or record.data.examples
+    if examples > record.data.examples or (named.rows is None) != (named.full is None):
+        found.append("its evidence says wrongly how it was cut")
+    return found + ["its evidence is of too many examples"] * (examples > EVIDENCE_EXAMPLES)
+
+
+def twins(records: list[Stored]) -> list[str]:
+    """Cells that lie there twice, and one network judged twice in the same way."""
+    seen: dict[Any, Path] = {}
+    found = []
+    for stored in records:
+        record = stored.record
+        keys: list[Any] = [record.cell]
+        if record.suite == EVALUATED and record.weights.state:
+            ball = json.dumps(record.config["threat"], sort_keys=True)
+            keys.append((record.weights.state, record.data.fingerprint, ball, record.protocol))
+        for key in keys:
+            if key in seen:
+                found.append(f"{stored.path} is {seen[key]} again")
+            seen[key] = stored.path
+    return found
+
+
+def strangers(results: Path, records: list[Stored]) -> list[str]:
+    """Files below suite/model/ that no record has, and files that are too large."""
+    cells = {(stored.path.parent, stored.record.cell) for stored in records}
+    models = [stored.record.config.get("model") for stored in records]
+    weights = {str(model.get("reference")) for model in models if isinstance(model, dict)}
+    found = []
+    for path in results.rglob("*"):
+        place = path.relative_to(results).parts
+        if path.is_symlink():
+            found.append(f"{path} is a link")
+        if not path.is_file() or place in {("README.md",)} or place[:2] == ("claims", "answers"):
+            continue
+        if place[0] == ".index":  # of an earlier `board --sql`, which git ignores
+            continue
+        name = NAME.fullmatch(path.name)
+        known = len(place) == 3 and name and (path.parent, name["cell"]) in cells
+        if place[:2] == WEIGHTS and len(place) == 4 and path.name in HUB:
+            known = f"{results.name}/{'/'.join(place[:-1])}" in weights
+        if not known:
+            found.append(f"{path} belongs to no record")
+        if path.stat().st_size > LARGEST.get(path.suffix, 2**20):
+            found.append(f"{path} is too large")
+    return found
+
+
+def git(root: Path, *words: str) -> str | None:
+    names = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+    ran = subprocess.run(["git", *names, *words], cwd=root, capture_output=True, text=True)
+    return ran.stdout if ran.returncode == 0 else None
+
+
+def base_of(root: Path) -> str | None:
+    """The main branch as the remote has it, else the local one, else None."""
+    for ref in ("refs/remotes/origin/main", "refs/heads/main"):
+        if git(root, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}") is not None:
+            return ref
+    return None
+
+
+def moved_scores(root: Path, base: str) -> list[str]:
+    """Records whose scores are other than those of the same cell in the version `base`."""
+    listed = git(root, "diff", "--no-renames", "--name-only", "-z", base, "--", "results") or ""
+    before = git(root, "ls-tree", "-r", "--name-only", "-z", base, "--", "results") or ""
+    old = {Path(name).name: name for name in before.split("\0") if name.endswith(".json")}
+    changed = {Path(name).name for name in listed.split("\0")} & old.keys()
+    found = []
+    for name in sorted(name for name in changed if NAME.fullmatch(name)):
+        text = git(root, "show", f"{base}:{old[name]}")
+        scores = {key: one["value"] for key, one in json.loads(text or "{}")["scores"].items()}
+        for place in (root / "results").rglob(name):
+            now = {key: one.value for key, one in read_record(place).record.scores.items()}
+            found += [
+                f"{place}: its {key} accuracy moved from {scores.get(key)} to {now.get(key)}"
+                for key in ("clean", "robust")
+                if scores.get(key) != now.get(key)
+            ]
+    return found
+
 
 def test_there_are_results_and_they_make_a_board() -> None:
     assert STORED
@@ -45,22 +169,29 @@ def test_there_are_results_and_they_make_a_board() -> None:
     assert (leaderboard(RUNS)["seeds"] >= 3).all(), "no single seed in a published row of ours"
 
 
-@pytest.mark.parametrize("wrong", [wrong_record, wrong_evidence, wrong_standing])
-def test_every_record_is_what_it_says(wrong: Callable[[Stored, Path], list[str]]) -> None:
-    found = {str(stored.path.relative_to(RESULTS)): wrong(stored, RESULTS) for stored in STORED}
+def test_every_record_is_what_it_says() -> None:
+    found = {
+        str(stored.path.relative_to(RESULTS)): wrong_record(stored, RESULTS) for stored in STORED
+    }
     assert {path: sentences for path, sentences in found.items() if sentences} == {}
 
 
-def test_nothing_lies_there_twice() -> None:
-    assert not twins(STORED)
+def test_one_record_of_each_suite_agrees_with_its_rows() -> None:
+    one = {stored.record.suite: stored for stored in STORED}
+    assert {
+        suite: found for suite, stored in one.items() if (found := inconsistencies(stored))
+    } == {}
 
 
-def test_every_file_belongs_to_a_record() -> None:
-    assert not strangers(RESULTS, STORED)
+def test_nothing_lies_there_twice_and_every_file_belongs_to_a_record() -> None:
+    assert twins(STORED) == strangers(RESULTS, STORED) == []
 
 
 def test_the_tracked_tree_stays_small_enough_to_travel() -> None:
-    assert 0 < tracked_bytes(ROOT) <= TREE
+    names = (git(ROOT, "ls-files", "-z") or "").split("\0")
+    assert (
+        0 < sum((ROOT / name).stat().st_size for name in names if (ROOT / name).is_file()) <= TREE
+    )
 
 
 def test_no_score_of_the_main_branch_moved() -> None:
@@ -73,145 +204,51 @@ def test_no_score_of_the_main_branch_moved() -> None:
 # What the checks above find, on trees made for it.
 
 
-def submitted(results: Path, *, seed: int = 0, state: str = "5" * 64) -> Stored:
-    """Write a submission: a sealed appraisal with rows and a file in the place of evidence."""
-    settings = AppraisalConfig(
-        model=ModelReference(reference="net.py:make", state=state), seed=seed
-    )
-    cell = appraisal_id(settings)
-    stored = write_cell(results / EVALUATED, config(), model="net")
-    path = stored.path.with_name(f"{cell}.json")
-    stored.path.unlink()
-    rows = path.with_suffix(".parquet")
-    stored.path.with_suffix(".parquet").rename(rows)
-    codes = tuple(-1 if i < 124 else 0 if i < 180 else -2 for i in range(200))
-    (attack,) = stored.record.attacks
-    evidence = path.with_suffix(".evidence")
-    evidence.write_bytes(b"adversarial examples")
-    record = dataclasses.replace(
-        stored.record,
-        suite=EVALUATED,
-        cell=cell,
-        config=plain(settings),
-        seed=seed,
-        verdict=dataclasses.replace(stored.record.verdict, broken_by=codes),
-        attacks=(dataclasses.replace(attack, broke=56),),
-        rows=dataclasses.replace(stored.record.rows, path=rows.name),
-        weights=Weights(parameters=5, state=state),
-        evidence=EvidenceFile(name=evidence.name, sha256=sha256_of(evidence), bytes=20, broken=100),
-    )
-    write_record(path, sealed(record))
-    return read_record(path)
-
-
-def again(stored: Stored, **changes: Any) -> Stored:
-    write_record(stored.path, sealed(dataclasses.replace(stored.record, **changes)))
-    return read_record(stored.path)
-
-
-def complaints(stored: Stored, results: Path) -> str:
-    wrong = (wrong_record, wrong_evidence, wrong_standing)
-    return "; ".join(sentence for one in wrong for sentence in one(stored, results))
-
-
-def test_an_appraisal_with_evidence_passes(tmp_path: Path) -> None:
-    stored = submitted(tmp_path)
-    assert complaints(stored, tmp_path) == ""
-    assert not strangers(tmp_path, [stored])
-
-
-def test_weights_lie_there_only_for_a_record_that_names_them(tmp_path: Path) -> None:
-    stored = submitted(tmp_path)
-    folder = tmp_path / EVALUATED / "checkpoints" / "net"
-    folder.mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(b"")
-    assert strangers(tmp_path, [stored])
-    named = {"reference": f"{tmp_path.name}/{EVALUATED}/checkpoints/net", "state": "5" * 64}
-    stored = again(stored, config={**stored.record.config, "model": named})
-    assert not strangers(tmp_path, [stored])
-    (folder / "model.bin").write_bytes(b"")
-    assert strangers(tmp_path, [stored])
-
-
-def test_an_appraisal_that_was_changed_or_has_no_evidence_fails(tmp_path: Path) -> None:
-    stored = submitted(tmp_path)
-    values = json.loads(stored.path.read_text())
-    stored.path.write_text(json.dumps({**values, "head": "etf-2"}))
-    assert "head is not as it was sealed" in complaints(read_record(stored.path), tmp_path)
-    stored.path.write_text(json.dumps({**values, "seals": {}}))
-    assert "seed is not as it was sealed" in complaints(read_record(stored.path), tmp_path)
-    assert "without evidence" in complaints(again(stored, evidence=None), tmp_path)
-
-
-def test_a_score_that_is_not_that_of_the_verdict_fails(tmp_path: Path) -> None:
-    stored = submitted(tmp_path)
-    better = {**stored.record.scores, "robust": Score(value=0.9, low=0.85, high=0.94, n=200)}
-    assert "robust accuracy is not that" in complaints(again(stored, scores=better), tmp_path)
-
-
-def test_evidence_that_is_another_file_or_too_large_fails(tmp_path: Path) -> None:
-    stored = submitted(tmp_path)
-    path, named = stored.path.with_suffix(".evidence"), stored.record.evidence
-    assert named is not None
-    path.write_bytes(bytes(2_000_001))
-    assert "not the file" in complaints(stored, tmp_path)
-    stored = again(stored, evidence=dataclasses.replace(named, sha256=sha256_of(path)))
-    assert "more than 1000 examples" in complaints(stored, tmp_path)
-    path.unlink()
-    assert "not committed" in complaints(stored, tmp_path)
-    stored = again(stored, evidence=dataclasses.replace(named, rows=300, full="0" * 64))
-    assert "how it was cut" in complaints(stored, tmp_path)
-
-
-def test_a_challenge_of_another_cell_and_files_of_no_record_fail(tmp_path: Path) -> None:
-    stored = submitted(tmp_path)
-    points = stored.path.with_name("points.npz")
-    points.write_bytes(b"more adversarial examples")
-    challenge = challenge_path(stored.path, sha256_of(points))
-    values = {"cell": stored.record.cell, "evidence": sha256_of(points), "broken": [1]}
-    challenge.write_text(json.dumps({**values, "created": "2026"}))
-    assert "no evidence beside it" in complaints(stored, tmp_path)
-    points = points.rename(challenge.with_suffix(".npz"))
-    assert complaints(stored, tmp_path) == ""
-    assert not strangers(tmp_path, [stored])
-    challenge.write_text(json.dumps({**values, "cell": "0" * 16, "created": "2026"}))
-    assert "not this one" in complaints(stored, tmp_path)
-    stray = stored.path.with_name(f"{'b' * 16}.receipt")
-    stray.write_text("{}")
-    (stored.path.parent / "run.sh").write_text("true")
-    found = "; ".join(strangers(tmp_path, [stored]))
-    assert stray.name in found
-    assert "run.sh" in found
-    assert challenge.name not in found
-
-
-def test_the_same_network_judged_twice_fails(tmp_path: Path) -> None:
-    first, second = submitted(tmp_path), submitted(tmp_path, seed=1)
-    assert "again" in twins([first, second])[0]
-    assert not twins([first, submitted(tmp_path / "more", state="6" * 64)])
-
-
-def test_a_score_that_moved_against_the_main_branch_fails(tmp_path: Path) -> None:
-    def git(*words: str) -> None:
-        names = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
-        subprocess.run(["git", *names, *words], cwd=tmp_path, check=True, capture_output=True)
-
+def test_a_submission_passes_and_what_is_wrong_with_it_is_found(tmp_path: Path) -> None:
     results = tmp_path / "results"
-    git("init", "-b", "main")
+    path, *_ = ready(appraised(tmp_path), results)
+    stored = read_record(path)
+    assert wrong_record(stored, results) == strangers(results, [stored]) == twins([stored]) == []
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "head": "etf-2"}))
+    assert wrong_record(read_record(path), results) == ["head"]
+    scores = {**stored.record.scores, "robust": stored.record.scores["clean"]}
+    write_record(path, dataclasses.replace(stored.record, scores=scores))
+    assert "its robust accuracy is not that of its verdict" in wrong_record(
+        read_record(path), results
+    )
+    write_record(path, stored.record)
+    path.with_suffix(".evidence").write_bytes(bytes(EVIDENCE + 1))
+    assert wrong_record(stored, results) == ["its evidence is not the file that it names"]
+    assert len(strangers(results, [stored])) == 1
+    path.with_suffix(".evidence").unlink()
+    assert wrong_record(stored, results) == ["is submitted without evidence"]
+    (path.parent / "run.sh").write_text("true")
+    (path.parent / f"{'b' * 16}.receipt").write_text("{}")
+    assert len(strangers(results, [stored])) == 2
+    other = stored._replace(record=dataclasses.replace(stored.record, cell="0" * 16))
+    assert len(twins([stored, other])) == 1
+
+
+def test_a_score_that_moved_against_the_main_branch_is_found(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    git(tmp_path, "init", "-b", "main")
     assert base_of(tmp_path) is None
     setting = config()
     stored = write_cell(results / "synthetic", setting)
-    git("add", "."), git("commit", "-m", "first")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "first")
     base = base_of(tmp_path)
     assert base is not None
     write_cell(results / "synthetic", config(seed=1))  # a new cell moves nothing
-    again(stored, created="2027-01-01T00:00:00+00:00")
+    write_record(
+        stored.path, dataclasses.replace(stored.record, created="2027-01-01T00:00:00+00:00")
+    )
     assert not moved_scores(tmp_path, base)
-    better = record_of(setting, rows=stored.record.rows, correct=170)
-    write_record(stored.path, better)
-    assert "robust accuracy of this cell moved from 0.62 to 0.85" in moved_scores(tmp_path, base)[0]
+    write_record(stored.path, record_of(setting, rows=stored.record.rows, correct=170))
+    assert "robust accuracy moved from 0.62 to 0.85" in moved_scores(tmp_path, base)[0]
     elsewhere = results / "synthetic" / "renamed" / stored.path.name
     elsewhere.parent.mkdir()
     stored.path.rename(elsewhere)
-    git("add", ".")
+    git(tmp_path, "add", ".")
     assert "moved from 0.62" in moved_scores(tmp_path, base)[0]
