@@ -49,7 +49,7 @@ test-cluster: .venv/stamp  ## The tests on a Ray cluster of this machine, with n
 	$(BIN)/python -m pytest -m "cluster and not slow" tests/test_ray*.py tests/test_torchrun.py tests/test_training_together.py
 
 test-browser: .venv/stamp  ## The tests of the page in a Chromium (Debian's package chromium)
-	$(BIN)/python -m pytest -m browser tests/test_site_browser.py tests/test_site_hostile.py
+	$(BIN)/python -m pytest -m browser tests/test_site_browser.py tests/test_site.py
 
 test-peers: .venv-peers/stamp  ## The tests that need the libraries of others
 	$(PEERS)/python -m pytest -m peers tests/test_external.py tests/test_peers.py tests/test_timm.py \

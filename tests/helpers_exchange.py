@@ -54,12 +54,7 @@ def card_of(text: str) -> Card:
 
 
 def filed(
-    out: Path,
-    *,
-    seed: int = 0,
-    head: str = "etf",
-    card: Card | None = None,
-    protocol: str = "pgd",
+    out: Path, *, seed: int = 0, head: str = "etf", card: Card | None = None, protocol: str = "pgd"
 ) -> Stored:
     """Write a sealed synthetic cell: 124 (plus seeds) of 200 robust, 180 right when clean."""
     stored = write_cell(out, config(seed=seed, head=head))

@@ -342,26 +342,21 @@ def sweep_rows(strength: float, seed: int) -> Rows:
 
 def trajectory_rows(strength: float, seed: int) -> Rows:
     """Make the paths of leaps: on the edge at all taps, in the plane of the deepest."""
-    draw = np.random.default_rng(seed)
-    steps = np.arange(21)
-    for place in at_taps("attacked"):
-        far = 1.4 * strength * (0.4 + 0.2 * place["depth"])
-        for step, t in enumerate(far * (1 - np.exp(-steps / 5))):
-            for end, factor in (("", 1.0), ("_low", 0.6), ("_high", 1.3)):
-                yield row(place, f"trajectory_t{end}", factor * float(t), i=step)
-    turns = np.pi / 2 - 2 * np.pi * np.arange(CLASSES) / CLASSES
+    steps = range(21)
+    for place, step in itertools.product(at_taps("attacked"), steps):
+        far = strength * (0.4 + 0.2 * place["depth"]) * step / 20
+        for end, factor in (("", 1.0), ("_low", 0.6), ("_high", 1.3)):
+            yield row(place, f"trajectory_t{end}", factor * far, i=step)
+    turns = 2 * np.pi * np.arange(CLASSES) / CLASSES
     vertices = np.stack([np.cos(turns), np.sin(turns)], axis=1)
-    for i, vertex in enumerate(vertices.tolist()):
-        for axis, value in zip("xy", vertex, strict=True):
+    for axis, values in zip("xy", vertices.T.tolist(), strict=True):
+        for i, value in enumerate(values):
             yield row(place, f"vertex_{axis}", value, i=i)
-    for j in range(3, 36, 3):  # examples that do not move are not followed
+    for j, step in itertools.product(range(3, 36, 3), steps):  # who does not move is not followed
         here, there = vertices[j % CLASSES], vertices[(j + 1 + j % 2) % CLASSES]
-        start, bend = here + 0.1 * draw.standard_normal(2), 0.15 * draw.standard_normal(2)
-        for step in steps.tolist():
-            way = far * (1 - np.exp(-step / 5))
-            point = start + way * (there - here) + np.sin(np.pi * step / 20) * bend
-            for axis, value in zip("xy", point.tolist(), strict=True):
-                yield row(place, f"trajectory_{axis}", value, n=1, i=step, j=j)
+        point = here + strength * step / 20 * (there - here) + 0.01 * (j + seed)
+        for axis, value in zip("xy", point.tolist(), strict=True):
+            yield row(place, f"trajectory_{axis}", value, n=1, i=step, j=j)
 
 
 def rows_of(

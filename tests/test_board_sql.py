@@ -16,9 +16,8 @@ import pytest
 
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import sha256_of
-from robust_nc.pipeline.make_record import _SUMMARY
 from robust_nc.record import Stored, read_record, tidy, write_record, write_rows
-from robust_nc.report.board.sql import MEASURES, RECORD_COLUMNS, TABLES, query
+from robust_nc.report.board.sql import TABLES, query
 from robust_nc.report.board.table import leaderboard
 
 EVIL = "x'); drop table records; --\"\n<script>"
@@ -62,8 +61,10 @@ class TestContents:
             *(record.model, record.head, record.objective, record.seed, 200),
             *(robust.value, robust.low, record.summary["nc1_clean"], 12_345, 0.15),
         )
-        assert one(results, "select count(*) from records") == 4
         assert one(results, "select distinct config->>'$.threat.norm' from records") == "Linf"
+        assert one(results, "select sum(challenged) from records") == 0
+        helpers.challenged(stored.path, rows=(0, 1, 2))
+        assert one(results, "select sum(challenged) from records") == 3
 
     def test_rows_are_those_of_the_records(self, results: Path) -> None:
         stored = first(results)
@@ -74,50 +75,29 @@ class TestContents:
         assert answer.columns == (*told, *rows.columns)
         for column in ("tap", "depth", "measure", "value", "condition", "n"):
             assert found[column].tolist() == rows[column].tolist()
-        assert set(found["model"]) == {stored.record.model}
+        assert one(stored.path, "select count(distinct cell) from rows") == 1, "of one record too"
 
     def test_the_board_is_the_leaderboard(self, results: Path) -> None:
-        expected = leaderboard(results)
+        expected = leaderboard(results).astype(object)
         answer = query(results, "from board")
-        found = pd.DataFrame(answer.rows, columns=list(answer.columns))
-        expected = expected.astype(object).where(expected.notna(), None)
-        pd.testing.assert_frame_equal(found.astype(object), expected)
+        found = pd.DataFrame(answer.rows, columns=list(answer.columns)).astype(object)
+        pd.testing.assert_frame_equal(found, expected.where(expected.notna(), None))
 
     def test_missing_numbers_are_null(self, results: Path) -> None:
-        found = query(
-            results, "select seed, landed from records where objective = 'pgd' order by 1"
-        )
-        assert found.rows == [(0, 0.75), (1, None)]
+        sql = "select seed, landed from records where objective = 'pgd' order by 1"
+        assert query(results, sql).rows == [(0, 0.75), (1, None)]
         stored = first(results)
         frame = tidy([{"tap": "a", "measure": "nc1", "value": v} for v in (1.0, float("nan"))])
         rewrite(stored, rows=write_rows(stored.path.with_suffix(".parquet"), frame))
         sql = f"select avg(value), count(*) from rows where cell = '{stored.record.cell}'"
         assert query(results, sql).rows == [(1.0, 2)]
 
-    def test_every_headline_measure_has_a_column(self) -> None:
-        assert set(_SUMMARY) <= set(MEASURES) <= set(RECORD_COLUMNS)
-
     def test_a_record_cannot_make_columns(self, results: Path) -> None:
-        before = query(results, "select * from records").columns
-        stored = first(results)
-        rewrite(stored, summary={f"invented_{i}": 1.0 for i in range(2000)})
-        answer = query(results, "select * from records order by path limit 1")
-        assert answer.columns == before
+        before = query(results, "from records").columns
+        rewrite(first(results), summary={f"invented_{i}": 1.0 for i in range(2000)})
+        assert query(results, "from records").columns == before
         sql = "select (summary->>'$.invented_7')::double from records order by path limit 1"
         assert one(results, sql) == 1.0
-
-    def test_a_challenge_counts(self, results: Path) -> None:
-        assert one(results, "select sum(challenged) from records") == 0
-        path = helpers.challenged(first(results).path, rows=(0, 1, 2))
-        assert one(results, "select sum(challenged) from records") == 3
-        path.unlink()
-        assert one(results, "select sum(challenged) from records") == 0
-
-    def test_a_single_record_can_be_asked(self, results: Path) -> None:
-        path = first(results).path
-        assert one(path, "select count(*) from records") == 1
-        assert one(path, "select count(distinct cell) from rows") == 1
-        assert one(path, "select path from records") == path.name
 
     def test_nothing_is_left_in_the_folder_and_what_is_removed_vanishes(
         self, results: Path
@@ -131,65 +111,33 @@ class TestContents:
         first(results).path.unlink()
         assert one(results, "select count(distinct cell) from rows") == 3
 
-    def test_two_records_may_name_the_same_rows(self, results: Path) -> None:
-        stored = first(results)
-        count = one(results, "select count(*) from rows")
-        twin = stored.path.with_name("twin.json")
-        write_record(twin, dataclasses.replace(stored.record, cell="twin", seed=9))
-        assert one(results, "select count(*) from rows") == count + len(stored.rows())
-
-    def test_columns_are_known_by_name(self, results: Path) -> None:
-        stored = first(results)
-        path = stored.path.with_suffix(".parquet")
-        frame = stored.rows()
-        total = one(results, "select sum(value) from rows")
-        frame[["value", *frame.columns.drop("value")]].assign(more=1).to_parquet(path)
-        changed = dataclasses.replace(stored.record.rows, sha256=sha256_of(path))
-        rewrite(stored, rows=changed)
-        assert one(results, "select sum(value) from rows") == pytest.approx(total, rel=1e-12)
-        assert "more" not in query(results, "from rows").columns
-
 
 class TestQuestions:
     @pytest.mark.parametrize(
         "sql",
-        [
-            "from records",
-            "with a as (select 1 as b) select b from a",
-            "describe records",
-            "summarize records",
-            "select 1;",
-            "/* why */ select 1 -- so",
-        ],
+        ["with a as (select 1 as b) select b from a", "summarize records", "/* a */ from rows;"],
     )
     def test_questions_are_answered(self, results: Path, sql: str) -> None:
         assert query(results, sql).rows
-
-    def test_the_tables_are_listed(self, results: Path) -> None:
         assert {name for (name,) in query(results, "show tables").rows} == set(TABLES)
 
     @pytest.mark.parametrize(
         ("sql", "words"),
         [
             ("drop table records", "only reads"),
-            ("delete from records", "only reads"),
             ("insert into records values (1)", "only reads"),
             ("create temp table t as select 1", "only reads"),
             ("copy records to 'stolen.csv'", "only reads"),
             ("attach 'other.duckdb'", "only reads"),
             ("install httpfs", "only reads"),
-            ("load httpfs", "only reads"),
             ("set enable_external_access = true", "only reads"),
             ("pragma database_list", "only reads"),
-            ("call pragma_version()", "only reads"),
             ("explain analyze select 1", "only reads"),
             ("select 1; select 2", "one statement, found 2"),
-            ("select 1; drop table records", "one statement, found 2"),
             ("", "one statement, found 0"),
             ("selct 1", "syntax error"),
             ("select 1 + ?", "cannot be answered"),
             ("from read_text('/etc/hostname')", "file system operations are disabled"),
-            ("from read_csv('/etc/passwd')", "file system operations are disabled"),
             ("from '/etc/passwd'", "does not exist"),
             ("from glob('*')", "file system operations are disabled"),
             ("from results", "does not exist"),  # a variable of this process is no table
@@ -211,7 +159,7 @@ class TestQuestions:
         with pytest.raises(ConfigError, match=r"the tables are records, rows, board"):
             query(results, "select nothing")
 
-    @pytest.mark.parametrize("seconds", [0.1, 0.15, 0.2, 0.5])
+    @pytest.mark.parametrize("seconds", [0.1, 0.5])
     def test_a_long_query_can_be_interrupted(self, results: Path, seconds: float) -> None:
         """Also while its tables are made."""
         query(results, "select 1")
@@ -236,12 +184,13 @@ class TestQuestions:
 
 
 class TestStrangers:
-    def test_names_are_values(self, results: Path) -> None:
-        stored = first(results)
-        rewrite(stored, model=EVIL, suite=EVIL, head=EVIL, created=EVIL)
+    def test_names_are_values_also_where_they_are_no_text(self, results: Path) -> None:
+        stored = rewrite(first(results), model=EVIL, suite=EVIL, head=EVIL, created=EVIL)
+        stored.path.parent.rename(os.fsdecode(os.fsencode(results) + b"/\xff\xfe"))
         assert one(results, "select count(*) from records") == 4
         sql = "select model || suite from records where starts_with(model, 'x''')"
         assert one(results, sql) == EVIL + EVIL
+        assert one(results, r"select count(*) from records where path like '\xff\xfe/%'") == 2
 
     @pytest.mark.parametrize(
         ("kind", "words"),
@@ -280,11 +229,6 @@ class TestStrangers:
         with pytest.raises(RecordError, match=words.replace("NAME", stored.path.name)) as raised:
             query(results, "select 1")
         assert "\n" not in str(raised.value)
-
-    def test_a_name_that_is_no_text_can_be_listed(self, results: Path) -> None:
-        stored = first(results)
-        stored.path.parent.rename(os.fsdecode(os.fsencode(results) + b"/\xff\xfe"))
-        assert one(results, r"select count(*) from records where path like '\xff\xfe/%'") == 2
 
 
 def test_an_empty_folder_has_no_records(tmp_path: Path) -> None:

@@ -38,19 +38,17 @@ def test_seeds_are_aggregated_by_hand() -> None:
     assert row["leap_rate"] == pytest.approx(0.21)
     assert (row["ball"], row["norm"], row["eps"]) == ("Linf 0.15", "Linf", 0.15)
     assert (row["backbone"], row["head"], row["objective"]) == ("small_cnn", "etf", "pgd")
+    cut = leaderboard([stored(seed=seed, correct=c) for seed, c in enumerate((200, 200, 150))])
+    assert cut["robust_high"].item() == 1, "intervals are cut to shares"
 
 
-def test_a_measure_that_one_seed_lacks_is_missing() -> None:
-    (row,) = leaderboard([stored(seed=0), stored(seed=1)]).to_dict("records")
+def test_a_measure_that_one_seed_lacks_is_missing_and_warnings_are_named() -> None:
+    warning = Caution(name="gradient masking", message="...")
+    (row,) = leaderboard([stored(warnings=(warning,)), stored(seed=1)]).to_dict("records")
     assert math.isnan(row["landed"])
     assert math.isnan(row["robust_last"])
     assert row["nc1_clean"] == pytest.approx(0.105)
-
-
-def test_intervals_are_cut_to_shares() -> None:
-    frame = leaderboard([stored(seed=seed, correct=c) for seed, c in enumerate((200, 200, 150))])
-    assert frame["robust_high"].item() == 1
-    assert frame["robust_low"].item() > 0
+    assert row["warnings"] == "gradient masking"
 
 
 def test_one_and_two_seeds_say_so() -> None:
@@ -74,11 +72,8 @@ def test_rows_are_sorted_within_their_board() -> None:
     assert frame["dataset"].tolist() == ["cifar10", "digits", "digits", "digits"]
     assert frame["objective"].tolist() == ["pgd", "trades", "pgd", "standard"]
     assert frame["rank"].isna().all(), "200 examples are too few to rank"
-
-
-def test_other_examples_are_another_board() -> None:
-    records = [stored(correct=90), stored(correct=90, fingerprint="a" * 64)]
-    assert leaderboard(records)["images"].tolist() == ["a" * 64, "f" * 64]
+    other = [stored(correct=90), stored(correct=90, fingerprint="a" * 64)]
+    assert leaderboard(other)["images"].tolist() == ["a" * 64, "f" * 64], "other examples"
 
 
 def test_two_recipes_under_one_name_stay_apart() -> None:
@@ -90,11 +85,6 @@ def test_two_recipes_under_one_name_stay_apart() -> None:
     assert frame["recipe"].nunique() == 2
 
 
-def test_a_seed_counts_once() -> None:
-    with pytest.raises(RecordError, match="a seed counts once"):
-        leaderboard([stored(), stored()])
-
-
 def test_a_record_of_another_kind_of_model_has_its_row() -> None:
     record = stored(config={"threat": "L2"}, scores={}, summary={})
     (row,) = leaderboard([record]).to_dict("records")
@@ -103,23 +93,13 @@ def test_a_record_of_another_kind_of_model_has_its_row() -> None:
     assert math.isnan(row["robust"])
 
 
-def test_warnings_are_named() -> None:
-    warning = Caution(name="gradient masking", message="...")
-    frame = leaderboard([stored(warnings=(warning,)), stored(seed=1)])
-    assert frame["warnings"].tolist() == ["gradient masking"]
-
-
-def test_folders_and_lists_give_the_same(tmp_path: Path) -> None:
-    records = helpers.write_grid(tmp_path, objectives=("pgd",), seeds=2)
-    assert leaderboard(str(tmp_path)).equals(leaderboard(records))
-    assert leaderboard(tmp_path)["seeds"].tolist() == [2, 2]
-
-
-def test_nothing_is_refused(tmp_path: Path) -> None:
+def test_nothing_and_a_seed_that_counts_twice_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="run a suite first"):
         leaderboard(tmp_path)
     with pytest.raises(InputError, match="results must be"):
         leaderboard([1])  # type: ignore[list-item]
+    with pytest.raises(RecordError, match="a seed counts once"):
+        leaderboard([stored(), stored()])
 
 
 def test_heads_are_compared_seed_by_seed() -> None:
@@ -173,51 +153,22 @@ def test_the_terminal_table_fits_and_says_over_how_many() -> None:
 
 
 @pytest.mark.parametrize("style", ["table", "latex", "markdown"])
-def test_the_gap_to_a_weaker_protocol_is_told_where_there_is_one(style: str) -> None:
+def test_columns_that_only_some_boards_have_are_shown_or_named(style: str) -> None:
     frame = frame_of()
     assert "gap" not in format_table(frame, style)
-    told = frame.assign(beside="pgd_ce", gap=[0.0812, math.nan])
-    text = format_table(told, style)
-    assert "gap: points by which" in " ".join(text.split())
+    wide = frame.assign(beside=["ce", "cw"], gap=[0.0812, math.nan], nc1_leap_null=3820.0)
+    wide = wide.assign(collapse_radius=0.123, leap_layer=2.5, badge="upper bound proven")
+    text = format_table(wide, style)
+    told = " ".join(text.split())
+    assert "gap: points by which ce, cw flatter;" in told
     rows = [line for line in text.splitlines() if "pgd" in line and "[" in line]
     assert ["+8.1" in row for row in rows] == [True, False]
     if style == "table":
         assert max(map(len, text.splitlines())) <= WIDTH
+        assert "no room for collapse radius, leap layer: see the other formats" in told
     else:
-        assert "gap, points" in text
-
-
-def test_columns_that_do_not_fit_a_terminal_are_named() -> None:
-    frame = frame_of()
-    wide = frame.assign(collapse_radius=0.123, leap_layer=2.5, badge="upper bound proven")
-    wide = wide.assign(beside="pgd_ce", gap=0.1, nc1_leap_null=3820.0)
-    text = format_table(wide, "table")
-    assert max(map(len, text.splitlines())) <= WIDTH
-    assert "no room for collapse radius, leap layer: see the other formats" in " ".join(
-        text.split()
-    )
-    assert "small_cnn-" in text
-    assert "proven" in text
-    for style in ("latex", "markdown"):
-        told = format_table(wide, style)
-        assert "collapse radius" in told
-        assert "upper bound proven" in told
-
-
-@pytest.mark.parametrize(("beside", "words"), [("cw", "cw flatters;"), ("ce", "ce, cw flatter;")])
-def test_the_caption_names_every_weaker_protocol(beside: str, words: str) -> None:
-    told = frame_of().assign(beside=[beside, "cw"], gap=0.1)
-    assert f"gap: points by which {words}" in format_table(told, "latex")
-
-
-def test_long_names_break_after_hyphens_in_the_terminal() -> None:
-    name = "wide_resnet-label_relaxation-pgd_at-haframe_cosine-transform_neck"
-    text = format_table(frame_of().assign(model=[name, "short"]), "table")
-    lines = text.splitlines()
-    row = next(i for i, line in enumerate(lines) if "wide_resnet-" in line)
-    place = lines[row].index("wide")
-    first, second = (lines[i][place:].split(" ")[0] for i in (row, row + 1))
-    assert (first[-1], first + second) == ("-", name)
+        assert "collapse radius" in text
+        assert "upper bound proven" in text
 
 
 def test_csv_holds_all_columns_as_numbers() -> None:
@@ -226,13 +177,8 @@ def test_csv_holds_all_columns_as_numbers() -> None:
     assert tuple(found.columns) == COLUMNS
     assert found["robust"].tolist() == frame["robust"].tolist()
     assert math.isnan(found["landed"][0])
-
-
-def test_boards_are_tables_of_their_own() -> None:
-    frame = frame_of()
     both = pd.concat([frame, frame.assign(dataset="cifar10")], ignore_index=True)
-    assert format_table(both, "table").count("protocol pgd") == 2
-    assert format_table(both, "latex").count(r"\begin{tabular}") == 2
+    assert format_table(both, "latex").count(r"\begin{tabular}") == 2, "boards are tables apart"
 
 
 def test_latex_is_escaped_and_whole() -> None:
@@ -246,14 +192,11 @@ def test_latex_is_escaped_and_whole() -> None:
     assert {row.replace(r"\&", "").count("&") for row in rows} == {9}
 
 
-def test_markdown_is_escaped_and_rectangular() -> None:
+def test_markdown_is_rectangular_and_a_terminal_is_sent_no_commands() -> None:
     text = format_table(frame_of().assign(model=[NASTY, "b"]), "markdown")
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 4
     assert {row.replace(r"\|", "").count("|") for row in rows} == {11}
-
-
-def test_a_terminal_is_sent_no_commands() -> None:
     text = format_table(frame_of().assign(model=[NASTY, "[bold]b[/bold]"]), "table")
     assert "\x1b" not in text
     assert "?[31mn o" in text  # on its row
@@ -265,14 +208,6 @@ def test_a_name_that_stands_twice_is_told_apart() -> None:
     text = format_table(frame, "markdown")
     assert "same (synthetic, abcdef)" in text
     assert "same (synthetic, fedcba)" in text
-
-
-@pytest.mark.parametrize("style", ["table", "csv", "latex", "markdown"])
-def test_paired_differences_have_all_formats(style: Any) -> None:
-    records = [stored(head=head, seed=seed) for head in ("linear", "etf") for seed in range(2)]
-    text = format_table(paired(records, against="linear", measures=["robust"]), style)
-    assert "+0.02" in text or "0.02" in text
-    assert "small" in text
 
 
 def test_nothing_and_unknown_formats_are_refused() -> None:

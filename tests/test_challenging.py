@@ -6,14 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from helpers_appraisal import (
-    BALL,
-    EXAMPLES,
-    changed_weights,
-    claiming_all,
-    opened,
-    to_the_border,
-)
+from helpers_appraisal import BALL, EXAMPLES, changed_weights, claiming_all, opened, to_the_border
 from helpers_runner import cli
 from torch import Tensor, nn
 
@@ -54,14 +47,10 @@ def trial(claim: tuple[Stored, str]) -> Tried:
     stored, reference = claim
     examples, model = examples_of(stored.record, None), opened(reference)
     clean = torch.from_numpy(unpack_flags(stored.record.verdict.clean_correct))
-    return Tried(stored, reference, model, examples, clean, pushed(model, examples))
-
-
-def pushed(model: torch.nn.Module, examples: RecordExamples) -> Tensor:
-    """One step of size eps against the margin, for every example."""
-    points = examples.images.clone().requires_grad_()
-    torch.nn.functional.cross_entropy(model(points), examples.labels).backward()
-    return BALL.project(examples.images + BALL.eps * points.grad.sign(), examples.images)
+    points = examples.images.clone().requires_grad_()  # one step of size eps against each label
+    nn.functional.cross_entropy(model(points), examples.labels).backward()
+    points = BALL.project(examples.images + BALL.eps * points.grad.sign(), examples.images)
+    return Tried(stored, reference, model, examples, clean, points)
 
 
 ALL = torch.arange(EXAMPLES)
@@ -81,11 +70,8 @@ class TestTrying:
         assert tried.known.tolist() == (~clean).nonzero().flatten().tolist()
         assert torch.equal(tried.withstood, (clean & ~seen.flipped).nonzero().flatten())
         assert tried.left == pytest.approx(tried.before - len(expected) / EXAMPLES)
-
-    def test_of_several_points_one_suffices_and_counts_once(self, trial):
-        once = trial.with_points(ALL, trial.points)
-        twice = trial.with_points(ALL.repeat(2), torch.cat([trial.examples.images, trial.points]))
-        assert torch.equal(once.counted, twice.counted)
+        twice = trial.with_points(ALL.repeat(2), torch.cat([examples.images, points]))
+        assert torch.equal(twice.counted, tried.counted), "of several points one suffices"
         assert not set(twice.counted.tolist()) & set(twice.withstood.tolist())
 
     def test_a_margin_within_the_tolerance_does_not_count(self, trial):
@@ -137,36 +123,21 @@ class TestCommand:
         assert challenge_findings(stored, opened(reference), examples_of(stored.record, None)) == []
         verified = cli("verify", stored.path, "--model", reference)
         assert (verified.code, "challenged" in verified.out) == (0, True)
+        again = challenge(stored, tmp_path / "proof.evidence", reference)
+        assert (again.code, "nothing counts" in again.out) == (1, True)
+        assert standing(stored).challenged == now.challenged
 
-    def test_the_same_challenge_twice_takes_nothing_more(self, claim, tmp_path):
-        stored, reference = claim
-        assert challenge(stored, tmp_path / "proof.evidence", reference).code == 0
-        before = standing(stored)
-        ran = challenge(stored, tmp_path / "proof.evidence", reference)
-        assert ran.code == 1
-        assert "nothing counts" in ran.out
-        assert standing(stored).challenged == before.challenged
-
-    def test_clean_images_win_nothing_and_leave_nothing(self, claim, tmp_path):
+    def test_points_outside_of_the_ball_and_clean_images_leave_nothing(self, claim, tmp_path):
         stored, reference = claim
         examples = examples_of(stored.record, None)
-        path = tmp_path / "clean.npz"
-        write_broken(path, ALL, examples.images)
-        before = sorted(stored.path.parent.iterdir())
-        ran = challenge(stored, path, reference)
-        assert ran.code == 1
-        assert "nothing counts" in ran.out
-        assert sorted(stored.path.parent.iterdir()) == before
-
-    def test_points_outside_of_the_ball_are_counted_and_refused(self, claim, tmp_path):
-        stored, reference = claim
-        examples = examples_of(stored.record, None)
-        path = tmp_path / "far.npz"
-        write_broken(path, ALL, 1 - examples.images)
-        ran = challenge(stored, path, reference)
-        assert ran.code == 1
+        path, before = tmp_path / "points.npz", sorted(stored.path.parent.iterdir())
         clean = int(unpack_flags(stored.record.verdict.clean_correct).sum())
-        assert f"{clean} lie outside of the ball" in ran.out
+        told = (f"{clean} lie outside of the ball", "nothing counts")
+        for points, words in zip((1 - examples.images, examples.images), told, strict=True):
+            write_broken(path, ALL, points)
+            ran = challenge(stored, path, reference)
+            assert (ran.code, words in ran.out) == (1, True)
+            assert sorted(stored.path.parent.iterdir()) == before
 
     def test_another_model_cannot_lower_it(self, claim, verdict, tmp_path):
         stored, reference = claim

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers_report import quantity_rows, record_of
+from helpers_report import PLACE, curve, quantity_rows, record_of
 from helpers_runner import TINY, Ran, cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,10 +24,12 @@ from robust_nc.claims.answers import (
 from robust_nc.claims.deciding import Test as Trial
 from robust_nc.claims.deciding import combine, decide, p_value
 from robust_nc.claims.page import answers_page, answers_table
+from robust_nc.claims.quantities import QUANTITIES, UndefinedError, meaning, quantity_value
 from robust_nc.claims.reading import Claims, holds_claims, read_claims
+from robust_nc.config import Component
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import digest, sha256_of
-from robust_nc.pipeline.suite import read_suite, suite_names
+from robust_nc.pipeline.suite import suite_names
 from robust_nc.record import tidy, write_record, write_rows
 from robust_nc.record.folder import record_path, rows_path
 from robust_nc.report.board.formats import number
@@ -36,7 +38,7 @@ VALUES = st.lists(st.floats(-5, 5), min_size=3, max_size=8).filter(lambda v: np.
 
 
 class TestDeciding:
-    @settings(deadline=None, max_examples=60)
+    @settings(deadline=None, max_examples=40)
     @given(VALUES, st.floats(-1, 1), st.floats(0, 1))
     def test_p_equals_scipy_and_agrees_with_the_interval(self, values, reference, effect):
         trial = Trial("above", reference, effect, tuple(values))
@@ -53,7 +55,7 @@ class TestDeciding:
         low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
         assert decision.interval[1:3] == (pytest.approx(low), pytest.approx(high))
 
-    @settings(deadline=None, max_examples=60)
+    @settings(deadline=None, max_examples=40)
     @given(VALUES, st.floats(0.1, 3))
     def test_equality_is_two_one_sided_tests(self, values, margin):
         trial = Trial("equal", 0.0, margin, tuple(values))
@@ -65,16 +67,6 @@ class TestDeciding:
         assert (decision.verdict == "supported") == (tost < 0.05)
         if abs(np.mean(values)) < margin:
             assert p_value(trial) == pytest.approx(tost, abs=1e-12)
-
-    def test_decisions_agree_with_adjusted_p_values(self):
-        draw = np.random.default_rng(0)
-        for _ in range(200):
-            trials = [
-                Trial("below", 0.0, 0.1, tuple(draw.normal(mean, 0.2, 5)))
-                for mean in draw.uniform(-1, 1, 6)
-            ]
-            for decision in decide(trials):
-                assert (decision.verdict != "undecided") == (decision.p_holm < 0.05)
 
     def test_equality_is_contradicted_only_after_the_adjustment(self):
         draw = np.random.default_rng(0)
@@ -96,12 +88,13 @@ class TestDeciding:
             ("undecided", False)
         }
 
-    def test_more_tests_make_each_harder(self):
+    def test_more_tests_make_each_harder_also_those_that_are_barred(self):
         trial = Trial("above", 0.0, 0.0, (0.1, 0.3, 0.2, 0.4, 0.1))
-        alone, among = decide([trial])[0], decide([trial] * 20)[0]
-        assert (alone.verdict, among.verdict) == ("supported", "undecided")
-        assert alone.level == pytest.approx(0.95)
+        barred, among = decide([trial._replace(bar="because"), *[trial] * 19])[:2]
+        assert decide([trial])[0].verdict == "supported"
+        assert (among.verdict, barred.verdict) == ("undecided", "undecided")
         assert among.level == pytest.approx(1 - 0.05 / 20)
+        assert (barred.reason, barred.p_holm) == ("because", 1)
 
     @pytest.mark.parametrize(
         ("expect", "mean", "verdict"),
@@ -123,17 +116,6 @@ class TestDeciding:
         (decision,) = decide([Trial(expect, 0.5, 0.1, values)])
         assert decision.verdict == verdict
         assert all(math.isfinite(value) for value in (*decision.interval[:3], decision.p))
-
-    def test_an_interval_over_the_end_of_the_margin_is_undecided(self):
-        (decision,) = decide([Trial("equal", 0.5, 0.1, (0.59, 0.6, 0.61, 0.6, 0.6))])
-        assert decision.verdict == "undecided"
-
-    def test_a_barred_test_counts_and_is_not_decided(self):
-        sure = Trial("above", 0.0, 0.1, (0.5, 0.51, 0.52, 0.53, 0.5))
-        barred = sure._replace(bar="because")
-        decision, other = decide([barred, sure])
-        assert (decision.verdict, decision.reason, decision.p_holm) == ("undecided", "because", 1)
-        assert other.level == pytest.approx(0.975)
 
     def test_few_values_have_a_range_and_no_interval(self):
         for values in ((0.9, 0.7), (0.7,)):
@@ -192,13 +174,10 @@ def toml(value: Any) -> str:
 
 
 def write_claims(folder: Path, *entries: dict[str, Any], suite: str = SUITE) -> str:
-    """Write a suite and claims about it: `ENTRY` with changes (None: the key is left out)."""
+    """Write a suite and claims about it: `ENTRY` with changes."""
     (folder / "planted.toml").write_text(suite)
-    text = ""
-    for entry in entries or ({},):
-        whole = {key: item for key, item in (ENTRY | entry).items() if item is not None}
-        text += "[[claim]]\n" + "".join(f"{key} = {toml(item)}\n" for key, item in whole.items())
-    (folder / "claims.toml").write_text(text)
+    claims = [ENTRY | entry for entry in entries or ({},)]
+    (folder / "claims.toml").write_text(f"claim = {toml(claims)}")
     return str(folder / "claims.toml")
 
 
@@ -225,22 +204,21 @@ class TestReading:
     @pytest.mark.parametrize(
         ("entry", "sentence"),
         [
+            ("claim = ", "is not TOML"),
+            ("[[claims]]", "did you mean 'claim'"),
+            ("claim = 3", "claims are tables [[claim]]"),
+            ("claim = []", "at least one is needed"),
             ({"expct": "above"}, "unknown key 'expct' (did you mean 'expect'?)"),
             ({"expect": "abov"}, "expect: input should be 'above', 'below' or 'equal'"),
             ({"quantity": "landd"}, "unknown quantity 'landd'; did you mean 'landed'"),
             ({"quantity": {"name": "landed", "tab": "x"}}, "no option 'tab' (did you mean 'tap'?)"),
             ({"quantity": {"name": "landed", "split": "all"}}, "should be 'train' or 'test'"),
-            ({"variant": [{"featur": "gap"}]}, "did you mean 'feature'"),
             ({"beside": ["nc1clean"]}, "did you mean 'nc1_clean'"),
             ({"premise": {"train_acuracy": 0.9}}, "did you mean 'train_accuracy'"),
             ({"suite": "quikstart"}, "unknown suite 'quikstart'; did you mean 'quickstart'"),
             ({"suite": "gone.toml"}, "gone.toml cannot be read"),
-            ({"suite": None}, "suite: field required"),
-            ({"says": ""}, "says: string should have at least 1 character"),
             ({"id": "a/b"}, "id: string should match pattern"),
-            ({"effect": -0.1}, "effect: input should be greater than or equal to 0"),
             ({"expect": "equal", "effect": 0.0}, "equal needs a margin"),
-            ({"of": {"train.objectiv": "pgd"}}, "did you mean 'objective'"),
             ({"of": {"train": {"objective": "pgd"}}}, "'train' is a table"),
             ({"of": {"seed": 1}}, "seed is what a claim is averaged over"),
             ({"of": {"train.objective": "pgd"}}, "no cell of the suite planted has"),
@@ -257,12 +235,15 @@ class TestReading:
             ({"variant": [{}, {"feature": "gap"}]}, "two variants are the same quantity landed"),
             ({"quantity": {"name": "landed", "tap": "blok2"}}, "did you mean 'block2'"),
             ({"quantity": {"name": "early_over_late", "early": "blok1"}}, "did you mean 'block1'"),
-            ({"variant": [{}, {"tap": "penultimat"}]}, "did you mean 'penultimate'"),
             ({"beside": [{"name": "ncc", "tap": "x9"}]}, "unknown tap for 'ncc' of 'small_cnn'"),
         ],
     )
-    def test_a_bad_claim_gets_one_sentence(self, tmp_path, entry, sentence):
-        path = write_claims(tmp_path, entry)
+    def test_a_bad_claim_or_file_gets_one_sentence(self, tmp_path, entry, sentence):
+        path = str(tmp_path / "claims.toml")
+        if isinstance(entry, str):
+            Path(path).write_text(entry)
+        else:
+            write_claims(tmp_path, entry)
         with pytest.raises(ConfigError) as raised:
             read_claims(path)
         assert sentence in str(raised.value)
@@ -270,43 +251,20 @@ class TestReading:
         assert "\n" not in str(raised.value)
 
     def test_a_tap_that_the_suite_leaves_out_is_refused_on_either_side(self, tmp_path):
-        def read_with(tap: str, suite: str, **sides: Any) -> Claims:
-            entry = {"quantity": {"name": "landed", "tap": tap}}
-            return read_claims(write_claims(tmp_path, entry | sides, suite=suite))
-
-        suite = SUITE.replace("[grid]", '[base.measure]\ntaps = ["block2"]\n[grid]')
-        for tap in ("block1", "penultimate"):
-            with pytest.raises(ConfigError, match=r"Valid: block2$"):
-                read_with(tap, suite)
-        both = SUITE + '"model.backbone" = ["small_cnn", "preact_resnet18"]\n'
-        of, against = (
-            {"train.objective": "standard", "model.backbone": name}
-            for name in ("small_cnn", "preact_resnet18")
-        )
-        for tap, model in (("layer1", "small_cnn"), ("block3", "preact_resnet18")):
-            with pytest.raises(ConfigError, match=f"unknown tap for 'landed' of '{model}'"):
-                read_with(tap, both, of=of, against=against)
-
-    def test_taps_are_known_whatever_the_sizes_of_the_data_are(self, tmp_path):
-        suite = SUITE.replace("[grid]", "[base.model]\nmean = [0.5]\nstd = [0.5]\n[grid]")
         entry = {"quantity": {"name": "landed", "tap": "block1"}}
+        suite = SUITE.replace("[grid]", '[base.measure]\ntaps = ["block2"]\n[grid]')
+        with pytest.raises(ConfigError, match=r"Valid: block2$"):
+            read_claims(write_claims(tmp_path, entry, suite=suite))
+        suite = SUITE.replace("[grid]", "[base.model]\nmean = [0.5]\nstd = [0.5]\n[grid]")
         (plan,) = read_claims(write_claims(tmp_path, entry, suite=suite)).plans
-        assert plan.quantities[0].options == {"tap": "block1"}
-
-    @pytest.mark.parametrize(
-        ("text", "sentence"),
-        [
-            ("claim = ", "is not TOML"),
-            ("[[claims]]", "did you mean 'claim'"),
-            ("claim = 3", "claims are tables [[claim]]"),
-            ("claim = []", "at least one is needed"),
-        ],
-    )
-    def test_a_bad_file_gets_one_sentence(self, tmp_path, text, sentence):
-        (tmp_path / "claims.toml").write_text(text)
-        with pytest.raises(ConfigError) as raised:
-            read_claims(str(tmp_path / "claims.toml"))
-        assert sentence in str(raised.value)
+        assert plan.quantities[0].options == {"tap": "block1"}, "whatever the data's sizes are"
+        both = SUITE + '"model.backbone" = ["small_cnn", "preact_resnet18"]\n'
+        sides = {
+            side: {"train.objective": "standard", "model.backbone": name}
+            for side, name in (("of", "small_cnn"), ("against", "preact_resnet18"))
+        }
+        with pytest.raises(ConfigError, match="unknown tap for 'landed' of 'preact_resnet18'"):
+            read_claims(write_claims(tmp_path, entry | sides, suite=both))
 
     def test_what_would_be_written_to_one_place_is_refused(self, tmp_path):
         with pytest.raises(ConfigError, match="two claims have the id 'T1'"):
@@ -346,7 +304,7 @@ def answered(
 
 
 class TestAnswers:
-    def test_a_claim_is_supported(self, tmp_path):
+    def test_a_claim_is_supported_and_its_answer_holds_what_is_needed_to_check_it(self, tmp_path):
         (answer,) = answered(tmp_path, {"beside": ["nc1_clean", "alignment_angle"]})
         assert answer.verdict == "supported"
         (test,) = answer.tests
@@ -355,18 +313,12 @@ class TestAnswers:
         low, high = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
         found = test.summary
         assert (found.mean, found.low, found.high) == pytest.approx((np.mean(values), low, high))
-        assert found.level == pytest.approx(0.95)
-        first, second = answer.beside
-        found = first.summary
-        assert (found.mean, found.low, found.high) == pytest.approx((-2, -2, -2))
-        assert (second.summary.mean, len(second.summary.missing)) == (None, 5)
-
-    def test_an_answer_holds_what_is_needed_to_check_it(self, tmp_path):
-        (answer,) = answered(tmp_path)
-        assert answer.scale.dataset == "digits"
-        assert (answer.scale.ball, answer.scale.epochs) == ("Linf 8/255", 4)
+        first, second = (one.summary for one in answer.beside)
+        assert (first.mean, first.low, first.high) == pytest.approx((-2, -2, -2))
+        assert (second.mean, len(second.missing)) == (None, 5)
+        assert (answer.scale.dataset, answer.scale.ball) == ("digits", "Linf 8/255")
+        assert (answer.scale.epochs, answer.scale.seeds) == (4, (0, 1, 2, 3, 4))
         assert (answer.scale.train_measured, answer.scale.test_measured) == (100, 60)
-        assert answer.scale.seeds == (0, 1, 2, 3, 4)
         assert answer.versions == ({"robust_nc": "0.1.0", "torch": "2.13.0"},)
         assert answer.hardware == ({"device": "cpu"},)
         for used in answer.records:
@@ -375,18 +327,6 @@ class TestAnswers:
             assert used.rows == sha256_of(path.with_suffix(".parquet"))
         write_answer(tmp_path / "answers", answer)
         assert read_answers(tmp_path / "answers") == (answer,)
-
-    @pytest.mark.parametrize(
-        ("landed", "verdict"),
-        [
-            (lambda seed: 0.8 + 0.001 * seed, "contradicted"),
-            (lambda seed: 0.45 + 0.001 * seed, "undecided"),
-            (lambda seed: 0.2 * seed, "undecided"),
-            (lambda seed: 0.2, "supported"),
-        ],
-    )
-    def test_other_values_other_verdicts(self, tmp_path, landed, verdict):
-        assert answered(tmp_path, landed=landed)[0].verdict == verdict
 
     def test_pairs_are_by_seed(self, tmp_path):
         pair = {"of": TRADES, "against": ENTRY["of"], "reference": 0.0, "expect": "equal"}
@@ -425,90 +365,52 @@ class TestAnswers:
         (gone,) = answer.tests[0].summary.missing
         assert (gone.seed, gone.reason) == (2, "landed: no leaps")
         assert answer.reason == "4 seeds with a value, and on a CPU a decision needs 5"
-        (answer,) = answered(tmp_path, landed=lambda seed: math.nan)
-        assert answer.tests[0].summary.mean is None
         assert answer.verdict == "undecided"
-        assert "seed 4: landed: no leaps" in answers_page([answer])
+        assert "seed 2: landed: no leaps" in answers_page([answer])
 
     def test_variants_that_differ_leave_it_undecided(self, tmp_path):
-        entry = {
-            "quantity": "early_over_late",
-            "expect": "above",
-            "reference": 0.0,
-            "effect": 0.02,
-            "variant": [{"feature": "gap"}, {"feature": "flatten"}],
-        }
+        entry = {"quantity": "early_over_late", "expect": "above", "reference": 0.0}
+        entry |= {"effect": 0.02, "variant": [{"feature": "gap"}, {"feature": "flatten"}]}
         (answer,) = answered(tmp_path, entry)
         assert answer.verdict == "supported"
-        assert [test.quantity for test in answer.tests] == [
-            "early_over_late(feature=gap)",
-            "early_over_late(feature=flatten)",
-        ]
+        names = [f"early_over_late(feature={name})" for name in ("gap", "flatten")]
+        assert [test.quantity for test in answer.tests] == names
         (answer,) = answered(tmp_path, entry, block2_flatten=lambda seed: 0.5)
         assert [test.verdict for test in answer.tests] == ["supported", "undecided"]
         assert (answer.verdict, answer.reason) == ("undecided", "its variants differ")
-        assert answer.family == 2
 
     def test_warnings_of_adaptive_verdicts_are_told(self, tmp_path):
-        answers = answered(
+        first, second, third = answered(
             tmp_path,
             {"quantity": "vertex_over_network", "expect": "equal", "reference": 0.0},
-            {"id": "T2", "quantity": "early_over_late", "reference": 0.0},
             {"id": "T3", "quantity": "ncc_adaptive", "against": TRADES},
             {"id": "T4"},
-            warned=lambda seed: "transfer-stronger, masked-gradients" if seed < 2 else "",
+            warned=lambda seed: "transfer-stronger, masked-gradients" if seed == 0 else "",
             doubted=lambda seed: "masked-gradients" if seed == 4 else "",
         )
-        found = [[(one.side, one.seed) for one in answer.tests[0].notes] for answer in answers]
-        of = [("of", 0), ("of", 1)]
-        assert found == [
-            [*of, ("of", 4)],
-            of,
-            [*of[:1], ("against", 0), *of[1:], ("against", 1)],
-            [],
+        found = [
+            [(one.side, one.seed) for one in answer.tests[0].notes]
+            for answer in (first, second, third)
         ]
-        assert answers[0].tests[0].notes[2].note == "masked-gradients"
-        write_answer(tmp_path / "answers", answers[0])
-        assert read_answers(tmp_path / "answers") == (answers[0],)
-        first, second, third, fourth = answers_page(answers).split("\n## ")[1:]
-        both = "transfer-stronger, masked-gradients in"
-        assert f"- notes of the rows: masked-gradients in 1 of 5 cells; {both} 2 of 5" in first
-        assert f"- notes of the rows: {both} 2 of 5 cells\n" in second
-        assert f"- notes of the rows: {both} 4 of 10 cells\n" in third
-        assert "notes of the rows" not in fourth
-
-    def test_p_is_named_after_where_the_mean_lies(self, tmp_path):
-        entry = {"expect": "equal", "reference": 0.5}
-        near = answered(tmp_path, entry, landed=lambda seed: 0.45 + 0.2 * (seed % 2))
-        far = answered(tmp_path, entry, landed=lambda seed: 0.55 + 0.2 * (seed % 2))
-        assert [one.verdict for one in (*near, *far)] == ["undecided", "undecided"]
-        assert "larger of two one-sided p" in answers_page(near).split("## T1")[1]
-        assert "larger of two one-sided p" not in answers_page(far).split("## T1")[1]
-
-    def test_all_claims_of_a_file_are_one_family(self, tmp_path):
-        answers = answered(tmp_path, {}, {"id": "T2", "quantity": "nc1_clean"}, {"id": "T3"})
-        assert {answer.family for answer in answers} == {3}
-        levels = [answer.tests[0].summary.level for answer in answers]
-        assert sorted(levels) == pytest.approx([0.95, 0.975, 1 - 0.05 / 3])
+        assert found == [[("of", 0), ("of", 4)], [("of", 0), ("against", 0)], []]
+        told, *_, silent = answers_page((first, second, third)).split("\n## ")[1:]
+        assert "- notes of the rows: masked-gradients in 1 of 5 cells; transfer-str" in told
+        assert "notes of the rows" not in silent
 
     def test_missing_and_damaged_cells_leave_no_half_answer(self, tmp_path):
-        claims = read_claims(write_claims(tmp_path))
-        write_cells(claims, tmp_path / "out")
-        assert missing_cells(claims, tmp_path / "out") == ()
+        claims, out = read_claims(write_claims(tmp_path)), tmp_path / "out"
+        write_cells(claims, out)
+        assert missing_cells(claims, out) == ()
         first, second, *_ = claims.plans[0].of.values()
-        record_path(tmp_path / "out" / "planted", first.model, first.id).unlink()
-        rows_path(tmp_path / "out" / "planted", second.model, second.id).write_text("x")
+        record_path(out / "planted", first.model, first.id).unlink()
+        rows_path(out / "planted", second.model, second.id).write_text("x")
         names = [
-            f"planted: {cell.model} seed {k} ({cell.id})" for k, cell in enumerate((first, second))
+            f"planted: {one.model} seed {one.config.seed} ({one.id})" for one in (first, second)
         ]
-        assert list(missing_cells(claims, tmp_path / "out")) == names
+        assert list(missing_cells(claims, out)) == names
         with pytest.raises(RecordError, match="no claim is answered") as raised:
-            answer_claims(claims, tmp_path / "out")
+            answer_claims(claims, out)
         assert all(name in str(raised.value) for name in names)
-
-    def test_what_decides_must_have_been_measured(self, tmp_path):
-        with pytest.raises(RecordError, match="no row has"):
-            answered(tmp_path, {"quantity": "alignment_angle"})
 
 
 class TestPage:
@@ -518,34 +420,24 @@ class TestPage:
             {"premise": {"train_accuracy": 0.999}, "beside": ["nc1_clean"]},
             {"id": "T2", "quantity": "kept_collapse", "variant": [{"split": "train"}]},
         )
-        for answer in answers:
-            write_answer(tmp_path / "answers", answer)
+        assert [answer.family for answer in answers] == [2, 2], "all claims of a file are one"
         page = answers_page(answers, description="Of ours.", folder="../answers/")
         assert page.startswith("# Claims and answers\n\nOf ours.\n")
-        table = answers_table(answers)
-        for path in sorted((tmp_path / "answers").glob("*.json")):
-            told = json.loads(path.read_text())
-            name = told["claim"]["id"]
-            assert f"## {name}: {told['verdict']}\n" in page
-            assert f"({'../answers/'}{name}.json)" in page
-            section = page.split(f"## {name}: ")[1].split("\n## ")[0]
-            assert told["claim"]["source"] in section
-            for test in told["tests"]:
-                summary = test["summary"]
-                numbers = [summary[key] for key in ("mean", "low", "high")]
-                mean, low, high = map(number, numbers)
+        for answer in answers:
+            assert f"## {answer.claim.id}: {answer.verdict}\n" in page
+            section = page.split(f"## {answer.claim.id}: ")[1].split("\n## ")[0]
+            assert f"(../answers/{answer.claim.id}.json)" in section
+            assert answer.claim.source in section
+            for test in answer.tests:
+                found = test.summary
+                mean, low, high = map(number, (found.mean, found.low, found.high))
                 assert f"{mean} [{low}, {high}]" in section
-                assert f"{mean} [{low}, {high}]" in table
-                assert f"adjusted {number(test['p_holm'])}" in section
-                for one in summary["values"]:
-                    assert f"| {one['seed']} | {number(one['value'])} |" in section
+                assert f"{mean} [{low}, {high}]" in answers_table(answers)
+                assert f"adjusted {number(test.p_holm)}" in section
+                for one in found.values:
+                    assert f"| {one.seed} | {number(one.value)} |" in section
         assert "`train_accuracy` at least 0.999 holds in 5 of 5 cells (least 1)" in page
         assert "It is \\*low\\*." in page
-
-    def test_the_table_aligns(self, tmp_path):
-        lines = answers_table(answered(tmp_path)).splitlines()
-        assert len(lines) == 3
-        assert lines[0].index("quantity") == lines[2].index("landed")
 
 
 CLAIM = """
@@ -598,16 +490,6 @@ class TestCommand:
         assert (ran.code, ran.out) == (0, ended[1].out)
         assert (tmp_path / "out" / "answers" / "E1.json").read_text() == before
 
-    def test_missing_cells_are_named_and_nothing_is_answered(self, ended, tmp_path):
-        shutil.copytree(ended[0], tmp_path, dirs_exist_ok=True)
-        shutil.rmtree(tmp_path / "out" / "answers")
-        cell = read_suite(str(tmp_path / "tiny.toml")).cells[0]
-        record_path(tmp_path / "out" / "tiny", cell.model, cell.id).unlink()
-        ran = run(tmp_path, "--overwrite", "only-cache")
-        assert (ran.code, ran.out) == (1, "")
-        assert f"tiny: {cell.model} seed 0 ({cell.id})" in ran.err
-        assert not (tmp_path / "out" / "answers").exists()
-
     def test_a_bad_claim_ends_before_anything_runs(self, tmp_path):
         (tmp_path / "mine.toml").write_text(CLAIM.replace("leap_rate", "leaprate"))
         (tmp_path / "tiny.toml").write_text(TINY)
@@ -615,3 +497,144 @@ class TestCommand:
         assert (ran.code, ran.out) == (2, "")
         assert "did you mean 'leap_rate'" in ran.err
         assert not (tmp_path / "out").exists()
+
+
+# Quantities, read from planted rows.
+
+
+def quantity(name: str, *, changes: dict[str, Any] | None = None, **options: Any):
+    rows = tidy(quantity_rows(**(changes or {})))
+    return quantity_value(Component(name=name, options=options), rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "wanted"),
+    [
+        ("kept_collapse", {}, 1 / 3),
+        ("landed", {}, 0.2),
+        ("landed", {"condition": "gaussian"}, 0.7),
+        ("nc1_clean", {}, -2.0),
+        ("nc1_log10", {"tap": "block2"}, math.log10(97)),
+        ("nc1_log10", {"split": "test"}, math.log10(98)),
+        ("nc1_clean", {"feature": "flatten"}, math.log10(96)),
+        ("nc1_attacked", {}, math.log10(50)),
+        ("nc1_landed", {}, 0.0),
+        ("train_accuracy", {}, 1.0),
+        ("ncc_adaptive", {"tap": "block1"}, 0.6),
+        ("vertex_over_network", {}, 0.0),
+        ("early_over_late", {}, 0.1),
+        ("early_over_late", {"early": "block1"}, 0.1),
+        ("early_over_late", {"feature": "flatten"}, 0.1),
+        ("clean_verdict", {}, 0.9),
+        ("clean_verdict", {"weights": "last"}, 0.8),
+        ("robust_verdict", {}, 0.5),
+        ("robust_verdict", {"weights": "last"}, 0.4),
+        ("robust_verdict", {"protocol": "pgd_ce"}, 0.58),
+        ("flattery", {}, 0.08),
+        ("accuracy", {}, 0.91),
+        ("accuracy", {"split": "train"}, 1.0),
+        ("mistake_severity", {}, 1.5),
+        ("mistake_severity", {"condition": "severest"}, 2.5),
+        ("hd", {}, 0.2),
+        ("hd", {"k": 5}, 1.2),
+        ("leap_severity", {}, 1.8),
+        ("wrong_over_right", {}, 0.1),
+        ("wrong_over_right", {"which": "wrong"}, 0.3),
+        ("fall_over_depth", {"last": "layer4"}, -2.0),
+        ("fall_over_depth", {}, -1.0),
+        ("feature_correlation", {}, 0.6),
+        ("feature_correlation", {"centred": True}, 0.1),
+        ("feature_correlation", {"root": False}, 0.9),
+        ("epochs_to", {"accuracy": 0.9}, 2.0),
+        ("epochs_to", {"accuracy": 0.95}, 4.0),
+        ("memorised", {}, 0.9),
+        ("memorised_way", {}, 0.6),
+        ("dilation_log10", {}, 1.0),
+        ("dilation_with_memorization", {}, 1.0),
+    ],
+)
+def test_a_quantity_is_read_from_its_rows(name, options, wanted):
+    assert quantity(name, **options) == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("robust_verdict", {"protocol": "fast"}, "no row has"),
+        ("feature_correlation", {"condition": "attacked"}, r"set measure\.agop_examples"),
+        ("alignment_angle", {}, "measure 'alignment_angle'"),
+        ("ncc_adaptive", {"tap": "block9"}, "taps that were measured: block1, block2"),
+        ("robust_accuracy", {}, "2 different rows"),
+    ],
+)
+def test_what_was_not_measured_is_said(name, options, told):
+    with pytest.raises(RecordError, match=told) as raised:
+        quantity(name, **options)
+    assert not isinstance(raised.value, UndefinedError)
+
+
+def test_options_are_checked_and_every_quantity_says_what_it_is():
+    with pytest.raises(ConfigError, match="needs the option 'accuracy'"):
+        quantity("epochs_to")
+    with pytest.raises(ConfigError, match="option 'k'"):
+        quantity("hd", k=3)
+    assert all(10 < len(meaning(Component(name=name))) <= 100 for name in QUANTITIES.names())
+
+
+def test_dilation_may_be_asked_from_its_least_on():
+    """Before it, test features gather because the network learns."""
+    dilations = [9.0, 5.0, 1.0, 2.0, 3.0]
+    ways = [0.1, 0.2, 0.3, 0.4, 0.5]
+    rows = tidy([*curve("memorised_way", ways), *curve("dilation", dilations, split="test")])
+
+    def found(since: str) -> float:
+        part = Component(name="dilation_with_memorization", options={"since": since})
+        return quantity_value(part, rows)
+
+    assert found("start") == pytest.approx(-0.6)
+    assert found("least") == pytest.approx(1.0)
+    rows.loc[rows["measure"] == "dilation", "value"] = 1.0
+    with pytest.raises(UndefinedError, match="does not change over the epochs"):
+        found("start")
+
+
+def test_collapse_at_a_train_accuracy_is_that_of_the_first_epoch_that_reaches_it():
+    rows = []
+    for epoch, (accuracy, nc1) in enumerate([(0.5, 4.0), (0.8, 2.0), (0.7, 1.0), (0.9, 0.1)], 1):
+        at = PLACE | {"epoch": epoch, "condition": "clean"}
+        rows.append(at | {"measure": "nc1_trace", "grouping": "true", "value": nc1})
+        rows.append(at | {"tap": "output", "measure": "accuracy", "value": accuracy})
+        rows.append(rows[-1] | {"split": "validation", "value": 1.0})
+        decoys = {"condition": "attacked"}, {"tap": "block2"}, {"grouping": "landed"}
+        rows += [row | decoy | {"value": 1.0} for row in rows[-3:-1] for decoy in decoys[:2]]
+        rows.append(rows[-7] | decoys[2])
+
+    def found(accuracy: float) -> float:
+        part = Component(name="nc1_trace_log10_at", options={"accuracy": accuracy})
+        return quantity_value(part, tidy(rows))
+
+    assert found(0.8) == pytest.approx(math.log10(2))
+    assert found(0.81) == pytest.approx(-1)
+    with pytest.raises(UndefinedError, match=r"no epoch has a train accuracy of 0\.95"):
+        found(0.95)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "changes", "reason"),
+    [
+        ("landed", {}, {"landed": math.nan}, "landed: no leaps"),
+        ("nc1_clean", {}, {"clean": 0.0}, "no logarithm"),
+        ("kept_collapse", {}, {"clean": 11.0}, "no more collapsed"),
+        ("kept_collapse", {}, {"null": 0.0}, "no logarithm"),
+        ("epochs_to", {"accuracy": 0.97}, {}, r"no epoch has a held-out accuracy of 0\.97"),
+    ],
+)
+def test_what_is_undefined_says_why(name, options, changes, reason):
+    with pytest.raises(UndefinedError, match=reason):
+        quantity(name, changes=changes, **options)
+
+
+def test_values_over_different_examples_are_not_compared():
+    rows = [row | ({"n": 51} if row.get("tap") == "block2" else {}) for row in quantity_rows()]
+    with pytest.raises(RecordError, match="51 and over 50"):
+        quantity_value(Component(name="early_over_late"), tidy(rows))

@@ -35,7 +35,7 @@ from robust_nc.threat import Ball
 from robust_nc.verification.challenge import read_points
 
 FUZZ = settings(
-    max_examples=150,
+    max_examples=60,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -98,51 +98,57 @@ def test_evidence_comes_back_to_the_bit(ball: Ball, tmp_path: Path) -> None:
     assert 0 < written.broken == len(made.evidence.broken) < len(made.images)
     assert (written.name, written.sha256) == ("cell.evidence", sha256_of(path))
     assert written.bytes == path.stat().st_size
-    assert not differences(read_evidence(path, made.images), made.evidence)
+    found = read_evidence(path, made.images)
+    assert not differences(found, made.evidence)
+    write_evidence(tmp_path / "again.evidence", found, made.images)
+    assert (tmp_path / "again.evidence").read_bytes() == path.read_bytes()
 
 
-def test_equal_evidence_gives_equal_bytes(made: Case, path: Path, tmp_path: Path) -> None:
-    again = tmp_path / "again.evidence"
-    write_evidence(again, read_evidence(path, made.images), made.images)
-    assert again.read_bytes() == path.read_bytes()
-
-
-def test_without_images_all_but_the_points_is_read(made: Case, path: Path) -> None:
-    found = read_evidence(path, None)
-    assert differences(found, made.evidence) == ["adversarials"]
-    assert found.adversarials.shape == (0, 1, 8, 8)
-
-
-def test_other_images_are_refused(made: Case, path: Path) -> None:
+def test_other_images_are_refused_and_without_images_all_but_the_points_is_read(
+    made: Case, path: Path
+) -> None:
     images = made.images.clone()
     images[made.evidence.broken[0], 0, 3, 3] = 0.123
     with pytest.raises(RecordError, match="not those it starts from"):
         read_evidence(path, images)
     with pytest.raises(RecordError, match="30 images of shape"):
         read_evidence(path, images[:29])
+    found = read_evidence(path, None)
+    assert differences(found, made.evidence) == ["adversarials"]
+    assert found.adversarials.shape == (0, 1, 8, 8)
 
 
-def test_the_first_examples_can_be_kept(made: Case, path: Path) -> None:
-    cut = first_evidence(made.evidence, 11)
-    write_evidence(path, cut, made.images[:11])
-    again = read_evidence(path, made.images[:11])
+@pytest.mark.parametrize("size", [11, None, 0])
+def test_the_first_examples_can_be_kept(made: Case, path: Path, size: int | None) -> None:
+    count = int(made.evidence.broken[0]) if size is None else size  # None: nothing is broken
+    cut = first_evidence(made.evidence, count)
+    assert (write_evidence(path, cut, made.images[:count]).broken > 0) == (size == 11)
+    again = read_evidence(path, made.images[:count])
     assert not differences(again, cut)
-    assert again.broken.tolist() == [row for row in made.evidence.broken.tolist() if row < 11]
-    assert len(again.adversarials) == len(again.broken) > 0
+    assert again.broken.tolist() == [row for row in made.evidence.broken.tolist() if row < count]
 
 
-def test_nothing_broken_and_no_example_at_all_can_be_written(made: Case, path: Path) -> None:
-    count = int(made.evidence.broken[0])
-    for size in (count, 0):
-        cut = first_evidence(made.evidence, size)
-        assert write_evidence(path, cut, made.images[:size]).broken == 0
-        assert not differences(read_evidence(path, made.images[:size]), cut)
-
-
-def test_a_group_after_the_other_gives_the_same(made: Case, path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("robust_nc.evidence.file._GROUP", 3 * 64)
-    write_evidence(path, made.evidence, made.images)
-    assert not differences(read_evidence(path, made.images), made.evidence)
+def test_large_images_are_coded_a_group_after_the_other(made: Case, path: Path) -> None:
+    count, ball = 7, Ball("Linf", 0.1)
+    images = torch.rand(count, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    yes, ones = torch.ones(count, dtype=torch.bool), torch.ones(count, dtype=torch.int64)
+    large = dataclasses.replace(
+        made.evidence,
+        ids=torch.arange(count),
+        labels=0 * ones,
+        clean_correct=yes,
+        robust=~yes,
+        broken_by=0 * ones,
+        forwards=ones,
+        backwards=ones,
+        broken=torch.arange(count),
+        adversarials=ball.project(images + 0.05, images),
+        margins=torch.ones(count),
+        ranges=torch.full((count,), 2.0),
+        ball=ball,
+    )
+    write_evidence(path, large, images)
+    assert not differences(read_evidence(path, images), large)
 
 
 @pytest.mark.parametrize(
@@ -154,37 +160,28 @@ def test_a_group_after_the_other_gives_the_same(made: Case, path: Path, monkeypa
         ({"labels": torch.full((30,), 2**40)}, "labels must be of one axis"),
         ({"fingerprint": "f" * 201}, "fingerprint"),
         ({"draws": 0}, "draws"),
-        ({"adversarials": None}, "not finite"),
+        ({}, "not finite"),
     ],
 )
 def test_evidence_that_contradicts_itself_is_not_written(
     made: Case, tmp_path: Path, changes: dict[str, Any], told: str
 ) -> None:
-    if changes == {"adversarials": None}:
-        points = made.evidence.adversarials.clone()
-        points[0, 0, 0, 0] = torch.nan
-        changes = {"adversarials": points}
+    changes = changes or {"adversarials": made.evidence.adversarials * torch.nan}
     wrong: Evidence = dataclasses.replace(made.evidence, **changes)
     with pytest.raises(InputError, match=told):
         write_evidence(tmp_path / "x.evidence", wrong, made.images)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["labels", "broken_by", "margins", "steps", "codes", "ids"])
-def test_a_changed_tensor_is_named(good: bytes, path: Path, name: str) -> None:
+def test_a_changed_tensor_is_named_and_a_changed_eps_found(good: bytes, path: Path) -> None:
     header, rest = header_of(good)
-    content = bytearray(rest)
-    content[header[name]["data_offsets"][0]] ^= 1
-    path.write_bytes(good[: -len(rest)] + content)
-    with pytest.raises(RecordError, match=f"damaged: {name} is not"):
-        read_evidence(path, None)
-
-
-def test_a_changed_eps_is_found(path: Path) -> None:
-    content = path.read_bytes()
-    eps = (0.03).hex().encode()
-    assert content.count(eps) == 1
-    path.write_bytes(content.replace(eps, (0.02).hex().encode()))
+    for name in ("labels", "codes"):
+        content = bytearray(rest)
+        content[header[name]["data_offsets"][0]] ^= 1
+        path.write_bytes(good[: -len(rest)] + content)
+        with pytest.raises(RecordError, match=f"damaged: {name} is not"):
+            read_evidence(path, None)
+    path.write_bytes(good.replace((0.03).hex().encode(), (0.02).hex().encode()))
     with pytest.raises(RecordError, match="does not fit its seal"):
         read_evidence(path, None)
 
@@ -197,49 +194,33 @@ LONG = np.zeros(31, dtype=np.int32)
     [
         ({"labels": LONG}, "labels has 31 entries instead of 30"),
         ({"labels": LONG[:30] - 1}, "labels holds -1"),
-        ({"broken_by": np.full(30, -3, dtype=np.int16)}, "entries instead of 0"),
         ({"broken_by": np.full(30, -1, dtype=np.int16)}, "entries instead of 0"),
         ({"examples": 29}, "entries instead of 29"),
-        ({"examples": 31}, "entries instead of 31"),
         ({"eps": "nan"}, "its ball is none"),
-        ({"eps": "0x1p2000"}, "its ball is none"),
         ({"norm": "L7"}, "its ball is none"),
         ({"bounds": ("0x1p0", "0x0p0")}, "its ball is none"),
-        ({"bounds": ("-inf", "inf")}, "must be finite"),
-        ({"bounds": ("0x0p0", "lots")}, "its ball is none"),
         ({"bounds": ("-0x1p900", "0x1p900")}, "must be finite and small"),
         ({"seed": 2**70}, "which no int64 can"),
         ({"shape": (1, 8, 0)}, "shape"),
         ({"schema_version": 2}, "schema_version"),
+        ({"margins": np.nan}, "margins and ranges must be finite"),
+        ({"margins": 1e9}, "no margin above its range"),
+        ({"steps": np.nan}, "steps in 0..1"),
+        ({"steps": 2.0}, "steps in 0..1"),
+        ({"levels": 128}, "levels must be in 0..127"),
+        ({"levels": 0}, "kept exactly has a step"),
+        ({"frames": 2**62}, "frames must be"),
+        ({"frames": -1}, "frames must be"),
     ],
 )
 def test_a_forged_file_is_refused(path: Path, changes: dict[str, Any], told: str) -> None:
+    arrays = unpack_file(path.read_bytes(), what="file").arrays
+    for name in arrays.keys() & changes.keys():
+        if isinstance(changes[name], int | float):  # of the first broken example
+            array = arrays[name].copy()
+            array[0] = changes[name]
+            changes = changes | {name: array}
     forge(path, **changes)
-    with pytest.raises(RecordError, match=told):
-        read_evidence(path, None)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "told"),
-    [
-        ("margins", np.nan, "margins and ranges must be finite"),
-        ("margins", 1e9, "no margin above its range"),
-        ("ranges", np.inf, "margins and ranges must be finite"),
-        ("steps", np.nan, "steps in 0..1"),
-        ("steps", -0.1, "steps in 0..1"),
-        ("steps", 2.0, "steps in 0..1"),
-        ("levels", 128, "levels must be in 0..127"),
-        ("levels", 0, "kept exactly has a step"),
-        ("frames", 2**62, "frames must be"),
-        ("frames", -1, "frames must be"),
-    ],
-)
-def test_forged_numbers_of_broken_examples_are_refused(
-    path: Path, name: str, value: float, told: str
-) -> None:
-    array = unpack_file(path.read_bytes(), what="file").arrays[name].copy()
-    array[0] = value
-    forge(path, **{name: array})
     with pytest.raises(RecordError, match=told):
         read_evidence(path, None)
 
@@ -259,12 +240,6 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\x80\x04" + b"x" * 100)
     with pytest.raises(RecordError, match="no evidence file"):
         read_evidence(tmp_path / "x", None)
-
-
-def test_a_file_above_the_limit_is_not_read(path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("robust_nc.evidence.file.MAX_BYTES", 100)
-    with pytest.raises(RecordError, match="larger than 100 bytes"):
-        read_evidence(path, None)
 
 
 # Files of strangers
@@ -383,48 +358,46 @@ def test_forged_tensors_are_refused_or_consistent(
     [
         b"{}",
         b"null",
-        b"[]",
         b"[" * 10_000 + b"]" * 10_000,
         b'{"a": 1, "a": 2}',
         b'{"ids": NaN}',
         b'{"__metadata__": {"robust_nc.evidence": "' + b"9" * 5000 + b'"}}',
         b"\xff" * 64,
         b'"\\ud800"',
+        "[" * 9999,
+        "NaN",
+        "{}",
+        '{"seal": "\\ud800"}',
+        "null",
+        "1e999",
     ],
-    ids=["empty", "null", "list", "deep", "twice", "nan", "long", "latin", "surrogate"],
+    ids=lambda header: repr(header[:12]),
 )
-def test_headers_that_are_none_are_refused(made: Case, path: Path, header: bytes) -> None:
-    path.write_bytes(headed(header))
-    assert read_or_refused(path, made) is None
-
-
-@pytest.mark.parametrize("text", ["[" * 9999, "NaN", "{}", '{"seal": "\\ud800"}', "null", "1e999"])
-def test_what_a_file_says_of_itself_is_read_strictly(
-    made: Case, good: bytes, path: Path, text: str
+def test_headers_that_are_none_are_refused(
+    made: Case, good: bytes, path: Path, header: bytes | str
 ) -> None:
-    header, rest = header_of(good)
-    for name in ("robust_nc.evidence", "another"):
-        header["__metadata__"] = {name: text}
-        path.write_bytes(headed(header, rest))
-        assert read_or_refused(path, made) is None
+    """Bytes are the header; a text is what it says of itself."""
+    path.write_bytes(headed(header))
+    if isinstance(header, str):
+        whole, rest = header_of(good)
+        whole["__metadata__"] = {"robust_nc.evidence": header}
+        path.write_bytes(headed(whole, rest))
+    assert read_or_refused(path, made) is None
 
 
 # Points of a challenge
 
 
-def test_points_of_a_challenge_are_read_from_evidence(made: Case, path: Path) -> None:
+def test_points_of_a_challenge_are_read_from_evidence_and_from_npz(made: Case, path: Path) -> None:
     found = read_points(path, made.images)
     assert torch.equal(found.rows, made.evidence.broken)
     assert torch.equal(found.points, made.evidence.adversarials)
-
-
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_points_of_a_challenge_are_read_from_npz(made: Case, tmp_path: Path, save: Any) -> None:
-    path, points = tmp_path / "points.npz", made.outcome.adversarials[[4, 2]].numpy()
-    save(path, ids=np.array([4, 2]), images=points)
-    found = read_points(path, made.images)
-    assert found.rows.tolist() == [4, 2]
-    assert np.array_equal(found.points.numpy(), points)
+    path, points = path.with_suffix(".npz"), made.outcome.adversarials[[4, 2]].numpy()
+    for save in (np.savez, np.savez_compressed):
+        save(path, ids=np.array([4, 2]), images=points)
+        found = read_points(path, made.images)
+        assert found.rows.tolist() == [4, 2]
+        assert np.array_equal(found.points.numpy(), points)
 
 
 ROW, IMAGE = np.array([0]), np.zeros((1, 1, 8, 8), dtype=np.float32)
@@ -455,14 +428,6 @@ def test_points_that_cannot_be_meant_are_refused(
         read_points(path, made.images)
 
 
-def archive(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", method) as file:
-        for name, content in members.items():
-            file.writestr(name, content)
-    return buffer.getvalue()
-
-
 @FUZZ
 @given(data=st.data())
 def test_damaged_npz_files_are_refused(made: Case, path: Path, data: DataObject) -> None:
@@ -484,39 +449,44 @@ def npy(header: bytes, data: bytes = b"", version: bytes = b"\x01\x00") -> bytes
     return b"\x93NUMPY" + version + size + header + data
 
 
-GOOD_IDS = npy(b"{'descr': '<i8', 'fortran_order': False, 'shape': (1,), }", b"\0" * 8)
+def archive(images: bytes, *, name: str = "images.npy", method: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as file:
+        file.writestr(
+            "ids.npy", npy(b"{'descr': '<i8', 'fortran_order': False, 'shape': (1,), }", b"\0" * 8)
+        )
+        file.writestr(name, images)
+    return buffer.getvalue()
+
+
+BOMB = b"\0" * 2**24
 
 
 @pytest.mark.parametrize(
-    "images",
+    "content",
     [
-        b"",
-        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999, 1, 8, 8), }"),
-        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }"),
-        npy(b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", b"cos\nsystem\n."),
-        npy(b"{'descr': '<f4', 'fortran_order': True, 'shape': (1, 1, 8, 8), }", b"\0" * 256),
-        npy(b"__import__('os')"),
-        npy(b"(" * 9000),
-        npy(b"{'descr': '<f4'", version=b"\x03\x00"),
+        archive(b""),
+        archive(npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999, 1, 8, 8), }")),
+        archive(npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }")),
+        archive(
+            npy(b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", b"cos\nsystem\n.")
+        ),
+        archive(
+            npy(b"{'descr': '<f4', 'fortran_order': True, 'shape': (1, 1, 8, 8), }", b"\0" * 256)
+        ),
+        archive(npy(b"__import__('os')")),
+        archive(npy(b"(" * 9000)),
+        archive(npy(b"{'descr': '<f4'", version=b"\x03\x00")),
+        archive(BOMB, method=zipfile.ZIP_DEFLATED),
+        archive(BOMB, method=zipfile.ZIP_BZIP2),
+        archive(BOMB, method=zipfile.ZIP_LZMA),
+        archive(IMAGE.tobytes(), name="../images.npy"),
     ],
-    ids=["empty", "huge", "negative", "pickle", "fortran", "code", "deep", "short"],
+    ids=range(12),
 )
-def test_arrays_that_numpy_does_not_write_are_refused(
-    made: Case, path: Path, images: bytes
+def test_archives_that_numpy_does_not_write_are_refused(
+    made: Case, path: Path, content: bytes
 ) -> None:
-    path.write_bytes(archive({"ids.npy": GOOD_IDS, "images.npy": images}))
+    path.write_bytes(content)
     with pytest.raises(RecordError):
-        read_points(path, made.images)
-
-
-@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_archives_that_unpack_to_too_much_are_refused(made: Case, path: Path, method: int) -> None:
-    path.write_bytes(archive({"ids.npy": GOOD_IDS, "images.npy": b"\0" * 2**24}, method))
-    with pytest.raises(RecordError, match=r"unpacks to|stored or deflated"):
-        read_points(path, made.images)
-
-
-def test_an_archive_that_leaves_its_folder_is_refused(made: Case, path: Path) -> None:
-    path.write_bytes(archive({"ids.npy": GOOD_IDS, "../images.npy": GOOD_IDS}))
-    with pytest.raises(RecordError, match="nothing else"):
         read_points(path, made.images)

@@ -52,14 +52,9 @@ def test_the_metadata_holds_task_data_set_and_metrics(tmp_path: Path) -> None:
     assert all("verified" in one for one in front(text)["model-index"][0]["results"][0]["metrics"])
     assert "| extra training data | no |" in text
     assert "62.0 [55.1, 68.4] % of 200 examples" in text.replace("\\", "")
-
-
-def test_challenges_lower_what_the_card_says(tmp_path: Path) -> None:
-    stored = filed(tmp_path)
     challenged(stored.path, rows=(0, 1))
     text = model_card(stored)
-    metrics = front(text)["model-index"][0]["results"][0]["metrics"]
-    assert metrics[1]["value"] == 0.61
+    assert front(text)["model-index"][0]["results"][0]["metrics"][1]["value"] == 0.61
     assert "| challenged | 2 examples broken since |" in text
 
 
@@ -131,12 +126,6 @@ def test_record_rows_evidence_and_card_are_pushed_and_nothing_else(tmp_path: Pat
     assert (there / f"{cell}.json").read_bytes() == stored.path.read_bytes()
 
 
-def refused(stored: Stored, folder: Path, words: str, **options: bool) -> None:
-    with pytest.raises(RecordError, match=words):
-        push(stored, "me/x", api=Noting(folder), **options)
-    assert not folder.exists()
-
-
 def test_weights_are_pushed_only_if_asked_for_and_ours(tmp_path: Path) -> None:
     stored = with_files(tmp_path / "out")
     found = push(stored, "me/mine", weights=True, api=Noting(tmp_path / "hub"))
@@ -146,28 +135,27 @@ def test_weights_are_pushed_only_if_asked_for_and_ours(tmp_path: Path) -> None:
     for best, words in (*((one, "checkpoints/") for one in named), (None, "finished")):
         weights = Weights(parameters=1, best=best)
         other = resealed(dataclasses.replace(stored.record, weights=weights), stored.path)
-        refused(other, tmp_path / "no", words, weights=True)
+        with pytest.raises(RecordError, match=words):
+            push(other, "me/x", weights=True, api=Noting(tmp_path / "no"))
+    assert not (tmp_path / "no").exists()
 
 
-def test_a_broken_record_and_evidence_that_differs_are_not_pushed(tmp_path: Path) -> None:
-    stored = with_files(tmp_path / "out")
+def test_what_is_not_as_it_was_written_is_not_pushed_and_a_hub_that_fails_is_told(
+    tmp_path: Path,
+) -> None:
+    stored, no = with_files(tmp_path / "out"), tmp_path / "no"
+    error = RuntimeError("401 Client Error\nwith a long story")
+    with pytest.raises(ConfigError, match=r"took no push to me/mine \(RuntimeError: 401") as caught:
+        push(stored, "me/mine", api=Noting(no, error))
+    assert "\n" not in str(caught.value)
     values = json.loads(stored.path.read_text())
     stored.path.write_text(json.dumps({**values, "seed": 7}))
-    refused(stored, tmp_path / "no", "changed after it was written, in seed")
-    stored = resealed(stored.record, stored.path)
-    stored.path.with_suffix(".evidence").write_bytes(b"other")
-    refused(stored, tmp_path / "no", "not the file")
+    with pytest.raises(RecordError, match="changed after it was written, in seed"):
+        push(stored, "me/x", api=Noting(no))
+    assert not no.exists()
 
 
-@pytest.mark.parametrize("name", ["mine", "a/b/c", "../b", "a/../b", "a/b\n", "a/", "-a/b", ""])
+@pytest.mark.parametrize("name", ["mine", "a/b/c", "../b", "a/b\n", "-a/b", ""])
 def test_a_repository_is_owner_and_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="OWNER/NAME"):
         push(filed(tmp_path), name, api=Noting(tmp_path / "no"))
-
-
-def test_a_hub_that_fails_becomes_one_sentence(tmp_path: Path) -> None:
-    stored = with_files(tmp_path / "out")
-    error = RuntimeError("401 Client Error\nwith a long story")
-    with pytest.raises(ConfigError, match=r"took no push to me/mine \(RuntimeError: 401") as caught:
-        push(stored, "me/mine", api=Noting(tmp_path / "no", error))
-    assert "\n" not in str(caught.value)

@@ -1,36 +1,44 @@
 """The notebook runs from its first cell to its last, and says about what it said."""
 
+import contextlib
+import io
 import re
 from pathlib import Path
+from typing import Any
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
-from nbclient import NotebookClient
 
 NOTEBOOK = Path(__file__).parent.parent / "docs/evaluate.ipynb"
 
 
-def printed(notebook: nbformat.NotebookNode) -> list[str]:
-    """What its cells print, line by line."""
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    texts = [output["text"] for output in outputs if output.get("name") == "stdout"]
-    return "".join(texts).splitlines()
-
-
-def shares(lines: list[str]) -> list[int]:
-    """Clean and robust accuracy in percent, as the first line has them."""
-    return [int(share) for share in re.findall(r"(\d+)%", lines[0])]
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    stored = nbformat.read(NOTEBOOK, as_version=4)
-    before = printed(stored)
-    run = NotebookClient(stored, timeout=300, kernel_name="python3").execute()
-    after = printed(run)
-    assert len(before) == len(after)
-    for shown, found in zip(shares(before), shares(after), strict=True):
-        assert abs(shown - found) <= 5, "points, which another machine's training may differ by"
-    assert len(shares(before)) == 2
-    assert any("image/png" in o.get("data", {}) for c in run.cells for o in c.get("outputs", []))
+def test_the_notebook_runs() -> None:
+    """In this process and with less to do: PGD attacks, which may leave a few more."""
+    cells = [
+        cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"
+    ]
+    outputs = [output for cell in cells for output in cell.outputs]
+    before = "".join(output["text"] for output in outputs if output.get("name") == "stdout")
+    code = "\n".join(cell.source for cell in cells)
+    for told, done in (
+        ('protocol="standard"', 'protocol="pgd"'),
+        ("[(images, labels)]", "[(images[:200], labels[:200])]"),
+        ("plt.show()", "shown = fig"),
+    ):
+        assert told in code
+        code = code.replace(told, done)
+    names: dict[str, Any] = {}
+    after = io.StringIO()
+    with contextlib.redirect_stdout(after), plt.rc_context({"backend": "agg"}):
+        exec(code, names)
+        plt.close(names["shown"])
+    assert len(after.getvalue().splitlines()) == len(before.splitlines())
+    told, found = (
+        [int(share) for share in re.findall(r"(\d+)%", text)] for text in (before, after.getvalue())
+    )
+    assert len(told) == len(found) == 2
+    assert abs(told[0] - found[0]) <= 5, "points, which another machine's training may differ by"
+    assert -5 <= found[1] - told[1] <= 10
+    assert names["leaps"]["value"].notna().any()

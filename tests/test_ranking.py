@@ -1,21 +1,18 @@
 """Ranks: what they do not depend on, how often they are wrong, and on a board of records."""
 
-import dataclasses
 import itertools
 import json
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_report import challenged, flags, record, stored, written
+from helpers_report import challenged, flags, stored, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from robust_nc.exceptions import RecordError
 from robust_nc.io.files import sha256_of
-from robust_nc.record import Caution, Stored, Verdict
+from robust_nc.record import Caution, Stored
 from robust_nc.report.board.formats import format_table
 from robust_nc.report.board.ranking import beats, compare_all, ranks
 from robust_nc.report.board.table import leaderboard
@@ -51,7 +48,7 @@ def slowly(first: Row, second: Row) -> tuple[float, int]:
     return max(ps), sides.pop()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=20)
 @given(st.integers(0, 2**32), st.lists(st.integers(1, 5), min_size=2, max_size=7))
 def test_every_pair_is_compared_as_documented(seed: int, kinds: list[int]) -> None:
     rows = table(np.random.default_rng(seed), kinds)
@@ -73,7 +70,7 @@ def test_blocks_give_what_one_block_gives() -> None:
         assert np.array_equal(cut.side[off], whole.side[off])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(st.integers(0, 2**32), st.randoms(use_true_random=False))
 def test_permuting_rows_permutes_ranks(seed: int, shuffler) -> None:
     rows = table(np.random.default_rng(seed), [1, 1, 5, 3, 1, 2])
@@ -82,7 +79,7 @@ def test_permuting_rows_permutes_ranks(seed: int, shuffler) -> None:
     assert ranks([rows[i] for i in order]).tolist() == [ranks(rows).tolist()[i] for i in order]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(st.integers(0, 2**32), st.lists(st.integers(1, 4), min_size=1, max_size=5))
 def test_wins_go_one_way_and_duplicates_and_more_rows_make_none(seed: int, more: list[int]) -> None:
     rows = table(np.random.default_rng(seed), [1, 1, 5, 3, 1, *more])
@@ -96,20 +93,13 @@ def test_wins_go_one_way_and_duplicates_and_more_rows_make_none(seed: int, more:
     assert last[0] == len(last) > max(last[1:])
 
 
-def test_few_and_no_rows_have_ranks() -> None:
-    assert ranks([{0: np.ones(10, dtype=bool)}]).tolist() == [1]
-    assert ranks([]).tolist() == []
-
-
 def test_a_row_of_several_models_must_win_with_each() -> None:
-    one = {0: flags(500)}
-    better = {seed: flags(600 + seed) for seed in (7, 8)}
+    one, better = {0: flags(500)}, {seed: flags(600 + seed) for seed in (7, 8)}
     assert ranks([one, better]).tolist() == [2, 1]
-    mixed = {7: flags(600), 8: flags(505)}
-    assert ranks([one, mixed]).tolist() == [1, 1]
+    assert ranks([one, {7: flags(600), 8: flags(505)}]).tolist() == [1, 1]
 
 
-@pytest.mark.parametrize("kinds", [[1] * 6, [5] * 5, [1, 1, 5, 2, 2]])
+@pytest.mark.parametrize("kinds", [[1] * 6, [1, 1, 5, 2, 2]])
 def test_equal_models_are_rarely_told_apart(kinds: list[int]) -> None:
     """Holm holds the chance of any false win in a whole table at 5 %."""
     draw = np.random.default_rng(1)
@@ -121,21 +111,6 @@ def test_equal_models_are_rarely_told_apart(kinds: list[int]) -> None:
         ]
         wrong += bool(beats(rows).any())
     assert wrong / 400 <= 0.05
-
-
-def test_a_true_difference_is_found() -> None:
-    draw = np.random.default_rng(2)
-    hard = draw.random(1000)
-    rows = [{0: hard < 0.5 + gain + draw.normal(0, 0.1, 1000)} for gain in (0, 0.1, 0.1)]
-    assert ranks(rows).tolist() == [3, 1, 1]
-
-
-def test_a_thousand_rows_are_ranked_in_seconds() -> None:
-    rows = table(np.random.default_rng(0), [1] * 1000, n=1000)
-    began = time.process_time()
-    found = ranks(rows)
-    assert time.process_time() - began < 10  # 0.6 s where nothing else runs
-    assert found.min() == 1
 
 
 class TestBoard:
@@ -150,17 +125,6 @@ class TestBoard:
         text = " ".join(format_table(frame).split())
         assert "#: 1 + the number of rows that are significantly better" in text
         assert "not ranked" not in text
-
-    def test_seeds_are_compared_seed_by_seed(self) -> None:
-        # The seeds differ by much, the methods by 9 to 11 examples at each of them.
-        base = {0: 400, 1: 500, 2: 600, 3: 450}
-        records = [
-            stored(flags(k + gain), head=head, seed=seed)
-            for head, gains in (("linear", (0, 0, 0, 0)), ("etf", (10, 9, 11, 10)))
-            for (seed, k), gain in zip(base.items(), gains, strict=True)
-        ]
-        frame = leaderboard(records)
-        assert frame[["head", "rank"]].values.tolist() == [["etf", 1], ["linear", 2]]
 
     def test_too_few_examples_have_no_rank(self) -> None:
         records = [stored(flags(k, 999), seed=k) for k in (300, 900)]
@@ -184,13 +148,6 @@ class TestBoard:
         assert frame["unranked"].tolist() == ["", "", "random output", "random output"]
         assert frame["rank"].tolist()[:2] == [1, 2]
 
-    def test_other_examples_are_another_table(self) -> None:
-        records = [
-            stored(flags(500)),
-            stored(flags(900), objective="trades", fingerprint="a" * 64),
-        ]
-        assert leaderboard(records)["rank"].tolist() == [1, 1]
-
     def test_one_model_judged_twice_is_one_model(self) -> None:
         """Seeds of an attack on the same weights are no seeds of a method: the minimum counts."""
         records = [
@@ -201,14 +158,6 @@ class TestBoard:
         (row,) = leaderboard(records[:2]).to_dict("records")
         assert (row["seeds"], row["robust"], row["interval"]) == (1, 0.49, "wilson")
         assert leaderboard(records)["seeds"].tolist() == [2]
-
-    def test_damaged_flags_are_named(self) -> None:
-        good = record(flags(500))
-        short = record(flags(500, 1200)).verdict
-        for verdict in (short, Verdict(clean_correct="x", robust="y", broken_by=())):
-            damaged = Stored(dataclasses.replace(good, verdict=verdict), Path("bad.json"))
-            with pytest.raises(RecordError, match=r"bad\.json has"):
-                leaderboard([damaged])
 
 
 class TestStanding:
@@ -231,17 +180,6 @@ class TestStanding:
         assert (row["robust"], row["challenged"]) == (0.5, 100)
         assert (row["robust_low"], row["robust_high"]) == wilson(500, 1000)[1:3]
         assert "after challenges, which took 100 examples" in " ".join(format_table(after).split())
-
-    def test_a_damaged_challenge_is_named(self, tmp_path: Path) -> None:
-        first = written(tmp_path, flags(600))
-        path = challenged(first.path, rows=[5000])
-        with pytest.raises(RecordError, match=path.name):
-            leaderboard(tmp_path)
-        path.unlink()
-        receipt = first.path.with_suffix(".receipt")
-        receipt.write_text("{}")
-        with pytest.raises(RecordError, match=receipt.name):
-            leaderboard(tmp_path)
 
     def test_the_weakest_badge_of_the_seeds_is_shown(self, tmp_path: Path) -> None:
         seeds = [written(tmp_path, flags(600), seed=seed) for seed in range(3)]

@@ -1,8 +1,9 @@
-"""The site of a board: complete, escaped, self-contained; and written again without waste."""
+"""The site of a board: complete, self-contained, written again without waste, and harmless."""
 
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import helpers_report as helpers
 import pandas as pd
 import pytest
 
+from robust_nc.claims.answers import Answer, read_answers
 from robust_nc.exceptions import InputError, RecordError
 from robust_nc.pipeline.finished_model import named_dataset
-from robust_nc.record import Caution, EvidenceFile, Stored
+from robust_nc.record import Card, Caution, EvidenceFile, Stored, tidy, write_rows
 from robust_nc.report.site.figures import NAME, FigureLimits
 from robust_nc.report.site.model import how_to_reproduce, how_to_verify
 from robust_nc.report.site.tables import cell, published_boards
@@ -44,22 +46,21 @@ class Page(HTMLParser):
         ]
 
 
-def changed(stored: Stored, **changes: Any) -> Stored:
-    return stored._replace(record=dataclasses.replace(stored.record, **changes))
-
-
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> list[Stored]:
     """Two models, two seeds; one record has a warning."""
     out = tmp_path_factory.mktemp("grid")
     first, *others = helpers.write_grid(out, objectives=("pgd",), seeds=2)
     warning = Caution(name="gradient masking", message="the loss is flat")
-    return [changed(first, warnings=(warning,)), *others]
+    warned = dataclasses.replace(first.record, warnings=(warning,))
+    return [first._replace(record=warned), *others]
 
 
 @pytest.fixture(scope="module")
 def page(records: list[Stored], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_site(records, tmp_path_factory.mktemp("site"))
+    own = ("leap_rate_per_layer", "leap_matrix")
+    limits = FigureLimits(all_of=0, own=own)
+    return write_site(records, tmp_path_factory.mktemp("site"), limits=limits)
 
 
 def test_the_page_leads_to_every_model(records: list[Stored], page: Path) -> None:
@@ -71,62 +72,27 @@ def test_the_page_leads_to_every_model(records: list[Stored], page: Path) -> Non
         model = Page((page.parent / link).read_text())
         assert "robust-nc run synthetic" in model.words
         assert [word for word in model.words if word.startswith("robust-nc verify small_cnn")]
-        images = model.all("img", "src")
-        assert len(images) == 7
-        assert all(
-            re.fullmatch(r"\.\./figures/[0-9a-f]{16}/[a-z_]+\.png", image) for image in images
-        )
-        assert all((page.parent / "model" / image).is_file() for image in images)
+        assert len(model.all("img", "src")) == 2
         assert all(alt for alt in model.all("img", "alt"))
         assert {"stem", "penultimate"} <= set(model.words)
+    models = "".join(path.read_text() for path in page.parent.glob("model/*.html"))
+    assert models.count("<strong>gradient masking</strong>: the loss is flat") == 1
     for word in ("Linf 0.15", "digits, 4 classes", "threads 1", "torch 2.13.0"):
         assert word in page.read_text()
 
 
-def test_figures_stand_side_by_side_on_a_page_of_their_own(page: Path) -> None:
-    found = Page((page.parent / "figures.html").read_text())
-    images = found.all("img", "src")
-    assert "figures/story.png" in images  # which documents point to
-    assert all((page.parent / image).is_file() for image in images)
-    assert "Heads against linear" in found.words
-
-
-def test_only_so_many_models_are_drawn(records: list[Stored], tmp_path: Path) -> None:
-    site = write_site(records, tmp_path, limits=QUICK._replace(models=1)).parent
-    texts = [path.read_text() for path in (site / "model").iterdir()]
-    assert sorted(text.count("<img") for text in texts) == [0, 1]
-    assert sum("drawn for the first 1 models" in text for text in texts) == 1
-    assert all("Layer by layer" in text and "penultimate" in text for text in texts)
-    assert "2 models; at most 0 are drawn" in (site / "figures.html").read_text()
-
-
-def test_the_gap_stands_on_boards_with_a_weaker_protocol(
-    records: list[Stored], page: Path, tmp_path: Path
-) -> None:
-    assert "gap" not in Page(page.read_text()).all("th", "data-key")
-    first, *others = records
-    one = changed(
-        first,
-        config={**first.record.config, "evaluation": {"beside": "pgd_ce"}},
-        scores={**first.record.scores, "robust_beside": first.record.scores["robust"]},
-    )
-    elsewhere = [
-        changed(stored, data=dataclasses.replace(stored.record.data, dataset="other"))
-        for stored in others
-    ]
-    text = write_site([one, *elsewhere], tmp_path, limits=BARE).read_text()
-    assert Page(text).all("th", "data-key").count("gap") == 2  # all tables have the same columns
-    assert text.count("by how much pgd_ce flatters") == 1  # of two boards
-
-
-def test_links_lead_to_places_of_the_site(page: Path) -> None:
-    paths = [page, *page.parent.glob("*.html"), *page.parent.glob("model/*.html")]
+def test_links_and_figures_lead_to_places_of_the_site(page: Path) -> None:
+    paths = [*page.parent.glob("*.html"), *page.parent.glob("model/*.html")]
     for path in paths:
         found = Page(path.read_text())
         places = {identifier for _, facts in found.tags if (identifier := facts.get("id"))}
         for link in found.all("a", "href"):
             target, _, place = link.partition("#")
             assert (path.parent / target).is_file() if target else place in places
+        assert all((path.parent / image).is_file() for image in found.all("img", "src"))
+    found = Page((page.parent / "figures.html").read_text())
+    assert "figures/story.png" in found.all("img", "src")  # which documents point to
+    assert "Heads against linear" in found.words
 
 
 def test_the_page_needs_nothing_from_elsewhere(page: Path) -> None:
@@ -190,11 +156,6 @@ def test_an_appraisal_tells_how_to_get_it_again() -> None:
         assert how_to_reproduce(dataclasses.replace(record, config=config)) == ""
 
 
-def test_warnings_are_shown(page: Path) -> None:
-    text = "".join(path.read_text() for path in page.parent.glob("model/*.html"))
-    assert text.count("<strong>gradient masking</strong>: the loss is flat") == 1
-
-
 def test_nothing_and_damaged_rows_are_refused(records: list[Stored], tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="no records"):
         write_site([], tmp_path)
@@ -213,51 +174,17 @@ def files(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in found}
 
 
-def test_figures_are_drawn_once(records: list[Stored], tmp_path: Path) -> None:
+def test_figures_are_drawn_once_and_pages_of_models_that_are_gone_go(
+    records: list[Stored], tmp_path: Path
+) -> None:
     write_site(records, tmp_path, limits=QUICK)
     before = files(tmp_path)
-    write_site(records, tmp_path, limits=QUICK)
-    after = files(tmp_path)
-    figures = {name for name in after if name.endswith(".png")}
-    assert before.keys() == after.keys()
-    assert len(figures) == 2
-    assert all(before[name] == after[name] for name in figures)
-    gone = sorted(figures)[0]
+    gone, kept = sorted(name for name in before if name.endswith(".png"))
     (tmp_path / gone).unlink()
     write_site(records, tmp_path, limits=QUICK)
-    assert gone in files(tmp_path)
-
-
-def test_pages_of_models_that_are_gone_go(records: list[Stored], tmp_path: Path) -> None:
-    write_site(records, tmp_path, limits=QUICK)
-    (tmp_path / "model" / "mine.html").write_text("not of the site")
-    write_site(records[:1], tmp_path, limits=QUICK)
-    left = [name for name in files(tmp_path) if name.startswith(("model", "figures/"))]
-    assert len(left) == 3  # a page, a figure, and what the site did not write
-    assert "model/mine.html" in left
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "[1, 2]",
-        '{"files": 3, "drawn": 4}',
-        '{"files": ["../precious.html", "model/../../precious.html", "index.html", 7]}',
-    ],
-)
-def test_a_ledger_that_lies_costs_no_file(records: list[Stored], tmp_path: Path, text: str) -> None:
-    (tmp_path / "precious.html").write_text("keep")
-    site = tmp_path / "site"
-    site.mkdir()
-    (site / NAME).write_text(text)
-    write_site(records, site, limits=QUICK)
-    assert (tmp_path / "precious.html").read_text() == "keep"
-    assert (site / "index.html").is_file()
-
-
-def test_a_ledger_names_no_figure_from_elsewhere(records: list[Stored], tmp_path: Path) -> None:
-    write_site(records, tmp_path, limits=QUICK)
+    after = files(tmp_path)
+    assert before.keys() == after.keys()
+    assert before[kept] == after[kept]
     told = json.loads((tmp_path / NAME).read_text())
     for figures, _ in told["drawn"].values():
         for figure in figures:
@@ -265,11 +192,181 @@ def test_a_ledger_names_no_figure_from_elsewhere(records: list[Stored], tmp_path
     (tmp_path / NAME).write_text(json.dumps(told))
     write_site(records, tmp_path, limits=QUICK)
     assert all("secret" not in path.read_text() for path in (tmp_path / "model").iterdir())
+    (tmp_path / "model" / "mine.html").write_text("not of the site")
+    site = write_site(records[:1], tmp_path, limits=QUICK).parent
+    left = [name for name in files(site) if name.startswith(("model", "figures/"))]
+    assert len(left) == 3  # a page, a figure, and what the site did not write
+    assert "model/mine.html" in left
 
 
-def test_sites_of_many_models_draw_the_first_figures_of_each(
-    records: list[Stored], tmp_path: Path
-) -> None:
+def test_only_so_many_models_are_drawn(records: list[Stored], tmp_path: Path) -> None:
     own = ("leap_rate_per_layer", "leap_matrix")
-    write_site(records, tmp_path, limits=QUICK._replace(all_of=1, own=own))
-    assert len([name for name in files(tmp_path) if name.endswith(".png")]) == 2
+    limits = QUICK._replace(models=1, all_of=1, own=own)
+    site = write_site(records, tmp_path, limits=limits).parent
+    texts = [path.read_text() for path in (site / "model").iterdir()]
+    counts = sorted(text.count("<img") for text in texts)
+    assert counts == [0, 1], "of many models, the first figures of each"
+    assert sum("drawn for the first 1 models" in text for text in texts) == 1
+    assert "2 models; at most 0 are drawn" in (site / "figures.html").read_text()
+
+
+def test_a_ledger_that_lies_costs_no_file(records: list[Stored], tmp_path: Path) -> None:
+    (tmp_path / "precious.html").write_text("keep")
+    paths = '["../precious.html", "model/../../precious.html", "index.html", 7]'
+    for text in ("", "[1, 2]", '{"files": 3, "drawn": 4}', f'{{"files": {paths}}}'):
+        site = write_site(records, tmp_path / "site", limits=BARE).parent
+        (site / NAME).write_text(text)
+        write_site(records, site, limits=BARE)
+        assert (tmp_path / "precious.html").read_text() == "keep"
+        assert (site / "index.html").is_file()
+
+
+# A stranger's record on the page: its text is shown, and does nothing else.
+
+EVILS = (
+    "<script>document.title='owned'; alert(1)</script>",
+    '"><img src=x onerror="document.title=\'owned\'; alert(2)">',
+    "' onfocus=alert(3) autofocus x='",
+    "</script></style></textarea></title><svg onload=alert(4)>",
+    "javascript:alert(5)",
+    "{{7*7}}{% for x in range(9) %}{{ site }}{% endfor %}",
+    "evil\u202eexe.gpj\u2066\u2028\x00\x1b[31mend",
+    "<!--<script>-->&lt;b&gt;&#60;i&#62;",
+    "$\\frac{x$ %s {0} \u4e2d\u6587 \U0001f600",
+    "=HYPERLINK(1)" + "A" * 10_000,
+    "../../../../" * 20 + "etc/passwd",
+)
+LINKS = (
+    "javascript:alert(6)",
+    'https://example.org/" onmouseover="alert(7)',
+    "data:text/html,<script>alert(8)</script>",
+    "http://user@example.org/",
+    "https://user@example.org/",
+)
+KEPT = {"rows", "verdict", "scores", "summary", "seals"}
+
+
+def poison(value: Any, evil: str, key: str = "") -> Any:
+    """Put a text into every field that holds one."""
+    if key in KEPT or isinstance(value, bool):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+        return dataclasses.replace(
+            value, **{name: poison(getattr(value, name), evil, name) for name in names}
+        )
+    if isinstance(value, dict):
+        return {f"{name}{evil}": poison(one, evil) for name, one in value.items()}
+    if isinstance(value, tuple):
+        return tuple(poison(one, evil) for one in value)
+    return evil if isinstance(value, str) else value
+
+
+def write_evil(folder: Path, evil: str, link: str, seed: int) -> Stored:
+    rows = tidy(helpers.rows_of("pgd", "etf", 0))
+    rows = rows.assign(tap=rows["tap"] + evil, note=evil)
+    full = helpers.record(
+        seed=seed,
+        rows=write_rows(folder / f"{seed}.parquet", rows),
+        card=Card(**{field.name: "x" for field in dataclasses.fields(Card) if field.type is str}),
+        warnings=(Caution(name="a", message="b"),),
+        evidence=EvidenceFile(name="a", sha256="b", bytes=12, broken=3),
+        accelerated=("a",),
+    )
+    made = poison(full, evil)
+    config = {
+        "model": {"backbone": {"name": evil, "options": {evil: evil}}, "reference": evil},
+        "threat": {"norm": evil, "eps": 0.1},
+        "evaluation": {"beside": evil},
+    }
+    card = dataclasses.replace(made.card, link=link)
+    return Stored(dataclasses.replace(made, card=card, config=config), folder / f"{seed}.json")
+
+
+def hostile_answer(evil: str) -> Answer:
+    """One of our answers with a text in the fields that hold any."""
+    answer = read_answers(Path(__file__).parent.parent / "results/claims/answers")[0]
+    return dataclasses.replace(
+        answer,
+        reason=evil,
+        meaning=evil,
+        claim=dataclasses.replace(answer.claim, says=evil, source=evil),
+        scale=dataclasses.replace(answer.scale, dataset=evil, backbone=evil, ball=evil),
+    )
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evil")
+    (folder / "records").mkdir()
+    records = [
+        write_evil(folder / "records", evil, LINKS[index % len(LINKS)], index)
+        for index, evil in enumerate(EVILS)
+    ]
+    keys = ("dataset", "ball", "model", "authors", "venue", "architecture", "notes")
+    published = pd.DataFrame(
+        [
+            {**dict.fromkeys(keys, evil), "clean": 0.9, "robust": 0.5, "link": link}
+            for evil in EVILS
+            for link in LINKS
+        ]
+    )
+    return write_site(
+        records,
+        folder / "site",
+        published=published,
+        claims=[hostile_answer(evil) for evil in EVILS],
+        limits=FigureLimits(models=4, together=0, own=("collapse_per_layer",)),
+    ).parent
+
+
+def test_no_text_becomes_markup(hostile: Path) -> None:
+    pages = sorted(hostile.rglob("*.html"))
+    assert len(pages) == 3 + len(EVILS)
+    for path in pages:
+        tags = Page(path.read_text()).tags
+        names = [name for name, _ in tags]
+        assert names.count("script") == (2 if path.name == "index.html" else 0)
+        assert not {"svg", "iframe", "object", "base"} & set(names)
+        assert not [facts for _, facts in tags if any(key.startswith("on") for key in facts)]
+        links = [str(facts["href"]) for name, facts in tags if name == "a"]
+        assert not [link for link in links if re.match(r"[a-z]+:", link)], "none of them is a link"
+
+
+def test_texts_are_shown_as_they_are_but_for_what_misleads(hostile: Path) -> None:
+    text = "".join(path.read_text() for path in hostile.rglob("*.html"))
+    assert text.count("&lt;script&gt;document.title") > 20
+    assert "{{7*7}}" in text
+    assert not set("\u202e\u2066\u2028\x00\x1b") & set(text)
+    assert "(10,013 characters)" in text
+    assert len(text) < 3_000_000
+
+
+def test_no_path_leaves_the_site(hostile: Path) -> None:
+    files = [path.relative_to(hostile) for path in hostile.rglob("*") if path.is_file()]
+    assert {path.parts[0] for path in files if len(path.parts) > 1} == {"model", "figures"}
+    assert all(re.fullmatch(r"[A-Za-z0-9_.=-]{1,90}", path.name) for path in files)
+    assert {path.name for path in hostile.parent.iterdir()} == {"records", "site"}
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1200, 420])
+def test_nothing_runs_and_nothing_leaves(
+    open_page: Callable[..., Any], hostile: Path, width: int
+) -> None:
+    page = open_page(hostile / "index.html", width=width)
+    for path in (*sorted(hostile.rglob("*.html")), hostile / "index.html"):
+        page.goto(path.as_uri())
+        assert page.title() != "owned"
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for box in page.locator("table.ours tbody input").all():
+        box.check()
+    page.click("#show")
+    for index in range(page.locator("form select").count()):
+        page.locator("form select").nth(index).select_option(index=1)
+    page.fill("input[type=search]", EVILS[1])
+    page.wait_for_timeout(200)
+    page.reload()
+    assert page.locator("table.compared img, table.compared script").count() == 0
+    assert page.locator("table.compared thead a").count() == len(EVILS)
+    assert page.title() != "owned"

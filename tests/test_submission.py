@@ -211,10 +211,3 @@ def test_a_record_that_its_evidence_or_images_contradict_is_refused(
     assert ran.code == 2
     assert words in ran.err
     assert not list(results.rglob("*.json"))
-
-
-def test_a_push_to_the_hub_needs_a_name_first(tmp_path: Path) -> None:
-    stored = appraised(tmp_path)
-    ran = cli("submit", stored.path, "--hub", "no name")
-    assert ran.code == 2
-    assert "OWNER/NAME" in ran.err

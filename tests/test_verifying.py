@@ -1,13 +1,18 @@
-"""Evidence is compared with its record and its images, and the model makes every verdict again."""
+"""Evidence is compared with its record and its images, and the model makes every verdict again;
+whatever is changed in a record or beside it is found, and named.
+"""
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
-from helpers_appraisal import BALL, EXAMPLES, altered, changed_weights, opened, resealed
+from helpers_appraisal import EXAMPLES, altered, opened, resealed
 from helpers_exchange import appraised
 from helpers_runner import cli
 from torch import Tensor, nn
@@ -16,12 +21,14 @@ from robust_nc.evidence.file import read_evidence
 from robust_nc.exceptions import DataError, RecordError
 from robust_nc.exchange.submission import EXAMPLES as TAKEN
 from robust_nc.exchange.submission import ready
+from robust_nc.io.files import digest, sha256_of
 from robust_nc.io.untrusted import read_json
-from robust_nc.record import Caution, Stored, read_record
+from robust_nc.record import Caution, Stored, pack_flags, read_record, unpack_flags, write_rows
 from robust_nc.record.standing import Receipt, receipt_path, standing
 from robust_nc.threat import Ball
+from robust_nc.verification.consistency import inconsistencies
 from robust_nc.verification.evidence import check_evidence, find_evidence, inside, original_findings
-from robust_nc.verification.originals import RecordExamples, ball_of, dataset_of, examples_of
+from robust_nc.verification.originals import RecordExamples, dataset_of, examples_of
 from robust_nc.verification.rejudge import (
     Looked,
     bounded,
@@ -41,10 +48,6 @@ def seen(margins: list[float], *, votes: list[int] | None = None) -> Looked:
 
 
 class TestTolerance:
-    def test_a_flip_is_proven_whatever_its_margin(self):
-        found = repeated_flips(seen([1e-6, 3.0]), torch.tensor([5.0, -1.0]), 1)
-        assert found.proven.tolist() == [True, True]
-
     @pytest.mark.parametrize(
         ("here", "stored", "tolerated"),
         [
@@ -61,13 +64,13 @@ class TestTolerance:
     def test_a_flip_that_is_none_here(self, here, stored, tolerated):
         found = repeated_flips(seen([here]), torch.tensor([stored]), 1)
         assert (bool(found.tolerated), bool(found.refuted)) == (tolerated, not tolerated)
+        assert repeated_flips(seen([1e-6]), torch.tensor([stored]), 1).proven, "whatever its margin"
 
-    @pytest.mark.parametrize(("margin", "tolerated"), [(0.009, True), (0.011, False)])
-    def test_a_clean_verdict_that_is_another_here(self, margin, tolerated):
-        for sign, correct in ((1, True), (-1, False)):
-            found = repeated_clean(seen([sign * margin]), torch.tensor([correct]), 1)
-            assert bool(found.tolerated) == tolerated
-            assert not found.proven
+    def test_a_clean_verdict_that_is_another_here(self):
+        margins, correct = [0.009, 0.011, -0.009, -0.011], torch.tensor([True, True, False, False])
+        found = repeated_clean(seen(margins), correct, 1)
+        assert found.tolerated.tolist() == [True, False, True, False]
+        assert not found.proven.any()
 
     def test_a_class_that_is_never_meant_makes_no_verdict_tolerable(self):
         plain = seen([-2.0, -3.0, 1.0, 0.0])
@@ -102,16 +105,6 @@ class Noisy(nn.Module):
 
 
 class TestLookingAgain:
-    def test_batches_do_not_matter_and_the_model_is_left_as_it_was(self):
-        model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(4, 3)).train()
-        images, labels = torch.rand(600, 1, 2, 2), torch.arange(600) % 3
-        found = look_again(model, images, labels)
-        assert all(module.training for module in model.modules())
-        with torch.no_grad():
-            logits = model.eval()(images)
-        assert torch.equal(found.flipped, logits.argmax(1) != labels)
-        assert torch.allclose(found.ranges, logits.amax(1) - logits.amin(1))
-
     def test_draws_of_a_random_model_are_counted_and_keyed(self):
         images = torch.tensor([0.0, 0.5, 1.0])[:, None, None, None].expand(3, 1, 1, 1)
         labels = torch.zeros(3, dtype=torch.int64)
@@ -121,25 +114,8 @@ class TestLookingAgain:
         assert 0 < int(first.votes[1]) < 20
         assert torch.equal(first.votes, again.votes)
 
-    def test_nothing_to_look_at(self):
-        found = look_again(nn.Flatten(), torch.zeros(0, 1, 2, 2), torch.zeros(0).long())
-        assert len(found.flipped) == len(found.margins) == 0
-
 
 class TestOriginals:
-    def test_they_are_those_of_the_record(self, verdict):
-        stored, _ = verdict
-        examples = examples_of(stored.record, None)
-        assert examples.fingerprint == stored.record.data.fingerprint
-        assert (len(examples.images), examples.images.dtype) == (EXAMPLES, torch.float32)
-        assert ball_of(stored.record.config) == BALL
-
-    def test_other_images_are_said_to_be_others(self, verdict):
-        stored, _ = verdict
-        other = dataclasses.replace(stored.record.data, fingerprint="0" * 64)
-        with pytest.raises(DataError, match=r"images of test of digits here are others"):
-            examples_of(dataclasses.replace(stored.record, data=other), None)
-
     @pytest.mark.parametrize(
         "path", ["no/such.npz", "/dev/zero", "~nobody-of-this-name/a.npz", "a" * 5_000, "a\0b"]
     )
@@ -171,21 +147,6 @@ class TestOriginals:
         assert inside(Ball("Linf", 0.1), points, origins).tolist() == [False, False, True]
 
 
-class Trembling(nn.Module):
-    """A model whose answers move by a little each time, with the tensors of another."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.inner(images)
-        return logits + 0.3 * torch.randn_like(logits)
-
-    def state_dict(self, *args, **kwargs):
-        return self.inner.state_dict(*args, **kwargs)
-
-
 @pytest.fixture(scope="module")
 def examples(verdict):
     return examples_of(verdict[0].record, None)
@@ -202,13 +163,10 @@ def model(verdict):
 
 
 class TestWhole:
-    def test_without_a_model_nothing_is_wrong_and_nothing_is_proven(self, verdict, examples):
+    def test_with_the_model_the_bound_is_proven(self, verdict, examples, model):
         found = check_evidence(verdict[0], examples=examples, model=None)
         assert (found.wrong, found.unchecked, found.placed) == ([], [], True)
-        assert not found.proves
-        assert found.upper is None
-
-    def test_with_the_model_the_bound_is_proven(self, verdict, examples, model):
+        assert (found.proves, found.upper) == (False, None)
         found = check_evidence(verdict[0], examples=examples, model=model)
         assert (found.wrong, found.unchecked) == ([], [])
         assert found.proves
@@ -244,30 +202,28 @@ class TestWhole:
         found = check_evidence(verdict[0], examples=examples, model=model)
         assert {"model", "clean verdicts"} <= {finding.place for finding in found.wrong}
         assert found.clean.refuted.any()
-
-    def test_a_model_that_cannot_answer_is_a_finding(self, verdict, examples):
-        found = check_evidence(verdict[0], examples=examples, model=nn.Flatten())
+        found = check_evidence(verdict[0], examples=examples, model=nn.Flatten())  # cannot answer
         assert {finding.place for finding in found.wrong} >= {"model"}
 
     def test_a_model_that_answers_at_random_is_named_unless_the_record_says_so(
         self, verdict_copy, examples, model
     ):
-        stored, trembling = verdict_copy[0], Trembling(model)
-        found = check_evidence(stored, examples=examples, model=trembling)
+        stored = verdict_copy[0]
+        model.register_forward_hook(lambda _, images, out: out + 0.3 * torch.randn_like(out))
+        found = check_evidence(stored, examples=examples, model=model)
         assert "warnings" in {finding.place for finding in found.wrong}
         told = resealed(stored, warnings=(Caution(name="random-output", message="it does"),))
-        found = check_evidence(told, examples=examples, model=trembling)
+        found = check_evidence(told, examples=examples, model=model)
         assert "warnings" not in {finding.place for finding in found.wrong}
 
-    def test_an_adversarial_outside_of_the_ball_is_named(self, examples, evidence):
-        points = evidence.adversarials.clone()
+    def test_an_adversarial_outside_of_the_ball_and_another_label_are_named(
+        self, examples, evidence
+    ):
+        points, labels = evidence.adversarials.clone(), examples.labels.clone()
         points[4, 0, 2, 2] = (points[4, 0, 2, 2] + 0.5) % 1
         (finding,) = original_findings(dataclasses.replace(evidence, adversarials=points), examples)
         assert finding.place == "evidence.adversarials"
         assert f"example {int(evidence.broken[4])}" in finding.text
-
-    def test_another_label_is_named(self, examples, evidence):
-        labels = examples.labels.clone()
         labels[17] = (labels[17] + 1) % 10
         changed = RecordExamples(examples.images, labels, examples.ids, examples.fingerprint)
         (finding,) = original_findings(evidence, changed)
@@ -288,24 +244,16 @@ class TestCommand:
         assert set(receipt) == {field.name for field in dataclasses.fields(Receipt)}
         assert standing(stored).badges == ("schema ok", "upper bound proven")
 
-    def test_without_a_model_the_badge_is_schema_ok(self, verdict_copy):
-        stored, _ = verdict_copy
-        ran = cli("verify", stored.path)
-        assert (ran.code, ran.out.splitlines()[-1]) == (0, "  badges       schema ok")
-
     def test_one_that_fails_does_not_stop_the_others(self, verdict_copy, tmp_path):
         stored, _ = verdict_copy
         (tmp_path / "out" / "broken.json").write_text("{")
         altered(stored, lambda values: values.update(seed=7), seal=False)
-        ran = cli("verify", tmp_path / "out", Path("results/hierarchy"))
+        earlier = next(Path("results/hierarchy").rglob("*.json"))
+        ran = cli("verify", tmp_path / "out", earlier)
         assert ran.code == 1
         assert "INVALID" in ran.out
         assert "WRONG        seed" in ran.out
         assert "2 with something wrong" in ran.out
-
-    def test_records_of_earlier_versions_pass_as_what_they_are(self):
-        ran = cli("verify", Path("results/fixed-heads"))
-        assert ran.code == 0
         assert "not sealed (of an earlier version)" in ran.out
         assert "carries no evidence" in ran.out
 
@@ -313,6 +261,7 @@ class TestCommand:
         stored, _ = verdict_copy
         resealed(stored, model="\x1b[2Jclean")
         ran = cli("verify", stored.path)
+        assert (ran.code, ran.out.splitlines()[-1]) == (0, "  badges       schema ok")
         assert "\x1b" not in ran.out
         assert "?[2Jclean" in ran.out
 
@@ -334,63 +283,225 @@ class TestCommand:
         assert words in ran.err
         assert "Traceback" not in ran.err
 
-    def test_a_weight_that_changed_in_its_file_is_named(self, verdict, tmp_path):
-        stored, reference = verdict
-        other = changed_weights(reference, tmp_path / "model", 1e-4)
-        ran = cli("verify", stored.path, "--model", other)
-        assert ran.code == 1
-        assert "another model: 1 tensor differs" in ran.out
-        assert "5.bias" in ran.out
 
-
-# Evidence that was cut for a submission is checked as far as it goes, and proves no more.
-
-
-class Submitted(NamedTuple):
-    """A record with more examples than are taken, its submission, and the images."""
-
-    whole: Stored
-    cut: Stored
-    evidence: Path
-    examples: RecordExamples
-
-
-@pytest.fixture
-def submitted(tmp_path: Path) -> Submitted:
+def test_evidence_that_was_cut_is_checked_as_far_as_it_goes_and_proves_no_more(tmp_path):
     whole = appraised(tmp_path / "out", count=TAKEN + 500)
     examples = examples_of(whole.record, None)
-    made = ready(whole, tmp_path / "results", examples.images)
-    return Submitted(whole, read_record(made[0]), made[1], examples)
-
-
-def test_it_is_placed_and_proves_no_bound(submitted: Submitted) -> None:
-    found = check_evidence(submitted.cut, examples=submitted.examples, model=None)
+    record, evidence, *_ = ready(whole, tmp_path / "results", examples.images)
+    cut = read_record(record)
+    found = check_evidence(cut, examples=examples, model=None)
     assert (found.wrong, found.rows, found.placed, found.proves) == ([], TAKEN, True, False)
     assert any("first 1,000" in reason for reason in found.unchecked)
-
-
-def test_it_is_compared_with_the_record_without_the_images(submitted: Submitted) -> None:
-    found = check_evidence(submitted.cut, examples=None, model=None)
-    assert (found.wrong, found.rows) == ([], TAKEN)
-    assert not found.placed
-
-
-def test_the_full_file_in_its_place_counts_as_whole(submitted: Submitted) -> None:
-    shutil.copy(submitted.whole.path.with_suffix(".evidence"), submitted.evidence)
-    found = check_evidence(submitted.cut, examples=submitted.examples, model=None)
+    found = check_evidence(cut, examples=None, model=None)
+    assert (found.wrong, found.rows, found.placed) == ([], TAKEN, False)
+    ran = cli("verify", record)
+    assert (ran.code, "first 1,000" in ran.out) == (0, True)
+    for rows in (TAKEN - 100, TAKEN + 100):
+        lying = resealed(cut, evidence=dataclasses.replace(cut.record.evidence, rows=rows))
+        assert check_evidence(lying, examples=examples, model=None).wrong
+    shutil.copy(whole.path.with_suffix(".evidence"), evidence)
+    found = check_evidence(cut, examples=examples, model=None)
     assert (found.wrong, found.rows, found.placed) == ([], None, True)
 
 
-@pytest.mark.parametrize("rows", [TAKEN - 100, TAKEN + 100])
-def test_a_lie_about_its_length_is_found(submitted: Submitted, rows: int) -> None:
-    record = submitted.cut.record
-    assert record.evidence is not None
-    told = dataclasses.replace(record.evidence, rows=rows)
-    lying = resealed(submitted.cut, evidence=told)
-    assert check_evidence(lying, examples=submitted.examples, model=None).wrong
+# Whatever is changed in a record or beside it is found, and named.
+
+Values = dict[str, Any]
 
 
-def test_the_command_says_what_it_is(submitted: Submitted) -> None:
-    ran = cli("verify", submitted.cut.path)
-    assert ran.code == 0
-    assert "first 1,000" in ran.out
+@pytest.fixture
+def copied(verdict_copy: tuple[Stored, str]) -> Stored:
+    return verdict_copy[0]
+
+
+def places(stored: Stored, reference: str | None = None) -> set[str]:
+    """Everything that is named as wrong, with the images and without or with the model."""
+    model = None if reference is None else opened(reference)
+    found = check_evidence(stored, examples=examples_of(stored.record, None), model=model)
+    return {finding.place for finding in (*inconsistencies(stored), *found.wrong)}
+
+
+def broken_row(values: Values) -> int:
+    return int(np.flatnonzero(np.array(values["verdict"]["broken_by"]) >= 0)[0])
+
+
+def flip_flag(values: Values) -> None:
+    """Claim an example to be robust that was broken."""
+    flags = unpack_flags(values["verdict"]["robust"])
+    flags[broken_row(values)] = True
+    values["verdict"]["robust"] = pack_flags(flags)
+
+
+def leave_the_credit_out(values: Values) -> None:
+    values["verdict"]["broken_by"][broken_row(values)] = -1
+
+
+def change_eps_and_name(values: Values) -> None:
+    values["config"]["threat"]["eps"] *= 2
+    values["cell"] = digest(values["config"])[:16]
+
+
+def count_anew(values: Values) -> None:
+    """Make a second cell of one model."""
+    values["config"]["evaluation"]["examples"] += 1
+    values["cell"] = digest(values["config"])[:16]
+
+
+def put(place: str, change: Callable[[Any], Any]) -> Callable[[Values], None]:
+    """Change the value at a dotted place."""
+
+    def changed(values: Values) -> None:
+        *outer, last = place.split(".")
+        inner: Any = values
+        for name in outer:
+            inner = inner[int(name) if name.isdigit() else name]
+        inner[last] = change(inner[last])
+
+    changed.__name__ = place
+    return changed
+
+
+def zeros(_: object) -> str:
+    return "0" * 64
+
+
+# What is changed; the field that its seal names; what else gives it away to a forger who seals it.
+CHANGES: list[tuple[Callable[[Values], None], str, set[str]]] = [
+    (flip_flag, "verdict", {"verdict.broken_by", "verdict.robust"}),
+    (put("scores.robust.value", lambda v: v + 0.05), "scores", {"scores.robust.value"}),
+    (put("scores.robust.high", lambda v: v + 0.001), "scores", {"scores.robust.high"}),
+    (put("config.threat.eps", lambda v: 2 * v), "config", {"cell", "config.threat"}),
+    (change_eps_and_name, "config", {"config.threat"}),
+    (leave_the_credit_out, "verdict", {"verdict.broken_by"}),
+    (put("attacks.0.broke", lambda v: v + 1), "attacks", {"attacks.0.broke"}),
+    (put("passes.forward", lambda v: v - 1), "passes", {"passes.forward"}),
+    (put("weights.state", zeros), "weights", {"weights.state"}),
+    (put("rows.sha256", zeros), "rows", {"rows"}),
+    (put("evidence.sha256", zeros), "evidence", {"evidence.sha256"}),
+    (put("evidence.broken", lambda v: v - 1), "evidence", {"evidence.broken"}),
+    (put("data.dataset", lambda v: "cifar10"), "data", {"data.dataset"}),
+    (put("seed", lambda v: v + 1), "seed", {"seed", "evidence.seed"}),
+    (put("evidence.full", zeros), "evidence", {"evidence.full"}),
+    (
+        put("data.which", lambda v: "the first 1000 of test in the official order"),
+        "data",
+        {"data.which"},
+    ),
+    (count_anew, "config", {"config.evaluation.examples"}),
+]
+NAMES = [change.__name__ for change, *_ in CHANGES]
+
+
+def test_what_was_not_touched_is_whole(verdict):
+    stored, reference = verdict
+    assert places(stored, reference) == set()
+
+
+@pytest.mark.parametrize(("change", "field", "named"), CHANGES, ids=NAMES)
+def test_a_change_breaks_a_seal_and_sealed_anew_contradicts_something_else(
+    copied, change, field, named
+):
+    before = copied.path.read_text()
+    assert field in places(altered(copied, change, seal=False))
+    copied.path.write_text(before)
+    found = places(altered(copied, change, seal=True))
+    assert named <= found
+    assert "seals" not in found
+
+
+def test_a_date_is_named_by_its_seal_alone_and_a_size_by_the_model(copied, verdict):
+    before = copied.path.read_text()
+    backdate = put("created", lambda date: "2020-01-01T00:00:00+00:00")
+    assert places(altered(copied, backdate, seal=False)) == {"created"}
+    assert places(altered(copied, backdate, seal=True)) == set(), "nothing else knows the date"
+    assert "seals" in places(altered(copied, lambda values: values.pop("seals"), seal=False))
+    copied.path.write_text(before)
+    halve = put("weights.parameters", lambda number: number // 2)
+    assert places(altered(copied, halve, seal=True), verdict[1]) == {"weights.parameters"}
+
+
+def test_a_forger_who_knows_it_all_is_refuted_by_the_model_and_the_evidence(copied, verdict):
+    """Everything in the record agrees, but the evidence says otherwise."""
+
+    def forge(values: Values) -> None:
+        row = broken_row(values)
+        attack = values["verdict"]["broken_by"][row]
+        values["verdict"]["broken_by"][row] = -1
+        values["attacks"][attack]["broke"] -= 1
+        flags = unpack_flags(values["verdict"]["robust"])
+        flags[row] = True
+        values["verdict"]["robust"] = pack_flags(flags)
+
+    found = places(altered(copied, forge, seal=True))
+    assert {"verdict.robust", "verdict.broken_by", "scores.robust.value"} <= found
+
+
+@pytest.mark.parametrize("place", [0.05, 0.999])
+def test_one_byte_of_the_evidence_or_the_rows_is_found(copied, place):
+    rows, evidence = copied.path.parent / copied.record.rows.path, find_evidence(copied)
+    for path, named in ((rows, {"rows"}), (evidence, {"evidence.sha256", "evidence"})):
+        whole = path.read_bytes()
+        content = bytearray(whole)
+        content[int(place * len(content))] ^= 1
+        path.write_bytes(content)
+        found = places(copied)
+        assert named <= found if path == evidence else found == named
+        path.write_bytes(whole)
+    for size in (0, 7, 100):
+        evidence.write_bytes(whole[:size])
+        assert {"evidence.sha256", "evidence"} <= places(copied)
+
+
+def test_rows_that_were_written_anew_contradict_the_scores(copied):
+    frame = copied.rows()
+    frame.loc[frame["condition"] == "attacked", "value"] += 0.1
+    file = write_rows(copied.path.parent / copied.record.rows.path, frame)
+    point = put("rows.sha256", lambda digest: file.sha256)
+    assert places(altered(copied, point, seal=True)) == {"scores.robust.value"}
+
+
+def test_rows_that_are_no_rows_are_named(copied):
+    path = copied.path.parent / copied.record.rows.path
+    point = put("rows.sha256", lambda digest: sha256_of(path))
+    for content in (b"PAR1 nothing PAR1", b""):
+        path.write_bytes(content)
+        assert places(altered(copied, point, seal=True)) == {"rows"}
+    pd.DataFrame({"value": [1.0]}).to_parquet(path)
+    assert places(altered(copied, point, seal=True)) == {"rows"}
+    path.unlink()
+    assert places(copied) == {"rows"}
+
+
+@pytest.mark.parametrize("path", ["../../secret", "/etc/passwd", ".hidden"])
+def test_no_name_leaves_the_folder(copied, path):
+    def point(values: Values) -> None:
+        values["evidence"]["name"] = values["rows"]["path"] = path
+
+    assert {"evidence.name", "rows"} <= places(altered(copied, point, seal=True))
+
+
+def test_a_wild_record_is_never_a_crash(copied):
+    """Values of the right type and no sense."""
+    wild = [put("verdict.robust", lambda _, flags=flags: flags) for flags in ("3:ff", "no flags")]
+    wild += [
+        put("verdict.broken_by", lambda _, codes=codes: codes)
+        for codes in ([], [-9] * 120, [99] * 120, [2**62] * 120)
+    ]
+    wild += [
+        put("scores", lambda _: {}),
+        put("scores.robust.n", lambda _: 0),
+        put("scores.robust.value", lambda _: -3.0),
+        put("config", lambda _: {}),
+        put("created", lambda _: "yesterday"),
+        put("data.examples", lambda _: -5),
+        put("attacks", lambda _: []),
+    ]
+    before = copied.path.read_text()
+    less = altered(copied, put("data.examples", lambda v: v - 1), seal=True)
+    found = {finding.place for finding in inconsistencies(less)}
+    assert {"verdict.robust", "verdict.broken_by"} <= found
+    for change in wild:
+        stored = altered(copied, change, seal=True)
+        assert inconsistencies(stored), change.__name__
+        check_evidence(stored, examples=None, model=None)
+        copied.path.write_text(before)
