@@ -105,10 +105,8 @@ class TestOrder:
         assert ordered(FRAME, "robust")["robust"].tolist()[:3] == [0.4, 0.45, 0.5]
         assert ordered(FRAME, "-robust")["robust"].tolist()[:3] == [0.5, 0.45, 0.4]
         assert ordered(FRAME, "-robust")["model"].tolist()[3] == "plain"
-
-    def test_equal_rows_keep_their_order(self) -> None:
         models = ordered(FRAME, "-eps")["model"].tolist()
-        assert models == ["net-trades", "net-pgd", "plain", "Net-TRADES-2"]
+        assert models == ["net-trades", "net-pgd", "plain", "Net-TRADES-2"], "equal ones in order"
 
 
 @pytest.mark.parametrize(

@@ -69,13 +69,9 @@ def test_hostile_cards_add_nothing_to_the_metadata_or_the_text(tmp_path: Path, t
     assert not re.search(r"(?<!\\)\]\(", shown.split("\n---\n")[1])
     assert len(shown) < 20_000
     assert all(one.isprintable() for one in shown.splitlines())
-    titles = [line for line in shown.splitlines() if line.startswith("#")]
-    assert len(titles) == 1
-
-
-def test_text_in_the_metadata_reads_as_it_was() -> None:
-    for text in ("--- a: {{ b }}", "{{{--- --", '"quoted" \\ back: #', "\u00e9 \U0001f600", "no"):
-        assert yaml.safe_load(yaml_line("x", [{"y": text}])) == {"x": [{"y": text}]}
+    assert len([line for line in shown.splitlines() if line.startswith("#")]) == 1
+    for quoted in (text[:99], "--- a: {{ b }}", "{{{--- --"):  # in the metadata it reads as it was
+        assert yaml.safe_load(yaml_line("x", [{"y": quoted}])) == {"x": [{"y": quoted}]}
 
 
 # Pushing, to a hub that only takes note.

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 
 from robust_nc.claims.answers import read_answers
-from robust_nc.record import Stored
 from robust_nc.report.site.figures import FigureLimits
 from robust_nc.report.site.write import write_site
 
@@ -20,12 +19,7 @@ PUBLISHED = 2
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> list[Stored]:
-    return helpers.write_grid(tmp_path_factory.mktemp("grid"), seeds=2)
-
-
-@pytest.fixture(scope="module")
-def site(records: list[Stored], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A site with every page: six models (two with figures), two rows of others, our claims."""
     rows = [
         {
@@ -41,7 +35,7 @@ def site(records: list[Stored], tmp_path_factory: pytest.TempPathFactory) -> Pat
         for i in range(PUBLISHED)
     ]
     return write_site(
-        records,
+        helpers.write_grid(tmp_path_factory.mktemp("grid"), seeds=2),
         tmp_path_factory.mktemp("site"),
         published=pd.DataFrame(rows),
         claims=read_answers(Path(__file__).parent.parent / "results" / "claims" / "answers"),

@@ -148,10 +148,8 @@ def test_challenges_come_along_and_receipts_stay(tmp_path: Path) -> None:
     points.write_bytes(b"points")
     path = challenged(stored.path, rows=(1, 2), evidence=sha256_of(points))
     points.rename(path.with_suffix(".npz"))
-    receipt = stored.path.with_suffix(".receipt")
-    receipt.write_text("{}")
-    stored = read_record(stored.path)
-    receipt.unlink()
+    receipt = {"record": sha256_of(stored.path), "evidence": None, "badges": [], "created": "2026"}
+    stored.path.with_suffix(".receipt").write_text(json.dumps(receipt))
     made = ready(stored, results)
     endings = {".json", ".parquet", ".evidence", ".challenge", ".npz"}
     assert {path.suffix for path in made} == endings
