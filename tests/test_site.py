@@ -59,7 +59,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[Stored]:
 @pytest.fixture(scope="module")
 def page(records: list[Stored], tmp_path_factory: pytest.TempPathFactory) -> Path:
     own = ("leap_rate_per_layer", "leap_matrix")
-    limits = FigureLimits(all_of=0, own=own)
+    limits = FigureLimits(own=own)
     return write_site(records, tmp_path_factory.mktemp("site"), limits=limits)
 
 
