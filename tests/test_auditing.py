@@ -86,15 +86,8 @@ class TestBounds:
 
 
 class TestDrawing:
-    @pytest.fixture
-    def examples(self, verdict):
-        return examples_of(verdict[0].record, None)
-
-    @pytest.fixture
-    def model(self, verdict):
-        return opened(verdict[1])
-
-    def test_the_seed_draws_the_examples_and_only_robust_ones(self, verdict, model, examples):
+    def test_the_seed_draws_the_examples_and_only_robust_ones(self, verdict):
+        model, examples = opened(verdict[1]), examples_of(verdict[0].record, None)
         first, again, other = (
             audit(verdict[0], model, examples, count=12, seed=seed) for seed in (1, 1, 2)
         )

@@ -125,13 +125,11 @@ class TestQuestions:
         ("sql", "words"),
         [
             ("drop table records", "only reads"),
-            ("insert into records values (1)", "only reads"),
             ("create temp table t as select 1", "only reads"),
             ("copy records to 'stolen.csv'", "only reads"),
             ("attach 'other.duckdb'", "only reads"),
             ("install httpfs", "only reads"),
             ("set enable_external_access = true", "only reads"),
-            ("pragma database_list", "only reads"),
             ("explain analyze select 1", "only reads"),
             ("select 1; select 2", "one statement, found 2"),
             ("", "one statement, found 0"),

@@ -12,7 +12,7 @@ import pytest
 from helpers_report import stored
 
 from robust_nc.exceptions import InputError, RecordError, UnknownNameError
-from robust_nc.record import Caution, Stored
+from robust_nc.record import Caution, Stored, Verdict
 from robust_nc.report.board.formats import format_table
 from robust_nc.report.board.render import WIDTH
 from robust_nc.report.board.table import COLUMNS, leaderboard, paired
@@ -100,6 +100,10 @@ def test_nothing_and_a_seed_that_counts_twice_are_refused(tmp_path: Path) -> Non
         leaderboard([1])  # type: ignore[list-item]
     with pytest.raises(RecordError, match="a seed counts once"):
         leaderboard([stored(), stored()])
+    short = helpers.record(helpers.flags(500, 1200)).verdict
+    for damaged in (short, Verdict(clean_correct="x", robust="y", broken_by=())):
+        with pytest.raises(RecordError, match=r"\.json has"):
+            leaderboard([stored(verdict=damaged)])
 
 
 def test_heads_are_compared_seed_by_seed() -> None:

@@ -220,6 +220,7 @@ class TestReading:
             ({"id": "a/b"}, "id: string should match pattern"),
             ({"expect": "equal", "effect": 0.0}, "equal needs a margin"),
             ({"of": {"train": {"objective": "pgd"}}}, "'train' is a table"),
+            ({"of": {"train.objectiv": "pgd"}}, "did you mean 'objective'"),
             ({"of": {"seed": 1}}, "seed is what a claim is averaged over"),
             ({"of": {"train.objective": "pgd"}}, "no cell of the suite planted has"),
             ({"of": {"train.objective": "trades"}}, "2 models of the suite planted have"),
@@ -228,10 +229,6 @@ class TestReading:
                 "did you mean 'bn_mode'",
             ),
             ({"against": {"train.objective": "standard"}}, "are the same cells"),
-            (
-                {"variant": [{}, {"tap": "block1"}, {"tap": "block1"}]},
-                "quantity landed(tap=block1)",
-            ),
             ({"variant": [{}, {"feature": "gap"}]}, "two variants are the same quantity landed"),
             ({"quantity": {"name": "landed", "tap": "blok2"}}, "did you mean 'block2'"),
             ({"quantity": {"name": "early_over_late", "early": "blok1"}}, "did you mean 'block1'"),
@@ -417,7 +414,7 @@ class TestPage:
     def test_every_claim_has_its_section_and_its_numbers(self, tmp_path):
         answers = answered(
             tmp_path,
-            {"premise": {"train_accuracy": 0.999}, "beside": ["nc1_clean"]},
+            {"premise": {"train_accuracy": 0.999}, "beside": ["nc1_clean", "alignment_angle"]},
             {"id": "T2", "quantity": "kept_collapse", "variant": [{"split": "train"}]},
         )
         assert [answer.family for answer in answers] == [2, 2], "all claims of a file are one"
@@ -481,7 +478,9 @@ class TestCommand:
         assert (folder / "out" / "answers" / "claims.md").read_text() == answers_page([answer])
         assert len(list((folder / "out" / "tiny").rglob("*.parquet"))) == 2
 
-    def test_answers_come_from_the_records_alone(self, ended, tmp_path):
+    def test_answers_come_from_the_records_alone_and_none_without_all_of_them(
+        self, ended, tmp_path
+    ):
         shutil.copytree(ended[0], tmp_path, dirs_exist_ok=True)
         before = (tmp_path / "out" / "answers" / "E1.json").read_text()
         shutil.rmtree(tmp_path / "out" / "answers")
@@ -489,6 +488,13 @@ class TestCommand:
         ran = run(tmp_path, "--overwrite", "only-cache")
         assert (ran.code, ran.out) == (0, ended[1].out)
         assert (tmp_path / "out" / "answers" / "E1.json").read_text() == before
+        shutil.rmtree(tmp_path / "out" / "answers")
+        cell = read_suite(str(tmp_path / "tiny.toml")).cells[0]
+        record_path(tmp_path / "out" / "tiny", cell.model, cell.id).unlink()
+        ran = run(tmp_path, "--overwrite", "only-cache")
+        assert (ran.code, ran.out) == (1, "")
+        assert f"tiny: {cell.model} seed 0 ({cell.id})" in ran.err
+        assert not (tmp_path / "out" / "answers").exists()
 
     def test_a_bad_claim_ends_before_anything_runs(self, tmp_path):
         (tmp_path / "mine.toml").write_text(CLAIM.replace("leap_rate", "leaprate"))
@@ -596,18 +602,20 @@ def test_dilation_may_be_asked_from_its_least_on():
     rows.loc[rows["measure"] == "dilation", "value"] = 1.0
     with pytest.raises(UndefinedError, match="does not change over the epochs"):
         found("start")
+    rows = rows[rows["measure"] == "dilation"]
+    with pytest.raises(RecordError, match="no row has 'memorised_way' over the epochs on train"):
+        found("start")
 
 
 def test_collapse_at_a_train_accuracy_is_that_of_the_first_epoch_that_reaches_it():
     rows = []
     for epoch, (accuracy, nc1) in enumerate([(0.5, 4.0), (0.8, 2.0), (0.7, 1.0), (0.9, 0.1)], 1):
         at = PLACE | {"epoch": epoch, "condition": "clean"}
-        rows.append(at | {"measure": "nc1_trace", "grouping": "true", "value": nc1})
-        rows.append(at | {"tap": "output", "measure": "accuracy", "value": accuracy})
-        rows.append(rows[-1] | {"split": "validation", "value": 1.0})
-        decoys = {"condition": "attacked"}, {"tap": "block2"}, {"grouping": "landed"}
-        rows += [row | decoy | {"value": 1.0} for row in rows[-3:-1] for decoy in decoys[:2]]
-        rows.append(rows[-7] | decoys[2])
+        collapse = at | {"measure": "nc1_trace", "grouping": "true", "value": nc1}
+        reached = at | {"tap": "output", "measure": "accuracy", "value": accuracy}
+        decoy = {"condition": "attacked", "value": 1.0}
+        rows += [collapse, collapse | decoy, collapse | {"grouping": "landed", "value": 1.0}]
+        rows += [reached, reached | decoy, reached | {"split": "validation", "value": 1.0}]
 
     def found(accuracy: float) -> float:
         part = Component(name="nc1_trace_log10_at", options={"accuracy": accuracy})

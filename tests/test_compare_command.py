@@ -123,10 +123,6 @@ def shorter(long: Record, n: int) -> Record:
     return record(flags(n, n), fingerprint="a" * 64, config=long.config)
 
 
-def of_data(made: Record, **changes: str) -> Record:
-    return dataclasses.replace(made, data=dataclasses.replace(made.data, **changes))
-
-
 def test_the_first_images_of_an_official_set_are_common(tmp_path: Path, said: Said) -> None:
     long = record(flags(600))
     short = shorter(long, 500)
@@ -149,7 +145,9 @@ def test_the_first_images_of_an_official_set_are_common(tmp_path: Path, said: Sa
 def test_other_images_are_refused(tmp_path: Path, change: dict[str, str], words: str) -> None:
     long = record(flags(600))
     first = put(tmp_path / "a.json", long)
-    second = put(tmp_path / "b.json", of_data(shorter(long, 500), **change))
+    short = shorter(long, 500)
+    data = dataclasses.replace(short.data, **change)
+    second = put(tmp_path / "b.json", dataclasses.replace(short, data=data))
     with pytest.raises(RecordError, match=f"they differ in {words}"):
         compare(first, second)
 

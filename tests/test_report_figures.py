@@ -408,14 +408,20 @@ def test_angles_are_drawn_per_class_and_on_average(whole: pd.DataFrame) -> None:
         assert sorted(drawn.get_ydata()) == pytest.approx(sorted(rows["value"]))
         assert set(drawn.get_xdata()) == {place}
     assert ticks(ax) == list(TAPS)
-    assert "degrees" in ax.get_ylabel()
-    assert ax.get_ylim()[0] <= 0
+    each = whole[whole["measure"] == "alignment_angle_class"]
+    more = pd.concat([whole, *(each.assign(i=each["i"] + 4 * k) for k in range(1, 6))])
+    assert "boxes: classes" in note(alignment_angles(more)), "instead of many dots"
 
 
 def test_every_figure_is_written(whole: pd.DataFrame, tmp_path: Path) -> None:
     names = {path.stem for path in save_all(whole, tmp_path)}
     assert names == {"story", "leap_matrices", *PLOTS}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
+
+
+def test_models_of_one_name_become_panels_of_their_own(whole: pd.DataFrame) -> None:
+    figure = panels(pd.concat([whole, whole.assign(model="wider")]), collapse_per_layer)
+    assert [ax.get_title() for ax in figure.axes] == ["linear-standard", "wider"]
 
 
 def test_a_legend_of_long_names_stays_within_the_figure(two: pd.DataFrame, tmp_path: Path) -> None:

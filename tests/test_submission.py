@@ -185,9 +185,12 @@ def test_the_command_makes_a_submission_and_its_printed_steps_can_be_followed(
         subprocess.run(step, shell=True, cwd=clone, check=True, capture_output=True)
     listed = subprocess.run("git ls-files", shell=True, cwd=clone, capture_output=True, text=True)
     assert len(listed.stdout.split()) == 3
-    again = cli("submit", stored.path, "--to", results)
-    assert again.code == 2
-    assert "same robust accuracy" in again.err
+    for more, words in (
+        (("--to", results), "same robust accuracy"),
+        (("--hub", "a"), "OWNER/NAME"),
+    ):
+        ran = cli("submit", stored.path, *more)
+        assert (ran.code, words in ran.err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -62,19 +62,16 @@ def test_a_link_is_one_everywhere_or_nowhere(shown: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (
-            "plain, M\u00fcller, \u4e2d\u6587 \U0001f600",
-            "plain, M\u00fcller, \u4e2d\u6587 \U0001f600",
-        ),
+        ("plain, M\u00fcller, \u4e2d\u6587 \U0001f600", None),
         ("one\r\ntwo\tthree\u00a0four\u2028five", "one  two three four five"),
-        (
-            "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647",
-            "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647",
-        ),
+        ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647", None),
         ("a\u200cb\u200d\u200d\u200bc\ufeff\ud800\x00", "a?b???c???"),
     ],
 )
-def test_what_no_reader_sees_is_replaced_and_alphabets_stay(text: str, expected: str) -> None:
+def test_what_no_reader_sees_is_replaced_and_alphabets_stay(
+    text: str, expected: str | None
+) -> None:
+    expected = text if expected is None else expected
     assert printable(text) == expected
     assert environment().from_string("{{ text }}").render(text=text) == expected
 
