@@ -29,7 +29,7 @@ from robust_nc.claims.reading import Claims, holds_claims, read_claims
 from robust_nc.config import Component
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import digest, sha256_of
-from robust_nc.pipeline.suite import suite_names
+from robust_nc.pipeline.suite import read_suite, suite_names
 from robust_nc.record import tidy, write_record, write_rows
 from robust_nc.record.folder import record_path, rows_path
 from robust_nc.report.board.formats import number
