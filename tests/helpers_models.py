@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from robust_nc.config import ModelConfig, RunConfig, component, read
 from robust_nc.data.base import Split
@@ -47,22 +46,6 @@ def warmed_up(model: Classifier) -> Classifier:
 def some_images(count: int, shape: tuple[int, int, int], *, seed: int = 0) -> Tensor:
     """Draw uniform images."""
     return torch.rand(count, *shape, generator=torch.Generator().manual_seed(seed))
-
-
-def learnt(
-    model: Classifier, images: Tensor, labels: Tensor, *, steps: int, lr: float = 0.1, size: int = 0
-) -> float:
-    """Train for some rounds, on all images at once or in batches; the accuracy in train mode."""
-    optimiser = torch.optim.SGD(model.parameters(), lr, momentum=0.9)
-    order = torch.Generator().manual_seed(0)
-    for _ in range(steps):
-        rows = torch.randperm(len(labels), generator=order) if size else torch.arange(len(labels))
-        for batch in rows.split(size or len(labels)):
-            optimiser.zero_grad()
-            F.cross_entropy(model(images[batch]), labels[batch]).backward()
-            optimiser.step()
-    with torch.no_grad():
-        return float((model.train()(images).argmax(1) == labels).float().mean())
 
 
 SMALL = {"backbone": {"name": "small_cnn", "width": 8}}

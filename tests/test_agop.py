@@ -15,9 +15,7 @@ from torch.nn import functional as F
 
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.agop import input_agop
-from robust_nc.geometry.feature_matrices import (
-    layer_features,
-)
+from robust_nc.geometry.feature_matrices import layer_features
 from robust_nc.geometry.svd_argument import svd_argument
 from robust_nc.profiling.optional_rows import agop_rows
 from robust_nc.record import tidy

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers_models import digits, learnt, make, same_weights, some_images, warmed_up
+from helpers_models import make, same_weights, some_images, warmed_up
 from torch import nn
 from torch.nn import functional as F
 
@@ -94,17 +94,6 @@ def test_it_has_second_derivatives():
     vit = Vit((1, 4, 4), **TINY).double()
     images = some_images(1, (1, 4, 4)).double().requires_grad_()
     assert torch.autograd.gradgradcheck(lambda points: vit(points).sum(), images)
-
-
-def test_a_tiny_one_learns_digits():
-    images, labels = digits(limit=300)[:2]
-    unseen = digits("test", limit=200)
-    backbone = {"name": "vit", **TINY, "dim": 32}
-    model = make(backbone, shape=(1, 8, 8))
-    assert learnt(model, images, labels, steps=20, lr=0.03, size=50) > 0.97
-    with torch.no_grad():
-        right = model.eval()(unseen.images).argmax(1) == unseen.labels
-    assert float(right.float().mean()) > 0.7
 
 
 # Wide residual networks

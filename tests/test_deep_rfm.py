@@ -10,14 +10,7 @@ from reference import deep_rfm as oracle
 from torch import Tensor
 
 from robust_nc.exceptions import ConfigError, InputError
-from robust_nc.models.deep_rfm import (
-    POINTS,
-    DeepRFM,
-    Gaussian,
-    Laplace,
-    draw_map,
-    unit_sphere,
-)
+from robust_nc.models.deep_rfm import POINTS, DeepRFM, Gaussian, Laplace, draw_map, unit_sphere
 
 # NC1 (trace form) of X over layers 1 to 8, mean of 3 seeds, and layer 8 without the AGOP step.
 GOLDEN = (2.35, 0.42, 0.139, 0.044, 0.015, 0.0058, 0.0023, 0.0009)

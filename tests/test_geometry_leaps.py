@@ -13,21 +13,10 @@ from torch import Tensor
 
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.collapse import measure_collapse
-from robust_nc.geometry.leaps import (
-    MEASURES,
-    LeapMeter,
-    Leaps,
-    leap_layer,
-    measure_leaps,
-)
+from robust_nc.geometry.leaps import MEASURES, LeapMeter, Leaps, leap_layer, measure_leaps
 from robust_nc.geometry.moments import Moments
 from robust_nc.geometry.nearest import nearest_vertex
-from robust_nc.geometry.nulls import (
-    isotropic_draws,
-    isotropic_null,
-    joint_counts,
-    leap_null,
-)
+from robust_nc.geometry.nulls import isotropic_draws, isotropic_null, joint_counts, leap_null
 
 
 def attacked_clusters(seed: int = 0) -> tuple[Tensor, ...]:

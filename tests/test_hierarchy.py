@@ -17,9 +17,7 @@ from robust_nc.data.hierarchy.reading import parse
 from robust_nc.data.hierarchy.tree import Hierarchy, hierarchy_names, read_hierarchy, tree_of
 from robust_nc.data.load import dataset_info
 from robust_nc.exceptions import ConfigError, InputError
-from robust_nc.geometry.severity import (
-    check_distances,
-)
+from robust_nc.geometry.severity import check_distances
 
 NAMES = ["ant", "bee", "elm", "oak"]
 # K, classes per group, pairs of classes at distance 1, 2, ...

@@ -15,11 +15,7 @@ from robust_nc.models.build import build_model
 from robust_nc.models.classifier import Classifier
 from robust_nc.registry import LOSSES, OBJECTIVES
 from robust_nc.threat import Ball
-from robust_nc.training.losses import (
-    build_loss,
-    cross_entropy,
-    squared_error,
-)
+from robust_nc.training.losses import build_loss, cross_entropy, squared_error
 from robust_nc.training.objectives import Pgd, Standard, Trades, at_progress
 from robust_nc.training.run import resolve_model
 

@@ -1,12 +1,14 @@
 """A profile in shards: equal blocks give equal bits, other cuts the same measures to rounding."""
 
 import dataclasses
+import pickle
+from collections.abc import Callable, Sequence
+from inspect import isfunction
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from helpers_executor import PicklingExecutor
 from helpers_geometry import clusters
 from helpers_models import digits, small_model
 from torch import Tensor, nn
@@ -18,9 +20,7 @@ from robust_nc.geometry.portable import moved
 from robust_nc.geometry.scatter import EXAMPLES_PER_DIM, TotalScatter
 from robust_nc.models.classifier import Classifier
 from robust_nc.profiling import profile
-from robust_nc.profiling.accumulators import (
-    VertexMeter,
-)
+from robust_nc.profiling.accumulators import VertexMeter
 from robust_nc.profiling.conditions import TARGETS, attack_shard, split_conditions
 from robust_nc.profiling.measurement import Examples, Measurement
 from robust_nc.profiling.shards import ModelExecutor, Shard, SplitShards, slices
@@ -29,6 +29,7 @@ from robust_nc.profiling.sweeps import CorruptionSource, corrupted_rows
 from robust_nc.record import tidy
 from robust_nc.runtime import stopping
 from robust_nc.runtime.executor import IN_PROCESS, Executor
+from robust_nc.runtime.progress import Report, no_report
 from robust_nc.threat import Ball
 
 TRAIN, TEST, BATCH, BLOCK = 40, 24, 8, 15
@@ -49,6 +50,55 @@ BARE = MeasureConfig(
     taps=("penultimate",), steps=1, batch_size=BATCH, targets=(), radii=(), trajectories=0
 )
 CUT = dataclasses.replace(BARE, block=BLOCK)
+
+
+class Handle:
+    """Stands for a value, and is nothing else: whoever takes it for the value fails."""
+
+    __slots__ = ("stored",)
+
+    def __init__(self, stored: bytes) -> None:
+        self.stored = stored
+
+    def __reduce__(self) -> str:
+        raise TypeError("a handle was put inside of an argument; it must be one itself")
+
+
+class PicklingExecutor:
+    """As strict as many machines: calls in the opposite order, and pickles all on its way.
+
+    `calls` are the names of the functions that were called (of a function that is handed to another
+    to be called, its own name).
+    """
+
+    def __init__(self, width: int = 3) -> None:
+        self.width = width
+        self.calls: list[str] = []
+
+    def keep(self, value: Any) -> Handle:
+        return Handle(pickle.dumps(value))
+
+    def map(
+        self,
+        call: Callable[..., Any],
+        parts: Sequence[tuple[Any, ...]],
+        *,
+        report: Report = no_report,
+    ) -> list[Handle]:
+        known = pickle.loads(pickle.dumps(call))
+        found = []
+        for part in reversed(parts):
+            given = [self._arrived(each) for each in part]
+            found.append(self.keep(known(*given, report=report)))
+            name = next((each.__name__ for each in given if isfunction(each)), call.__name__)
+            self.calls.append(name)
+        return found[::-1]
+
+    def get(self, handles: Sequence[Handle]) -> list[Any]:
+        return [pickle.loads(handle.stored) for handle in handles]
+
+    def _arrived(self, value: Any) -> Any:
+        return pickle.loads((value if isinstance(value, Handle) else self.keep(value)).stored)
 
 
 def nothing(share: float, text: str) -> None:

@@ -22,12 +22,7 @@ from robust_nc.models.build import build_model
 from robust_nc.models.classifier import Classifier
 from robust_nc.training import state as saving
 from robust_nc.training.checkpoint import Checkpoints
-from robust_nc.training.data_parallel import (
-    Group,
-    Several,
-    check_objective,
-    together,
-)
+from robust_nc.training.data_parallel import Group, Several, check_objective, together
 from robust_nc.training.loop import Trainer
 from robust_nc.training.losses import cross_entropy
 from robust_nc.training.objectives import Standard
