@@ -10,8 +10,8 @@ head that observes sees the features of all; alone, nothing is changed.
 """
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,14 +27,15 @@ from robust_nc.types import Features, Labels
 class _Shared(_BatchNorm):
     """Batch norm whose batch is that of the present group; in eval mode it is the plain one."""
 
+    normalised: ClassVar[Callable[..., Tensor]]
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Normalise, and move the running statistics, alike in all processes."""
         group = present()
         if not self.training or group.size == 1:
             plain: Tensor = super().forward(inputs)
             return plain
-        shared: Tensor = _normalised(self, inputs, group)
-        return shared
+        return self.normalised(self, inputs, group)
 
 
 class _Shared1d(_Shared, nn.BatchNorm1d):
@@ -69,6 +70,8 @@ def synced(group: Group, *models: nn.Module) -> Iterator[None]:
     norms = [norm for model in models for norm in _norms(model)]
     heads = [part for model in models for part in model.modules() if _observes(part)]
     kinds = [type(norm) for norm in norms]
+    # An exchange between processes is nothing to compile. Said here: it loads the whole compiler.
+    _Shared.normalised = staticmethod(torch.compiler.disable(_normalised))  # type: ignore[no-untyped-call]
     try:
         for norm, kind in zip(norms, kinds, strict=True):
             norm.__class__ = _SHARED[kind]
@@ -126,8 +129,6 @@ def _of_all(head: nn.Module, group: Group) -> Any:
     return observe
 
 
-# An exchange between processes is nothing to compile.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _normalised(norm: _BatchNorm, inputs: Tensor, group: Group) -> Tensor:
     norm._check_input_dim(inputs)  # type: ignore[no-untyped-call]
     outputs, mean, variance, count = _Normalise.apply(  # type: ignore[no-untyped-call]
