@@ -37,7 +37,7 @@ def _checked_once(target: Any, *, typechecker: Any) -> Any:
     """As jaxtyping's decorator, but for calls of a kind that passed before."""
     if not inspect.isfunction(target) or inspect.isgeneratorfunction(target):
         return _jaxtyped(target, typechecker=typechecker)
-    checked = _jaxtyped(target, typechecker=typechecker)
+    checked: Any = None  # made at the first call: most functions are never called
     passed: dict[object, set[object]] = {}  # what came back from calls of a kind
     returned = threading.local()
 
@@ -49,8 +49,10 @@ def _checked_once(target: Any, *, typechecker: Any) -> Any:
 
     @wraps(target)
     def call(*args: object, **kwargs: object) -> object:
+        nonlocal checked
         kind = (*map(_kind, args), *kwargs, *map(_kind, kwargs.values()))
         if kind not in passed:
+            checked = checked or _jaxtyped(target, typechecker=typechecker)
             value = checked(*args, **kwargs)
             passed[kind] = {_kind(value)}
             return value
