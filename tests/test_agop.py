@@ -242,6 +242,15 @@ def test_what_has_no_value_says_why() -> None:
         assert found[name].measures() == dict.fromkeys(NAMES)
 
 
+def test_layers_beyond_the_memory_have_no_values() -> None:
+    model, images = dense(9, 40, 40, 3, between=nn.Tanh), some_images(2, SHAPE)
+    whole = layer_features(model, images)
+    found = layer_features(model, images, memory=2**15)
+    assert found["3"].nfm_agop is None
+    assert "32,768 bytes" in found["3"].notes["nfm_agop"]
+    assert found["1"].nfm_agop == pytest.approx(whole["1"].nfm_agop, abs=1e-9)
+
+
 # The SVD argument
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers_data import random_split
+from helpers_data import random_split, write_cifar
 
 from robust_nc.data.base import Split
 from robust_nc.data.load import (
@@ -127,6 +127,16 @@ def test_the_list_names_every_data_set_and_what_is_there(tmp_path: Path) -> None
     assert listed["cifar10"].how == "robust-nc data fetch cifar10"
     assert listed["npz"].num_classes is None
     assert "path" in listed["npz"].how
+
+
+def test_the_list_tells_of_files_that_are_there(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar10" / "cifar-10-batches-bin"
+    write_cifar(folder)
+    for number in (3, 4, 5):
+        (folder / f"data_batch_{number}.bin").write_bytes(b"not read")
+    listed = {line.name: line for line in list_datasets(tmp_path)}
+    assert listed["cifar10"].present
+    assert str(folder) in listed["cifar10"].how
 
 
 def test_synthetic_means_are_a_simplex_and_draws_are_around_them() -> None:

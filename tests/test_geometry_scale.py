@@ -131,6 +131,23 @@ def test_moments_that_change_under_a_projection_are_noticed(
             projection.update(features, labels)
 
 
+def test_projections_by_gram_merge_onto_the_same_means_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    take_route(monkeypatch, "by Gram")
+    features, labels = clusters([9, 9, 9], 5)
+    moments, turned = Moments(3, 5), Moments(3, 5)
+    moments.update(features, labels)
+    turned.update(features @ rotation(5, seed=3), labels)
+    whole, first, second = (Projection(moments) for _ in range(3))
+    whole.update(features, labels)
+    first.update(features[:4], labels[:4])
+    second.update(features[4:], labels[4:])
+    assert first.merge(second).nc1() == pytest.approx(whole.nc1(), rel=1e-12)
+    with pytest.raises(InputError, match="different class means"):
+        whole.merge(Projection(turned))
+
+
 def test_nulls_do_not_depend_on_the_route(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = clusters([20, 30, 25, 1], 6)
     moments = Moments(4, 6)
