@@ -66,15 +66,13 @@ class TestTheVerdict:
         assert ran.out.startswith("net-make on digits, Linf 8/255, protocol pgd\n")
         assert field(ran, "model") == f"{own_model} (2,130 parameters)"
 
-    def test_accuracies_have_intervals_and_the_number_of_images(self, ran, out):
+    def test_accuracies_have_intervals_and_each_attack_and_pass_is_counted(self, ran, out):
         scores = record_in(out).record.scores
         for name in ("clean", "robust"):
             score = scores[name]
             told = f"{score.value:.1%} [{100 * score.low:.1f}, {100 * score.high:.1f}]"
             assert field(ran, name).startswith(told)
         assert "the first 40 of test" in field(ran, "clean")
-
-    def test_each_attack_and_the_passes_are_counted(self, ran, out):
         record = record_in(out).record
         told = field(ran, "broken by")
         for use in record.attacks:
@@ -203,12 +201,10 @@ class TestCards:
 
     def test_what_no_reader_sees_is_replaced(self, tmp_path):
         text = 'name = "A\\u001b[31m\\u202eB\\u0000"\nnotes = "one\\r\\ntwo\\tthree\\u0007"\n'
+        text += 'authors = "Müller, 李 \u200cو"'
         card = read_card(self.write(tmp_path, text))
         assert (card.name, card.notes) == ("A?[31m?B?", "one\ntwo three?")
-
-    def test_other_alphabets_stay(self, tmp_path):
-        card = read_card(self.write(tmp_path, 'authors = "Müller, 李 \u200cو"'))
-        assert card.authors == "Müller, 李 \u200cو"
+        assert card.authors == "Müller, 李 \u200cو", "other alphabets stay"
 
     @pytest.mark.parametrize("name", ["../../x", "-rf", "a/b", ".hidden", "Ω", "x" * 500, " "])
     def test_a_name_becomes_a_file_name_or_nothing(self, name):

@@ -16,16 +16,14 @@ import pytest
 import torch
 from helpers_faults import one_process
 from helpers_models import small_model
-from helpers_runner import Ran, cli, records, tiny, write_suite
+from helpers_runner import Ran, cli, records, write_suite
 
 from robust_nc.data.hierarchy.tree import embedded, read_hierarchy
 from robust_nc.evaluation import evaluate
-from robust_nc.exceptions import RobustNCError, StorageError
-from robust_nc.pipeline.cell import run_cell
+from robust_nc.exceptions import StorageError
 from robust_nc.pipeline.suite import read_suite
 from robust_nc.record import Stored
 from robust_nc.record.folder import read_all
-from robust_nc.runtime.progress import no_report
 from robust_nc.threat import Ball
 from robust_nc.training.progress import append_log
 from robust_nc.training.run import load_classifier
@@ -200,13 +198,6 @@ def test_what_cannot_be_trained_is_refused_first(tmp_path: Path, grid: str, sent
     assert ran.err.strip().splitlines()[-1].startswith("robust-nc: ")
     assert "Traceback" not in ran.err
     assert not list((tmp_path / "out").rglob("*.safetensors"))
-
-
-def test_a_limit_beyond_the_data_is_said_before_training(tmp_path):
-    (cell,) = tiny(tmp_path, "[grid]\n'data.test_limit' = [361]\n").cells
-    with pytest.raises(RobustNCError, match=r"limit of test must be in 1\.\.360, found 361"):
-        run_cell(cell, "tiny", tmp_path / "out", None, report=no_report)
-    assert not (tmp_path / "out").exists()
 
 
 def test_bad_corruptions_end_a_cell_before_its_training(tmp_path, monkeypatch) -> None:

@@ -1,7 +1,6 @@
 """The rows of one model: complete, stated, and the same however they are computed."""
 
 import copy
-import functools
 import itertools
 import math
 from typing import Any
@@ -19,9 +18,7 @@ from robust_nc.exceptions import InputError
 from robust_nc.geometry.collapse import measure_collapse
 from robust_nc.geometry.leaps import measure_leaps
 from robust_nc.models.classifier import Classifier
-from robust_nc.profiling import shards
 from robust_nc.profiling.conditions import NOISES, attack_examples, noisy_images
-from robust_nc.profiling.feature_cache import TapBank
 from robust_nc.profiling.leap_rows import LANDING_BINS
 from robust_nc.profiling.measurement import Examples, Measurement
 from robust_nc.profiling.profile_model import profile_cell, sweep_rows
@@ -252,25 +249,20 @@ def test_a_head_times_a_number_changes_nothing(model, rows):
             assert value(found, **where) == pytest.approx(value(rows, **where), rel=0.01)
 
 
-class TestTheBank:
-    def test_features_that_do_not_fit_are_computed_again_and_equal(self, model, rows, monkeypatch):
-        monkeypatch.setattr(shards, "TapBank", functools.partial(TapBank, budget=100_000))
-        pd.testing.assert_frame_equal(rows_of(model, measured()), rows)
-
-    def test_taps_may_be_chosen_and_keep_their_depth(self, model, rows):
-        wanted = ["penultimate", model.taps[1]]
-        some = rows_of(model, measured(taps=wanted))
-        assert set(some["tap"]) == {*wanted, "output", "none"}
-        for tap in wanted:
-            columns = ["condition", "split", "grouping", "vertices", "measure", "i", "j"]
-            whole = chosen(rows, tap=tap)
-            whole = whole[whole["measure"] != "leap_layer"]  # counted over the chosen taps
-            part = chosen(some, tap=tap)
-            part = part[part["measure"] != "leap_layer"]
-            pd.testing.assert_frame_equal(
-                part.sort_values(columns, ignore_index=True),
-                whole.sort_values(columns, ignore_index=True),
-            )
+def test_taps_may_be_chosen_and_keep_their_depth(model, rows):
+    wanted = ["penultimate", model.taps[1]]
+    some = rows_of(model, measured(taps=wanted))
+    assert set(some["tap"]) == {*wanted, "output", "none"}
+    for tap in wanted:
+        columns = ["condition", "split", "grouping", "vertices", "measure", "i", "j"]
+        whole = chosen(rows, tap=tap)
+        whole = whole[whole["measure"] != "leap_layer"]  # counted over the chosen taps
+        part = chosen(some, tap=tap)
+        part = part[part["measure"] != "leap_layer"]
+        pd.testing.assert_frame_equal(
+            part.sort_values(columns, ignore_index=True),
+            whole.sort_values(columns, ignore_index=True),
+        )
 
 
 class TestDegenerateData:

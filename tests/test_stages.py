@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers_faults import assert_same, left_by
 from helpers_runner import tiny
 
 from robust_nc.config import RunConfig, read, training_id
-from robust_nc.evaluation.log import end_of_log
-from robust_nc.exceptions import CheckpointError, StoppedError
+from robust_nc.evaluation.log import close_log, end_of_log, open_log
+from robust_nc.evaluation.state import Entry
+from robust_nc.exceptions import StoppedError
 from robust_nc.pipeline import stages
 from robust_nc.pipeline.cell import run_cell
 from robust_nc.pipeline.stages import (
@@ -31,7 +33,7 @@ from robust_nc.pipeline.stages import (
     verdict_parts,
 )
 from robust_nc.pipeline.suite import Cell
-from robust_nc.pipeline.verdict_parts import VerdictPart, parts_of, spans
+from robust_nc.pipeline.verdict_parts import PartLog, VerdictPart, join, parts_of, spans
 from robust_nc.record import read_record
 from robust_nc.record.folder import (
     caches,
@@ -259,17 +261,6 @@ def test_the_training_puts_back_what_says_which_weights_are_best(
     assert verdict_parts(cell, out, None) == []
 
 
-def test_untrained_cells_are_neither_judged_nor_measured(cell: Cell, tmp_path: Path) -> None:
-    for call in (
-        lambda: do(cell, "judge", tmp_path, VerdictPart("best", 0, 8)),
-        lambda: do(cell, "measure", tmp_path),
-        lambda: verdict_parts(cell, tmp_path, None),
-    ):
-        with pytest.raises(CheckpointError, match="not finished"):
-            call()
-    assert not list(tmp_path.rglob("*.*"))
-
-
 OWN = """
 def factory():
     def attack(model, images, labels, ball, *, goal="flip", targets=None, seed, ids):
@@ -394,3 +385,32 @@ def test_an_own_attack_is_judged_in_blocks_to_the_bit(done: Path, tmp_path: Path
     assert places(parts) == [(0, 9), (9, 18), (18, 20)]
     assert_same(left_by(tmp_path / "stages"), left_by(tmp_path / "whole"))
     assert len(record_in(tmp_path / "stages")["attacks"]) == 2
+
+
+Told = list[tuple[int, list[int], list[bool]]]
+
+
+def log(folder: Path, name: str, stop: int, lines: Told) -> PartLog:
+    """Write a log of images from 0 on: turns, which images they tried, and which still stand."""
+    path, none = folder / f"{name}.jsonl", torch.zeros(0)
+    moved = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1, 2, 2), none, torch.zeros(0, 3)
+    with open_log(path, lambda: name) as found:
+        for turn, rows, robust in lines:
+            numbers = [torch.ones(len(rows), dtype=torch.int64)] * 3
+            found.put(turn, Entry(torch.tensor(rows), torch.tensor(robust), *numbers, *moved), {})
+    return PartLog(path, name, 0, stop)
+
+
+def test_of_each_image_the_furthest_part_alone_counts(tmp_path: Path) -> None:
+    """What a finished part does not name was wrong as it is; what is half done changes nothing."""
+    half = log(tmp_path, "half", 4, [(0, [0, 1, 2, 3], [True] * 4)])
+    ended = log(tmp_path, "ended", 3, [(0, [1, 2], [True] * 2), (1, [1, 2], [False] * 2)])
+    close_log(ended.path, {})
+    join(tmp_path / "whole.jsonl", "whole", 4, (half, ended))
+    lines = open_log(tmp_path / "whole.jsonl", lambda: "whole").lines()
+    found = [(line.turn, Entry(*line.tensors)) for line in lines]
+    assert [(turn, each.rows.tolist(), each.robust.tolist()) for turn, each in found] == [
+        (0, [1, 2], [True, True]),
+        (1, [1, 2], [False, False]),
+        (0, [3], [True]),
+    ]
