@@ -25,7 +25,6 @@ from robust_nc.pipeline.finished_model import (
     SUITE,
     AppraisalConfig,
     appraisal_id,
-    measure_settings,
     named_dataset,
     read_model_data,
 )
@@ -239,10 +238,3 @@ class TestDataOfOnesOwn:
         assert named_dataset("./digits").options == {"path": "./digits"}
         with pytest.raises(ConfigError, match=r"npz names no \.npz file; give its path"):
             named_dataset("npz")
-
-
-@pytest.mark.parametrize(("n", "train", "test"), [(5, 200, 5), (150, 300, 150), (None, 720, 360)])
-def test_the_geometry_is_as_large_as_the_verdict(n, train, test):
-    settings = measure_settings(read_model_data("digits", n=n, root=None, train=True), ("1",), 32)
-    assert (settings.train_examples, settings.test_examples) == (train, test)
-    assert (settings.taps, settings.batch_size) == (("1",), 32)

@@ -31,7 +31,7 @@ from helpers_tasks import (
 )
 
 from robust_nc import exceptions
-from robust_nc.engines.local import Finished, Task, failed, run_tasks
+from robust_nc.engines.local import Finished, Task, run_tasks
 from robust_nc.runtime import stopping
 from robust_nc.runtime.progress import Event
 
@@ -284,8 +284,3 @@ def test_sigterm_to_the_whole_group_ends_all_with_their_state_saved(tmp_path):
     assert (out, err, driver.returncode) == ("['a', 'b']\n", "", 0)
     saved = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert saved == {"a": "saved", "b": "saved"}
-
-
-def test_a_failure_says_what_it_is():
-    assert failed("cell", stopping.StoppedError()).stopped
-    assert not failed("cell", MemoryError()).stopped

@@ -278,13 +278,6 @@ class TestDegenerateData:
         where = {"condition": "clean", "split": "train", "grouping": "true"}
         assert math.isnan(value(found, measure="nc1", **where))
 
-    def test_classes_without_examples(self, model):
-        train, test = digits("train", 150), digits("test", TEST)
-        some = train.at((train.labels < 3).nonzero()[:, 0])
-        found = rows_of(model, measured(taps=["penultimate"]), some, test)
-        assert (found["value"].map(math.isfinite) | (found["note"] != "")).all()
-        assert value(found, measure="leap_rate", condition="attacked", split="test") > 0
-
     @pytest.mark.parametrize(
         ("each", "classes", "found"), [(1, 10, 0), (5, 1, 1)], ids=["single examples", "one class"]
     )

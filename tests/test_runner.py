@@ -104,19 +104,6 @@ class TestOverwrite:
         assert "small_cnn-etf-standard" in ran.out
         assert times(copy / "out", "*.*") == before
 
-    def test_what_a_kill_behind_the_record_left_is_removed(self, copy):
-        first, second, *_ = tiny(copy).cells
-        cache = copy / "out" / "cache"
-        for name in (f"{first.id}-best.jsonl", f"{first.id}-geometry.parquet"):
-            (cache / name).write_bytes(b"")
-        assert run(copy).code == 0
-        assert list(cache.iterdir()) == []
-        rows_path(copy / "out", second.model, second.id).unlink()
-        kept = cache / f"{second.id}-geometry.parquet"
-        kept.write_bytes(b"")
-        assert run(copy, "--overwrite", "never").code == 0
-        assert kept.exists(), "a record without rows is made again by the next run"
-
     def test_only_cache_computes_nothing_and_names_what_is_missing(self, copy):
         first, second, *_ = tiny(copy).cells
         record_path(copy / "out", first.model, first.id).unlink()
