@@ -22,14 +22,12 @@ from robust_nc.exceptions import (
     ConfigError,
     DataError,
     InputError,
-    RecordError,
 )
 from robust_nc.io.files import alone, remove_file, remove_tree, remove_unfinished
 from robust_nc.pipeline.cell import run_cell
-from robust_nc.pipeline.stages import CellResult, check_cell
+from robust_nc.pipeline.stages import CellResult, check_cell, is_recorded
 from robust_nc.pipeline.suite import Cell, Suite
 from robust_nc.record.folder import checkpoint_folder, record_path, remove_caches
-from robust_nc.record.schema import read_record
 from robust_nc.runtime.progress import Event
 
 
@@ -185,13 +183,6 @@ def _groups(cells: list[Cell]) -> list[list[Cell]]:
 
 
 def _needed(cell: Cell, out: Path, overwrite: Overwrite) -> bool:
-    path = record_path(out, cell.model, cell.id)
-    if overwrite == "always" or not path.exists():
-        return True
     if overwrite == "never":
-        return False
-    try:
-        read_record(path).rows()
-    except RecordError:
-        return True
-    return False
+        return not record_path(out, cell.model, cell.id).exists()
+    return overwrite == "always" or not is_recorded(cell, out)

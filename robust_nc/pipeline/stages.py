@@ -31,7 +31,7 @@ from robust_nc.data.base import Split
 from robust_nc.data.hierarchy.tree import Hierarchy, tree_of
 from robust_nc.data.load import dataset_info, read_split
 from robust_nc.evaluation.log import close_log, end_of_log
-from robust_nc.exceptions import CheckpointError, ConfigError, StoppedError
+from robust_nc.exceptions import CheckpointError, ConfigError, RecordError, StoppedError
 from robust_nc.io.files import atomic, write_text
 from robust_nc.models.build import build_model
 from robust_nc.pipeline.suite import Cell
@@ -41,7 +41,7 @@ from robust_nc.profiling.feature_cache import chosen_taps
 from robust_nc.profiling.profile_model import profile_cell
 from robust_nc.profiling.sweeps import CorruptionSource, check_corrupted, corruption_source
 from robust_nc.record import folder as store
-from robust_nc.record.schema import COLUMNS
+from robust_nc.record.schema import COLUMNS, read_record
 from robust_nc.runtime.executor import IN_PROCESS, Executor
 from robust_nc.runtime.progress import Clock, Report, no_report, progress_report
 from robust_nc.runtime.torch_state import default_device, device_of
@@ -160,6 +160,15 @@ def is_trained(cell: Cell, out: Path) -> bool:
     except CheckpointError:  # the training puts it back from the last one
         return False
     return _is_finished(cell, out)
+
+
+def is_recorded(cell: Cell, out: Path) -> bool:
+    """Whether a cell has a record that can be read, with its rows."""
+    try:
+        read_record(store.record_path(out, cell.model, cell.id)).rows()
+    except RecordError:
+        return False
+    return True
 
 
 def is_judged(cell: Cell, part: VerdictPart, out: Path) -> bool:

@@ -95,7 +95,7 @@ def training_pieces(sizes: CellSizes) -> list[Piece]:
         return []
     # A last batch of a single image is left out.
     single = sizes.learnt % settings.batch_size == 1
-    steps = math.ceil((sizes.learnt - single) / settings.batch_size)
+    steps = max(math.ceil((sizes.learnt - single) / settings.batch_size), 1)
     pieces = [Piece("train", _step(sizes), settings.epochs * steps, settings.epochs * sizes.learnt)]
     averaging = settings.averaging and build(AVERAGINGS, settings.averaging)
     if averaging and averaging.new_statistics:  # batches are shown once more, without a step
@@ -167,7 +167,7 @@ def _attacked(
     become free; what begins last ends alone, in a batch that is half full in the mean.
     """
     gate, inner = 1.0, attack
-    if hasattr(attack, "above"):  # for those near the boundary
+    if hasattr(attack, "attack") and hasattr(attack, "above"):  # for those near the boundary
         gate, inner = min(-_NEAR * attack.above, 1.0), attack.attack
     probe = Probe("attack", _attack_key(sizes, inner), sizes.config, inner)
     if not isinstance(inner, RefereedAttack):  # all that is known is that it runs once

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from robust_nc.config import training_id
-from robust_nc.exceptions import RecordError
-from robust_nc.pipeline.stages import is_trained
+from robust_nc.pipeline.stages import is_recorded, is_trained
 from robust_nc.pipeline.suite import Cell, Suite
 from robust_nc.planning.cell_sizes import CellSizer, CellSizes
 from robust_nc.planning.pieces import Piece, Probe, cell_pieces, expected
 from robust_nc.planning.speeds import Speeds
 from robust_nc.planning.survivors import Survival, read_records
-from robust_nc.record.folder import record_path
-from robust_nc.record.schema import Record, read_record
+from robust_nc.record.schema import Record
 
 _RECORD = 36_000  # bytes of a record and its rows, without what it says of single images, about
 _PER_IMAGE = 5  # of each judged image in it
@@ -82,7 +80,7 @@ def plan_suite(
     cells = []
     for cell in suite.cells:
         sizes, survival = sizer.sizes(cell.config), expected(cell.config, known)
-        name, done, left = training_id(cell.config), _is_done(cell, out), list[Piece]()
+        name, done, left = training_id(cell.config), is_recorded(cell, out), list[Piece]()
         pieces = cell_pieces(sizes, survival, trained=name in shared)
         shared.add(name)
         if not done:
@@ -91,18 +89,6 @@ def plan_suite(
             made.add(name)
         cells.append(PlannedCell(cell, sizes, survival, pieces, left, done))
     return cells
-
-
-def _is_done(cell: Cell, out: Path) -> bool:
-    """Whether a cell has a whole record, as `only-missing` sees it."""
-    path = record_path(out, cell.model, cell.id)
-    if not path.exists():
-        return False
-    try:
-        read_record(path).rows()
-    except RecordError:
-        return False
-    return True
 
 
 def probes_of(cells: Iterable[PlannedCell]) -> tuple[Probe, ...]:
