@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import runpy
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from unittest import mock
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from helpers_report import resealed
+from safetensors.torch import save_file
+from torch import nn
 
 from robust_nc.config import MeasureConfig, plain
 from robust_nc.data.load import load_dataset
@@ -22,7 +22,6 @@ from robust_nc.pipeline.request import Request
 from robust_nc.record import Record, Stored, pack_flags, read_record, unpack_flags, write_rows
 from robust_nc.record.schema import sealed
 from robust_nc.threat import Ball
-from robust_nc.verification.rejudge import look_again
 
 EXAMPLES = 120
 BALL = Ball("Linf", 0.06)
@@ -121,25 +120,6 @@ def record_of(reference: str, out: Path, *, geometry: bool = False) -> Stored:
         return judge(reference, out, **asked).stored
 
 
-def changed_weights(reference: str, folder: Path, by: float) -> str:
-    """Copy the model with one weight changed, and return a reference to the copy."""
-    shutil.copytree(Path(reference.rpartition(":")[0]).parent, folder)
-    state = load_file(folder / "weights.safetensors")
-    state["5.bias"][2] += by
-    save_file(state, folder / "weights.safetensors")
-    return f"{folder / 'net.py'}:make"
-
-
-def to_the_border(model: nn.Module, inside: Tensor, outside: Tensor, label: Tensor) -> Tensor:
-    """Bisect to a point that the model takes for another class by almost nothing."""
-    low, high = inside.double(), outside.double()
-    for _ in range(60):
-        middle = ((low + high) / 2).float()
-        wrong = bool(look_again(model, middle[None], label).flipped)
-        low, high = (low, middle.double()) if wrong else (middle.double(), high)
-    return high.float()
-
-
 def altered(stored: Stored, change: Callable[[dict[str, Any]], None], *, seal: bool) -> Stored:
     """Change the values of a record in its file; with `seal`, seal them anew as a forger would."""
     values = json.loads(stored.path.read_text())
@@ -148,13 +128,6 @@ def altered(stored: Stored, change: Callable[[dict[str, Any]], None], *, seal: b
     if seal:
         record: Record = sealed(read_record(stored.path).record)
         stored.path.write_text(json.dumps(plain(record)))
-    return read_record(stored.path)
-
-
-def resealed(stored: Stored, **changes: Any) -> Stored:
-    """Write a record with other fields, sealed."""
-    record = sealed(dataclasses.replace(stored.record, **changes))
-    stored.path.write_text(json.dumps(plain(record)))
     return read_record(stored.path)
 
 

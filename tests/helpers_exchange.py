@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from helpers_report import config, record_of, write_cell
+from helpers_report import config, record_of, resealed, write_cell
 
 from robust_nc.config import Component, EvaluationConfig, ThreatConfig, plain
 from robust_nc.data.load import fingerprint, read_split, to_unit
@@ -20,15 +20,11 @@ from robust_nc.pipeline.finished_model import (
 )
 from robust_nc.record import (
     Card,
-    Record,
     Stored,
     Weights,
-    read_record,
     tidy,
-    write_record,
     write_rows,
 )
-from robust_nc.record.schema import sealed
 
 TENSORS = {"weight": "0" * 16}
 STATE = state_digest(TENSORS)
@@ -58,12 +54,7 @@ def filed(
 ) -> Stored:
     """Write a sealed synthetic cell: 124 (plus seeds) of 200 robust, 180 right when clean."""
     stored = write_cell(out, config(seed=seed, head=head))
-    return resealed(dataclasses.replace(stored.record, card=card, protocol=protocol), stored.path)
-
-
-def resealed(record: Record, path: Path) -> Stored:
-    write_record(path, sealed(record))
-    return read_record(path)
+    return resealed(stored, card=card, protocol=protocol)
 
 
 def appraised(out: Path, *, count: int = 200) -> Stored:
@@ -119,4 +110,4 @@ def appraised(out: Path, *, count: int = 200) -> Stored:
         weights=TENSORS,
     )
     file = write_evidence(path.with_suffix(".evidence"), evidence, images)
-    return resealed(dataclasses.replace(record, evidence=file), path)
+    return resealed(Stored(record, path), evidence=file)

@@ -33,6 +33,7 @@ from robust_nc.record import (
     write_rows,
 )
 from robust_nc.record.folder import record_path, rows_path
+from robust_nc.record.schema import sealed
 from robust_nc.record.standing import challenge_path
 from robust_nc.statistics.intervals import wilson
 
@@ -182,6 +183,12 @@ def written(folder: Path, robust: Flags, **options: Any) -> Stored:
     """Write a record as `<folder>/<cell>.json` and read it back."""
     made = record(robust, **options)
     return read_record(put(folder / f"{made.cell}.json", made))
+
+
+def resealed(stored: Stored, **changes: Any) -> Stored:
+    """Write a record with other fields, sealed."""
+    write_record(stored.path, sealed(dataclasses.replace(stored.record, **changes)))
+    return read_record(stored.path)
 
 
 def challenged(path: Path, *, rows: Sequence[int], evidence: str = "a" * 64) -> Path:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers_appraisal import EXAMPLES, claiming_all, opened, record_of, resealed
+from helpers_appraisal import EXAMPLES, claiming_all, opened, record_of
+from helpers_report import resealed
 from helpers_runner import cli
 from hypothesis import given, settings
 from hypothesis import strategies as st

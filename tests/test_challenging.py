@@ -1,13 +1,15 @@
 """A challenge counts what holds, and only that; what was written can be checked again."""
 
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from helpers_appraisal import BALL, EXAMPLES, changed_weights, claiming_all, opened, to_the_border
+from helpers_appraisal import BALL, EXAMPLES, claiming_all, opened
 from helpers_runner import cli
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from robust_nc.exceptions import RecordError
@@ -18,6 +20,25 @@ from robust_nc.verification.challenge import challenge_findings, try_points
 from robust_nc.verification.evidence import find_evidence
 from robust_nc.verification.originals import RecordExamples, examples_of
 from robust_nc.verification.rejudge import look_again
+
+
+def changed_weights(reference: str, folder: Path, by: float) -> str:
+    """Copy the model with one weight changed, and return a reference to the copy."""
+    shutil.copytree(Path(reference.rpartition(":")[0]).parent, folder)
+    state = load_file(folder / "weights.safetensors")
+    state["5.bias"][2] += by
+    save_file(state, folder / "weights.safetensors")
+    return f"{folder / 'net.py'}:make"
+
+
+def to_the_border(model: nn.Module, inside: Tensor, outside: Tensor, label: Tensor) -> Tensor:
+    """Bisect to a point that the model takes for another class by almost nothing."""
+    low, high = inside.double(), outside.double()
+    for _ in range(60):
+        middle = ((low + high) / 2).float()
+        wrong = bool(look_again(model, middle[None], label).flipped)
+        low, high = (low, middle.double()) if wrong else (middle.double(), high)
+    return high.float()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The card for the Hub says what the record says, in metadata that nothing can break out of."""
 
-import dataclasses
 import json
 import re
 import shutil
@@ -8,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_exchange import HOSTILE, card_of, filed, resealed
-from helpers_report import challenged
+from helpers_exchange import HOSTILE, card_of, filed
+from helpers_report import challenged, resealed
 
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.exchange.hub_card import model_card, yaml_line
@@ -104,12 +103,11 @@ def with_files(out: Path) -> Stored:
     weights.write_bytes(b"weights")
     (stored.path.parent / "private.txt").write_text("not to be pushed")
     named = File(path=f"checkpoints/{cell}/best.safetensors", sha256=sha256_of(weights))
-    record = dataclasses.replace(
-        stored.record,
+    return resealed(
+        stored,
         weights=Weights(parameters=1, best=named, last=named),
         evidence=EvidenceFile(name=evidence.name, sha256=sha256_of(evidence), bytes=6, broken=56),
     )
-    return resealed(record, stored.path)
 
 
 def test_record_rows_evidence_and_card_are_pushed_and_nothing_else(tmp_path: Path) -> None:
@@ -130,7 +128,7 @@ def test_weights_are_pushed_only_if_asked_for_and_ours(tmp_path: Path) -> None:
     named = [File(path=path, sha256="0" * 64) for path in elsewhere]
     for best, words in (*((one, "checkpoints/") for one in named), (None, "finished")):
         weights = Weights(parameters=1, best=best)
-        other = resealed(dataclasses.replace(stored.record, weights=weights), stored.path)
+        other = resealed(stored, weights=weights)
         with pytest.raises(RecordError, match=words):
             push(other, "me/x", weights=True, api=Noting(tmp_path / "no"))
     assert not (tmp_path / "no").exists()

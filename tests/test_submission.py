@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_exchange import appraised, resealed
-from helpers_report import challenged
+from helpers_exchange import appraised
+from helpers_report import challenged, resealed
 from helpers_runner import cli
 
 from robust_nc.evidence.file import read_evidence
@@ -117,18 +117,18 @@ def test_records_that_are_not_whole_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="has no seals"):
         ready(changed(stored, seals={}), results)
     with pytest.raises(RecordError, match="changed after it was written, in head"):
-        ready(changed(resealed(good, stored.path), head="better"), results)
+        ready(changed(resealed(stored), head="better"), results)
     with pytest.raises(RecordError, match="carries no evidence"):
-        ready(resealed(dataclasses.replace(good, evidence=None), stored.path), results)
+        ready(resealed(stored, evidence=None), results)
     for names in ({"suite": "../.."}, {"model": "a/b"}, {"model": ".hidden"}):
         with pytest.raises(RecordError, match="plain file name"):
-            ready(resealed(dataclasses.replace(good, **names), stored.path), results)
+            ready(resealed(stored, **names), results)
     assert good.evidence is not None
     for name in ("../x.evidence", "other.json"):
         wrong = dataclasses.replace(good.evidence, name=name)
         with pytest.raises(RecordError, match="should be named by its cell"):
-            ready(resealed(dataclasses.replace(good, evidence=wrong), stored.path), results)
-    stored = resealed(good, stored.path)
+            ready(resealed(stored, evidence=wrong), results)
+    stored = resealed(stored)
     for ending in (".parquet", ".evidence"):
         path = stored.path.with_suffix(ending)
         content = path.read_bytes()
@@ -207,7 +207,7 @@ def test_a_record_that_its_evidence_or_images_contradict_is_refused(
     stored, results = appraised(tmp_path / "out", count=count), tmp_path / "results"
     results.mkdir()
     other = dataclasses.replace(getattr(stored.record, part), **change)
-    stored = resealed(dataclasses.replace(stored.record, **{part: other}), stored.path)
+    stored = resealed(stored, **{part: other})
     ran = cli("submit", stored.path, "--to", results)
     assert ran.code == 2
     assert words in ran.err

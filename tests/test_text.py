@@ -1,11 +1,11 @@
 """What strangers wrote comes out the same wherever it is shown, and nothing obeys it."""
 
-import dataclasses
 import re
 from pathlib import Path
 
 import pytest
-from helpers_exchange import HOSTILE, card_of, filed, resealed
+from helpers_exchange import HOSTILE, card_of, filed
+from helpers_report import resealed
 
 from robust_nc.exchange import bibliography
 from robust_nc.exchange.bibliography import bibtex, entries, entry
@@ -31,7 +31,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         Card(name=EVIL, authors=EVIL, paper=EVIL, venue=EVIL, link="javascript:alert(1)"),
     ]
     records = [filed(folder / "results", seed=seed, card=card) for seed, card in enumerate(cards)]
-    records = [resealed(dataclasses.replace(one.record, model=EVIL), one.path) for one in records]
+    records = [resealed(one, model=EVIL) for one in records]
     frame = leaderboard(records)
     for one in records:
         write_site([one], folder / str(one.record.seed), limits=FigureLimits(models=0, together=0))

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers_appraisal import EXAMPLES, altered, opened, resealed
+from helpers_appraisal import EXAMPLES, altered, opened
 from helpers_exchange import appraised
+from helpers_report import resealed
 from helpers_runner import cli
 from torch import Tensor, nn
 
