@@ -19,7 +19,7 @@ from robust_nc.exceptions import ConfigError
 from robust_nc.pipeline.suite import Suite, read_suite
 from robust_nc.planning.cell_sizes import CellSizer, CellSizes
 from robust_nc.planning.pieces import STAGES, expected, training_pieces, verdict_pieces
-from robust_nc.planning.pilots import Pilots, line
+from robust_nc.planning.pilots import Pilots, rate_of
 from robust_nc.planning.plan import plan_suite, probes_of, wall_clock
 from robust_nc.planning.speeds import Rate, Speeds, read_speeds, write_speeds
 from robust_nc.planning.survivors import Survival, measured, read_records
@@ -162,12 +162,6 @@ class TestSurvival:
         assert found.at(2.0).robust == pytest.approx(0.1)
         assert Survival(0.0, 0.0).at(2.0).robust == 0.0
 
-    def test_attacks_break_in_all_what_breaks(self):
-        found = Survival(0.9, 0.4)
-        for attacks in (1, 2, 4):
-            shares = [found.broken_by(place, attacks) for place in range(attacks)]
-            assert sum(shares) == pytest.approx(0.5)
-
 
 class TestPlan:
     def test_cells_that_share_weights_train_once(self, tmp_path):
@@ -222,10 +216,28 @@ class TestTiming:
         assert piece.calls == 1
         assert Pilots(CellSizer(None), seconds=0.0).time(piece.probe).fixed > 0
 
-    def test_a_rate_goes_through_both_timings_and_never_falls(self):
-        assert line(4, 3.0, 8, 5.0) == Rate(fixed=1.0, each=0.5)
-        assert line(4, 3.0, 8, 2.0).seconds(1, 8) == pytest.approx(2.0)
-        assert line(4, 1.0, 8, 4.0) == Rate(fixed=0.0, each=0.5)
+    @pytest.mark.parametrize("fixed", [0.0, 0.02, 0.5])
+    def test_a_cost_of_a_call_is_not_charged_to_its_images(self, fixed):
+        found = rate_of(lambda count: fixed + 0.001 * count, 128, least=4, most=16.0)
+        assert found.seconds(1, 128) == pytest.approx(fixed + 0.128)
+        assert found.seconds(1, 1) == pytest.approx(fixed + 0.001)
+
+    def test_a_batch_that_would_take_too_long_is_not_tried(self):
+        tried: list[int] = []
+
+        def cost(count: int) -> float:
+            tried.append(count)
+            return 1.0 * count
+
+        assert rate_of(cost, 128, least=4, most=7.0) == Rate(fixed=0.0, each=1.0)
+        assert rate_of(cost, 128, least=4, most=16.0) == Rate(fixed=0.0, each=1.0)
+        assert tried == [4, 4, 16]
+
+    @pytest.mark.parametrize("costs", [{4: 3.0, 8: 2.0}, {4: 0.5, 8: 4.0}])
+    def test_a_rate_is_never_negative_and_keeps_the_cost_of_the_large_batch(self, costs):
+        found = rate_of(costs.__getitem__, 8, least=4, most=99.0)
+        assert min(found.fixed, found.each) >= 0
+        assert found.seconds(1, 8) == pytest.approx(costs[8])
 
 
 class TestSpeedsFile:

@@ -238,16 +238,8 @@ class Pilots:
     def _rate(
         self, cost: Callable[[int], float], size: int, *, least: int = _SMALL, calls: int = 1
     ) -> Rate:
-        """Return the line through the costs of a small batch and of a large one, at most `size`.
-
-        `calls` are in one timing at least: a batch must not take too long for that many.
-        """
-        least = min(least, size)
-        small = cost(least)
-        count = min(size, int(least * _LARGE * self.seconds / calls / max(small, 1e-9)))
-        if count < 2 * least:
-            return Rate(fixed=0.0, each=small / least)
-        return line(least, small, count, cost(count))
+        """Return the rate of a cost; one timing of it takes `calls` calls at least."""
+        return rate_of(cost, size, least=least, most=_LARGE * self.seconds / calls)
 
     def _steps(self, run: Callable[[int], object], few: int, most: int) -> tuple[float, float]:
         """Seconds of a run of `few` steps, and of each of some more steps, `most` at most."""
@@ -285,13 +277,21 @@ def _with_steps(attack: Any, steps: int) -> Any:
     return dataclasses.replace(one_item(attack), **changed) if changed else None
 
 
-def line(small: int, first: float, large: int, second: float) -> Rate:
-    """Return the rate through two timings; never one that falls with the batch.
+def rate_of(cost: Callable[[int], float], size: int, *, least: int, most: float) -> Rate:
+    """Return the line through the costs of a small batch, `least`, and a large one, at most `size`.
 
-    >>> line(2, 1.0, 4, 1.5)
-    Rate(fixed=0.5, each=0.25)
+    The large one is as large as would cost `most` if costs grew with the images. Where that is not
+    twice the small one, each image costs as much as in that. A rate never falls with the batch.
+
+    >>> rate_of(lambda images: 0.25 + 0.5 * images, 16, least=2, most=10.0)
+    Rate(fixed=0.25, each=0.5)
     """
-    each = max(second - first, 0.0) / (large - small)
-    if each * large > second:  # the small batch was no faster by chance only
-        return Rate(fixed=0.0, each=second / large)
-    return Rate(fixed=max(second - each * large, 0.0), each=each)
+    least = min(least, size)
+    small = cost(least)
+    count = min(size, int(least * most / max(small, 1e-9)))
+    if count < 2 * least:
+        return Rate(fixed=0.0, each=small / least)
+    large = cost(count)
+    # By chance alone, the small batch may be the slower one, or cost next to nothing.
+    each = min(max(large - small, 0.0) / (count - least), large / count)
+    return Rate(fixed=max(large - each * count, 0.0), each=each)
