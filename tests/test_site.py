@@ -216,9 +216,10 @@ def test_only_so_many_models_are_drawn(records: list[Stored], tmp_path: Path) ->
 
 def test_a_ledger_that_lies_costs_no_file(records: list[Stored], tmp_path: Path) -> None:
     (tmp_path / "precious.html").write_text("keep")
+    site = tmp_path / "site"
+    site.mkdir()
     paths = '["../precious.html", "model/../../precious.html", "index.html", 7]'
     for text in ("", "[1, 2]", '{"files": 3, "drawn": 4}', f'{{"files": {paths}}}'):
-        site = write_site(records, tmp_path / "site", limits=BARE).parent
         (site / NAME).write_text(text)
         write_site(records, site, limits=BARE)
         assert (tmp_path / "precious.html").read_text() == "keep"
