@@ -328,7 +328,18 @@ def detached() -> nn.Module:
     return As(lambda own, points: own.body(points.detach()), body=small()).eval()
 
 
-@pytest.mark.parametrize("build", [uncopied, randomised, detached])
+def raising_on_copies() -> nn.Module:
+    model = small()
+
+    def rule(own: nn.Module, points: Tensor) -> Tensor:
+        if own.body is not model:
+            raise ValueError("a copy")
+        return own.body(points)
+
+    return As(rule, body=model).eval()
+
+
+@pytest.mark.parametrize("build", [uncopied, randomised, raising_on_copies, detached])
 def test_a_model_that_cannot_be_copied_faithfully_is_attacked_itself(
     build: Callable[[], nn.Module],
 ) -> None:

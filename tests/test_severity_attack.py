@@ -69,6 +69,14 @@ class TestPlanted:
         assert found == 2
         assert torch.equal(points, reached_at(2, slopes))
 
+    def test_of_two_that_are_as_far_the_likelier_is_tried_first(self):
+        image = IMAGE.clone()
+        image[0, 0, 1, 1] = 0.51  # raises class 3, which alone can be reached
+        attack = Severest(distances=PAIRS, steps=STEPS, targets=1)
+        model, ball = Slopes(*self.slopes), Ball("Linf", EPS)
+        points = attack(model, image, ZERO, ball, seed=3, ids=ID)
+        assert int(predictions(model, points)) == 3
+
     def test_where_nothing_is_reached_it_has_come_closest_to_a_farthest_class(self):
         slopes = (3.9, 2.0, 3.0)
         found, points = reached(slopes, Severest(distances=PAIRS, steps=STEPS))
@@ -172,3 +180,11 @@ class TestFaults:
     def test_targets_that_are_no_classes(self):
         with pytest.raises(InputError, match=r"must lie in 0..3"):
             reached((1.0, 1.0, 1.0), Severest(distances=PAIRS), targets=torch.tensor([4]))
+
+    def test_a_target_that_is_the_label_is_no_target_and_no_example_has_none(self, model, labels):
+        found = reached((80.0, 1.0, 1.0), Severest(distances=PAIRS), targets=torch.tensor([0]))
+        assert torch.equal(found[1], IMAGE)
+        nothing = Severest(distances=TREE)(
+            model, IMAGES[:0], labels[:0], BALLS[0], seed=0, ids=IDS[:0]
+        )
+        assert nothing.shape == (0, *SHAPE)
