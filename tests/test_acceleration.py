@@ -418,8 +418,9 @@ def test_a_choice_needs_images_and_sizes() -> None:
 def test_a_compiled_model_answers_alike(backend: str) -> None:
     model = convolutional(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))  # no checked annotations
     fast = compile_padded(model, 4, backend=backend)
-    for count in (3, 4, 6):
+    for count in (1, 3, 4, 6):
         assert_alike(fast, model, count=count)
+    assert fast(images(0)).shape == (0, 4)
 
 
 def test_a_compiled_model_is_chosen_where_it_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
