@@ -11,24 +11,15 @@ import torch
 from torch import nn
 
 from robust_nc.benchmarks.gpu import throughput
-from robust_nc.benchmarks.gpu.throughput import Entry, Options, Way, count_work, page
+from robust_nc.benchmarks.gpu.throughput import Entry, Way, count_work, page
 from robust_nc.exceptions import ConfigError
 
 CPU = torch.device("cpu")
 TINY = Way("small_cnn", 4, image_shape=(1, 8, 8))
-SMALL = throughput.quick(Options())
 
 
 def entry(name: str, call=list) -> Entry:
     return Entry("passes", name, call)
-
-
-def asked(*arguments: object) -> list[str]:
-    return ["throughput", *map(str, arguments)]
-
-
-def record_of(*entries: tuple[str, list[throughput.Row]]) -> throughput.Row:
-    return {"conditions": "here", "entries": {name: {"rows": rows} for name, rows in entries}}
 
 
 def timed(seconds: float, what: str, **more: object) -> throughput.Row:
@@ -37,8 +28,8 @@ def timed(seconds: float, what: str, **more: object) -> throughput.Row:
 
 def test_a_quick_call_measures_everything_once_and_writes_a_page(tmp_path, monkeypatch, capsys):
     out = tmp_path / "speed.json"
-    options = ("--quick", "--out", out, "--precisions", "bf16", "float32", "--minutes", 9)
-    monkeypatch.setattr(sys, "argv", asked(*options))
+    options = ["--quick", "--out", str(out), "--precisions", "bf16", "float32", "--minutes", "9"]
+    monkeypatch.setattr(sys, "argv", ["throughput", *options])
     assert throughput.main() == throughput.DONE
     shown = capsys.readouterr().out
     entries = json.loads(out.read_text())["entries"]
@@ -120,7 +111,7 @@ def test_peak_roof_and_floor_are_those_of_the_other_rows():
         timed(5.0, "training", way=way, floor={"gradient": 2, "step": 1}),
         timed(5.0, "alone", way=TINY._replace(batch_size=8)._asdict(), floor={"step": 1}),
     ]
-    lines = page(record_of(("a", rows))).splitlines()
+    lines = page({"conditions": "here", "entries": {"a": {"rows": rows}}}).splitlines()
     shares = [
         [cell.strip() for cell in line.split("|")[-4:-1]] for line in lines if "batch" in line
     ]

@@ -57,9 +57,8 @@ def flat_speeds(cells, rate: Rate | None = None) -> Speeds:
 
 
 class TestStepsOfTraining:
-    @pytest.mark.parametrize("batch_size", [50, 43])  # 43: a last batch of one image is left out
-    def test_planned_steps_are_those_that_a_training_takes(self, batch_size, monkeypatch):
-        config = config_of(train={"batch_size": batch_size})
+    def test_planned_steps_are_those_that_a_training_takes(self, monkeypatch):
+        config = config_of(train={"batch_size": 43})  # a last batch of one image is left out
         seen: list[int] = []
         make = run.build_model
 
@@ -120,8 +119,7 @@ class TestPassesOfVerdicts:
         few = 1.05 if protocol != "fast" else 1.9
         assert spent <= 1.02 * planned <= few * spent
 
-    @pytest.mark.parametrize("count", [20, 128, 300])
-    @pytest.mark.parametrize("eps", [1e-6, 0.5])
+    @pytest.mark.parametrize(("count", "eps"), [(20, 1e-6), (128, 0.5), (300, 0.5)])
     def test_calls_of_a_verdict_are_about_those_that_are_planned(self, count, eps):
         config = config_of(threat={"eps": eps})
         model = Counted(config, count)
@@ -157,9 +155,8 @@ class TestSurvival:
 
     def test_robustness_falls_with_the_radius(self):
         found = Survival(0.9, 0.3)
-        assert found.at(0.0).robust == pytest.approx(0.9)
-        assert found.at(1.0).robust == pytest.approx(0.3)
-        assert found.at(2.0).robust == pytest.approx(0.1)
+        for radius, robust in ((0.0, 0.9), (1.0, 0.3), (2.0, 0.1)):
+            assert found.at(radius).robust == pytest.approx(robust)
         assert Survival(0.0, 0.0).at(2.0).robust == 0.0
 
 
@@ -183,15 +180,14 @@ class TestPlan:
         work = [6.0, 2.0, 2.0]
         assert [wall_clock(work, devices) for devices in (1, 2, 3, 9)] == [10.0, 6.0, 6.0, 6.0]
 
-    @pytest.mark.parametrize("kind", ["claims", "cifar10-linf", "deep-rfm", "long-tail"])
-    def test_suites_of_the_package_can_be_counted(self, kind, tmp_path):
-        names = ["memorization-dilation", "hierarchy"] if kind == "claims" else [kind]
-        for name in names:
-            suite = read_suite(name)
-            some = suite._replace(cells=suite.cells[::7])
-            cells = plan_suite(some, tmp_path, CellSizer(None))
-            assert all({p.stage for p in cell.pieces} <= set(STAGES) for cell in cells)
-            assert all(any(p.stage == "measure" for p in cell.pieces) for cell in cells)
+    @pytest.mark.parametrize(
+        "name", ["memorization-dilation", "hierarchy", "cifar10-linf", "deep-rfm", "long-tail"]
+    )
+    def test_suites_of_the_package_can_be_counted(self, name, tmp_path):
+        suite = read_suite(name)
+        cells = plan_suite(suite._replace(cells=suite.cells[::7]), tmp_path, CellSizer(None))
+        assert all({p.stage for p in cell.pieces} <= set(STAGES) for cell in cells)
+        assert all(any(p.stage == "measure" for p in cell.pieces) for cell in cells)
 
 
 class TestTiming:
@@ -241,11 +237,6 @@ class TestTiming:
 
 
 class TestSpeedsFile:
-    def test_it_keeps_what_was_measured(self, tmp_path):
-        speeds = Speeds(device="a gpu", threads=4, torch="2", rates={"k": Rate(fixed=1, each=2)})
-        write_speeds(tmp_path / "speeds.json", speeds)
-        assert read_speeds(tmp_path / "speeds.json") == speeds
-
     @pytest.mark.parametrize(
         ("text", "said"),
         [
@@ -299,7 +290,7 @@ class TestCommand:
         assert "money" not in out, "there is no price"
         assert "\n  small_cnn-linear-standard: 2\n" in out
 
-    @pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf")])
+    @pytest.mark.parametrize("wrong", [-1.0, float("nan")])
     def test_a_price_that_cannot_be_is_refused(self, wrong, tmp_path, capsys):
         with pytest.raises(ConfigError, match="--price is what an hour"):
             self.planned(tmp_path, capsys, price=wrong)
@@ -326,14 +317,14 @@ class TestCommand:
                 f'[[claim]]\nid = "{name}"\nsays = "s"\nsource = "ours"\nsuite = "{suite}"\n'
                 'quantity = "nc1_clean"\nof = { "train.objective" = "standard", '
                 '"model.head" = "etf" }\nexpect = "below"\nreference = 1.0\neffect = 0.1'
-                for name, suite in (("A", "quickstart"), ("B", "heads-under-attack"))
+                for name, suite in (("A", "quickstart"), ("B", "long-tail"))
             )
         )
-        suites = [read_suite(name) for name in ("quickstart", "heads-under-attack")]
+        suites = [read_suite(name) for name in ("quickstart", "long-tail")]
         cells = [s for suite in suites for s in plan_suite(suite, tmp_path, CellSizer(None))]
         write_speeds(tmp_path / "s.json", flat_speeds(cells))
         plan(Path("mine.toml"), speeds=tmp_path / "s.json")
         out = capsys.readouterr().out
         assert "quickstart: 12 cells" in out
-        assert "heads-under-attack: 75 cells" in out
-        assert "all suites: 87 cells" in out
+        assert "long-tail: 30 cells" in out
+        assert "all suites: 42 cells" in out

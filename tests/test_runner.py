@@ -132,7 +132,8 @@ def killed(folder: Path) -> Ran:
         wait_for(lambda: len(record_times(folder / "out")) >= 2 and bool(workers_of(driver.pid)))
         (worker,) = workers_of(driver.pid)
         os.kill(worker, signal.SIGKILL)
-        wait_for(lambda: driver.poll() is not None or len(record_times(folder / "out")) >= 3)
+        wait_for(lambda: workers_of(driver.pid) not in ([], [worker]))
+        wait_for(lambda: len(record_times(folder / "out")) >= 3)
         driver.kill()
         _, err = driver.communicate(timeout=60)
         wait_for(lambda: group_is_gone(driver.pid), 20)
@@ -153,9 +154,13 @@ def story(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> tuple
         fresh = [path for path in out.rglob("last.json") if path.stat().st_mtime >= began]
         return bool(fresh) and len(record_times(out)) <= 2
 
+    def terminated() -> Ran:
+        before = len(record_times(out))
+        return signalled(signal.SIGTERM, lambda: len(record_times(out)) > before, *asked(folder))
+
     disturbances: list[Callable[[], Ran]] = [
         lambda: signalled(signal.SIGINT, anew, *asked(folder, "--overwrite", "always")),
-        lambda: signalled(signal.SIGTERM, lambda: bool(record_times(out)), *asked(folder)),
+        terminated,
         lambda: killed(folder),
     ]
     ended = []
@@ -217,15 +222,15 @@ class TestSignals:
 
 
 def test_minutes_end_a_run_as_a_wish_to_stop(tmp_path):
-    write_suite(tmp_path)
+    write_suite(tmp_path, '[grid]\n"train.epochs" = [4000]\n')
     with one_process():
-        cut = run(tmp_path, "--cells", 1, "--minutes", 0.001)
+        cut = run(tmp_path, "--minutes", 0.02)
     assert cut.code == 143
     assert "Traceback" not in cut.err
     assert cut.err.splitlines()[-1] == (
         "stopped as asked with 0 of 1 cells done, 1 under way (each goes on from its last save) "
         f"and 0 not begun; go on with: robust-nc run {tmp_path / 'tiny.toml'} "
-        f"--out {tmp_path / 'out'} --workers 1 --cells 1 --minutes 0.001"
+        f"--out {tmp_path / 'out'} --workers 1 --minutes 0.02"
     )
 
 
