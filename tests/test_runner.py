@@ -1,5 +1,6 @@
 """The runner: killed at any moment it goes on, what is finished is kept, chosen cells alone run."""
 
+import importlib
 import itertools
 import multiprocessing
 import os
@@ -222,6 +223,7 @@ class TestSignals:
 
 
 def test_minutes_end_a_run_as_a_wish_to_stop(tmp_path):
+    importlib.import_module("torch._dynamo")  # as the first training of a process does, slowly
     write_suite(tmp_path, '[grid]\n"train.epochs" = [4000]\n')
     with one_process():
         cut = run(tmp_path, "--minutes", 0.02)
