@@ -24,6 +24,7 @@ from robust_nc.threat import Ball
 
 EPS, GAIN, EDGE = 0.1, 6.0, 0.6
 SMALL = MeasureConfig(steps=4, targets=("cyclic",), radii=(0.25, 0.5), trajectories=8)
+BARE = MeasureConfig(steps=2, targets=(), radii=(), trajectories=0, taps=("block4", "penultimate"))
 
 
 class Planted(nn.Module):
@@ -124,9 +125,7 @@ class TestAnyModule:
         return [(data.images[:30], data.labels[:30]), (data.images[30:], data.labels[30:])]
 
     def test_train_and_test_by_both_features(self, model):
-        settings = MeasureConfig(
-            steps=2, targets=("nearest",), radii=(1.0,), feature="both", taps=("block2", "block4")
-        )
+        settings = dataclasses.replace(BARE, feature="both", taps=("block2", "block4"))
         batches = {"train": self.batches("train", 40), "test": self.batches("test", 35)}
         found = profile(model, batches, Ball("Linf", EPS), measure=settings)
         assert list(found.frame.columns) == list(COLUMNS)
@@ -147,7 +146,7 @@ class TestAnyModule:
             model,
             self.batches("train", 40),
             Ball("Linf", EPS),
-            measure=dataclasses.replace(SMALL, taps=("block2", "penultimate")),
+            measure=dataclasses.replace(BARE, targets=("cyclic",), radii=(0.5,)),
         )
         whole = run().frame
         monkeypatch.setattr(side, "rounds", functools.partial(side.rounds, budget=0))
@@ -168,9 +167,7 @@ class TestAnyModule:
         assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
 
     def test_severity_needs_distances_and_reads_them(self, model):
-        settings = MeasureConfig(
-            steps=3, targets=("hierarchy",), radii=(), trajectories=0, taps=("block4",)
-        )
+        settings = dataclasses.replace(BARE, targets=("hierarchy",))
         run = functools.partial(
             profile, model, self.batches("train", 80), Ball("Linf", EPS), measure=settings
         )
@@ -184,15 +181,8 @@ class TestAnyModule:
         assert noted.str.startswith("label_leak").all()
 
     def test_adaptive_attacks_and_gradient_products_are_rows(self, model):
-        settings = MeasureConfig(
-            steps=3,
-            targets=(),
-            radii=(),
-            trajectories=0,
-            taps=("block4", "penultimate"),
-            adaptive="pgd",
-            adaptive_examples=20,
-            agop_examples=6,
+        settings = dataclasses.replace(
+            BARE, steps=3, adaptive="pgd", adaptive_examples=20, agop_examples=6
         )
         found = profile(
             model, self.batches("train", 80), Ball("Linf", EPS), measure=settings, initial=model
