@@ -87,22 +87,16 @@ def test_a_mistake_is_one_sentence_whatever_the_width(tmp_path, monkeypatch, arg
     assert not (tmp_path / "out").exists()
 
 
-class TestData:
-    @pytest.mark.parametrize("columns", ["40", "200"])
-    def test_the_list_prints_every_name_on_any_terminal(self, monkeypatch, columns):
-        monkeypatch.setenv("COLUMNS", columns)
-        ran = cli("data", "list")
-        assert (ran.code, ran.err) == (0, "")
-        assert [name for name in DATASETS.names() if name not in ran.out] == []
-
-    def test_the_folder_is_the_given_one_and_what_needs_no_fetch_says_so(
-        self, tmp_path, monkeypatch
-    ):
-        monkeypatch.setenv("COLUMNS", "300")
-        assert str(tmp_path) in cli("data", "list", "--root", tmp_path).out
-        ran = cli("data", "fetch", "digits", "--root", tmp_path)
-        assert "digits" in ran.out + ran.err
-        assert "Traceback" not in ran.err
+@pytest.mark.parametrize("columns", ["40", "300"])
+def test_the_list_of_data_prints_every_name_on_any_terminal(monkeypatch, tmp_path, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    ran = cli("data", "list", "--root", tmp_path)
+    assert (ran.code, ran.err) == (0, "")
+    assert [name for name in DATASETS.names() if name not in ran.out] == []
+    assert columns == "40" or str(tmp_path) in ran.out
+    fetched = cli("data", "fetch", "digits", "--root", tmp_path)
+    assert "digits" in fetched.out + fetched.err, "what needs no fetch says so"
+    assert "Traceback" not in fetched.err
 
 
 def test_doctor_prints_versions():
