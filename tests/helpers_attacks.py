@@ -14,7 +14,7 @@ from robust_nc.attacks.model_calls import Oracle
 from robust_nc.attacks.square import Square
 from robust_nc.evaluation import Outcome, evaluate
 from robust_nc.evidence.collecting import collect
-from robust_nc.evidence.contents import Evidence
+from robust_nc.evidence.file import Evidence
 from robust_nc.threat import Ball
 from robust_nc.types import Attack, EvaluationProtocol, Goal
 

@@ -9,8 +9,7 @@ from helpers_report import config, record_of, resealed, write_cell
 
 from robust_nc.config import Component, EvaluationConfig, ThreatConfig, plain
 from robust_nc.data.load import fingerprint, read_split, to_unit
-from robust_nc.evidence.contents import Evidence
-from robust_nc.evidence.file import write_evidence
+from robust_nc.evidence.file import Evidence, write_evidence
 from robust_nc.io.digests import state_digest
 from robust_nc.pipeline.finished_model import (
     AppraisalConfig,

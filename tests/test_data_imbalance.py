@@ -14,7 +14,7 @@ from robust_nc.config import Component, build
 from robust_nc.data.base import Split
 from robust_nc.data.imbalance import Exponential, Imbalance, Step
 from robust_nc.exceptions import ConfigError, InputError
-from robust_nc.pipeline.shot_scores import shot_scores
+from robust_nc.pipeline.make_record import shot_scores
 from robust_nc.registry import IMBALANCES
 from robust_nc.statistics.intervals import wilson
 
@@ -174,33 +174,8 @@ def test_classes_are_grouped_by_their_training_examples(seed: int) -> None:
         assert (score.value, score.low, score.high, score.n) == interval(flags, labels, classes)
 
 
-def test_thresholds_are_options() -> None:
-    labels, flags = torch.arange(6), torch.tensor([True, False, True, False, True, False])
-    found = shot_scores(COUNTS, labels, flags, many=499, few=101)
-    assert {name: score.n for name, score in found.items()} == {"many": 1, "medium": 1, "few": 4}
-    assert found["medium"].value == 0
-
-
 def test_groups_without_classes_or_without_test_examples_are_left_out() -> None:
     flags = torch.tensor([True, True])
     assert list(shot_scores(torch.tensor([500, 400]), torch.tensor([0, 1]), flags)) == ["many"]
     assert list(shot_scores(COUNTS, torch.tensor([0, 5]), flags)) == ["many", "few"]
     assert shot_scores(COUNTS, torch.zeros(0).long(), flags[:0]) == {}
-
-
-@pytest.mark.parametrize(
-    ("counts", "labels", "flags", "options", "message"),
-    [
-        ([5, 5], [0, 2], [True, True], {}, r"in 0\.\.1, found 2"),
-        ([5, 5], [0, 1, 1], [True, True], {}, "found 3 labels"),
-        ([5, 5], [0, 1], [1, 0], {}, "flags must be bool"),
-        ([0.5, 5.0], [0, 1], [True, True], {}, "whole numbers"),
-        ([-1, 5], [0, 1], [True, True], {}, "training examples"),
-        ([5, 5], [0, 1], [True, True], {"many": 5, "few": 6}, "few = 6, many = 5"),
-    ],
-)
-def test_flags_that_cannot_be_grouped_are_refused(
-    counts: list[int], labels: list[int], flags: list[bool], options: dict[str, int], message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
-        shot_scores(torch.tensor(counts), torch.tensor(labels), torch.tensor(flags), **options)

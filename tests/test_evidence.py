@@ -44,7 +44,7 @@ from robust_nc.evidence.coding import (
     unpack_numbers,
 )
 from robust_nc.evidence.collecting import look, strengthen
-from robust_nc.evidence.contents import TOLERANCE
+from robust_nc.evidence.file import TOLERANCE
 from robust_nc.exceptions import InputError, RecordError
 from robust_nc.io.digests import state_digest, tensors_digest
 from robust_nc.io.files import sha256_of

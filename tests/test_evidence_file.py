@@ -19,10 +19,10 @@ from hypothesis.strategies import DataObject
 from torch import Tensor
 
 from robust_nc.evidence.coding import compress
-from robust_nc.evidence.contents import Evidence
 from robust_nc.evidence.file import (
     TENSORS,
     TYPES,
+    Evidence,
     first_evidence,
     pack_file,
     read_evidence,

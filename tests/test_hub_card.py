@@ -120,20 +120,6 @@ def test_record_rows_evidence_and_card_are_pushed_and_nothing_else(tmp_path: Pat
     assert (there / f"{cell}.json").read_bytes() == stored.path.read_bytes()
 
 
-def test_weights_are_pushed_only_if_asked_for_and_ours(tmp_path: Path) -> None:
-    stored = with_files(tmp_path / "out")
-    found = push(stored, "me/mine", weights=True, api=Noting(tmp_path / "hub"))
-    assert "best.safetensors" in found.files
-    elsewhere = ("../../secret.safetensors", "/etc/passwd", "checkpoints/../private.safetensors")
-    named = [File(path=path, sha256="0" * 64) for path in elsewhere]
-    for best, words in (*((one, "checkpoints/") for one in named), (None, "finished")):
-        weights = Weights(parameters=1, best=best)
-        other = resealed(stored, weights=weights)
-        with pytest.raises(RecordError, match=words):
-            push(other, "me/x", weights=True, api=Noting(tmp_path / "no"))
-    assert not (tmp_path / "no").exists()
-
-
 def test_what_is_not_as_it_was_written_is_not_pushed_and_a_hub_that_fails_is_told(
     tmp_path: Path,
 ) -> None:

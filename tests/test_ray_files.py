@@ -13,9 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robust_nc.engines.ray import files as bundles
-from robust_nc.engines.ray.files import FileBundle, read_bundle, stamps, write_bundle
-from robust_nc.engines.ray.messages import Message, MessageQueue
-from robust_nc.engines.ray.settings import ClusterSettings
+from robust_nc.engines.ray.files import (
+    FileBundle,
+    Message,
+    MessageQueue,
+    read_bundle,
+    stamps,
+    write_bundle,
+)
+from robust_nc.engines.ray.start import ClusterSettings
 from robust_nc.engines.ray.worker import _handing_over
 from robust_nc.exceptions import ConfigError, StorageError
 from robust_nc.io.files import write_bytes

@@ -23,9 +23,8 @@ from helpers_faults import Left, assert_same, left_by
 from helpers_runner import cli, records, start, wait_for, write_suite
 from ray.cluster_utils import Cluster
 
-from robust_nc.engines.ray.files import FileBundle
+from robust_nc.engines.ray.files import FileBundle, Message, Reply
 from robust_nc.engines.ray.inbox import Inbox
-from robust_nc.engines.ray.messages import Message, Reply
 from robust_nc.runtime.progress import Event
 
 pytestmark = pytest.mark.cluster

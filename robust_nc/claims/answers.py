@@ -287,12 +287,7 @@ def _premises(asked: _Asked) -> tuple[Premise, ...]:
             holds = value is not None and value >= minimum
             found.append(
                 Premise(
-                    quantity=name,
-                    minimum=minimum,
-                    side=side,
-                    seed=seed,
-                    value=value,
-                    holds=holds,
+                    quantity=name, minimum=minimum, side=side, seed=seed, value=value, holds=holds
                 )
             )
     return tuple(found)
@@ -361,7 +356,18 @@ def _answer(
         verdict=verdict,
         reason=reason,
         meaning=meaning(plan.claim.quantity),
-        tests=tuple(_tested(found, decision) for found, decision in decided),
+        tests=tuple(
+            Tested(
+                quantity=part_label(plain(found.part)),
+                summary=_summary(found, decision.interval, decision.level),
+                p=decision.p,
+                p_holm=decision.p_holm,
+                verdict=decision.verdict,
+                reason=decision.reason,
+                notes=found.notes,
+            )
+            for found, decision in decided
+        ),
         family=family,
         premise=premises,
         beside=_beside(asked),
@@ -369,18 +375,6 @@ def _answer(
         records=tuple(_used(side, seed, cell) for side, seed, cell in asked.every()),
         versions=_distinct([record.versions for record in records]),
         hardware=_distinct([record.hardware for record in records]),
-    )
-
-
-def _tested(found: _Found, decision: Decision) -> Tested:
-    return Tested(
-        quantity=part_label(plain(found.part)),
-        summary=_summary(found, decision.interval, decision.level),
-        p=decision.p,
-        p_holm=decision.p_holm,
-        verdict=decision.verdict,
-        reason=decision.reason,
-        notes=found.notes,
     )
 
 

@@ -67,7 +67,9 @@ def p_value(test: Test) -> float | None:
     n = len(test.values)
     if n < MIN_SEEDS_FOR_T:
         return None
-    mean, error = _mean_and_error(test.values)
+    mean = math.fsum(test.values) / n
+    square = math.fsum((value - mean) ** 2 for value in test.values) / (n - 1)
+    error = math.sqrt(square / n)
     beyond = abs(mean - test.reference) - test.effect
     equality = test.expect == "equal" and beyond < 0
     distance = -beyond if equality else beyond
@@ -107,12 +109,6 @@ def value_range(values: Sequence[float]) -> Interval | None:
     return Interval(math.fsum(values) / len(values), min(values), max(values), len(values), "range")
 
 
-def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    mean = math.fsum(values) / len(values)
-    square = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return mean, math.sqrt(square / len(values))
-
-
 def _decision(test: Test, p: float | None, adjusted: Adjusted) -> Decision:
     if p is None:
         reason = test.bar or f"fewer than {MIN_SEEDS_FOR_T} seeds have no interval"
@@ -123,27 +119,17 @@ def _decision(test: Test, p: float | None, adjusted: Adjusted) -> Decision:
     if test.expect == "equal" and not test.bar and word == "undecided":
         # Only support comes from the interval that is not adjusted.
         near = mean_interval(test.values, EQUAL_LEVEL)
-        if _within(test, near):
+        if -test.effect < near.low - test.reference and near.high - test.reference < test.effect:
             word, reason = "supported", "the 90 % interval lies within the margin"
             level, interval = EQUAL_LEVEL, near
     return Decision(word, reason, interval, level, p, adjusted.p)
 
 
-def _beyond(test: Test, interval: Interval) -> int:
-    """Return 1 for an interval wholly above the effect, -1 for one wholly below it, else 0."""
-    low, high = interval.low - test.reference, interval.high - test.reference
-    return int(low > test.effect) - int(high < -test.effect)
-
-
-def _within(test: Test, interval: Interval) -> bool:
-    low, high = interval.low - test.reference, interval.high - test.reference
-    return -test.effect < low and high < test.effect
-
-
 def _judge(test: Test, interval: Interval) -> tuple[Word, str]:
     if test.bar:
         return "undecided", test.bar
-    side = _beyond(test, interval)
+    low, high = interval.low - test.reference, interval.high - test.reference
+    side = int(low > test.effect) - int(high < -test.effect)  # 0: neither above nor below
     if test.expect == "equal":
         if side:
             return "contradicted", "the interval lies wholly outside the margin"

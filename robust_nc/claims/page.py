@@ -9,7 +9,6 @@ Every number is that of the answer, in four digits.
 from collections.abc import Iterable, Sequence
 
 from robust_nc.claims.answers import Answer, Beside, Scale, Summary, Tested
-from robust_nc.claims.reading import Claim
 from robust_nc.config import plain
 from robust_nc.io.text import escape_markdown
 from robust_nc.report.board.formats import count_text, number
@@ -145,7 +144,9 @@ def _test_words(answer: Answer, test: Tested) -> str:
     summary, n = test.summary, len(test.summary.values)
     about = f"`{test.quantity}` over {count_text(n, n, 'seed')}: {_spread(summary)}"
     if test.p is not None:
-        kind = "larger of two one-sided p" if _near(answer.claim, summary) else "p"
+        claim = answer.claim
+        far = summary.mean is None or abs(summary.mean - claim.reference) >= claim.effect
+        kind = "p" if far or claim.expect != "equal" else "larger of two one-sided p"
         about += f"; {kind} {number(test.p)}, adjusted {number(test.p_holm)}"
     if len(answer.tests) > 1:
         about += f"; {test.verdict}: {test.reason}"
@@ -154,13 +155,6 @@ def _test_words(answer: Answer, test: Tested) -> str:
         for one in summary.missing
     ]
     return f"{about}.{''.join(gone)}{_notes(answer, test)}"
-
-
-def _near(claim: Claim, summary: Summary) -> bool:
-    """Whether equality was asked, and the mean lies within the margin."""
-    if claim.expect != "equal" or summary.mean is None:
-        return False
-    return abs(summary.mean - claim.reference) < claim.effect
 
 
 def _notes(answer: Answer, test: Tested) -> str:

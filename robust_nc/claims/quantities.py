@@ -376,8 +376,7 @@ _TABLE = {
         _where(_VERDICT, condition="clean", note=_WEIGHTS),
     ),
     "robust_verdict": _Quantity(
-        "Robust test accuracy under a protocol.",
-        _where(_BROKEN, note=_WEIGHTS, attack=_PROTOCOL),
+        "Robust test accuracy under a protocol.", _where(_BROKEN, note=_WEIGHTS, attack=_PROTOCOL)
     ),
     "flattery": _Quantity(
         "By how much a weaker protocol overstates robust accuracy.",
@@ -487,12 +486,7 @@ def dilation_with_memorization(
     return found
 
 
-_FUNCTIONS = (
-    nc1_trace_log10_at,
-    epochs_to,
-    feature_correlation,
-    dilation_with_memorization,
-)
+_FUNCTIONS = (nc1_trace_log10_at, epochs_to, feature_correlation, dilation_with_memorization)
 QUANTITIES = Registry(
     "quantity",
     "quantities",

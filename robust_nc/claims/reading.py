@@ -128,11 +128,8 @@ def read_claims(name: str = CLAIMS) -> Claims:
         if key not in _KEYS:
             raise unknown_name(f"key in {source}", key, _KEYS)
     entries = values.get("claim")
-    if (
-        not isinstance(entries, list)
-        or not entries
-        or not all(isinstance(e, dict) for e in entries)
-    ):
+    tables = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
+    if not entries or not tables:
         raise ConfigError(f"{source}: claims are tables [[claim]], and at least one is needed")
     plans = tuple(_plan(entry, Path(name).parent, source) for entry in entries)
     _check_apart(plans, source)
@@ -144,7 +141,10 @@ def _plan(entry: dict[str, Any], folder: Path, source: str) -> ClaimPlan:
     claim = read(Claim, entry, source=source)
     if claim.expect == "equal" and claim.effect == 0:
         raise ConfigError(f"{source}: equal needs a margin, that is an effect above 0")
-    quantities = _variants(claim)
+    name, options = claim.quantity.name, claim.quantity.options
+    quantities = tuple(
+        Component(name=name, options=options | variant) for variant in claim.variant or ({},)
+    )
     try:
         for part in (*claim.beside, *(Component(name=name) for name in claim.premise)):
             whole(part)
@@ -165,13 +165,6 @@ def _plan(entry: dict[str, Any], folder: Path, source: str) -> ClaimPlan:
         one = next(iter(side.values()))  # the cells of a side differ in the seed alone
         _check_taps(one.config, (*quantities, *claim.beside), source)
     return ClaimPlan(claim, digest(entry), suite, quantities, of, against)
-
-
-def _variants(claim: Claim) -> tuple[Component, ...]:
-    name, options = claim.quantity.name, claim.quantity.options
-    return tuple(
-        Component(name=name, options={**options, **variant}) for variant in claim.variant or ({},)
-    )
 
 
 def _check_variants(quantities: tuple[Component, ...]) -> None:

@@ -54,11 +54,13 @@ def comparison_text(found: Compared) -> str:
     ]
     lines = iter(aligned([row for table in tables for row in table]))
     accuracies, counts, geometry = ([next(lines) for _ in table] for table in tables)
+    several = any(len(side.models) > 1 for side in (found.first, found.second))
+    title = f"geometry, as the records claim it{', means over seeds' if several else ''}"
     parts = [
         [_side("A", found.first), _side("B", found.second), *_place(found)],
         accuracies,
         [*counts, *_seeds_left(found)],
-        [_geometry_title(found), *geometry] if geometry else [],
+        [title, *geometry] if geometry else [],
         [_verdict(found), *_notes(found)],
     ]
     return "\n\n".join("\n".join(map(printable, part)) for part in parts if part)
@@ -130,11 +132,6 @@ def _geometry(found: Compared) -> list[_Row]:
         for name, values in found.geometry.items()
         if any(map(math.isfinite, values))
     ]
-
-
-def _geometry_title(found: Compared) -> str:
-    several = any(len(side.models) > 1 for side in (found.first, found.second))
-    return f"geometry, as the records claim it{', means over seeds' if several else ''}"
 
 
 def _robust(found: Compared) -> Accuracy:

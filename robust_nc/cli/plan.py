@@ -16,12 +16,7 @@ from robust_nc.pipeline.selection import cell_numbers, select_cells
 from robust_nc.pipeline.suite import Suite, read_suite
 from robust_nc.planning.cell_sizes import CellSizer
 from robust_nc.planning.pilots import Pilots
-from robust_nc.planning.plan import (
-    PlannedCell,
-    Totals,
-    plan_suite,
-    probes_of,
-)
+from robust_nc.planning.plan import PlannedCell, Totals, plan_suite, probes_of
 from robust_nc.planning.speeds import (
     Speeds,
     measure_speeds,
@@ -41,8 +36,14 @@ def plan_command(options: RunOptions, stderr: Console) -> int:
 
     Raises `ConfigError` for options that cannot be, for speeds of other models, and under torchrun.
     """
-    _check(options.price)
+    if under_torchrun():
+        raise ConfigError("a plan is made by one process, found several; leave torchrun out")
     devices, price_per_hour = options.workers or default_workers(), options.price
+    if price_per_hour is not None and not (0 <= price_per_hour < math.inf):
+        raise ConfigError(
+            f"--price is what an hour of one device costs, a number of at least 0, found "
+            f"{price_per_hour}"
+        )
     plans = _counted(options, CellSizer(options.root))
     cells = [cell for _, found in plans for cell in found]
     table, source = _speeds(cells, options.speeds, CellSizer(options.root), devices, stderr)
@@ -59,16 +60,6 @@ def plan_command(options: RunOptions, stderr: Console) -> int:
             print("\n".join(lines))
     print(speeds_line(table, source))
     return 0
-
-
-def _check(price_per_hour: float | None) -> None:
-    if under_torchrun():
-        raise ConfigError("a plan is made by one process, found several; leave torchrun out")
-    if price_per_hour is not None and not (0 <= price_per_hour < math.inf):
-        raise ConfigError(
-            f"--price is what an hour of one device costs, a number of at least 0, found "
-            f"{price_per_hour}"
-        )
 
 
 def _counted(options: RunOptions, sizer: CellSizer) -> list[tuple[Suite, list[PlannedCell]]]:
@@ -90,11 +81,7 @@ def _counted(options: RunOptions, sizer: CellSizer) -> list[tuple[Suite, list[Pl
 
 
 def _speeds(
-    cells: Sequence[PlannedCell],
-    file: Path | None,
-    sizer: CellSizer,
-    devices: int,
-    stderr: Console,
+    cells: Sequence[PlannedCell], file: Path | None, sizer: CellSizer, devices: int, stderr: Console
 ) -> tuple[Speeds, str]:
     """Read the speeds from a file that exists; else measure them, and write them to the file."""
     probes = probes_of(cells)

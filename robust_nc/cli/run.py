@@ -1,17 +1,20 @@
 """`robust-nc run`: a suite, or claims, with progress on stderr and its table on stdout."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 
-from robust_nc.claims.reading import holds_claims, read_claims
-from robust_nc.cli.claims import claims_command
+from robust_nc.claims.answers import answer_claims, missing_cells, write_answer
+from robust_nc.claims.page import answers_page, answers_table
+from robust_nc.claims.reading import ANSWERS, Claims, holds_claims, read_claims
 from robust_nc.cli.stopping import heeding, typed
 from robust_nc.engines.options import RunOptions, under_torchrun
 from robust_nc.engines.run_suite import Hooks, SuiteReport, run_suite
-from robust_nc.engines.torchrun.process_group import ProcessGroup, join_processes
+from robust_nc.engines.torchrun import ProcessGroup, join_processes
 from robust_nc.exceptions import StoppedError
+from robust_nc.io.files import write_text
 from robust_nc.pipeline.selection import cell_titles, select_cells
 from robust_nc.pipeline.stages import CellResult
 from robust_nc.pipeline.suite import Suite, read_suite
@@ -73,13 +76,32 @@ def _drive(options: RunOptions, stderr: Console, processes: ProcessGroup | None)
         if holds_claims(name):
             options.refuse_selection()
             claims = read_claims(name)
-            run = functools.partial(carry_out, table=False)
-            return claims_command(claims, options.out or Path("out") / claims.name, run, say)
+            out = options.out or Path("out") / claims.name
+            codes = [carry_out(one, out / one.name, table=False) for one in claims.suites()]
+            return max([_answer(claims, out, say), *codes])
         suite = read_suite(name)
         return carry_out(suite, options.out or Path("out") / suite.name, table=True)
 
     seconds = None if options.minutes is None else 60 * options.minutes
     return heeding(carry_out_all, again, say, seconds=seconds)
+
+
+def _answer(claims: Claims, out: Path, say: Callable[[str], None]) -> int:
+    """Answer claims from the records below `out`; nothing, where one that they need is missing."""
+    missing = missing_cells(claims, out)
+    if missing:
+        say(f"no claim is answered: {len(missing)} cells that they need have no whole record:")
+        for name in missing:
+            say(f"  {name}")
+        return 1
+    answers = answer_claims(claims, out)
+    for answer in answers:
+        write_answer(out / ANSWERS, answer)
+    page = out / ANSWERS / "claims.md"
+    write_text(page, answers_page(answers, description=claims.description))
+    print(answers_table(answers))
+    say(f"{len(answers)} claims answered in {page}")
+    return 0
 
 
 def _tell_stopped(suite: Suite, report: SuiteReport) -> None:

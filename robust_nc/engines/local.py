@@ -72,17 +72,16 @@ def run_tasks(
     threads: int,
     on_event: Callable[[Event], None],
     on_retry: OnRetry = ignore_retry,
-    tries: int = TRIES,
 ) -> Generator[Finished, None, None]:
     """Yield tasks as they end, from at most `workers` processes of `threads` threads each.
 
     What a task reports comes to `on_event`. A task whose worker was ended by a signal is tried
-    again, up to `tries` times in all, and `on_retry` told so. Once this process is asked to stop
+    again, up to `TRIES` times in all, and `on_retry` told so. Once this process is asked to stop
     (`stopping.wish`), the tasks under way are too: they come as `stopped` (or finished) within
     `stopping.SECONDS`, and no other is begun. On an interrupt, and when the caller stops, the
     workers are ended at once.
     """
-    pool = _Pool(chains, max(1, workers), threads, tries, on_event, on_retry)
+    pool = _Pool(chains, max(1, workers), threads, on_event, on_retry)
     try:
         while pool.fill():
             yield from pool.listen(_LOOK)
@@ -105,7 +104,6 @@ class _Pool:
         chains: Sequence[Sequence[Task]],
         size: int,
         threads: int,
-        tries: int,
         on_event: Callable[[Event], None],
         on_retry: OnRetry,
     ) -> None:
@@ -113,7 +111,6 @@ class _Pool:
         self._waiting = deque(deque(chain) for chain in chains if chain)
         self._size = size
         self._threads = threads
-        self._tries = tries
         self._cut_off: dict[str, int] = {}  # by task: how often a signal ended its worker
         self._on_event = on_event
         self._on_retry = on_retry
@@ -144,10 +141,10 @@ class _Pool:
         cut_off = ended.stopped or worker.killed
         if cut_off and not stopping.wished():
             tried = self._cut_off[ended.key] = self._cut_off.get(ended.key, 0) + 1
-            if tried < self._tries:
+            if tried < TRIES:
                 worker.chain.appendleft(worker.task)
                 self._go_on(worker, done_for=True)
-                why = f"{ended.error}; it is tried again ({tried + 1} of {self._tries})"
+                why = f"{ended.error}; it is tried again ({tried + 1} of {TRIES})"
                 self._on_retry(ended.key, why)
                 return
             often = f", {tried} times" if tried > 1 else ""

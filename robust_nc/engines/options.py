@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from robust_nc.engines.ray.settings import ClusterSettings
+from robust_nc.engines.ray.start import ClusterSettings
 from robust_nc.exceptions import ConfigError
 
 Overwrite = Literal["never", "always", "only-missing", "only-cache"]

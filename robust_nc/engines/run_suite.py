@@ -16,13 +16,8 @@ from robust_nc.config import training_id
 from robust_nc.data.load import dataset_info
 from robust_nc.engines.local import Finished, OnRetry, Task, ignore_retry, run_tasks
 from robust_nc.engines.options import Overwrite, RunOptions
-from robust_nc.engines.torchrun.process_group import ProcessGroup
-from robust_nc.engines.torchrun.run import run_under_torchrun
-from robust_nc.exceptions import (
-    ConfigError,
-    DataError,
-    InputError,
-)
+from robust_nc.engines.torchrun import ProcessGroup, run_under_torchrun
+from robust_nc.exceptions import ConfigError, DataError, InputError
 from robust_nc.io.files import alone, remove_file, remove_tree, remove_unfinished
 from robust_nc.pipeline.cell import run_cell
 from robust_nc.pipeline.stages import CellResult, check_cell, is_recorded

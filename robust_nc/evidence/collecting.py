@@ -27,7 +27,7 @@ from robust_nc.evaluation.evaluate_model import Outcome
 from robust_nc.evaluation.scoring import Scorer, checked_logits, halving, margins
 from robust_nc.evaluation.state import WRONG
 from robust_nc.evidence.coding import LEVELS, coded_levels, rounded
-from robust_nc.evidence.contents import TOLERANCE, Evidence
+from robust_nc.evidence.file import TOLERANCE, Evidence
 from robust_nc.exceptions import InputError
 from robust_nc.io.digests import state_digests
 from robust_nc.runtime.torch_state import (

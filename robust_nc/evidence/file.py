@@ -1,9 +1,9 @@
-"""Evidence as one file: `<cell>.evidence`, written whole, read without trust.
+"""Evidence (per example the verdict, per broken one an adversarial) as one file, `<cell>.evidence`.
 
-It is a safetensors file of known tensors, and one text that describes them. Nothing that a file
-says of itself is believed: its header is checked against what is there, and each tensor against its
-digest, so that damage is named. (Who forges a tensor can forge its digest too: the SHA-256 in the
-record is what holds.)
+It is a safetensors file of known tensors, and one text that describes them, written whole. Nothing
+that a file says of itself is believed: its header is checked against what is there, and each tensor
+against its digest, so that damage is named. (Who forges a tensor can forge its digest too: the
+SHA-256 in the record is what holds.)
 
 >>> import tempfile, torch
 >>> from robust_nc.evaluation.evaluate_model import evaluate
@@ -24,7 +24,7 @@ True
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -45,13 +45,13 @@ from robust_nc.evidence.coding import (
     decompress,
     encode,
 )
-from robust_nc.evidence.contents import Evidence
 from robust_nc.exceptions import ConfigError, InputError, RecordError
 from robust_nc.io.files import canonical_json, digest, write_bytes
 from robust_nc.io.untrusted import parse_json, read_bounded
 from robust_nc.record.schema import EvidenceFile
 from robust_nc.threat import Ball
 
+TOLERANCE = 1e-3  # of the range of the logits
 TENSORS = {
     "ids": "I64",  # of all examples, as the next four
     "labels": "I32",
@@ -81,6 +81,41 @@ _GROUP = 2**20  # values that are coded and compressed at a time
 
 _OF_EXAMPLES = ("ids", "labels", "broken_by", "forwards", "backwards")
 _OF_BROKEN = ("margins", "ranges", "levels", "steps")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evidence:
+    """N examples of one evaluation, on the CPU, in the order of the record's flags.
+
+    `ids`, `labels` (N,) int64; `clean_correct`, `robust` (N,) bool; `broken_by` (N,) int64 as in
+    `record.Verdict`; `forwards`, `backwards` (N,) int64 passes.
+
+    `adversarials` (B, C, H, W) float32 are those of the B rows `broken` (B,) int64, ascending: the
+    examples that were correct and are not robust. Their `margins` (B,) float32 are the largest
+    other logit minus that of the label, as the judging machine had them for these very points, and
+    `ranges` (B,) float32 the largest logit minus the smallest.
+
+    `fingerprint` is that of the examples (`data.load.fingerprint`), `weights` the digest of each
+    tensor of the model (`fingerprints.state_digests`); `draws` passes, keyed by `seed`, made each
+    verdict (1, unless the model is random).
+    """
+
+    ids: Tensor
+    labels: Tensor
+    clean_correct: Tensor
+    robust: Tensor
+    broken_by: Tensor
+    forwards: Tensor
+    backwards: Tensor
+    broken: Tensor
+    adversarials: Tensor
+    margins: Tensor
+    ranges: Tensor
+    ball: Ball
+    fingerprint: str
+    weights: Mapping[str, str]
+    draws: int = 1
+    seed: int = 0
 
 
 @configuration
@@ -208,8 +243,11 @@ def _about(evidence: Evidence, images: Tensor) -> Unpacked:
     total = hashlib.sha256()
     arrays = _coded(evidence, images, total)
     for name in TENSORS.keys() - arrays.keys():
-        arrays[name] = _narrow(name, getattr(evidence, name).numpy())
-    values = {
+        values: Array = getattr(evidence, name).numpy()
+        arrays[name] = values.astype(TYPES[TENSORS[name]])
+        if values.ndim != 1 or not np.array_equal(arrays[name], values):
+            raise RecordError(f"{name} must be of one axis, with finite values that fit its type")
+    about = {
         "examples": len(codes),
         "shape": list(images.shape[1:]),
         "norm": ball.norm,
@@ -221,7 +259,7 @@ def _about(evidence: Evidence, images: Tensor) -> Unpacked:
         "seed": evidence.seed,
         "points": total.hexdigest(),
     }
-    return Unpacked(read(EvidenceHead, values, source="its head"), arrays)
+    return Unpacked(read(EvidenceHead, about, source="its head"), arrays)
 
 
 def _coded(evidence: Evidence, images: Tensor, total: Any) -> dict[str, Array]:
@@ -246,13 +284,6 @@ def _coded(evidence: Evidence, images: Tensor, total: Any) -> dict[str, Array]:
         "frames": np.array([len(frame) for frame in frames], dtype=np.int64),
         "codes": np.frombuffer(b"".join(frames), dtype=np.uint8),
     }
-
-
-def _narrow(name: str, values: Array) -> Array:
-    narrow = values.astype(TYPES[TENSORS[name]])
-    if values.ndim != 1 or not np.array_equal(narrow, values):
-        raise RecordError(f"{name} must be of one axis, with finite values that fit its type")
-    return narrow
 
 
 def _check(head: EvidenceHead, arrays: Mapping[str, Array]) -> Tensor:

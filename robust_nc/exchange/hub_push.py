@@ -1,7 +1,6 @@
 """Pushing a record to the Hugging Face Hub: its card, the record, its rows and its evidence.
 
-Nothing else is pushed, and no weights unless they are asked for and are files that a run of ours
-wrote.
+Nothing else is pushed, and never any weights.
 
 >>> repository("me/my-model")
 'me/my-model'
@@ -13,15 +12,14 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from robust_nc.exceptions import ConfigError, RecordError
+from robust_nc.exceptions import ConfigError
 from robust_nc.exchange.hub_card import model_card
 from robust_nc.exchange.record_files import challenge_files, check_whole, evidence_file, rows_file
-from robust_nc.io.files import sha256_of, write_text
+from robust_nc.io.files import write_text
 from robust_nc.io.untrusted import file_name
-from robust_nc.record.schema import File, Stored
+from robust_nc.record.schema import Stored
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-_WEIGHTS = (".safetensors", ".json")
 
 
 class Hub(Protocol):
@@ -41,26 +39,23 @@ class Pushed(NamedTuple):
     files: tuple[str, ...]
 
 
-def push(stored: Stored, hub: str, *, weights: bool = False, api: Hub | None = None) -> Pushed:
+def push(stored: Stored, hub: str, *, api: Hub | None = None) -> Pushed:
     """Push a record to the repository `hub` ("OWNER/NAME"), which is made if need be.
 
-    The evidence is pushed as it lies there, in full. `weights`: also those of a run of ours.
-    Raises `RecordError` for a record that is not whole, `ConfigError` for a name that is none,
-    where the client is missing, and where it fails.
+    The evidence is pushed as it lies there, in full. Raises `RecordError` for a record that is not
+    whole, `ConfigError` for a name that is none, where the client is missing, and where it fails.
     """
     name = repository(hub)
     check_whole(stored)
     files = [stored.path, rows_file(stored), *challenge_files(stored)]
     if stored.record.evidence is not None:
         files.append(evidence_file(stored))
-    if weights:
-        files += weight_files(stored)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         for path in files:
             shutil.copyfile(path, folder / file_name(path.name, what="a file to push"))
         write_text(folder / "README.md", model_card(stored))
-        _upload(api or _client(), name, folder, stored.record.cell)
+        _upload(api, name, folder, stored.record.cell)
         return Pushed(name, tuple(sorted(path.name for path in folder.iterdir())))
 
 
@@ -71,44 +66,16 @@ def repository(name: str) -> str:
     return name
 
 
-def weight_files(stored: Stored) -> list[Path]:
-    """Return the weights that the verdict is about, with their manifest; they must be a run's.
-
-    Raises `RecordError` for a model that came finished, and for files that are not the record's.
-    """
-    best = stored.record.weights.best
-    if best is None:
-        raise RecordError(f"{stored.path} is about a model that came finished: push it yourself")
-    tensors = _inside(stored, best)
-    manifest = tensors.with_name("best.json")
-    return [tensors, *([manifest] if manifest.is_file() else [])]
-
-
-def _inside(stored: Stored, named: File) -> Path:
-    """Return a file of the record's suite folder, by its path from there."""
-    out = stored.path.parent.parent.resolve()
-    path = (out / named.path).resolve()
-    if not path.is_relative_to(out / "checkpoints") or path.suffix not in _WEIGHTS:
-        raise RecordError(
-            f"weights of {stored.path} must lie in checkpoints/, found {named.path!r}"
-        )
-    if not path.is_file() or sha256_of(path) != named.sha256:
-        raise RecordError(f"{named.path[:120]} is not there, or not what {stored.path} names")
-    return path
-
-
-def _client() -> Hub:
-    try:
-        from huggingface_hub import HfApi
-    except ImportError:
-        raise ConfigError(
-            "pushing needs huggingface_hub, which is not installed: pip install 'robust_nc[hub]'"
-        ) from None
-    client: Hub = HfApi()
-    return client
-
-
-def _upload(api: Hub, name: str, folder: Path, cell: str) -> None:
+def _upload(api: Hub | None, name: str, folder: Path, cell: str) -> None:
+    if api is None:
+        try:
+            from huggingface_hub import HfApi
+        except ImportError:
+            raise ConfigError(
+                "pushing needs huggingface_hub, which is not installed: "
+                "pip install 'robust_nc[hub]'"
+            ) from None
+        api = HfApi()
     message = f"Record {cell} of robust_nc"
     try:
         api.create_repo(name, exist_ok=True)

@@ -25,7 +25,7 @@ from typing import Any
 from robust_nc.exceptions import RecordError, unknown_name
 from robust_nc.io.files import write_text
 from robust_nc.io.text import one_line, safe_link
-from robust_nc.io.untrusted import file_name, read_json
+from robust_nc.io.untrusted import file_name
 from robust_nc.record.schema import Card, Record, Stored
 from robust_nc.record.standing import standing
 from robust_nc.report.board.gather import identity
@@ -37,7 +37,6 @@ AUTOATTACK = "standard"  # our protocol that makes AutoAttack's verdict
 _PERCENT = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})?")
 _EPS = re.compile(r"[0-9]{1,4}(\.[0-9]{1,18})?(/[1-9][0-9]{0,3})?")
 _UNSTATED = frozenset({"", "null", "None", "N/A"})
-_LIMIT = 64 * 1024  # bytes of one file
 _TEXTS = ("link", "name", "authors", "venue", "architecture", "footnote")
 # Their names of accuracies and errors, and ours.
 _SHARES = {
@@ -112,13 +111,6 @@ class ModelInfo:
         )
 
 
-def read_model_info(path: Path) -> ModelInfo:
-    """Read `<dataset>/<threat>/<Name>.json`; raises `RecordError` that says what is wrong."""
-    threat, dataset = path.absolute().parent.name, path.absolute().parent.parent.name
-    fields = read_json(path, limit=_LIMIT)
-    return from_fields(fields, dataset=dataset, threat=threat, key=path.stem)
-
-
 def from_fields(fields: Any, *, dataset: str, threat: str, key: str) -> ModelInfo:
     """Make typed values of a file's fields; raises `RecordError` for what cannot be one."""
     if threat not in THREATS:
@@ -139,10 +131,10 @@ def from_fields(fields: Any, *, dataset: str, threat: str, key: str) -> ModelInf
         threat=threat,
         key=key,
         declared=_text_of(fields, "dataset", what),
-        eps=_radius_of(fields, "eps", what),
+        eps=_radius_of(fields, what),
         additional_data=_flag_of(fields, "additional_data", what),
         unreliable=bool(_flag_of(fields, "unreliable", what)),
-        passes=_count_of(fields, "number_forward_passes", what),
+        passes=_passes_of(fields, what),
         **texts,
         **shares,
     )
@@ -273,7 +265,7 @@ def _as_share(percent: str) -> float:
     return float(Decimal(percent) / 100)
 
 
-def _share_of(fields: Mapping[str, Any], name: str, what: str, *, most: int = 100) -> float | None:
+def _share_of(fields: Mapping[str, Any], name: str, what: str, *, most: int) -> float | None:
     """Read percent in 0..most as a share; None where it is not stated."""
     text = _stated(fields, name)
     if text is None:
@@ -285,14 +277,14 @@ def _share_of(fields: Mapping[str, Any], name: str, what: str, *, most: int = 10
     return _as_share(text)
 
 
-def _radius_of(fields: Mapping[str, Any], name: str, what: str) -> float | None:
+def _radius_of(fields: Mapping[str, Any], what: str) -> float | None:
     """Read a radius such as "8/255"; None where it is not stated."""
-    text = _stated(fields, name)
+    text = _stated(fields, "eps")
     if text is None:
         return None
     if not _EPS.fullmatch(text) or not parse_eps(text) > 0:
         raise RecordError(
-            f"{what}: {name} must be a radius such as '8/255' or '0.5', found {text[:40]!r}"
+            f"{what}: eps must be a radius such as '8/255' or '0.5', found {text[:40]!r}"
         )
     return parse_eps(text)
 
@@ -315,8 +307,9 @@ def _flag_of(fields: Mapping[str, Any], name: str, what: str) -> bool | None:
     raise RecordError(f"{what}: {name} must be true or false, found {_shown(value)}")
 
 
-def _count_of(fields: Mapping[str, Any], name: str, what: str) -> int:
+def _passes_of(fields: Mapping[str, Any], what: str) -> int:
     """Read a count in 1..10,000; 1 where it is not stated."""
+    name = "number_forward_passes"
     value = fields.get(name, 1)
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 10_000:
         return value

@@ -4,11 +4,9 @@ Source: the files of `model_info` in RobustBench's repository (github.com/Robust
 as of 2025-03-31, all 236, one JSON a line in `robustbench_model_info.jsonl`, each behind the three
 parts of its path. Nothing of it was checked here: every row has the badge "unverified" and no rank.
 
->>> len(published_models()), left_out()
-(236, 48)
->>> rows = published_rows("cifar10", "Linf")
->>> len(rows), set(rows["badge"]), float(rows["robust"].max())
-(99, {'unverified'}, 0.7371)
+>>> rows = published_rows()
+>>> len(published_models()), len(rows), set(rows["badge"])
+(236, 188, {'unverified'})
 """
 
 import math
@@ -20,7 +18,6 @@ from typing import Any
 
 import pandas as pd
 
-from robust_nc.exceptions import unknown_name
 from robust_nc.exchange.robustbench_json import THREATS, ModelInfo, from_fields, to_fields
 from robust_nc.io.files import digest
 from robust_nc.io.untrusted import parse_json
@@ -45,35 +42,29 @@ _PLACE = ("dataset_folder", "threat_folder", "key")
 def published_models() -> tuple[ModelInfo, ...]:
     """Return all published models, also those of corruptions, in the order of their paths."""
     text = files(__package__).joinpath("robustbench_model_info.jsonl").read_text("utf-8")
-    return tuple(_from_line(line) for line in text.splitlines())
+    models = []
+    for line in text.splitlines():
+        fields = parse_json(line, what="robustbench_model_info.jsonl")
+        dataset, threat, key = (fields.pop(name) for name in _PLACE)
+        models.append(from_fields(fields, dataset=dataset, threat=threat, key=key))
+    return tuple(models)
 
 
-def published_rows(dataset: str | None = None, norm: str | None = None) -> pd.DataFrame:
+def published_rows() -> pd.DataFrame:
     """Return the published models of balls as rows with the columns of `report.table.COLUMNS`.
 
     `robust` is AutoAttack's accuracy or the external one where that is lower (25 rows have one):
     the lowest known, as RobustBench ranks. `model` is its key, `backbone` its architecture;
     `recipe` is what `published_cards` knows it by. What is not stated is NaN, "" or 0 (also
-    `parameters`; `seeds` is 1). Models of corruptions (`left_out()`) have no ball, and no row. Best
-    first within a data set and ball. Raises `UnknownNameError` for a data set or norm without rows.
+    `parameters`; `seeds` is 1). Models of corruptions have no ball, and no row. Best first within a
+    data set and ball.
     """
-    chosen = [info for info in published_models() if info.threat != "corruptions"]
-    for what, name, valid in (
-        ("published data set", dataset, {info.dataset for info in chosen}),
-        ("norm", norm, {info.threat for info in chosen}),
-    ):
-        if name is not None and name not in valid:
-            raise unknown_name(what, name, valid)
-    rows = [
-        _row(info)
-        for info in chosen
-        if dataset in {None, info.dataset} and norm in {None, info.threat}
-    ]
+    rows = [_row(info) for info in published_models() if info.threat != "corruptions"]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     order = ["dataset", "norm", "eps", "robust", "model"]
     return frame.sort_values(
         order, ascending=[True, True, True, False, True], ignore_index=True
-    ).astype({name: "int64" for name in _COUNTS if name in COLUMNS})
+    ).astype(dict.fromkeys(_COUNTS, "int64"))
 
 
 def published_cards() -> Mapping[str, Card]:
@@ -82,20 +73,9 @@ def published_cards() -> Mapping[str, Card]:
     return MappingProxyType({recipe(info): info.card() for info in rows})
 
 
-def left_out() -> int:
-    """Count the published models that have no row, because corruptions are no ball."""
-    return sum(info.threat == "corruptions" for info in published_models())
-
-
 def recipe(info: ModelInfo) -> str:
     """Name a published model: the digest of its place and fields."""
     return digest([info.dataset, info.threat, info.key, to_fields(info)])
-
-
-def _from_line(line: str) -> ModelInfo:
-    fields = parse_json(line, what="robustbench_model_info.jsonl")
-    dataset, threat, key = (fields.pop(name) for name in _PLACE)
-    return from_fields(fields, dataset=dataset, threat=threat, key=key)
 
 
 def _row(info: ModelInfo) -> dict[str, Any]:
@@ -121,10 +101,5 @@ def _row(info: ModelInfo) -> dict[str, Any]:
         "badge": UNVERIFIED,
         "unranked": "published, not checked here",
     }
-    return {name: known.get(name, _unstated(name)) for name in COLUMNS}
-
-
-def _unstated(name: str) -> Any:
-    if name in _TEXTS:
-        return ""
-    return 0 if name in _COUNTS else math.nan
+    unstated = dict.fromkeys(_TEXTS, "") | dict.fromkeys(_COUNTS, 0)
+    return dict.fromkeys(COLUMNS, math.nan) | unstated | known

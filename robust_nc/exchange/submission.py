@@ -38,7 +38,9 @@ def ready(stored: Stored, to: Path, images: Tensor | None = None) -> list[Path]:
     standing(stored)  # challenges that are none are refused here
     rows, evidence = rows_file(stored), evidence_file(stored)
     refuse_twin(stored, to)
-    folder = folder_of(stored, to)
+    names = (stored.record.suite, stored.record.model)
+    suite, model = (file_name(name, what=f"a name in {stored.path}") for name in names)
+    folder = to / suite / model
     record, beside = folder / f"{stored.record.cell}.json", (rows, *challenge_files(stored))
     if not is_cut(stored):
         made = [_copy(path, folder) for path in (evidence, *beside)]
@@ -61,13 +63,6 @@ def is_cut(stored: Stored) -> bool:
     if named.rows is not None and sha256_of(evidence) == named.sha256:
         return False  # it was cut before
     return stored.record.data.examples > EXAMPLES or evidence.stat().st_size > LARGEST
-
-
-def folder_of(stored: Stored, to: Path) -> Path:
-    """Return the folder of a submission; raises `RecordError` for names that would leave `to`."""
-    names = (stored.record.suite, stored.record.model, stored.record.cell)
-    suite, model, _ = (file_name(name, what=f"a name in {stored.path}") for name in names)
-    return to / suite / model
 
 
 def remarks(stored: Stored) -> list[str]:

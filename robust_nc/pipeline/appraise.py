@@ -27,12 +27,7 @@ from robust_nc.pipeline.finished_model import (
     measure_settings,
     read_model_data,
 )
-from robust_nc.pipeline.make_record import (
-    keep_evidence,
-    make_record,
-    verdict_rows,
-    which_examples,
-)
+from robust_nc.pipeline.make_record import keep_evidence, make_record, verdict_rows, which_examples
 from robust_nc.pipeline.request import Request
 from robust_nc.pipeline.verdict_parts import evaluate_on
 from robust_nc.plugins import find_attack, find_protocol
@@ -271,8 +266,7 @@ def _make(
             num_classes=data.shape.num_classes,
         ),
         weights=Weights(
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            state=kept.state,
+            parameters=sum(parameter.numel() for parameter in model.parameters()), state=kept.state
         ),
         evidence=kept.file,
         file=write_rows(path.with_suffix(".parquet"), rows),

@@ -37,11 +37,7 @@ def read_card(path: Path) -> Card:
         raise ConfigError(f"the card {error}") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"the card {path} is not TOML: {error}") from None
-    return _printable_card(read(Card, values, source=str(path)), source=str(path))
-
-
-def _printable_card(card: Card, *, source: str) -> Card:
-    """Return a card in printable text, or raise `ConfigError` for an entry too long."""
+    card = read(Card, values, source=str(path))
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(card):
         value = getattr(card, field.name)
@@ -49,7 +45,7 @@ def _printable_card(card: Card, *, source: str) -> Card:
             continue
         if len(value) > LONGEST:
             raise ConfigError(
-                f"{source}: {field.name} has {len(value):,} characters; at most {LONGEST:,} fit"
+                f"{path}: {field.name} has {len(value):,} characters; at most {LONGEST:,} fit"
             )
         lines = value.splitlines() if field.name == _LINES else [value]
         changed[field.name] = "\n".join(map(printable, lines)).strip()

@@ -15,10 +15,10 @@ from robust_nc.pipeline.make_record import (
     keep_evidence,
     make_record,
     score,
+    shot_scores,
     verdict_rows,
     which_examples,
 )
-from robust_nc.pipeline.shot_scores import shot_scores
 from robust_nc.pipeline.stages import (
     CellResult,
     Geometry,
@@ -59,14 +59,7 @@ class Verdicts(NamedTuple):
     beside: Outcome | None
 
 
-def run_cell(
-    cell: Cell,
-    suite: str,
-    out: Path,
-    root: Path | None,
-    *,
-    report: Report,
-) -> CellResult:
+def run_cell(cell: Cell, suite: str, out: Path, root: Path | None, *, report: Report) -> CellResult:
     """Do what is missing of a cell's stages, write its record, and remove what they left for it.
 
     Nothing in the record depends on where a stage was done; its `seconds` are the sums of theirs.
@@ -258,11 +251,7 @@ _CURVES: dict[str, dict[str, Any]] = {
     "unusable_gradients": {"condition": "attacked", "measure": "unusable_gradients"},
     "dilation": {"tap": "penultimate", "split": "test", "measure": "dilation"},
     "validation_clean": {"measure": "accuracy", "split": "validation"},
-    "validation_attacked": {
-        "measure": "accuracy",
-        "split": "validation",
-        "condition": "attacked",
-    },
+    "validation_attacked": {"measure": "accuracy", "split": "validation", "condition": "attacked"},
 }
 
 

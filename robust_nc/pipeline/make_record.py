@@ -7,7 +7,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -47,7 +47,6 @@ from robust_nc.types import Warned
 
 # Headline measures of the penultimate tap, and the row that each is taken from.
 _TRUE = {"split": "train", "grouping": "true", "vertices": "same"}
-_CLEAN_TRAIN = {"split": "train", "condition": "clean"}
 _LEAP = {"split": "train", "condition": "attacked", "grouping": "none"}
 _SUMMARY: dict[str, dict[str, str]] = {
     "nc1_clean": _TRUE | {"condition": "clean", "measure": "nc1"},
@@ -67,6 +66,7 @@ _SUMMARY: dict[str, dict[str, str]] = {
     "collapse_radius": _LEAP
     | {"split": "test", "condition": "sweep", "measure": "collapse_radius"},
 }
+_MANY, _FEW = 100, 20  # training examples of a class
 _EVIDENCE_BATCH = 256  # where the configuration leaves it open
 
 
@@ -134,6 +134,8 @@ def make_record(
 
     `warnings` came before those of the verdict, and `scores` beside its accuracies.
     """
+    warned = (*_of_gradients(rows), *warnings, *outcome.warnings)
+    messages = {one.name: one.message for one in warned}  # of one name, the last
     record = Record(
         cell=cell,
         suite=suite,
@@ -163,7 +165,7 @@ def make_record(
         },
         summary=summary(rows),
         rows=file,
-        warnings=_cautions((*_of_gradients(rows), *warnings, *outcome.warnings)),
+        warnings=tuple(Caution(name=name, message=text) for name, text in messages.items()),
         seconds=seconds,
         versions=versions(),
         hardware=hardware(device),
@@ -204,15 +206,10 @@ def _of_gradients(rows: pd.DataFrame) -> Iterator[Warned]:
         yield named_warning("unusable-gradients", f"{share} had entries that are NaN or infinite")
 
 
-def _cautions(warnings: Iterable[Warned]) -> tuple[Caution, ...]:
-    """Return warnings as a record has them: of one name, the last."""
-    found = {warned.name: warned.message for warned in warnings}
-    return tuple(Caution(name=name, message=message) for name, message in found.items())
-
-
 def _clean_train(rows: pd.DataFrame) -> dict[str, Score]:
     """Return the accuracy `clean_train` on the training images of the geometry, if it is there."""
-    row = _one(rows, {"tap": "output", "measure": "accuracy", **_CLEAN_TRAIN})
+    where = {"tap": "output", "measure": "accuracy", "split": "train", "condition": "clean"}
+    row = _one(rows, where)
     if row is None:
         return {}
     count = int(row["n"])
@@ -227,6 +224,24 @@ def score(flags: Tensor) -> Score:
 def _interval(successes: int, count: int) -> Score:
     found = wilson(successes, count)
     return Score(value=found.value, low=found.low, high=found.high, n=count)
+
+
+def shot_scores(counts: Tensor, labels: Tensor, flags: Tensor) -> dict[str, Score]:
+    """Return the share of true `flags` on classes with many, a medium number of, and few examples.
+
+    `counts` (K,) int64 are the training examples of each class; `labels` (N,) int64 and `flags`
+    (N,) bool of the test examples. The groups are those of Liu et al. (CVPR 2019), which the
+    long-tailed CIFAR are reported by: many above 100 training examples, few below 20 (none too),
+    medium between. All test examples of a group count alike; one without any is left out.
+
+    >>> counts, labels = torch.tensor([500, 60, 5]), torch.arange(300) % 3
+    >>> scores = shot_scores(counts, labels, labels < 2)
+    >>> {name: (score.value, score.n) for name, score in scores.items()}
+    {'many': (1.0, 100), 'medium': (1.0, 100), 'few': (0.0, 100)}
+    """
+    mine, flags = counts.cpu()[labels.cpu()], flags.cpu()
+    groups = {"many": mine > _MANY, "medium": (mine <= _MANY) & (mine >= _FEW), "few": mine < _FEW}
+    return {name: score(flags[chosen]) for name, chosen in groups.items() if bool(chosen.any())}
 
 
 def summary(rows: pd.DataFrame) -> dict[str, float | None]:

@@ -179,8 +179,16 @@ def is_judged(cell: Cell, part: VerdictPart, out: Path) -> bool:
 
 def geometry_of(cell: Cell, out: Path) -> Geometry | None:
     """Return the geometry that `measure_stage` left, if it is of the weights that are there now."""
-    path = store.geometry_path(out, cell.id)
-    return read_geometry(path, weights=_weights(cell, "last", out))
+    weights = _weights(cell, "last", out)
+    try:
+        table = pq.read_table(store.geometry_path(out, cell.id))
+        about = json.loads(table.schema.metadata[_OURS])
+        rows = table.to_pandas().astype(COLUMNS)
+        if about["weights"] != weights or about["digest"] != _rows_digest(rows):
+            return None
+        return Geometry(rows, float(about["seconds"]))
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException):  # missing, or damaged
+        return None
 
 
 def checkpoints_of(cell: Cell, out: Path) -> Path:
@@ -205,7 +213,8 @@ def train_or_read(cell: Cell, out: Path, root: Path | None, report: Report) -> T
     def note(least: float) -> None:
         clock.stage("train")
         total = (noted_seconds(noted) or 0.0) + clock.seconds["train"]
-        note_seconds(noted, max(total, round(least, 3)))
+        seconds = max(total, round(least, 3))
+        write_text(noted, json.dumps({"seconds": seconds}) + "\n")
 
     try:
         found = train_cell(cell.config, root=root, folder=folder, device=device, report=watch)
@@ -230,12 +239,7 @@ def judge_part(
 
 
 def measure_cell(
-    cell: Cell,
-    out: Path,
-    trained: Trained,
-    given: CellInputs,
-    executor: Executor,
-    report: Report,
+    cell: Cell, out: Path, trained: Trained, given: CellInputs, executor: Executor, report: Report
 ) -> None:
     """Measure the geometry of the last weights, with all that it takes at hand, and keep it."""
     config, clock = cell.config, Clock()
@@ -255,8 +259,12 @@ def measure_cell(
         report=report,
     )
     clock.stage("measure")
-    path, weights = store.geometry_path(out, cell.id), _weights(cell, "last", out)
-    write_geometry(path, rows, weights=weights, seconds=clock.seconds["measure"])
+    about = {"weights": _weights(cell, "last", out), "seconds": clock.seconds["measure"]}
+    about["digest"] = _rows_digest(rows)
+    table = pa.Table.from_pandas(rows, preserve_index=False)
+    table = table.replace_schema_metadata({_OURS: json.dumps(about).encode()})
+    with atomic(store.geometry_path(out, cell.id)) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
 
 
 def _is_finished(cell: Cell, out: Path) -> bool:
@@ -282,28 +290,6 @@ def _weights(cell: Cell, which: str, out: Path) -> str:
     return str(about["tensors"]["sha256"])
 
 
-def write_geometry(path: Path, rows: pd.DataFrame, *, weights: str, seconds: float) -> None:
-    """Keep the rows of a geometry, exactly, with the digest of the weights that it is of."""
-    about = {"weights": weights, "seconds": seconds, "digest": _rows_digest(rows)}
-    table = pa.Table.from_pandas(rows, preserve_index=False)
-    table = table.replace_schema_metadata({_OURS: json.dumps(about).encode()})
-    with atomic(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-
-
-def read_geometry(path: Path, *, weights: str) -> Geometry | None:
-    """Return what `write_geometry` kept; None where it is missing, damaged, or of other weights."""
-    try:
-        table = pq.read_table(path)
-        about = json.loads(table.schema.metadata[_OURS])
-        rows = table.to_pandas().astype(COLUMNS)
-        if about["weights"] != weights or about["digest"] != _rows_digest(rows):
-            return None
-        return Geometry(rows, float(about["seconds"]))
-    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException):
-        return None
-
-
 def _rows_digest(rows: pd.DataFrame) -> str:
     """Digest of the names and values of all columns, in order."""
     total = hashlib.sha256("\n".join(rows.columns).encode())
@@ -311,13 +297,8 @@ def _rows_digest(rows: pd.DataFrame) -> str:
     return total.hexdigest()
 
 
-def note_seconds(path: Path, seconds: float) -> None:
-    """Note how long a stage took."""
-    write_text(path, json.dumps({"seconds": seconds}) + "\n")
-
-
 def noted_seconds(path: Path) -> float | None:
-    """Return what `note_seconds` noted, or None.
+    """Return how long a training took, as `train_or_read` noted it, or None.
 
     >>> noted_seconds(Path("nowhere"))
     """

@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from operator import attrgetter
 from pathlib import Path
@@ -50,10 +50,7 @@ PARTS: dict[str, tuple[Registry, set[str]]] = {
     "data.noise": (LABEL_NOISES, set()),
     "model.backbone": (BACKBONES, {"image_shape"}),
     "model.neck": (NECKS, {"num_classes", "dim"}),
-    "model.head": (
-        HEADS,
-        {"num_classes", "dim", "seed", "normalise_features", "temperature"},
-    ),
+    "model.head": (HEADS, {"num_classes", "dim", "seed", "normalise_features", "temperature"}),
     "train.objective": (OBJECTIVES, {"ball", "loss"}),
     "train.loss": (LOSSES, {"logits", "seen", "labels", "progress"}),
     "train.schedule": (SCHEDULES, set()),
@@ -106,8 +103,10 @@ def read_suite(name: str) -> Suite:
     configs = [_with_trees(read(RunConfig, point, source=source), source) for point in points]
     for config in configs:
         _check_names(config, source)
-    cells = _cells(configs, _grid_keys(values.get("grid", {})))
-    return Suite(title, str(values.get("description", "")), cells)
+    grid = values.get("grid", {})
+    together = [key for choice in grid.get(TOGETHER, []) for key in choice]
+    varied = tuple(dict.fromkeys([*together, *(key for key in grid if key != TOGETHER)]))
+    return Suite(title, str(values.get("description", "")), _cells(configs, varied))
 
 
 def _find(name: str) -> tuple[str, str]:
@@ -162,12 +161,6 @@ def _axis(key: str, choices: list[Any], source: str) -> list[dict[str, Any]]:
     return choices
 
 
-def _grid_keys(grid: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return all dotted keys that a grid varies, in order."""
-    inside = [key for choice in grid.get(TOGETHER, []) for key in choice]
-    return tuple(dict.fromkeys([*inside, *(key for key in grid if key != TOGETHER)]))
-
-
 def with_value(values: Mapping[str, Any], path: list[str], value: object) -> dict[str, Any]:
     """Return a copy of nested tables with one value set.
 
@@ -209,30 +202,23 @@ def _check_names(config: RunConfig, source: str) -> None:
                 check_options(registry, part, given)
             elif part is not None:
                 build(registry, part)  # made of its options alone: their values are checked too
-        for protocol in _protocols(config):
-            find_protocol(protocol)
-        if config.evaluation.beside == config.evaluation.protocol:
+        asked = config.evaluation
+        protocols = (asked.protocol, asked.beside, asked.sweep_protocol, config.measure.adaptive)
+        for protocol in protocols:
+            if protocol is not None:
+                find_protocol(protocol)
+        if asked.beside == asked.protocol:
             raise ConfigError(
-                f"evaluation.beside and evaluation.protocol are both {config.evaluation.beside!r}; "
+                f"evaluation.beside and evaluation.protocol are both {asked.beside!r}; "
                 "let beside name a weaker protocol, such as 'pgd_ce', or leave it out"
             )
-        if config.evaluation.attack is not None:
-            find_attack(config.evaluation.attack.name, config.evaluation.attack.options)
+        if asked.attack is not None:
+            find_attack(asked.attack.name, asked.attack.options)
         check_corruptions(config.measure.corruptions)
-        for eps in (config.threat.eps, *config.evaluation.sweep):
+        for eps in (config.threat.eps, *asked.sweep):
             Ball(config.threat.norm, eps)
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from None
-
-
-def _protocols(config: RunConfig) -> Iterator[str]:
-    """Yield the names of all protocols that a configuration asks for."""
-    settings = config.evaluation
-    for name in (settings.protocol, settings.beside, settings.sweep_protocol):
-        if name is not None:
-            yield name
-    if config.measure.adaptive is not None:
-        yield config.measure.adaptive
 
 
 def _cells(configs: list[RunConfig], keys: tuple[str, ...]) -> tuple[Cell, ...]:

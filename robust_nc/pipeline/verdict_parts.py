@@ -28,15 +28,6 @@ from robust_nc.training.run import Trained
 from robust_nc.types import Attack
 
 
-class PartLog(NamedTuple):
-    """The log of images `start` to `stop`, and the name of its evaluation."""
-
-    path: Path
-    name: str
-    start: int
-    stop: int
-
-
 def spans(
     found: Sequence[tuple[int, int]], count: int, *, block: int | None, width: int
 ) -> list[tuple[int, int]]:
@@ -69,46 +60,6 @@ def without_overlap(found: Sequence[tuple[int, int]], count: int) -> list[tuple[
         if start < stop <= count and all(stop <= a or b <= start for a, b in chosen):
             chosen.append((start, stop))
     return chosen
-
-
-def join(log: Path, name: str, count: int, shards: Sequence[PartLog]) -> None:
-    """Write the log of the evaluation `name` of `count` examples from those of its parts.
-
-    Finished parts come first, then what the log has itself, then parts that are half done: of each
-    example the first is taken. The log of another evaluation is left out, and removed.
-    """
-    whole = PartLog(log, name, 0, count)
-    ended = [shard for shard in shards if end_of_log(shard.path) is not None]
-    rest = [shard for shard in shards if shard not in ended]
-    sources = [*ended, *([whole] if log.exists() else []), *rest]
-    opened = [(shard, found) for shard in sources if (found := _own(shard)) is not None]
-    write_log(log, name, _lines(opened, count))
-
-
-def _own(shard: PartLog) -> EvaluationLog | None:
-    try:
-        return open_log(shard.path, lambda: shard.name)
-    except RecordError:  # left by other weights: worth nothing now
-        remove_file(shard.path)
-        return None
-
-
-def _lines(
-    opened: Sequence[tuple[PartLog, EvaluationLog]], count: int
-) -> Iterator[tuple[Line, dict[str, str]]]:
-    taken = torch.zeros(count, dtype=torch.bool)
-    warnings: dict[str, str] = {}
-    for shard, log in opened:
-        free = ~taken
-        if log.ended is not None:
-            taken[shard.start : shard.stop] = True
-        warnings = warnings | log.warnings
-        for line in log.lines():
-            entry = Entry(*line.tensors).moved_to(shard.start)
-            taken[entry.rows] = True
-            entry = entry.only(free[entry.rows])
-            if len(entry.rows):
-                yield Line(line.turn, tuple(entry)), warnings
 
 
 class VerdictPart(NamedTuple):
@@ -199,11 +150,16 @@ def remove_others(
 ) -> None:
     """Remove logs that were left by other weights of this cell, or for other images."""
     for part, path in logs.items():
-        name = log_name(config, part, trained, test)
-        try:
-            open_log(path, lambda name=name: name)  # type: ignore[misc]
-        except RecordError:
-            remove_file(path)
+        _open_own(path, log_name(config, part, trained, test))
+
+
+def _open_own(path: Path, name: str) -> EvaluationLog | None:
+    """Open the log of the evaluation `name`, or remove that of another one."""
+    try:
+        return open_log(path, lambda: name)
+    except RecordError:
+        remove_file(path)
+        return None
 
 
 def join_parts(
@@ -215,12 +171,36 @@ def join_parts(
     *,
     log: Path,
 ) -> None:
-    """Write the log of the whole verdict from those of its parts, as far as they belong to it."""
-    shards = [
-        PartLog(path, log_name(config, part, trained, test), part.start, part.stop)
-        for part, path in logs.items()
-    ]
-    join(log, log_name(config, whole, trained, test), whole.stop, shards)
+    """Write the log of the whole verdict from those of its parts, as far as they belong to it.
+
+    Finished parts come first, then what the log has itself, then parts that are half done: of each
+    example the first is taken.
+    """
+    names = {part: log_name(config, part, trained, test) for part in (whole, *logs)}
+    ended = [(part, path) for part, path in logs.items() if end_of_log(path) is not None]
+    rest = [one for one in logs.items() if one not in ended]
+    sources = [*ended, *([(whole, log)] if log.exists() else []), *rest]
+    opened = [(part, _open_own(path, names[part])) for part, path in sources]
+    found = [(part, own) for part, own in opened if own is not None]
+    write_log(log, names[whole], _lines(found, whole.stop))
+
+
+def _lines(
+    opened: Sequence[tuple[VerdictPart, EvaluationLog]], count: int
+) -> Iterator[tuple[Line, dict[str, str]]]:
+    taken = torch.zeros(count, dtype=torch.bool)
+    warnings: dict[str, str] = {}
+    for part, log in opened:
+        free = ~taken
+        if log.ended is not None:
+            taken[part.start : part.stop] = True
+        warnings = warnings | log.warnings
+        for line in log.lines():
+            entry = Entry(*line.tensors).moved_to(part.start)
+            taken[entry.rows] = True
+            entry = entry.only(free[entry.rows])
+            if len(entry.rows):
+                yield Line(line.turn, tuple(entry)), warnings
 
 
 def _asked(config: RunConfig, which: str) -> tuple[str, Attack | None]:

@@ -229,19 +229,14 @@ class Stored(NamedTuple):
             )
         if sha256_of(path) != self.record.rows.sha256:
             raise RecordError(f"{path} is not the file that {self.path.name} was written with")
-        _check_rows(path)
+        try:
+            with path.open("rb") as file:
+                count = pq.read_metadata(file).num_rows
+        except (OSError, ValueError) as error:
+            raise RecordError(f"{path} cannot be read as rows of measures: {error}") from None
+        if count > MOST_ROWS:  # equal rows take no room in a file
+            raise RecordError(f"{path} has {count:,} rows; at most {MOST_ROWS:,} are read")
         return path
-
-
-def _check_rows(path: Path) -> None:
-    """Refuse a table that is larger than any of ours: equal rows take no room in a file."""
-    try:
-        with path.open("rb") as file:
-            count = pq.read_metadata(file).num_rows
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path} cannot be read as rows of measures: {error}") from None
-    if count > MOST_ROWS:
-        raise RecordError(f"{path} has {count:,} rows; at most {MOST_ROWS:,} are read")
 
 
 def tidy(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -259,7 +254,11 @@ def write_rows(path: Path, frame: pd.DataFrame) -> File:
     Values are kept to the 7 digits of float32 where its range allows, and what a reader can do
     without (statistics, a second schema) is left out: together a third of the size.
     """
-    frame = frame.assign(value=_seven_digits(frame["value"].to_numpy(np.float64)))
+    values = frame["value"].to_numpy(np.float64)
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = values.astype(np.float32).astype(np.float64)
+    lost = ~np.isclose(rounded, values, rtol=1e-6, atol=0, equal_nan=True)
+    frame = frame.assign(value=np.where(lost, values, rounded))
     table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
     with atomic(path) as temporary:
         pq.write_table(
@@ -273,13 +272,6 @@ def write_rows(path: Path, frame: pd.DataFrame) -> File:
             store_schema=False,
         )
     return File(path=path.name, sha256=sha256_of(path))
-
-
-def _seven_digits(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    with np.errstate(over="ignore", under="ignore"):
-        rounded = values.astype(np.float32).astype(np.float64)
-    lost = ~np.isclose(rounded, values, rtol=1e-6, atol=0, equal_nan=True)
-    return np.where(lost, values, rounded)
 
 
 def write_record(path: Path, record: Record) -> None:

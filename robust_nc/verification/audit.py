@@ -214,25 +214,7 @@ def remeasure(
     chosen = np.sort(draws.choice(known, min(count, known), replace=False))
     rows = torch.from_numpy(chosen.astype(np.int64))
     test = Split(examples.images[rows], examples.labels[rows], examples.ids[rows])
-    found = profile(
-        model,
-        {
-            name: [(to_unit(part.images), part.labels)]
-            for name, part in (("train", train), ("test", test))
-        },
-        settings.threat.ball(),
-        measure=_leaps_only(measure),
-        seed=stream_key(seed, "remeasure") & (2**31 - 1),
-        report=report,
-    )
-    row = found.values(
-        "leap_rate", tap="penultimate", split="test", condition="attacked", grouping="none"
-    ).iloc[0]
-    return Remeasured(claimed, round(float(row["value"]) * int(row["n"])), int(row["n"]))
-
-
-def _leaps_only(measure: MeasureConfig) -> MeasureConfig:
-    return MeasureConfig(
+    leaps_only = MeasureConfig(
         feature="gap" if measure.feature == "both" else measure.feature,
         taps=("penultimate",),
         steps=measure.steps,
@@ -242,3 +224,16 @@ def _leaps_only(measure: MeasureConfig) -> MeasureConfig:
         radii=(),
         trajectories=0,
     )
+    splits = {"train": train, "test": test}
+    found = profile(
+        model,
+        {name: [(to_unit(part.images), part.labels)] for name, part in splits.items()},
+        settings.threat.ball(),
+        measure=leaps_only,
+        seed=stream_key(seed, "remeasure") & (2**31 - 1),
+        report=report,
+    )
+    row = found.values(
+        "leap_rate", tap="penultimate", split="test", condition="attacked", grouping="none"
+    ).iloc[0]
+    return Remeasured(claimed, round(float(row["value"]) * int(row["n"])), int(row["n"]))

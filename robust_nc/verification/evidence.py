@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nc.evaluation.sanity.output import output_warnings
-from robust_nc.evidence.contents import Evidence
-from robust_nc.evidence.file import read_evidence
+from robust_nc.evidence.file import Evidence, read_evidence
 from robust_nc.exceptions import InputError, RecordError
 from robust_nc.io.digests import state_digest, state_digests
 from robust_nc.io.files import sha256_of

@@ -14,14 +14,14 @@ True
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from robust_nc.evaluation.scoring import Scorer, halving, margins
-from robust_nc.evidence.contents import TOLERANCE
+from robust_nc.evidence.file import TOLERANCE
 from robust_nc.runtime.torch_state import device_of, private_draws, stream_key, untouched
 
 _TYPICAL = 10.0  # a range is taken for at most so many median margins of clean images
@@ -76,8 +76,7 @@ def look_again(
         votes = torch.zeros(len(rows), dtype=torch.int64, device=device)
         for draw in range(draws):
             key = stream_key(seed, "verdict", draw)
-            keyed: AbstractContextManager[None] = nullcontext()
-            with keyed if draws == 1 else private_draws(key, device):
+            with nullcontext() if draws == 1 else private_draws(key, device):
                 seen = scorer.look(batch, wanted)
             summed, votes = summed + seen.logits, votes + seen.flipped
         logits = summed / draws

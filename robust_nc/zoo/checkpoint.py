@@ -21,7 +21,6 @@ from robust_nc.training.run import load_classifier
 from robust_nc.zoo.weight_files import check_size
 
 Which = Literal["best", "last"]
-UNKNOWN = ""  # an objective that nobody named
 
 
 class FoundModel(NamedTuple):
@@ -88,7 +87,7 @@ def from_record(path: Path, *, which: Which = "best") -> FoundModel:
 
 def facts_of(config: ModelConfig, objective: object) -> dict[str, str]:
     """Return what a model of ours is made of, in the words of a record."""
-    named = objective if isinstance(objective, str) else UNKNOWN
+    named = objective if isinstance(objective, str) else ""
     return {"head": config.head.name, "objective": named, "backbone": config.backbone.name}
 
 

@@ -58,11 +58,7 @@ class OpenedModel(NamedTuple):
 
 
 def open_model(
-    reference: str,
-    *,
-    num_classes: int,
-    image_shape: ImageShape,
-    tell: Tell | None = None,
+    reference: str, *, num_classes: int, image_shape: ImageShape, tell: Tell | None = None
 ) -> OpenedModel:
     """Return the model that a reference names, one of `FORMS`; a path that exists wins.
 
@@ -223,11 +219,7 @@ def _unknown(reference: str) -> ConfigError:
 
 @torch.no_grad()
 def _checked_classes(
-    model: nn.Module,
-    reference: str,
-    num_classes: int,
-    image_shape: ImageShape,
-    tell: Tell | None,
+    model: nn.Module, reference: str, num_classes: int, image_shape: ImageShape, tell: Tell | None
 ) -> int:
     """Return how many classes a model tells apart; refuse one that makes no logits of images."""
     size = 2 * image_shape[0] * image_shape[1] * image_shape[2]

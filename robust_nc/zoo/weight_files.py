@@ -48,14 +48,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             break
         found = inner
     if not isinstance(found, dict) or not _is_state(found):
-        raise CheckpointError(f"{path} holds no state_dict; its keys: {_keys(found)}")
+        told = type(found).__name__
+        if isinstance(found, dict):
+            told = ", ".join(str(key)[:60] for key in list(found)[:5])
+        raise CheckpointError(f"{path} holds no state_dict; its keys: {told}")
     return {str(name): tensor for name, tensor in found.items()}
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file by name, on the CPU; raises `CheckpointError` for any other."""
     check_size(path)
-    start = _start(path, 9)
+    start = _start(path)
     if start[8:] != b"{" and start.startswith((b"\x80", b"PK\x03\x04")):
         raise CheckpointError(
             f"{path} is no safetensors file but what torch.save or pickle writes, and was not "
@@ -187,27 +190,21 @@ def _check_zip(path: Path) -> None:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: the length of a header, then its brace."""
-    start = _start(path, 9)
+    start = _start(path)
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
 
 
-def _start(path: Path, count: int) -> bytes:
+def _start(path: Path) -> bytes:
+    """Read what tells a safetensors file: the length of a header, then its brace."""
     try:
         with path.open("rb") as file:
-            return file.read(count)
+            return file.read(9)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def _is_state(found: Mapping[Any, Any]) -> bool:
     return bool(found) and all(isinstance(value, Tensor) for value in found.values())
-
-
-def _keys(found: object) -> str:
-    if not isinstance(found, dict):
-        return type(found).__name__
-    return ", ".join(str(key)[:60] for key in list(found)[:5])
 
 
 def _told(error: Exception) -> str:

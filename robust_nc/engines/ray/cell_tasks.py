@@ -1,29 +1,29 @@
 """See one cell through on a cluster: train, judge and measure in parts, record.
 
 Every stage is done by a task that gets the files it needs and returns those that it left; a task
-that is lost is tried again from the newest state that came.
+that is lost is tried again from the newest state that came. Parts of a geometry are tasks, too;
+values that many of them take lie in Ray's object store.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ray
 
 from robust_nc.engines.local import Finished
-from robust_nc.engines.ray.executor import RayExecutor
 from robust_nc.engines.ray.files import read_bundle
 from robust_nc.engines.ray.inbox import Inbox
 from robust_nc.engines.ray.start import Cluster
-from robust_nc.engines.ray.worker import StageResult, StageTask, do_stage
-from robust_nc.exceptions import ClusterError
+from robust_nc.engines.ray.worker import StageResult, StageTask, do_part, do_stage
+from robust_nc.exceptions import ClusterError, RobustNCError
 from robust_nc.pipeline.stages import Stage, measure_stage, needs, verdict_parts
 from robust_nc.pipeline.suite import Cell
 from robust_nc.pipeline.verdict_parts import VerdictPart
 from robust_nc.record.folder import remove_caches
-from robust_nc.runtime.progress import Event
+from robust_nc.runtime.progress import Event, Report, no_report
 
 _LOSSES = {
     "NodeDiedError": "its machine died",
@@ -137,3 +137,49 @@ class CellTasks(NamedTuple):
                 "it needs more memory than its machine has; run again to go on"
             ) from error
         self.on_retry(cell.id, f"its task to {stage} was lost ({kind}); it is tried again")
+
+
+class RayExecutor:
+    """Does the parts of one cell on the cluster; Ray itself does again what was lost.
+
+    `width` is how many parts a piece of work of this cell is cut into.
+    """
+
+    def __init__(self, cluster: Cluster, cell: str, *, width: int, queue: Any) -> None:
+        self.width = width
+        self._cluster = cluster
+        self._cell = cell
+        self._queue = queue
+
+    def keep(self, value: Any) -> Any:
+        """Put a value into the object store."""
+        return ray.put(value)
+
+    def map(
+        self,
+        call: Callable[..., Any],
+        parts: Sequence[tuple[Any, ...]],
+        *,
+        report: Report = no_report,
+    ) -> list[Any]:
+        """Start a task per part; returns at once. Progress goes to the driver's inbox."""
+        remote = self._cluster.task(do_part, retries=self._cluster.settings.retries)
+        given = (self._cell, self._cluster.threads, self._queue, call)
+        return [remote.remote(*given, *part) for part in parts]
+
+    def get(self, handles: Sequence[Any]) -> list[Any]:
+        """Wait for values; an error of a part is raised as it was raised there.
+
+        Parts keep no state: asked to stop, this raises `StoppedError` and leaves them.
+        """
+        try:
+            return self._cluster.get(list(handles), saved=False)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, RobustNCError):
+                raise error.cause from None
+            raise
+        except ray.exceptions.RayError as error:
+            raise ClusterError(
+                f"a part was lost {self._cluster.settings.retries + 1} times "
+                f"({type(error).__name__}); run again to go on"
+            ) from error

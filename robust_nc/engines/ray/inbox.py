@@ -11,8 +11,7 @@ from typing import Any
 
 import ray
 
-from robust_nc.engines.ray.files import FileBundle, write_bundle
-from robust_nc.engines.ray.messages import Message, MessageQueue
+from robust_nc.engines.ray.files import FileBundle, Message, MessageQueue, write_bundle
 from robust_nc.exceptions import ClusterError
 from robust_nc.runtime.progress import Event
 

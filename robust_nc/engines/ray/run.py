@@ -15,8 +15,7 @@ from pathlib import Path
 from robust_nc.engines.local import Finished, OnRetry, failed, ignore_retry
 from robust_nc.engines.ray.cell_tasks import CellTasks
 from robust_nc.engines.ray.inbox import Inbox
-from robust_nc.engines.ray.settings import ClusterSettings
-from robust_nc.engines.ray.start import Cluster, join_cluster
+from robust_nc.engines.ray.start import Cluster, ClusterSettings, join_cluster
 from robust_nc.pipeline.suite import Cell
 from robust_nc.runtime import stopping
 from robust_nc.runtime.progress import Event
@@ -127,12 +126,9 @@ class _Run:
                 if self._over.is_set() or stopping.wished():
                     return
                 self._under_way.add(cell.id)
-                found = self._one(cell)
+                try:
+                    found = self._cell_tasks.run(cell)
+                except Exception as error:  # whatever it is, the other cells go on
+                    found = failed(cell.id, error)
                 self._under_way.discard(cell.id)
                 self._ended.put(found)
-
-    def _one(self, cell: Cell) -> Finished:
-        try:
-            return self._cell_tasks.run(cell)
-        except Exception as error:  # whatever it is, the other cells go on
-            return failed(cell.id, error)

@@ -1,4 +1,8 @@
-"""Join a Ray cluster, or start one on this machine, and know what a task gets there."""
+"""Join a Ray cluster, or start one on this machine, and know what a task gets there.
+
+>>> ClusterSettings(gpus=0.5).shards is None
+True
+"""
 
 import contextlib
 import logging
@@ -7,15 +11,60 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from robust_nc.engines.ray.settings import ClusterSettings
 from robust_nc.exceptions import ClusterError, ConfigError, StoppedError
 from robust_nc.runtime import stopping
 
 _PATIENCE = 1.0  # seconds between two looks whether the run is over
 _KNOCK = 10.0  # seconds in which the head of a cluster must answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSettings:
+    """What the driver asks of Ray.
+
+    `address`: of a running cluster ("auto": the one of this machine, or that of RAY_ADDRESS; None:
+    that of RAY_ADDRESS, else a cluster of this machine alone is started). `slots`: how many tasks
+    run at a time, on a cluster that is started here or that grows (None: as it has room). `gpus`
+    per task, fractions too (None: one where there are any), `cpus` per task. `shards`: parts that
+    one verdict or geometry is cut into (None: as many as keep the cluster busy). `retries`: how
+    often in a row a task may be lost without having got on. `sync_seconds`: how often a worker
+    hands over its state.
+    """
+
+    address: str | None = None
+    slots: int | None = None
+    gpus: float | None = None
+    cpus: float = 1.0
+    shards: int | None = None
+    retries: int = 5
+    sync_seconds: float = 15.0
+
+    def __post_init__(self) -> None:
+        """Refuse what Ray would refuse later, or wait for without an end."""
+        if self.address is not None and self.address.startswith("ray://"):
+            raise ConfigError(
+                f"address {self.address!r} is of Ray's client, which loses its tasks with the "
+                "connection; start the driver on the head, or with 'ray job submit'"
+            )
+        for name in ("slots", "shards"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, found {value}")
+        shares = self.gpus is None or 0 <= self.gpus <= 1 or (self.gpus > 1 and self.gpus % 1 == 0)
+        if not shares:
+            raise ConfigError(
+                f"gpus per task must be a share of one such as 0.5, or a whole number, found "
+                f"{self.gpus:g}"
+            )
+        if self.cpus <= 0 or self.retries < 0 or self.sync_seconds <= 0:
+            raise ConfigError(
+                "cpus and sync_seconds must be above 0 and retries at least 0, found "
+                f"{self.cpus:g}, {self.sync_seconds:g} and {self.retries}"
+            )
 
 
 class Cluster(NamedTuple):
@@ -80,8 +129,7 @@ def join_cluster(settings: ClusterSettings, log: Path) -> Iterator[Cluster]:
         try:
             with _handled(file):
                 if not already:
-                    with _own_signals():
-                        _connect(settings)
+                    _connect(settings)
                 resources: Any = ray.cluster_resources()  # type: ignore[no-untyped-call]
                 yield _measured(settings, resources)
         finally:
@@ -104,17 +152,6 @@ def _handled(file: TextIO) -> Iterator[None]:
             logger.handlers, logger.propagate = handlers, propagate
 
 
-@contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep what this process does on SIGTERM: Ray puts a handler of its own in its place."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
-
-
 def _connect(settings: ClusterSettings) -> None:
     import ray
 
@@ -122,6 +159,7 @@ def _connect(settings: ClusterSettings) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # what comes late must not start another cluster
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    on_sigterm = signal.getsignal(signal.SIGTERM)  # Ray puts a handler of its own in its place
     try:
         if address is None:
             # A driver inside a started cluster would else join it by a file that it left.
@@ -138,6 +176,9 @@ def _connect(settings: ClusterSettings) -> None:
             "'ray start --head', export RAY_AUTH_MODE=token if it asks for a token, or leave "
             "--address out to use this machine alone"
         ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def _knock(address: str) -> None:

@@ -15,16 +15,18 @@ from typing import Any, NamedTuple
 import torch
 
 from robust_nc.engines.local import Finished, failed
-from robust_nc.engines.ray.files import FileBundle, Stamp, read_bundle, stamps, write_bundle
-from robust_nc.engines.ray.messages import Message, Reply
+from robust_nc.engines.ray.files import (
+    FileBundle,
+    Message,
+    Reply,
+    Stamp,
+    read_bundle,
+    stamps,
+    write_bundle,
+)
 from robust_nc.exceptions import RobustNCError
 from robust_nc.pipeline.cell import run_cell
-from robust_nc.pipeline.stages import (
-    Stage,
-    judge_stage,
-    measure_stage,
-    train_stage,
-)
+from robust_nc.pipeline.stages import Stage, judge_stage, measure_stage, train_stage
 from robust_nc.pipeline.suite import Cell
 from robust_nc.pipeline.verdict_parts import VerdictPart
 from robust_nc.runtime import stopping
@@ -176,13 +178,7 @@ def _changed(out: Path, known: dict[str, Stamp]) -> tuple[FileBundle | None, dic
     return bundle._replace(folders=_mirrored(out)), before
 
 
-def do_part(
-    cell: str,
-    threads: int,
-    queue: Any,
-    call: Callable[..., Any],
-    *arguments: Any,
-) -> Any:
+def do_part(cell: str, threads: int, queue: Any, call: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function of an executor; handles among the arguments have arrived as values."""
     stopping.clear()
     torch.set_num_threads(threads)

@@ -5,11 +5,11 @@
 '0.0054'
 """
 
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from math import fsum, nan
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,16 +23,12 @@ from robust_nc.report.board.gather import (
     identity,
     models_of_row,
     read_results,
+    value_in,
 )
 from robust_nc.report.board.ranking import compare_all
-from robust_nc.statistics.intervals import MIN_SEEDS_FOR_T, Interval, mean_interval, wilson
+from robust_nc.report.board.table import SCORES, SUMMARIES, mean_share
+from robust_nc.statistics.intervals import MIN_SEEDS_FOR_T, Interval, wilson
 from robust_nc.statistics.significance import mcnemar, paired_shares, seed_interval
-
-ACCURACIES = ("clean", "robust")
-GEOMETRY = (
-    *("leap_rate", "landed", "nc1_clean", "nc1_attacked", "nc1_leap_null", "nc1_landed"),
-    *("nc1_landed_null", "nc2_angle_clean", "collapse_radius", "leap_layer"),
-)
 
 # Data sets that are the same everywhere (checked by their digests when read), so that "the first
 # 200" of one are the first 200 of 500. Other names stand for files of the user's own.
@@ -111,8 +107,8 @@ def compare(first: Path, second: Path) -> Compared:
         *sides,
         examples=count,
         same_images=one.data.fingerprint == other.data.fingerprint,
-        accuracies=tuple(_accuracy(name, *sides, count) for name in ACCURACIES),
-        geometry={name: (_claimed(sides[0], name), _claimed(sides[1], name)) for name in GEOMETRY},
+        accuracies=tuple(_accuracy(name, *sides, count) for name in SCORES),
+        geometry={name: (_claimed(sides[0], name), _claimed(sides[1], name)) for name in SUMMARIES},
     )
 
 
@@ -183,35 +179,34 @@ def _common_start(first: Record, second: Record) -> bool:
         and record.data.dataset in _OFFICIAL
         for match, record in zip(found, (first, second), strict=True)
     ]
-    return all(said) and _source(first) == _source(second)
-
-
-def _source(record: Record) -> Any:
-    data = record.config.get("data")
-    return data.get("dataset") if isinstance(data, Mapping) else None
+    one, other = (value_in(record.config, "data", "dataset") for record in (first, second))
+    return all(said) and one == other
 
 
 def _accuracy(name: str, first: Side, second: Side, count: int) -> Accuracy:
     one, other = first.flags(name, count), second.flags(name, count)
     shares = [{seed: float(flags.mean()) for seed, flags in side.items()} for side in (one, other)]
+    seeds = sorted({*one, *other})
+    by_seed = {seed: (shares[0].get(seed, nan), shares[1].get(seed, nan)) for seed in seeds}
     if len(one) == len(other) == 1:
-        return _of_two_models(name, next(iter(one.values())), next(iter(other.values())), shares)
+        (first_flags,), (second_flags,) = one.values(), other.values()
+        return _of_two_models(name, first_flags, second_flags, by_seed)
     found = compare_all([one, other])
     common = sorted(one.keys() & other.keys())
     differences = [shares[0][seed] - shares[1][seed] for seed in common]
     test = f"paired t over {len(common)} seeds"
     if len(common) < MIN_SEEDS_FOR_T:
         test = f"largest exact McNemar p of all {len(one)} x {len(other)} pairs of models"
-    mean, against = (_over_seeds(side, count) for side in shares)
-    difference = Interval(mean.value - against.value, math.nan, math.nan, 0, "none")
+    mean, against = (mean_share(list(side.values())) for side in (one, other))
+    difference = Interval(mean.value - against.value, nan, nan, 0, "none")
     if common:
         difference = seed_interval(differences, unit=1 / count)
     p = float(found.p[0, 1])
-    return Accuracy(name, mean, against, difference, p, test, None, _by_seed(shares))
+    return Accuracy(name, mean, against, difference, p, test, None, by_seed)
 
 
 def _of_two_models(
-    name: str, first: _Flags, second: _Flags, shares: Sequence[Mapping[int, float]]
+    name: str, first: _Flags, second: _Flags, by_seed: dict[int, tuple[float, float]]
 ) -> Accuracy:
     counts = Discordant(
         int((first & second).sum()),
@@ -227,24 +222,11 @@ def _of_two_models(
         float(mcnemar(counts.first, counts.second)),
         "exact McNemar",
         counts,
-        _by_seed(shares),
+        by_seed,
     )
-
-
-def _over_seeds(shares: Mapping[int, float], count: int) -> Interval:
-    if len(shares) == 1:
-        (share,) = shares.values()
-        return wilson(round(share * count), count)
-    found = mean_interval(list(shares.values()))
-    return found._replace(low=max(0.0, found.low), high=min(1.0, found.high))
-
-
-def _by_seed(shares: Sequence[Mapping[int, float]]) -> dict[int, tuple[float, float]]:
-    seeds = sorted({seed for side in shares for seed in side})
-    return {seed: (shares[0].get(seed, math.nan), shares[1].get(seed, math.nan)) for seed in seeds}
 
 
 def _claimed(side: Side, name: str) -> float:
     values = [one.record.summary.get(name) for one in side.models]
     known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known and len(known) == len(values) else math.nan
+    return fsum(known) / len(known) if known and len(known) == len(values) else nan

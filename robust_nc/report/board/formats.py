@@ -163,15 +163,6 @@ def has_gap(frame: pd.DataFrame) -> bool:
     return "gap" in frame and bool(frame["gap"].notna().any())
 
 
-def rank_text(rank: float) -> str:
-    """Write a rank, or that there is none.
-
-    >>> rank_text(2.0), rank_text(float("nan"))
-    ('2', '-')
-    """
-    return f"{rank:.0f}" if math.isfinite(rank) else MISSING
-
-
 def told_columns(frame: pd.DataFrame) -> dict[str, tuple[str, Callable[[Any], str]]]:
     """Columns of a board that are shown where any row has something to say: header, writer."""
     known: dict[str, tuple[str, Callable[[Any], str]]] = {
@@ -179,8 +170,11 @@ def told_columns(frame: pd.DataFrame) -> dict[str, tuple[str, Callable[[Any], st
         "collapse_radius": ("collapse radius", short),
         "leap_layer": ("leap layer", short),
     }
-    told = {key for key in known if (frame[key].ne("") & frame[key].notna()).any()}
-    return {key: column for key, column in known.items() if key in told}
+    return {
+        key: column
+        for key, column in known.items()
+        if (frame[key].ne("") & frame[key].notna()).any()
+    }
 
 
 def standing_notes(frame: pd.DataFrame) -> list[str]:
@@ -205,7 +199,7 @@ def _board_section(frame: pd.DataFrame) -> Section:
     )
     rows = [
         (
-            rank_text(row["rank"]),
+            f"{row['rank']:.0f}" if math.isfinite(row["rank"]) else MISSING,
             name,
             str(row["seeds"]),
             percent(row["clean"], row["clean_low"], row["clean_high"]),

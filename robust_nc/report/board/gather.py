@@ -73,7 +73,15 @@ def read_results(results: str | Path | Sequence[Stored]) -> list[Stored]:
     if not records:
         place = f" in {results}" if isinstance(results, str | Path) else ""
         raise RecordError(f"there are no records{place}; run a suite first: robust-nc run SUITE")
-    _refuse_twins(records)
+    seen: dict[tuple[Identity, int], Path] = {}
+    for stored in records:
+        key = (identity(stored.record), stored.record.seed)
+        if key in seen:
+            raise RecordError(
+                f"{stored.path} and {seen[key]} are the same model, configuration and seed; "
+                "a seed counts once: remove one of them"
+            )
+        seen[key] = stored.path
     return records
 
 
@@ -127,17 +135,15 @@ def models_of_row(members: Sequence[Stored]) -> list[ModelFlags]:
     models: dict[str, ModelFlags] = {}
     for stored in sorted(members, key=lambda stored: stored.record.seed):
         state = stored.record.weights.state or f"seed {stored.record.seed}"
-        found = model_flags(stored)
-        models[state] = _weaker(models[state], found) if state in models else found
+        found, first = model_flags(stored), models.get(state)
+        models[state] = found
+        if first is not None:
+            models[state] = first._replace(
+                robust=first.robust & found.robust,
+                challenged=first.challenged + found.challenged,
+                badge=weakest_badge([first.badge, found.badge]),
+            )
     return list(models.values())
-
-
-def _weaker(first: ModelFlags, second: ModelFlags) -> ModelFlags:
-    return first._replace(
-        robust=first.robust & second.robust,
-        challenged=first.challenged + second.challenged,
-        badge=weakest_badge([first.badge, second.badge]),
-    )
 
 
 def gather_rows(records: Sequence[Stored]) -> pd.DataFrame:
@@ -158,6 +164,13 @@ def part_label(part: Mapping[str, Any]) -> str:
     return f"{part.get('name', '')}{f'({inside})' if inside else ''}"
 
 
+def value_in(values: object, *keys: str) -> Any:
+    """Return what lies at a path of keys, None where a stranger's configuration has no such."""
+    for key in keys:
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values
+
+
 def _table(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     # A record of another model than ours may lack a part of the configuration.
     found = values.get(key)
@@ -173,15 +186,3 @@ def _ball(norm: str, eps: float) -> str:
         return str(Ball(norm, eps))
     except ValueError:
         return ""
-
-
-def _refuse_twins(records: Sequence[Stored]) -> None:
-    seen: dict[tuple[Identity, int], Path] = {}
-    for stored in records:
-        key = (identity(stored.record), stored.record.seed)
-        if key in seen:
-            raise RecordError(
-                f"{stored.path} and {seen[key]} are the same model, configuration and seed; "
-                "a seed counts once: remove one of them"
-            )
-        seen[key] = stored.path

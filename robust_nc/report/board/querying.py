@@ -9,7 +9,7 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,25 +25,6 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-class _Condition(NamedTuple):
-    """One condition on a column; the value is text as it was given."""
-
-    column: str
-    operator: str
-    value: str
-
-
-def _parsed(text: str) -> _Condition:
-    """Read a condition; `==` is `=`. Raises `ConfigError` for anything else."""
-    found = _FORM.fullmatch(text)
-    if found is None:
-        raise ConfigError(
-            f"--where takes a column, one of = != < <= > >= ~, and a value, found {text!r}"
-        )
-    column, sign, value = found.groups()
-    return _Condition(column, sign.replace("==", "="), value.strip())
-
-
 def kept(frame: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
     """Return the rows for which all conditions hold, in their order.
 
@@ -54,9 +35,15 @@ def kept(frame: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
     """
     mask = np.ones(len(frame), dtype=bool)
     for text in where:
-        condition = _parsed(text)
-        column = _column(frame, condition.column)
-        mask &= (_by_number if _is_number(column) else _by_text)(column, condition)
+        found = _FORM.fullmatch(text)
+        if found is None:
+            raise ConfigError(
+                f"--where takes a column, one of = != < <= > >= ~, and a value, found {text!r}"
+            )
+        name, sign, value = found.groups()
+        column = _column(frame, name)
+        meets = _by_number if pd.api.types.is_numeric_dtype(column) else _by_text
+        mask &= meets(column, sign.replace("==", "="), value.strip())
     return frame[mask].reset_index(drop=True)
 
 
@@ -86,43 +73,34 @@ def _column(frame: pd.DataFrame, name: str) -> "pd.Series[Any]":
     return frame[name]
 
 
-def _is_number(column: "pd.Series[Any]") -> bool:
-    return pd.api.types.is_numeric_dtype(column)
-
-
-def _by_number(column: "pd.Series[Any]", condition: _Condition) -> Any:
+def _by_number(column: "pd.Series[Any]", sign: str, value: str) -> Any:
     values = column.to_numpy(np.float64, na_value=np.nan)
     missing = np.isnan(values)
-    if not condition.value and condition.operator in {"=", "!="}:
-        return missing if condition.operator == "=" else ~missing
-    number = _number(condition)
-    close = np.isclose(values, number, rtol=1e-9, atol=0)
-    if condition.operator == "=":
-        return close
-    if condition.operator == "!=":
-        return ~close & ~missing
-    if condition.operator == "~":
-        raise ConfigError(f"~ looks in text, and {condition.column} holds numbers; use = or <=")
-    found = _COMPARE[condition.operator](values, number)
-    return (found | close) if "=" in condition.operator else (found & ~close)
-
-
-def _number(condition: _Condition) -> float:
+    if not value and sign in {"=", "!="}:
+        return missing if sign == "=" else ~missing
     try:
-        return float(Fraction(condition.value))
+        number = float(Fraction(value))
     except (ValueError, ZeroDivisionError, OverflowError):
         raise ConfigError(
-            f"{condition.column} holds numbers; compare it with one such as 0.4 or 8/255, found "
-            f"{condition.value!r}"
+            f"{column.name} holds numbers; compare it with one such as 0.4 or 8/255, found "
+            f"{value!r}"
         ) from None
+    close = np.isclose(values, number, rtol=1e-9, atol=0)
+    if sign == "=":
+        return close
+    if sign == "!=":
+        return ~close & ~missing
+    if sign == "~":
+        raise ConfigError(f"~ looks in text, and {column.name} holds numbers; use = or <=")
+    found = _COMPARE[sign](values, number)
+    return (found | close) if "=" in sign else (found & ~close)
 
 
-def _by_text(column: "pd.Series[Any]", condition: _Condition) -> Any:
-    texts, value = [str(one) for one in column], condition.value
-    if condition.operator == "~":
+def _by_text(column: "pd.Series[Any]", sign: str, value: str) -> Any:
+    texts = [str(one) for one in column]
+    if sign == "~":
         return np.array([value.casefold() in text.casefold() for text in texts], dtype=bool)
-    if condition.operator in _COMPARE:
-        compare = _COMPARE[condition.operator]
-        return np.array([compare(text, value) for text in texts], dtype=bool)
+    if sign in _COMPARE:
+        return np.array([_COMPARE[sign](text, value) for text in texts], dtype=bool)
     same = np.array([text == value for text in texts], dtype=bool)
-    return same if condition.operator == "=" else ~same
+    return same if sign == "=" else ~same

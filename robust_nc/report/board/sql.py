@@ -119,11 +119,7 @@ def _fill(connection: Any, records: Sequence[Stored], base: Path, folder: Path, 
     if _ABOUT_BOARD.search(sql):
         frame = pa.Table.from_pandas(leaderboard(records), preserve_index=False)
         _make_table(connection, "board", frame)
-    _lock(connection)
-
-
-def _lock(connection: Any) -> None:
-    """Leave a query no way to read or write any file but the rows, or to change a setting."""
+    # A query must have no way to read or write any file but the rows, or to change a setting.
     for name in (
         "autoinstall_known_extensions",
         "autoload_known_extensions",
@@ -141,10 +137,11 @@ def _make_table(connection: Any, name: str, table: pa.Table) -> None:
 
 
 def _make_records(connection: Any, records: Sequence[Stored], base: Path) -> None:
-    facts = [
-        {"id": number, "path": _path_text(stored.path.relative_to(base)), **_facts(stored)}
-        for number, stored in enumerate(records)
-    ]
+    facts = []
+    for number, stored in enumerate(records):
+        path = os.fsencode(stored.path.relative_to(base))  # of any bytes
+        text = path.decode("utf-8", "backslashreplace")
+        facts.append({"id": number, "path": text, **_facts(stored)})
     columns = [(name, _ARROW[kind]) for name, kind in RECORD_COLUMNS.items()]
     table = pa.Table.from_pylist(facts, pa.schema([("id", pa.int64()), *columns]))
     _make_table(connection, "held.facts", table)
@@ -256,11 +253,6 @@ def _columns(connection: Any, sql: str) -> str:
         names = [name for (name,) in connection.execute(columns, [table]).fetchall()]
         lists.append(f"{table} has {', '.join(names)}")
     return "; ".join(lists) or f"the tables are {', '.join(TABLES)}"
-
-
-def _path_text(path: Path) -> str:
-    """Write a path as text, whatever bytes it is made of."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _quoted(text: str) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from robust_nc.exceptions import InputError, unknown_name
@@ -23,6 +25,7 @@ from robust_nc.report.board.gather import (
     identity,
     models_of_row,
     read_results,
+    value_in,
 )
 from robust_nc.report.board.ranking import MIN_EXAMPLES, ranks
 from robust_nc.statistics.intervals import Interval, mean_interval, paired_interval, wilson
@@ -110,7 +113,12 @@ def paired(
     `paired_interval`. Pairs without a common seed are left out; the frame is empty where nothing
     else is there to compare. Raises `UnknownNameError` if no record has the head `against`.
     """
-    _check_measures(measures)
+    valid = (*SCORES, *SUMMARIES)
+    if isinstance(measures, str) or not measures:
+        raise InputError(f"measures must be a list of names, found {measures!r}")
+    for name in measures:
+        if name not in valid:
+            raise unknown_name("measure", name, valid)
     records = [stored.record for stored in read_results(results)]
     if against not in {record.head for record in records}:
         raise unknown_name("head", against, {record.head for record in records})
@@ -137,7 +145,8 @@ def _row(what: Identity, models: list[ModelFlags]) -> dict[str, Any]:
         row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
     measures = ("robust_beside", "robust_last", *SUMMARIES)
     row |= {name: _mean([_value(record, name) for record in records]) for name in measures}
-    row |= {"beside": _beside(records[0]), "gap": row["robust_beside"] - robust.value}
+    beside = value_in(records[0].config, "evaluation", "beside")
+    row |= {"beside": str(beside or ""), "gap": row["robust_beside"] - robust.value}
     return {
         **row,
         "badge": weakest_badge([one.badge for one in models]),
@@ -161,16 +170,15 @@ def _unranked(row: dict[Any, Any]) -> str:
     return "random output" if draws > 1 or "random-output" in row["warnings"] else ""
 
 
-def _beside(record: Record) -> str:
-    settings = record.config.get("evaluation")
-    return str(settings.get("beside") or "") if isinstance(settings, dict) else ""
-
-
 def _share(models: list[ModelFlags], name: str) -> Interval:
     """Share of an accuracy, from the flags as they stand; NaN where a record has no such score."""
     if any(name not in one.record.scores for one in models):
         return Interval(math.nan, math.nan, math.nan, len(models), "none")
-    flags = [one.clean if name == "clean" else one.robust for one in models]
+    return mean_share([one.clean if name == "clean" else one.robust for one in models])
+
+
+def mean_share(flags: Sequence[npt.NDArray[np.bool_]]) -> Interval:
+    """Share of flags `(N,)` that are set: the mean over several models, in [0, 1]."""
     shares = [wilson(int(each.sum()), len(each)) for each in flags]
     if len(shares) == 1:
         return shares[0]
@@ -229,12 +237,3 @@ def _difference(
         "interval": found.kind,
         "seeds": found.n,
     }
-
-
-def _check_measures(measures: Sequence[str]) -> None:
-    valid = (*SCORES, *SUMMARIES)
-    if isinstance(measures, str) or not measures:
-        raise InputError(f"measures must be a list of names, found {measures!r}")
-    for name in measures:
-        if name not in valid:
-            raise unknown_name("measure", name, valid)

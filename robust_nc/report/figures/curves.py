@@ -61,8 +61,7 @@ class _Radius(NamedTuple):
 @styled
 def collapse_over_epochs(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """NC1 (ratio of traces) of the penultimate layer on clean training data, over training."""
-    wanted = RowFilter("nc1_trace", ("clean",), split="train", epochs=True)
-    rows = select(frame, wanted)
+    rows = select(frame, RowFilter("nc1_trace", ("clean",), split="train", epochs=True))
     ax = model_lines(rows, ax, "epoch")
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.set(xlabel="epoch", ylabel="NC1 by traces (log scale)")
@@ -177,7 +176,9 @@ def trajectory_on_edge(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     banded = names if len(names) <= MOST_BANDS else names[-1:]
     ax = ax or new_axes()
     for name, colour in zip(names, sns.color_palette(palette, len(names)), strict=True):
-        mean, bottom, top = (_over_steps(part[part[column] == name]) for part in (rows, low, high))
+        mean, bottom, top = (
+            part[part[column] == name].groupby("i")["value"].mean() for part in (rows, low, high)
+        )
         dashes = DASHES[names.index(name) % len(DASHES)] if several else "-"
         ax.plot(mean.index, mean, color=colour, linestyle=dashes, label=name)
         if name in banded and len(bottom) and len(top):
@@ -204,7 +205,7 @@ def trajectory_in_plane(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """
     found = [select(frame, RowFilter(f"trajectory_{axis}", ("attacked",))) for axis in "xy"]
     one_model(found[0], "a figure of paths")
-    xs, ys = map(_one_seed, found)
+    xs, ys = (deepest(rows[rows["seed"] == rows["seed"].min()]) for rows in found)
     x, y = (rows.pivot(index="j", columns="i", values="value") for rows in (xs, ys))
     paths = np.stack([x.to_numpy(), y.to_numpy()], axis=-1)[:MOST_PATHS]
     vertices = _vertices(frame, xs)
@@ -233,16 +234,6 @@ def trajectory_in_plane(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     shown = note_of(xs.assign(n=len(paths))).replace("one seed", whose)
     note = f"circles: class means; dots: where paths end; layer {xs['tap'].iloc[0]}; {shown}"
     return finish(ax, "Paths of attacked examples", note)
-
-
-def _over_steps(rows: pd.DataFrame) -> pd.Series:
-    means: pd.Series = rows.groupby("i")["value"].mean()
-    return means
-
-
-def _one_seed(rows: pd.DataFrame) -> pd.DataFrame:
-    kept: pd.DataFrame = deepest(rows[rows["seed"] == rows["seed"].min()])
-    return kept
 
 
 def _vertices(frame: pd.DataFrame, like: pd.DataFrame) -> pd.DataFrame:

@@ -48,11 +48,7 @@ TICKS = 10  # labels that fit along the side of a matrix
 _BARS = "bar: mean of {seeds}; whisker: smallest to largest"
 CELL = 0.15  # inches that a number needs in a cell of a matrix
 # Accuracies of the nearest-vertex classifier, by what attacked the examples.
-ACCURACIES = {
-    "ncc_clean": "clean",
-    "ncc_transferred": "transferred",
-    "ncc_adaptive": "adaptive",
-}
+ACCURACIES = {"ncc_clean": "clean", "ncc_transferred": "transferred", "ncc_adaptive": "adaptive"}
 _KIND_COLOURS = dict(zip(ACCURACIES.values(), ("#0173b2", "#cc78bc", "#d55e00"), strict=True))
 NETWORK = "network, attacked"
 # How the target of an attack is chosen, by condition.
@@ -92,8 +88,7 @@ def collapse_per_layer(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 @styled
 def leap_rate_per_layer(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Share of examples whose nearest vertex changes, per layer: attacked, and under noise."""
-    wanted = RowFilter("leap_rate", ("attacked", "gaussian"), split="train")
-    rows = select(frame, wanted)
+    rows = select(frame, RowFilter("leap_rate", ("attacked", "gaussian"), split="train"))
     ax = layer_lines(rows, COLOURS, ax)
     share_axis(ax, "leap rate")
     return finish(ax, "Leap rate per layer", note_of(rows))
@@ -109,8 +104,12 @@ def leap_matrix(
     Cells too small for their number are left to a colour bar, or to the note without `bar`.
     """
     wanted = RowFilter("leap_matrix", ("attacked",), split="train")
-    rows = select(frame if tap is None else _at_tap(frame, tap, wanted), wanted)
-    rows = deepest(rows)
+    if tap is not None:
+        taps = set(frame[frame["measure"] == wanted.measure]["tap"])
+        if taps and tap not in taps:
+            raise unknown_name("tap", tap, taps)
+        frame = frame[frame["tap"] == tap]
+    rows = deepest(select(frame, wanted))
     one_model(rows, "a leap matrix")
     counts = rows.pivot_table(index="i", columns="j", values="value", aggfunc="sum", fill_value=0)
     sums = counts.sum(axis=1)
@@ -131,11 +130,7 @@ def leap_matrix(
         xticklabels=every,
         yticklabels=every,
         cbar=bar and not roomy,
-        cbar_kws={
-            "format": FuncFormatter(as_percent),
-            "shrink": 0.8,
-            "label": "share of row",
-        },
+        cbar_kws={"format": FuncFormatter(as_percent), "shrink": 0.8, "label": "share of row"},
     )
     ax.grid(False)
     ax.tick_params(labelrotation=0)
@@ -202,21 +197,15 @@ def leap_layers(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     return finish(ax, "Where examples leap", note)
 
 
-def _at_tap(frame: pd.DataFrame, tap: str, wanted: RowFilter) -> pd.DataFrame:
-    taps = set(frame[frame["measure"] == wanted.measure]["tap"])
-    if taps and tap not in taps:
-        raise unknown_name("tap", tap, taps)
-    found: pd.DataFrame = frame[frame["tap"] == tap]
-    return found
-
-
 @styled
 def nearest_vertex_accuracy(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Accuracy of the nearest-vertex classifier per layer: clean, transferred and adaptive attack.
 
     One model. The dashed line is the robust accuracy of the network itself.
     """
-    frame = _one_protocol(frame)
+    ours = frame["measure"].isin([*ACCURACIES, "robust_accuracy"])
+    if STRONGEST in set(frame[ours]["attack"]):
+        frame = frame[~ours | frame["attack"].isin(["", STRONGEST])]
     parts = [
         part.assign(input=name)
         for measure, name in ACCURACIES.items()
@@ -281,15 +270,6 @@ def leap_rate_by_target(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.legend(loc="upper center", ncols=len(_SHARES))
     note = note_of(leaped, spread=_BARS)
     return finish(ax, "Leaps by target", f"layer {rows['tap'].iloc[0]}; {note}")
-
-
-def _one_protocol(frame: pd.DataFrame) -> pd.DataFrame:
-    """Of several protocols that attacked the classifiers keep the strongest, where it is there."""
-    ours = frame["measure"].isin([*ACCURACIES, "robust_accuracy"])
-    if STRONGEST not in set(frame[ours]["attack"]):
-        return frame
-    kept: pd.DataFrame = frame[~ours | frame["attack"].isin(["", STRONGEST])]
-    return kept
 
 
 def _classes(ax: Axes, rows: pd.DataFrame, taps: list[str], *, boxes: bool) -> None:

@@ -20,20 +20,8 @@ from matplotlib.legend import Legend
 from robust_nc.exceptions import InputError
 from robust_nc.io.files import atomic
 from robust_nc.report.figures import curves, plots
-from robust_nc.report.figures.axes import (
-    COLUMN_WIDTH,
-    GREY,
-    styled,
-    take_title_and_note,
-    wrapped,
-)
-from robust_nc.report.figures.selection import (
-    in_order,
-    literal,
-    merge_notes,
-    roles,
-    taps_in_order,
-)
+from robust_nc.report.figures.axes import COLUMN_WIDTH, GREY, styled, take_title_and_note, wrapped
+from robust_nc.report.figures.selection import in_order, literal, merge_notes, roles, taps_in_order
 
 Draw = Callable[..., Axes]
 Groups = list[tuple[str, pd.DataFrame]]

@@ -69,7 +69,18 @@ def select(frame: pd.DataFrame, wanted: RowFilter) -> pd.DataFrame:
     for column, name in _PREFERRED.items():
         has = (rows[column] == name).groupby(rows["model"]).transform("any")
         rows = rows[(rows[column] == name) | ~has]
-    _refuse_mixtures(rows)
+    for column in _FIXED:
+        found = set(rows[column]) - {""} if column in rows else set()
+        if len(found) > 1:
+            raise InputError(
+                f"one figure cannot compare across {column}: {', '.join(sorted(found))}; "
+                f"choose one by frame['{column}']"
+            )
+    if rows.duplicated(list(_REPEATS)).any():
+        raise InputError(
+            f"{wanted.measure} stands several times for one model, seed and layer; choose one "
+            "attack, split and grouping"
+        )
     shown = {name: rows[name].map(literal) for name in _NAMES if name in rows}
     return rows.assign(**shown, input=rows["condition"].replace(_CONDITIONS))
 
@@ -154,18 +165,3 @@ def merge_notes(notes: list[str]) -> str:
 def _range(numbers: list[int]) -> str:
     low, high = min(numbers), max(numbers)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def _refuse_mixtures(rows: pd.DataFrame) -> None:
-    for column in _FIXED:
-        found = set(rows[column]) - {""} if column in rows else set()
-        if len(found) > 1:
-            raise InputError(
-                f"one figure cannot compare across {column}: {', '.join(sorted(found))}; "
-                f"choose one by frame['{column}']"
-            )
-    if rows.duplicated(list(_REPEATS)).any():
-        raise InputError(
-            f"{rows['measure'].iloc[0]} stands several times for one model, seed and layer; choose "
-            "one attack, split and grouping"
-        )

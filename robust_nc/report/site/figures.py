@@ -101,15 +101,6 @@ class Ledger:
         write_text(self.out / NAME, canonical_json(told) + "\n")
 
 
-def drawing_digest(records: Sequence[Stored], names: Sequence[str], key: str = "") -> str:
-    """Name what figures show: a digest of the rows, of the figures' names, and of who draws."""
-    rows = [
-        [[str(part) for part in identity(one.record)], one.record.seed, one.record.rows.sha256]
-        for one in records
-    ]
-    return digest([_drawing(), key, list(names), rows])
-
-
 @functools.cache
 def _drawing() -> str:
     """Digest of the code that draws: figures of another version are drawn again."""
@@ -186,7 +177,11 @@ def rows_of(records: Sequence[Stored]) -> pd.DataFrame:
     """
     try:
         rows = gather_rows(records)
-        return rows.assign(**{name: rows[name].map(_briefs(rows[name])) for name in _NAMES})
+        for column in _NAMES:
+            most = _MOST_LETTERS.get(column, _MOST_OTHERS)
+            brief = {name: _brief(str(name), most) for name in rows[column].unique()}
+            rows[column] = rows[column].map(brief)
+        return rows
     except RobustNCError:
         raise
     except (KeyError, TypeError, ValueError, OSError) as error:
@@ -251,7 +246,11 @@ class SiteFigures:
                     told.figures.append(SiteFigure(source, one.title, one.caption, *size))
             return told
 
-        return self.ledger.drawn(drawing_digest(records, names, folder), draw)
+        shown = [
+            [[str(part) for part in identity(one.record)], one.record.seed, one.record.rows.sha256]
+            for one in records
+        ]
+        return self.ledger.drawn(digest([_drawing(), folder, list(names), shown]), draw)
 
     def _reason(self, count: int, most: int, *, alone: bool) -> str:
         if count == 1:
@@ -272,11 +271,6 @@ def _brief(text: str, most: int = _MOST_OTHERS) -> str:
         return text
     kept = "".join(c if c.isascii() and c.isprintable() else "?" for c in text[:most])
     return f"{kept}~{digest(text)[:6]}"
-
-
-def _briefs(names: pd.Series) -> dict[str, str]:
-    most = _MOST_LETTERS.get(str(names.name), _MOST_OTHERS)
-    return {name: _brief(str(name), most) for name in names.unique()}
 
 
 def _pixels(path: Path) -> tuple[int, int]:

@@ -22,7 +22,7 @@ import pandas as pd
 from robust_nc.record.schema import Record, Stored
 from robust_nc.record.standing import best_badge, standing
 from robust_nc.report.board.formats import count_text
-from robust_nc.report.board.gather import identity
+from robust_nc.report.board.gather import identity, value_in
 from robust_nc.report.figures.selection import RowFilter, deepest, optional, taps_in_order
 from robust_nc.report.site.tables import COLUMNS, LONG, SHORT, Kind, cut, number_text
 
@@ -68,7 +68,7 @@ def how_to_reproduce(record: Record) -> str:
         "--n": str(record.data.examples),
         "--seed": str(record.seed),
     }
-    attack = _at(record.config, "evaluation", "attack", "name")
+    attack = value_in(record.config, "evaluation", "attack", "name")
     asked |= {} if attack is None else {"--attack": str(attack)}
     words = [_argument(_reference(record)), *map(_argument, asked.values())]
     if not all(words):
@@ -76,27 +76,19 @@ def how_to_reproduce(record: Record) -> str:
     options = [f"{name} {word}" for name, word in zip(asked, words[1:], strict=True)]
     if not record.config.get("measure"):
         return " ".join(["robust-nc evaluate", words[0], *options, "--no-geometry"])
-    named = _at(record.config, "measure", "taps")
+    named = value_in(record.config, "measure", "taps")
     taps = [_argument(str(tap)) for tap in named] if isinstance(named, list) else []
     if not all(taps):
         return ""
-    return " ".join(
-        ["robust-nc evaluate", words[0], *options, *(["--taps", *taps] if taps else [])]
-    )
+    options += ["--taps", *taps] if taps else []
+    return " ".join(["robust-nc evaluate", words[0], *options])
 
 
 def _dataset(record: Record) -> str:
     """Return the data set with its options, as `--dataset` takes them: `npz?path=mine.npz`."""
-    options = _at(record.config, "data", "dataset", "options")
+    options = value_in(record.config, "data", "dataset", "options")
     query = urlencode(options, safe="/") if isinstance(options, Mapping) else ""
     return f"{record.data.dataset}?{query}" if query else record.data.dataset
-
-
-def _at(values: object, *keys: str) -> Any:
-    """Return what lies at a path of keys, None where a stranger's configuration has no such."""
-    for key in keys:
-        values = values.get(key) if isinstance(values, Mapping) else None
-    return values
 
 
 def how_to_verify(stored: Stored, root: Path) -> str:
@@ -111,7 +103,7 @@ def how_to_verify(stored: Stored, root: Path) -> str:
 
 def _reference(record: Record) -> str:
     """Return what a finished model was asked for as; "" for one of a suite."""
-    found = _at(record.config, "model", "reference")
+    found = value_in(record.config, "model", "reference")
     return found if isinstance(found, str) else ""
 
 

@@ -65,11 +65,6 @@ class Pages:
         write_text(self.out / path, page + "\n")
         return self.out / path
 
-    def write_style(self) -> Path:
-        """Write the style that all pages share."""
-        write_text(self.out / "style.css", self.source("style.css"))
-        return self.out / "style.css"
-
     def source(self, name: str) -> str:
         """Return a style or a script as it is."""
         assert self._templates.loader is not None
@@ -165,7 +160,7 @@ def write_index(
     published: pd.DataFrame | None = None,
 ) -> Path:
     """Write the page of a leaderboard's tables; `facts` say what was measured."""
-    pages.write_style()
+    write_text(pages.out / "style.css", pages.source("style.css"))
     made = boards(frame)
     theirs = [] if published is None else published_boards(published)
     early, script = pages.source(_EARLY), "\n".join(map(pages.source, _SCRIPTS))
@@ -215,22 +210,16 @@ def _write_figures(pages: Pages, figures: SiteFigures, records: Sequence[Stored]
         told = identity(stored.record)
         parts[told.suite, told.dataset, told.backbone, told.ball].append(stored)
     together = figures.side_by_side([parts[key] for key in sorted(parts)])
+    there = BASELINE in {stored.record.head for stored in records}
+    differences = paired(records, against=BASELINE) if there else pd.DataFrame()
     pages.write(
         "figures.html",
         "figures.html",
         figures=together.figures,
         left_out=together.left_out,
-        differences=_differences(records),
+        differences=[] if differences.empty else sections(differences),
         baseline=BASELINE,
     )
-
-
-def _differences(records: Sequence[Stored]) -> list[Any]:
-    """Compare each head with the baseline head, where there is one."""
-    if BASELINE not in {stored.record.head for stored in records}:
-        return []
-    frame = paired(records, against=BASELINE)
-    return [] if frame.empty else sections(frame)
 
 
 def _natural(name: str) -> list[tuple[str, int]]:
