@@ -33,7 +33,7 @@ from robust_nc.pipeline.stages import (
     verdict_parts,
 )
 from robust_nc.pipeline.suite import Cell
-from robust_nc.pipeline.verdict_parts import PartLog, VerdictPart, join, parts_of, spans
+from robust_nc.pipeline.verdict_parts import VerdictPart, join_logs, parts_of, spans
 from robust_nc.record import read_record
 from robust_nc.record.folder import (
     caches,
@@ -390,23 +390,25 @@ def test_an_own_attack_is_judged_in_blocks_to_the_bit(done: Path, tmp_path: Path
 Told = list[tuple[int, list[int], list[bool]]]
 
 
-def log(folder: Path, name: str, stop: int, lines: Told) -> PartLog:
+def write_log(path: Path, lines: Told) -> None:
     """Write a log of images from 0 on: turns, which images they tried, and which still stand."""
-    path, none = folder / f"{name}.jsonl", torch.zeros(0)
+    none = torch.zeros(0)
     moved = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1, 2, 2), none, torch.zeros(0, 3)
-    with open_log(path, lambda: name) as found:
+    with open_log(path, lambda: path.stem) as found:
         for turn, rows, robust in lines:
             numbers = [torch.ones(len(rows), dtype=torch.int64)] * 3
             found.put(turn, Entry(torch.tensor(rows), torch.tensor(robust), *numbers, *moved), {})
-    return PartLog(path, name, 0, stop)
 
 
 def test_of_each_image_the_furthest_part_alone_counts(tmp_path: Path) -> None:
     """What a finished part does not name was wrong as it is; what is half done changes nothing."""
-    half = log(tmp_path, "half", 4, [(0, [0, 1, 2, 3], [True] * 4)])
-    ended = log(tmp_path, "ended", 3, [(0, [1, 2], [True] * 2), (1, [1, 2], [False] * 2)])
-    close_log(ended.path, {})
-    join(tmp_path / "whole.jsonl", "whole", 4, (half, ended))
+    whole, half, ended = (VerdictPart("best", 0, stop) for stop in (5, 4, 3))
+    logs = {half: tmp_path / "half.jsonl", ended: tmp_path / "ended.jsonl"}
+    write_log(logs[half], [(0, [0, 1, 2, 3], [True] * 4)])
+    write_log(logs[ended], [(0, [1, 2], [True] * 2), (1, [1, 2], [False] * 2)])
+    close_log(logs[ended], {})
+    names = {whole: "whole", half: "half", ended: "ended"}
+    join_logs(whole, logs, names, log=tmp_path / "whole.jsonl")
     lines = open_log(tmp_path / "whole.jsonl", lambda: "whole").lines()
     found = [(line.turn, Entry(*line.tensors)) for line in lines]
     assert [(turn, each.rows.tolist(), each.robust.tolist()) for turn, each in found] == [

@@ -171,12 +171,23 @@ def join_parts(
     *,
     log: Path,
 ) -> None:
-    """Write the log of the whole verdict from those of its parts, as far as they belong to it.
+    """Write the log of the whole verdict from those of its parts, as far as they belong to it."""
+    names = {part: log_name(config, part, trained, test) for part in (whole, *logs)}
+    join_logs(whole, logs, names, log=log)
+
+
+def join_logs(
+    whole: VerdictPart,
+    logs: Mapping[VerdictPart, Path],
+    names: Mapping[VerdictPart, str],
+    *,
+    log: Path,
+) -> None:
+    """Write the log of the evaluation `names[whole]` from those of its parts, each with its name.
 
     Finished parts come first, then what the log has itself, then parts that are half done: of each
-    example the first is taken.
+    example the first is taken. The log of another evaluation is left out, and removed.
     """
-    names = {part: log_name(config, part, trained, test) for part in (whole, *logs)}
     ended = [(part, path) for part, path in logs.items() if end_of_log(path) is not None]
     rest = [one for one in logs.items() if one not in ended]
     sources = [*ended, *([(whole, log)] if log.exists() else []), *rest]
