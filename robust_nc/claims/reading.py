@@ -148,7 +148,13 @@ def _plan(entry: dict[str, Any], folder: Path, source: str) -> ClaimPlan:
     try:
         for part in (*claim.beside, *(Component(name=name) for name in claim.premise)):
             whole(part)
-        _check_variants(quantities)
+        texts = [canonical_json(plain(whole(part))) for part in quantities]
+        for place, text in enumerate(texts):
+            if text in texts[:place]:  # it would count twice in Holm's family
+                raise ConfigError(
+                    f"two variants are the same quantity {part_label(plain(quantities[place]))}, "
+                    "defaults counted; each would count as a test of its own, so leave one out"
+                )
         beside = claim.suite.endswith(".toml")
         suite = read_suite(str(folder / claim.suite) if beside else claim.suite)
     except ConfigError as error:
@@ -165,19 +171,6 @@ def _plan(entry: dict[str, Any], folder: Path, source: str) -> ClaimPlan:
         one = next(iter(side.values()))  # the cells of a side differ in the seed alone
         _check_taps(one.config, (*quantities, *claim.beside), source)
     return ClaimPlan(claim, digest(entry), suite, quantities, of, against)
-
-
-def _check_variants(quantities: tuple[Component, ...]) -> None:
-    """Refuse options that do not fit, and a quantity that would count twice in Holm's family."""
-    seen: set[str] = set()
-    for part in quantities:
-        text = canonical_json(plain(whole(part)))
-        if text in seen:
-            raise ConfigError(
-                f"two variants are the same quantity {part_label(plain(part))}, defaults counted; "
-                "each would count as a test of its own, so leave one out"
-            )
-        seen.add(text)
 
 
 def _check_taps(config: RunConfig, parts: Iterable[Component], source: str) -> None:

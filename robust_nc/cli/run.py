@@ -1,6 +1,7 @@
 """`robust-nc run`: a suite, or claims, with progress on stderr and its table on stdout."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,14 +17,12 @@ from robust_nc.engines.torchrun import ProcessGroup, join_processes
 from robust_nc.exceptions import StoppedError
 from robust_nc.io.files import write_text
 from robust_nc.pipeline.selection import cell_titles, select_cells
-from robust_nc.pipeline.stages import CellResult
 from robust_nc.pipeline.suite import Suite, read_suite
 from robust_nc.record.folder import record_path
 from robust_nc.record.schema import read_record
 from robust_nc.report.board.formats import format_table
 from robust_nc.report.board.table import leaderboard
 from robust_nc.runtime import stopping
-from robust_nc.runtime.progress import Event
 from robust_nc.runtime.screen import Screen
 
 
@@ -58,7 +57,7 @@ def _drive(options: RunOptions, stderr: Console, processes: ProcessGroup | None)
         among = "" if len(suite.cells) == len(whole.cells) else f" of {len(whole.cells)}"
         say(f"{suite.name}: {len(suite.cells)}{among} cells into {place}")
         with Screen(stderr, side_by_side=True) as screen:
-            hooks = _Cells(screen, titles, len(suite.cells)).hooks()
+            hooks = _show_cells(screen, titles, len(suite.cells))
             report = run_suite(suite, place, options, hooks=hooks, processes=processes)
         if stopping.wished() or report.stopped:
             _tell_stopped(suite, report)
@@ -122,36 +121,23 @@ def _table(suite: Suite, place: Path) -> str:
     return format_table(leaderboard([read_record(p) for p in paths if p.exists()]), "table")
 
 
-class _Cells:
-    """Says on a screen what becomes of the cells: a bar while one runs, a line when it ends."""
+def _show_cells(screen: Screen, titles: dict[str, str], count: int) -> Hooks:
+    """Show what becomes of cells: a bar while one runs, a line when it ends."""
+    ended = itertools.count(1)
 
-    def __init__(self, screen: Screen, titles: dict[str, str], count: int) -> None:
-        self._screen = screen
-        self._titles = titles
-        self._count = count
-        self._ended = 0
+    def end(cell: str, text: str) -> None:
+        screen.drop(titles[cell])
+        screen.line(f"[{next(ended)}/{count}] {titles[cell]}{text}")
 
-    def hooks(self) -> Hooks:
-        """Return what the engine tells."""
-        return Hooks(self._event, self._result, self._error, self._retry)
+    def retry(cell: str, why: str) -> None:
+        screen.drop(titles[cell])
+        screen.line(f"{titles[cell]}: {why}")
 
-    def _event(self, event: Event) -> None:
-        self._screen.event(event._replace(task=self._titles[event.task]))
-
-    def _result(self, result: CellResult) -> None:
-        self._end(
-            result.cell,
-            f": clean {result.clean:.1%}, robust {result.robust:.1%}, {result.seconds:.0f} s",
-        )
-
-    def _error(self, cell: str, message: str) -> None:
-        self._end(cell, f" failed: {message}")
-
-    def _retry(self, cell: str, message: str) -> None:
-        self._screen.drop(self._titles[cell])
-        self._screen.line(f"{self._titles[cell]}: {message}")
-
-    def _end(self, cell: str, text: str) -> None:
-        self._ended += 1
-        self._screen.drop(self._titles[cell])
-        self._screen.line(f"[{self._ended}/{self._count}] {self._titles[cell]}{text}")
+    return Hooks(
+        on_event=lambda event: screen.event(event._replace(task=titles[event.task])),
+        on_result=lambda made: end(
+            made.cell, f": clean {made.clean:.1%}, robust {made.robust:.1%}, {made.seconds:.0f} s"
+        ),
+        on_error=lambda cell, why: end(cell, f" failed: {why}"),
+        on_retry=retry,
+    )

@@ -93,7 +93,10 @@ class ProcessGroup:
             with together():
                 call()
         except Exception as error:
-            if _is_loss(error):
+            lost = isinstance(error, RuntimeError) and any(
+                word in str(error).lower() for word in _LOSSES
+            )
+            if lost or isinstance(error, dist.DistError):
                 raise ClusterError(_LOST) from error
             self._store.set(keys[self.rank], "")
             with contextlib.suppress(dist.DistError, RuntimeError):
@@ -112,14 +115,6 @@ class ProcessGroup:
             self.busy = True
             raise ClusterError(_LOST) from error
         return content[0]
-
-
-def _is_loss(error: Exception) -> bool:
-    """Whether an error comes from an exchange with a process that has gone."""
-    text = str(error).lower()
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(word in text for word in _LOSSES)
-    )
 
 
 @contextlib.contextmanager

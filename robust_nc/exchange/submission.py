@@ -87,21 +87,14 @@ def refuse_twin(stored: Stored, to: Path) -> None:
     cell = file_name(stored.record.cell, what=f"cell of {stored.path}")
     for path in sorted(to.rglob(f"{cell}.json")):
         there, here = (_robust(one) for one in (read_record(path), stored))
-        same = there == here
-        moved = (
-            f"with the same robust accuracy, {percent(there)} %"
-            if same
-            else f"and its robust accuracy moved by {points(here - there)} points, from "
-            f"{percent(there)} % to {percent(here)} %"
-        )
-        raise RecordError(
-            f"cell {cell} lies in {path} already, {moved}; "
-            + (
-                "there is nothing to submit"
-                if same
-                else "say why in an issue before it is replaced"
+        told = f"with the same robust accuracy, {percent(there)} %; there is nothing to submit"
+        if there != here:
+            told = (
+                f"and its robust accuracy moved by {points(here - there)} points, from "
+                f"{percent(there)} % to {percent(here)} %; say why in an issue before it is "
+                "replaced"
             )
-        )
+        raise RecordError(f"cell {cell} lies in {path} already, {told}")
 
 
 def _check_names(stored: Stored) -> None:

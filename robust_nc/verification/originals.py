@@ -46,7 +46,14 @@ def examples_of(record: Record, root: Path | None) -> RecordExamples:
     """
     part, count = dataset_of(record.config), record.data.examples
     try:
-        _check_size(part)
+        if part.name == MADE:  # to a stranger's measure, it could fill the memory
+            info = dataset_info(part)
+            values = max(*info.sizes.values(), info.num_classes) * math.prod(info.image_shape)
+            if values > _MOST_VALUES:
+                raise DataError(
+                    f"the record's images would be made, {values:,} pixels of them; at most "
+                    f"{_MOST_VALUES:,} are"
+                )
         split = read_split(part, record.data.split, root=root, limit=count)
     except (ConfigError, InputError) as error:
         raise DataError(f"{part.name} of the record is not to be had here: {error}") from None
@@ -91,18 +98,6 @@ def _is_there(path: str) -> bool:
         return place.is_file() or place.is_dir()
     except (OSError, RuntimeError):  # a name that is too long, the home of nobody
         return False
-
-
-def _check_size(part: Component) -> None:
-    """Refuse images that are made to a stranger's measure, and would fill the memory."""
-    if part.name == MADE:
-        info = dataset_info(part)
-        values = max(*info.sizes.values(), info.num_classes) * math.prod(info.image_shape)
-        if values > _MOST_VALUES:
-            raise DataError(
-                f"the record's images would be made, {values:,} pixels of them; at most "
-                f"{_MOST_VALUES:,} are"
-            )
 
 
 def protocol_draws(protocol: str) -> int | None:
