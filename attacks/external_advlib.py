@@ -14,12 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from robust_nc.attacks.external import (
-    Call,
-    ExternalAttack,
-    check_colours,
-    make_attack,
-)
+from robust_nc.attacks.external import Call, ExternalAttack, check_colours, make_attack
 from robust_nc.runtime.third_party import import_peer
 
 _LIBRARY = "adv_lib"

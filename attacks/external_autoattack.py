@@ -13,13 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from robust_nc.attacks.external import (
-    OURS,
-    Call,
-    ExternalAttack,
-    arguments,
-    make_attack,
-)
+from robust_nc.attacks.external import OURS, Call, ExternalAttack, arguments, make_attack
 from robust_nc.exceptions import ConfigError
 from robust_nc.runtime.third_party import import_peer
 

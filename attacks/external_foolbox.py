@@ -17,11 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robust_nc.attacks.external import (
-    Call,
-    ExternalAttack,
-    make_attack,
-)
+from robust_nc.attacks.external import Call, ExternalAttack, make_attack
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.runtime.third_party import import_peer
 from robust_nc.threat import NORMS

@@ -24,12 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robust_nc.evaluation.folding import (
-    AGREEMENT,
-    agree,
-    fold,
-    is_fixed_norm,
-)
+from robust_nc.evaluation.folding import AGREEMENT, agree, fold, is_fixed_norm
 from robust_nc.evaluation.scoring import margins
 from robust_nc.exceptions import InputError, unknown_name
 from robust_nc.runtime.torch_state import (

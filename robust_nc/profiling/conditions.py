@@ -32,12 +32,7 @@ from robust_nc.profiling.shards import Shard, SplitCondition, SplitShards
 from robust_nc.registry import ATTACKS, CONTROLS
 from robust_nc.runtime import stopping
 from robust_nc.runtime.progress import Report
-from robust_nc.runtime.torch_state import (
-    counted_gradients,
-    device_of,
-    keyed_uniform,
-    stream_key,
-)
+from robust_nc.runtime.torch_state import counted_gradients, device_of, keyed_uniform, stream_key
 from robust_nc.types import Attack, Labels
 
 NOISES = {"gaussian": "L2", "sign": "Linf"}  # which norm of the attack each control matches

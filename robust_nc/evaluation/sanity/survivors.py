@@ -19,12 +19,7 @@ from robust_nc.evaluation.sanity.meanings import named_warning
 from robust_nc.evaluation.scoring import margins
 from robust_nc.exceptions import InputError
 from robust_nc.registry import ATTACKS
-from robust_nc.runtime.torch_state import (
-    full_precision,
-    private_draws,
-    stream_key,
-    usable_gradient,
-)
+from robust_nc.runtime.torch_state import full_precision, private_draws, stream_key, usable_gradient
 from robust_nc.threat import Ball
 from robust_nc.types import Warned
 
