@@ -17,7 +17,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,10 +25,10 @@ from torch import Tensor
 from robust_nc.attacks.losses import LOSSES, NEEDS_REFERENCE
 from robust_nc.attacks.model_calls import Gradient
 from robust_nc.attacks.pool import PooledAttack
-from robust_nc.attacks.slots import Slots, observed, replaced
+from robust_nc.attacks.slots import Slots, observed, replaced, wide
 from robust_nc.exceptions import InputError, unknown_name
 from robust_nc.runtime import keyed_normal, keyed_uniform
-from robust_nc.types import Counts, Images, PerExample
+from robust_nc.types import Counts, Flags, Images, PerExample
 
 
 def into_ball_and_box(
@@ -124,29 +124,7 @@ class Timetable(NamedTuple):
         return Timetable(*(column[step] for column in self))
 
 
-class _Checked(NamedTuple):
-    """What a checkpoint decides: the state, and which slots go on from their peak."""
-
-    state: APGDState
-    back: Tensor
-
-
-class Rule(Protocol):
-    """What the norms do differently. `first_length`: of the first steps, in radii."""
-
-    first_length: ClassVar[float]
-
-    def windows(self, steps: int) -> list[int]:
-        """Steps between checkpoints, for a phase of so many steps; the last one goes on."""
-
-    def draw(self, slots: Slots, stream: str, radius: float) -> Images:
-        """Draw starting points in balls of this radius."""
-
-    def check(self, slots: Slots, state: APGDState, due: Timetable, rho: float) -> _Checked:
-        """Set the step for the slots that stand at a checkpoint."""
-
-    def move(self, slots: Slots, state: APGDState, gradient: Images, due: Timetable) -> Images:
-        """Move every slot from its point, into the next ball."""
+_Checked = tuple[APGDState, Flags]  # the state, and which slots go on from their peak
 
 
 @dataclass(frozen=True)
@@ -155,11 +133,11 @@ class Momentum:
 
     noise: Callable[[Slots, str], Images]
 
-    first_length: ClassVar[float] = 2.0
+    first_length: ClassVar[float] = 2.0  # of the first steps, in radii
     PULL: ClassVar[float] = 0.75  # weight of the new step; the rest repeats the one before
 
     def windows(self, steps: int) -> list[int]:
-        """Windows of 22 % of the steps, then 3 % shorter each time, down to 6 %."""
+        """Steps between checkpoints: 22 % of all, then 3 % less each time, down to 6 %."""
         first, less, least = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
         return [*range(first, least, -less), least]
 
@@ -178,7 +156,7 @@ class Momentum:
             checked_loss=torch.where(due.check, state.peak_loss, state.checked_loss),
             rises=torch.where(due.check, 0, state.rises),
         )
-        return _Checked(state, halve)
+        return state, halve
 
     def move(self, slots: Slots, state: APGDState, gradient: Images, due: Timetable) -> Images:
         """Step, project, mix with the step before (none at the start), project."""
@@ -223,18 +201,13 @@ class Sparse:
             width=torch.where(due.check, width, state.width),
             support=torch.where(due.check, support, state.support),
         )
-        return _Checked(state, due.check & sparser)
+        return state, due.check & sparser
 
     def move(self, slots: Slots, state: APGDState, gradient: Images, due: Timetable) -> Images:
         """Step and project; at the end of a phase, project the peak."""
         moved = sparse_step(state.points, gradient, state.length * due.radius, state.width)
         moved = replaced(moved, state.peak_points, due.closes)
         return into_ball_and_box(moved, slots.images, due.radius, slots.ball.bounds)
-
-
-def wide(each: Tensor) -> Tensor:
-    """View values per slot, `(S,)`, so that they spread over images."""
-    return each[:, None, None, None]
 
 
 def _in_the_cube(slots: Slots, stream: str) -> Images:
@@ -249,7 +222,7 @@ def _on_the_sphere(slots: Slots, stream: str) -> Images:
     return slots.ball.steepest(noise)
 
 
-RULES: dict[str, Rule] = {
+RULES: dict[str, Momentum | Sparse] = {
     "Linf": Momentum(_in_the_cube),
     "L2": Momentum(_on_the_sphere),
     "L1": Sparse(),
@@ -365,11 +338,8 @@ class APGD(PooledAttack[APGDState]):
     def step(self, slots: Slots, state: APGDState) -> APGDState:
         """Score the current points, set the steps that are due, and move."""
         norm, device = slots.ball.norm, state.step.device
-        rule, table = (
-            RULES[norm],
-            timetable(norm, self.steps, enlarged=self.enlarged, device=device),
-        )
-        due = table.at(state.step)
+        rule = RULES[norm]
+        due = timetable(norm, self.steps, enlarged=self.enlarged, device=device).at(state.step)
         due = due._replace(radius=due.radius * slots.ball.eps)
         answer = self._gradient(slots, state.points)
         state = self._observed(slots, state, answer.values, answer.logits)

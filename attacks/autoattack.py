@@ -84,15 +84,12 @@ class AutoAttack:
         self.epsilon = eps
         self.seed = seed
         self.verbose = verbose
-        self.attacks_to_run = chosen
-        self.version = version
         self.log_path = log_path
-        _, self.apgd, self.apgd_targeted, self.fab, self.square = _published(version, norm)
+        self.set_version(version)
+        self.attacks_to_run = chosen or self.attacks_to_run
         self._module = _as_module(model, device)
         self.device = device_of(self._module)
         self._both = attacks is not None  # as pyautoattack, which returns labels always
-        if version != "custom":
-            self.set_version(version)
 
     def set_version(self, version: str = "standard") -> None:
         """Take the attacks and parameters of a published version."""

@@ -157,11 +157,10 @@ def _advance(
 
 def _frozen(before: Any, after: Any, ended: Flags) -> Any:
     """Keep the state of slots that ended between two looks."""
-
-    def keep(old: Tensor, new: Tensor) -> Tensor:
-        return torch.where(ended.view(-1, *[1] * (old.ndim - 1)), old, new)
-
-    return type(after)._make(keep(old, new) for old, new in zip(before, after, strict=True))
+    return type(after)._make(
+        torch.where(ended.view(-1, *[1] * (old.ndim - 1)), old, new)
+        for old, new in zip(before, after, strict=True)
+    )
 
 
 def _retired(attack: Steps, work: Work, flight: Flight, leaving: Flags) -> Flight:

@@ -11,9 +11,7 @@
 [12, 12, 12, 12, 12]
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +22,7 @@ from robust_nc.attacks.model_calls import Oracle
 from robust_nc.attacks.pgd import PGD
 from robust_nc.exceptions import InputError
 from robust_nc.runtime import stream_key, untouched
-from robust_nc.types import Attacked, CountedAttack, Images, Labels, Logits
+from robust_nc.types import Attacked, CountedAttack, Images, Logits
 
 _MEDIAN_MARGIN = 5.0  # float32 cross-entropy has no gradient beyond a margin of about 18
 
@@ -47,24 +45,45 @@ class Strongest(BaseCountedAttack):
 
     def compute(self, inputs: AttackInputs) -> Attacked:
         """Attack with every member, each with draws of its own, and count passes per example."""
-        model, labels, targets = inputs.model, inputs.labels, inputs.targets
+        return self._first_flip(inputs) if inputs.goal == "flip" else self._largest_margin(inputs)
 
-        def attack(turn: int, rows: Tensor) -> Attacked:
-            some = inputs.at(rows)._replace(seed=stream_key(inputs.seed, "member", turn))
-            return _run(self.attacks[turn], some)
+    def _member(self, turn: int, inputs: AttackInputs) -> Attacked:
+        model, images, labels, ball, goal, targets, seed, ids = inputs
+        seed = stream_key(seed, "member", turn)
+        return self.attacks[turn].run(
+            model, images, labels, ball, goal=goal, targets=targets, seed=seed, ids=ids
+        )
 
-        turns = range(len(self.attacks))
-        if inputs.goal == "flip":
-            members: list[Callable[[Tensor], Attacked]] = [partial(attack, turn) for turn in turns]
-            return _first_flip(model, inputs.images, labels, members)
-        everyone = torch.arange(len(labels), device=labels.device)
-        results = [attack(turn, everyone) for turn in turns]
-        return _largest_margin(model, labels, targets, results)
+    def _first_flip(self, inputs: AttackInputs) -> Attacked:
+        points, labels = inputs.images.clone(), inputs.labels
+        rows = torch.arange(len(labels), device=labels.device)
+        forwards, backwards = torch.zeros_like(labels), torch.zeros_like(labels)
+        for turn in range(len(self.attacks)):
+            result = self._member(turn, inputs.at(rows))
+            points[rows] = result.points
+            forwards[rows] += result.forwards
+            backwards[rows] += result.backwards
+            if turn + 1 < len(self.attacks):
+                holds = logits_at(inputs.model, result.points).argmax(1) == labels[rows]
+                forwards[rows] += 1
+                rows = rows[holds]
+            if not len(rows):
+                break
+        return Attacked(points, forwards, backwards)
 
-
-def _run(attack: CountedAttack, inputs: AttackInputs) -> Attacked:
-    model, images, labels, ball, goal, targets, seed, ids = inputs
-    return attack.run(model, images, labels, ball, goal=goal, targets=targets, seed=seed, ids=ids)
+    def _largest_margin(self, inputs: AttackInputs) -> Attacked:
+        results = [self._member(turn, inputs) for turn in range(len(self.attacks))]
+        targets = inputs.targets
+        towards = targets if targets is None or targets.ndim == 1 else None
+        found = [logits_at(inputs.model, result.points) for result in results]
+        values = [margin(logits, inputs.labels, towards, None) for logits in found]
+        best = torch.stack(values).argmax(0)
+        points = torch.stack([result.points for result in results])
+        return Attacked(
+            points[best, torch.arange(len(best), device=best.device)],
+            torch.stack([result.forwards for result in results]).sum(0) + len(results),
+            torch.stack([result.backwards for result in results]).sum(0),
+        )
 
 
 def geometry_attack(*, steps: int = 20, restarts: int = 1, scale: float = 1.0) -> Strongest:
@@ -93,39 +112,6 @@ def logit_scale(model: nn.Module, images: Tensor, *, batch_size: int = 256) -> f
     margins = torch.cat(top)
     median = float((margins[:, 0] - margins[:, 1]).median()) if len(margins) else 0.0
     return median / _MEDIAN_MARGIN if median > 0 else 1.0
-
-
-def _first_flip(
-    model: nn.Module, images: Images, labels: Labels, turns: list[Callable[[Tensor], Attacked]]
-) -> Attacked:
-    points, rows = images.clone(), torch.arange(len(images), device=images.device)
-    forwards, backwards = torch.zeros_like(labels), torch.zeros_like(labels)
-    for turn in turns:
-        result = turn(rows)
-        points[rows] = result.points
-        forwards[rows] += result.forwards
-        backwards[rows] += result.backwards
-        if turn is not turns[-1]:
-            holds = logits_at(model, result.points).argmax(1) == labels[rows]
-            forwards[rows] += 1
-            rows = rows[holds]
-        if not len(rows):
-            break
-    return Attacked(points, forwards, backwards)
-
-
-def _largest_margin(
-    model: nn.Module, labels: Labels, targets: Tensor | None, results: list[Attacked]
-) -> Attacked:
-    towards = targets if targets is None or targets.ndim == 1 else None
-    values = [margin(logits_at(model, r.points), labels, towards, None) for r in results]
-    best = torch.stack(values).argmax(0)
-    points = torch.stack([result.points for result in results])
-    return Attacked(
-        points[best, torch.arange(len(best), device=best.device)],
-        torch.stack([result.forwards for result in results]).sum(0) + len(results),
-        torch.stack([result.backwards for result in results]).sum(0),
-    )
 
 
 def logits_at(model: nn.Module, points: Images, classes: Tensor | None = None) -> Logits:

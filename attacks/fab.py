@@ -25,7 +25,7 @@ from torch import Tensor
 from robust_nc.attacks.losses import LOSSES
 from robust_nc.attacks.model_calls import Gradient
 from robust_nc.attacks.pool import PooledAttack
-from robust_nc.attacks.slots import SearchState, Slots, observed
+from robust_nc.attacks.slots import SearchState, Slots, observed, wide
 from robust_nc.exceptions import InputError
 from robust_nc.threat import NORMS
 from robust_nc.types import Flags, Images, Labels, Logits, PerExample
@@ -100,7 +100,7 @@ class FAB(PooledAttack[SearchState]):
     def _moved(self, slots: Slots, points: Images, plane: Gradient, wrong: Flags) -> Images:
         """Mix the nearest points of the hyperplane to the point and to the image (eq. 8)."""
         norm, bounds = slots.ball.norm, slots.ball.bounds
-        back = torch.where(_rows(wrong), slots.images.lerp(points, self.beta), points)
+        back = torch.where(wide(wrong), slots.images.lerp(points, self.beta), points)
         begins = torch.stack([back, slots.images]).flatten(2)
         slopes = plane.gradient.flatten(1)
         values = plane.values + (slopes * (begins - points.flatten(1))).sum(-1)
@@ -134,7 +134,7 @@ def _hyperplane(slots: Slots, points: Images) -> Gradient:
         shortest = torch.where(nearer, length, shortest)
         nearest = nearest._replace(
             values=torch.where(nearer, other.values, nearest.values),
-            gradient=torch.where(_rows(nearer), other.gradient, nearest.gradient),
+            gradient=torch.where(wide(nearer), other.gradient, nearest.gradient),
         )
     return nearest
 
@@ -156,10 +156,6 @@ def _length(slots: Slots, plane: Gradient) -> PerExample:
 
 def _margin(slots: Slots, logits: Logits) -> PerExample:
     return LOSSES["margin"](logits, slots.labels, slots.targets, None)
-
-
-def _rows(flags: Flags) -> Tensor:
-    return flags[:, None, None, None]
 
 
 Values = Float[Tensor, "*rows"]

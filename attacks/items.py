@@ -119,10 +119,8 @@ class Work:
             mine = torch.zeros_like(before).index_fill(0, rows, True)
             ended = (mine & ~before & (self.flipped | (self.remaining == 0))).nonzero().flatten()
             if len(ended):
-                self.referee.settle(ended, self._of(ended))
-
-    def _of(self, rows: Counts) -> Attacked:
-        return Attacked(self.points[rows], self.forwards[rows], self.backwards[rows])
+                told = (self.points[ended], self.forwards[ended], self.backwards[ended])
+                self.referee.settle(ended, Attacked(*told))
 
 
 def lay_out(

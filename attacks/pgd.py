@@ -53,14 +53,10 @@ def _gaussian(slots: Slots, stream: str) -> Images:
     return slots.ball.project(slots.images + _GAUSSIAN_START * noise, slots.images)
 
 
-def _none(slots: Slots, stream: str) -> Images:
-    return slots.images
-
-
 _INITIAL: dict[str, Callable[[Slots, str], Images]] = {
     "uniform": _uniform,
     "gaussian": _gaussian,
-    "none": _none,
+    "none": lambda slots, stream: slots.images,
 }
 
 

@@ -70,7 +70,8 @@ class Severest(BaseCountedAttack):
         attack = geometry_attack(steps=self.steps, restarts=self.restarts, scale=self.scale)
         best = _Best.nothing(images)
         for column in columns.T:
-            rows = _left(best, away, column)
+            gain = _pick(away, column.clamp_min(0))  # of examples whose next target is farther
+            rows = ((column != _NO_TARGET) & (best.severity < gain)).nonzero().flatten()
             if not len(rows):
                 continue
             some = inputs._replace(goal="maximise", targets=column).at(rows)
@@ -140,12 +141,6 @@ def _scored(points: Images, logits: Logits, aims: _Aims) -> _Best:
         severity=torch.where(wrong, _pick(aims.away, predicted), failed),
         margin=_pick(logits, rival) - _pick(logits, aims.labels),
     )
-
-
-def _left(best: _Best, away: Tensor, column: Labels) -> Tensor:
-    """Return the examples whose next target is farther than what they have."""
-    gain = _pick(away, column.clamp_min(0))
-    return ((column != _NO_TARGET) & (best.severity < gain)).nonzero().flatten()
 
 
 def _in_order(

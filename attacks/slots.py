@@ -101,12 +101,17 @@ def item_keys(ids: Labels, *, restarts: Labels, targets: Labels | None) -> Label
     return keys if targets is None else keys + (targets + 1) * _TARGET_KEY
 
 
+def wide(each: Tensor) -> Tensor:
+    """View values per slot, `(S,)`, so that they spread over images."""
+    return each[:, None, None, None]
+
+
 def replaced(old: Images, new: Images, rows: Flags) -> Images:
     """Take some rows of images from `new`, the others from `old`.
 
     One of the two to the bit, and several times faster than `where` with one flag per image.
     """
-    return torch.lerp(old, new, rows.to(old.dtype)[:, None, None, None])
+    return torch.lerp(old, new, wide(rows.to(old.dtype)))
 
 
 def observed(

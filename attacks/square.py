@@ -19,14 +19,14 @@ True
 import functools
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from robust_nc.attacks.losses import LOSSES, NEEDS_REFERENCE
 from robust_nc.attacks.pool import PooledAttack
-from robust_nc.attacks.slots import SearchState, Slots, observed
+from robust_nc.attacks.slots import SearchState, Slots, observed, wide
 from robust_nc.exceptions import InputError, unknown_name
 from robust_nc.runtime import keyed_uniform
 from robust_nc.types import Counts, Features, Flags, Images, Labels
@@ -46,18 +46,11 @@ class Draw(NamedTuple):
     p_init: float
 
 
-class Proposer(Protocol):
-    """What Square asks of a norm; all answers lie in the ball and the pixel bounds."""
-
-    def start(self, slots: Slots) -> Images:
-        """Return the first point of each slot."""
-
-    def propose(self, slots: Slots, accepted: Images, draw: Draw) -> Images:
-        """Return a neighbour of each accepted point."""
-
-
 class Stripes:
-    """Linf: every value at +eps or -eps, in stripes of width one, then in windows."""
+    """Linf: every value at +eps or -eps, in stripes of width one, then in windows.
+
+    Of each slot a first point, then neighbours of the accepted one, in the ball and the bounds.
+    """
 
     def start(self, slots: Slots) -> Images:
         """Move each column of each channel up or down by eps."""
@@ -76,7 +69,7 @@ class Stripes:
         fresh = torch.lerp(accepted, _corner(slots, signs), inside)
         other = torch.lerp(accepted, _corner(slots, -signs), inside)
         idle = (fresh - accepted).abs_().flatten(1).amax(1) == 0
-        return torch.lerp(fresh, other, _each(idle.float()))
+        return torch.lerp(fresh, other, wide(idle.float()))
 
 
 @dataclass(frozen=True)
@@ -106,8 +99,8 @@ class Bumps:
         delta = torch.zeros_like(slots.images)
         area = (..., slice(top, top + down * tile), slice(left, left + across * tile))
         delta[area] = bumps * _signs(draws[:, 1:])
-        whole = _each(self._root(self._mass(delta).sum((1, 2, 3))))
-        return self._fit(slots, delta * (slots.ball.eps / whole).clamp_min(1))
+        whole = wide(self._root(self._mass(delta).sum((1, 2, 3))))
+        return _FIT[self.order](slots, delta * (slots.ball.eps / whole).clamp_min(1))
 
     def propose(self, slots: Slots, accepted: Images, draw: Draw) -> Images:
         """Write a bump, plus what was there, into one window, and empty another."""
@@ -132,16 +125,13 @@ class Bumps:
         size = self._root(self._mass(fresh).sum((2, 3), keepdim=True)) + _TINY
         gain = channels ** (2 - self.order)  # AutoAttack's: the projection of L1 then sharpens
         weight = self._root(unused / channels + freed) * gain / size
-        return self._fit(slots, torch.lerp(delta, fresh.mul_(weight), either))
+        return _FIT[self.order](slots, torch.lerp(delta, fresh.mul_(weight), either))
 
     def _mass(self, delta: Tensor) -> Tensor:
         return delta.square() if self.order == 2 else delta.abs()
 
     def _root(self, mass: Tensor) -> Tensor:
         return mass.sqrt() if self.order == 2 else mass
-
-    def _fit(self, slots: Slots, delta: Images) -> Images:
-        return _FIT[self.order](slots, delta)
 
 
 def window_sizes(
@@ -199,12 +189,12 @@ def _shrunk(size: Features, room: Features, eps: float | int) -> Features:
 def _onto_sphere(slots: Slots, delta: Images) -> Images:
     """Scale to length eps, then clip to the pixel bounds."""
     scale = slots.ball.eps / (torch.linalg.vector_norm(delta, dim=(1, 2, 3)) + _TINY)
-    return (slots.images + delta * _each(scale)).clamp_(*slots.ball.bounds)
+    return (slots.images + delta * wide(scale)).clamp_(*slots.ball.bounds)
 
 
 _FIT = {1: _into_ball_and_box, 2: _onto_sphere}
 
-PROPOSERS: dict[str, Proposer] = {"Linf": Stripes(), "L2": Bumps(2), "L1": Bumps(1)}
+PROPOSERS: dict[str, Stripes | Bumps] = {"Linf": Stripes(), "L2": Bumps(2), "L1": Bumps(1)}
 
 
 def _corner(slots: Slots, signs: Tensor) -> Images:
@@ -213,10 +203,6 @@ def _corner(slots: Slots, signs: Tensor) -> Images:
 
 def _signs(draws: Tensor) -> Tensor:
     return torch.where(draws < 0.5, -1.0, 1.0)
-
-
-def _each(values: Tensor) -> Tensor:
-    return values[:, None, None, None]
 
 
 def _offsets(draws: Tensor, sizes: Labels, length: int) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nc.attacks.base import checked_inputs
-from robust_nc.attacks.items import Work, lay_out
+from robust_nc.attacks.items import lay_out
 from robust_nc.attacks.losses import LOSSES, NEEDS_REFERENCE
 from robust_nc.attacks.model_calls import Oracle
 from robust_nc.attacks.pgd import PGD
@@ -58,19 +58,14 @@ def trajectory(
     path = images.new_empty(steps + 1, *images.shape)
     with untouched(model):
         for items in torch.split(work.queue, batch_size) if len(images) else ():
-            _follow(attack, work, items, path)
+            slots = work.slots(items)
+            state = attack.start(slots)
+            path[0, items] = state.points
+            for step in range(1, steps + 1):
+                state = attack.step(slots, state)
+                path[step, items] = state.points
         oracle.check()
     return path
-
-
-def _follow(attack: PGD, work: Work, items: Tensor, path: Tensor) -> None:
-    """Step some examples to the end, and note every point."""
-    slots = work.slots(items)
-    state = attack.start(slots)
-    path[0, items] = state.points
-    for step in range(1, attack.steps + 1):
-        state = attack.step(slots, state)
-        path[step, items] = state.points
 
 
 def _check_path(targets: Tensor | None, loss: str, batch_size: int) -> None:

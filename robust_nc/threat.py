@@ -234,17 +234,10 @@ def parse_eps(value: object) -> float:
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    parts = str(value).split("/")
+    above, bar, below = str(value).partition("/")
     try:
-        numbers = [float(part) for part in parts]
-        return numbers[0] if len(numbers) == 1 else numbers[0] / _second(numbers)
+        return float(above) / float(below) if bar else float(above)
     except (ValueError, ZeroDivisionError):
         raise InputError(
             f"eps must be a number or a fraction such as 8/255, found {value!r}"
         ) from None
-
-
-def _second(numbers: list[float]) -> float:
-    if len(numbers) != 2:
-        raise ValueError
-    return numbers[1]

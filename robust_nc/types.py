@@ -6,7 +6,7 @@ are documentation. ``n`` examples, ``c h w`` pixels, ``k`` classes, ``d`` featur
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -47,9 +47,11 @@ class Attacked(NamedTuple):
     backwards: Tensor
 
 
-@runtime_checkable
-class Attack(Protocol):
-    """An attack: perturbed images for images; whether it succeeded is for the evaluation to say.
+Found = TypeVar("Found", covariant=True)
+
+
+class _Call(Protocol[Found]):
+    """How an attack is called.
 
     `goal="flip"` may stop an example at its first misclassification; `goal="maximise"` runs to
     the end and returns the point of highest loss. `targets` (N,) int64 or None for untargeted.
@@ -67,29 +69,23 @@ class Attack(Protocol):
         targets: Tensor | None = None,
         seed: int,
         ids: Tensor,
-    ) -> Tensor:
-        """Return perturbed images, `(N, C, H, W)`."""
+    ) -> Found:
+        """Return what was found for the images."""
         ...
+
+
+@runtime_checkable
+class Attack(_Call[Tensor], Protocol):
+    """An attack: perturbed images, `(N, C, H, W)`; whether it succeeded the evaluation says."""
 
 
 @runtime_checkable
 class CountedAttack(Attack, Protocol):
     """An attack that also says how many passes each example cost."""
 
-    def run(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        ball: Ball,
-        *,
-        goal: Goal = "flip",
-        targets: Tensor | None = None,
-        seed: int,
-        ids: Tensor,
-    ) -> Attacked:
-        """Return perturbed images with passes per example."""
-        ...
+    @property
+    def run(self) -> _Call[Attacked]:
+        """Is called as the attack, and returns perturbed images with passes per example."""
 
 
 @runtime_checkable

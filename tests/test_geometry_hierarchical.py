@@ -1,7 +1,5 @@
 """Measures of outputs in a tree: definitions, closed forms, and what must not change them."""
 
-import functools
-
 import pytest
 import torch
 from reference import hierarchical as oracle
@@ -9,13 +7,13 @@ from torch import Tensor
 
 from robust_nc.data.hierarchy.tree import read_hierarchy
 from robust_nc.exceptions import InputError
-from robust_nc.geometry.severity import OutputSums, output_measures, output_sums
+from robust_nc.geometry.severity import output_measures
 
 CIFAR100 = read_hierarchy("cifar100").distances()
 
 
 def measured(logits: Tensor, labels: Tensor, distances: Tensor) -> dict[str, float | None]:
-    return output_measures(output_sums(logits, labels, distances)).values
+    return output_measures(logits, labels, distances).values
 
 
 def batch(
@@ -73,17 +71,16 @@ class TestValues:
 def test_batches_and_their_order_change_nothing():
     distances, (logits, labels) = small_tree(6), batch(23, 6, seed=0)
     rows = torch.randperm(23, generator=torch.Generator().manual_seed(1))
-    parts = zip(logits[rows].split(5), labels[rows].split(5), strict=True)
-    sums = functools.reduce(OutputSums.merge, [output_sums(*part, distances) for part in parts])
+    parted = output_measures(logits[rows], labels[rows], distances, at_once=5).values
     for name, value in measured(logits, labels, distances).items():
         close = None if value is None else pytest.approx(value, rel=1e-9)
-        assert output_measures(sums).values[name] == close
+        assert parted[name] == close
 
 
 class TestUndefined:
     def test_nothing_is_none_with_a_reason(self):
-        sums = output_sums(torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64), small_tree(6))
-        found = output_measures(sums)
+        nobody = torch.zeros(0, dtype=torch.int64)
+        found = output_measures(torch.zeros(0, 6), nobody, small_tree(6))
         assert set(found.values.values()) == {None}
         assert set(found.notes) == set(found.values)
         assert found.notes["hd_1"] == "undefined: no example"
@@ -92,13 +89,13 @@ class TestUndefined:
 
     def test_counts_are_of_what_each_value_is_over(self):
         logits = torch.tensor([[2.0, 1, 0], [2, 1, 0], [2, 1, 0]])
-        found = output_measures(output_sums(logits, torch.tensor([0, 0, 2]), small_tree(3)))
+        found = output_measures(logits, torch.tensor([0, 0, 2]), small_tree(3))
         assert found.counts["mistake_severity"] == 1
         assert found.counts["hd_1"] == found.counts["accuracy"] == 3
         assert found.notes.keys() == {"hd_5", "hd_20"}
 
     def test_no_distance_no_ranking(self):
-        found = output_measures(output_sums(torch.eye(2), torch.tensor([0, 0]), torch.zeros(2, 2)))
+        found = output_measures(torch.eye(2), torch.tensor([0, 0]), torch.zeros(2, 2))
         assert found.values["hier_ndcg"] is None
         assert found.notes["hier_ndcg"] == "undefined: all classes are at distance 0"
         assert found.values["mistake_severity"] == 0
@@ -115,7 +112,7 @@ class TestUndefined:
     )
     def test_faults(self, logits, labels, message):
         with pytest.raises(InputError, match=message):
-            output_sums(logits, torch.tensor(labels), small_tree(4))
+            output_measures(logits, torch.tensor(labels), small_tree(4))
 
     def test_a_class_that_is_ruled_out_comes_last(self):
         logits = torch.tensor([[-torch.inf, 1.0, 0.0]])

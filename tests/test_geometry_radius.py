@@ -32,7 +32,6 @@ def at(rates: list[float], *, eps: list[float] = EPS, level: float = 0.1) -> Rad
 def test_the_radius_is_the_first_crossing(rates: list[float], value: float | None) -> None:
     found = at(rates)
     assert found.value == found.low == found.high == pytest.approx(value)
-    assert found.reached == (value is not None)
     assert found.eps_max == 4
 
 

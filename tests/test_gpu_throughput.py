@@ -12,7 +12,7 @@ from torch import nn
 
 from robust_nc.benchmarks.gpu import throughput
 from robust_nc.benchmarks.gpu.throughput import Entry, Way, count_work, page
-from robust_nc.exceptions import ConfigError
+from robust_nc.exceptions import RecordError
 
 CPU = torch.device("cpu")
 TINY = Way("small_cnn", 4, image_shape=(1, 8, 8))
@@ -83,13 +83,13 @@ def test_a_file_of_something_else_or_of_another_torch_is_refused_and_kept(
 ):
     out = tmp_path / "speed.json"
     out.write_text(content)
-    with pytest.raises(ConfigError, match=str(out)):
+    with pytest.raises(RecordError, match=str(out)):
         throughput.opened(out, CPU)
     assert out.read_text() == content
     out.write_text(json.dumps(throughput.opened(tmp_path / "none.json", CPU)))
     assert throughput.opened(out, CPU)["entries"] == {}
     monkeypatch.setattr(torch, "__version__", "0.1")
-    with pytest.raises(ConfigError, match="give another --out"):
+    with pytest.raises(RecordError, match="give another --out"):
         throughput.opened(out, CPU)
 
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from reference.hierarchical import height_of_common_ancestor
 
 from robust_nc.config import Component
-from robust_nc.data.hierarchy.reading import parse
-from robust_nc.data.hierarchy.tree import Hierarchy, hierarchy_names, read_hierarchy, tree_of
+from robust_nc.data.hierarchy.tree import Hierarchy, hierarchy_names, parse, read_hierarchy, tree_of
 from robust_nc.data.load import dataset_info
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.geometry.severity import check_distances

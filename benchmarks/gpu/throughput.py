@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from robust_nc.attacks.apgd import APGD
 from robust_nc.attacks.pgd import PGD
-from robust_nc.benchmarks.races.timing import conditions, cpu_name, markdown, spread_of
+from robust_nc.benchmarks.races.timing import begun, conditions, cpu_name, markdown, spread_of
 from robust_nc.config import Compile, Component, ModelConfig, RunConfig, TrainConfig, read
 from robust_nc.data.base import numbered
 from robust_nc.data.batches import Batches
@@ -375,24 +375,13 @@ def quick(options: Options) -> Options:
 
 
 def opened(out: Path, device: torch.device) -> Row:
-    """Read the record of this device, or begin it; `ConfigError` if it is of something else."""
+    """Read the record of this device, or begin it; `RecordError` if it is of something else."""
     facts = hardware(device)
     place = {"device": facts.get("gpu", cpu_name()), "torch": torch.__version__}
     place["threads"] = facts["threads"]
     made: Row = {"place": place, "conditions": conditions(), "versions": versions()}
     made |= {"hardware": facts | {"processor": cpu_name()}, "entries": {}}
-    if not out.is_file():
-        return made
-    try:
-        held = json.loads(out.read_text())
-        same, entries = held["place"] == place, dict(held["entries"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{out} is no record of this script ({error}); move it away") from error
-    if not same:
-        raise ConfigError(
-            f"{out} was measured on {held['place']}, and this is {place}; give another --out"
-        )
-    return made | {"entries": entries}
+    return begun(out, made, of="device", by="place", holds="entries")
 
 
 def measure(entries: list[Entry], record: Row, out: Path, *, end: float, again: bool) -> bool:

@@ -29,8 +29,15 @@ from robust_nc.benchmarks.races.contestants import (
     in_a_child,
     prepare,
 )
-from robust_nc.benchmarks.races.timing import Timing, conditions, cpu_name, markdown, ratio
-from robust_nc.exceptions import ConfigError, RecordError
+from robust_nc.benchmarks.races.timing import (
+    Timing,
+    begun,
+    conditions,
+    cpu_name,
+    markdown,
+    ratio,
+)
+from robust_nc.exceptions import ConfigError
 from robust_nc.io.files import write_text
 from robust_nc.runtime import default_device
 from robust_nc.runtime.environment import code_digest, hardware, versions
@@ -81,7 +88,17 @@ def contest(
     Runs of ours count as done only if our code is still the same. Raises `RecordError` if `out` is
     the record of another race.
     """
-    record = _opened(setup, out)
+    facts = hardware(default_device())
+    name = facts.get("gpu", cpu_name())
+    others = {name: version_of(name) for name in ("pyautoattack", "torchattacks", "scipy")}
+    made: Line = {
+        "race": setup._asdict() | {"torch": torch.__version__, "device": name},
+        "versions": versions() | others,
+        "hardware": facts | {"processor": cpu_name()},
+        "conditions": conditions(),
+        "runs": [],
+    }
+    record = begun(out, made, of="race", by="race", holds="runs")
     record["left_out"] = left_out or {}
     for number, job in enumerate(jobs):
         if any(_same(line, job) for line in record["runs"]):
@@ -96,32 +113,6 @@ def contest(
             took = f", {line['seconds']:.1f} s" if line["seconds"] is not None else ""
             print(f"  robust accuracy {share(line['robust']):.2%}{took}", flush=True)
     return record
-
-
-def _opened(setup: Setup, out: Path | None) -> Line:
-    """Read the record of this race, or begin it."""
-    facts = hardware(default_device())
-    name = facts.get("gpu", cpu_name())
-    made: Line = {
-        "race": setup._asdict() | {"torch": torch.__version__, "device": name},
-        "versions": versions()
-        | {name: version_of(name) for name in ("pyautoattack", "torchattacks", "scipy")},
-        "hardware": facts | {"processor": cpu_name()},
-        "conditions": conditions(),
-        "runs": [],
-    }
-    if out is None or not out.is_file():
-        return made
-    try:
-        held: Line = json.loads(out.read_text())
-        same = held["race"] == made["race"] and isinstance(held["runs"], list)
-    except (ValueError, KeyError, TypeError) as error:
-        raise RecordError(f"{out} is not the record of a race ({error}); move it away") from error
-    if not same:
-        raise RecordError(
-            f"{out} is the record of another race, {held['race']}; give another file or delete it"
-        )
-    return made | {"runs": held["runs"]}
 
 
 def _key(line: Line) -> tuple[str, int, int | None]:

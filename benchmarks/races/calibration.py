@@ -29,17 +29,8 @@ from robust_nc.training.run import load_classifier
 
 LEAST_ROBUST = 0.3
 PROTOCOLS = ("standard", "fast")
-HEAD = [
-    "data",
-    "model",
-    "seed",
-    "examples",
-    "`standard`, robust",
-    "`fast`, robust",
-    "missed",
-    "by `fast` alone",
-    "units",
-]
+_HEAD = "data|model|seed|examples|`standard`, robust|`fast`, robust|missed|by `fast` alone|units"
+HEAD = _HEAD.split("|")
 
 
 def judged(record: Record, suite: Path, protocol: str) -> dict[str, Any]:
@@ -76,7 +67,8 @@ def calibrate(suites: list[Path], out: Path) -> list[dict[str, Any]]:
             for protocol in PROTOCOLS:
                 if protocol not in entry:
                     entry[protocol] = judged(record, suite, protocol)
-                    _write(out, found)
+                    facts = {"versions": versions(), "hardware": hardware(default_device())}
+                    write_text(out, json.dumps(facts | {"cells": found}) + "\n")
                     print(f"{record.model} seed {record.seed}: {protocol} done", flush=True)
     return list(found.values())
 
@@ -121,11 +113,6 @@ def _differing(entry: dict[str, Any], kept: str, broken: str) -> int:
     """Count the examples that one protocol leaves standing and the other breaks."""
     pairs = zip(entry[kept]["robust"], entry[broken]["robust"], strict=True)
     return sum(stands and not robust for stands, robust in pairs)
-
-
-def _write(out: Path, cells: dict[str, Any]) -> None:
-    facts = {"versions": versions(), "hardware": hardware(default_device()), "cells": cells}
-    write_text(out, json.dumps(facts) + "\n")
 
 
 def main(suites: tyro.conf.Positional[list[Path]], *, out: Path = Path("calibration.json")) -> None:

@@ -292,17 +292,8 @@ def pyautoattack(subject: Subject, setup: Setup, seed: int) -> Tensor:
     return found
 
 
-def torchattacks(subject: Subject, setup: Setup, seed: int) -> Tensor:
-    """torchattacks' AutoAttack as it comes."""
-    return _torchattacks(subject, setup, seed, steps=None)
-
-
-def torchattacks_100(subject: Subject, setup: Setup, seed: int) -> Tensor:
-    """torchattacks' AutoAttack with AutoAttack's number of steps, set by hand."""
-    return _torchattacks(subject, setup, seed, steps=_STEPS)
-
-
-def _torchattacks(subject: Subject, setup: Setup, seed: int, *, steps: int | None) -> Tensor:
+def torchattacks(subject: Subject, setup: Setup, seed: int, *, steps: int | None = None) -> Tensor:
+    """torchattacks' AutoAttack as it comes, or with a number of steps set by hand."""
     device = default_device()
     with torch.no_grad():
         classes = subject.model(subject.images[:1].to(device)).shape[1]
@@ -326,7 +317,7 @@ CONTESTANTS: dict[str, Contestant] = {
     OURS: ours,
     "pyautoattack": pyautoattack,
     "torchattacks": torchattacks,
-    "torchattacks-100": torchattacks_100,
+    "torchattacks-100": functools.partial(torchattacks, steps=_STEPS),
 }
 
 

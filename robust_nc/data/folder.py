@@ -52,7 +52,12 @@ class Folder:
         listings = {split: self._list(split) for split in _NAMES}
         sizes = {split: len(listing.paths) for split, listing in listings.items()}
         classes = listings["train"].classes
-        _check_same(self.path, classes, listings["test"].classes)
+        odd = sorted(set(classes) ^ set(listings["test"].classes))
+        if odd:
+            raise DataError(
+                f"folder {self.path}: train and test need the same classes; only one has "
+                f"{', '.join(odd)}"
+            )
         return DatasetInfo("folder", len(classes), (3, self.size, self.size), classes, sizes)
 
     def read(self, split: str, root: Path) -> Split:
@@ -106,11 +111,3 @@ def read_image(path: Path, size: int) -> Tensor:
     left, top = (fitted.width - size) // 2, (fitted.height - size) // 2
     pixels = np.asarray(fitted.crop((left, top, left + size, top + size)))
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-
-
-def _check_same(path: str, train: tuple[str, ...], test: tuple[str, ...]) -> None:
-    odd = sorted(set(train) ^ set(test))
-    if odd:
-        raise DataError(
-            f"folder {path}: train and test need the same classes; only one has {', '.join(odd)}"
-        )

@@ -11,8 +11,8 @@ a mean of one is no vertex.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,48 +26,70 @@ FEWEST = 2  # examples that make a vertex with a spread around it
 _ROUNDING = 1e-9  # 500 / 100 must not become 4 for the last bit of a power
 
 
-class Imbalance(Protocol):
-    """What thins out the classes of a split; `factor` is that of the largest to the smallest."""
+@dataclass(frozen=True)
+class Imbalance(ABC):
+    """What thins out the classes of a split.
+
+    `factor`, at least 1: the size of the largest class over that of the smallest.
+    """
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.factor, int | float) and 1 <= self.factor < math.inf):
+            raise ConfigError(
+                f"{self.name} imbalance: factor is the largest class's size over the smallest's, "
+                f"at least 1, found {self.factor!r}"
+            )
 
     @property
-    def factor(self) -> float:
-        """Size of the largest class over that of the smallest, at least 1."""
-        ...
+    def name(self) -> str:
+        """How it is called in errors."""
+        return type(self).__name__.lower()
 
+    @abstractmethod
     def sizes(self, largest: int, num_classes: int) -> Tensor:
         """Return how many examples each class keeps, `(K,)` int64; the largest has `largest`."""
-        ...
 
     def __call__(self, split: Split, num_classes: int, *, seed: int) -> Split:
-        """Return what is kept, in the official order."""
-        ...
+        """Return what is kept, in the official order.
+
+        Raises `ConfigError` where a class would be left with fewer than two examples.
+        """
+        if num_classes < 2:
+            raise InputError(f"imbalance needs at least two classes, found {num_classes}")
+        labels = check_labels(split.labels, len(split.images), num_classes)
+        counts = labels.bincount(minlength=num_classes)
+        largest = int(counts.max())
+        sizes = self.sizes(largest, num_classes)
+        lost = sizes < counts.clamp_max(FEWEST)
+        if bool(lost.any()):
+            worst = int(lost.int().argmax())
+            lower = f"lower the factor to at most {largest / FEWEST:g}, or " if largest > 3 else ""
+            raise ConfigError(
+                f"{self.name} imbalance: factor {self.factor:g} leaves class {worst} "
+                f"{int(sizes[worst])} of its {int(counts[worst])} examples, and {FEWEST} are "
+                f"needed; {lower}use more examples"
+            )
+        kept = _rank(labels, split.ids, counts, seed) < sizes[labels]
+        return split.at(kept.nonzero().flatten())
 
 
-@dataclass(frozen=True)
-class Exponential:
+class Exponential(Imbalance):
     """Class k keeps n factor^(-k/(K-1)) examples, n the size of the largest class, rounded down.
 
     The long-tailed CIFAR of Cui et al. (CVPR 2019) and Cao et al. (NeurIPS 2019): CIFAR-10 keeps
     12,406 of its images at factor 100. A class that has fewer than its share keeps what it has.
     """
 
-    factor: float
-
-    def __post_init__(self) -> None:
-        _check_factor("exponential", self.factor)
-
     def sizes(self, largest: int, num_classes: int) -> Tensor:
         """Return how many examples each class keeps, `(K,)` int64."""
         place = torch.arange(num_classes, dtype=torch.float64) / max(num_classes - 1, 1)
         return (largest * self.factor**-place + _ROUNDING).long()
 
-    def __call__(self, split: Split, num_classes: int, *, seed: int) -> Split:
-        """Return what is kept; `ConfigError` where a class would be left with fewer than two."""
-        return _thinned("exponential", self, split, num_classes, seed)
-
 
 @dataclass(frozen=True)
-class Step:
+class Step(Imbalance):
     """The last `share` of the classes keep n / factor examples, the others n (Cao et al., 2019).
 
     n is the size of the largest class; n / factor is rounded down, the number of classes to the
@@ -75,11 +97,10 @@ class Step:
     has.
     """
 
-    factor: float
     share: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_factor("step", self.factor)
+        super().__post_init__()
         if not 0 < self.share < 1:
             raise ConfigError(
                 f"step imbalance: share is that of the small classes, between 0 and 1, "
@@ -93,28 +114,6 @@ class Step:
         sizes[num_classes - small :] = math.floor(largest / self.factor + _ROUNDING)
         return sizes
 
-    def __call__(self, split: Split, num_classes: int, *, seed: int) -> Split:
-        """Return what is kept; `ConfigError` where a class would be left with fewer than two."""
-        return _thinned("step", self, split, num_classes, seed)
-
-
-def _thinned(name: str, how: Imbalance, split: Split, num_classes: int, seed: int) -> Split:
-    if num_classes < 2:
-        raise InputError(f"imbalance needs at least two classes, found {num_classes}")
-    labels = check_labels(split.labels, len(split.images), num_classes)
-    counts = labels.bincount(minlength=num_classes)
-    largest = int(counts.max())
-    sizes = how.sizes(largest, num_classes)
-    lost = sizes < counts.clamp_max(FEWEST)
-    if bool(lost.any()):
-        worst = int(lost.int().argmax())
-        lower = f"lower the factor to at most {largest / FEWEST:g}, or " if largest > 3 else ""
-        raise ConfigError(
-            f"{name} imbalance: factor {how.factor:g} leaves class {worst} {int(sizes[worst])} of "
-            f"its {int(counts[worst])} examples, and {FEWEST} are needed; {lower}use more examples"
-        )
-    return split.at((_rank(labels, split.ids, counts, seed) < sizes[labels]).nonzero().flatten())
-
 
 def _rank(labels: Tensor, ids: Tensor, counts: Tensor, seed: int) -> Tensor:
     """Rank each example within its class by its draw; the id decides between equal draws."""
@@ -125,11 +124,3 @@ def _rank(labels: Tensor, ids: Tensor, counts: Tensor, seed: int) -> Tensor:
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order)) - first[labels[order]]
     return rank
-
-
-def _check_factor(name: str, factor: float) -> None:
-    if not (isinstance(factor, int | float) and 1 <= factor < math.inf):
-        raise ConfigError(
-            f"{name} imbalance: factor is the largest class's size over the smallest's, at least "
-            f"1, found {factor!r}"
-        )

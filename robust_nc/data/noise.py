@@ -11,7 +11,7 @@ order. The same draws serve every rate, so that a higher rate corrupts the same 
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -52,11 +52,9 @@ class Symmetric:
     def __call__(self, labels: Tensor, num_classes: int, *, seed: int, ids: Tensor) -> Tensor:
         """Return the given labels `(N,)`."""
         labels = _checked(labels, num_classes, ids)
-        draws = _draw(seed, ids.to(labels.device))
-        drawn = (
-            _pick(draws.which, num_classes) if self.redraw else _other(draws, labels, num_classes)
-        )
-        return torch.where(draws.chance < self.rate, drawn, labels)
+        chance, which = _draw(seed, ids.to(labels.device))
+        anew = (which * num_classes).long() if self.redraw else _other(which, labels, num_classes)
+        return torch.where(chance < self.rate, anew, labels)
 
     def effective_rate(self, labels: Tensor, num_classes: int) -> float:
         """Return the expected share of wrong labels."""
@@ -77,9 +75,9 @@ class PerClass:
     def __call__(self, labels: Tensor, num_classes: int, *, seed: int, ids: Tensor) -> Tensor:
         """Return the given labels `(N,)`; raises `ConfigError` for other than K rates."""
         labels = _checked(labels, num_classes, ids)
-        draws = _draw(seed, ids.to(labels.device))
-        drawn = _other(draws, labels, num_classes)
-        return torch.where(draws.chance < self._of(labels, num_classes), drawn, labels)
+        chance, which = _draw(seed, ids.to(labels.device))
+        drawn = _other(which, labels, num_classes)
+        return torch.where(chance < self._of(labels, num_classes), drawn, labels)
 
     def effective_rate(self, labels: Tensor, num_classes: int) -> float:
         """Return the expected share of wrong labels: the mean rate of the examples."""
@@ -121,8 +119,8 @@ class Pair:
     def __call__(self, labels: Tensor, num_classes: int, *, seed: int, ids: Tensor) -> Tensor:
         """Return the given labels `(N,)`; raises `ConfigError` for other than K pairs."""
         labels = _checked(labels, num_classes, ids)
-        chosen = _draw(seed, ids.to(labels.device)).chance < self.rate
-        return torch.where(chosen, self._of(labels, num_classes), labels)
+        chance, _ = _draw(seed, ids.to(labels.device))
+        return torch.where(chance < self.rate, self._of(labels, num_classes), labels)
 
     def effective_rate(self, labels: Tensor, num_classes: int) -> float:
         """Return the expected share of wrong labels; classes paired with themselves have none."""
@@ -137,24 +135,15 @@ class Pair:
         return torch.tensor(self.pairs, device=labels.device)[labels]
 
 
-class _Draws(NamedTuple):
+def _draw(seed: int, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Two uniform draws of each example, float64 `(N,)`: whether its label changes, to which."""
-
-    chance: Tensor
-    which: Tensor
-
-
-def _draw(seed: int, ids: Tensor) -> _Draws:
-    return _Draws(*keyed_uniform(seed, ids, STREAM, 2).double().unbind(1))
+    chance, which = keyed_uniform(seed, ids, STREAM, 2).double().unbind(1)
+    return chance, which
 
 
-def _pick(draws: Tensor, count: int) -> Tensor:
-    """Turn uniform draws into numbers in 0..count-1; float64 cannot round them up to `count`."""
-    return (draws * count).long()
-
-
-def _other(draws: _Draws, labels: Tensor, num_classes: int) -> Tensor:
-    return (labels + 1 + _pick(draws.which, num_classes - 1)) % num_classes
+def _other(which: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Choose among the other classes; float64 cannot round a draw up to their number."""
+    return (labels + 1 + (which * (num_classes - 1)).long()) % num_classes
 
 
 def _checked(labels: Tensor, num_classes: int, ids: Tensor | None = None) -> Tensor:

@@ -185,14 +185,12 @@ class Padded(nn.Module):
         if self.plain is not None and 2 * len(images) <= self.size:
             logits: Tensor = self.plain(images)
             return logits
-        pieces = torch.split(images, self.size)
-        return torch.cat([self.model(self._filled(piece))[: len(piece)] for piece in pieces])
-
-    def _filled(self, piece: Tensor) -> Tensor:
-        missing = self.size - len(piece)
-        return (
-            torch.cat([piece, piece.new_zeros((missing, *piece.shape[1:]))]) if missing else piece
-        )
+        found = []
+        for piece in torch.split(images, self.size):
+            missing = piece.new_zeros((self.size - len(piece), *piece.shape[1:]))
+            full = torch.cat([piece, missing]) if len(missing) else piece
+            found.append(self.model(full)[: len(piece)])
+        return torch.cat(found)
 
 
 def compile_padded(model: nn.Module, size: int, *, backend: str = "inductor") -> Padded:

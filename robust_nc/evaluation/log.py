@@ -142,11 +142,12 @@ def _opened(path: Path, first: dict[str, Any]) -> EvaluationLog:
     content = path.read_bytes() if path.exists() else b""
     lines, good = _good_lines(content)
     damage = ""
-    if not lines and not _begun(content, first):
-        if not _ours(content):
-            raise _another(path)
-    elif lines and lines[0] != first:
-        raise _another(path)
+    ours = lines[0] == first if lines else _begun(content, first) or _ours(content)
+    if not ours:
+        raise RecordError(
+            f"{path} is not the log of this evaluation (other model, images, ball, protocol, seed "
+            "or precision); give another file, or delete it to start over"
+        )
     if b"\n" in content[good:]:
         _append(path.with_name(f"{path.name}.damaged"), content[good:])
         damage = (
@@ -160,13 +161,6 @@ def _opened(path: Path, first: dict[str, Any]) -> EvaluationLog:
     elif good < len(content):
         os.truncate(path, good)  # a torn last line would be glued to the next one
     return EvaluationLog(path, lines[1:], damage)
-
-
-def _another(path: Path) -> RecordError:
-    return RecordError(
-        f"{path} is not the log of this evaluation (other model, images, ball, protocol, seed "
-        "or precision); give another file, or delete it to start over"
-    )
 
 
 def _ours(content: bytes) -> bool:
@@ -232,7 +226,11 @@ def _framed(line: dict[str, Any]) -> bytes:
 
 
 def _packed(turn: int, tensors: tuple[Tensor, ...], warnings: dict[str, str]) -> bytes:
-    packed = [_encode(tensor) for tensor in tensors]
+    packed = []
+    for tensor in tensors:
+        array = tensor.contiguous().numpy()
+        data = base64.b64encode(zlib.compress(array.tobytes(), 1)).decode()
+        packed.append({"dtype": str(array.dtype), "shape": list(array.shape), "data": data})
     return _framed({"turn": turn, "warnings": warnings, "tensors": packed})
 
 
@@ -255,17 +253,10 @@ def _append(path: Path, lines: bytes) -> None:
         ) from error
 
 
-def _encode(tensor: Tensor) -> dict[str, Any]:
-    array = tensor.contiguous().numpy()
-    packed = base64.b64encode(zlib.compress(array.tobytes(), 1)).decode()
-    return {"dtype": str(array.dtype), "shape": list(array.shape), "data": packed}
-
-
 def _line(line: dict[str, Any]) -> Line:
-    return Line(line["turn"], tuple(_decode(entry) for entry in line["tensors"]))
-
-
-def _decode(entry: dict[str, Any]) -> Tensor:
-    raw = zlib.decompress(base64.b64decode(entry["data"]))
-    array = np.frombuffer(raw, dtype=entry["dtype"]).reshape(entry["shape"])
-    return torch.from_numpy(array.copy())
+    tensors = []
+    for entry in line["tensors"]:
+        raw = zlib.decompress(base64.b64decode(entry["data"]))
+        array = np.frombuffer(raw, dtype=entry["dtype"]).reshape(entry["shape"])
+        tensors.append(torch.from_numpy(array.copy()))
+    return Line(line["turn"], tuple(tensors))

@@ -66,9 +66,11 @@ def run_turns(
         state.replay(line.turn, Entry(*line.tensors))
     classes = state.logits.shape[1]
     refereed = [turn for turn in turns if isinstance(turn.attack, RefereedAttack)]
-    evaluation.pace = PassCounter(
-        report, [_cost(turn, classes) for turn in turns], note=evaluation.log.damage
-    )
+    costs = [
+        turn.attack.cost(classes) if isinstance(turn.attack, RefereedAttack) else None
+        for turn in turns
+    ]
+    evaluation.pace = PassCounter(report, costs, note=evaluation.log.damage)
     # Also where the log says that all of them are broken by now: the record names the copy.
     fast = None
     if accelerated and refereed and bool(state.clean_correct.any()):
@@ -118,7 +120,3 @@ def _take_fastest(
         return
     evaluation.fast, evaluation.batch_size = best.model, best.batch_size
     evaluation.accelerated = best.names
-
-
-def _cost(turn: Turn, classes: int) -> int | None:
-    return turn.attack.cost(classes) if isinstance(turn.attack, RefereedAttack) else None

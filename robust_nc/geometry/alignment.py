@@ -18,7 +18,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float64, Int
@@ -120,23 +120,17 @@ def _mean(values: tuple[float | None, ...]) -> float | None:
     return math.fsum(found) / len(found) if found else None
 
 
-class _Compared(NamedTuple):
-    """Angles in degrees and relative distances of the kept classes, NaN where undefined."""
-
-    angles: Float64[Tensor, " kept"]
-    distances: Float64[Tensor, " kept"]
-    procrustes: float | None
-
-
-def _compare(clean: Vertices, attacked: Vertices, kept: Kept) -> _Compared:
-    """Compare the kept rows.
+def _compare(
+    clean: Vertices, attacked: Vertices, kept: Kept
+) -> tuple[Tensor, Tensor, float | None]:
+    """Angles in degrees and relative distances of the kept rows, NaN where undefined; procrustes.
 
     The angle between unit vectors u and v is 2 atan2(|u - v|, |u + v|) (Kahan): exact at 0, where
     the cosine has no digits left.
     """
     if len(kept) < 2:
         nowhere = clean.new_full((len(kept),), torch.nan)
-        return _Compared(nowhere, nowhere, None)
+        return nowhere, nowhere, None
     before, after = _norms(clean, kept), _norms(attacked, kept)
     own, other = (torch.where(norms > 0, norms, torch.nan)[:, None] for norms in (before, after))
     apart, along, moved = (torch.zeros_like(before) for _ in range(3))
@@ -147,10 +141,10 @@ def _compare(clean: Vertices, attacked: Vertices, kept: Kept) -> _Compared:
     angles = torch.rad2deg(2 * torch.atan2(apart.sqrt(), along.sqrt()))
     distances = moved.sqrt() / before.mean()
     if not (before.any() and after.any()):
-        return _Compared(angles, distances, None)
+        return angles, distances, None
     product = _triangle(clean, kept) @ _triangle(attacked, kept).T
     shared = float(torch.linalg.svdvals(product).sum())
-    return _Compared(angles, distances, min(max(1 - shared**2, 0.0), 1.0))
+    return angles, distances, min(max(1 - shared**2, 0.0), 1.0)
 
 
 def measure_alignment(clean: Any, attacked: Any) -> Alignment:
@@ -167,13 +161,12 @@ def measure_alignment(clean: Any, attacked: Any) -> Alignment:
         )
     second = second.to(first.device)
     kept = (torch.isfinite(first).all(1) & torch.isfinite(second).all(1)).nonzero().flatten()
-    compared = _compare(first, second, kept)
-    angles = _numbers(compared.angles, kept, len(first))
-    distances = _numbers(compared.distances, kept, len(first))
+    turned, moved, procrustes = _compare(first, second, kept)
+    angles, distances = (_numbers(values, kept, len(first)) for values in (turned, moved))
     found = Alignment(
         angle=_mean(angles),
         distance=_mean(distances),
-        procrustes=compared.procrustes,
+        procrustes=procrustes,
         angles=angles,
         distances=distances,
         num_classes=len(kept),

@@ -15,8 +15,9 @@ entries needs the factors alone:
 True
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeGuard
 
 import torch
@@ -102,7 +103,7 @@ def layer_features(
         layers, found = _layers(model)
         starts = {name: _initial_weight(layer, initial) for name, layer in layers.items()}
         reader = _Reader()
-        hooks = ((layer.module, reader.hook(name)) for name, layer in layers.items())
+        hooks = ((each.module, partial(reader.open_graph, name)) for name, each in layers.items())
         with forward_hooks(hooks):
             size = chunk_size(model, pixels, memory // 2, batch_size)  # runs one image
             found |= _unfit(layers.values(), reader, memory)
@@ -246,19 +247,15 @@ class _Reader:
             return None
         return f"gave {tuple(shape)} for one image; one row per image is needed"
 
-    def hook(self, name: str) -> Callable[[nn.Module, Any, Any], Tensor | None]:
-        """Return the hook of one layer."""
-
-        def open_graph(_module: nn.Module, _inputs: Any, output: Any) -> Tensor | None:
-            if not isinstance(output, Tensor):
-                return None
-            anchor = output if output.requires_grad else output.detach().requires_grad_()
-            self.outputs.setdefault(name, []).append(anchor)
-            # What follows may work in place, and would put its own output in the anchor's place.
-            self._passed[name] = anchor.clone()
-            return self._passed[name]
-
-        return open_graph
+    def open_graph(self, name: str, _module: nn.Module, _: Any, output: Any) -> Tensor | None:
+        """Cut the graph open behind one layer: the hook of it."""
+        if not isinstance(output, Tensor):
+            return None
+        anchor = output if output.requires_grad else output.detach().requires_grad_()
+        self.outputs.setdefault(name, []).append(anchor)
+        # What follows may work in place, and would put its own output in the anchor's place.
+        self._passed[name] = anchor.clone()
+        return self._passed[name]
 
 
 def _layers(model: nn.Module) -> tuple[dict[str, _Layer], dict[str, LayerAgop]]:
@@ -266,7 +263,8 @@ def _layers(model: nn.Module) -> tuple[dict[str, _Layer], dict[str, LayerAgop]]:
     layers, others = {}, {}
     for name, module in model.named_modules():
         own = [tensor for tensor in module.parameters(recurse=False) if tensor.ndim >= 2]
-        if _is_linear(module):
+        plain = isinstance(module, nn.Linear) or _is_head(module)
+        if plain or (isinstance(module, nn.Conv2d) and module.groups == 1):
             layers[name] = _Layer(name, module)
         elif own:
             kind = type(module).__name__
@@ -274,11 +272,6 @@ def _layers(model: nn.Module) -> tuple[dict[str, _Layer], dict[str, LayerAgop]]:
             shape = (own[0].shape[0], own[0][0].numel())
             others[name] = _nothing(shape, f"skipped: {kind} is no linear map of its input")
     return layers, others
-
-
-def _is_linear(module: nn.Module) -> bool:
-    plain = isinstance(module, nn.Linear) or _is_head(module)
-    return plain or (isinstance(module, nn.Conv2d) and module.groups == 1)
 
 
 def _is_head(module: nn.Module) -> TypeGuard[HasVertices]:

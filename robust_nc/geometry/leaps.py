@@ -421,20 +421,3 @@ def leap_layer(origins: list[Labels], landings: list[Labels], labels: Labels) ->
     stays = apart.flip(0).long().cumprod(0).sum(0)
     layer = torch.where(stays > 0, len(origins) - stays, NO_LEAP)
     return torch.where(origins[-1] == labels, layer, NOT_COUNTED)
-
-
-class LeapLayers(NamedTuple):
-    """Distribution of the leap layer: `counts` per tap, `none` and `not_counted` examples."""
-
-    counts: tuple[int, ...]
-    none: int
-    not_counted: int
-
-
-def leap_layer_histogram(layers: Labels, num_taps: int) -> LeapLayers:
-    """Count leap layers as `leap_layer` returns them."""
-    counts = torch.bincount(layers[layers >= 0], minlength=num_taps).tolist()
-    assert len(counts) == num_taps, "a leap layer beyond the last tap"
-    return LeapLayers(
-        tuple(counts), int((layers == NO_LEAP).sum()), int((layers == NOT_COUNTED).sum())
-    )

@@ -70,7 +70,6 @@ class Span(NamedTuple):
         return combined
 
 
-_EPS = torch.finfo(torch.float64).eps
 _GRAM_GROUPS, _GRAM_DIM = 100, 4096  # above both, the SVD costs too much time and memory
 _GRAM_ROWS = 1024  # examples whose K' products are made at a time
 

@@ -19,15 +19,14 @@ from robust_nc.geometry.inputs import as_tensor
 class Radius(NamedTuple):
     """Where a rate first reaches a level, in the units of eps.
 
-    `value` None: nowhere up to `eps_max` (`reached` says so, and `note` gives the bound). `low` and
-    `high` are where the upper and the lower bound of the rate reach the level, which contain
-    `value`; an end that is None lies beyond `eps_max`, one at the smallest eps may lie below it.
+    `value` None: nowhere up to `eps_max` (`note` gives the bound). `low` and `high` are where the
+    upper and the lower bound of the rate reach the level, which contain `value`; an end that is
+    None lies beyond `eps_max`, one at the smallest eps may lie below it.
     """
 
     value: float | None
     low: float | None
     high: float | None
-    reached: bool
     eps_max: float
     note: str
 
@@ -61,7 +60,6 @@ def collapse_radius(
         value=value,
         low=_crossing(radii, curves["upper"], level),
         high=_crossing(radii, curves["lower"], level),
-        reached=value is not None,
         eps_max=radii[-1],
         note=_note(radii, curves["rates"], level),
     )

@@ -115,28 +115,6 @@ _HD = {f"hd_{k}": k for k in PLACES}
 _NDCG = "hier_ndcg"
 
 
-class OutputSums(NamedTuple):
-    """Sums over examples: how many, how many mistakes and how far, and each ranking measure.
-
-    `totals` has no entry for a ranking measure that is undefined for these classes.
-    """
-
-    examples: int
-    mistakes: int
-    severity: float
-    totals: dict[str, float]
-
-    def merge(self, other: "OutputSums") -> "OutputSums":
-        """Return the sums over both sets of examples, which must be of one tree."""
-        totals = {name: value + other.totals[name] for name, value in self.totals.items()}
-        return OutputSums(
-            self.examples + other.examples,
-            self.mistakes + other.mistakes,
-            self.severity + other.severity,
-            totals,
-        )
-
-
 class OutputMeasures(NamedTuple):
     """Values by name; over how many examples; and why a value is None."""
 
@@ -145,11 +123,14 @@ class OutputMeasures(NamedTuple):
     notes: dict[str, str]
 
 
-def output_sums(logits: Tensor, labels: Tensor, distances: Tensor) -> OutputSums:
-    """Sum the measures over a batch of logits `(N, K)` with labels `(N,)`, in float64.
+def output_measures(
+    logits: Tensor, labels: Tensor, distances: Tensor, *, at_once: int = 4096
+) -> OutputMeasures:
+    """Return accuracy, `mistake_severity`, `hd_1`, `hd_5`, `hd_20` and `hier_ndcg` of logits.
 
-    `distances` (K, K) as `severity.check_distances` returns them. Raises `InputError` for logits of
-    another number of classes or that are NaN, and for labels out of range.
+    `logits` `(N, K)` with labels `(N,)`, ranked in float64, so many `at_once`; `distances` (K, K)
+    as `check_distances` returns them. Raises `InputError` for logits of another number of classes
+    or that are NaN, and for labels out of range.
     """
     num_classes = len(distances)
     if logits.ndim != 2 or logits.shape[1] != num_classes:
@@ -161,38 +142,30 @@ def output_sums(logits: Tensor, labels: Tensor, distances: Tensor) -> OutputSums
         raise InputError("logits must be numbers, found NaN")
     labels = check_labels(labels, len(logits), num_classes).to(logits.device)
     distances = distances.to(logits.device).double()
-    away = distances[labels]
-    predicted = logits.argmax(1)
-    wrong = predicted != labels
-    severity = away.gather(1, predicted[:, None]).squeeze(1)[wrong].sum()
-    best = away.sort(dim=1).values
-    rankings = _rankings(_by_place(logits, away), best, distances.max())
-    totals = {name: float(value.sum()) for name, value in rankings.items()}
-    return OutputSums(len(logits), int(wrong.sum()), float(severity), totals)
-
-
-def output_measures(sums: OutputSums) -> OutputMeasures:
-    """Return accuracy, `mistake_severity`, `hd_1`, `hd_5`, `hd_20` and `hier_ndcg` of the sums."""
-    count, mistakes = sums.examples, sums.mistakes
+    count, mistakes, severity, totals = len(logits), 0, 0.0, dict[str, float]()
+    for z, y in zip(torch.split(logits, at_once), torch.split(labels, at_once), strict=True):
+        away, predicted = distances[y], z.argmax(1)
+        wrong = predicted != y
+        mistakes += int(wrong.sum())
+        severity += float(away.gather(1, predicted[:, None]).squeeze(1)[wrong].sum())
+        best = away.sort(dim=1).values
+        for name, value in _rankings(_by_place(z, away), best, distances.max()).items():
+            totals[name] = totals.get(name, 0.0) + float(value.sum())
     nothing = "undefined: no example"
     values: dict[str, float | None] = {
         "accuracy": (count - mistakes) / count if count else None,
-        "mistake_severity": sums.severity / mistakes if mistakes else None,
+        "mistake_severity": severity / mistakes if mistakes else None,
     }
     counts = {"accuracy": count, "mistake_severity": mistakes}
     notes = {"accuracy": nothing, "mistake_severity": "undefined: no mistake"}
     for name in (*_HD, _NDCG):
-        total = sums.totals.get(name)
+        total = totals.get(name)
         values[name] = None if total is None or not count else total / count
         counts[name] = count
-        notes[name] = nothing if total is not None else _why(name)
+        fewer = f"undefined: fewer than {_HD.get(name)} classes"
+        absent = "undefined: all classes are at distance 0" if name == _NDCG else fewer
+        notes[name] = nothing if total is not None else absent
     return OutputMeasures(values, counts, {n: notes[n] for n, v in values.items() if v is None})
-
-
-def _why(name: str) -> str:
-    if name == _NDCG:
-        return "undefined: all classes are at distance 0"
-    return f"undefined: fewer than {_HD[name]} classes"
 
 
 def _by_place(logits: Tensor, away: Tensor) -> Tensor:

@@ -71,7 +71,8 @@ class Backbone(nn.Module):
         if min(height, width) < self.min_side:
             raise InputError(
                 f"{self.name} needs images of at least {self.min_side} x {self.min_side}, "
-                f"found {height} x {width}; choose {_fitting(min(height, width))}"
+                f"found {height} x {width}; choose "
+                f"{SmallCnn.name if min(height, width) >= SmallCnn.min_side else Mlp.name}"
             )
 
 
@@ -169,10 +170,6 @@ class SmallCnn(ConvolutionalBackbone):
         self.block3 = _convolution(width, 2 * width, stride=2)
         self.block4 = _convolution(2 * width, 2 * width, stride=1)
         initialise(self)
-
-
-def _fitting(side: int) -> str:
-    return SmallCnn.name if side >= SmallCnn.min_side else Mlp.name
 
 
 def _dense(inputs: int, outputs: int, *, batch_norm: bool) -> nn.Sequential:
@@ -321,7 +318,12 @@ class WideResNet(_PreActNetwork):
         widen: int = 10,
         dropout: float = 0.0,
     ) -> None:
-        blocks = _blocks_per_group(depth)
+        blocks, rest = divmod(at_least("depth", depth, 10) - 4, 6)
+        if rest:
+            raise InputError(
+                f"depth must be 6 n + 4 (three groups of n blocks), found {depth}; "
+                f"choose {depth - rest} or {depth - rest + 6}"
+            )
         at_least("widen", widen, 1)
         if not 0 <= dropout < 1:
             raise InputError(f"dropout must be at least 0 and below 1, found {dropout}")
@@ -329,13 +331,3 @@ class WideResNet(_PreActNetwork):
         super().__init__(
             image_shape, stem=16, group="group", groups=groups, blocks=blocks, dropout=dropout
         )
-
-
-def _blocks_per_group(depth: int) -> int:
-    blocks, rest = divmod(at_least("depth", depth, 10) - 4, 6)
-    if rest:
-        raise InputError(
-            f"depth must be 6 n + 4 (three groups of n blocks), found {depth}; "
-            f"choose {depth - rest} or {depth - rest + 6}"
-        )
-    return blocks

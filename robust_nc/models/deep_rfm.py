@@ -33,7 +33,7 @@ from robust_nc.exceptions import InputError, unknown_name
 from robust_nc.geometry.collapse import collapse
 from robust_nc.geometry.inputs import as_features
 from robust_nc.geometry.moments import Moments
-from robust_nc.runtime.progress import Report
+from robust_nc.runtime.progress import Report, no_report
 from robust_nc.runtime.torch_state import generator
 from robust_nc.types import Features
 
@@ -251,14 +251,6 @@ def draw_map(
     return RandomMap(weight, torch.rand(width, generator=source) * 2 * torch.pi)
 
 
-class _Fitted(NamedTuple):
-    """A fitted layer: what it makes of the training rows, M^1/2, and its rows of the frame."""
-
-    rows: Tensor
-    root: Tensor | None
-    measured: list[dict[str, Any]]
-
-
 class DeepRFM:
     """Deep recursive feature machine for features `(n, D)` of K >= 2 classes.
 
@@ -343,13 +335,21 @@ class DeepRFM:
         measured: list[dict[str, Any]] = []
         for layer, phi in enumerate(maps, 1):
             told = _stage(report, layer - 1, self.num_layers + 1, f"layer {layer}")
-            fitted = self._fit_layer(layer, unit_sphere(rows), targets, labels, phi, told)
-            rows = fitted.rows
-            roots.append(fitted.root)
-            measured += fitted.measured
-        centers = unit_sphere(rows)
-        self.coefficients_ = self._solve(centers, targets)
-        self.centers_ = centers
+            rows = unit_sphere(rows)
+            coefficients = self._solve(rows, targets)
+            outputs = self._decide(rows, rows, coefficients)
+            right = float((outputs.argmax(1) == labels).double().mean())
+            root = self._root(layer, rows, coefficients, told) if self.agop else None
+            turned = rows if root is None else rows @ root
+            mapped = phi(turned)
+            told(1.0)
+            for point, values in zip(POINTS, (rows, turned, mapped), strict=True):
+                place = {"layer": layer, "point": point}
+                measured.append(place | _collapse(values, labels) | {"train_accuracy": right})
+            roots.append(root)
+            rows = mapped
+        self.centers_ = unit_sphere(rows)
+        self.coefficients_ = self._solve(self.centers_, targets)
         self.maps_ = maps
         self.roots_ = roots
         self.layers_ = pd.DataFrame(measured)
@@ -392,29 +392,6 @@ class DeepRFM:
             for layer, inputs in enumerate(dims, 1)
         ]
 
-    def _fit_layer(
-        self,
-        layer: int,
-        rows: Tensor,
-        targets: Tensor,
-        labels: Tensor,
-        phi: RandomMap,
-        told: Callable[[float], None],
-    ) -> _Fitted:
-        """Fit one layer to rows on the sphere."""
-        coefficients = self._solve(rows, targets)
-        outputs = self._decide(rows, rows, coefficients)
-        right = float((outputs.argmax(1) == labels).double().mean())
-        root = self._root(layer, rows, coefficients, told) if self.agop else None
-        turned = rows if root is None else rows @ root
-        mapped = phi(turned)
-        told(1.0)
-        found = [
-            {"layer": layer, "point": point, **_collapse(values, labels), "train_accuracy": right}
-            for point, values in zip(POINTS, (rows, turned, mapped), strict=True)
-        ]
-        return _Fitted(mapped, root, found)
-
     def _root(
         self, layer: int, rows: Tensor, coefficients: Tensor, told: Callable[[float], None]
     ) -> Tensor:
@@ -450,9 +427,5 @@ def _collapse(rows: Tensor, labels: Tensor) -> dict[str, float | None]:
 
 def _stage(report: Report | None, stage: int, stages: int, text: str) -> Callable[[float], None]:
     """Return what tells a share of one stage as a share of all."""
-
-    def told(share: float) -> None:
-        if report is not None:
-            report((stage + share) / stages, text)
-
-    return told
+    heard = report or no_report
+    return lambda share: heard((stage + share) / stages, text)

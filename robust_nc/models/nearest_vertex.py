@@ -122,7 +122,8 @@ def nearest_vertex_classifier(
     """
     images = check_images(images).to(device_of(model))
     # Squares of large features overflow in float32, so edges of about 1 come first.
-    size = _mean_square(as_vertices(vertices))
+    centred = centre(as_vertices(vertices))
+    size = float(centred.rows.square().sum(1)[~centred.bias.isinf()].mean()) or 1.0
     first = NearestVertexClassifier(model, tap, vertices, feature=feature, scale=size)
     ends = not isinstance(model, HasTaps) and _reads_alike(first, images[:_TRIALS])
     first.ends_at_tap = ends
@@ -148,12 +149,6 @@ def _buffers(vertices: Tensor, scale: float) -> dict[str, Tensor]:
         "absent": absent,
         "scale": torch.tensor(scale, dtype=torch.float64),
     }
-
-
-def _mean_square(vertices: Tensor) -> float:
-    """Mean squared distance of the vertices from their mean, 1 where they coincide."""
-    centred = centre(vertices)
-    return float(centred.rows.square().sum(1)[~centred.bias.isinf()].mean()) or 1.0
 
 
 def _beneath(logits: Tensor, absent: Tensor) -> Tensor:

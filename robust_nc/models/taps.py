@@ -13,7 +13,8 @@
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
+from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -94,7 +95,7 @@ def read_taps(
     reader = _Reader(len(images), feature)
     with contextlib.ExitStack() as hooks:
         for name in wanted - {PENULTIMATE}:
-            handle = modules[name].register_forward_hook(reader.output_of(name))
+            handle = modules[name].register_forward_hook(partial(reader.keep, name))
             hooks.callback(handle.remove)
         for module in _output_layers(model) if PENULTIMATE in wanted else ():
             hooks.callback(module.register_forward_pre_hook(reader.enter).remove)
@@ -150,13 +151,9 @@ class _Reader:
         self._last: tuple[nn.Module, Any] | None = None  # the layer that was entered last
         self._last_shape: tuple[int, ...] | None = None
 
-    def output_of(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
-        """Return a hook that keeps a module's output, if it is features of the images."""
-
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            self._keep(name, output)
-
-        return keep
+    def keep(self, name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        """Keep a module's output, if it is features of the images."""
+        self._keep(name, output)
 
     def enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Note the layer and what it reads."""

@@ -11,7 +11,7 @@ options are checked without it.
 
 import difflib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,6 @@ from robust_nc.runtime.torch_state import forward_hooks
 from robust_nc.types import Features, Images
 
 _WHOLE = "features"  # the tap of a network that names no stages
-
-
-class Created(NamedTuple):
-    """A network of timm, and whether it takes one image size only."""
-
-    network: nn.Module
-    fixed_size: bool
 
 
 class TimmBackbone(Backbone):
@@ -79,9 +72,10 @@ class TimmBackbone(Backbone):
 
 def create_network(
     model: str, image_shape: ImageShape, *, pretrained: bool = False, num_classes: int = 0
-) -> Created:
+) -> tuple[nn.Module, bool]:
     """Build a network of timm, for 0 classes without its last layer, from the global generator.
 
+    Beside it, whether it takes one image size only.
     Raises `ConfigError` where timm is missing, has no such model or cannot get the weights,
     `InputError` for images that the model cannot take.
     """
@@ -108,7 +102,7 @@ def create_network(
                 "take the internet or timm's cache: set pretrained = false to draw weights"
             ) from None
         raise _unfit(model, image_shape, error) from None
-    return Created(network, fixed_size)
+    return network, fixed_size
 
 
 @torch.no_grad()

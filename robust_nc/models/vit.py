@@ -54,7 +54,11 @@ class Vit(Backbone):
     ) -> None:
         names = [f"block{index}" for index in range(1, at_least("depth", depth, 1) + 1)]
         grid = _grid(image_shape, at_least("patch", patch, 1))
-        hidden = _hidden(dim, heads, mlp_ratio)
+        if at_least("dim", dim, 1) % at_least("heads", heads, 1):
+            raise InputError(f"dim must be a multiple of heads, found dim {dim} and {heads} heads")
+        hidden = round(dim * mlp_ratio)
+        if hidden < 1:
+            raise InputError(f"mlp_ratio must leave at least 1 hidden unit, found {mlp_ratio}")
         super().__init__(image_shape, dim=dim, tap_names=(*names, PENULTIMATE))
         self.embed = nn.Conv2d(image_shape[0], dim, patch, stride=patch)
         self.positions = nn.Parameter(torch.empty(grid[0] * grid[1], dim))
@@ -141,13 +145,3 @@ def _grid(image_shape: ImageShape, patch: int) -> tuple[int, int]:
             f"choose {', '.join(valid)}"
         )
     return height // patch, width // patch
-
-
-def _hidden(dim: int, heads: int, mlp_ratio: float) -> int:
-    """Return how many hidden units an MLP has, after a check of all three."""
-    if at_least("dim", dim, 1) % at_least("heads", heads, 1):
-        raise InputError(f"dim must be a multiple of heads, found dim {dim} and {heads} heads")
-    hidden = round(dim * mlp_ratio)
-    if hidden < 1:
-        raise InputError(f"mlp_ratio must leave at least 1 hidden unit, found {mlp_ratio}")
-    return hidden

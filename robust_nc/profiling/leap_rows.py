@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from robust_nc.geometry.classwise import leap_rates, vulnerability
-from robust_nc.geometry.leaps import Leaps, leap_layer, leap_layer_histogram
+from robust_nc.geometry.leaps import NO_LEAP, Leaps, leap_layer
 from robust_nc.geometry.severity import mean_severity, return_rate, severity_null
 from robust_nc.profiling.rows import Row, class_rows, measured_rows, valued
 
@@ -92,13 +92,12 @@ def layer_rows(leaps: dict[str, Leaps], depths: dict[str, int]) -> list[Row]:
     layers = leap_layer(
         [each.origin for each in found], [each.destination for each in found], found[-1].labels
     )
-    layer = leap_layer_histogram(layers, len(found))
-    counted = sum(layer.counts) + layer.none
-    common = {"measure": "leap_layer", "vertices": "clean-train", "grouping": "none", "n": counted}
-    places = [(tap, depths[tap]) for tap in leaps]
+    counts = torch.bincount(layers[layers >= 0], minlength=len(found)).tolist()
+    counts.append(int((layers == NO_LEAP).sum()))
+    places = [*((tap, depths[tap]) for tap in leaps), ("none", -1)]
+    common = {"measure": "leap_layer", "vertices": "clean-train", "grouping": "none"}
+    common["n"] = sum(counts)
     return [
         common | {"tap": tap, "depth": depth, "value": count}
-        for (tap, depth), count in zip(
-            [*places, ("none", -1)], [*layer.counts, layer.none], strict=True
-        )
+        for (tap, depth), count in zip(places, counts, strict=True)
     ]

@@ -83,27 +83,22 @@ class Measurement(NamedTuple):
         return ("gap", "flatten") if feature == "both" else (feature,)
 
 
-class HeadRows(NamedTuple):
-    """The rows of the last map `(K, D)`, and its fixed frame where it has one."""
-
-    weight: Tensor
-    frame: Tensor | None
-
-
 def head_rows(
     model: nn.Module, measurement: Measurement, tap: str, shape: tuple[int, int]
-) -> HeadRows | None:
-    """Return the head where its rows, of the shape (K, D), live in the features of this tap."""
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the rows of the last map and its fixed frame, `(K, D)`, None where there are none.
+
+    There are none at a tap in whose features rows of that shape do not live.
+    """
     if tap != measurement.taps[-1] or tap != all_taps(model)[-1]:
-        return None
+        return None, None
     if isinstance(model, Classifier):
         frame = model.head.frame()
-        weight = model.head.vertices().detach()
-        return HeadRows(weight, None if frame is None else frame.detach())
+        return model.head.vertices().detach(), None if frame is None else frame.detach()
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not layers or layers[-1].weight.shape != shape:
-        return None
-    return HeadRows(layers[-1].weight.detach(), None)
+        return None, None
+    return layers[-1].weight.detach(), None
 
 
 class Examples(NamedTuple):

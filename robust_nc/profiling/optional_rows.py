@@ -25,6 +25,8 @@ from robust_nc.profiling.trajectory_rows import trajectory_rows
 from robust_nc.runtime import stopping
 from robust_nc.runtime.progress import Report
 
+_BATCH = 64  # images whose gradients are taken at a time
+
 
 def agop_rows(
     model: nn.Module,
@@ -34,7 +36,6 @@ def agop_rows(
     num_classes: int,
     initial: nn.Module | None = None,
     split: str = "test",
-    batch_size: int = 64,
 ) -> list[Row]:
     """Measure input AGOP and NFM against AGOP under every condition, the SVD argument on "clean".
 
@@ -44,17 +45,16 @@ def agop_rows(
     """
     rows: list[Row] = []
     for condition, images in conditions.items():
-        found = _input_rows(model, images, batch_size)
-        found += _layer_rows(model, images, initial, batch_size)
+        found = [*_input_rows(model, images), *_layer_rows(model, images, initial)]
         rows += [{"condition": condition} | row for row in found]
     if CLEAN in conditions:
-        found = _svd_rows(model, conditions[CLEAN], labels, num_classes, batch_size)
+        found = _svd_rows(model, conditions[CLEAN], labels, num_classes)
         rows += [{"condition": CLEAN} | row for row in found]
     return [{"split": split} | row for row in rows]
 
 
-def _input_rows(model: nn.Module, images: Tensor, batch_size: int) -> list[Row]:
-    found = input_agop(model, images, batch_size=batch_size)
+def _input_rows(model: nn.Module, images: Tensor) -> list[Row]:
+    found = input_agop(model, images, batch_size=_BATCH)
     common = {"tap": "input", "grouping": "none", "vertices": "none", "n": found.num_examples}
     note = found.notes.get("eigenvalues", "")
     return [common | {"measure": "agop_trace", "value": found.trace, "note": ""}] + [
@@ -63,10 +63,8 @@ def _input_rows(model: nn.Module, images: Tensor, batch_size: int) -> list[Row]:
     ]
 
 
-def _layer_rows(
-    model: nn.Module, images: Tensor, initial: nn.Module | None, batch_size: int
-) -> list[Row]:
-    found = layer_features(model, images, initial=initial, batch_size=batch_size)
+def _layer_rows(model: nn.Module, images: Tensor, initial: nn.Module | None) -> list[Row]:
+    found = layer_features(model, images, initial=initial, batch_size=_BATCH)
     common = {"grouping": "none", "vertices": "none", "n": len(images)}
     return [
         row
@@ -77,10 +75,8 @@ def _layer_rows(
     ]
 
 
-def _svd_rows(
-    model: nn.Module, images: Tensor, labels: Tensor, num_classes: int, batch_size: int
-) -> list[Row]:
-    found = svd_argument(model, images, labels, num_classes=num_classes, batch_size=batch_size)
+def _svd_rows(model: nn.Module, images: Tensor, labels: Tensor, num_classes: int) -> list[Row]:
+    found = svd_argument(model, images, labels, num_classes=num_classes, batch_size=_BATCH)
     common = {"grouping": "true", "vertices": "same"}
     return [
         common

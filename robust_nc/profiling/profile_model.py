@@ -189,8 +189,14 @@ def _measure(
     seed: int,
     report: Report,
 ) -> _Measured:
-    _check_enough(sets[TRAIN].labels, num_classes)
-    model = executor.model
+    labels, model = sets[TRAIN].labels, executor.model
+    enough = int((labels.bincount(minlength=num_classes) >= 2).sum())
+    if enough < 2:
+        raise InputError(
+            f"of the {len(labels)} training examples to measure, {enough} of {num_classes} "
+            "classes have two or more, and two such classes are needed; raise data.train_limit or "
+            "measure.train_examples"
+        )
     # A caller's inference mode would reach the sums.
     with torch.inference_mode(False), untouched(model), full_precision():
         measurement = Measurement.of(
@@ -282,17 +288,6 @@ def _gathered(split: str, batches: Batches) -> Examples:
 
 def _unit(name: str, split: Split) -> Examples:
     return Examples(name, to_unit(split.images), split.labels, split.ids)
-
-
-def _check_enough(labels: Tensor, num_classes: int) -> None:
-    """Refuse training examples that give fewer than two vertices, before they are attacked."""
-    enough = int((labels.bincount(minlength=num_classes) >= 2).sum())
-    if enough < 2:
-        raise InputError(
-            f"of the {len(labels)} training examples to measure, {enough} of {num_classes} "
-            "classes have two or more, and two such classes are needed; raise data.train_limit or "
-            "measure.train_examples"
-        )
 
 
 def sweep_rows(model: Classifier, test: Split, config: RunConfig) -> list[Row]:

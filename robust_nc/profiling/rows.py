@@ -5,6 +5,7 @@
 
 Of the network's own answers: how often it is right, and how bad its mistakes are in a tree.
 
+>>> import torch
 >>> labels, distances = torch.tensor([0, 1, 1]), torch.tensor([[0.0, 1], [1, 0]])
 >>> clean = torch.tensor([[2.0, 1], [0, 1], [1, 0]])
 >>> rows = output_rows(clean.flip(1), labels, distances, clean=clean)
@@ -15,10 +16,8 @@ mistake_severity 1.0 2
 """
 
 from collections.abc import Mapping
-from functools import reduce
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from robust_nc.geometry.alignment import etf_distance
@@ -27,9 +26,8 @@ from robust_nc.geometry.leaps import Leaps
 from robust_nc.geometry.moments import Moments
 from robust_nc.geometry.nulls import isotropic_null, joint_counts, leap_null
 from robust_nc.geometry.projection import Projection
-from robust_nc.geometry.severity import OutputSums, mean_severity, output_measures, output_sums
+from robust_nc.geometry.severity import mean_severity, output_measures
 from robust_nc.profiling.accumulators import GroupMeter, VertexMeter
-from robust_nc.profiling.measurement import HeadRows
 from robust_nc.registry import METRICS
 
 Row = dict[str, Any]
@@ -40,8 +38,8 @@ _NOTES = {
     "ncc": _NO_VERTEX,
     "nc4": _NO_VERTEX,
     "etf_distance": "undefined: the class means coincide",
+    "induced_severity": "undefined: no example that is right on clean images became wrong",
 }
-_AT_ONCE = 4096  # examples whose logits are ranked together
 
 
 def measured_rows(
@@ -78,21 +76,23 @@ def class_rows(common: Row, values: tuple[float | None, ...], sizes: list[int]) 
 def group_rows(
     meter: GroupMeter,
     projection: Projection,
-    head: HeadRows | None,
     vertices: Tensor,
     *,
+    weight: Tensor | None,
+    frame: Tensor | None,
     seed: int,
 ) -> list[Row]:
     """All collapse measures of one grouping, and for the true label those of single classes.
 
-    `projection` is that of the second sweep; `vertices` (K, D) are the clean training ones.
+    `projection` is that of the second sweep; `vertices` (K, D) are the clean training ones;
+    `weight` and `frame` are those of the head, as `head_rows` returns them.
     """
     measured = collapse(
         meter.moments,
         projection=projection,
         scatter=meter.scatter,
-        weight=None if head is None else head.weight,
-        target=None if head is None else head.frame,
+        weight=weight,
+        target=frame,
     )
     common = {"grouping": meter.grouping, "vertices": "same", "n": measured.num_examples}
     values = {n: v for n, v in measured.measures().items() if n not in {"ncc", "nc4"}}
@@ -155,23 +155,12 @@ def output_rows(
     right, count = int((predicted == labels).sum()), len(labels)
     rows: list[Row] = [{"measure": "accuracy", "value": right / count, "n": count}]
     if distances is not None:
-        found = output_measures(_summed(logits, labels, distances))
+        found = output_measures(logits, labels, distances)
         values = {name: value for name, value in found.values.items() if name != "accuracy"}
         rows += measured_rows({}, values, found.notes, found.counts)
         if clean is not None:
             kept = clean.argmax(1) == labels
-            rows.append(_induced(labels[kept], predicted[kept], distances))
+            value = mean_severity(labels[kept], predicted[kept], distances)
+            mistakes = int((kept & (labels != predicted)).sum())
+            rows.append(valued("induced_severity", value, _NOTES) | {"n": mistakes})
     return [{"tap": "output"} | row for row in rows]
-
-
-def _summed(logits: Tensor, labels: Tensor, distances: Tensor) -> OutputSums:
-    parts = zip(torch.split(logits, _AT_ONCE), torch.split(labels, _AT_ONCE), strict=True)
-    return reduce(OutputSums.merge, (output_sums(z, y, distances) for z, y in parts))
-
-
-def _induced(labels: Tensor, predicted: Tensor, distances: Tensor) -> Row:
-    """Severity of the mistakes among examples that were right."""
-    value = mean_severity(labels, predicted, distances)
-    mistakes = int((labels != predicted).sum())
-    why = {"induced_severity": "undefined: no example that is right on clean images became wrong"}
-    return valued("induced_severity", value, why) | {"n": mistakes}

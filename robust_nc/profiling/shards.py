@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from robust_nc.config import MeasureConfig
 from robust_nc.geometry.portable import bare, moved
 from robust_nc.profiling.accumulators import Accumulator, FeatureBatch, TapMeter
-from robust_nc.profiling.feature_cache import TapBank, TapBatch
+from robust_nc.profiling.feature_cache import TapBank
 from robust_nc.profiling.measurement import (
     CLEAN,
     ConditionImages,
@@ -28,7 +28,7 @@ from robust_nc.profiling.measurement import (
     Measurement,
     VertexMoments,
 )
-from robust_nc.runtime.executor import IN_PROCESS, Executor, cut_rows
+from robust_nc.runtime.executor import IN_PROCESS, Executor, PartCall, Parts, cut_rows
 from robust_nc.runtime.progress import Report, no_report, sub_report
 from robust_nc.runtime.torch_state import default_device, device_of, full_precision, untouched
 
@@ -51,9 +51,7 @@ class PortableModel:
         self.model = state["model"].to(default_device())
 
 
-def call_with_model(
-    portable: PortableModel, call: Callable[..., Any], *given: Any, report: Report
-) -> Any:
+def call_with_model(portable: PortableModel, call: PartCall, *given: Any, report: Report) -> Any:
     """Call with the model: float32 proper, gradients allowed, the model left as it was found."""
     with torch.inference_mode(False), untouched(portable.model), full_precision():
         return call(portable.model, *given, report=report)
@@ -82,24 +80,12 @@ class ModelExecutor:
         """Hand over a value for as long as its handle is held."""
         return self._executor.keep(value)
 
-    def map(
-        self,
-        call: Callable[..., Any],
-        parts: Sequence[tuple[Any, ...]],
-        *,
-        report: Report = no_report,
-    ) -> list[Any]:
+    def map(self, call: PartCall, parts: Parts, *, report: Report = no_report) -> list[Any]:
         """Call with every part; returns handles, in order."""
         given = [(self._portable, call, *part) for part in parts]
         return self._executor.map(call_with_model, given, report=report)
 
-    def each(
-        self,
-        call: Callable[..., Any],
-        parts: Sequence[tuple[Any, ...]],
-        *,
-        report: Report = no_report,
-    ) -> Iterator[Any]:
+    def each(self, call: PartCall, parts: Parts, *, report: Report = no_report) -> Iterator[Any]:
         """Yield the values of all parts, in order; as many are held as are made at a time."""
         for start in range(0, len(parts), self.width):
             wave = parts[start : start + self.width]
@@ -108,9 +94,9 @@ class ModelExecutor:
             while handles:
                 yield self._executor.get([handles.pop(0)])[0]
 
-    def ask(self, call: Callable[..., Any], *given: Any, report: Report = no_report) -> Any:
+    def ask(self, call: PartCall, *given: Any) -> Any:
         """Return the value of one call."""
-        return next(self.each(call, [given], report=report))
+        return next(self.each(call, [given]))
 
 
 class Shard:
@@ -278,34 +264,25 @@ def _batches(
 ) -> Iterator[dict[str, FeatureBatch]]:
     """Yield batches of a condition by tap, beside clean and noisy ones unless made `again`."""
     nothing = [None] * bank.num_batches
+    targets = condition.targets
     for clean, here, noisy in zip(
         nothing if again or condition.name == CLEAN else bank.batches(CLEAN),
         bank.batches(condition.name),
         nothing if again or condition.noisy is None else bank.batches(_NOISY),
         strict=True,  # also ends each sweep, so that its features are kept
     ):
-        yield _by_tap(clean or here, here, noisy, labels, condition.targets)
-
-
-def _by_tap(
-    clean: TapBatch,
-    here: TapBatch,
-    noisy: TapBatch | None,
-    labels: Tensor,
-    targets: Tensor | None,
-) -> dict[str, FeatureBatch]:
-    device = here.predicted.device
-    mine = labels[here.rows].to(device)
-    aimed = None if targets is None else targets[here.rows].to(device)
-    return {
-        tap: FeatureBatch(
-            clean=clean.features[tap],
-            here=features,
-            noisy=None if noisy is None else noisy.features[tap],
-            labels=mine,
-            clean_predicted=clean.predicted,
-            predicted=here.predicted,
-            target=aimed,
-        )
-        for tap, features in here.features.items()
-    }
+        clean, device = clean or here, here.predicted.device
+        mine = labels[here.rows].to(device)
+        aimed = None if targets is None else targets[here.rows].to(device)
+        yield {
+            tap: FeatureBatch(
+                clean=clean.features[tap],
+                here=features,
+                noisy=None if noisy is None else noisy.features[tap],
+                labels=mine,
+                clean_predicted=clean.predicted,
+                predicted=here.predicted,
+                target=aimed,
+            )
+            for tap, features in here.features.items()
+        }

@@ -145,9 +145,9 @@ class SplitRows:
         """Rows of one grouping; by true label also against those of the clean condition."""
         moments = meter.moments
         shape = (moments.num_groups, moments.dim)
-        head = head_rows(self._split.executor.model, self._measurement, tap, shape)
+        weight, frame = head_rows(self._split.executor.model, self._measurement, tap, shape)
         vertices, seed = self.vertices[tap].means, self._measurement.seed
-        rows = group_rows(meter, projection, head, vertices, seed=seed)
+        rows = group_rows(meter, projection, vertices, weight=weight, frame=frame, seed=seed)
         if meter.grouping != "true":
             return rows
         if condition == CLEAN:

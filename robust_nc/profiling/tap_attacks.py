@@ -180,8 +180,8 @@ def tap_attack_rows(
     Raises `StoppedError` between two taps, and what `attack_tap` raises.
     """
     shared = executor.lend(trial)
-    compared: _Compared = executor.ask(compare_taps, shared, network, vertices, feature)
-    distinct = list(dict.fromkeys(compared.twins.values()))
+    twins, alone = executor.ask(compare_taps, shared, network, vertices, feature)
+    distinct = list(dict.fromkeys(twins.values()))
     parts = [(shared, network, tap, vertices[tap], feature) for tap in distinct]
     verdicts: dict[str, list[Row]] = {}
     found = executor.each(attack_one_tap, parts, report=report)
@@ -192,8 +192,8 @@ def tap_attack_rows(
     common: Row = {"condition": "attacked", "split": "test", "grouping": "true"}
     common |= {"n": len(trial.images), "feature": feature, "attack": trial.plan.name}
     common["eps"] = float(trial.ball.eps)
-    rows: list[Row] = [{"tap": "output", "vertices": "none", **compared.network}]
-    for tap, twin in compared.twins.items():
+    rows: list[Row] = [{"tap": "output", "vertices": "none", **alone}]
+    for tap, twin in twins.items():
         place: Row = {"tap": tap, "depth": places.index(tap) if tap in places else -1}
         same = "" if tap == twin else f"same features as {twin}"
         for row in verdicts[twin]:
@@ -207,13 +207,6 @@ def attack_network(model: nn.Module, trial: Trial, *, report: Report) -> Outcome
     return trial.evaluate(model, _progress(report, "output"))
 
 
-class _Compared(NamedTuple):
-    """Each tap's last twin, whose features are its own, and the network's value and note."""
-
-    twins: dict[str, str]
-    network: Row
-
-
 def compare_taps(
     model: nn.Module,
     trial: Trial,
@@ -222,11 +215,11 @@ def compare_taps(
     feature: str,
     *,
     report: Report,
-) -> _Compared:
-    """Find the taps that can share a verdict, since their features are equal."""
+) -> tuple[dict[str, str], Row]:
+    """Return each tap's last twin, whose features are its own, and the network's value and note."""
     twins = _same_features(model, vertices, (trial.images, network.adversarials), feature)
     value, note = network.robust_accuracy, _names(network.warnings)
-    return _Compared(twins, {"measure": "robust_accuracy", "value": value, "note": note})
+    return twins, {"measure": "robust_accuracy", "value": value, "note": note}
 
 
 def attack_one_tap(

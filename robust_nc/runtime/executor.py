@@ -16,6 +16,9 @@ from typing import Any, Protocol
 
 from robust_nc.runtime.progress import Report, no_report, sub_report
 
+PartCall = Callable[..., Any]
+Parts = Sequence[tuple[Any, ...]]  # arguments of a call, one tuple a part
+
 
 class Executor(Protocol):
     """Does the parts of a piece of work; `width` is how many it can do at a time.
@@ -34,13 +37,7 @@ class Executor(Protocol):
     def keep(self, value: Any) -> Any:
         """Hand over a value once; returns its handle."""
 
-    def map(
-        self,
-        call: Callable[..., Any],
-        parts: Sequence[tuple[Any, ...]],
-        *,
-        report: Report = no_report,
-    ) -> list[Any]:
+    def map(self, call: PartCall, parts: Parts, *, report: Report = no_report) -> list[Any]:
         """Call `call(*part, report=...)` for every part; returns handles, in order."""
 
     def get(self, handles: Sequence[Any]) -> list[Any]:
@@ -56,13 +53,7 @@ class LocalExecutor:
         """Return the value itself."""
         return value
 
-    def map(
-        self,
-        call: Callable[..., Any],
-        parts: Sequence[tuple[Any, ...]],
-        *,
-        report: Report = no_report,
-    ) -> list[Any]:
+    def map(self, call: PartCall, parts: Parts, *, report: Report = no_report) -> list[Any]:
         """Call with one part after another."""
         return [
             call(*part, report=sub_report(report, done, len(parts)))

@@ -101,17 +101,12 @@ class Progress(NamedTuple):
         inside = self.done / self.total if self.total else 1.0
         return (self.turn - 1 + inside) / self.turns
 
-    @property
-    def passes_per_second(self) -> float:
-        """Passes per second in this run."""
-        return self.passes / self.seconds if self.seconds else 0.0
-
     def __str__(self) -> str:
         robust = self.robust / self.examples if self.examples else 0.0
         parts = [
             f"attack {self.turn} of {self.turns} ({self.attack}): {self.done} of {self.total}",
             f"robust at most {robust:.1%}",
-            f"{self.passes_per_second:,.0f} passes/s",
+            f"{self.passes / self.seconds if self.seconds else 0.0:,.0f} passes/s",
         ]
         if self.seconds_left is not None:
             parts.append(f"{_duration(self.seconds_left)} left")

@@ -30,7 +30,7 @@ from robust_nc.config import Component, check_options
 from robust_nc.exceptions import ConfigError
 from robust_nc.models.heads import Head, unit_rows
 from robust_nc.registry import LOSSES
-from robust_nc.types import Features, Labels, Logits, PerExample, Vertices
+from robust_nc.types import Labels, Logits, PerExample
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
@@ -194,7 +194,17 @@ def haframe_loss(
     without a fixed frame.
     """
     weight = alpha * schedule_at(schedule, progress, period=period)
-    angular = _frame_error(seen.features, _frame(seen.head), labels)
+    frame = seen.head.frame()
+    if frame is None:
+        raise ConfigError(
+            f"the loss 'haframe' reads the head's fixed frame, and {type(seen.head).__name__} has "
+            "none; choose the head 'haframe', 'etf', 'nearest_etf' or 'orthogonal', or another loss"
+        )
+    with torch.autocast(seen.features.device.type, enabled=False):
+        inputs = widened(seen.features)
+        rows = frame.to(inputs.dtype)
+        # <w_c, h / |h| - w_y> for every class c.
+        angular = ((unit_rows(inputs) - rows[labels]) @ rows.T).square().sum(1)
     return (1 - weight) * cross_entropy(seen.logits, labels) + weight * angular
 
 
@@ -219,21 +229,3 @@ def schedule_at(schedule: Schedule, progress: float, *, period: float = 1.0) -> 
         "cosine_linear_decrease": 1 - wave * progress,
     }
     return shares[schedule]
-
-
-def _frame(head: Head) -> Vertices:
-    frame = head.frame()
-    if frame is None:
-        raise ConfigError(
-            f"the loss 'haframe' reads the head's fixed frame, and {type(head).__name__} has none; "
-            "choose the head 'haframe', 'etf', 'nearest_etf' or 'orthogonal', or another loss"
-        )
-    return frame
-
-
-def _frame_error(features: Features, frame: Vertices, labels: Labels) -> Tensor:
-    """Sum over c of (cos(w_c, h) - <w_c, w_y>)^2 = (<w_c, h / |h| - w_y>)^2, `(N,)`."""
-    with torch.autocast(features.device.type, enabled=False):
-        inputs = widened(features)
-        rows = frame.to(inputs.dtype)
-        return ((unit_rows(inputs) - rows[labels]) @ rows.T).square().sum(1)

@@ -100,14 +100,6 @@ class Outer(nn.Module):
         )
 
 
-def outer(
-    model: nn.Module, images: Images, labels: Labels, loss: PerExampleLoss | FeatureLoss
-) -> Outputs:
-    """Return logits and losses of a batch, once per step and with the gradient on."""
-    found: Outputs = Outer(model, loss)(images, labels)
-    return found
-
-
 def at_progress(objective: Any, progress: float) -> Any:
     """Return the objective at a share of the training, below 1; itself unless its loss changes."""
     loss = getattr(objective, "loss", None)
@@ -168,7 +160,7 @@ class Standard:
         self, model: nn.Module, images: Images, labels: Labels, *, seed: int, ids: Tensor
     ) -> Loss:
         """Return the loss with `clean_correct`."""
-        found = outer(model, images, labels, self.loss)
+        found = Outer(model, self.loss)(images, labels)
         return logged(found.losses.mean(), {"clean_correct": correct(found.logits, labels)})
 
 
@@ -180,9 +172,17 @@ class Adversarial(ABC):
 
     ball: Ball
     loss: PerExampleLoss | FeatureLoss
+    steps: int
+    step_size: float | None
     bn_mode: BnMode
     best_by: ClassVar[BestBy] = "validation_attacked"
     in_parts: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ConfigError(f"steps must be at least 1, found {self.steps}")
+        if self.step_size is not None and not self.step_size > 0:
+            raise ConfigError(f"step_size must be above 0, found {self.step_size}")
 
     @property
     @abstractmethod
@@ -221,9 +221,6 @@ class Pgd(Adversarial):
     random_start: bool = True
     bn_mode: BnMode = "eval"
 
-    def __post_init__(self) -> None:
-        check_steps(self.steps, self.step_size)
-
     @cached_property
     def inner(self) -> Attack:
         """The inner attack."""
@@ -250,28 +247,30 @@ class Trades(Adversarial):
     steps: int = 10
     step_size: float | None = None
     bn_mode: BnMode = "eval"
+    CLIMBS: ClassVar[str] = "kl"
 
     def __post_init__(self) -> None:
-        check_steps(self.steps, self.step_size)
+        super().__post_init__()
         if self.beta < 0:
             raise ConfigError(f"beta must be at least 0, found {self.beta}")
 
     @cached_property
     def inner(self) -> Attack:
         """The inner attack."""
-        return inner_attack("kl", "gaussian", self.steps, self.step_size, self.bn_mode)
+        return inner_attack(self.CLIMBS, "gaussian", self.steps, self.step_size, self.bn_mode)
 
     def outer_loss(self, outer: Outer, images: Images, attacked: Images, labels: Labels) -> Loss:
         """Return the loss with `clean_correct` and `attacked_correct`."""
-        clean = outer(images, labels)
-        attacked_logits = outer.model(attacked)
-        divergence = kl_divergence(attacked_logits, clean.logits).mean()
-        value = clean.losses.mean() + self.beta * divergence
+        clean, logits = outer(images, labels), outer.model(attacked)
         accuracies = {
             "clean_correct": correct(clean.logits, labels),
-            "attacked_correct": correct(attacked_logits, labels),
+            "attacked_correct": correct(logits, labels),
         }
-        return logged(value, accuracies)
+        return logged(self.value(clean, logits, labels), accuracies)
+
+    def value(self, clean: Outputs, attacked: Logits, labels: Labels) -> Tensor:
+        """Return the scalar to descend, from what the model says of both."""
+        return clean.losses.mean() + self.beta * kl_divergence(attacked, clean.logits).mean()
 
 
 def inner_attack(
@@ -315,14 +314,6 @@ def logged(value: Tensor, accuracies: dict[str, Tensor]) -> Loss:
     return Loss(value, {"loss": value.detach(), **accuracies})
 
 
-def check_steps(steps: int, step_size: float | None) -> None:
-    """Refuse an inner attack that cannot be."""
-    if steps < 1:
-        raise ConfigError(f"steps must be at least 1, found {steps}")
-    if step_size is not None and not step_size > 0:
-        raise ConfigError(f"step_size must be above 0, found {step_size}")
-
-
 _FGSM_STEP = 1.25  # in units of eps, as in the paper
 
 
@@ -354,6 +345,7 @@ class Mart(Trades):
     """
 
     beta: float = 5.0
+    CLIMBS: ClassVar[str] = "ce"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -361,22 +353,12 @@ class Mart(Trades):
         if getattr(self.loss, "func", self.loss) is not cross_entropy:
             raise ConfigError('mart brings its own loss; set train.loss = "ce", or leave it out')
 
-    @cached_property
-    def inner(self) -> Attack:
-        """The inner attack."""
-        return inner_attack("ce", "gaussian", self.steps, self.step_size, self.bn_mode)
-
-    def outer_loss(self, outer: Outer, images: Images, attacked: Images, labels: Labels) -> Loss:
-        """Return the loss with `clean_correct` and `attacked_correct`."""
-        clean, logits = outer(images, labels), outer.model(attacked)
+    def value(self, clean: Outputs, attacked: Logits, labels: Labels) -> Tensor:
+        """Return the scalar to descend, from what the model says of both."""
         doubt = -torch.expm1(-clean.losses)  # 1 - p_y, from the cross-entropy
-        divergence = kl_divergence(logits, clean.logits)
-        value = boosted_cross_entropy(logits, labels) + self.beta * doubt * divergence
-        accuracies = {
-            "clean_correct": correct(clean.logits, labels),
-            "attacked_correct": correct(logits, labels),
-        }
-        return logged(value.mean(), accuracies)
+        divergence = kl_divergence(attacked, clean.logits)
+        values = boosted_cross_entropy(attacked, labels) + self.beta * doubt * divergence
+        return values.mean()
 
 
 def boosted_cross_entropy(logits: Logits, labels: Labels) -> PerExample:
@@ -482,7 +464,5 @@ class _Step(nn.Module):
 
 def _of_its_length(slope: Tensor, weight: Tensor) -> Tensor:
     """Return the slope, scaled to the length of the weight; zero where the slope is."""
-    ratio: Tensor = torch.linalg.vector_norm(weight) / torch.linalg.vector_norm(slope).clamp_min(
-        _TINY
-    )
-    return slope * ratio
+    length: Tensor = torch.linalg.vector_norm(slope).clamp_min(_TINY)
+    return slope * (torch.linalg.vector_norm(weight) / length)

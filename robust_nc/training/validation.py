@@ -10,8 +10,6 @@ All leave the model as they found it, and nothing is ever chosen by the test set
 ['validation_attacked', 'validation_clean']
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
@@ -109,8 +107,9 @@ class CollapseProbe:
                 if read is None:
                     finite = False
                     break
-                moments.update(read.features, labels)
-                right += int((read.predicted == labels).sum())
+                features, predicted = read
+                moments.update(features, labels)
+                right += int((predicted == labels).sum())
         if group.agree(not finite):
             return dict.fromkeys(("nc1_trace", "nc2_angle", "train_accuracy"))
         measured = collapse(group.moments(moments))
@@ -122,20 +121,12 @@ class CollapseProbe:
         }
 
 
-class Penultimate(NamedTuple):
-    """Penultimate features `(n, D)` of a batch, and what is predicted `(n,)`."""
-
-    features: Tensor
-    predicted: Tensor
-
-
-def read_penultimate(model: Classifier, images: Images) -> Penultimate | None:
-    """Read a batch; None where a feature is not finite."""
+def read_penultimate(model: Classifier, images: Images) -> tuple[Tensor, Tensor] | None:
+    """Return features `(n, D)` and what is predicted `(n,)`; None where one is not finite."""
     read = model.tapped(images, taps=("penultimate",))
     features = read.features["penultimate"]
-    if not bool(torch.isfinite(features).all()):
-        return None
-    return Penultimate(features, read.logits.argmax(1))
+    finite = bool(torch.isfinite(features).all())
+    return (features, read.logits.argmax(1)) if finite else None
 
 
 def evenly_chosen(split: Split, limit: int) -> Split:
@@ -187,14 +178,15 @@ class MemorizationProbe:
         found: Measures = dict.fromkeys((*MEASURES, "memorised"))
         memorised = 0
         for images, labels, ids in self.train.ordered():
-            seen = read_penultimate(model, images)
-            if seen is None:
+            read = read_penultimate(model, images)
+            if read is None:
                 return found
+            features, predicted = read
             original = self.original[ids]
             wrong = labels != original
-            moments.update(seen.features[~wrong], labels[~wrong])
-            corrupted.append((seen.features[wrong], labels[wrong], original[wrong]))
-            memorised += int((seen.predicted == labels)[wrong].sum())
+            moments.update(features[~wrong], labels[~wrong])
+            corrupted.append((features[wrong], labels[wrong], original[wrong]))
+            memorised += int((predicted == labels)[wrong].sum())
         total = sum(len(labels) for _, labels, _ in corrupted)
         found["memorised"] = memorised / total if total else None
         if int(moments.keep.sum()) >= 2:
@@ -207,8 +199,8 @@ class MemorizationProbe:
     def _dilation(self, model: Classifier) -> float | None:
         moments = Moments(model.num_classes, model.head.dim)
         for images, labels, _ in self.test.ordered():
-            seen = read_penultimate(model, images)
-            if seen is None:
+            read = read_penultimate(model, images)
+            if read is None:
                 return None
-            moments.update(seen.features, labels)
+            moments.update(read[0], labels)
         return dilation(moments)

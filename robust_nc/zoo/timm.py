@@ -42,7 +42,7 @@ def from_timm(
         )
     tensors = read_weights(Path(weights))
     with torch.random.fork_rng(devices=[]):
-        network = create_network(name, image_shape, num_classes=num_classes).network
+        network, _ = create_network(name, image_shape, num_classes=num_classes)
     normalise = _normalise(name, network, image_shape[0])
     problem = fill(network, tensors)
     if problem is not None:

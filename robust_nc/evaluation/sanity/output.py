@@ -12,7 +12,7 @@ the same pass is watched for gradients in the forward and for what the first lay
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -150,33 +150,22 @@ def _of_gradients(seen: _Seen) -> Iterator[Warned]:
         yield named_warning("optimisation-in-forward", text)
 
 
-class _Scaling(NamedTuple):
-    """The affine map from pixels to what the first layer reads, per channel `(C,)`."""
-
-    gain: Tensor
-    centre: Tensor
-    correlation: Tensor
-
-
 def _of_scaling(images: Tensor, half: Tensor, first_input: Tensor | None) -> Iterator[Warned]:
     """Compare what the first layer read of the first half with the plain pixels."""
     if first_input is None or first_input.numel() != half.numel() or len(first_input) != len(half):
         return  # patches, other sizes, transforms: nothing to compare pixel by pixel
-    found = _scaling(half.double(), first_input.double().reshape(half.shape))
-    spread = images.double().std((0, 2, 3)) * found.gain
-    twice = (found.gain > _TWICE[0]) & (found.gain < _TWICE[1])
-    centred = (found.centre > _CENTRE[0]) & (found.centre < _CENTRE[1])
-    affine = found.correlation > _AFFINE
-    if bool((twice & centred & affine & (spread > _SPREAD)).all()):
-        gain, std = float(found.gain.mean()), float(spread.mean())
-        seen = f"the first layer reads pixels times {gain:.1f}, of standard deviation {std:.1f}"
-        yield named_warning("double-normalisation", f"{seen}, as if normalised twice")
-
-
-def _scaling(pixels: Tensor, read: Tensor) -> _Scaling:
-    axes = (0, 2, 3)
+    # The affine map from pixels to what the first layer reads, per channel.
+    axes, pixels, read = (0, 2, 3), half.double(), first_input.double().reshape(half.shape)
     x_mean, y_mean = pixels.mean(axes), read.mean(axes)
     x, y = pixels - x_mean[:, None, None], read - y_mean[:, None, None]
     x_size, y_size, both = x.square().sum(axes), y.square().sum(axes), (x * y).sum(axes)
     gain = both / x_size  # NaN for images of one colour, which then give no warning
-    return _Scaling(gain, x_mean - y_mean / gain, both / (x_size * y_size).sqrt())
+    centre = x_mean - y_mean / gain
+    spread = images.double().std(axes) * gain
+    twice = (gain > _TWICE[0]) & (gain < _TWICE[1])
+    centred = (centre > _CENTRE[0]) & (centre < _CENTRE[1])
+    affine = both / (x_size * y_size).sqrt() > _AFFINE
+    if bool((twice & centred & affine & (spread > _SPREAD)).all()):
+        seen = f"the first layer reads pixels times {float(gain.mean()):.1f}, of standard deviation"
+        seen = f"{seen} {float(spread.mean()):.1f}, as if normalised twice"
+        yield named_warning("double-normalisation", seen)

@@ -25,9 +25,7 @@ from robust_nc.types import Warned
 
 MOST = 8  # survivors that are looked at
 
-_FLAT = (
-    1e-3  # a gradient is zero if moving every pixel by its whole range moves the margin so little
-)
+_FLAT = 1e-3  # a gradient is zero if moving all pixels by their whole range does so little
 _STEPS = (1 / 64, 1 / 8, 1.0)  # of eps, along the gradient
 _TRIES = len(_STEPS) + 1  # and one step along the plain gradient; noise gets as many
 _GROWTH = 0.1  # of what the gradient promises
