@@ -86,7 +86,8 @@ class AutoAttack:
         self.verbose = verbose
         self.log_path = log_path
         self.set_version(version)
-        self.attacks_to_run = chosen or self.attacks_to_run
+        if chosen:
+            self.attacks_to_run = chosen
         self._module = _as_module(model, device)
         self.device = device_of(self._module)
         self._both = attacks is not None  # as pyautoattack, which returns labels always

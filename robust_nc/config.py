@@ -303,8 +303,12 @@ def _option(registry: Registry, part: Component, key: str, kind: Any, value: obj
         ) from None
 
 
-@cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return _cached_adapter(kind)
+
+
+@cache
+def _cached_adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 

@@ -464,5 +464,6 @@ class _Step(nn.Module):
 
 def _of_its_length(slope: Tensor, weight: Tensor) -> Tensor:
     """Return the slope, scaled to the length of the weight; zero where the slope is."""
-    length: Tensor = torch.linalg.vector_norm(slope).clamp_min(_TINY)
-    return slope * (torch.linalg.vector_norm(weight) / length)
+    length = torch.linalg.vector_norm(slope).clamp_min(_TINY)
+    ratio: Tensor = torch.linalg.vector_norm(weight) / length
+    return slope * ratio
