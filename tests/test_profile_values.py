@@ -14,7 +14,7 @@ from robust_nc.config import MeasureConfig
 from robust_nc.data.base import Split
 from robust_nc.data.hierarchy.tree import read_hierarchy
 from robust_nc.geometry.alignment import measure_alignment
-from robust_nc.geometry.severity import output_measures, output_sums
+from robust_nc.geometry.severity import output_measures
 from robust_nc.models.classifier import Classifier
 from robust_nc.profiling import Profile, profile
 from robust_nc.profiling.conditions import attack_examples
@@ -294,7 +294,7 @@ def outputs(found: Profile, condition: str, split: str = "test") -> pd.DataFrame
 
 def answered(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     """Measures of outputs, of the geometry's own function."""
-    return output_measures(output_sums(logits, labels, DISTANCES)).values
+    return output_measures(logits, labels, DISTANCES).values
 
 
 class TestOutputs:
