@@ -100,6 +100,14 @@ class Outer(nn.Module):
         )
 
 
+def outer(
+    model: nn.Module, images: Images, labels: Labels, loss: PerExampleLoss | FeatureLoss
+) -> Outputs:
+    """Return logits and losses of a batch, once per step and with the gradient on."""
+    found: Outputs = Outer(model, loss)(images, labels)
+    return found
+
+
 def at_progress(objective: Any, progress: float) -> Any:
     """Return the objective at a share of the training, below 1; itself unless its loss changes."""
     loss = getattr(objective, "loss", None)
@@ -160,7 +168,7 @@ class Standard:
         self, model: nn.Module, images: Images, labels: Labels, *, seed: int, ids: Tensor
     ) -> Loss:
         """Return the loss with `clean_correct`."""
-        found = Outer(model, self.loss)(images, labels)
+        found = outer(model, images, labels, self.loss)
         return logged(found.losses.mean(), {"clean_correct": correct(found.logits, labels)})
 
 
