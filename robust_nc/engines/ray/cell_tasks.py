@@ -23,6 +23,7 @@ from robust_nc.pipeline.stages import Stage, measure_stage, needs, verdict_parts
 from robust_nc.pipeline.suite import Cell
 from robust_nc.pipeline.verdict_parts import VerdictPart
 from robust_nc.record.folder import remove_caches
+from robust_nc.runtime.executor import PartCall, Parts
 from robust_nc.runtime.progress import Event, Report, no_report
 
 _LOSSES = {
@@ -155,13 +156,7 @@ class RayExecutor:
         """Put a value into the object store."""
         return ray.put(value)
 
-    def map(
-        self,
-        call: Callable[..., Any],
-        parts: Sequence[tuple[Any, ...]],
-        *,
-        report: Report = no_report,
-    ) -> list[Any]:
+    def map(self, call: PartCall, parts: Parts, *, report: Report = no_report) -> list[Any]:
         """Start a task per part; returns at once. Progress goes to the driver's inbox."""
         remote = self._cluster.task(do_part, retries=self._cluster.settings.retries)
         given = (self._cell, self._cluster.threads, self._queue, call)
