@@ -8,6 +8,8 @@ from robust_nc.attacks.apgd import APGD
 from robust_nc.attacks.fab import FAB
 from robust_nc.attacks.gated import Gated
 from robust_nc.attacks.pgd import FGSM, PGD
+from robust_nc.attacks.rays import RayS
+from robust_nc.attacks.smooth import Smooth
 from robust_nc.attacks.square import Square
 from robust_nc.types import EvaluationProtocol
 
@@ -70,6 +72,9 @@ FAST = EvaluationProtocol(
         ("fab-t-near", Gated(FAB(num_targets=3, targets_at="worst"), above=-0.07)),
     ),
 )
+
+# Where gradients are doubtful: one attack that finds a way back, one that needs none.
+SECOND = EvaluationProtocol("second", (("smooth", Smooth()), ("rays", RayS())))
 
 RAND = EvaluationProtocol(
     "rand",

@@ -187,7 +187,9 @@ ATTACKS = Registry(
         "gaussian": "robust_nc.attacks.noise:GaussianNoise",
         "geometry": "robust_nc.attacks.ensemble:geometry_attack",
         "pgd": "robust_nc.attacks.pgd:PGD",
+        "rays": "robust_nc.attacks.rays:RayS",
         "sign": "robust_nc.attacks.noise:SignNoise",
+        "smooth": "robust_nc.attacks.smooth:Smooth",
         "square": "robust_nc.attacks.square:Square",
     },
 )
@@ -228,6 +230,7 @@ PROTOCOLS = Registry(
         "pgd_ce": "robust_nc.attacks.protocols:PGD_CE",
         "plus": "robust_nc.attacks.protocols:PLUS",
         "rand": "robust_nc.attacks.protocols:RAND",
+        "second": "robust_nc.attacks.protocols:SECOND",
         "standard": "robust_nc.attacks.protocols:STANDARD",
     },
 )

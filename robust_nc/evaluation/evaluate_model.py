@@ -24,10 +24,10 @@ from robust_nc.evaluation.identity import evaluation_identity
 from robust_nc.evaluation.log import open_log
 from robust_nc.evaluation.referee import Evaluation
 from robust_nc.evaluation.sanity.attacks import sanity_warnings
-from robust_nc.evaluation.sanity.meanings import named_warning
+from robust_nc.evaluation.sanity.meanings import GRADIENT_WARNINGS, named_warning
 from robust_nc.evaluation.scoring import Scorer
 from robust_nc.evaluation.state import TRANSFERRED, UNBROKEN, WRONG, EvaluationState
-from robust_nc.evaluation.turns import plan_turns, run_turns
+from robust_nc.evaluation.turns import plan_turns, run_more, run_turns
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.plugins import find_attack, find_protocol
 from robust_nc.runtime.progress import Progress
@@ -130,6 +130,13 @@ def evaluate(
     images, labels = check_images(images), check_labels(labels, len(images))
     plan = _plan(protocol, attack, ball)
     turns = plan_turns(plan, precision)
+    # For doubtful gradients; where the output is random, single answers decide nothing.
+    asked = checks and plan.attacks and plan.draws == 1 and plan.name != "second"
+    second = find_protocol("second" if asked else "clean")
+    more = [
+        turn._replace(number=len(turns) + turn.number, place=len(plan.attacks) + turn.place)
+        for turn in plan_turns(second, "float32")
+    ]
     device = device_of(model)
     size = _batch_size(batch_size, device)
     ids = _checked_ids(ids, len(images))
@@ -141,7 +148,7 @@ def evaluate(
         warned = named_warning("slow-precision", f"{precision} on {device}")
         told[warned.name] = warned
     with _set_up(model, seed), ExitStack() as stack:
-        state = EvaluationState.of(images, labels, ids, turns=len(turns))
+        state = EvaluationState.of(images, labels, ids, turns=len(turns) + len(more))
         name = partial(evaluation_identity, model, state, ball, plan, seed, precision)
         journal = stack.enter_context(open_log(log, name))
         told |= {name: Warned(name, message) for name, message in journal.warnings.items()}
@@ -156,10 +163,15 @@ def evaluate(
             resize=batch_size is None,
             report=report,
         )
+        evaluation.note_gradients()
         if checks and len(images):
             for warned in sanity_warnings(evaluation, plan):
                 evaluation.warnings[warned.name] = warned
+            if evaluation.warnings.keys() & GRADIENT_WARNINGS:
+                run_more(evaluation, more, report)
         evaluation.note_gradients()
+        if bool(state.finished[:, len(turns) :].any()):
+            plan = plan._replace(attacks=(*plan.attacks, *second.attacks))
     return Outcome(
         clean_correct=state.clean_correct,
         robust=state.robust,

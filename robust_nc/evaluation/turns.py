@@ -83,6 +83,21 @@ def run_turns(
             fast = None
 
 
+def run_more(
+    evaluation: Evaluation, turns: list[Turn], report: Callable[[Progress], None] | None
+) -> None:
+    """Give more attacks their turns, after those of the protocol."""
+    classes = evaluation.state.logits.shape[1]
+    before: list[int | None] = [0] * (turns[0].number if turns else 0)
+    costs = [*before, *(_cost(turn, classes) for turn in turns)]
+    evaluation.pace = PassCounter(report, costs, note=evaluation.log.damage)
+    doubted = "no-gradient" in evaluation.warnings
+    for turn in turns:
+        evaluation.turn(turn)
+    if not doubted:  # a stand-in without a way back says nothing of the model
+        evaluation.warnings.pop("no-gradient", None)
+
+
 def _take_faster(evaluation: Evaluation) -> Accelerated | None:
     """Attack a faster copy of the model from now on, if it agrees with it on a few examples."""
     state, own = evaluation.state, evaluation.scorer.model
