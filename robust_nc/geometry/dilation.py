@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float64
 from torch import Tensor
 
 from robust_nc.checks import check_labels
@@ -126,7 +125,10 @@ class CorruptionMeter:
     def compute(self) -> Memorization:
         """Return the measures of everything seen."""
         row = _Row(*(torch.cat(column) for column in zip(*self._rows, strict=True)))
-        sums, counts = self._by_class(row)
+        there = torch.isfinite(row.distance)  # of those whose original class has a vertex
+        original, groups = row.original[there], len(self.vertices)
+        total = torch.zeros_like(self.vertices[:, 0]).index_add_(0, original, row.distance[there])
+        sums, counts = total.tolist(), torch.bincount(original, minlength=groups).tolist()
         per_class = [s / n if n else None for s, n in zip(sums, counts, strict=True)]
         known = [value for value in per_class if value is not None]
         mean = sum(known) / len(known) if known else None
@@ -149,14 +151,6 @@ class CorruptionMeter:
             t=row.t[edge],
             notes={name: _NOTES[name] for name in MEASURES if values[name] is None},
         )
-
-    def _by_class(self, row: _Row) -> tuple[list[float], list[int]]:
-        """Sums of distances and examples by original class, of those with a vertex."""
-        there = torch.isfinite(row.distance)
-        original, groups = row.original[there], len(self.vertices)
-        sums: Float64[Tensor, " k"] = torch.zeros_like(self.vertices[:, 0])
-        sums.index_add_(0, original, row.distance[there])
-        return sums.tolist(), torch.bincount(original, minlength=groups).tolist()
 
 
 def measure_memorization(

@@ -53,10 +53,6 @@ class Aim(NamedTuple):
     ids: Tensor
 
 
-def _cyclic(aim: Aim) -> Labels:
-    return (aim.labels + 1) % len(aim.vertices)
-
-
 def _random(aim: Aim) -> Labels:
     others = len(aim.vertices) - 1
     draws = keyed_uniform(aim.seed, aim.ids, "random-target", 1)[:, 0]
@@ -82,7 +78,7 @@ def _hierarchy(aim: Aim) -> Labels:
 
 # How the target of a targeted attack is chosen; never the label itself.
 TARGETS: dict[str, Callable[[Aim], Labels]] = {
-    "cyclic": _cyclic,
+    "cyclic": lambda aim: (aim.labels + 1) % len(aim.vertices),
     "random": _random,
     "nearest": _nearest,
     "farthest": _farthest,

@@ -17,7 +17,11 @@ def most_broken(found: int, *, drawn: int, population: int) -> int:
     It is the largest B with P(X <= found) > 0.05, X hypergeometric: `drawn` out of `population`, of
     which B break. Integers throughout, so exact. Raises `InputError` for counts that cannot be.
     """
-    _check(found, drawn, population)
+    if not 0 <= found <= drawn <= population:
+        raise InputError(
+            "a bound needs 0 <= found <= drawn <= population, "
+            f"found {found}, {drawn} and {population}"
+        )
     low, high = found, population - (drawn - found)  # P falls with B, and is 1 at `found`
     while low < high:
         middle = (low + high + 1) // 2
@@ -42,11 +46,3 @@ def _likely(found: int, broken: int, drawn: int, population: int) -> bool:
         term = term * (broken - x) * (drawn - x) // ((x + 1) * (whole - drawn + x + 1))
         ways += term
     return found >= first and MISS * ways > math.comb(population, drawn)
-
-
-def _check(found: int, drawn: int, population: int) -> None:
-    if not 0 <= found <= drawn <= population:
-        raise InputError(
-            "a bound needs 0 <= found <= drawn <= population, "
-            f"found {found}, {drawn} and {population}"
-        )

@@ -107,7 +107,8 @@ def write_tensors(
 
     Where that name is `taken`, the file is a copy of its own under `<kind>-<digest>-b.safetensors`.
     """
-    content = safetensors.torch.save({name: _packed(tensor) for name, tensor in tensors.items()})
+    packed = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    content = safetensors.torch.save(packed)
     file = _name_tensors(kind, hashlib.sha256(content).hexdigest(), taken)
     files.write_bytes(folder / file.name, content)
     return file
@@ -183,10 +184,6 @@ def _remove_unnamed(folder: Path) -> None:
 
 def _seal(about: Manifest) -> str:
     return files.digest({key: value for key, value in about.items() if key != "sha256"})
-
-
-def _packed(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous().clone()
 
 
 def _flat(value: object, prefix: str = "") -> dict[str, object]:
