@@ -202,7 +202,8 @@ def attacked_points(model: Classifier) -> dict[str, Tensor]:
     attacked = attack_examples(model, how, examples, report=lambda share: None)
     key = stream_key(0, "geometry", "train")
     noise = {
-        kind: noisy_images(how, examples, train.images, attacked, kind, key) for kind in NOISES
+        kind: noisy_images(how, examples, train.images, attacked, kind, key, torch.device("cpu"))
+        for kind in NOISES
     }
     return {"attacked": attacked, **noise}
 

@@ -10,7 +10,13 @@ from typing import cast
 
 import torch
 
-from robust_nc.evaluation.acceleration import Accelerated, Precision, accelerate, fastest
+from robust_nc.evaluation.acceleration import (
+    Accelerated,
+    Precision,
+    accelerate,
+    fastest,
+    lowered,
+)
 from robust_nc.evaluation.referee import PROBES, Evaluation, Turn
 from robust_nc.evaluation.state import Entry
 from robust_nc.exceptions import ConfigError, InputError
@@ -79,7 +85,9 @@ def run_turns(
         evaluation.turn(turn)
         ahead = evaluation.pace.seconds_left() or 0.0
         if fast is not None and tune and turn in refereed[:-1] and ahead >= _WORTH:
-            _take_fastest(evaluation, fast, seconds=_EFFORT * ahead, resize=resize)
+            following = refereed[refereed.index(turn) + 1]
+            with lowered(following.precision, evaluation.device):
+                _take_fastest(evaluation, fast, seconds=_EFFORT * ahead, resize=resize)
             fast = None
 
 

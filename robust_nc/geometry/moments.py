@@ -1,7 +1,8 @@
 """Streaming sums of the features of one tap: all that the one-pass measures need.
 
 No D x D matrix is formed and no feature is kept; sums are float64 around a shift near the mean, so
-that a common offset of the features changes nothing.
+that a common offset of the features changes nothing. On a CPU they are the same to the bit from run
+to run; on CUDA, where rows of a group are added in any order, to the rounding of float64 sums.
 
 >>> import torch
 >>> moments = Moments(2, 3)

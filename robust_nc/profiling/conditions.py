@@ -166,7 +166,7 @@ def attack_shard(
     # As far from the attacked image as that is from its own.
     mirrored = 2 * found - examples.images
     key = stream_key(examples.key(measurement.seed), "return")
-    noisy = noisy_images(measurement, examples, found, mirrored, "gaussian", key)
+    noisy = noisy_images(measurement, examples, found, mirrored, "gaussian", key, device_of(model))
     return ConditionImages(kind, found, targets, noisy, (count.seen, count.unusable))
 
 
@@ -182,7 +182,8 @@ def noise_shard(
     """Make noise on a shard that is as large as its attack was."""
     assert attacked.images is not None
     examples, key = shard.examples, shard.examples.key(measurement.seed)
-    found = noisy_images(measurement, examples, examples.images, attacked.images, kind, key)
+    device = device_of(model)
+    found = noisy_images(measurement, examples, examples.images, attacked.images, kind, key, device)
     return ConditionImages(kind, found)
 
 
@@ -231,21 +232,30 @@ def stated(measurement: Measurement, condition: str) -> dict[str, object]:
 
 
 def noisy_images(
-    measurement: Measurement, examples: Examples, origin: Tensor, other: Tensor, kind: str, key: int
+    measurement: Measurement,
+    examples: Examples,
+    origin: Tensor,
+    other: Tensor,
+    kind: str,
+    key: int,
+    device: torch.device,
 ) -> Tensor:
-    """Add noise to images `origin`, per example and after clipping as far as `other` is."""
+    """Add noise to images `origin`, per example and after clipping as far as `other` is.
+
+    Made on the device, returned on the CPU.
+    """
     matched_noise = CONTROLS.load("matched_noise")
     return torch.cat(
         [
             matched_noise(
-                origin[rows],
-                other[rows],
+                origin[rows].to(device),
+                other[rows].to(device),
                 kind=kind,
                 norm=NOISES[kind],
                 bounds=measurement.ball.bounds,
                 seed=key,
-                ids=examples.ids[rows],
-            )
+                ids=examples.ids[rows].to(device),
+            ).cpu()
             for rows in torch.split(torch.arange(len(origin)), measurement.settings.batch_size)
         ]
     )
