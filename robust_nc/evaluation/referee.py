@@ -49,6 +49,10 @@ class Turn(NamedTuple):
     attack: Attack
     precision: Precision
 
+    def cost(self, classes: int) -> int | None:
+        """Passes of an example that nothing breaks, None where the attack does not say."""
+        return self.attack.cost(classes) if isinstance(self.attack, RefereedAttack) else None
+
 
 @dataclass
 class Evaluation:

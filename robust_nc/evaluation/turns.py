@@ -72,10 +72,7 @@ def run_turns(
         state.replay(line.turn, Entry(*line.tensors))
     classes = state.logits.shape[1]
     refereed = [turn for turn in turns if isinstance(turn.attack, RefereedAttack)]
-    costs = [
-        turn.attack.cost(classes) if isinstance(turn.attack, RefereedAttack) else None
-        for turn in turns
-    ]
+    costs = [turn.cost(classes) for turn in turns]
     evaluation.pace = PassCounter(report, costs, note=evaluation.log.damage)
     # Also where the log says that all of them are broken by now: the record names the copy.
     fast = None
@@ -96,8 +93,8 @@ def run_more(
 ) -> None:
     """Give more attacks their turns, after those of the protocol."""
     classes = evaluation.state.logits.shape[1]
-    before: list[int | None] = [0] * (turns[0].number if turns else 0)
-    costs = [*before, *(_cost(turn, classes) for turn in turns)]
+    before = [0] * (turns[0].number if turns else 0)
+    costs = [*before, *(turn.cost(classes) for turn in turns)]
     evaluation.pace = PassCounter(report, costs, note=evaluation.log.damage)
     doubted = "no-gradient" in evaluation.warnings
     for turn in turns:
