@@ -40,7 +40,7 @@ demo: .venv/stamp  ## The main job: train, attack, measure and show twelve model
 	$(BIN)/robust-nc board out/quickstart
 
 test: .venv/stamp  ## All tests but the slow ones
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 $(BY_FILE)
 
 test-slow: .venv/stamp  ## The slow tier
 	$(BIN)/python -m pytest -n 2 -m slow
@@ -62,7 +62,7 @@ api: .venv/stamp  ## The reference of all public names, from their docstrings, i
 	  robust_nc.models.frames robust_nc.record robust_nc.report.figures robust_nc.types
 
 coverage: .venv/stamp  ## All tests but the slow ones, with line coverage (at least 90 %)
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
+	$(BIN)/python -m pytest -n 2 $(BY_FILE) --cov --cov-report=term
 
 check: format lint types test  ## The one gate: format, lint, types, tests
 

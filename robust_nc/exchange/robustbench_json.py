@@ -22,7 +22,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from robust_nc.exceptions import RecordError, unknown_name
+from robust_nc.exceptions import RecordError
 from robust_nc.io.files import write_text
 from robust_nc.io.text import one_line, safe_link
 from robust_nc.io.untrusted import file_name
@@ -34,8 +34,6 @@ from robust_nc.threat import format_eps, parse_eps
 THREATS = ("Linf", "L2", "corruptions")
 AUTOATTACK = "standard"  # our protocol that makes AutoAttack's verdict
 
-_PERCENT = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})?")
-_EPS = re.compile(r"[0-9]{1,4}(\.[0-9]{1,18})?(/[1-9][0-9]{0,3})?")
 _UNSTATED = frozenset({"", "null", "None", "N/A"})
 _TEXTS = ("link", "name", "authors", "venue", "architecture", "footnote")
 # Their names of accuracies and errors, and ours.
@@ -49,9 +47,6 @@ _SHARES = {
     "corruptions_mce": "mce",
     "corruptions_mce_3d": "mce_3d",
 }
-_ERRORS = ("mce", "mce_3d")  # relative to AlexNet's: may exceed 100 %
-_FLAGS = ("additional_data", "unreliable")
-_FIELDS = (*_TEXTS, *_SHARES, *_FLAGS, "dataset", "number_forward_passes", "eps")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,35 +106,26 @@ class ModelInfo:
         )
 
 
-def from_fields(fields: Any, *, dataset: str, threat: str, key: str) -> ModelInfo:
-    """Make typed values of a file's fields; raises `RecordError` for what cannot be one."""
-    if threat not in THREATS:
-        raise unknown_name("threat folder", threat, THREATS)
-    what = f"{dataset}/{threat}/{file_name(key, what='model name')}.json"
-    if not isinstance(fields, dict):
-        raise RecordError(f"{what} must hold an object with fields, found {type(fields).__name__}")
-    for name in fields:
-        if name not in _FIELDS:
-            raise unknown_name(f"field of {what}", name[:60], _FIELDS)
-    texts: dict[str, Any] = {name: _text_of(fields, name, what) for name in _TEXTS}
+def from_fields(fields: Mapping[str, Any], *, dataset: str, threat: str, key: str) -> ModelInfo:
+    """Make typed values of the fields of a published file; accuracies are text or numbers there."""
+    stated = {name: str(value).strip() for name, value in fields.items()}
+    stated = {name: text for name, text in stated.items() if text not in _UNSTATED}
+    texts: dict[str, Any] = {name: one_line(fields.get(name) or "") for name in _TEXTS}
     shares: dict[str, Any] = {
-        ours: _share_of(fields, theirs, what, most=1_000 if ours in _ERRORS else 100)
-        for theirs, ours in _SHARES.items()
+        ours: _as_share(stated[theirs]) for theirs, ours in _SHARES.items() if theirs in stated
     }
-    info = ModelInfo(
-        dataset=file_name(dataset, what="folder of the data set"),
+    return ModelInfo(
+        dataset=dataset,
         threat=threat,
         key=key,
-        declared=_text_of(fields, "dataset", what),
-        eps=_radius_of(fields, what),
-        additional_data=_flag_of(fields, "additional_data", what),
-        unreliable=bool(_flag_of(fields, "unreliable", what)),
-        passes=_passes_of(fields, what),
+        declared=one_line(fields.get("dataset") or ""),
+        eps=parse_eps(stated["eps"]) if "eps" in stated else None,
+        additional_data=fields.get("additional_data"),
+        unreliable=bool(fields.get("unreliable")),
+        passes=fields.get("number_forward_passes", 1),
         **texts,
         **shares,
     )
-    _check(info, what)
-    return info
 
 
 def to_fields(info: ModelInfo) -> dict[str, Any]:
@@ -236,20 +222,6 @@ def _footnote(record: Record, challenged: int) -> str:
     return " ".join(told)
 
 
-def _check(info: ModelInfo, what: str) -> None:
-    """A ball needs its radius, and every row the one number that it is for."""
-    if info.threat == "corruptions":
-        missing = info.corruptions is None and "corruptions_acc"
-    else:
-        accuracies = (info.autoattack, info.external, info.reported)
-        missing = (info.eps is None and "eps") or (
-            all(value is None for value in accuracies) and "autoattack_acc"
-        )
-    missing = missing or (info.clean is None and "clean_acc")
-    if missing:
-        raise RecordError(f"{what} states no {missing}, without which it says nothing")
-
-
 def _two_decimals(value: float | None) -> float | None:
     return None if value is None else _as_share(f"{100 * value:.2f}")
 
@@ -263,65 +235,3 @@ def _file_key(text: str, *, limit: int = 80) -> str:
 def _as_share(percent: str) -> float:
     """Return percent in text as the nearest float64 share."""
     return float(Decimal(percent) / 100)
-
-
-def _share_of(fields: Mapping[str, Any], name: str, what: str, *, most: int) -> float | None:
-    """Read percent in 0..most as a share; None where it is not stated."""
-    text = _stated(fields, name)
-    if text is None:
-        return None
-    if not _PERCENT.fullmatch(text) or float(text) > most:
-        raise RecordError(
-            f"{what}: {name} must be percent in 0..{most} such as '57.20', found {text[:40]!r}"
-        )
-    return _as_share(text)
-
-
-def _radius_of(fields: Mapping[str, Any], what: str) -> float | None:
-    """Read a radius such as "8/255"; None where it is not stated."""
-    text = _stated(fields, "eps")
-    if text is None:
-        return None
-    if not _EPS.fullmatch(text) or not parse_eps(text) > 0:
-        raise RecordError(
-            f"{what}: eps must be a radius such as '8/255' or '0.5', found {text[:40]!r}"
-        )
-    return parse_eps(text)
-
-
-def _text_of(fields: Mapping[str, Any], name: str, what: str) -> str:
-    """Read text as one bounded line, "" where it is not stated."""
-    value = fields.get(name)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise RecordError(f"{what}: {name} must be text, found {_shown(value)}")
-    return one_line(value)
-
-
-def _flag_of(fields: Mapping[str, Any], name: str, what: str) -> bool | None:
-    """Read true or false; None where it is not stated."""
-    value = fields.get(name)
-    if value is None or isinstance(value, bool):
-        return value
-    raise RecordError(f"{what}: {name} must be true or false, found {_shown(value)}")
-
-
-def _passes_of(fields: Mapping[str, Any], what: str) -> int:
-    """Read a count in 1..10,000; 1 where it is not stated."""
-    name = "number_forward_passes"
-    value = fields.get(name, 1)
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 10_000:
-        return value
-    raise RecordError(f"{what}: {name} must be a whole number in 1..10000, found {_shown(value)}")
-
-
-def _stated(fields: Mapping[str, Any], name: str) -> str | None:
-    """Text of a number, or of what stands in its place."""
-    value = fields.get(name)
-    text = value.strip() if isinstance(value, str) else _shown(value)
-    return None if value is None or text in _UNSTATED else text
-
-
-def _shown(value: object) -> str:
-    return repr(value)[:40]
