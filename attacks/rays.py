@@ -36,9 +36,10 @@ _EXACT = 1e-3  # of the range of a pixel: a bisection ends there, as in the auth
 class RayState(NamedTuple):
     """Where the search of each slot stands: beside what every attack keeps, its ray.
 
-    `signs` of the best ray so far, along which the model fails at `reach` (per pixel). `block` is
-    what is turned next, counted over all sizes. While a bisection goes on, `inner` and `outer`
-    hold where the turned ray does not fail and does; at other times `inner` is negative.
+    `signs` of the best ray so far, along which the model fails at `reach` (per pixel), and those of
+    the `ray` that is asked about, in which `block` is turned, counted over all sizes. While a
+    bisection goes on, `inner` and `outer` hold where that ray does not fail and does; at other
+    times `inner` is negative.
     """
 
     points: Tensor
@@ -47,6 +48,7 @@ class RayState(NamedTuple):
     flipped: Tensor
     step: Tensor
     signs: Tensor
+    ray: Tensor
     reach: Tensor
     block: Tensor
     inner: Tensor
@@ -87,6 +89,7 @@ class RayS(PooledAttack[RayState]):
         return RayState(
             *SearchState.begin(slots, _on_ray(slots, signs, reach)),
             signs=signs,
+            ray=signs,
             reach=reach,
             block=torch.zeros_like(slots.labels),
             inner=torch.full_like(reach, -1.0),
@@ -109,20 +112,27 @@ class RayS(PooledAttack[RayState]):
         # the next block is turned.
         ended = (outer - inner <= _EXACT * self._range(slots)) & (inner >= 0)
         better = ended & (outer < state.reach)
-        signs = torch.where(better[:, None, None, None], self._turned(state), state.signs)
+        signs = torch.where(better[:, None, None, None], state.ray, state.signs)
         reach = torch.where(better, outer, state.reach)
         onward = ended | (inner < 0)
         # As long as no ray has failed anywhere, others are drawn.
         lost = onward & (reach >= self._range(slots))
-        signs = torch.where(lost[:, None, None, None], _drawn(slots, state.step + 1), signs)
+        if lost.is_cuda or bool(lost.any()):  # on a CPU a look costs nothing
+            signs = torch.where(lost[:, None, None, None], _drawn(slots, state.step + 1), signs)
         block = torch.where(onward & ~lost, state.block + 1, state.block)
         inner = torch.where(onward, -1.0, inner)
         outer = torch.where(onward, reach, outer)
-        state = state._replace(
-            signs=signs, reach=reach, block=block, inner=inner, outer=outer, step=state.step + 1
+        ray = _turned(signs, block)
+        return state._replace(
+            points=_on_ray(slots, ray, torch.where(inner >= 0, (inner + outer) / 2, outer)),
+            step=state.step + 1,
+            signs=signs,
+            ray=ray,
+            reach=reach,
+            block=block,
+            inner=inner,
+            outer=outer,
         )
-        next_asked = torch.where(inner >= 0, (inner + outer) / 2, outer)
-        return state._replace(points=_on_ray(slots, self._turned(state), next_asked))
 
     def finish(self, slots: Slots, state: RayState) -> RayState:
         """Return the state: the point of the next query is left alone."""
@@ -138,15 +148,16 @@ class RayS(PooledAttack[RayState]):
         ones = torch.ones_like(slots.images[:1])
         return slots.ball.eps / float(slots.ball.distance(ones, torch.zeros_like(ones)))
 
-    def _turned(self, state: RayState) -> Images:
-        """Return the signs with the block of each slot turned; block 0 turns nothing."""
-        size = state.signs[0].numel()
-        block = state.block % (2 ** (size - 1).bit_length() * 2)  # then from the start
-        level = block.clamp_min(1).double().log2().floor().long()  # of 1, 2, 4, ... blocks
-        sides = (size / 2.0**level).ceil().long()
-        places = torch.arange(size, device=state.signs.device) // sides[:, None]
-        turned = (places == (block - 2**level)[:, None]) & (block > 0)[:, None]
-        return state.signs * torch.where(turned, -1.0, 1.0).view_as(state.signs)
+
+def _turned(signs: Images, number: Tensor) -> Images:
+    """Return the signs with the block of each slot turned; number 0 turns nothing."""
+    size = signs[0].numel()
+    block = number % (2 ** (size - 1).bit_length() * 2)  # then from the start
+    level = block.clamp_min(1).double().log2().floor().long()  # of 1, 2, 4, ... blocks
+    sides = (size / 2.0**level).ceil().long()
+    places = torch.arange(size, device=signs.device) // sides[:, None]
+    turned = (places == (block - 2**level)[:, None]) & (block > 0)[:, None]
+    return torch.where(turned.view_as(signs), -signs, signs)
 
 
 def _drawn(slots: Slots, step: Tensor) -> Images:

@@ -134,7 +134,8 @@ class TestBoard:
         assert path.read_text() == ran.out
 
     def test_a_page_is_written(self, results, tmp_path):
-        ran = cli("board", results, "--format", "html", "--out", tmp_path / "site")
+        one = next(results.rglob("*.json"))
+        ran = cli("board", one, "--format", "html", "--out", tmp_path / "site")
         assert (ran.code, ran.out) == (0, "")
         page = Path(ran.err.removeprefix("wrote ").strip())
         assert "<html" in page.read_text()
