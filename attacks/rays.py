@@ -67,7 +67,7 @@ class RayS(PooledAttack[RayState]):
     Passes per item: `queries` forward; none backward.
     """
 
-    queries: int = 2000
+    queries: int = 1000
 
     gradient_free: ClassVar[bool] = True
 

@@ -131,11 +131,10 @@ def test_no_attack_leaves_the_ball_at_the_size_of_photographs(ball: Ball) -> Non
     model, ids = curved((3, 32, 32), 5), torch.arange(3)
     labels = predictions(model, images)
     for attack in ALL.values():
-        for eps in (36 / 255, 2.0) if ball.norm != "Linf" else (1 / 255, 0.3):
+        for eps, goal in ((1 / 255, "flip"), (36 / 255, "maximise")):
             there = Ball(ball.norm, eps)
-            for goal in GOALS:
-                points = attack(model, images, labels, there, goal=goal, seed=0, ids=ids)
-                assert there.contains(points, images).all()
+            points = attack(model, images, labels, there, goal=goal, seed=0, ids=ids)
+            assert there.contains(points, images).all()
 
 
 @pytest.mark.parametrize(
