@@ -28,7 +28,7 @@ from robust_nc.exceptions import InputError
 from robust_nc.runtime import keyed_uniform
 from robust_nc.types import Images
 
-_MOST_BLOCKS = 64  # of a ray that is drawn
+_SIZES = 6  # of drawn rays: 2, 4, 8, ... 64 blocks
 _STEP_KEY = -8663945395140668459  # odd and far from the constants of slots.py
 _EXACT = 1e-3  # of the range of a pixel: a bisection ends there, as in the authors' code
 
@@ -145,7 +145,7 @@ class RayS(PooledAttack[RayState]):
 
     def _edge(self, slots: Slots) -> float:
         """How far each pixel may move along a ray within the ball."""
-        ones = torch.ones_like(slots.images[:1])
+        ones = torch.ones(1, *slots.images.shape[1:])  # on the CPU: no wait for a device
         return slots.ball.eps / float(slots.ball.distance(ones, torch.zeros_like(ones)))
 
 
@@ -161,9 +161,9 @@ def _turned(signs: Images, number: Tensor) -> Images:
 
 
 def _drawn(slots: Slots, step: Tensor) -> Images:
-    """Draw signs by blocks of equal length: of 2, 4, 8, ... 64 of them, from step to step."""
-    draws = keyed_uniform(slots.seed, slots.keys() + step * _STEP_KEY, "rays", _MOST_BLOCKS)
-    blocks = 2 ** (step % _MOST_BLOCKS.bit_length() + 1).clamp_max(_MOST_BLOCKS.bit_length() - 1)
+    """Draw signs by blocks of equal length, twice as many of them from step to step."""
+    draws = keyed_uniform(slots.seed, slots.keys() + step * _STEP_KEY, "rays", 2**_SIZES)
+    blocks = 2 ** (1 + step % _SIZES)
     size = slots.images[0].numel()
     places = torch.arange(size, device=draws.device) * blocks[:, None] // size
     return torch.where(draws.gather(1, places) < 0.5, -1.0, 1.0).view_as(slots.images)

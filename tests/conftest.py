@@ -8,6 +8,7 @@ shapes of a call alone, so a call whose kind was seen before is not checked agai
 import copy
 import inspect
 import shutil
+import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
@@ -69,6 +70,15 @@ def _checked_once(target: Any, *, typechecker: Any) -> Any:
 jaxtyping.jaxtyped = lambda target=None, **options: (  # before a package is imported
     partial(_checked_once, **options) if target is None else _checked_once(target, **options)
 )
+
+
+@pytest.fixture(autouse=True)
+def _kept_trace() -> Iterator[None]:
+    """Put back what traces the lines: pyautoattack's checks take it away."""
+    before = sys.gettrace()
+    yield
+    if sys.gettrace() is not before:
+        sys.settrace(before)
 
 
 @pytest.fixture(scope="session")

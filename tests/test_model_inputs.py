@@ -85,7 +85,7 @@ def test_compiled_models_may_write_into_their_images(made) -> None:
     for mode in ("eval", "as_is"):
         PGD(steps=2, mode=mode)(model, images, labels, BALLS[0], seed=0, ids=ids)
     trajectory(model, images, labels, BALLS[0], steps=2, seed=0, ids=ids)
-    evaluate(model, images, labels, BALLS[0], protocol="pgd")
+    evaluate(model, images, labels, BALLS[0], protocol="pgd", attack="gaussian")
     attack = AutoAttack(
         model.forward, eps=0.03, verbose=False, attacks_to_run=["square"], version="custom"
     )

@@ -237,7 +237,7 @@ def test_minutes_end_a_run_as_a_wish_to_stop(tmp_path):
 
 
 def test_without_ray_the_engine_says_how_to_get_it(tmp_path, monkeypatch):
-    for part in ("cell_tasks", "inbox", "run", "executor"):
+    for part in ("cell_tasks", "inbox", "run"):
         monkeypatch.delitem(sys.modules, f"robust_nc.engines.ray.{part}", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     ran = cli("run", write_suite(tmp_path, ""), "--out", tmp_path / "out", "--engine", "ray")

@@ -167,7 +167,7 @@ def evaluate(
         if checks and len(images):
             for warned in sanity_warnings(evaluation, plan):
                 evaluation.warnings[warned.name] = warned
-            if evaluation.warnings.keys() & GRADIENT_WARNINGS:
+            if more and evaluation.warnings.keys() & GRADIENT_WARNINGS:
                 run_more(evaluation, more, report)
         evaluation.note_gradients()
         if bool(state.finished[:, len(turns) :].any()):

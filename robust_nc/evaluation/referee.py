@@ -335,7 +335,8 @@ class _Meter:
         self.backwards = 0
 
     def __enter__(self) -> "_Meter":
-        self._handle = self.model.register_forward_hook(self._seen)
+        # Past what TorchScript forbids.
+        self._handle = nn.Module.register_forward_hook(self.model, self._seen)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -93,8 +93,7 @@ def run_more(
 ) -> None:
     """Give more attacks their turns, after those of the protocol."""
     classes = evaluation.state.logits.shape[1]
-    before = [0] * (turns[0].number if turns else 0)
-    costs = [*before, *(turn.cost(classes) for turn in turns)]
+    costs = [*[0] * turns[0].number, *(turn.cost(classes) for turn in turns)]
     evaluation.pace = PassCounter(report, costs, note=evaluation.log.damage)
     doubted = "no-gradient" in evaluation.warnings
     for turn in turns:
