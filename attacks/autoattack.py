@@ -212,6 +212,7 @@ class AutoAttack:
             protocol=self._plan(names),
             seed=seed,
             batch_size=size,
+            second_opinion=False,  # the verdict is AutoAttack's
             log=state_path,
             report=teller.hear,
         )

@@ -9,7 +9,7 @@ import torch
 from helpers_attacks import curved
 from torch import Tensor, nn
 
-from robust_nc import Ball
+from robust_nc import Ball, evaluate
 from robust_nc.attacks import AutoAttack
 from robust_nc.attacks.protocols import PLUS, RAND, STANDARD
 from robust_nc.exceptions import ConfigError, InputError, RecordError, UnknownNameError
@@ -159,7 +159,12 @@ def test_doubts_are_told_though_it_is_not_verbose(
 ) -> None:
     model = nn.Sequential(curved(SHAPE, CLASSES), nn.Softmax(1)).eval()
     images, labels = examples(model)
-    quick(model, log_path=tmp_path / "log.txt").run_standard_evaluation(images, labels)
+    attack = quick(model, log_path=tmp_path / "log.txt")
+    _, predicted = attack.run_standard_evaluation(images, labels, return_labels=True)
+    alone = evaluate(
+        model, images, labels, Ball("Linf", 0.04), protocol=attack.protocol(), checks=False
+    )
+    assert torch.equal(predicted == labels, alone.robust)  # no attack more than was asked for
     lines = capsys.readouterr().out.splitlines()
     assert lines
     assert all(line.startswith("Warning: ") for line in lines)

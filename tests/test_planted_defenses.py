@@ -176,6 +176,8 @@ def test_an_interrupted_second_opinion_goes_on(images: Tensor, tmp_path: Path) -
         evaluate(hidden, images, labels, BALLS[0], protocol="pgd", log=log, report=stop)
     again = evaluate(hidden, images, labels, BALLS[0], protocol="pgd", log=log)
     assert again.broken_by == whole.broken_by
+    kept = evaluate(hidden, images, labels, BALLS[0], protocol="pgd", log=log, checks=False)
+    assert kept.broken_by == whole.broken_by
     assert torch.equal(again.adversarials, whole.adversarials)
 
 

@@ -266,6 +266,7 @@ def ours(subject: Subject, setup: Setup, seed: int) -> Verdict:
         subject.ball,
         seed=seed,
         batch_size=setup.batch_size,
+        second_opinion=False,
     )
     return Verdict(
         outcome.clean_correct,

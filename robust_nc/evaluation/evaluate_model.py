@@ -101,6 +101,7 @@ def evaluate(
     accelerate: bool = True,
     tune: bool = True,
     checks: bool = True,
+    second_opinion: bool = True,
     log: str | Path | None = None,
     report: Callable[[Progress], None] | None = None,
 ) -> Outcome:
@@ -118,9 +119,10 @@ def evaluate(
     "tf32-only" and "bf16-only" leave that out. Every verdict is the model's own, in float32 proper.
     Without `tune` nothing is measured, so that the clock has no part in the last bits.
 
-    `checks` looks for signs that the verdict cannot be trusted, and names them in `warnings`. `log`
-    is a file of finished examples: a second call with the same arguments goes on from there (where
-    it was damaged, from its last good line; what followed is then in `<log>.damaged`).
+    `checks` looks for signs that the verdict cannot be trusted, and names them in `warnings`; where
+    one is about gradients, the attacks of protocol `second` join the verdict (`second_opinion`).
+    `log` is a file of finished examples: a second call with the same arguments goes on from there
+    (where it was damaged, from its last good line; what followed is then in `<log>.damaged`).
     `report` is called with the `Progress`, about twice a second.
 
     Raises `InputError` for data that cannot be used, logits that are not finite or a model that
@@ -130,10 +132,10 @@ def evaluate(
     images, labels = check_images(images), check_labels(labels, len(images))
     plan = _plan(protocol, attack, ball)
     turns = plan_turns(plan, precision)
-    # For doubtful gradients; where the output is random, single answers decide nothing.
-    asked = checks and plan.attacks and plan.draws == 1 and plan.name != "second"
-    second = find_protocol("second" if asked else "clean")
-    more = [
+    second = find_protocol("second")
+    # Where the output is random, single answers decide nothing.
+    asked = second_opinion and plan.attacks and plan.draws == 1 and plan.name != second.name
+    more = [  # also where they are not asked: a log may hold what they found
         turn._replace(number=len(turns) + turn.number, place=len(plan.attacks) + turn.place)
         for turn in plan_turns(second, "float32")
     ]
@@ -167,7 +169,7 @@ def evaluate(
         if checks and len(images):
             for warned in sanity_warnings(evaluation, plan):
                 evaluation.warnings[warned.name] = warned
-            if more and evaluation.warnings.keys() & GRADIENT_WARNINGS:
+            if asked and evaluation.warnings.keys() & GRADIENT_WARNINGS:
                 run_more(evaluation, more, report)
         evaluation.note_gradients()
         if bool(state.finished[:, len(turns) :].any()):
