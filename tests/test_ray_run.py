@@ -257,8 +257,14 @@ def post(inbox: Inbox, attempt: int, content: bytes | None, event: Event | None 
 
 
 def kept(inbox: Inbox, out: Path) -> bytes:
-    inbox.collect()
-    return (out / "cache" / "state").read_bytes()
+    state = out / "cache" / "state"
+
+    def came() -> bool:  # one look may end without an answer, or find a queue that just died
+        inbox.collect()
+        return state.exists()
+
+    wait_for(came)
+    return state.read_bytes()
 
 
 def test_only_the_try_that_counts_is_heard_and_only_a_state_is_an_advance(inbox, told, tmp_path):
