@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nc.exceptions import InputError
+from robust_nc.runtime import check_float64
 from robust_nc.threat import Ball
 from robust_nc.types import Attacked, Goal, Referee
 
@@ -155,6 +156,7 @@ def checked_inputs(
     _check_classes("labels", labels, len(images))
     _check_classes("ids", ids, len(images))
     device = images.device
+    check_float64(device)
     if targets is not None:
         first = targets[:, 0] if targets.ndim == 2 and targets.shape[1] else targets
         _check_classes("targets", first, len(images))

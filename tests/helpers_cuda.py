@@ -237,7 +237,7 @@ class SimulatedCuda(TorchFunctionMode):
         place = self.place(device)
         if func in _FROM_DATA:
             self.waits["to the device"] += 1
-        else:
+        elif func is not torch.empty:
             self.kernels[func.__name__] += 1
         with self.drawing(place):
             made = func(*bare, **named, device="cpu")

@@ -3,6 +3,7 @@
 Ratchets hold how many kernels a step launches beyond the model's own and how often the host waits.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from robust_nc.attacks.smooth import Smooth
 from robust_nc.attacks.square import Square
 from robust_nc.config import MeasureConfig, RunConfig, read
 from robust_nc.evaluation import acceleration
+from robust_nc.exceptions import InputError
+from robust_nc.geometry.collapse import measure_collapse
 from robust_nc.pipeline.cell import run_cell
 from robust_nc.record import read_record
 from robust_nc.record.folder import record_path
@@ -132,6 +135,23 @@ def test_a_record_is_that_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert first.scores == second.scores
     for name, value in first.summary.items():
         assert second.summary[name] == (value and pytest.approx(value, rel=1e-4))
+
+
+def test_a_device_without_float64_is_refused_in_a_sentence() -> None:
+    model, images, labels = subject()
+    with SimulatedCuda(float64=False):
+        model, there = model.to("cuda"), images.to("cuda")
+        ball, labels = Ball("L2", 0.3), labels.to("cuda")
+        refused: list[Callable[[], object]] = [
+            lambda: evaluate(model, images, labels, ball),
+            lambda: profile(model, [(images, labels)], ball),
+            lambda: train_cell(run_config("standard", "linear"), device="cuda"),
+            lambda: PGD(steps=1)(model, there, labels, ball, seed=0, ids=torch.arange(24)),
+            lambda: measure_collapse(there.flatten(1), labels),
+        ]
+        for call in refused:
+            with pytest.raises(InputError, match="has no float64"):
+                call()
 
 
 def steps_and_retirements(name: str) -> dict[str, float]:

@@ -32,6 +32,7 @@ from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.plugins import find_attack, find_protocol
 from robust_nc.runtime.progress import Progress
 from robust_nc.runtime.torch_state import (
+    check_float64,
     counted_gradients,
     device_of,
     full_precision,
@@ -140,6 +141,7 @@ def evaluate(
         for turn in plan_turns(second, "float32")
     ]
     device = device_of(model)
+    check_float64(device)
     size = _batch_size(batch_size, device)
     ids = _checked_ids(ids, len(images))
     told = {}

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from robust_nc.exceptions import InputError
+from robust_nc.runtime.torch_state import check_float64
 
 
 def as_tensor(values: Any, name: str) -> Tensor:
     """Take a tensor or anything NumPy can read as an array of numbers."""
     if isinstance(values, Tensor):
+        check_float64(values.device)
         return values.detach()
     try:
         array = np.asarray(values)

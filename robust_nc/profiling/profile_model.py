@@ -36,7 +36,7 @@ from robust_nc.record.schema import tidy
 from robust_nc.registry import CONTROLS
 from robust_nc.runtime.executor import IN_PROCESS, Executor
 from robust_nc.runtime.progress import Report, no_report
-from robust_nc.runtime.torch_state import device_of, full_precision, untouched
+from robust_nc.runtime.torch_state import check_float64, device_of, full_precision, untouched
 from robust_nc.threat import Ball
 from robust_nc.training.validation import evenly_chosen
 
@@ -100,6 +100,7 @@ def profile(
     Raises `InputError` for data or logits that cannot be used, `UnknownNameError` for a tap, and
     `StoppedError` between two conditions, where the process was asked to stop.
     """
+    check_float64(device_of(model))
     settings = measure or MeasureConfig()
     named: Mapping[str, Batches] = batches if isinstance(batches, Mapping) else {TRAIN: batches}
     if TRAIN not in named or set(named) - {TRAIN, TEST}:

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from robust_nc.runtime.torch_state import *
 
 __all__ = [
+    "check_float64",
     "copied_images",
     "counted_gradients",
     "default_device",

@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from robust_nc.exceptions import InputError
+
 T = TypeVar("T", bound=Tensor)
 
 _PASSES = 64  # of which sizes of gradients wait until they are added up
@@ -96,6 +98,18 @@ def device_of(model: nn.Module) -> torch.device:
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def check_float64(device: torch.device) -> None:
+    """Raise `InputError` for a device without float64, as Apple's (MPS)."""
+    try:
+        if device.type != "cpu":
+            torch.empty(0, dtype=torch.float64, device=device)
+    except TypeError as error:
+        raise InputError(
+            f"the device {device} has no float64, in which distances, projections and class means "
+            "are computed; move the model and its images to the CPU"
+        ) from error
 
 
 def ran_out(error: BaseException) -> bool:

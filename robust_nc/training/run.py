@@ -36,7 +36,7 @@ from robust_nc.models.classifier import Classifier
 from robust_nc.registry import HEADS, LABEL_NOISES, OBJECTIVES
 from robust_nc.runtime.progress import progress_report
 from robust_nc.runtime.screen import Screen
-from robust_nc.runtime.torch_state import default_device
+from robust_nc.runtime.torch_state import check_float64, default_device
 from robust_nc.training.checkpoint import (
     Checkpoints,
     DamagedError,
@@ -102,6 +102,7 @@ def train_cell(
     configuration or a damaged one, `StorageError` for one that cannot be written.
     """
     place = torch.device(device) if device is not None else default_device()
+    check_float64(place)
     info = dataset_info(config.data.dataset, root)
     shapes = resolve_model(config.model, info, hierarchy=config.data.hierarchy)
     model = build_model(shapes, seed=config.seed).to(place)
