@@ -18,7 +18,11 @@ from typing import Any
 
 import jaxtyping
 import pytest
-from torch import Tensor, nn
+
+from robust_nc.runtime.waiting import wait_briefly
+
+wait_briefly()  # as the command line does, before torch loads
+from torch import Tensor, nn  # noqa: E402
 
 _jaxtyped: Any = jaxtyping.jaxtyped
 

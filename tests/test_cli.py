@@ -1,8 +1,11 @@
 """The command line: what it says, where it says it, and with which exit code."""
 
+import ast
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import helpers_report
@@ -15,6 +18,7 @@ from robust_nc.exceptions import StoppedError
 from robust_nc.pipeline.suite import suite_names
 from robust_nc.registry import DATASETS
 
+WAITS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY", "OMP_NUM_THREADS")
 RUN = ["SUITE", "--out", "--cells", "--where", "--minutes", "--overwrite", "only-missing"]
 
 
@@ -102,8 +106,56 @@ def test_the_list_of_data_prints_every_name_on_any_terminal(monkeypatch, tmp_pat
 def test_doctor_prints_versions():
     ran = cli("doctor")
     assert (ran.code, ran.err) == (0, "")
-    for word in ("python", "torch", robust_nc.__version__, "cores", "device", "seaborn", "ray"):
+    for word in (
+        "python",
+        "torch",
+        robust_nc.__version__,
+        "cores",
+        "device",
+        "threads wait",
+        "seaborn",
+    ):
         assert word in ran.out
+
+
+WATCHED = """
+import os, sys
+names, sys.argv[2:] = sys.argv[2:], []
+class Watch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            found = {name: os.environ[name] for name in names if name in os.environ}
+            print(found, flush=True)
+            os._exit(0)
+sys.meta_path.insert(0, Watch())
+from robust_nc.cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        {},
+        {"OMP_NUM_THREADS": "1"},
+        {"OMP_WAIT_POLICY": "active"},
+        {"GOMP_SPINCOUNT": "7"},
+        {"KMP_BLOCKTIME": "200"},
+    ],
+)
+def test_threads_wait_briefly_unless_the_user_said_how(theirs):
+    environment = {name: value for name, value in os.environ.items() if name not in WAITS}
+    ran = subprocess.run(
+        [sys.executable, "-c", WATCHED, "doctor", *WAITS],
+        env=environment | theirs,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    brief = {"GOMP_SPINCOUNT": "1000", "OMP_WAIT_POLICY": "passive"}
+    assert ast.literal_eval(ran.stdout) == theirs | (
+        brief if theirs.keys() <= {"OMP_NUM_THREADS"} else {}
+    )
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from robust_nc.exceptions import ConfigError
 from robust_nc.runtime.environment import hardware, versions
 from robust_nc.runtime.third_party import PEERS, Peer, PeerState, peer_state
 from robust_nc.runtime.torch_state import default_device
+from robust_nc.runtime.waiting import wait_policy
 
 _CORRUPTIONS = "imagecorruptions"
 _PARTS = (
@@ -28,6 +29,8 @@ def doctor_command(_: DoctorOptions, __: Console) -> int:
     """Print the report; the exit code is 1 if a part is installed but does not work."""
     console = Console()
     machine = {**hardware(default_device()), "cuda_available": torch.cuda.is_available()}
+    waits = ", ".join(f"{name}={value}" for name, value in wait_policy().items())
+    machine["threads wait"] = waits
     facts = {**versions(), **{key: str(value) for key, value in machine.items()}}
     for key, value in facts.items():
         console.print(f"{key:>16}  {value}", highlight=False)

@@ -28,6 +28,7 @@ from robust_nc.cli.stopping import INTERRUPTED, TERMINATED
 from robust_nc.engines.options import RunOptions
 from robust_nc.exceptions import RobustNCError
 from robust_nc.pipeline.request import Request
+from robust_nc.runtime.waiting import wait_briefly
 from robust_nc.verification.options import CheckOptions
 
 FAILED, BAD_INPUT = 1, 2
@@ -53,6 +54,7 @@ _VERBS: dict[str, Callable[..., Any]] = {
 def main() -> None:
     """Entry point: errors that a user can cause become one sentence and an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
+    wait_briefly()  # no verb has loaded torch yet
     try:
         options = tyro.extras.subcommand_cli_from_dict(_VERBS, prog="robust-nc")
         (verb,) = (name for name, kind in _VERBS.items() if kind is type(options))
