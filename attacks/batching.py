@@ -1,9 +1,10 @@
 """How the items of a call fly: all in lockstep, or in a full batch that is refilled.
 
 >>> import torch
->>> flight = Flight(torch.arange(3), torch.ones(3), torch.arange(3))
->>> _take(flight, torch.tensor([0, 2])).active.tolist()
-[0, 2]
+>>> class Place(NamedTuple):
+...     step: Tensor
+>>> _take(Place(torch.tensor([4, 5, 6])), torch.tensor([0, 2])).step.tolist()
+[4, 6]
 """
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -38,22 +39,26 @@ class Steps(Protocol):
 
 
 class Flight(NamedTuple):
-    """Items in flight with their state, and those that wait."""
+    """Items in flight with their state and steps so far, and those that wait.
+
+    The state lies on the device, all else on the CPU.
+    """
 
     active: Counts
     state: Any
+    steps: Counts
     pending: Counts
 
 
 def lockstep(attack: Steps, work: Work, width: int) -> None:
     """Run all items to the end, `width` at a time; no step waits for the device."""
+    work.oracle.hasty = work.points.device.type != "cpu"
     for items in torch.split(work.queue, width):
         alone = not work.everything.contested and len(items) == work.num_items
         slots = work.everything if alone else work.slots(items)
-        state = attack.start(slots)
-        for _ in range(attack.rounds):
-            state = attack.step(slots, state)
-        state = attack.finish(slots, state)
+        state = _to_the_end(attack, slots)
+        if work.oracle.hasty and work.oracle.flags(state.flipped) is None:
+            state = _to_the_end(attack, slots)
         work.charge(None if alone else items)
         if alone:
             work.points = state.best_points
@@ -61,12 +66,21 @@ def lockstep(attack: Steps, work: Work, width: int) -> None:
             work.settle(items, state)
 
 
+def _to_the_end(attack: Steps, slots: Slots) -> Any:
+    state = attack.start(slots)
+    for _ in range(attack.rounds):
+        state = attack.step(slots, state)
+    return attack.finish(slots, state)
+
+
 def refilling(attack: Steps, work: Work, width: int) -> None:
     """Step a full batch; retire what flipped or ended, cancel its siblings, fill up.
 
     Where memory runs out, half of the batch waits, and begins anew, with the same draws.
     """
-    flight = Flight(work.queue[:0], None, work.queue)
+    work.oracle.hasty = work.points.device.type != "cpu"
+    none = work.queue[:0]
+    flight = Flight(none, None, none, work.queue)
     while True:
         flight = _filled(attack, work, width, flight)
         if not len(flight.active):
@@ -76,14 +90,13 @@ def refilling(attack: Steps, work: Work, width: int) -> None:
             width = len(flight.active) // 2
             flight = _halved(work, width, flight)
         else:
-            state, leaving = advanced
-            flight = _retired(attack, work, flight._replace(state=state), leaving)
+            flight = _retired(attack, work, *advanced)
 
 
-def _advanced(attack: Steps, work: Work, flight: Flight) -> tuple[Any, Flags] | None:
+def _advanced(attack: Steps, work: Work, flight: Flight) -> tuple[Flight, Flags] | None:
     """Advance, or return None where memory runs out: the traceback holds tensors, and must go."""
     try:
-        return _advance(attack, work, flight, patient=flight.active.is_cuda)
+        return _advance(attack, work, flight, patient=work.points.device.type != "cpu")
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error) or len(flight.active) == 1:
             raise
@@ -92,7 +105,7 @@ def _advanced(attack: Steps, work: Work, flight: Flight) -> tuple[Any, Flags] | 
 
 def _filled(attack: Steps, work: Work, width: int, flight: Flight) -> Flight:
     """Fill free slots with items of examples that still stand."""
-    active, state, pending = flight
+    active, state, steps, pending = flight
     free = width - len(active)
     if not free or not len(pending):
         return flight
@@ -103,7 +116,8 @@ def _filled(attack: Steps, work: Work, width: int, flight: Flight) -> Flight:
         work.charge(fresh)
         state = begun if not len(active) else _join(state, begun)
         active = torch.cat([active, fresh])
-    return Flight(active, state, pending)
+        steps = torch.cat([steps, torch.zeros_like(fresh)])
+    return Flight(active, state, steps, pending)
 
 
 def _next(work: Work, active: Tensor, pending: Tensor, free: int) -> tuple[Tensor, Tensor]:
@@ -111,11 +125,11 @@ def _next(work: Work, active: Tensor, pending: Tensor, free: int) -> tuple[Tenso
 
     Only where there are no others, siblings fly side by side, and one may have been in vain.
     """
-    turns = work.num_items // len(work.points)
+    turns = work.num_items // len(work.forwards)
     if turns == 1:
         return pending[:free], pending[free:]
     head = pending[: 2 * turns * (len(active) + free)]  # two windows, or all that is left of them
-    rows, places = work.examples(head), torch.arange(len(head), device=head.device)
+    rows, places = work.examples(head), torch.arange(len(head))
     first = torch.full_like(work.forwards, len(head)).scatter_reduce(0, rows, places, "amin")
     alone = first.index_fill(0, work.examples(active), -1)[rows] == places
     chosen = torch.cat([alone.nonzero().flatten(), (~alone).nonzero().flatten()])[:free]
@@ -124,65 +138,69 @@ def _next(work: Work, active: Tensor, pending: Tensor, free: int) -> tuple[Tenso
 
 
 def _halved(work: Work, width: int, flight: Flight) -> Flight:
-    active, state, pending = flight
+    active, state, steps, pending = flight
     work.oracle.drain()
     if work.referee is not None:
         work.referee.batch_size = width
-    if active.is_cuda:
+    if work.points.is_cuda:
         torch.cuda.empty_cache()
-    kept = torch.arange(width, device=active.device)
-    return Flight(active[:width], _take(state, kept), torch.cat([active[width:], pending]))
+    kept = _take(state, torch.arange(width))
+    return Flight(active[:width], kept, steps[:width], torch.cat([active[width:], pending]))
 
 
 def _advance(
     attack: Steps, work: Work, flight: Flight, *, patient: bool = False
-) -> tuple[Any, Flags]:
-    """Step until some slot has flipped or ended; return the state and which have.
+) -> tuple[Flight, Flags]:
+    """Step until some slot has flipped or ended; return the flight, and which have flipped.
 
-    A `patient` look at the device comes after 1, 2, 4, 8, 10, 10, ... steps.
+    A `patient` look at the device comes after 1, 2, 4, 8, 10, 10, ... steps, and where a slot ends.
+    What has flipped by then has gone on, but keeps its point. Where haste was wrong, the steps
+    since the last look are taken again.
     """
-    slots, state = work.slots(flight.active), flight.state
-    leaving = torch.zeros_like(flight.active, dtype=torch.bool)
+    slots, state, steps = work.slots(flight.active), flight.state, flight.steps
     patience = 1
     while True:
-        for turn in range(patience):
-            moved = attack.step(slots, state)
+        before, count = state, min(patience, attack.rounds - int(steps.max()))
+        for _ in range(count):
+            state = attack.step(slots, state)
             work.charge(flight.active)
-            state = _frozen(state, moved, leaving) if turn else moved
-            leaving = state.flipped | (state.step >= attack.rounds)
-        if bool(leaving.any()):
-            return state, leaving
+        flips = work.oracle.flags(state.flipped)
+        if flips is None:
+            state = before
+            continue
+        steps = steps + count
+        if bool(flips.any()) or int(steps.max()) >= attack.rounds:
+            return flight._replace(state=state, steps=steps), flips
         patience = min(2 * patience, _PATIENCE) if patient else 1
 
 
-def _frozen(before: Any, after: Any, ended: Flags) -> Any:
-    """Keep the state of slots that ended between two looks."""
-    return type(after)._make(
-        torch.where(ended.view(-1, *[1] * (old.ndim - 1)), old, new)
-        for old, new in zip(before, after, strict=True)
-    )
-
-
-def _retired(attack: Steps, work: Work, flight: Flight, leaving: Flags) -> Flight:
+def _retired(attack: Steps, work: Work, flight: Flight, flips: Flags) -> Flight:
     """Settle what flipped; finish, then settle, what ended, unless a sibling flipped."""
-    active, state, pending = flight
-    state = state._replace(flipped=work.confirmed(active, state))
-    work.settle(active[state.flipped], _take(state, state.flipped))
-    ended = leaving & ~state.flipped & (state.step >= attack.rounds)
-    ended &= ~work.flipped[work.examples(active)]
-    if bool(ended.any()):
-        items = active[ended]
-        last = attack.finish(work.slots(items), _take(state, ended))
+    active, state, steps, pending = flight
+    right = work.confirmed(active, state, flips)
+    if not torch.equal(right, flips):
+        state = state._replace(flipped=right.to(state.flipped.device))
+    rows = right.nonzero().flatten()
+    if len(rows):
+        work.settle(active[rows], _take(state, rows), right[rows])
+    ended = ~right & (steps >= attack.rounds) & ~work.flipped[work.examples(active)]
+    rows = ended.nonzero().flatten()
+    if len(rows):
+        items = active[rows]
+        last = attack.finish(work.slots(items), _take(state, rows))
         work.charge(items)
-        work.settle(items, last._replace(flipped=work.confirmed(items, last)))
-    staying = ~state.flipped & ~ended & ~work.flipped[work.examples(active)]
-    if bool(staying.all()):
-        return Flight(active, state, pending)
-    return Flight(active[staying], _take(state, staying), pending)
+        work.settle(items, last, work.confirmed(items, last, last.flipped.cpu()))
+    staying = ~right & ~ended & ~work.flipped[work.examples(active)]
+    rows = staying.nonzero().flatten()
+    return Flight(active[rows], _take(state, rows), steps[rows], pending)
 
 
 def _take(state: Any, rows: Tensor) -> Any:
-    return type(state)._make(tensor[rows] for tensor in state)
+    """Rows, on the CPU, of the state of all slots."""
+    if len(rows) == len(state.step):
+        return state
+    rows = rows.to(state.step.device)
+    return type(state)._make(tensor.index_select(0, rows) for tensor in state)
 
 
 def _join(first: Any, second: Any) -> Any:

@@ -104,7 +104,8 @@ class FAB(PooledAttack[SearchState]):
         begins = torch.stack([back, slots.images]).flatten(2)
         slopes = plane.gradient.flatten(1)
         values = plane.values + (slopes * (begins - points.flatten(1))).sum(-1)
-        moves = PROJECTIONS[norm](values, slopes[None], begins, bounds)
+        doubt = slots.oracle.doubt if slots.oracle.hasty else None
+        moves = PROJECTIONS[norm](values, slopes[None], begins, bounds, doubt)
         lengths = NORMS[norm].size(moves.flatten(0, 1)).view(2, -1).clamp_min(1e-8)
         pull = (lengths[0] / lengths.sum(0)).clamp_max(self.alpha_max)[:, None]
         beyond = begins + self.eta * moves
@@ -163,32 +164,44 @@ Pixels = Float[Tensor, "*rows d"]
 Slopes = Float[Tensor, "*#rows d"]
 Bounds = tuple[float, float]
 
+Doubt = Callable[[Tensor], None] | None
+
 _NEWTON_STEPS = 12  # each cuts (what is missing) x (slope of the gain) to a quarter or less
+_HASTY_STEPS = 7  # nearly always enough: most often three or four are, and one more shows it
 _CLOSE = 1e-6  # of what was to be gained
 _LEAST = 1e-37
 _LONGEST = 1e30  # finite, because pixels without a slope move at rate zero
 
 
-def _linf(values: Values, gradients: Slopes, points: Pixels, bounds: Bounds) -> Pixels:
+def _linf(
+    values: Values, gradients: Slopes, points: Pixels, bounds: Bounds, doubt: Doubt = None
+) -> Pixels:
     """Move every pixel by the same length, or to its bound (Croce and Hein, 2020, eq. 4).
 
     `values` and `gradients` of a linear function, `points` `(..., D)`. Returns the move
     `(..., D)` of least maximum norm that makes the function zero; where the bounds keep zero out
-    of reach, the one that comes nearest. Pixels without a slope do not move.
+    of reach, the one that comes nearest. Pixels without a slope do not move. With `doubt` it takes
+    fewer steps of Newton's method, and tells infinity where they were not enough.
 
     >>> value, gradient = torch.tensor([-1.0]), torch.tensor([[2.0, 2.0, 1.0]])
     >>> _linf(value, gradient, torch.tensor([[0.0, 0.9, 0.0]]), (0.0, 1.0))
     tensor([[0.2667, 0.1000, 0.2667]])
     """
-    return _capped(values, gradients, points, bounds, lambda weight: (weight > 0).to(weight.dtype))
+    weight, *rest = _problem(values, gradients, points, bounds)
+    return _capped(weight, (weight > 0).to(weight.dtype), *rest, doubt)
 
 
-def _l2(values: Values, gradients: Slopes, points: Pixels, bounds: Bounds) -> Pixels:
+def _l2(
+    values: Values, gradients: Slopes, points: Pixels, bounds: Bounds, doubt: Doubt = None
+) -> Pixels:
     """Move every pixel in proportion to its slope, or to its bound; else as `_linf`."""
-    return _capped(values, gradients, points, bounds, lambda weight: weight)
+    weight, *rest = _problem(values, gradients, points, bounds)
+    return _capped(weight, weight, *rest, doubt)
 
 
-def _l1(values: Values, gradients: Slopes, points: Pixels, bounds: Bounds) -> Pixels:
+def _l1(
+    values: Values, gradients: Slopes, points: Pixels, bounds: Bounds, doubt: Doubt = None
+) -> Pixels:
     """Move the pixels of steepest slope to their bounds, as many as it takes; else as `_linf`.
 
     In float64: a rounding error in what is still missing, over a small slope, is a large move.
@@ -205,7 +218,7 @@ def _l1(values: Values, gradients: Slopes, points: Pixels, bounds: Bounds) -> Pi
 
 # The smallest move onto the hyperplane where a linear function of the pixels, given by its value at
 # the point and its gradient, is zero, within the pixel bounds; leading axes broadcast.
-PROJECTIONS: dict[str, Callable[[Tensor, Tensor, Tensor, Bounds], Tensor]] = {
+PROJECTIONS: dict[str, Callable[..., Tensor]] = {
     "Linf": _linf,
     "L2": _l2,
     "L1": _l1,
@@ -225,30 +238,26 @@ def _problem(
 
 
 def _capped(
-    values: Tensor,
-    gradients: Tensor,
-    points: Tensor,
-    bounds: Bounds,
-    speed: Callable[[Tensor], Tensor],
+    weight: Tensor, rate: Tensor, need: Tensor, room: Tensor, sign: Tensor, doubt: Doubt
 ) -> Tensor:
-    """Move pixels by min(t speed, room), with t such that the function becomes zero.
+    """Move pixels by min(t rate, room), with t such that the function becomes zero.
 
     The gain is concave in t and linear between the t where a pixel meets its bound, so Newton's
     method comes to the root from below, and stops there without error; no sort is needed.
     """
-    weight, need, room, sign = _problem(values, gradients, points, bounds)
-    rate = speed(weight)
-    slope = weight * rate
+    slope, close = weight * rate, _CLOSE * need
     time = torch.zeros_like(need)[..., None]
-    for _ in range(_NEWTON_STEPS):
+    for _ in range(_HASTY_STEPS if doubt else _NEWTON_STEPS):
         reached = rate * time
         missing = need - _dot(weight, torch.minimum(reached, room))
         free = _dot(slope, (reached < room).to(room.dtype))
-        solved = (missing <= _CLOSE * need) | (free <= 0)
-        if not free.is_cuda and bool(solved.all()):
+        solved = (missing <= close) | (free <= 0)
+        if free.device.type == "cpu" and bool(solved.all()):
             break  # here a look costs nothing; more steps would change nothing
         longer = torch.where(solved, 0, missing / free.clamp_min(_LEAST))
         time = (time + longer[..., None]).clamp_max(_LONGEST)
+    if doubt:
+        doubt(torch.where(solved, 0.0, torch.inf).sum())
     return torch.minimum(rate * time, room) * sign
 
 

@@ -50,7 +50,8 @@ class Gated(BaseRefereedAttack):
         near = dlr(referee.worst_logits, inputs.labels, None, None) > self.above
         chosen = near.nonzero().flatten()
         referee.spare((~near).nonzero().flatten())
-        found = self.attack.compute_under(_Chosen(referee, chosen), inputs.at(chosen))
+        mine = _Chosen(referee, chosen.cpu())
+        found = self.attack.compute_under(mine, inputs.at(chosen))
         points, none = inputs.images.clone(), torch.zeros_like(inputs.labels)
         return Attacked(
             points.index_copy_(0, chosen, found.points),
@@ -59,8 +60,12 @@ class Gated(BaseRefereedAttack):
         )
 
 
+def _rows(logits: Tensor, rows: Tensor) -> Tensor:
+    return logits.index_select(0, rows.to(logits.device))
+
+
 class _Chosen:
-    """The referee, for some of the rows of a call."""
+    """The referee, for some of the rows of a call, told on the CPU."""
 
     def __init__(self, referee: Referee, chosen: Tensor) -> None:
         self._referee = referee
@@ -76,11 +81,11 @@ class _Chosen:
 
     @property
     def logits(self) -> Tensor:
-        return self._referee.logits[self._chosen]
+        return _rows(self._referee.logits, self._chosen)
 
     @property
     def worst_logits(self) -> Tensor:
-        return self._referee.worst_logits[self._chosen]
+        return _rows(self._referee.worst_logits, self._chosen)
 
     def confirm(self, rows: Tensor, points: Tensor) -> Tensor:
         return self._referee.confirm(self._chosen[rows], points)

@@ -32,7 +32,8 @@ class Work:
 
     Item i stands for example i % N; i // N counts its (restart, target) pairs, targets fastest.
     `queue` is the order in which items begin: window by window of examples, so that the items of
-    one example are not far apart.
+    one example are not far apart. Points and losses lie on the device; what is counted, which items
+    there are and who has flipped, on the CPU, so that nobody waits to read it.
     """
 
     everything: Slots
@@ -40,6 +41,7 @@ class Work:
     queue: Counts
     points: Tensor
     best_loss: Tensor
+    flipped: Tensor
     remaining: Tensor
     forwards: Tensor
     backwards: Tensor
@@ -56,17 +58,20 @@ class Work:
         return len(self.queue)
 
     @property
-    def flipped(self) -> Flags:
-        """Whether each example has left with a misclassified point (`goal="flip"` only)."""
-        return self.best_loss == torch.inf
+    def attacked(self) -> Attacked:
+        """The points, and the passes, on the device of the images."""
+        device = self.points.device
+        points = self.points[: len(self.forwards)]
+        return Attacked(points, self.forwards.to(device), self.backwards.to(device))
 
     def examples(self, items: Counts) -> Counts:
         """The example that each item is about."""
-        return items % len(self.points)
+        return items % len(self.forwards)
 
     def slots(self, items: Counts) -> Slots:
         """Gather the rows of some items."""
-        whole, count = self.everything, len(self.points)
+        whole, count = self.everything, len(self.forwards)
+        items = items.to(whole.images.device)
         rows, turn = items % count, items // count
         columns = 1 if self.targets is None else self.targets.shape[1]
         return replace(
@@ -91,35 +96,47 @@ class Work:
         if self.referee is not None:
             self.referee.tick(spent.forwards * len(items), spent.backwards * len(items))
 
-    def confirmed(self, items: Counts, state: State) -> Flags:
-        """Which of these items have flipped, in the eyes of the referee if there is one."""
-        if self.referee is None or not bool(state.flipped.any()):
-            return state.flipped
-        flips = state.flipped.nonzero().flatten()
-        right = self.referee.confirm(self.examples(items[flips]), state.best_points[flips])
-        return torch.zeros_like(state.flipped).index_put((flips,), right)
+    def confirmed(self, items: Counts, state: State, flips: Flags) -> Flags:
+        """Which of the items that have flipped did so in the eyes of the referee, if there is one.
 
-    def settle(self, items: Counts, state: State) -> None:
+        `flips` (S,) are the state's, on the CPU.
+        """
+        if self.referee is None or not bool(flips.any()):
+            return flips
+        rows = flips.nonzero().flatten()
+        points = state.best_points.index_select(0, rows.to(state.best_points.device))
+        right = self.referee.confirm(self.examples(items[rows]), points)
+        return torch.zeros_like(flips).index_put((rows,), right.cpu())
+
+    def settle(self, items: Counts, state: State, flips: Flags | None = None) -> None:
         """Take over the points of items that left, where they beat what the example had.
 
-        A flip beats any loss. Between equals the lowest item wins, so that a device that writes
-        duplicates in any order changes nothing. Examples that are finished go to the referee.
+        A flip (S,) beats any loss. Between equals the lowest item wins, so that a device that
+        writes duplicates in any order changes nothing. Examples that are finished go to the
+        referee.
         """
-        rows = self.examples(items)
-        loss = torch.where(state.flipped, torch.inf, state.best_loss)
-        top = self.best_loss.scatter_reduce(0, rows, loss, "amax")
-        wins = (loss == top[rows]) & (loss > self.best_loss[rows])
-        claims = torch.where(wins, items, self.num_items)
-        first = torch.full_like(self.forwards, self.num_items)
-        chosen = wins & (first.scatter_reduce(0, rows, claims, "amin")[rows] == items)
-        self.points[rows[chosen]] = state.best_points[chosen]
-        before, self.best_loss = self.flipped, top
+        rows, device = self.examples(items), self.points.device
+        places, claimed, loss = rows.to(device), items.to(device), state.best_loss
+        if flips is not None:
+            loss = torch.where(flips.to(device), torch.inf, loss)
+        top = self.best_loss.scatter_reduce(0, places, loss, "amax")
+        wins = (loss == top[places]) & (loss > self.best_loss[places])
+        claims = torch.where(wins, claimed, self.num_items)
+        first = places.new_full((len(top),), self.num_items)
+        chosen = wins & (first.scatter_reduce(0, places, claims, "amin")[places] == claimed)
+        # What loses goes to a row that nobody reads: choosing by a mask would wait for the device.
+        self.points.index_copy_(0, torch.where(chosen, places, len(top)), state.best_points)
+        self.best_loss = top
+        before = self.flipped.clone()
+        if flips is not None:
+            self.flipped[rows[flips]] = True
         self.remaining.index_add_(0, rows, torch.full_like(rows, -1))
         if self.referee is not None:
             mine = torch.zeros_like(before).index_fill(0, rows, True)
             ended = (mine & ~before & (self.flipped | (self.remaining == 0))).nonzero().flatten()
             if len(ended):
-                told = (self.points[ended], self.forwards[ended], self.backwards[ended])
+                points = self.points.index_select(0, ended.to(device))
+                told = (points, self.forwards[ended], self.backwards[ended])
                 self.referee.settle(ended, Attacked(*told))
 
 
@@ -136,6 +153,7 @@ def lay_out(
     images, labels = inputs.images, inputs.labels
     count, device = len(images), images.device
     columns = 1 if targets is None else targets.shape[1]
+    none = torch.zeros(count, dtype=torch.int64)
     everything = Slots(
         images=images.detach(),
         labels=labels,
@@ -151,19 +169,20 @@ def lay_out(
     return Work(
         everything=everything,
         targets=targets,
-        queue=_queue(count, restarts * columns, window or max(count, 1), device),
-        points=images.detach().clone(),
+        queue=_queue(count, restarts * columns, window or max(count, 1)),
+        points=torch.cat([images.detach(), images.detach()[:1]]),
         best_loss=torch.full((count,), -torch.inf, device=device),
-        remaining=torch.full_like(labels, restarts * columns),
-        forwards=torch.zeros_like(labels),
-        backwards=torch.zeros_like(labels),
+        flipped=none.bool(),
+        remaining=none + restarts * columns,
+        forwards=none.clone(),
+        backwards=none.clone(),
         referee=referee,
     )
 
 
-def _queue(count: int, turns: int, window: int, device: torch.device) -> Counts:
+def _queue(count: int, turns: int, window: int) -> Counts:
     """Items window by window; within a window turn by turn."""
-    items = torch.arange(count * turns, device=device)
+    items = torch.arange(count * turns)
     place = items % max(count, 1) // window * turns + items // max(count, 1)
     return place.argsort(stable=True)
 

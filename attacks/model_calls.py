@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robust_nc.exceptions import InputError, NoGradientError
 from robust_nc.runtime import usable_gradient
-from robust_nc.types import Images, Logits
+from robust_nc.types import Flags, Images, Logits
 
 _STEP_ASIDE = 1e-3  # a quarter of a level of a pixel
 
@@ -40,12 +40,17 @@ class Oracle:
     """A model that answers for one point per slot, and counts: a gradient is one pass each way.
 
     The shape of the logits is checked when they first come; that all were finite, in `check`.
+    Where looking at values waits for a device, whoever steps an attack may make it `hasty`: what
+    only a look can show to be needed is left out, and the doubts that remain are added up until
+    `flags` looks at them.
     """
 
     def __init__(self, model: nn.Module, labels: Tensor | None = None) -> None:
         self._model = model
         self._labels = labels
         self._total: Tensor | None = None
+        self.hasty = False
+        self._doubt: Tensor | None = None
         self._forwards = 0
         self._backwards = 0
 
@@ -58,19 +63,37 @@ class Oracle:
         """Losses of the points, and their gradients by the points (never by the parameters).
 
         `loss` maps logits `(S, K)` to values `(S,)`. Entries that are NaN or infinite are asked for
-        again a small step off the nearer bound of their pixels, in a pass that is counted (on a
-        CPU; elsewhere asking would wait for the device). What is left of them leads away from
-        that bound (`usable_gradient`).
+        again a small step off the nearer bound of their pixels, in a pass that is counted. What is
+        left of them leads away from that bound (`usable_gradient`). In haste they are zero, and
+        raise a doubt.
         """
         found = self._gradient(points, loss)
-        if points.device.type == "cpu":
-            if math.isfinite(found.gradient.sum()):
-                return found
-            usable = found.gradient.isfinite()
-            step = torch.full_like(points, _STEP_ASIDE).copysign(0.5 - points)
-            aside = self._gradient(torch.where(usable, points, points + step), loss).gradient
-            found = found._replace(gradient=torch.where(usable, found.gradient, aside))
+        if self.hasty:
+            self.doubt(found.gradient.sum())
+            return found._replace(gradient=found.gradient.nan_to_num(0.0, 0.0, 0.0))
+        if math.isfinite(found.gradient.sum()):
+            return found
+        usable = found.gradient.isfinite()
+        step = torch.full_like(points, _STEP_ASIDE).copysign(0.5 - points)
+        aside = self._gradient(torch.where(usable, points, points + step), loss).gradient
+        found = found._replace(gradient=torch.where(usable, found.gradient, aside))
         return found._replace(gradient=usable_gradient(found.gradient, points))
+
+    def doubt(self, value: Tensor) -> None:
+        """Take note of a number that is NaN or infinite where haste has left out what matters."""
+        self._doubt = value if self._doubt is None else self._doubt + value
+
+    def flags(self, flags: Flags) -> Flags | None:
+        """Bring flags `(S,)` to the CPU, or None where haste was wrong: it then ends.
+
+        Waits for the device, once.
+        """
+        if self._doubt is None:
+            return flags.cpu()
+        *found, doubt = torch.cat([flags.float(), self._doubt[None]]).tolist()
+        self._doubt = None
+        self.hasty = math.isfinite(doubt)
+        return torch.tensor(found).bool() if self.hasty else None
 
     def _gradient(self, points: Tensor, loss: Callable[[Tensor], Tensor]) -> Gradient:
         leaf = points.detach().requires_grad_()

@@ -123,7 +123,7 @@ class PooledAttack(BaseRefereedAttack, Generic[S]):
             if count:
                 (lockstep if goal == "maximise" else refilling)(self, work, width)
             oracle.check()
-        return Attacked(work.points, work.forwards, work.backwards)
+        return work.attacked
 
 
 def _clean_logits(oracle: Oracle, images: Tensor, width: int) -> Tensor:

@@ -127,13 +127,13 @@ def observed(
     `inside` says which points lie in the ball, for an attack that leaves it; only those count.
     A slot that has flipped keeps the point that it flipped with.
     """
-    better = (values > state.best_loss) & ~state.flipped
-    better = better if inside is None else better & inside
-    flipped = state.flipped
+    better, flipped = values > state.best_loss, state.flipped
     if slots.goal == "flip":
         wrong = logits.argmax(1) != slots.labels
-        fresh = (wrong if inside is None else wrong & inside) & ~flipped
-        flipped, better = flipped | fresh, better | fresh  # a flip beats any loss
+        better = better | wrong  # a flip beats any loss
+        flipped = flipped | (wrong if inside is None else wrong & inside)
+    better = better if inside is None else better & inside
+    better = better > state.flipped  # and not
     return cast(
         S,
         cast(Any, state)._replace(

@@ -265,9 +265,9 @@ class CallReferee:
         mine, right = self.rows[rows.cpu()], torch.zeros_like(rows, dtype=torch.bool)
 
         def look(chosen: Tensor) -> None:
-            there = chosen.to(rows.device)
-            seen = self.evaluation.score(self.scorer, self.turn, mine[chosen], points[there])
-            right[there] = seen.flipped
+            there = points[chosen.to(points.device)]
+            seen = self.evaluation.score(self.scorer, self.turn, mine[chosen], there)
+            right[chosen] = seen.flipped.to(right.device)
 
         halving(look, torch.arange(len(mine)), self.batch_size)
         return right
