@@ -119,8 +119,7 @@ class Timetable(NamedTuple):
     radius: Tensor  # of the ball that the next point must lie in
 
     def at(self, step: Tensor) -> "Timetable":
-        """Entries for slots at these steps, `(S,)` each; a slot past the end stays at the last."""
-        step = step.clamp_max(len(self.opens) - 1)
+        """Entries for slots at these steps, `(S,)` each."""
         return Timetable(*(column[step] for column in self))
 
 
@@ -374,6 +373,8 @@ class APGD(PooledAttack[APGDState]):
 
 
 def _mean(draws: Sequence[Tensor]) -> Tensor:
+    if len(draws) == 1:
+        return draws[0]
     total = draws[0]
     for draw in draws[1:]:
         total = total + draw

@@ -9,7 +9,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,8 +90,9 @@ class Oracle:
         """
         if self._doubt is None:
             return flags.cpu()
-        *found, doubt = torch.cat([flags.float(), self._doubt[None]]).tolist()
-        self._doubt = None
+        sums = torch.stack([self._doubt, cast(Tensor, self._total)])
+        *found, doubt, total = torch.cat([flags.float(), sums]).tolist()
+        self._doubt, self._total = None, torch.tensor(total)
         self.hasty = math.isfinite(doubt)
         return torch.tensor(found).bool() if self.hasty else None
 
@@ -138,7 +139,7 @@ class Oracle:
         logits = logits.float()
         # A sum passes NaN and infinity on, and is one small kernel.
         total = logits.detach().sum()
-        self._total = total if self._total is None else self._total.add_(total)
+        self._total = total if self._total is None else total + self._total
         self._forwards += 1
         return logits
 

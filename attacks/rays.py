@@ -117,7 +117,7 @@ class RayS(PooledAttack[RayState]):
         onward = ended | (inner < 0)
         # As long as no ray has failed anywhere, others are drawn.
         lost = onward & (reach >= self._range(slots))
-        if lost.is_cuda or bool(lost.any()):  # on a CPU a look costs nothing
+        if lost.device.type != "cpu" or bool(lost.any()):  # on a CPU a look costs nothing
             signs = torch.where(lost[:, None, None, None], _drawn(slots, state.step + 1), signs)
         block = torch.where(onward & ~lost, state.block + 1, state.block)
         inner = torch.where(onward, -1.0, inner)

@@ -24,6 +24,14 @@ class Scores(NamedTuple):
     flipped: Tensor
     margins: Tensor
 
+    def on_cpu(self) -> "Scores":
+        """Bring them to the CPU, in one copy."""
+        if self.logits.device.type == "cpu":
+            return self
+        beside = torch.stack([self.margins, self.flipped.to(self.margins)], 1)
+        found = torch.cat([self.logits, beside], 1).cpu()
+        return Scores(found[:, :-2], found[:, -1] > 0, found[:, -2])
+
 
 class Scorer:
     """Scores points by the user's own model; where it is random, by the majority of `draws`.
@@ -64,11 +72,13 @@ def checked_logits(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         raise InputError(f"the model must return logits (N, K) for images (N, ...), found {found}")
     if logits.shape[1] < 2:
         raise InputError("the model must have at least two classes, found logits of one column")
-    if len(labels) and int(labels.max()) >= logits.shape[1]:
-        raise InputError(
-            f"label {int(labels.max())} is out of range: the model has {logits.shape[1]} classes"
-        )
-    if not bool(logits.isfinite().all()):
+    highest = labels.max() if len(labels) else labels.new_zeros(())
+    usable = logits.isfinite().all() & (highest < logits.shape[1])
+    if not bool(usable):  # one look at the device for both
+        if int(highest) >= logits.shape[1]:
+            raise InputError(
+                f"label {int(highest)} is out of range: the model has {logits.shape[1]} classes"
+            )
         raise InputError("the model returned logits that are not finite; a verdict needs numbers")
     return logits.float()
 

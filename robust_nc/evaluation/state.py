@@ -94,14 +94,15 @@ class EvaluationState:
 
     def open(self, rows: Tensor, seen: Scores, passes: int) -> None:
         """Note the clean verdict of some examples."""
+        seen = seen.on_cpu()
         if not self.logits.shape[1]:
             self.logits = torch.zeros(len(self.images), seen.logits.shape[1])
             self.worst = self.logits.clone()
-        self.logits[rows] = self.worst[rows] = seen.logits.cpu()
-        correct = ~seen.flipped.cpu()
+        self.logits[rows] = self.worst[rows] = seen.logits
+        correct = ~seen.flipped
         self.clean_correct[rows] = self.robust[rows] = correct
         self.broken_by[rows] = torch.where(correct, UNBROKEN, WRONG)
-        self.margins[rows] = seen.margins.cpu()
+        self.margins[rows] = seen.margins
         self.forwards[rows] += passes
 
     def note(self, rows: Tensor, attack: int, points: Tensor, seen: Scores, passes: int) -> None:
@@ -110,15 +111,16 @@ class EvaluationState:
         There may be several points of one example.
         """
         self.forwards.index_add_(0, rows, torch.full_like(rows, passes))
-        points, flipped, scored = points.cpu(), seen.flipped.cpu(), seen.margins.cpu()
-        best = _best_of_each(rows, torch.where(flipped, torch.inf, scored))
-        rows, points, flipped, scored = rows[best], points[best], flipped[best], scored[best]
+        points, seen = points.cpu(), seen.on_cpu()
+        best = _best_of_each(rows, torch.where(seen.flipped, torch.inf, seen.margins))
+        rows, points, seen = rows[best], points[best], Scores(*(part[best] for part in seen))
+        flipped, scored = seen.flipped, seen.margins
         self.robust[rows[flipped]] = False
         self.broken_by[rows[flipped]] = attack
         kept = flipped | (scored > self.margins[rows])
         self.points[rows[kept]] = points[kept]
         self.margins[rows[kept]] = scored[kept]
-        self.worst[rows[kept]] = seen.logits.cpu()[best][kept]
+        self.worst[rows[kept]] = seen.logits[kept]
         self.unlogged[rows[kept]] = True
 
     def pending(self, turn: int) -> Tensor:

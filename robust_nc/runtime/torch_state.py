@@ -214,8 +214,8 @@ def untouched(model: nn.Module, *, training: bool | None = False) -> Iterator[No
     # The tables too, not the values only: a forward may put another tensor in a buffer's place.
     tables = [dict(module._buffers) for module in modules]
     buffers = _distinct(tables)
-    with torch.no_grad():
-        values = [buffer.clone() for buffer in buffers]
+    values = [torch.empty_like(buffer) for buffer in buffers]
+    _copy(buffers, values)
     parameters = _distinct([module._parameters for module in modules])
     wanted = [parameter.requires_grad for parameter in parameters]
     try:
@@ -237,8 +237,7 @@ def untouched(model: nn.Module, *, training: bool | None = False) -> Iterator[No
             if not _holds(module._buffers, table):  # TorchScript's table cannot be written
                 module._buffers.clear()
                 module._buffers.update(table)
-        for buffer, value in zip(buffers, values, strict=True):
-            buffer.data.copy_(value)  # past autograd: a graph made before the attack stays valid
+        _copy(values, [buffer.data for buffer in buffers])  # past autograd: graphs stay valid
 
 
 @contextlib.contextmanager
@@ -340,6 +339,18 @@ def forward_hooks(hooks: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iter
 def _distinct(tables: Iterable[Mapping[str, T | None]]) -> list[T]:
     """Return every tensor of the tables once."""
     return list({id(t): t for table in tables for t in table.values() if t is not None}.values())
+
+
+@torch.no_grad()
+def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:
+    """Copy tensors, those of one kind on one device together: on a GPU that is one kernel."""
+    kinds: dict[object, tuple[list[Tensor], list[Tensor]]] = {}
+    for source, target in zip(sources, targets, strict=True):
+        pair = kinds.setdefault((source.device, source.dtype), ([], []))
+        pair[0].append(source)
+        pair[1].append(target)
+    for pair in kinds.values():
+        torch._foreach_copy_(pair[1], pair[0])
 
 
 def _set_flag(module: nn.Module, training: bool) -> None:
