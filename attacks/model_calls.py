@@ -102,9 +102,8 @@ class Oracle:
             logits = self._forward(leaf)
             values = loss(logits)
             gradient = None
-            if values.requires_grad:
-                each = torch.ones_like(values)
-                (gradient,) = torch.autograd.grad(values, leaf, each, allow_unused=True)
+            if values.requires_grad:  # of the sum: torch loads sympy where it is given ones
+                (gradient,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
         if gradient is None:
             raise NoGradientError(
                 "the logits do not depend on the images in a way that can be differentiated; "

@@ -157,8 +157,10 @@ class EvaluationConfig:
 
     `attack` joins the worst case: a registered name, `library:Name`, or the author's own
     `module:factory`, with options. `beside` is a weaker protocol whose verdict is told beside it.
-    The sweep over radii has a protocol of its own. Images are judged `block` at a time (None: all
-    together), whoever does it: equal blocks give equal verdicts, to the bit.
+    The sweep over radii has a protocol of its own. `precision` is that of the attacks; "auto" gives
+    the verdict of float32, and counts as that in names of cells and in records. Images are judged
+    `block` at a time (None: all together), whoever does it: equal blocks give equal verdicts, to
+    the bit.
     """
 
     protocol: str = "standard"
@@ -166,7 +168,7 @@ class EvaluationConfig:
     attack: Part | None = None
     examples: Positive | None = None
     batch_size: Positive | None = None
-    precision: Literal["float32", "tf32", "bf16", "tf32-only", "bf16-only"] = "float32"
+    precision: Literal["auto", "float32", "tf32", "bf16", "tf32-only", "bf16-only"] = "auto"
     sweep: tuple[Eps, ...] = ()
     sweep_examples: Positive = 500
     sweep_protocol: str = "pgd"
@@ -356,6 +358,8 @@ def identifying(config: RunConfig) -> dict[str, Any]:
         for name, default in fields.items():
             if values[table][name] == default:
                 del values[table][name]
+    if values["evaluation"]["precision"] == "auto":  # the same verdict as the earlier default
+        values["evaluation"]["precision"] = "float32"
     return values
 
 

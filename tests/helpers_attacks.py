@@ -194,7 +194,7 @@ class Around(nn.Module):
 
 
 class Failing(nn.Module):
-    """Raises at one of its calls; heals when `at` is set to 0."""
+    """Raises from one of its calls on; heals when `at` is set to 0."""
 
     def __init__(self, model: nn.Module, at: int) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ class Failing(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         self.calls += 1
-        if self.calls == self.at:
+        if 0 < self.at <= self.calls:
             raise RuntimeError("out of luck")
         logits: Tensor = self.model(images)
         return logits

@@ -506,7 +506,7 @@ def unlucky(model, images, labels, ball, **_):
         ({"protocol": "pdg"}, "unknown protocol 'pdg'; did you mean 'pgd'"),
         ({"protocol": TWINS}, "need names of their own"),
         ({"batch_size": 0}, "batch_size must be a whole number"),
-        ({"precision": "fp16"}, "unknown precision 'fp16'; valid: float32, tf32"),
+        ({"precision": "fp16"}, "unknown precision 'fp16'; valid: auto, float32, tf32"),
     ],
 )
 def test_bad_input_gets_one_sentence(change, sentence: str) -> None:

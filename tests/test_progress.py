@@ -124,15 +124,16 @@ def test_it_reads_well() -> None:
 
 def test_the_time_left_is_that_of_an_evaluation_in_which_nothing_breaks(fast_clock: Clock) -> None:
     fast_clock.step = 0.0
-    pace = PassCounter(None, [100, 10])
+    pace = PassCounter(None)
+    pace.plan([100, 10])
     assert pace.seconds_left() is None, "no speed is known yet"
-    pace.turn("first", 0, 8, 8, 10)
+    pace.turn("first", 8, 8, 10)
     fast_clock.now += 4.0
     pace.tick(400)  # half of the first turn: 100 passes a second
     assert pace.seconds_left() == pytest.approx((400 + 8 * 10) / 100)
     pace.done(8, 3, 10)
     assert pace.seconds_left() == pytest.approx(3 * 10 / 100)
-    pace.turn("second", 1, 3, 3, 10)
+    pace.turn("second", 3, 3, 10)
     fast_clock.now += 0.1
     pace.tick(10)
     assert pace.seconds_left() == pytest.approx(20 * (4.1 / 410))

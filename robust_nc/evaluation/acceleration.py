@@ -44,7 +44,14 @@ FOLDED, CHANNELS_LAST, COMPILED = "folded", "channels_last", "compiled"
 GAIN = 0.03  # what a change must gain: timings of one thing differ by that much
 COMPILE_SECONDS = 60.0  # what compiling may cost: not worth it where less time is granted
 _COMPILING = {"cuda"}  # on a CPU it gained nothing beyond folding and layout
+LOWER: tuple[Precision, ...] = ("bf16", "tf32")  # below float32, the likely faster one first
+WORTH_LOWERING = 1.3  # how much faster a pass must be to begin in lower precision
+COARSE_AGREEMENT = 0.1  # of the range of the logits: a few roundings to 8 bits
 _ROUNDS = 12
+_TIMED = 5  # passes in each precision, and one before them
+_FEW = 4  # images: what so few take in float32 is the cost of a call
+_STEP_COST = 2.0  # of a call within an attack, over that of the model alone, about
+_CAST = {nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear}
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "sve_bf16", "svebf16"}
 
 
@@ -243,6 +250,54 @@ def fastest(
     return best
 
 
+def lower_precision(
+    model: nn.Module, probes: Probes, images: Tensor, labels: Tensor, *, passes: float, calls: float
+) -> Precision:
+    """Return the precision in which a pass is fastest, where that is worth it; or "float32".
+
+    A pass is a forward and a gradient of images `(B, C, H, W)`. It must gain 1.3 times, and so many
+    `passes` more than as many `calls` cost that attack again in float32 the few that are near. A
+    precision in which the model cannot run is left out, and one in which its answers to the probes,
+    clean or after one step, are no longer those of float32 to a tenth of the range of the logits.
+    Takes 12 passes, 18 on CUDA.
+    """
+    device = images.device
+    watch = _Stopwatch(images, labels)
+    full = AttackSetup(model, (), len(images))
+    few = full._replace(batch_size=min(_FEW, len(images)))
+    with kept_draws(device):
+        kinds = [kind for kind in LOWER if _able(kind, device) and _roughly(model, kind, probes)]
+        if not kinds:
+            return "float32"
+        times: dict[Precision, list[float]] = {kind: [] for kind in ("float32", *kinds)}
+        for _ in range(_TIMED + 1):
+            for kind, seconds in times.items():
+                with lowered(kind, device):
+                    seconds.append(watch.pass_of(full))
+        call = _STEP_COST * min(watch.pass_of(few) for _ in range(_TIMED))
+    paces = {kind: min(seconds[1:]) for kind, seconds in times.items()}
+    best = min(paces, key=paces.__getitem__)
+    gained = (paces["float32"] - paces[best]) * passes > call * calls
+    return best if gained and WORTH_LOWERING * paces[best] <= paces["float32"] else "float32"
+
+
+def _able(kind: Precision, device: torch.device) -> bool:
+    return device.type == "cuda" if kind == "tf32" else not slow_bf16(device)
+
+
+def _roughly(model: nn.Module, kind: Precision, probes: Probes) -> bool:
+    """Whether a model answers in a lower precision about as it does in float32."""
+    try:
+        with lowered(kind, probes.images.device):
+            logits, attacked = _one_step(model, probes)
+            found = _logits(model, attacked)
+        return agree(logits, probes.logits, COARSE_AGREEMENT) and agree(
+            found, _logits(model, attacked), COARSE_AGREEMENT
+        )
+    except Exception:  # an operator that there is not in this precision, memory, whatever
+        return False
+
+
 class _Stopwatch:
     """Times a forward and the gradient by the images, of models at batch sizes."""
 
@@ -285,14 +340,15 @@ class _Stopwatch:
 
     def _time(self, entry: AttackSetup) -> None:
         try:
-            self._times.setdefault(entry, []).append(self._pass(entry))
+            self._times.setdefault(entry, []).append(self.pass_of(entry))
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise
             self._full.add(entry)
             del self._times[entry]
 
-    def _pass(self, entry: AttackSetup) -> float:
+    def pass_of(self, entry: AttackSetup) -> float:
+        """Seconds of one pass."""
         rows = torch.arange(entry.batch_size, device=self._images.device) % len(self._images)
         leaf, labels = self._images[rows].detach().requires_grad_(), self._labels[rows]
         self._wait()
@@ -320,6 +376,22 @@ def lowered(precision: Precision, device: torch.device) -> AbstractContextManage
     if precision == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return float32_products("tf32") if precision == "tf32" else nullcontext()
+
+
+def cast_once(model: nn.Module, images: Tensor) -> nn.Module:
+    """Return a copy that holds the weights of its layers in bfloat16; autocast casts at each call.
+
+    Only where it answers images `(P, C, H, W)` under autocast as the model does, to the bit.
+    """
+    try:
+        with kept_draws(images.device), torch.no_grad(), lowered("bf16", images.device):
+            cast = copy.deepcopy(model)
+            for layer in cast.modules():
+                if type(layer) in _CAST:
+                    layer.to(torch.bfloat16)
+            return cast if torch.equal(cast(images), model(images)) else model
+    except Exception:  # it cannot be copied, reads its weights elsewhere too, memory
+        return model
 
 
 def slow_bf16(device: torch.device) -> bool:

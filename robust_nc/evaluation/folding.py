@@ -86,14 +86,14 @@ def _frozen_copy(model: nn.Module) -> nn.Module | None:
     return twin
 
 
-def agree(found: Tensor, wanted: Tensor) -> bool:
-    """Whether logits `(P, K)` are the same to `AGREEMENT` of their range (never if not finite)."""
+def agree(found: Tensor, wanted: Tensor, tolerance: float = AGREEMENT) -> bool:
+    """Whether logits `(P, K)` are the same to a share of their range (never if not finite)."""
     if found.shape != wanted.shape:
         return False
     if not wanted.numel():
         return True
     scale = wanted.max() - wanted.min()
-    return bool((found - wanted).abs().max() <= AGREEMENT * scale + 1e-30)
+    return bool((found - wanted).abs().max() <= tolerance * scale + 1e-30)
 
 
 def trace(model: nn.Module, images: Tensor) -> Traced | None:

@@ -45,7 +45,8 @@ def evaluation_identity(
             "attacks": [[label, attack_identity(attack)] for label, attack in plan.attacks],
             "protocol": [plan.name, plan.draws],
             "seed": seed,
-            "precision": precision,
+            # "auto" was not always there, and goes on with what began as float32.
+            "precision": "float32" if precision == "auto" else precision,
         }
     )
 

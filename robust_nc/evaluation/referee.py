@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robust_nc.evaluation.acceleration import Precision, lowered
+from robust_nc.evaluation.acceleration import Precision, cast_once, lowered
 from robust_nc.evaluation.log import EvaluationLog
 from robust_nc.evaluation.sanity.meanings import named_warning
 from robust_nc.evaluation.scoring import Guarded, Scorer, Scores, halving
@@ -41,13 +41,21 @@ _CHUNK = 2**26  # pixels of the images that one call of an attack gets: 256 MiB
 
 
 class Turn(NamedTuple):
-    """One turn: its number, the place of its attack in the protocol and its name, the precision."""
+    """One turn: its number, the place of its attack in the protocol and its name, the precision.
+
+    `near` is a distance from the boundary (`scoring.scaled_margins`) that rounding may bridge: in
+    lower precision, examples whose worst point is nearer are left for float32; in float32, of those
+    that have had all turns `after` in lower precision, only what is nearer goes in, or was never
+    moved.
+    """
 
     number: int
     place: int
     name: str
     attack: Attack
     precision: Precision
+    near: float | None = None
+    after: tuple[int, ...] = ()
 
     def cost(self, classes: int) -> int | None:
         """Passes of an example that nothing breaks, None where the attack does not say."""
@@ -71,7 +79,7 @@ class Evaluation:
     batch_size: int
     seed: int
     log: EvaluationLog = field(default_factory=lambda: EvaluationLog(None, []))
-    pace: PassCounter = field(default_factory=lambda: PassCounter(None, []))
+    pace: PassCounter = field(default_factory=lambda: PassCounter(None))
     fast: nn.Module | None = None
     accelerated: tuple[str, ...] = ()
     gradients: GradientCount = field(default_factory=GradientCount)
@@ -79,6 +87,18 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         self.device = device_of(self.scorer.model)
+        self._cast: tuple[nn.Module, nn.Module] | None = None  # `fast`, and that with cast weights
+
+    def attacked(self, precision: Precision) -> nn.Module:
+        """Return the model to attack in a precision."""
+        if self.fast is None:
+            return self.scorer.model
+        if precision != "bf16":
+            return self.fast
+        if self._cast is None or self._cast[0] is not self.fast:
+            probes = self.state.images[:PROBES].to(self.device)
+            self._cast = self.fast, cast_once(self.fast, probes)
+        return self._cast[1]
 
     def open(self) -> None:
         """Make the clean verdict on every example."""
@@ -99,7 +119,15 @@ class Evaluation:
         """Let one attack try the examples that still stand."""
         self.heed()
         rows, robust = self.state.pending(turn.number), self.state.robust
-        self.pace.turn(turn.name, turn.number, len(rows), int(robust.sum()), len(robust))
+        if turn.near is not None:
+            moved, near = self.state.reach(rows, turn.near)
+            if turn.precision != "float32":
+                rows = rows[~(moved & near)]
+            else:
+                done = moved & ~near & self.state.finished[rows][:, turn.after].all(1)
+                CallReferee(self, turn, rows[done]).spare(torch.arange(int(done.sum())))
+                rows = rows[~done]
+        self.pace.turn(turn.name, len(rows), int(robust.sum()), len(robust))
 
         # Where the output is random, a referee who is asked at every step would once say yes.
         steadily = self.scorer.draws == 1
@@ -159,8 +187,7 @@ class Evaluation:
             rows = rows[torch.isin(rows, self.state.pending(turn.number))]
 
     def _run_under(self, attack: RefereedAttack, turn: Turn, referee: "CallReferee") -> None:
-        fast = self.scorer.model if self.fast is None else self.fast
-        model = Guarded(fast, f"attack {turn.name!r}")
+        model = Guarded(self.attacked(turn.precision), f"attack {turn.name!r}")
         images, labels = self.given(referee.rows)
         attack.run_under(
             referee,

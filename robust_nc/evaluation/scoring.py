@@ -90,6 +90,15 @@ def margins(logits: Tensor, labels: Tensor) -> Tensor:
     return others - own[:, 0]
 
 
+def scaled_margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return margins over the largest logit minus the third, blind to shift and scale.
+
+    The DLR loss (Croce and Hein, ICML 2020, eq. 6); three classes or more.
+    """
+    top = logits.topk(3, dim=1).values
+    return margins(logits, labels) / (top[:, 0] - top[:, 2]).clamp_min(1e-12)
+
+
 class Guarded(nn.Module):
     """A model that, when it fails, says in which batch of what; `InputError` passes through."""
 

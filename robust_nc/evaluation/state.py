@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robust_nc.evaluation.scoring import Scores
+from robust_nc.evaluation.scoring import Scores, scaled_margins
 
 # In `broken_by`, beside places of attacks in the protocol: no attack broke it; none was needed; and
 # what broke it was found against another model (`profiling.tap_verdict`).
@@ -126,6 +126,15 @@ class EvaluationState:
     def pending(self, turn: int) -> Tensor:
         """Rows that still stand and have not had this turn."""
         return (self.robust & ~self.finished[:, turn]).nonzero().flatten()
+
+    def reach(self, rows: Tensor, near: float) -> tuple[Tensor, Tensor]:
+        """Whether the worst point of each row is another than the image, and whether it is near.
+
+        That is, at most `near` from the boundary, by `scoring.scaled_margins`.
+        """
+        worst = self.worst[rows]
+        moved = (worst != self.logits[rows]).any(1)
+        return moved, scaled_margins(worst, self.labels[rows]) >= -near
 
     def entry(self, rows: Tensor) -> Entry:
         """Return what the log keeps of some examples, and take it as written."""

@@ -188,6 +188,14 @@ def batch_size(config: RunConfig) -> int:
     return config.evaluation.batch_size or BATCH.get(default_device().type, BATCH["cpu"])
 
 
+def planned_precision(config: RunConfig) -> str:
+    """Return the precision that attacks are timed in; of "auto" the slower one, float32."""
+    kind = config.evaluation.precision
+    if kind in ("auto", "float32") or kind.endswith("-only"):
+        return kind.replace("auto", "float32")
+    return f"{kind}-only"
+
+
 def options_of(attack: Any) -> dict[str, Any]:
     """Return the options of an attack by name, where it is a dataclass."""
     if not dataclasses.is_dataclass(attack) or isinstance(attack, type):
@@ -206,7 +214,7 @@ def _attack_key(sizes: CellSizes, attack: Any) -> str:
     """Name an attack by its class and its options but the number of steps."""
     name = getattr(attack, "func", type(attack)).__name__
     told = {k: str(v) for k, v in options_of(attack).items() if k not in STEPS + ITEMS}
-    precision = sizes.config.evaluation.precision
+    precision = planned_precision(sizes.config)
     norm = sizes.config.threat.norm
     return f"attack | {sizes.model} | {name} {digest(told)[:8]} {norm}, {precision}"
 

@@ -27,7 +27,14 @@ from robust_nc.exceptions import StoppedError
 from robust_nc.models.classifier import Classifier
 from robust_nc.pipeline.stages import check_cell
 from robust_nc.planning.cell_sizes import CellSizer, CellSizes
-from robust_nc.planning.pieces import STEPS, Probe, batch_size, one_item, options_of
+from robust_nc.planning.pieces import (
+    STEPS,
+    Probe,
+    batch_size,
+    one_item,
+    options_of,
+    planned_precision,
+)
 from robust_nc.planning.speeds import Rate
 from robust_nc.profiling.profile_model import profile_cell
 from robust_nc.registry import ATTACKS
@@ -155,7 +162,7 @@ class Pilots:
     def _evaluate(
         self, config: RunConfig, attack: Any, count: int, *, checks: bool = False
     ) -> None:
-        images, kind = self._images(config, count), config.evaluation.precision
+        images = self._images(config, count)
         with tempfile.TemporaryDirectory() as folder:  # a cell keeps a log, which takes time
             evaluate(
                 self._model(config),
@@ -164,7 +171,7 @@ class Pilots:
                 Ball(config.threat.norm, _TINY),
                 protocol=EvaluationProtocol("timed", (("timed", attack),)),
                 batch_size=count,
-                precision=kind if kind == "float32" or kind.endswith("only") else f"{kind}-only",
+                precision=planned_precision(config),
                 checks=checks,
                 log=Path(folder) / "log.jsonl",
             )

@@ -178,7 +178,8 @@ class Caution:
 class Record:
     """One evaluated cell. `summary` holds the headline measures of the penultimate tap.
 
-    `accelerated` says how the model was made faster for the attacks (the verdict is its own).
+    `accelerated` says how the model was made faster for the attacks (the verdict is its own);
+    "bf16" or "tf32": they ran in that first, and in float32 where they came near.
     `seals` are digests of the other fields (`sealed`); none in records of earlier versions.
     """
 

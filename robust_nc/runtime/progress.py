@@ -114,26 +114,25 @@ class Progress(NamedTuple):
 
 
 class PassCounter:
-    """Counts passes and reports now and then; `planned` is what each turn costs per example."""
+    """Counts passes and reports now and then."""
 
-    def __init__(
-        self,
-        report: Callable[[Progress], None] | None,
-        planned: list[int | None],
-        *,
-        note: str = "",
-    ) -> None:
+    def __init__(self, report: Callable[[Progress], None] | None, *, note: str = "") -> None:
         self._report = report
-        self._planned = planned
+        self._planned: list[int | None] = []
         self._began = time.monotonic()
         self._said = -float("inf")
         self._passes = 0
-        self._now = Progress("", 1, max(len(planned), 1), 0, 0, 0, 0, 0.0, 0.0, None, note)
+        self._now = Progress("", 0, 0, 0, 0, 0, 0, 0.0, 0.0, None, note)
         self._before = 0
 
-    def turn(self, attack: str, number: int, total: int, robust: int, examples: int) -> None:
-        """Begin a turn over `total` examples."""
-        now = self._now._replace(attack=attack, turn=number + 1, done=0, total=total)
+    def plan(self, costs: list[int | None]) -> None:
+        """Plan more turns, by what each costs per example."""
+        self._planned += costs
+        self._now = self._now._replace(turns=len(self._planned))
+
+    def turn(self, attack: str, total: int, robust: int, examples: int) -> None:
+        """Begin the next turn, over `total` examples."""
+        now = self._now._replace(attack=attack, turn=self._now.turn + 1, done=0, total=total)
         self._now = now._replace(robust=robust, examples=examples)
         self._before = self._passes
 
@@ -170,7 +169,7 @@ class PassCounter:
 
     def _units_left(self) -> float | None:
         now, ahead = self._now, self._planned[self._now.turn :]
-        here = self._planned[now.turn - 1] if self._planned else 0
+        here = self._planned[now.turn - 1] if now.turn else 0
         if here is None or None in ahead:
             return None
         standing = max(now.total - now.done, 0)
