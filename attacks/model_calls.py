@@ -102,8 +102,13 @@ class Oracle:
             logits = self._forward(leaf)
             values = loss(logits)
             gradient = None
-            if values.requires_grad:  # of the sum: torch loads sympy where it is given ones
-                (gradient,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
+            if values.requires_grad:
+                whole, ones = values, None
+                if points.device.type == "cpu":  # given ones, torch loads sympy, for a second
+                    whole = values.sum()
+                else:  # a sum would be one kernel more
+                    ones = torch.ones_like(values)
+                (gradient,) = torch.autograd.grad(whole, leaf, ones, allow_unused=True)
         if gradient is None:
             raise NoGradientError(
                 "the logits do not depend on the images in a way that can be differentiated; "
