@@ -350,19 +350,25 @@ class _Stopwatch:
     def pass_of(self, entry: AttackSetup) -> float:
         """Seconds of one pass."""
         rows = torch.arange(entry.batch_size, device=self._images.device) % len(self._images)
-        leaf, labels = self._images[rows].detach().requires_grad_(), self._labels[rows]
+        images, labels = self._images[rows], self._labels[rows]
         self._wait()
         begin = time.perf_counter()
-        with torch.enable_grad():
-            loss = F.cross_entropy(entry.model(leaf).float(), labels, reduction="sum")
-            if loss.requires_grad:
-                torch.autograd.grad(loss, leaf, allow_unused=True)
+        one_pass(entry.model, images, labels)
         self._wait()
         return time.perf_counter() - begin
 
     def _wait(self) -> None:
         if self._images.is_cuda:
             torch.cuda.synchronize(self._images.device)
+
+
+def one_pass(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """Pass images `(N, C, H, W)` with labels `(N,)` forward and back, where there is a way back."""
+    leaf = images.detach().requires_grad_()
+    with torch.enable_grad():
+        loss = F.cross_entropy(model(leaf).float(), labels, reduction="sum")
+        if loss.requires_grad:
+            torch.autograd.grad(loss, leaf, allow_unused=True)
 
 
 def lowered(precision: Precision, device: torch.device) -> AbstractContextManager[object]:

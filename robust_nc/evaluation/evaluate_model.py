@@ -31,6 +31,7 @@ from robust_nc.evaluation.turns import AUTO, lower_turns, plan_turns, run_more, 
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.plugins import find_attack, find_protocol
 from robust_nc.runtime.progress import Progress
+from robust_nc.runtime.threads import kept_threads
 from robust_nc.runtime.torch_state import (
     check_float64,
     counted_gradients,
@@ -56,7 +57,7 @@ class Outcome(NamedTuple):
     (N, C, H, W): in the ball, the point of largest margin loss found; `forward_passes`,
     `backward_passes` (N,) int64, all that were spent on each example. `attacks` are those that made
     the verdict, by name; `accelerated` is how the model was made faster for them ("folded",
-    "channels_last", ...).
+    "channels_last", "1 thread", ...).
     """
 
     clean_correct: Tensor
@@ -115,7 +116,8 @@ def evaluate(
     (`ids` (N,) int64; its place among the N where there are none).
 
     Attacks run on a faster copy of the model, where one agrees with it (`accelerate`), in batches
-    of `batch_size` (None: measured; halved where memory runs out). `precision` "tf32" or "bf16"
+    of `batch_size` (None: measured; halved where memory runs out), on as many threads of a CPU as
+    torch is set to, or fewer where that is measured to be faster. `precision` "tf32" or "bf16"
     runs the attacks in lower precision first, and all of them again in float32 on what survived;
     "tf32-only" and "bf16-only" leave that out. "auto" begins in lower precision where that is
     measured to be at least 1.3 times faster, and attacks again in float32 what came near the
@@ -154,7 +156,7 @@ def evaluate(
     if precision.startswith("bf16") and slow_bf16(device):
         warned = named_warning("slow-precision", f"{precision} on {device}")
         told[warned.name] = warned
-    with _set_up(model, seed), ExitStack() as stack:
+    with _set_up(model, seed), kept_threads(), ExitStack() as stack:
         lower = len(turns) + len(more)  # what has a number stays under it, whatever runs first
         extra = len(LOWER) * len(turns) if precision == AUTO else 0
         state = EvaluationState.of(images, labels, ids, turns=lower + extra)
@@ -195,7 +197,7 @@ def evaluate(
         backward_passes=state.backwards,
         warnings=tuple(evaluation.warnings.values()),
         attacks=plan.attacks,
-        accelerated=evaluation.accelerated,
+        accelerated=(*evaluation.accelerated, *evaluation.threads),
     )
 
 

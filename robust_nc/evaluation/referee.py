@@ -67,7 +67,7 @@ class Evaluation:
     """Gives attacks their turns over the examples of `state`; collects warnings by name.
 
     `fast` is what attacks are run against (the user's model where that is None), made faster as
-    `accelerated` says; every verdict
+    `accelerated` says, on fewer threads where `threads` says so; every verdict
     is that of the scorer, which asks the user's own. A wish to stop (`stopping`) is heeded after
     every step of an attack that is refereed, and after every batch of another: the log then holds
     all that was finished.
@@ -82,11 +82,13 @@ class Evaluation:
     pace: PassCounter = field(default_factory=lambda: PassCounter(None))
     fast: nn.Module | None = None
     accelerated: tuple[str, ...] = ()
+    threads: tuple[str, ...] = ()
     gradients: GradientCount = field(default_factory=GradientCount)
     warnings: dict[str, Warned] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.device = device_of(self.scorer.model)
+        self.most_threads = torch.get_num_threads()
         self._cast: tuple[nn.Module, nn.Module] | None = None  # `fast`, and that with cast weights
 
     def attacked(self, precision: Precision) -> nn.Module:

@@ -6,6 +6,8 @@
 """
 
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import cast
 
 import torch
@@ -20,12 +22,14 @@ from robust_nc.evaluation.acceleration import (
     fastest,
     lower_precision,
     lowered,
+    one_pass,
 )
 from robust_nc.evaluation.referee import PROBES, Evaluation, Turn
 from robust_nc.evaluation.state import Entry
 from robust_nc.exceptions import ConfigError, InputError, RecordError
 from robust_nc.runtime.progress import PassCounter, Progress
-from robust_nc.runtime.torch_state import ran_out
+from robust_nc.runtime.threads import fastest_threads
+from robust_nc.runtime.torch_state import counted_gradients, kept_draws, ran_out
 from robust_nc.types import EvaluationProtocol, RefereedAttack
 
 AUTO = "auto"
@@ -81,10 +85,10 @@ def run_turns(
     """Make the clean verdict, take over what the log holds, and give each attack its turn.
 
     If `accelerated`, attacks run on a faster copy of the model, where one agrees with it. With
-    `tune`, where much is ahead, it is measured which copy is fastest, and which batch size if
-    `resize`; and, given `lower`, the number of the first turn in lower precision, whether attacks
-    are so much faster there that they run there first, and in float32 on what is near.
-    Raises `RecordError` for a log that holds turns in lower precision where there are none.
+    `tune`, where much is ahead, it is measured which copy is fastest, which batch size if `resize`,
+    and how many threads; and, given `lower`, the number of the first turn in lower precision,
+    whether attacks are so much faster there that they run there first, and in float32 on what is
+    near. Raises `RecordError` for a log that holds turns in lower precision where there are none.
     """
     state = evaluation.state
     evaluation.open()
@@ -102,6 +106,8 @@ def run_turns(
     refereed = any(isinstance(turn.attack, RefereedAttack) for turn in turns)
     if accelerated and refereed and bool(state.clean_correct.any()):
         fast = _take_faster(evaluation)
+    if tune and refereed:
+        _take_threads(evaluation, turns)
     if lower is not None and tune and fast is not None:
         kind = _lower(evaluation, turns, fast.model, lower)
         if kind != "float32":
@@ -109,7 +115,10 @@ def run_turns(
             turns = [*first, *_on_the_near(turns, first)]
     evaluation.pace.plan([turn.cost(classes) for turn in turns])
     kept = [turn for turn in turns if isinstance(turn.attack, RefereedAttack)]
-    for turn in turns:
+    ahead = 0.0
+    for place, turn in enumerate(turns):
+        if tune and turn in kept and ahead >= _WORTH:
+            _take_threads(evaluation, turns[place:])
         evaluation.turn(turn)
         ahead = evaluation.pace.seconds_left() or 0.0
         if fast is not None and tune and turn in kept[:-1] and ahead >= _WORTH:
@@ -202,3 +211,26 @@ def _take_fastest(
         return
     evaluation.fast, evaluation.batch_size = best.model, best.batch_size
     evaluation.accelerated = best.names
+
+
+def _take_threads(evaluation: Evaluation, turns: list[Turn]) -> None:
+    """Measure at how many threads a batch passes fastest, and go on with them."""
+    size, pending = evaluation.batch_size, evaluation.state.pending
+    turns = [turn for turn in turns if len(pending(turn.number))]
+    if evaluation.device.type != "cpu" or not turns:
+        return
+    turn, rows = turns[0], pending(turns[0].number)
+    images, labels = evaluation.given(rows[:size])
+    call = partial(one_pass, evaluation.attacked(turn.precision), images, labels)
+    costs = (turn.cost(evaluation.state.logits.shape[1]) for turn in turns)
+    passes = sum(cost or 0 for cost in costs)
+    torch.set_num_threads(evaluation.most_threads)
+    with (
+        suppress(Exception),  # the attack will tell what the model raises
+        lowered(turn.precision, evaluation.device),
+        kept_draws(evaluation.device),
+        counted_gradients(),
+    ):
+        count = fastest_threads(call, ahead=passes * -(-len(rows) // size))
+        if count < evaluation.most_threads:
+            evaluation.threads = (f"{count} thread{'s' * (count > 1)}",)
