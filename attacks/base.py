@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nc.exceptions import InputError
-from robust_nc.runtime import check_float64
+from robust_nc.runtime import check_float64, sent
 from robust_nc.threat import Ball
 from robust_nc.types import Attacked, Goal, Referee
 
@@ -160,8 +160,9 @@ def checked_inputs(
     if targets is not None:
         first = targets[:, 0] if targets.ndim == 2 and targets.shape[1] else targets
         _check_classes("targets", first, len(images))
-        targets = targets.to(device)
-    return AttackInputs(model, images, labels.to(device), ball, goal, targets, seed, ids.to(device))
+        targets = sent(targets, device)
+    labels, ids = sent(labels, device), sent(ids, device)
+    return AttackInputs(model, images, labels, ball, goal, targets, seed, ids)
 
 
 def _check_classes(name: str, values: Tensor, count: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robust_nc.attacks.items import Work
 from robust_nc.attacks.slots import Slots
-from robust_nc.runtime import ran_out
+from robust_nc.runtime import ran_out, sent
 from robust_nc.types import Counts, Flags
 
 _PATIENCE = 10  # most steps between two looks at a device; on a CPU a look costs nothing
@@ -179,7 +179,7 @@ def _retired(attack: Steps, work: Work, flight: Flight, flips: Flags) -> Flight:
     active, state, steps, pending = flight
     right = work.confirmed(active, state, flips)
     if not torch.equal(right, flips):
-        state = state._replace(flipped=right.to(state.flipped.device))
+        state = state._replace(flipped=sent(right, state.flipped.device))
     rows = right.nonzero().flatten()
     if len(rows):
         work.settle(active[rows], _take(state, rows), right[rows])
@@ -199,7 +199,7 @@ def _take(state: Any, rows: Tensor) -> Any:
     """Rows, on the CPU, of the state of all slots."""
     if len(rows) == len(state.step):
         return state
-    rows = rows.to(state.step.device)
+    rows = sent(rows, state.step.device)
     return type(state)._make(tensor.index_select(0, rows) for tensor in state)
 
 

@@ -15,6 +15,7 @@ from robust_nc.attacks.base import AttackInputs, BaseRefereedAttack
 from robust_nc.attacks.losses import dlr
 from robust_nc.attacks.pool import PooledAttack
 from robust_nc.exceptions import InputError
+from robust_nc.runtime import sent
 from robust_nc.types import Attacked, Referee
 
 
@@ -61,7 +62,7 @@ class Gated(BaseRefereedAttack):
 
 
 def _rows(logits: Tensor, rows: Tensor) -> Tensor:
-    return logits.index_select(0, rows.to(logits.device))
+    return logits.index_select(0, sent(rows, logits.device))
 
 
 class _Chosen:

@@ -23,6 +23,7 @@ from torch import Tensor
 from robust_nc.attacks.base import AttackInputs
 from robust_nc.attacks.model_calls import Oracle
 from robust_nc.attacks.slots import Slots, State
+from robust_nc.runtime import sent
 from robust_nc.types import Attacked, Counts, Flags, Labels, Logits, Referee
 
 
@@ -62,7 +63,7 @@ class Work:
         """The points, and the passes, on the device of the images."""
         device = self.points.device
         points = self.points[: len(self.forwards)]
-        return Attacked(points, self.forwards.to(device), self.backwards.to(device))
+        return Attacked(points, sent(self.forwards, device), sent(self.backwards, device))
 
     def examples(self, items: Counts) -> Counts:
         """The example that each item is about."""
@@ -71,7 +72,7 @@ class Work:
     def slots(self, items: Counts) -> Slots:
         """Gather the rows of some items."""
         whole, count = self.everything, len(self.forwards)
-        items = items.to(whole.images.device)
+        items = sent(items, whole.images.device)
         rows, turn = items % count, items // count
         columns = 1 if self.targets is None else self.targets.shape[1]
         return replace(
@@ -104,7 +105,7 @@ class Work:
         if self.referee is None or not bool(flips.any()):
             return flips
         rows = flips.nonzero().flatten()
-        points = state.best_points.index_select(0, rows.to(state.best_points.device))
+        points = state.best_points.index_select(0, sent(rows, state.best_points.device))
         right = self.referee.confirm(self.examples(items[rows]), points)
         return torch.zeros_like(flips).index_put((rows,), right.cpu())
 
@@ -116,9 +117,9 @@ class Work:
         referee.
         """
         rows, device = self.examples(items), self.points.device
-        places, claimed, loss = rows.to(device), items.to(device), state.best_loss
+        places, claimed, loss = sent(rows, device), sent(items, device), state.best_loss
         if flips is not None:
-            loss = torch.where(flips.to(device), torch.inf, loss)
+            loss = torch.where(sent(flips, device), torch.inf, loss)
         top = self.best_loss.scatter_reduce(0, places, loss, "amax")
         wins = (loss == top[places]) & (loss > self.best_loss[places])
         claims = torch.where(wins, claimed, self.num_items)
@@ -135,7 +136,7 @@ class Work:
             mine = torch.zeros_like(before).index_fill(0, rows, True)
             ended = (mine & ~before & (self.flipped | (self.remaining == 0))).nonzero().flatten()
             if len(ended):
-                points = self.points.index_select(0, ended.to(device))
+                points = self.points.index_select(0, sent(ended, device))
                 told = (points, self.forwards[ended], self.backwards[ended])
                 self.referee.settle(ended, Attacked(*told))
 

@@ -9,7 +9,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from robust_nc.runtime import usable_gradient
 from robust_nc.types import Flags, Images, Logits
 
 _STEP_ASIDE = 1e-3  # a quarter of a level of a pixel
+_MANY = 64  # numbers that wait until they are added up
 
 
 class Gradient(NamedTuple):
@@ -48,9 +49,11 @@ class Oracle:
     def __init__(self, model: nn.Module, labels: Tensor | None = None) -> None:
         self._model = model
         self._labels = labels
-        self._total: Tensor | None = None
         self.hasty = False
-        self._doubt: Tensor | None = None
+        self._fits = False  # the shape of the logits, which is checked once
+        self._seen = 0.0  # the sum of all logits that have been looked at
+        self._sums: list[Tensor] = []  # of those that have not
+        self._doubts: list[Tensor] = []
         self._forwards = 0
         self._backwards = 0
 
@@ -81,20 +84,21 @@ class Oracle:
 
     def doubt(self, value: Tensor) -> None:
         """Take note of a number that is NaN or infinite where haste has left out what matters."""
-        self._doubt = value if self._doubt is None else self._doubt + value
+        self._doubts = _few([*self._doubts, value])
 
     def flags(self, flags: Flags) -> Flags | None:
         """Bring flags `(S,)` to the CPU, or None where haste was wrong: it then ends.
 
         Waits for the device, once.
         """
-        if self._doubt is None:
+        if not self._doubts:
             return flags.cpu()
-        sums = torch.stack([self._doubt, cast(Tensor, self._total)])
-        *found, doubt, total = torch.cat([flags.float(), sums]).tolist()
-        self._doubt, self._total = None, torch.tensor(total)
-        self.hasty = math.isfinite(doubt)
-        return torch.tensor(found).bool() if self.hasty else None
+        found = torch.cat([torch.stack([*self._sums, *self._doubts]), flags.float()]).tolist()
+        sums, doubts = len(self._sums), len(self._sums) + len(self._doubts)
+        self._seen += sum(found[:sums])
+        self._sums, self._doubts = [], []
+        self.hasty = math.isfinite(sum(found[sums:doubts]))
+        return torch.tensor(found[doubts:]).bool() if self.hasty else None
 
     def _gradient(self, points: Tensor, loss: Callable[[Tensor], Tensor]) -> Gradient:
         leaf = points.detach().requires_grad_()
@@ -130,7 +134,10 @@ class Oracle:
 
     def check(self) -> None:
         """Raise `InputError` if any logit was not finite (waits for the device)."""
-        if self._total is not None and not math.isfinite(self._total):
+        if self._sums:
+            self._seen += float(torch.stack(self._sums).sum())
+            self._sums = []
+        if not math.isfinite(self._seen):
             raise InputError(
                 "the model returned logits that are NaN or infinite; "
                 "check its weights and the range of the images"
@@ -138,12 +145,12 @@ class Oracle:
 
     def _forward(self, points: Tensor) -> Tensor:
         logits: Tensor = self._model(points)
-        if self._total is None:
+        if not self._fits:
             self._check_shape(logits, len(points))
+            self._fits = True
         logits = logits.float()
         # A sum passes NaN and infinity on, and is one small kernel.
-        total = logits.detach().sum()
-        self._total = total if self._total is None else total + self._total
+        self._sums = _few([*self._sums, logits.detach().sum()])
         self._forwards += 1
         return logits
 
@@ -160,3 +167,8 @@ class Oracle:
                     f"labels and targets must lie in 0..{logits.shape[1] - 1}, the model's "
                     f"classes, found {low}..{high}"
                 )
+
+
+def _few(values: list[Tensor]) -> list[Tensor]:
+    """Add numbers up once they are many: one by one that would be a kernel each."""
+    return values if len(values) < _MANY else [torch.stack(values).sum()]

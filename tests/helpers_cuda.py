@@ -244,12 +244,12 @@ class SimulatedCuda(TorchFunctionMode):
         self.check_dtypes(made)
         return OnDevice(made.detach(), place, made.requires_grad)
 
-    def moved(self, tensor: Tensor, device: torch.device) -> Tensor:
+    def moved(self, tensor: Tensor, device: torch.device, *, waits: bool = True) -> Tensor:
         """Move a tensor to a device; itself where it is there."""
         place = None if device.type == "cpu" else self.place(device)
         if place == (tensor._place if isinstance(tensor, OnDevice) else None):
             return tensor
-        self.waits["to the host" if place is None else "to the device"] += 1
+        self.waits["to the host" if place is None else "to the device"] += place is None or waits
         found = _moved(tensor, place)
         if place is not None:
             self.check_dtypes(found)
@@ -305,10 +305,10 @@ def _to(devices: SimulatedCuda, func: Any, own: Tensor, *rest: Any, **kwargs: An
             dtype = value
         elif isinstance(value, torch.device | str):
             device = torch.device(value)
-    kwargs.pop("non_blocking", None)
+    waits = not kwargs.pop("non_blocking", False)
     copy, found = kwargs.pop("copy", False), own
     if device is not None:
-        found = devices.moved(found, torch.device(device))
+        found = devices.moved(found, torch.device(device), waits=waits)
     if dtype is not None or kwargs:
         found = func(found, dtype or found.dtype, **kwargs)
     return found.clone() if copy and found is own else found

@@ -30,6 +30,7 @@ from robust_nc.runtime.torch_state import (
     GradientCount,
     device_of,
     ran_out,
+    sent,
     stream_key,
     untouched,
 )
@@ -115,7 +116,8 @@ class Evaluation:
 
     def given(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Images and labels of some examples, on the model's device."""
-        return self.state.images[rows].to(self.device), self.state.labels[rows].to(self.device)
+        images, labels = self.state.images[rows], self.state.labels[rows]
+        return sent(images, self.device), sent(labels, self.device)
 
     def turn(self, turn: Turn) -> None:
         """Let one attack try the examples that still stand."""
@@ -198,7 +200,7 @@ class Evaluation:
             labels,
             self.ball,
             seed=self._draws(turn),
-            ids=self.state.ids[referee.rows].to(self.device),
+            ids=sent(self.state.ids[referee.rows], self.device),
         )
         self.batch_size = referee.batch_size
 
@@ -252,7 +254,7 @@ class Evaluation:
         origin, labels = self.given(rows)
         points = self._trusted(turn.name, points, origin)
         try:
-            seen = scorer.look(points, labels)
+            seen = scorer.look(points, labels).on_cpu()
         except InputError as error:
             raise InputError(f"attack {turn.name!r}: {error}") from error
         self.state.note(rows, turn.place, points, seen, self.scorer.draws)
@@ -282,21 +284,22 @@ class CallReferee:
     @property
     def logits(self) -> Tensor:
         """Clean logits `(N, K)` of the user's own model."""
-        return self.evaluation.state.logits[self.rows].to(self.evaluation.device)
+        return sent(self.evaluation.state.logits[self.rows], self.evaluation.device)
 
     @property
     def worst_logits(self) -> Tensor:
         """Its logits `(N, K)` at the worst point of each example so far."""
-        return self.evaluation.state.worst[self.rows].to(self.evaluation.device)
+        return sent(self.evaluation.state.worst[self.rows], self.evaluation.device)
 
     def confirm(self, rows: Tensor, points: Tensor) -> Tensor:
         """Whether the user's own model misclassifies these points, put into the ball, `(R,)`."""
-        mine, right = self.rows[rows.cpu()], torch.zeros_like(rows, dtype=torch.bool)
+        rows = rows.cpu()
+        mine, right = self.rows[rows], torch.zeros_like(rows, dtype=torch.bool)
 
         def look(chosen: Tensor) -> None:
-            there = points[chosen.to(points.device)]
+            there = points[sent(chosen, points.device)]
             seen = self.evaluation.score(self.scorer, self.turn, mine[chosen], there)
-            right[chosen] = seen.flipped.to(right.device)
+            right[chosen] = seen.flipped
 
         halving(look, torch.arange(len(mine)), self.batch_size)
         return right
@@ -308,7 +311,7 @@ class CallReferee:
         standing = state.robust[mine].nonzero().flatten()
 
         def look(chosen: Tensor) -> None:
-            points = attacked.points[chosen.to(attacked.points.device)]
+            points = attacked.points[sent(chosen, attacked.points.device)]
             evaluation.score(self.scorer, self.turn, mine[chosen], points)
 
         halving(look, standing, self.batch_size)

@@ -20,6 +20,7 @@ __all__ = [
     "keyed_uniform",
     "private_draws",
     "ran_out",
+    "sent",
     "stream_key",
     "untouched",
     "usable_gradient",

@@ -112,6 +112,14 @@ def check_float64(device: torch.device) -> None:
         ) from error
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Bring a tensor to a device; from the CPU to another, the host does not wait for that one.
+
+    It may be thrown away at once: what is not pinned is copied to a buffer of CUDA's before.
+    """
+    return tensor.to(device, non_blocking=device.type != "cpu")
+
+
 def ran_out(error: BaseException) -> bool:
     """Whether an error says that memory ran out; on a CPU it is a plain one with a text."""
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
@@ -176,6 +184,21 @@ def full_precision() -> Iterator[None]:
             stack.enter_context(torch.autocast("cuda", enabled=False))
         stack.enter_context(float32_products("ieee"))
         yield
+
+
+@contextlib.contextmanager
+def fixed_shapes() -> Iterator[None]:
+    """Let cuDNN try its algorithms on each new shape, and keep the fastest, in this block.
+
+    Worth it where batches have one size. Not where a caller wants deterministic algorithms.
+    """
+    cudnn, before = torch.backends.cudnn, torch.backends.cudnn.benchmark
+    settled = cudnn.deterministic or torch.are_deterministic_algorithms_enabled()
+    try:
+        cudnn.benchmark = before or not settled
+        yield
+    finally:
+        cudnn.benchmark = before
 
 
 @contextlib.contextmanager
