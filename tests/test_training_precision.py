@@ -83,6 +83,22 @@ def test_steps_are_inside_and_what_is_measured_between_epochs_is_outside(monkeyp
     assert seen == {"step": [["tf32"]] * 6, "validation": [[], []], "probe": [[], []]}
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_cudnn_chooses_by_trying_in_steps_alone(deterministic, monkeypatch):
+    cudnn, seen = torch.backends.cudnn, []
+    monkeypatch.setattr(cudnn, "deterministic", deterministic)
+
+    def seeing(objective, *given, **options):
+        seen.append(cudnn.benchmark)
+        return call(objective, *given, **options)
+
+    call = Standard.__call__
+    monkeypatch.setattr(Standard, "__call__", seeing)
+    small_run(small_config(epochs=1))
+    assert set(seen) == {not deterministic}
+    assert not cudnn.benchmark
+
+
 def test_the_new_values_name_new_weights_and_the_old_ones_keep_theirs():
     def named(**train: object) -> str:
         return training_id(read(RunConfig, {"train": train}))

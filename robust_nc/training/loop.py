@@ -35,6 +35,7 @@ from robust_nc.registry import SCHEDULES
 from robust_nc.runtime.torch_state import (
     counted_gradients,
     device_of,
+    fixed_shapes,
     float32_products,
     generator,
     kept_draws,
@@ -149,7 +150,7 @@ class Trainer(TrainerState):
         self.resume_draws()
         if self.row is None:
             precise = products(self.config.precision, device_of(self.model))
-            with precise, counted_gradients() as count:
+            with precise, fixed_shapes(), counted_gradients() as count:
                 self.row = self._train_epoch(runner, pace)
             if count.unusable:
                 self.row["unusable_gradients"] = count.unusable / count.seen
