@@ -1,16 +1,22 @@
 """Threads of the CPU: chosen by measuring where that is asked for, named, and given back."""
 
-from collections.abc import Iterator
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from robust_nc import Ball, evaluate
+from robust_nc import Ball, MeasureConfig, RunConfig, evaluate, profile, train
+from robust_nc.config import read
 from robust_nc.exceptions import InputError
 from robust_nc.runtime import threads
-from robust_nc.runtime.threads import fastest_threads
+from robust_nc.runtime.threads import brief_waits, fastest_threads
+from robust_nc.runtime.waiting import wait_policy
 
 
 @pytest.fixture(autouse=True)
@@ -90,3 +96,63 @@ def test_what_a_call_raises_comes_through_with_the_number_as_it_was():
     with pytest.raises(ValueError, match="not with two"):
         fastest_threads(call, ahead=10_000)
     assert torch.get_num_threads() == 4
+
+
+@pytest.fixture
+def unset(monkeypatch):
+    """No variable says how threads wait."""
+    for name in wait_policy():
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="Linux tells its threads")
+def test_where_cores_are_taken_away_a_team_sleeps_until_the_block_ends(unset):
+    def living() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    def wait_until(true: Callable[[], bool]) -> bool:
+        deadline = time.monotonic() + 60
+        while not true() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return true()
+
+    def work() -> None:
+        with brief_waits():
+            assert wait_until(lambda: living() >= before + 4)  # the watch and its three
+            raise ValueError("ours")
+
+    taken = itertools.count(0, 100)
+    unset.setattr(threads, "_LOOK", 0.001)
+    unset.setattr(threads, "_taken_away", lambda: next(taken))
+    torch.empty(2**20).fill_(1.0)  # our own team
+    before = living()
+    with pytest.raises(ValueError, match="ours"):
+        work()
+    assert wait_until(lambda: living() <= before)
+
+
+def test_no_one_watches_one_thread_or_where_a_variable_says_how_to_wait(unset):
+    running = threading.active_count()
+    with brief_waits():
+        assert threading.active_count() == running + 1
+    unset.setenv("OMP_WAIT_POLICY", "active")
+    with brief_waits():
+        assert threading.active_count() == running
+    unset.delenv("OMP_WAIT_POLICY")
+    torch.set_num_threads(1)
+    with brief_waits():
+        assert threading.active_count() == running
+
+
+def test_verdicts_trainings_and_profiles_are_watched(unset):
+    seen: list[str] = []
+    unset.setattr(threads, "_watch", lambda over: seen.append("watched"))
+    train(read(RunConfig, {"data": {"train_limit": 60}, "train": {"epochs": 2}}))
+    assert len(seen) == 2
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2))
+    images, labels = torch.rand(8, 1, 4, 4), torch.arange(8) % 2
+    evaluate(model, images, labels, Ball("Linf", 0.1), protocol="fgsm")
+    assert len(seen) == 3
+    profile(model, [(images, labels)], Ball("Linf", 0.1), measure=MeasureConfig(steps=1, radii=()))
+    assert len(seen) > 3

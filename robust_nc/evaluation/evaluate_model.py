@@ -31,7 +31,7 @@ from robust_nc.evaluation.turns import AUTO, lower_turns, plan_turns, run_more, 
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.plugins import find_attack, find_protocol
 from robust_nc.runtime.progress import Progress
-from robust_nc.runtime.threads import kept_threads
+from robust_nc.runtime.threads import brief_waits, kept_threads
 from robust_nc.runtime.torch_state import (
     check_float64,
     counted_gradients,
@@ -156,7 +156,7 @@ def evaluate(
     if precision.startswith("bf16") and slow_bf16(device):
         warned = named_warning("slow-precision", f"{precision} on {device}")
         told[warned.name] = warned
-    with _set_up(model, seed), kept_threads(), ExitStack() as stack:
+    with _set_up(model, seed), kept_threads(), brief_waits(), ExitStack() as stack:
         lower = len(turns) + len(more)  # what has a number stays under it, whatever runs first
         extra = len(LOWER) * len(turns) if precision == AUTO else 0
         state = EvaluationState.of(images, labels, ids, turns=lower + extra)

@@ -1,21 +1,32 @@
-"""How many threads of a CPU a piece of work gets: measured, where enough of it lies ahead.
+"""How many threads of a CPU a piece of work gets, and how they wait for each other meanwhile.
 
->>> with kept_threads():
+>>> with kept_threads(), brief_waits():
 ...     count = fastest_threads(lambda: torch.ones(4).sum(), ahead=10_000)
 >>> 1 <= count <= torch.get_num_threads()
 True
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
+from robust_nc.runtime.waiting import wait_policy
+
+try:
+    import resource
+except ImportError:  # on Windows, where OpenMP is not GNU's
+    resource = None  # type: ignore[assignment]
+
 _EFFORT = 0.01  # share of the calls ahead that the measuring may take
 _SECONDS = 0.25  # and, beyond one round, so long for each step
 _ROUNDS = 4
 _GAIN = 0.03  # what fewer threads must gain
+_SHARE = 2**15  # numbers that torch gives one thread at least
+_LOOK = 0.1  # seconds between two looks at
+_OFTEN = 5  # times that cores were taken away: 0 to 3 on an idle machine, 10 to 30 beside others
 
 
 @contextmanager
@@ -26,6 +37,44 @@ def kept_threads() -> Iterator[None]:
         yield
     finally:
         _set(before)
+
+
+@contextmanager
+def brief_waits() -> Iterator[None]:
+    """Let threads wait briefly for each other in this block, once others take their cores away.
+
+    For who has torch loaded already, and could not set how (`waiting`); no number changes by it.
+    GNU's OpenMP waits briefly when more of its threads live than there are cores: those of a second
+    thread of ours, which sleeps, from when the system has taken cores away. Of other libraries
+    nothing changes.
+    """
+    if torch.get_num_threads() == 1 or wait_policy() or resource is None:
+        yield
+        return
+    over = threading.Event()
+    watch = threading.Thread(target=_watch, args=(over,), daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watch.join()
+
+
+def _watch(over: threading.Event) -> None:
+    """Wait for cores to be taken away; then keep threads of one's own until all is over."""
+    before = _taken_away()
+    while not over.wait(_LOOK):
+        now = _taken_away()
+        if now - before >= _OFTEN:
+            torch.empty(torch.get_num_threads() * _SHARE).fill_(1.0)  # starts them
+            over.wait()
+        before = now
+
+
+def _taken_away() -> int:
+    """How often the system has taken a core away from a thread of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def fastest_threads(call: Callable[[], object], *, ahead: int) -> int:

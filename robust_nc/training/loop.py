@@ -32,6 +32,7 @@ from robust_nc.config import Compile, TrainConfig, build
 from robust_nc.data.batches import Batch, Batches
 from robust_nc.exceptions import InputError, StoppedError, TrainingError
 from robust_nc.registry import SCHEDULES
+from robust_nc.runtime.threads import brief_waits
 from robust_nc.runtime.torch_state import (
     counted_gradients,
     device_of,
@@ -140,7 +141,8 @@ class Trainer(TrainerState):
         try:
             with kept_draws(device_of(self.model)), synced(self.group, *models):
                 while self.epoch < self.config.epochs:
-                    self._one_epoch(runner, pace)
+                    with brief_waits():
+                        self._one_epoch(runner, pace)
         except NotFiniteError as error:
             raise TrainingError(f"{error}; {self.keeper.kept()}") from error
 
