@@ -27,11 +27,13 @@ from robust_nc.attacks.model_calls import Gradient
 from robust_nc.attacks.pool import PooledAttack
 from robust_nc.attacks.slots import SearchState, Slots, observed, wide
 from robust_nc.exceptions import InputError
-from robust_nc.threat import NORMS
+from robust_nc.threat import NORMS, Ball
 from robust_nc.types import Flags, Images, Labels, Logits, PerExample
 
 _DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 _TINY = 1e-12
+
+Doubt = Callable[[Tensor], None] | None  # where to tell, by infinity, that steps were too few
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,12 @@ class FAB(PooledAttack[SearchState]):
         inside = slots.ball.distance(state.points, slots.images) <= slots.ball.eps
         state = observed(slots, state, _margin(slots, plane.logits), plane.logits, inside=inside)
         wrong = plane.logits.argmax(1) != slots.labels
-        points = self._moved(slots, state.points, plane, wrong)
+        rows = _ROWS if wrong.device.type == "cpu" else len(wrong)
+        given = (slots.images, state.points, plane.values, plane.gradient, wrong)
+        doubt = slots.oracle.doubt if slots.oracle.hasty else None
+        pieces = zip(*(torch.split(one, rows) for one in given), strict=True)
+        moved = [self._moved(slots.ball, *piece, doubt) for piece in pieces]
+        points = moved[0] if len(moved) == 1 else torch.cat(moved)
         return state._replace(points=points, step=state.step + 1)
 
     def finish(self, slots: Slots, state: SearchState) -> SearchState:
@@ -97,14 +104,22 @@ class FAB(PooledAttack[SearchState]):
         logits = slots.oracle.logits(state.points)
         return observed(slots, state, _margin(slots, logits), logits)
 
-    def _moved(self, slots: Slots, points: Images, plane: Gradient, wrong: Flags) -> Images:
+    def _moved(
+        self,
+        ball: Ball,
+        images: Images,
+        points: Images,
+        values: PerExample,
+        gradient: Images,
+        wrong: Flags,
+        doubt: Doubt,
+    ) -> Images:
         """Mix the nearest points of the hyperplane to the point and to the image (eq. 8)."""
-        norm, bounds = slots.ball.norm, slots.ball.bounds
-        back = torch.where(wide(wrong), slots.images.lerp(points, self.beta), points)
-        begins = torch.stack([back, slots.images]).flatten(2)
-        slopes = plane.gradient.flatten(1)
-        values = plane.values + (slopes * (begins - points.flatten(1))).sum(-1)
-        doubt = slots.oracle.doubt if slots.oracle.hasty else None
+        norm, bounds = ball.norm, ball.bounds
+        back = torch.where(wide(wrong), images.lerp(points, self.beta), points)
+        begins = torch.stack([back, images]).flatten(2)
+        slopes = gradient.flatten(1)
+        values = values + (slopes * (begins - points.flatten(1))).sum(-1)
         moves = PROJECTIONS[norm](values, slopes[None], begins, bounds, doubt)
         lengths = NORMS[norm].size(moves.flatten(0, 1)).view(2, -1).clamp_min(1e-8)
         pull = (lengths[0] / lengths.sum(0)).clamp_max(self.alpha_max)[:, None]
@@ -164,8 +179,7 @@ Pixels = Float[Tensor, "*rows d"]
 Slopes = Float[Tensor, "*#rows d"]
 Bounds = tuple[float, float]
 
-Doubt = Callable[[Tensor], None] | None
-
+_ROWS = 32  # that move at a time on a CPU: their temporaries stay in its cache
 _NEWTON_STEPS = 12  # each cuts (what is missing) x (slope of the gain) to a quarter or less
 _HASTY_STEPS = 7  # nearly always enough: most often three or four are, and one more shows it
 _CLOSE = 1e-6  # of what was to be gained
@@ -247,10 +261,11 @@ def _capped(
     """
     slope, close = weight * rate, _CLOSE * need
     time = torch.zeros_like(need)[..., None]
+    reached, part = torch.empty_like(room), torch.empty_like(room)  # written anew by every step
     for _ in range(_HASTY_STEPS if doubt else _NEWTON_STEPS):
-        reached = rate * time
-        missing = need - _dot(weight, torch.minimum(reached, room))
-        free = _dot(slope, (reached < room).to(room.dtype))
+        torch.mul(rate, time, out=reached)
+        missing = need - torch.minimum(reached, room, out=part).mul_(weight).sum(-1)
+        free = torch.lt(reached, room, out=part).mul_(slope).sum(-1)
         solved = (missing <= close) | (free <= 0)
         if free.device.type == "cpu" and bool(solved.all()):
             break  # here a look costs nothing; more steps would change nothing
@@ -258,8 +273,4 @@ def _capped(
         time = (time + longer[..., None]).clamp_max(_LONGEST)
     if doubt:
         doubt(torch.where(solved, 0.0, torch.inf).sum())
-    return torch.minimum(rate * time, room) * sign
-
-
-def _dot(first: Tensor, second: Tensor) -> Tensor:
-    return (first * second).sum(-1)
+    return torch.mul(rate, time, out=reached).minimum(room).mul_(sign)

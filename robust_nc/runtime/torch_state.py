@@ -24,6 +24,10 @@ from robust_nc.exceptions import InputError
 
 T = TypeVar("T", bound=Tensor)
 
+# glibc hands idle memory back to the system, and asks for it anew, page by page, in the next step
+# of an attack, until a block as large as it ever keeps (32 MiB) has once been freed. Not touched.
+torch.empty(31 * 2**20, dtype=torch.uint8)
+
 _PASSES = 64  # of which sizes of gradients wait until they are added up
 _NO_MEMORY = (
     "out of memory",
