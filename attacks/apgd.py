@@ -27,7 +27,7 @@ from robust_nc.attacks.model_calls import Gradient
 from robust_nc.attacks.pool import PooledAttack
 from robust_nc.attacks.slots import Slots, observed, replaced, wide
 from robust_nc.exceptions import InputError, unknown_name
-from robust_nc.runtime import keyed_normal, keyed_uniform
+from robust_nc.runtime import chosen, keyed_normal, keyed_uniform
 from robust_nc.types import Counts, Flags, Images, PerExample
 
 
@@ -43,12 +43,12 @@ def into_ball_and_box(
     low, high = bounds
     centre = origins.flatten(1).double()
     change = points.flatten(1).double() - centre
-    room = torch.where(change > 0, high - centre, centre - low)
+    room = chosen(change > 0, high - centre, centre - low)
     size = change.abs()
     kept = (size - _threshold(size, room, radii.double())).clamp_min(0).minimum(room)
     rounded = (centre + kept * change.sign()).to(origins.dtype)
     over = (rounded.double() - centre).abs() > kept
-    rounded = torch.where(over, torch.nextafter(rounded, origins.flatten(1)), rounded)
+    rounded = chosen(over, torch.nextafter(rounded, origins.flatten(1)), rounded)
     return rounded.clamp(low, high).view_as(origins)
 
 
@@ -345,7 +345,7 @@ class APGD(PooledAttack[APGDState]):
         state = _climbed(state, answer, due, rule.first_length)
         state, back = rule.check(slots, state, due, self.rho)
         state = state._replace(points=replaced(state.points, state.peak_points, back))
-        gradient = torch.where(wide(back), state.peak_gradient, answer.gradient)
+        gradient = replaced(answer.gradient, state.peak_gradient, back)
         moved = rule.move(slots, state, gradient, due)
         return state._replace(points=moved, previous=state.points, step=state.step + 1)
 
@@ -387,7 +387,7 @@ def _climbed(state: APGDState, answer: Gradient, due: Timetable, first_length: f
     higher = opens | (values > state.peak_loss)
     return state._replace(
         peak_points=replaced(state.peak_points, state.points, higher),
-        peak_gradient=torch.where(wide(higher), answer.gradient, state.peak_gradient),
+        peak_gradient=replaced(state.peak_gradient, answer.gradient, higher),
         peak_loss=torch.where(higher, values, state.peak_loss),
         last_loss=values,
         rises=torch.where(opens, 0, state.rises + (values > state.last_loss)),

@@ -25,8 +25,9 @@ from torch import Tensor
 from robust_nc.attacks.losses import LOSSES
 from robust_nc.attacks.model_calls import Gradient
 from robust_nc.attacks.pool import PooledAttack
-from robust_nc.attacks.slots import SearchState, Slots, observed, wide
+from robust_nc.attacks.slots import SearchState, Slots, observed, replaced
 from robust_nc.exceptions import InputError
+from robust_nc.runtime import chosen
 from robust_nc.threat import NORMS, Ball
 from robust_nc.types import Flags, Images, Labels, Logits, PerExample
 
@@ -116,7 +117,7 @@ class FAB(PooledAttack[SearchState]):
     ) -> Images:
         """Mix the nearest points of the hyperplane to the point and to the image (eq. 8)."""
         norm, bounds = ball.norm, ball.bounds
-        back = torch.where(wide(wrong), images.lerp(points, self.beta), points)
+        back = replaced(points, images.lerp(points, self.beta), wrong)
         begins = torch.stack([back, images]).flatten(2)
         slopes = gradient.flatten(1)
         values = values + (slopes * (begins - points.flatten(1))).sum(-1)
@@ -150,7 +151,7 @@ def _hyperplane(slots: Slots, points: Images) -> Gradient:
         shortest = torch.where(nearer, length, shortest)
         nearest = nearest._replace(
             values=torch.where(nearer, other.values, nearest.values),
-            gradient=torch.where(wide(nearer), other.gradient, nearest.gradient),
+            gradient=replaced(nearest.gradient, other.gradient, nearer),
         )
     return nearest
 
@@ -247,7 +248,7 @@ def _problem(
     weight = gradients.abs()
     scale = weight.amax(-1, keepdim=True).clamp_min(_LEAST)
     sign = -gradients.sign() * values.sign()[..., None]
-    room = torch.where(sign > 0, high - points, points - low).clamp_min(0)
+    room = chosen(sign > 0, high - points, points - low).clamp_min(0)
     return weight / scale, values.abs() / scale.squeeze(-1), room, sign
 
 

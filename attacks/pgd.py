@@ -24,7 +24,7 @@ from robust_nc.attacks.losses import LOSSES, NEEDS_REFERENCE
 from robust_nc.attacks.pool import PooledAttack
 from robust_nc.attacks.slots import SearchState, Slots, observed
 from robust_nc.exceptions import InputError, unknown_name
-from robust_nc.runtime import keyed_normal
+from robust_nc.runtime import chosen, keyed_normal
 from robust_nc.types import Images
 
 Initial = Literal["uniform", "gaussian", "none"]
@@ -72,7 +72,7 @@ def _fill(slots: Slots, points: Images, gradient: Images, length: float) -> Imag
     low, high = slots.ball.bounds
     slope, place = gradient.flatten(1), points.flatten(1)
     order = slope.abs().argsort(1, descending=True)
-    room = torch.where(slope > 0, high - place, place - low).gather(1, order)
+    room = chosen(slope > 0, high - place, place - low).gather(1, order)
     spent = (length - (room.cumsum(1) - room)).clamp_min(0).minimum(room)
     delta = torch.zeros_like(slope).scatter(1, order, spent) * slope.sign()
     return points + delta.view_as(points)

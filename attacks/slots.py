@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from robust_nc.attacks.model_calls import Oracle
+from robust_nc.runtime import chosen
 from robust_nc.threat import Ball
 from robust_nc.types import Flags, Goal, Images, Labels, Logits, PerExample
 
@@ -107,11 +108,8 @@ def wide(each: Tensor) -> Tensor:
 
 
 def replaced(old: Images, new: Images, rows: Flags) -> Images:
-    """Take some rows of images from `new`, the others from `old`.
-
-    One of the two to the bit, and several times faster than `where` with one flag per image.
-    """
-    return torch.lerp(old, new, wide(rows.to(old.dtype)))
+    """Take some rows of images from `new`, the others from `old`."""
+    return chosen(wide(rows), new, old)
 
 
 def observed(

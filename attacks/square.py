@@ -28,7 +28,7 @@ from robust_nc.attacks.losses import LOSSES, NEEDS_REFERENCE
 from robust_nc.attacks.pool import PooledAttack
 from robust_nc.attacks.slots import SearchState, Slots, observed, wide
 from robust_nc.exceptions import InputError, unknown_name
-from robust_nc.runtime import keyed_uniform
+from robust_nc.runtime import chosen, keyed_uniform
 from robust_nc.types import Counts, Features, Flags, Images, Labels
 
 STAGES = 10  # p halves from each stage to the next
@@ -157,11 +157,11 @@ def _into_ball_and_box(slots: Slots, delta: Images) -> Images:
     """
     low, high = slots.ball.bounds
     images, flat = slots.images.flatten(1), delta.flatten(1)
-    room = torch.where(flat > 0, high - images, images - low)
+    room = chosen(flat > 0, high - images, images - low)
     kept = _shrunk(flat.abs(), room, slots.ball.eps).copysign(flat)
     points = images + kept
     over = (points - images).abs() > kept.abs()  # rounded away from the image: values add up
-    points = torch.where(over, torch.nextafter(points, images), points)
+    points = chosen(over, torch.nextafter(points, images), points)
     return points.clamp(low, high).view_as(delta)
 
 

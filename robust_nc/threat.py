@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from robust_nc.exceptions import InputError, unknown_name
-from robust_nc.runtime.torch_state import keyed_normal, keyed_uniform
+from robust_nc.runtime.torch_state import chosen, keyed_normal, keyed_uniform
 
 _TINY = 1e-12
 
@@ -189,7 +189,7 @@ class Ball:
         points = origins + delta
         if NORMS[self.norm].accumulates:  # round towards the origin, so that no value overshoots
             over = (points - origins).abs() > delta.abs()
-            points = torch.where(over, torch.nextafter(points, origins), points)
+            points = chosen(over, torch.nextafter(points, origins), points)
         return points.clamp(*self.bounds)
 
     def steepest(self, gradient: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:

@@ -103,7 +103,7 @@ def test_only_the_verdict_of_autoattack_is_called_so_and_challenges_count(tmp_pa
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_hostile_card_stays_text_of_bounded_length(tmp_path: Path, text: str) -> None:
-    stored: Stored = filed(tmp_path, card=card_of(text))
+    stored = filed(tmp_path, card=card_of(text))
     (path,) = export_tree([stored], tmp_path / "info")
     assert path.parent == tmp_path / "info" / "digits" / "Linf"
     assert path.stat().st_size < 5_000

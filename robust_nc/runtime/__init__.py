@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_float64",
+    "chosen",
     "copied_images",
     "counted_gradients",
     "default_device",

@@ -28,7 +28,7 @@ T = TypeVar("T", bound=Tensor)
 # of an attack, until a block as large as it ever keeps (32 MiB) has once been freed. Not touched.
 torch.empty(31 * 2**20, dtype=torch.uint8)
 
-_PASSES = 64  # of which sizes of gradients wait until they are added up
+_PASSES = 64  # of which sums of gradients wait until they are looked at
 _NO_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -300,7 +300,7 @@ class GradientCount:
     def __init__(self) -> None:
         self.seen = 0
         self._unusable: Tensor | int = 0
-        self._sizes: list[Tensor] = []
+        self._sums: list[Tensor] = []
 
     def see(self, gradient: Tensor | None) -> None:
         """Take note of the gradients `(N, ...)` of a pass, without waiting for the device."""
@@ -308,9 +308,9 @@ class GradientCount:
             return
         if gradient.numel():
             rows = gradient.detach().flatten(1)
-            self._sizes.append(torch.linalg.vector_norm(rows, float("inf"), dim=1))
+            self._sums.append(rows.sum(1))  # NaN and infinity pass through a sum
         self.seen += len(gradient)
-        if len(self._sizes) >= _PASSES:
+        if len(self._sums) >= _PASSES:
             self._add_up()
 
     @property
@@ -320,9 +320,9 @@ class GradientCount:
         return int(self._unusable)
 
     def _add_up(self) -> None:
-        if self._sizes:
-            self._unusable = self._unusable + (~torch.cat(self._sizes).isfinite()).sum()
-            self._sizes = []
+        if self._sums:
+            self._unusable = self._unusable + (~torch.cat(self._sums).isfinite()).sum()
+            self._sums = []
 
 
 _COUNT: ContextVar[GradientCount | None] = ContextVar("gradient count", default=None)
@@ -337,6 +337,17 @@ def counted_gradients() -> Iterator[GradientCount]:
         yield count
     finally:
         _COUNT.reset(token)
+
+
+def chosen(first_where: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Do as `torch.where` for finite numbers, but for the sign of a zero.
+
+    On a CPU that takes over twenty times as long for images as a mixture with weights 0 and 1,
+    which is exact there.
+    """
+    if second.device.type != "cpu":
+        return torch.where(first_where, first, second)
+    return torch.lerp(second, first, first_where.to(second.dtype))
 
 
 def usable_gradient(gradient: Tensor, images: Tensor) -> Tensor:
