@@ -7,7 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
 
 from robust_nc.benchmarks.races import autoattack as race
 from robust_nc.benchmarks.races import calibration, contestants, geometry, timing
@@ -150,7 +154,7 @@ def test_models_are_found_by_name(tmp_path: Path) -> None:
     assert accuracy > 0.8
     with pytest.raises(UnknownNameError, match="did you mean 'resnet18'"):
         contestants.load("resnet", examples=1)
-    for name, word in (("checkpoint", "folder that a training wrote"), ("lenet", "weight file")):
+    for name, word in (("checkpoint", "folder that a training wrote"), ("a-adv", "safetensors")):
         with pytest.raises(ConfigError, match=word):
             contestants.load(name, examples=1)
     with pytest.raises(ConfigError, match="does not exist"):
@@ -179,6 +183,19 @@ def test_the_race_runs_in_processes_of_its_own(
     ours, theirs = ([r for r in runs if r["contestant"] == name] for name in (OURS, THEIRS))
     assert ours[0]["clean"] == theirs[0]["clean"]
     assert theirs[-1]["forwards"] > theirs[-1]["backwards"] > 0
+
+
+def test_weights_and_images_of_others_race_too(tmp_path: Path) -> None:
+    layers = [nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU()]
+    layers += [nn.Flatten(), nn.Linear(32 * 7 * 7, 100), nn.ReLU(), nn.Linear(100, 10)]
+    network, pixels = nn.Sequential(*layers), torch.randint(0, 256, (4, 1, 28, 28))
+    save_file(network.state_dict(), tmp_path / "weights")
+    np.savez(tmp_path / "images.npz", x_test=pixels.byte().numpy(), y_test=np.arange(4))
+    path, data = tmp_path / "weights", tmp_path / "images.npz"
+    subject = contestants.load("a-adv", examples=3, path=path, data=data)
+    assert str(subject.ball) == "Linf 0.3"
+    assert subject.labels.tolist() == [0, 1, 2]
+    assert torch.equal(subject.model(subject.images), network(pixels[:3] / 255))
 
 
 def entry(standard: str, fast: str) -> dict[str, Any]:

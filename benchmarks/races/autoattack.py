@@ -71,7 +71,7 @@ def plan(contestants: list[str], seeds: tuple[int, ...], repeats: int) -> list[J
         first = repeat % len(names)
         jobs += [Job(name, seeds[0], repeat) for name in names[first:] + names[:first]]
     for seed in seeds[1:] or seeds[:1]:
-        jobs += [Job(name, seed, None) for name in contestants if seeds[1:] or name != OURS]
+        jobs += [Job(name, seed, None) for name in contestants if seeds[1:] or not _is_ours(name)]
     return jobs
 
 
@@ -120,7 +120,13 @@ def _key(line: Line) -> tuple[str, int, int | None]:
 
 
 def _same(line: Line, job: Job) -> bool:
-    return Job(*_key(line)) == job and (job.contestant != OURS or line["code"] == code_digest())
+    return Job(*_key(line)) == job and (
+        not _is_ours(job.contestant) or line["code"] == code_digest()
+    )
+
+
+def _is_ours(contestant: str) -> bool:
+    return contestant.partition("-")[0] == OURS
 
 
 def report(record: Line, seeds: tuple[int, ...]) -> str:
@@ -303,13 +309,14 @@ def main(
     """Race, and print the tables.
 
     Args:
-        model: One of resnet18, checkpoint, lenet, digits.
-        path: The checkpoint's folder, or the weight file of lenet.
-        data: MNIST as .npz, for lenet.
+        model: One of resnet18, checkpoint, a-adv, digits.
+        path: The checkpoint's folder, or the weights of a-adv.
+        data: Images of a-adv as .npz.
         examples: The first so many of the test set.
         repeats: Timed rounds, with the first seed.
         seeds: Each is a verdict of every contestant.
-        contestants: Who races: ours, pyautoattack, torchattacks, torchattacks-100.
+        contestants: Who races: ours, ours-float32, pyautoattack, pyautoattack-bf16, torchattacks,
+            torchattacks-100.
         batch_size: Ours (default: measured).
         batch_size_theirs: Theirs; 250 is pyautoattack's default.
         threads: Threads of torch (default: as it decides).

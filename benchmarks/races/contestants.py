@@ -25,7 +25,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,6 +36,7 @@ from robust_nc.benchmarks.races.timing import load_average, seconds_of, wait
 from robust_nc.config import Component
 from robust_nc.data.load import load_dataset
 from robust_nc.evaluation import evaluate
+from robust_nc.evaluation.acceleration import lowered
 from robust_nc.exceptions import ConfigError, unknown_name
 from robust_nc.io.files import sha256_of
 from robust_nc.plugins import find_protocol
@@ -67,8 +70,8 @@ def load(
 
     `digits`: a small network, fitted here, to try a race. `resnet18`: the model in pyautoattack's
     examples, on CIFAR-10. `checkpoint`: the folder `path` that a training of ours wrote, with its
-    data set and ball. `lenet`: an advertorch 0.2.3 weight file `path` (`mnist_lenet5_*.pt`) with
-    MNIST as the `.npz` file `data`. Raises `ConfigError` for what is not there.
+    data set and ball. `a-adv`: the PGD-trained CNN of Dathathri et al. (2020), weights `path` and
+    images `data`, for CIFAR-10 (2/255) or MNIST (0.3). Raises `ConfigError` for what is not there.
     """
     if name not in _SUBJECTS:
         raise unknown_name("model of a race", name, _SUBJECTS)
@@ -116,37 +119,47 @@ def _checkpoint(examples: int, path: Path | None, data: Path | None) -> Subject:
     return Subject(model, *tested, Ball(threat["norm"], threat["eps"]), told)
 
 
-class LeNet5(nn.Module):
-    """The network of advertorch's MNIST weights, with their names of the layers."""
+def _a_adv(examples: int, path: Path | None, data: Path | None) -> Subject:
+    weights = _given(path, "a-adv needs --path, the weights of a CNN A-Adv as safetensors")
+    pixels = _given(data, "a-adv needs --data, an .npz file with x_test (uint8, NCHW) and y_test")
+    with np.load(pixels, allow_pickle=False) as arrays:
+        images, labels = (
+            torch.from_numpy(arrays[name][:examples]) for name in ("x_test", "y_test")
+        )
+    channels, side = images.shape[1], images.shape[-1] // 4
+    network = nn.Sequential(
+        nn.Conv2d(channels, 16, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * side**2, 100),
+        nn.ReLU(),
+        nn.Linear(100, 10),
+    )
+    network.load_state_dict(load_file(weights))
+    model = nn.Sequential(*([_Normalise()] if channels > 1 else []), network)
+    ball = Ball("Linf", 2 / 255 if channels > 1 else 0.3)
+    return Subject(model.eval(), images.float() / 255, labels.long(), ball, _told(weights))
+
+
+class _Normalise(nn.Module):
+    """Mean and standard deviation of CIFAR-10, as the CNN A-Adv was trained with."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 32, 3, padding=1)
-        self.conv2 = nn.Conv2d(32, 64, 3, padding=1)
-        self.linear1 = nn.Linear(7 * 7 * 64, 200)
-        self.linear2 = nn.Linear(200, 10)
+        for name, values in (("mean", (125.3, 123.0, 113.9)), ("std", (63.0, 62.1, 66.7))):
+            self.register_buffer(name, torch.tensor(values)[:, None, None] / 255)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits `(N, 10)` of images `(N, 1, 28, 28)`."""
-        hidden = F.max_pool2d(F.relu(self.conv1(images)), 2)
-        hidden = F.max_pool2d(F.relu(self.conv2(hidden)), 2)
-        logits: Tensor = self.linear2(F.relu(self.linear1(hidden.flatten(1))))
-        return logits
-
-
-def _lenet(examples: int, path: Path | None, data: Path | None) -> Subject:
-    weights = _given(path, "lenet needs --path, a weight file of advertorch 0.2.3")
-    mnist = _given(data, "lenet needs --data, MNIST as .npz with x_train, y_train, x_test, y_test")
-    model = LeNet5()
-    model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    tested = load_dataset({"name": "npz", "path": str(mnist)}, split="test", limit=examples)
-    return Subject(model.eval(), *tested, Ball("Linf", 0.3), _told(weights))
+        normalised: Tensor = (images - self.mean) / self.std
+        return normalised
 
 
 _SUBJECTS: dict[str, Callable[[int, Path | None, Path | None], Subject]] = {
+    "a-adv": _a_adv,
     "checkpoint": _checkpoint,
     "digits": _digits,
-    "lenet": _lenet,
     "resnet18": _resnet18,
 }
 NAMES = tuple(_SUBJECTS)
@@ -257,7 +270,7 @@ def work(setup: Setup, job: Job) -> dict[str, Any]:
     }
 
 
-def ours(subject: Subject, setup: Setup, seed: int) -> Verdict:
+def ours(subject: Subject, setup: Setup, seed: int, *, precision: str = "auto") -> Verdict:
     """`robust_nc.evaluate` with the protocol `standard`, which counts its passes itself."""
     outcome = evaluate(
         subject.model,
@@ -266,6 +279,7 @@ def ours(subject: Subject, setup: Setup, seed: int) -> Verdict:
         subject.ball,
         seed=seed,
         batch_size=setup.batch_size,
+        precision=precision,
         second_opinion=False,
     )
     return Verdict(
@@ -277,11 +291,24 @@ def ours(subject: Subject, setup: Setup, seed: int) -> Verdict:
     )
 
 
-def pyautoattack(subject: Subject, setup: Setup, seed: int) -> Tensor:
-    """pyautoattack's standard version."""
+class _Lowered(nn.Module):
+    """A model whose passes run in bfloat16."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        with lowered("bf16", images.device):
+            logits: Tensor = self.model(images).float()
+        return logits
+
+
+def pyautoattack(subject: Subject, setup: Setup, seed: int, *, lower: bool = False) -> Tensor:
+    """pyautoattack's standard version, on the model or on its passes in bfloat16."""
     device = default_device()
     attack = import_peer("pyautoattack", "pyautoattack").AutoAttack(
-        subject.model,
+        _Lowered(subject.model) if lower else subject.model,
         norm=subject.ball.norm,
         eps=subject.ball.eps,
         seed=seed,
@@ -316,7 +343,9 @@ def torchattacks(subject: Subject, setup: Setup, seed: int, *, steps: int | None
 
 CONTESTANTS: dict[str, Contestant] = {
     OURS: ours,
+    f"{OURS}-float32": functools.partial(ours, precision="float32"),
     "pyautoattack": pyautoattack,
+    "pyautoattack-bf16": functools.partial(pyautoattack, lower=True),
     "torchattacks": torchattacks,
     "torchattacks-100": functools.partial(torchattacks, steps=_STEPS),
 }
@@ -324,10 +353,11 @@ CONTESTANTS: dict[str, Contestant] = {
 
 def prepare(contestant: str) -> None:
     """Import what a contestant needs; `ConfigError` says why it cannot race."""
-    if contestant == OURS:
+    library, _, _ = contestant.partition("-")
+    if library == OURS:
         find_protocol("standard")
     else:
-        import_peer(contestant.removesuffix("-100"), contestant.removesuffix("-100"))
+        import_peer(library, library)
 
 
 @torch.no_grad()
