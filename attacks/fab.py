@@ -202,16 +202,16 @@ def _linf(
     >>> _linf(value, gradient, torch.tensor([[0.0, 0.9, 0.0]]), (0.0, 1.0))
     tensor([[0.2667, 0.1000, 0.2667]])
     """
-    weight, *rest = _problem(values, gradients, points, bounds)
-    return _capped(weight, (weight > 0).to(weight.dtype), *rest, doubt)
+    weight, need, room, sign = _problem(values, gradients, points, bounds)
+    return _capped(weight, (weight > 0).to(weight.dtype), need, room, sign, doubt)
 
 
 def _l2(
     values: Values, gradients: Slopes, points: Pixels, bounds: Bounds, doubt: Doubt = None
 ) -> Pixels:
     """Move every pixel in proportion to its slope, or to its bound; else as `_linf`."""
-    weight, *rest = _problem(values, gradients, points, bounds)
-    return _capped(weight, weight, *rest, doubt)
+    weight, need, room, sign = _problem(values, gradients, points, bounds)
+    return _capped(weight, weight, need, room, sign, doubt)
 
 
 def _l1(
