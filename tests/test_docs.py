@@ -43,7 +43,8 @@ def run_python(code: Callable[[], object]) -> str:
     with contextlib.redirect_stdout(printed), torch.random.fork_rng(devices=[]):
         code()
     for name in set(sys.modules) - known:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(Path.cwd())):
+        place = str(getattr(sys.modules[name], "__file__", ""))
+        if place.startswith(str(Path.cwd())) and name.split(".")[0] != "robust_nc":
             del sys.modules[name]
     return printed.getvalue()
 
