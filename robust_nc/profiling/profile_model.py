@@ -36,6 +36,7 @@ from robust_nc.record.schema import tidy
 from robust_nc.registry import CONTROLS
 from robust_nc.runtime.executor import IN_PROCESS, Executor
 from robust_nc.runtime.progress import Report, no_report
+from robust_nc.runtime.threads import brief_waits
 from robust_nc.runtime.torch_state import check_float64, device_of, full_precision, untouched
 from robust_nc.threat import Ball
 from robust_nc.training.validation import evenly_chosen
@@ -199,7 +200,7 @@ def _measure(
             "measure.train_examples"
         )
     # A caller's inference mode would reach the sums.
-    with torch.inference_mode(False), untouched(model), full_precision():
+    with torch.inference_mode(False), untouched(model), full_precision(), brief_waits():
         measurement = Measurement.of(
             model,
             settings,

@@ -30,7 +30,6 @@ from robust_nc.profiling.measurement import (
 )
 from robust_nc.runtime.executor import IN_PROCESS, Executor, PartCall, Parts, cut_rows
 from robust_nc.runtime.progress import Report, no_report, sub_report
-from robust_nc.runtime.threads import brief_waits
 from robust_nc.runtime.torch_state import default_device, device_of, full_precision, untouched
 
 _NOISY = "noisy"
@@ -54,9 +53,8 @@ class PortableModel:
 
 def call_with_model(portable: PortableModel, call: PartCall, *given: Any, report: Report) -> Any:
     """Call with the model: float32 proper, gradients allowed, the model left as it was found."""
-    model = portable.model
-    with torch.inference_mode(False), untouched(model), full_precision(), brief_waits():
-        return call(model, *given, report=report)
+    with torch.inference_mode(False), untouched(portable.model), full_precision():
+        return call(portable.model, *given, report=report)
 
 
 class ModelExecutor:
