@@ -95,7 +95,7 @@ class FAB(PooledAttack[SearchState]):
         given = (slots.images, state.points, plane.values, plane.gradient, wrong)
         doubt = slots.oracle.doubt if slots.oracle.hasty else None
         pieces = zip(*(torch.split(one, rows) for one in given), strict=True)
-        moved = [self._moved(slots.ball, *piece, doubt) for piece in pieces]
+        moved = [self._moved(slots.ball, doubt, *piece) for piece in pieces]
         points = moved[0] if len(moved) == 1 else torch.cat(moved)
         return state._replace(points=points, step=state.step + 1)
 
@@ -108,12 +108,12 @@ class FAB(PooledAttack[SearchState]):
     def _moved(
         self,
         ball: Ball,
+        doubt: Doubt,
         images: Images,
         points: Images,
         values: PerExample,
         gradient: Images,
         wrong: Flags,
-        doubt: Doubt,
     ) -> Images:
         """Mix the nearest points of the hyperplane to the point and to the image (eq. 8)."""
         norm, bounds = ball.norm, ball.bounds

@@ -146,6 +146,9 @@ def _a_adv(examples: int, path: Path | None, data: Path | None) -> Subject:
 class _Normalise(nn.Module):
     """Mean and standard deviation of CIFAR-10, as the CNN A-Adv was trained with."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         for name, values in (("mean", (125.3, 123.0, 113.9)), ("std", (63.0, 62.1, 66.7))):
