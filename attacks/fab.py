@@ -263,13 +263,15 @@ def _capped(
     slope, close = weight * rate, _CLOSE * need
     time = torch.zeros_like(need)[..., None]
     reached, part = torch.empty_like(room), torch.empty_like(room)  # written anew by every step
-    for _ in range(_HASTY_STEPS if doubt else _NEWTON_STEPS):
+    for left in reversed(range(_HASTY_STEPS if doubt else _NEWTON_STEPS)):
         torch.mul(rate, time, out=reached)
         missing = need - torch.minimum(reached, room, out=part).mul_(weight).sum(-1)
         free = torch.lt(reached, room, out=part).mul_(slope).sum(-1)
         solved = (missing <= close) | (free <= 0)
         if free.device.type == "cpu" and bool(solved.all()):
             break  # here a look costs nothing; more steps would change nothing
+        if doubt and not left:
+            break  # the last one only shows whether those before were enough
         longer = torch.where(solved, 0, missing / free.clamp_min(_LEAST))
         time = (time + longer[..., None]).clamp_max(_LONGEST)
     if doubt:
