@@ -38,6 +38,14 @@ class Steps(Protocol):
         """Score the last points."""
 
 
+class Advanced(NamedTuple):
+    """A flight at a look: as it was at the last one, as it is, and which slots have flipped."""
+
+    before: "Flight"
+    flight: "Flight"
+    flips: Flags
+
+
 class Flight(NamedTuple):
     """Items in flight with their state and steps so far, and those that wait.
 
@@ -90,10 +98,10 @@ def refilling(attack: Steps, work: Work, width: int) -> None:
             width = len(flight.active) // 2
             flight = _halved(work, width, flight)
         else:
-            flight = _retired(attack, work, *advanced)
+            flight = _retired(attack, work, advanced)
 
 
-def _advanced(attack: Steps, work: Work, flight: Flight) -> tuple[Flight, Flags] | None:
+def _advanced(attack: Steps, work: Work, flight: Flight) -> Advanced | None:
     """Advance, or return None where memory runs out: the traceback holds tensors, and must go."""
     try:
         return _advance(attack, work, flight, patient=work.points.device.type != "cpu")
@@ -148,38 +156,34 @@ def _halved(work: Work, width: int, flight: Flight) -> Flight:
     return Flight(active[:width], kept, steps[:width], torch.cat([active[width:], pending]))
 
 
-def _advance(
-    attack: Steps, work: Work, flight: Flight, *, patient: bool = False
-) -> tuple[Flight, Flags]:
-    """Step until some slot has flipped or ended; return the flight, and which have flipped.
+def _advance(attack: Steps, work: Work, flight: Flight, *, patient: bool = False) -> Advanced:
+    """Step until some slot has flipped or ended.
 
     A `patient` look at the device comes after 1, 2, 4, 8, 10, 10, ... steps, and where a slot ends.
     What has flipped by then has gone on, but keeps its point. Where haste was wrong, the steps
     since the last look are taken again.
     """
-    slots, state, steps = work.slots(flight.active), flight.state, flight.steps
+    slots = work.slots(flight.active)
     patience = 1
     while True:
-        before, count = state, min(patience, attack.rounds - int(steps.max()))
+        before, state = flight, flight.state
+        count = min(patience, attack.rounds - int(flight.steps.max()))
         for _ in range(count):
             state = attack.step(slots, state)
             work.charge(flight.active)
         flips = work.oracle.flags(state.flipped)
         if flips is None:
-            state = before
             continue
-        steps = steps + count
-        if bool(flips.any()) or int(steps.max()) >= attack.rounds:
-            return flight._replace(state=state, steps=steps), flips
+        flight = flight._replace(state=state, steps=flight.steps + count)
+        if bool(flips.any()) or int(flight.steps.max()) >= attack.rounds:
+            return Advanced(before, flight, flips)
         patience = min(2 * patience, _PATIENCE) if patient else 1
 
 
-def _retired(attack: Steps, work: Work, flight: Flight, flips: Flags) -> Flight:
+def _retired(attack: Steps, work: Work, advanced: Advanced) -> Flight:
     """Settle what flipped; finish, then settle, what ended, unless a sibling flipped."""
-    active, state, steps, pending = flight
-    right = work.confirmed(active, state, flips)
-    if not torch.equal(right, flips):
-        state = state._replace(flipped=sent(right, state.flipped.device))
+    right = work.confirmed(advanced.flight.active, advanced.flight.state, advanced.flips)
+    active, state, steps, pending = _denied(advanced, right)
     rows = right.nonzero().flatten()
     if len(rows):
         work.settle(active[rows], _take(state, rows), right[rows])
@@ -193,6 +197,27 @@ def _retired(attack: Steps, work: Work, flight: Flight, flips: Flags) -> Flight:
     staying = ~right & ~ended & ~work.flipped[work.examples(active)]
     rows = staying.nonzero().flatten()
     return Flight(active[rows], _take(state, rows), steps[rows], pending)
+
+
+def _denied(advanced: Advanced, right: Flags) -> Flight:
+    """Let slots go on whose flip the referee denied: where that was some steps ago, from before.
+
+    There the next look comes after one step, so that in the end it is asked at each step, as it is
+    on a CPU.
+    """
+    before, flight, flips = advanced
+    rows = (flips & ~right).nonzero().flatten()
+    if not len(rows):
+        return flight
+    if int((flight.steps - before.steps).max()) == 1:
+        flipped = sent(right, flight.state.flipped.device)
+        return flight._replace(state=flight.state._replace(flipped=flipped))
+    there = sent(rows, flight.state.step.device)
+    state = type(flight.state)._make(
+        new.index_copy(0, there, old.index_select(0, there))
+        for old, new in zip(before.state, flight.state, strict=True)
+    )
+    return flight._replace(state=state, steps=flight.steps.index_copy(0, rows, before.steps[rows]))
 
 
 def _take(state: Any, rows: Tensor) -> Any:

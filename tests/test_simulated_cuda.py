@@ -26,6 +26,7 @@ from robust_nc.attacks.smooth import Smooth
 from robust_nc.attacks.square import Square
 from robust_nc.config import MeasureConfig, RunConfig, read
 from robust_nc.evaluation import acceleration
+from robust_nc.evaluation.acceleration import Accelerated
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.collapse import measure_collapse
 from robust_nc.pipeline.cell import run_cell
@@ -112,6 +113,29 @@ def test_verdicts_are_those_of_the_cpu(ball: Ball) -> None:
     assert 0 < int(here.robust.sum()) < len(images)
     assert torch.equal(here.robust, there.robust)
     assert here.codes.tolist() == there.codes.tolist()
+
+
+@pytest.mark.parametrize("name", ["apgd", "square"])
+def test_flips_that_are_denied_cost_no_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that is somewhat off flips too soon, as lower precision does."""
+    model, images, labels = subject()
+    off = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter, draws in zip(off.parameters(), range(100), strict=False):
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(draws))
+            parameter.mul_(1 + 0.1 * noise)
+    monkeypatch.setattr(
+        "robust_nc.evaluation.turns.accelerate",
+        lambda own, images, *_: Accelerated(copy.deepcopy(off).to(images.device), ("off",)),
+    )
+    plan = EvaluationProtocol("one", ((name, ATTACKS[name](25)),))
+    options: Any = {"protocol": plan, "batch_size": 1, "checks": False, "precision": "float32"}
+    here = evaluate(model, images, labels, Ball("Linf", 0.03), **options)
+    with SimulatedCuda():
+        model.to("cuda")
+        there = evaluate(model, images, labels, Ball("Linf", 0.03), **options)
+    assert torch.equal(here.robust, there.robust)
+    torch.testing.assert_close(here.adversarials, there.adversarials)
 
 
 class Root(nn.Module):
