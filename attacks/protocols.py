@@ -71,6 +71,28 @@ FAST = EvaluationProtocol(
         ("square-near", Gated(Square(queries=2500), above=-0.1)),
         ("fab-t-near", Gated(FAB(num_targets=3, targets_at="worst"), above=-0.07)),
     ),
+    by_norm={
+        "L2": (
+            ("apgd-ce", APGD(steps=20)),
+            ("fab-t", FAB(steps=20, num_targets=3, targets_at="worst")),
+            ("apgd-t", APGD(loss="dlr", num_targets=3, steps=40, targets_at="worst")),
+            ("square", Square(queries=300)),
+            ("apgd-t-near", Gated(APGD(loss="dlr", num_targets=6, targets_at="worst"), above=-0.4)),
+            ("fab-t-near", Gated(FAB(num_targets=4, targets_at="worst"), above=-0.35)),
+            ("square-near", Gated(Square(queries=3500), above=-0.25)),
+        ),
+        "L1": (
+            ("apgd-ce", APGD(steps=50, restarts=5, enlarged=True)),
+            ("fab-t", FAB(steps=30, num_targets=5, targets_at="worst")),
+            (
+                "apgd-t",
+                APGD(loss="dlr", num_targets=4, steps=50, targets_at="worst", enlarged=True),
+            ),
+            ("square", Square(queries=500)),
+            ("fab-t-near", Gated(FAB(num_targets=5, targets_at="worst"), above=-0.35)),
+            ("square-near", Gated(Square(queries=3500), above=-0.35)),
+        ),
+    },
 )
 
 # Where gradients are doubtful: one attack that finds a way back, one that needs none.
