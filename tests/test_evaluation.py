@@ -32,6 +32,7 @@ from robust_nc.attacks import batching
 from robust_nc.attacks.apgd import APGD
 from robust_nc.attacks.noise import GaussianNoise
 from robust_nc.attacks.pgd import PGD
+from robust_nc.attacks.protocols import FAST
 from robust_nc.evaluation.acceleration import Accelerated
 from robust_nc.exceptions import InputError, RecordError, RobustNCError
 from robust_nc.types import EvaluationProtocol
@@ -562,6 +563,18 @@ def test_a_model_that_fails_is_answered_with_the_batch_and_the_attack(
         assert f"batch {at} of the clean images" in said
     elif not accelerate:
         assert "attack 'apgd-ce'" in said
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_fast_has_a_list_for_a_norm_in_which_that_of_linf_is_too_short(seed: int) -> None:
+    model, images, ball = curved(SHAPE, 5, seed=seed), pictures(40, SHAPE), Ball("L1", 2.0)
+    labels = predictions(model, images)
+    full, fast, short = (
+        evaluate(model, images, labels, ball, protocol=protocol, checks=False, tune=False)
+        for protocol in ("standard", "fast", EvaluationProtocol("linf", FAST.attacks))
+    )
+    assert torch.equal(fast.robust, full.robust)
+    assert short.robust.sum() > full.robust.sum() > 0
 
 
 # Precisions, and models whose output is random
