@@ -565,9 +565,8 @@ def test_a_model_that_fails_is_answered_with_the_batch_and_the_attack(
         assert "attack 'apgd-ce'" in said
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_fast_has_a_list_for_a_norm_in_which_that_of_linf_is_too_short(seed: int) -> None:
-    model, images, ball = curved(SHAPE, 5, seed=seed), pictures(40, SHAPE), Ball("L1", 2.0)
+def test_fast_has_a_list_for_a_norm_in_which_that_of_linf_is_too_short() -> None:
+    model, images, ball = curved(SHAPE, 5, seed=2), pictures(40, SHAPE), Ball("L1", 2.0)
     labels = predictions(model, images)
     full, fast, short = (
         evaluate(model, images, labels, ball, protocol=protocol, checks=False, tune=False)
