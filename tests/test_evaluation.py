@@ -434,7 +434,7 @@ def test_a_fast_copy_that_lies_breaks_nothing(name: str, monkeypatch) -> None:
 @pytest.mark.parametrize(("size", "plan"), [(1, APGD_ONLY), (16, SHORT)])
 def test_every_pass_is_booked(size: int, plan: EvaluationProtocol) -> None:
     model, images, labels = examples(10 if size == 1 else 30)
-    counted, options = Counted(model), {"checks": False, "accelerate": False}
+    counted, options = Counted(model), {"checks": False, "accelerate": False, "tune": False}
     outcome = evaluate(counted, images, labels, BALL, protocol=plan, batch_size=size, **options)
     assert int(outcome.forward_passes.sum()) == counted.forwards
     assert int(outcome.backward_passes.sum()) == counted.backwards
