@@ -50,7 +50,7 @@ COARSE_AGREEMENT = 0.1  # of the range of the logits: a few roundings to 8 bits
 _ROUNDS = 12
 _TIMED = 5  # passes in each precision, and one before them
 _FEW = 4  # images: what so few take in float32 is the cost of a call
-_STEP_COST = 2.0  # of a call within an attack, over that of the model alone, about
+_STEP_COST = 3.0  # of a call within an attack, over that of the model alone, at most
 _CAST = {nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear}
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "sve_bf16", "svebf16"}
 

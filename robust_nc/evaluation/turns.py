@@ -176,12 +176,10 @@ def _lower(evaluation: Evaluation, turns: list[Turn], model: nn.Module, start: i
     classes, standing = state.logits.shape[1], state.robust.nonzero().flatten()
     attacks = [turn.attack for turn in turns if isinstance(turn.attack, RefereedAttack)]
     batch = standing[: evaluation.batch_size]
-    # A pass is one forward and back; without a gradient it costs a third of that, and is a call.
-    free = [getattr(attack, "gradient_free", False) for attack in attacks]
-    calls = sum(a.cost(2) / (1 if f else 2) for a, f in zip(attacks, free, strict=True))
-    passes = sum(
-        attack.cost(classes) / (3 if without else 2)
-        for attack, without in zip(attacks, free, strict=True)
+    calls = sum(attack.cost(2) for attack in attacks) / 2
+    passes = sum(  # there and back; forward alone is a third of that
+        attack.cost(classes) / (3 if getattr(attack, "gradient_free", False) else 2)
+        for attack in attacks
         if not hasattr(attack, "above")  # what only the near get, these get in float32
     ) * (len(standing) / max(len(batch), 1))
     if classes < 3 or passes < _REPAID * 8:
