@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_attacks import BALL, SHAPE, Around, curved, pictures, predictions
+from helpers_attacks import SHAPE, Around, curved, pictures, predictions
 from torch import Tensor, nn
 
 from robust_nc import Ball, Outcome, evaluate
@@ -16,7 +16,7 @@ from robust_nc.evaluation.acceleration import cast_once, lowered, slow_bf16
 from robust_nc.exceptions import RecordError
 from robust_nc.types import EvaluationProtocol
 
-CPU = torch.device("cpu")
+CPU, BALL = torch.device("cpu"), Ball("Linf", 0.015)
 LONG = EvaluationProtocol("long", (("pgd", PGD(steps=100, restarts=2)),))
 SECONDS = 1e-4  # an image
 
@@ -98,10 +98,9 @@ def test_what_rounding_saves_near_the_boundary_falls_in_float32() -> None:
         )
 
     model = Slow(Around(inner, after=raised).eval())
-    small = Ball("Linf", BALL.eps / 2)
     auto, alone, exact = (
         evaluate(
-            *(model, images, labels, small),
+            *(model, images, labels, BALL),
             protocol=LONG,
             precision=precision,
             checks=False,
