@@ -566,7 +566,7 @@ def test_a_model_that_fails_is_answered_with_the_batch_and_the_attack(
 
 
 def test_fast_has_a_list_for_a_norm_in_which_that_of_linf_is_too_short() -> None:
-    model, images, ball = curved(SHAPE, 5, seed=2), pictures(40, SHAPE), Ball("L1", 2.0)
+    model, images, ball = curved(SHAPE, 5, seed=2), pictures(24, SHAPE), Ball("L1", 2.0)
     labels = predictions(model, images)
     full, fast, short = (
         evaluate(model, images, labels, ball, protocol=protocol, checks=False, tune=False)
