@@ -224,7 +224,7 @@ def _l1(
     weight, need, room, sign = _problem(values, gradients, points, bounds)
     ordered, order = weight.sort(-1, descending=True)
     order = order.expand_as(room)
-    room, ordered = room.gather(-1, order), ordered.double()
+    room, ordered = room.gather(-1, order).clamp_max(_LONGEST), ordered.double()
     gain = ordered * room
     missing = (need.double()[..., None] - (gain.cumsum(-1) - gain)).clamp_min(0)
     spent = (missing / ordered.clamp_min(_LEAST)).to(room.dtype).minimum(room)

@@ -73,10 +73,13 @@ def _fill(slots: Slots, points: Images, gradient: Images, length: float) -> Imag
     slope, place = gradient.flatten(1), points.flatten(1)
     order = slope.abs().argsort(1, descending=True)
     room = chosen(slope > 0, high - place, place - low).gather(1, order)
+    room = room.clamp_max(_WIDEST)
     spent = (length - (room.cumsum(1) - room)).clamp_min(0).minimum(room)
     delta = torch.zeros_like(slope).scatter(1, order, spent) * slope.sign()
     return points + delta.view_as(points)
 
+
+_WIDEST = 1e30  # room without a bound: sums of it are finite
 
 # How to step where the steepest direction of the ball is not enough.
 _MOVES: dict[str, Callable[[Slots, Images, Images, float], Images]] = {"L1": _fill}

@@ -15,6 +15,7 @@ those before; where the model still fails at the distance found so far, a bisect
 True
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -30,6 +31,7 @@ from robust_nc.types import Images
 
 _SIZES = 6  # of drawn rays: 2, 4, 8, ... 64 blocks
 _STEP_KEY = -8663945395140668459  # odd and far from the constants of slots.py
+_BEYOND = 100  # balls, where pixels have no bounds
 _EXACT = 1e-3  # of the range of a pixel: a bisection ends there, as in the authors' code
 
 
@@ -138,10 +140,10 @@ class RayS(PooledAttack[RayState]):
         """Return the state: the point of the next query is left alone."""
         return state
 
-    @staticmethod
-    def _range(slots: Slots) -> float:
+    def _range(self, slots: Slots) -> float:
+        """How far rays are followed: as far as pixels go, or well beyond the ball."""
         low, high = slots.ball.bounds
-        return high - low
+        return high - low if math.isfinite(high - low) else _BEYOND * self._edge(slots)
 
     def _edge(self, slots: Slots) -> float:
         """How far each pixel may move along a ray within the ball."""

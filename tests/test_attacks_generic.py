@@ -307,3 +307,13 @@ def test_options_that_cannot_be_used_are_named(kind, options, message) -> None:
     error = (ValueError, TypeError) if {"mode", "initial"} & options.keys() else InputError
     with pytest.raises(ValueError if options.get("loss") else error, match=message):
         kind(**options)
+
+
+@each_attack
+@each_ball
+def test_pixels_may_be_without_bounds(attack: CountedAttack, ball: Ball) -> None:
+    model, images = curved(SHAPE, 5), pictures(6, SHAPE)
+    free = dataclasses.replace(ball, bounds=(-torch.inf, torch.inf))
+    found = attack(model, images, predictions(model, images), free, seed=0, ids=torch.arange(6))
+    assert free.contains(found, images).all()
+    assert (found != images).any()

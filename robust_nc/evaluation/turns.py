@@ -103,7 +103,7 @@ def run_turns(
     evaluation.pace = PassCounter(report, note=evaluation.log.damage)
     # Also where the log says that all of them are broken by now: the record names the copy.
     fast = None
-    refereed = any(isinstance(turn.attack, RefereedAttack) for turn in turns)
+    refereed = _refereed(turns)
     if accelerated and refereed and bool(state.clean_correct.any()):
         fast = _take_faster(evaluation)
     if tune and refereed:
@@ -113,19 +113,23 @@ def run_turns(
         if kind != "float32":
             first = lower_turns(turns, kind, start=lower)
             turns = [*first, *_on_the_near(turns, first)]
+            refereed = _refereed(turns)
     evaluation.pace.plan([turn.cost(classes) for turn in turns])
-    kept = [turn for turn in turns if isinstance(turn.attack, RefereedAttack)]
     ahead = 0.0
     for place, turn in enumerate(turns):
-        if tune and turn in kept and ahead >= _WORTH:
+        if tune and turn in refereed and ahead >= _WORTH:
             _take_threads(evaluation, turns[place:])
         evaluation.turn(turn)
         ahead = evaluation.pace.seconds_left() or 0.0
-        if fast is not None and tune and turn in kept[:-1] and ahead >= _WORTH:
-            following = kept[kept.index(turn) + 1]
+        if fast is not None and tune and turn in refereed[:-1] and ahead >= _WORTH:
+            following = refereed[refereed.index(turn) + 1]
             with lowered(following.precision, evaluation.device):
                 _take_fastest(evaluation, fast, seconds=_EFFORT * ahead, resize=resize)
             fast = None
+
+
+def _refereed(turns: list[Turn]) -> list[Turn]:
+    return [turn for turn in turns if isinstance(turn.attack, RefereedAttack)]
 
 
 def run_more(evaluation: Evaluation, turns: list[Turn]) -> None:
