@@ -102,8 +102,9 @@ class PooledAttack(BaseRefereedAttack, Generic[S]):
         """Attack the images; under a referee, try to flip each."""
         count, goal = len(inputs.images), inputs.goal
         width = referee.batch_size if referee else self.slots or max(count, 1)
-        columns, oracle = inputs.target_columns, Oracle(inputs.model, inputs.classes)
-        with untouched(inputs.model) if self.mode == "eval" else copied_images(inputs.model):
+        columns, model = inputs.target_columns, inputs.model
+        oracle, frozen = Oracle(model, inputs.classes), not _keeps_casts(inputs)
+        with untouched(model, frozen=frozen) if self.mode == "eval" else copied_images(model):
             if columns is None and self.num_targets is not None and count:
                 if referee is None:
                     logits = _clean_logits(oracle, inputs.images, width)
@@ -124,6 +125,15 @@ class PooledAttack(BaseRefereedAttack, Generic[S]):
                 (lockstep if goal == "maximise" else refilling)(self, work, width)
             oracle.check()
         return work.attacked
+
+
+def _keeps_casts(inputs: AttackInputs) -> bool:
+    """Whether autocast casts each weight once, not in every pass, where it may take a gradient.
+
+    Nobody asks for that gradient, so it is not computed; under `torch.compile` it would be.
+    """
+    casts = torch.is_autocast_enabled(inputs.images.device.type)
+    return casts and not hasattr(inputs.model, "_orig_mod")
 
 
 def _clean_logits(oracle: Oracle, images: Tensor, width: int) -> Tensor:

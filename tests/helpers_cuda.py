@@ -370,6 +370,9 @@ def _faked(devices: SimulatedCuda) -> Iterator[None]:
     def autocast(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
         begin(self, "cpu" if device_type == "cuda" else device_type, *args, **kwargs)
 
+    def autocasts(device_type: str = "cuda") -> bool:
+        return enabled("cpu" if device_type == "cuda" else device_type)
+
     random: dict[str, Any] = {
         "get_rng_state": lambda device="cuda": devices.generators[devices.place(device)].clone(),
         "set_rng_state": set_state,
@@ -386,12 +389,13 @@ def _faked(devices: SimulatedCuda) -> Iterator[None]:
         "get_device_properties": lambda device=None: _PROPERTIES,
         "is_bf16_supported": lambda including_emulation=True: True,
     }
-    begin = torch.autocast.__init__
+    begin, enabled = torch.autocast.__init__, torch.is_autocast_enabled
     kept = torch.__future__.get_overwrite_module_params_on_conversion()
     with (
         patch.multiple(torch.cuda, **answers, **random),
         patch.multiple(torch.cuda.random, **random),
         patch.object(torch.autocast, "__init__", autocast),
+        patch.object(torch, "is_autocast_enabled", autocasts),
     ):
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         try:

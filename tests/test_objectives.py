@@ -150,6 +150,19 @@ def test_every_loss_falls_inside_every_objective(loss, objective):
     assert values[-1] < 0.9 * values[0]
 
 
+@pytest.mark.parametrize("objective", ["pgd", "awp"])
+def test_weights_that_are_cast_once_train_to_the_bit(objective):
+    """Not `trades`: two passes of its outer step share a cast, whose gradient is a sum in bf16."""
+    kept = descend(small_model(), objective, "ce", half=True)
+    torch.set_autocast_cache_enabled(False)
+    try:
+        anew = descend(small_model(), objective, "ce", half=True)
+    finally:
+        torch.set_autocast_cache_enabled(True)
+    assert kept == anew
+    assert kept[-1] < kept[0]
+
+
 @pytest.mark.parametrize(
     ("loss", "head", "options"),
     [

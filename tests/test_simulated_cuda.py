@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers_attacks import curved, pictures, predictions
 from helpers_cuda import SimulatedCuda
+from helpers_models import small_model
 from helpers_runner import tiny
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,7 +36,7 @@ from robust_nc.record.folder import record_path
 from robust_nc.registry import HEADS, OBJECTIVES
 from robust_nc.runtime.progress import no_report
 from robust_nc.training.losses import cross_entropy
-from robust_nc.training.objectives import Pgd
+from robust_nc.training.objectives import Pgd, Trades
 from robust_nc.training.run import train_cell
 from robust_nc.types import EvaluationProtocol, Goal
 
@@ -294,6 +295,22 @@ def test_training_launches_and_waits_no_more_than_it_did() -> None:
         kernels, waits = counted(devices).tolist()
     assert kernels - own <= 207
     assert waits <= 2
+
+
+@pytest.mark.parametrize(("objective", "casts"), [(Pgd, 83), (Trades, 89)])
+def test_an_inner_attack_casts_each_weight_once(objective: type[Pgd | Trades], casts: int) -> None:
+    """Of a step of PGD-10 under bf16: 40 of 123 and 44 of 133 casts were of weights cast before."""
+    ball, images, labels = Ball("Linf", 0.1), pictures(4, SHAPE), torch.arange(4)
+    built = objective(ball, cross_entropy, steps=10)
+    with SimulatedCuda() as devices:
+        model, images, labels = small_model().to("cuda"), images.to("cuda"), labels.to("cuda")
+        ids = torch.arange(4).to("cuda")
+        with torch.autocast("cuda", torch.bfloat16):
+            devices.kernels.clear()
+            loss = built(model, images, labels, seed=0, ids=ids)
+        loss.value.backward()
+        assert devices.kernels["_to_copy"] <= casts
+        assert all(weight.grad is not None for weight in model.parameters())
 
 
 def test_the_device_refuses_what_cuda_refuses() -> None:

@@ -229,12 +229,14 @@ def seed_generators(seed: int, device: torch.device) -> None:
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module, *, training: bool | None = False) -> Iterator[None]:
+def untouched(
+    model: nn.Module, *, training: bool | None = False, frozen: bool = True
+) -> Iterator[None]:
     """Attack a model without a trace: flags, buffers and `requires_grad` return as they were.
 
-    Inside, parameters take no gradient, the model gets copies of its images (`copied_images`) and,
-    unless `training` is None, all modules are put into train or eval mode. Also restored when the
-    block raises.
+    Inside, parameters take no gradient (unless `frozen` is False), the model gets copies of its
+    images (`copied_images`) and, unless `training` is None, all modules are put into train or eval
+    mode. Also restored when the block raises.
     """
     modules = list(model.modules())  # one walk: each costs as much as a layer of a small network
     flags = [module.training for module in modules]
@@ -246,7 +248,7 @@ def untouched(model: nn.Module, *, training: bool | None = False) -> Iterator[No
     parameters = _distinct([module._parameters for module in modules])
     wanted = [parameter.requires_grad for parameter in parameters]
     try:
-        for parameter in parameters:
+        for parameter in parameters if frozen else ():
             parameter.requires_grad_(False)
         if training is not None and all(type(part).train is nn.Module.train for part in modules):
             for module in modules:
