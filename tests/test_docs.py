@@ -10,11 +10,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers_runner import cli
 
+from robust_nc.attacks.gated import Gated
+from robust_nc.attacks.protocols import FAST
+from robust_nc.attacks.square import Square
 from robust_nc.claims.answers import read_answers
 from robust_nc.claims.page import answers_page
 from robust_nc.claims.reading import read_claims
@@ -27,6 +31,7 @@ from robust_nc.record.folder import read_all
 from robust_nc.registry import ATTACKS, OBJECTIVES, PROTOCOLS
 from robust_nc.report.site import write as site
 from robust_nc.runtime.progress import no_report
+from robust_nc.threat import NORMS, Ball
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -141,6 +146,31 @@ def test_the_python_of_a_page_runs(page: str, words: list[str], tmp_path: Path) 
     code = "\n".join(text for language, _, text in blocks(page) if language == "python")
     printed = run_python(lambda: exec(compile(code, page, "exec"), {}))
     assert all(word in printed for word in words)
+
+
+def told(attack: Any) -> str:
+    """Cell of an attack in the table of `fast`."""
+    gate = f"{attack.above:g}: " if isinstance(attack, Gated) else ""
+    inner = attack.attack if isinstance(attack, Gated) else attack
+    black_box = isinstance(inner, Square)
+    words = [f"{inner.queries:,} queries" if black_box else f"{inner.steps} steps"]
+    words += [f"{inner.num_targets} targets"] if inner.num_targets else []
+    words += [f"{inner.restarts} restarts"] if inner.restarts > 1 else []
+    words += ["shrinking balls"] if getattr(inner, "enlarged", False) else []
+    return gate + ", ".join(words)
+
+
+def test_the_page_on_protocols_lists_the_attacks_and_gates_of_fast_in_each_norm() -> None:
+    lists = [dict(FAST.under(Ball(norm, 1.0)).attacks) for norm in NORMS]
+    names = {name for attacks in lists for name in attacks}
+    section = (ROOT / "docs/protocols.md").read_text().split("\n## fast\n")[1]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    page = {name.strip("`"): told_of for name, *told_of in cells if len(told_of) == len(lists)}
+    assert page == {
+        name: [told(attacks[name]) if name in attacks else "" for attacks in lists]
+        for name in names
+    }
 
 
 def test_the_page_on_measures_lists_every_measure() -> None:

@@ -33,8 +33,10 @@ from robust_nc.attacks.apgd import APGD
 from robust_nc.attacks.noise import GaussianNoise
 from robust_nc.attacks.pgd import PGD
 from robust_nc.attacks.protocols import FAST
+from robust_nc.data.load import read_split, to_unit
 from robust_nc.evaluation.acceleration import Accelerated
 from robust_nc.exceptions import InputError, RecordError, RobustNCError
+from robust_nc.training.run import load_classifier
 from robust_nc.types import EvaluationProtocol
 
 each_ball = pytest.mark.parametrize("ball", BALLS, ids=lambda ball: ball.norm)
@@ -574,6 +576,19 @@ def test_fast_has_a_list_for_a_norm_in_which_that_of_linf_is_too_short() -> None
         for protocol in ("fast", EvaluationProtocol("linf", FAST.attacks))
     )
     assert fast.robust.tolist() == [False]
+    assert short.robust.tolist() == [True]
+
+
+def test_a_gate_of_l2_lets_pass_what_that_of_linf_shuts_out() -> None:
+    """The worst point has a DLR loss of -0.23: above -0.4, not above -0.15."""
+    model = load_classifier(Path(__file__).parent / "before/judging/checkpoints/2ad96559c1ea26d3")
+    test, row = read_split("digits", "test", limit=46), torch.tensor([45])
+    images, labels, ball = to_unit(test.images)[row], test.labels[row], Ball("L2", 0.31)
+    fast, short = (
+        evaluate(model, images, labels, ball, protocol=protocol, ids=row, checks=False, tune=False)
+        for protocol in ("fast", EvaluationProtocol("linf", FAST.attacks))
+    )
+    assert fast.broken_by == ("apgd-t-near",)
     assert short.robust.tolist() == [True]
 
 
