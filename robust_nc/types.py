@@ -39,6 +39,23 @@ class Warned(NamedTuple):
     message: str
 
 
+# Warnings that gradients may lead nowhere: attacks that do not trust them join the worst case.
+GRADIENT_WARNINGS = frozenset(
+    {
+        "probability-output",
+        "optimisation-in-forward",
+        "no-gradient",
+        "zero-gradients",
+        "unusable-gradients",
+        "masked-gradients",
+        "eps-no-zero",
+        "black-box-stronger",
+    }
+)
+# Warnings that leave a verdict in doubt, so that it has no rank.
+DOUBTS = GRADIENT_WARNINGS | {"random-output", "batch-dependent-output"}
+
+
 class Attacked(NamedTuple):
     """What a counted attack returns: images `(N, C, H, W)`, and passes `(N,)` int64 per example."""
 

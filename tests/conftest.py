@@ -8,6 +8,7 @@ shapes of a call alone, so a call whose kind was seen before is not checked agai
 import copy
 import inspect
 import shutil
+import subprocess
 import sys
 import threading
 import types
@@ -96,6 +97,17 @@ def _digits_network() -> nn.Module:
 def digits_network(_digits_network: nn.Module) -> nn.Module:
     """A `Classifier` that was trained on 250 digits, of one module of tests."""
     return copy.deepcopy(_digits_network)
+
+
+@pytest.fixture(scope="session")
+def signing_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A key of OpenSSH that signs receipts."""
+    if shutil.which("ssh-keygen") is None:
+        pytest.skip("there is no ssh-keygen here")
+    key = tmp_path_factory.mktemp("key") / "key"
+    words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "tester", "-f", str(key)]
+    subprocess.run(words, check=True)
+    return key
 
 
 @pytest.fixture(scope="module")

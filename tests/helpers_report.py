@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from robust_nc.config import RunConfig, cell_id, plain, read
-from robust_nc.io.files import digest
+from robust_nc.io.files import digest, sha256_of
+from robust_nc.plugins import find_protocol
 from robust_nc.record import (
     AttackUse,
     Facts,
@@ -33,8 +35,16 @@ from robust_nc.record import (
     write_rows,
 )
 from robust_nc.record.folder import record_path, rows_path
+from robust_nc.record.protocol import parameters_of
 from robust_nc.record.schema import sealed
-from robust_nc.record.standing import challenge_path
+from robust_nc.record.signing import sign, signer_name
+from robust_nc.record.standing import (
+    Receipt,
+    challenge_path,
+    challenges_of,
+    receipt_path,
+    signers_path,
+)
 from robust_nc.statistics.intervals import wilson
 
 TAPS = ("stem", "stage1", "stage2", "penultimate")
@@ -91,6 +101,16 @@ def verdict(clean: Flags, robust: Flags) -> Verdict:
     return Verdict(clean_correct=pack_flags(clean), robust=pack_flags(robust), broken_by=codes)
 
 
+def uses(protocol: str, broke: int) -> tuple[AttackUse, ...]:
+    """The attacks of a protocol, of which the first broke all."""
+    attacks = find_protocol(protocol).attacks
+    counts = [broke, *[0] * len(attacks)]
+    return tuple(
+        AttackUse(name=name, parameters=parameters_of(attack), broke=count)
+        for (name, attack), count in zip(attacks, counts, strict=False)
+    )
+
+
 def record_of(
     setting: RunConfig,
     *,
@@ -99,6 +119,7 @@ def record_of(
     clean: Flags | None = None,
     state: str | None = None,
     fingerprint: str = "f" * 64,
+    protocol: str = "pgd",
     **changes: Any,
 ) -> Record:
     """Make a record; `correct` of the `EXAMPLES` examples are robust, 180 are right when clean.
@@ -135,14 +156,8 @@ def record_of(
             last=File(path="checkpoints/x/last.safetensors", sha256="1" * 64),
             state=state,
         ),
-        protocol="pgd",
-        attacks=(
-            AttackUse(
-                name="pgd-ce",
-                parameters={"steps": 20, "loss": "ce"},
-                broke=int((clean & ~robust).sum()),
-            ),
-        ),
+        protocol=protocol,
+        attacks=uses(protocol, int((clean & ~robust).sum())),
         passes=Passes(forward=20 * n, backward=10 * n),
         verdict=verdict(clean, robust),
         scores={
@@ -191,13 +206,38 @@ def resealed(stored: Stored, **changes: Any) -> Stored:
     return read_record(stored.path)
 
 
-def challenged(path: Path, *, rows: Sequence[int], evidence: str = "a" * 64) -> Path:
-    """Write a challenge that broke these rows of the record at a path."""
-    cell = json.loads(path.read_text())["cell"]
+def challenged(path: Path, *, rows: Sequence[int], content: bytes = b"a") -> Path:
+    """Write a challenge that broke these rows of the record at a path, and some evidence."""
+    cell, evidence = json.loads(path.read_text())["cell"], sha256(content).hexdigest()
     values = {"cell": cell, "evidence": evidence, "broken": list(rows), "created": "2026"}
     challenge = challenge_path(path, evidence)
+    challenge.with_suffix(".npz").write_bytes(content)
     challenge.write_text(json.dumps(values))
     return challenge
+
+
+def signed(stored: Stored, key: Path, *, trusted: bool = True, **changes: Any) -> Stored:
+    """Leave a receipt that calls a record reproduced and holds its challenges for true."""
+    named = stored.record.evidence
+    receipt = Receipt(
+        record=sha256_of(stored.path),
+        evidence=None if named is None else named.sha256,
+        state="reproduced",
+        signer=signer_name(key),
+        bound=0.004,
+        challenges=tuple(sha256_of(path) for path in challenges_of(stored.path)),
+        created="2026-01-01",
+    )
+    text = json.dumps(plain(dataclasses.replace(receipt, **changes)))
+    receipt_path(stored.path).write_text(sign(text, key))
+    trust(stored, key if trusted else None)
+    return stored
+
+
+def trust(stored: Stored, key: Path | None) -> None:
+    """Let the receipts of a key count for a record, or those of none."""
+    words = [] if key is None else key.with_name(f"{key.name}.pub").read_text().split()
+    signers_path(stored.path).write_text(" ".join([*words[2:], *words[:2], "\n"]))
 
 
 def row(shared: dict[str, Any], measure: str, value: float, **more: Any) -> dict[str, Any]:

@@ -134,7 +134,7 @@ class TestBoard:
         for style in ("table", "latex", "markdown"):
             out, _ = shown(dataclasses.replace(wanted, format=style))
             assert "etf-pgd" in out
-            assert "linear" not in out
+            assert "\nsmall_cnn-linear" not in out
         where = ("measure=robust",)
         out, _ = shown(
             BoardOptions(results, "csv", against="linear", where=where, sort="-difference")
@@ -154,7 +154,7 @@ class TestBoard:
         frame = pd.read_csv(io.StringIO(out), keep_default_na=False)
         assert len(frame) == len(published_rows()) + 6
         theirs = frame[frame["suite"] == "robustbench"]
-        assert set(theirs["badge"]) == {"unverified"}
+        assert set(theirs["state"]) == {"unverified"}
         assert set(theirs["rank"]) == {""}
         out, _ = shown(BoardOptions(tmp_path, "csv", published=True))  # without records
         assert len(out.splitlines()) == 1 + len(published_rows())

@@ -51,7 +51,7 @@ def first(results: Path) -> Stored:
 
 
 class TestContents:
-    def test_a_record_is_a_row_with_its_numbers(self, results: Path) -> None:
+    def test_a_record_is_a_row_with_its_numbers(self, results: Path, signing_key: Path) -> None:
         stored = first(results)
         columns = "model, head, objective, seed, n, robust, robust_low, nc1_clean, parameters, eps"
         ((found),) = query(results, f"select {columns} from records order by path limit 1").rows
@@ -64,6 +64,7 @@ class TestContents:
         assert one(results, "select distinct config->>'$.threat.norm' from records") == "Linf"
         assert one(results, "select sum(challenged) from records") == 0
         helpers.challenged(stored.path, rows=(0, 1, 2))
+        helpers.signed(stored, signing_key)
         assert one(results, "select sum(challenged) from records") == 3
 
     def test_rows_are_those_of_the_records(self, results: Path) -> None:
@@ -80,7 +81,7 @@ class TestContents:
     def test_the_board_is_the_leaderboard(self, results: Path) -> None:
         expected = leaderboard(results).astype(object)
         answer = query(results, "from board")
-        found = pd.DataFrame(answer.rows, columns=list(answer.columns)).astype(object)
+        found = pd.DataFrame(answer.rows, columns=list(answer.columns), dtype=object)
         pd.testing.assert_frame_equal(found, expected.where(expected.notna(), None))
 
     def test_missing_numbers_are_null(self, results: Path) -> None:

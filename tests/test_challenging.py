@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 from helpers_appraisal import BALL, EXAMPLES, claiming_all, opened
+from helpers_report import trust
 from helpers_runner import cli
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from robust_nc.exceptions import RecordError
 from robust_nc.record import Stored, unpack_flags
-from robust_nc.record.standing import standing
+from robust_nc.record.standing import challenges_of, standing
 from robust_nc.verification.audit import write_broken
-from robust_nc.verification.challenge import challenge_findings, try_points
+from robust_nc.verification.challenge import judged_challenges, try_points
 from robust_nc.verification.evidence import find_evidence
 from robust_nc.verification.originals import RecordExamples, examples_of
 from robust_nc.verification.rejudge import look_again
@@ -131,17 +132,23 @@ def challenge(stored, evidence, reference, *more):
 
 
 class TestCommand:
-    def test_evidence_of_ours_lowers_the_row(self, claim, verdict, tmp_path):
+    def test_evidence_of_ours_lowers_the_row(self, claim, verdict, tmp_path, signing_key):
         stored, reference = claim
         ran = challenge(stored, tmp_path / "proof.evidence", reference)
         assert ran.code == 0, ran.out + ran.err
+        assert (standing(stored).challenged, standing(stored).pending) == (0, 1)
+        verified = cli("verify", stored.path, "--model", reference, "--sign", signing_key)
+        assert (verified.code, "1 that no signed receipt says to hold" in verified.out) == (0, True)
+        trust(stored, signing_key)
         now = standing(stored)
         broken = int((unpack_flags(stored.record.verdict.robust)).sum()) - int(
             unpack_flags(verdict[0].record.verdict.robust).sum()
         )
         assert 0 < now.challenged <= broken
         assert f"to {now.robust.mean():.2%}" in ran.out
-        assert challenge_findings(stored, opened(reference), examples_of(stored.record, None)) == []
+        assert judged_challenges(stored, opened(reference), examples_of(stored.record, None)) == {
+            challenges_of(stored.path)[0]: ""
+        }
         verified = cli("verify", stored.path, "--model", reference)
         assert (verified.code, "challenged" in verified.out) == (0, True)
         again = challenge(stored, tmp_path / "proof.evidence", reference)

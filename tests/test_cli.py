@@ -170,7 +170,7 @@ class TestBoard:
         ("style", "sign"),
         [
             ("table", "---"),
-            ("csv", "rank,unranked,model,"),
+            ("csv", "rank,order,unranked,model,"),
             ("latex", r"\begin{tabular}"),
             ("markdown", "|"),
         ],

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_report import challenged, flags, put, record
+from helpers_report import challenged, flags, put, record, signed
 from rich.console import Console
 from scipy import stats
 
 from robust_nc.cli.compare import compare_command
 from robust_nc.cli.options import CompareOptions
 from robust_nc.exceptions import RecordError
-from robust_nc.record import Record
+from robust_nc.record import Record, read_record
 from robust_nc.report.board.comparing import Compared, compare
 from robust_nc.report.board.table import leaderboard
 from robust_nc.statistics.intervals import wilson
@@ -79,16 +79,17 @@ def test_two_records_are_compared_example_by_example(tmp_path: Path, said: Said)
     assert "B is more robust than A (p < 0.0001, level 0.05)." in said(second, first)
 
 
-def test_challenges_count(tmp_path: Path, said: Said) -> None:
+def test_challenges_count(tmp_path: Path, said: Said, signing_key: Path) -> None:
     first, second = two_records(tmp_path)
     challenged(first, rows=range(100))
+    signed(read_record(first), signing_key)
     assert robust(compare(first, second)).first.value == 0.5
     text = said(first, second)
     assert "challenges took 100 examples" in text
     assert "B is more robust than A" in text
 
 
-def test_methods_are_compared_seed_by_seed(tmp_path: Path, said: Said) -> None:
+def test_methods_are_compared_seed_by_seed(tmp_path: Path, said: Said, signing_key: Path) -> None:
     first, second = two_methods(tmp_path, (0, 1, 2, 3), (1, 2, 0))
     one = robust(compare(first, second))
     oracle = stats.ttest_1samp([0.041, 0.035, 0.050], 0)
@@ -100,6 +101,8 @@ def test_methods_are_compared_seed_by_seed(tmp_path: Path, said: Said) -> None:
     (line,) = (line.split() for line in text.splitlines() if line.startswith("robust %, 2"))
     assert line[3:] == ["59.0", "54.0", "+5.0"]
     assert "A is more robust than B" in text
+    for path in tmp_path.rglob("*.json"):
+        signed(read_record(path), signing_key)
     frame = leaderboard(tmp_path)  # and the board agrees
     assert frame[["objective", "rank"]].values.tolist() == [["pgd", 1], ["trades", 2]]
 
@@ -156,7 +159,8 @@ def test_what_was_judged_otherwise_is_refused_in_one_sentence(tmp_path: Path) ->
     first, _ = two_records(tmp_path)
     made = record(flags(600))
     threat = {**made.config["threat"], "eps": 0.1}
-    other = dataclasses.replace(made, protocol="standard", config={**made.config, "threat": threat})
+    other = record(flags(600), protocol="standard")
+    other = dataclasses.replace(other, config={**other.config, "threat": threat})
     with pytest.raises(RecordError) as raised:
         compare(first, put(tmp_path / "c.json", other))
     message = str(raised.value)
@@ -172,7 +176,9 @@ def test_what_was_judged_otherwise_is_refused_in_one_sentence(tmp_path: Path) ->
         compare(tmp_path / "none", second)
 
 
-def test_models_of_others_are_seeds_where_a_folder_says_so(tmp_path: Path) -> None:
+def test_models_of_others_are_those_of_one_method_where_a_folder_says_so(tmp_path: Path) -> None:
+    """They share no order of the data, whatever seed they were attacked with: nothing is paired."""
+
     def judged(reference: str, seed: int, robust: int) -> Record:
         """A record of a model that came finished: its configuration names file and weights."""
         made = record(flags(robust), seed=seed, state=reference)
@@ -185,11 +191,11 @@ def test_models_of_others_are_seeds_where_a_folder_says_so(tmp_path: Path) -> No
             made = judged(f"{side}{seed}.py:net", seed, 500 + 20 * seed + extra)
             put(tmp_path / side / f"{seed}.json", made)
     one = robust(compare(tmp_path / "a", tmp_path / "b"))
-    assert one.test == "paired t over 3 seeds"
+    assert one.test == "largest exact McNemar p of all 3 x 3 pairs of models"
     assert one.difference.value == pytest.approx(0.045)
     put(tmp_path / "a" / "again.json", judged("x.py:net", 0, 500))
-    with pytest.raises(RecordError, match="two models of one seed"):
-        compare(tmp_path / "a", tmp_path / "b")
+    more = robust(compare(tmp_path / "a", tmp_path / "b"))
+    assert more.test == "largest exact McNemar p of all 4 x 3 pairs of models"
 
 
 def test_names_are_printed_and_never_obeyed_and_a_record_is_as_good_as_itself(

@@ -111,9 +111,10 @@ def test_the_page_on_attacks_can_be_followed(folder: Path) -> None:
 def test_the_page_on_evaluating_can_be_followed(folder: Path) -> None:
     printed = follow("docs/evaluating.md", folder)
     found = {path.suffix for path in (folder / "out/net").iterdir() if path.is_file()}
-    assert {".json", ".parquet", ".evidence", ".html", ".receipt"} <= found
+    assert {".json", ".parquet", ".evidence", ".html"} <= found
     assert "net-trained on digits, Linf 0.1, protocol standard" in printed
-    assert "schema ok, upper bound proven, audited 10" in printed
+    assert "of 10 broken by standard" in printed
+    assert "state        checked" in printed
 
 
 def test_the_page_on_publishing_can_be_followed(folder: Path, monkeypatch) -> None:
@@ -124,7 +125,7 @@ def test_the_page_on_publishing_can_be_followed(folder: Path, monkeypatch) -> No
     assert stored.path.parent == folder / "results/evaluated/Two-layers"
     assert stored.record.card is not None
     assert stored.record.card.authors == "Ada Lovelace, Alan Turing"
-    assert "schema ok, upper bound proven" in printed
+    assert "state        reproduced" in printed
 
 
 def test_the_suites_of_the_page_can_be_run_and_its_tree_read(tmp_path: Path) -> None:

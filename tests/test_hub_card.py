@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from helpers_exchange import HOSTILE, card_of, filed
-from helpers_report import challenged, resealed
+from helpers_report import challenged, resealed, signed
 
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.exchange.hub_card import model_card, yaml_line
@@ -35,7 +35,7 @@ def front(text: str) -> dict[str, Any]:
     return found
 
 
-def test_the_metadata_holds_task_data_set_and_metrics(tmp_path: Path) -> None:
+def test_the_metadata_holds_task_data_set_and_metrics(tmp_path: Path, signing_key: Path) -> None:
     stored = filed(tmp_path, card=Card(name="Mine", extra_data=False))
     text = model_card(stored)
     for found in (front(text), metadata(text)):
@@ -52,6 +52,7 @@ def test_the_metadata_holds_task_data_set_and_metrics(tmp_path: Path) -> None:
     assert "| extra training data | no |" in text
     assert "62.0 [55.1, 68.4] % of 200 examples" in text.replace("\\", "")
     challenged(stored.path, rows=(0, 1))
+    signed(stored, signing_key)
     text = model_card(stored)
     assert front(text)["model-index"][0]["results"][0]["metrics"][1]["value"] == 0.61
     assert "| challenged | 2 examples broken since |" in text

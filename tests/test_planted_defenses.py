@@ -15,13 +15,12 @@ from torch.nn import functional as F
 from robust_nc import evaluate
 from robust_nc.attacks.rays import RayS
 from robust_nc.attacks.smooth import Smooth
-from robust_nc.evaluation.sanity.meanings import GRADIENT_WARNINGS
 from robust_nc.exceptions import NoGradientError
 from robust_nc.runtime.progress import Progress
 from robust_nc.threat import Ball
+from robust_nc.types import DOUBTS
 
 CLASSES = 5
-DOUBTS = GRADIENT_WARNINGS | {"random-output", "batch-dependent-output"}
 
 
 class Planted(nn.Module):

@@ -1,4 +1,4 @@
-"""Records: written, sealed, found in folders, given badges and challenged; all else is refused."""
+"""Records: written, sealed, found, given receipts and challenged; all else is refused."""
 
 import dataclasses
 import json
@@ -32,7 +32,8 @@ from robust_nc.record.schema import (
     unpack_flags,
     write_rows,
 )
-from robust_nc.record.standing import PROVEN, SCHEMA_OK, receipt_path, standing
+from robust_nc.record.signing import sign
+from robust_nc.record.standing import receipt_path, signers_path, standing
 
 EVIDENCE = "ab" * 32
 RECORD = sealed(helpers.record_of(helpers.config()))
@@ -244,46 +245,80 @@ def test_what_is_no_record_is_passed_over_but_for_the_root(tmp_path: Path) -> No
 # Receipts and challenges
 
 
-def leave_receipt(stored: Stored, **changes: object) -> None:
-    values = {"record": sha256_of(stored.path), "evidence": None, "created": "2026-01-01"}
-    values |= {"badges": [SCHEMA_OK, PROVEN]} | changes
-    receipt_path(stored.path).write_text(json.dumps(values))
-
-
-def test_a_receipt_of_this_record_gives_its_badges_until_it_changes(stored: Stored) -> None:
-    assert standing(stored).badges == ()
-    leave_receipt(stored)
-    assert standing(stored).badges == (SCHEMA_OK, PROVEN)
+def test_a_signed_receipt_of_this_record_counts_until_it_changes(
+    stored: Stored, signing_key: Path
+) -> None:
+    assert (standing(stored).state, standing(stored).receipt) == ("claimed", None)
+    helpers.signed(stored, signing_key, broke=(0,))
+    found = standing(stored)
+    assert (found.state, found.challenged, found.robust[0]) == ("reproduced", 1, False)
     for of_another in ({"record": "0" * 64}, {"evidence": EVIDENCE}):
-        leave_receipt(stored, **of_another)
-        assert standing(stored).badges == ()
-    leave_receipt(stored)
+        assert standing(helpers.signed(stored, signing_key, **of_another)).state == "claimed"
+    helpers.signed(stored, signing_key)
     stored.path.write_text(stored.path.read_text() + " ")
-    assert standing(read_record(stored.path)).badges == ()
+    assert standing(read_record(stored.path)).state == "claimed"
 
 
-@pytest.mark.parametrize(
-    "badge", ["verified", "audited", "audited 0", "audited -3", "audited 201", "<b>"]
-)
-def test_a_badge_that_there_is_not_is_refused(stored: Stored, badge: str) -> None:
-    leave_receipt(stored, badges=[badge])
-    with pytest.raises(RecordError, match=r"\.receipt holds a badge"):
+def test_a_receipt_that_anyone_could_write_counts_for_nothing(
+    stored: Stored, signing_key: Path
+) -> None:
+    helpers.signed(stored, signing_key)
+    path = receipt_path(stored.path)
+    content = path.read_text()
+    for forged in (
+        content.partition("-----")[0],  # not signed
+        content.replace("0.004", "0.001"),  # changed since
+        content.replace('"tester"', '"other"'),
+        content.replace("U1NI", "U1NJ"),
+        "{",
+        "",
+    ):
+        assert forged != content
+        path.write_text(forged)
+        assert standing(stored).state == "claimed"
+    helpers.signed(stored, signing_key, trusted=False)
+    assert standing(stored).state == "claimed"
+    signers_path(stored.path).unlink()
+    assert standing(stored).state == "claimed"
+
+
+@pytest.mark.parametrize("changes", [{"state": "verified"}, {"more": 1}, {"broke": [10_000]}])
+def test_a_signed_receipt_that_is_none_is_refused(
+    stored: Stored, signing_key: Path, changes: dict[str, object]
+) -> None:
+    helpers.signed(stored, signing_key)
+    path = receipt_path(stored.path)
+    values = json.loads(path.read_text().partition("-----")[0]) | changes
+    path.write_text(sign(json.dumps(values), signing_key))
+    with pytest.raises(RecordError, match=r"receipt|rows outside"):
         standing(stored)
 
 
-def test_challenges_count_each_example_once(stored: Stored) -> None:
+def test_challenges_that_a_receipt_holds_for_true_count_each_example_once(
+    stored: Stored, signing_key: Path
+) -> None:
     claimed = unpack_flags(stored.record.verdict.robust)
     assert claimed[:4].all()
     assert standing(stored).robust.tolist() == claimed.tolist()
     helpers.challenged(stored.path, rows=[0, 3])
-    helpers.challenged(stored.path, rows=[3, 2], evidence="cd" * 32)
+    last = helpers.challenged(stored.path, rows=[3, 2], content=b"b")
     of_another = stored.path.with_suffix(".more.json")
     of_another.write_text(json.dumps({"cell": "other"}))
     helpers.challenged(of_another, rows=[1])
-    found = standing(stored)
-    assert found.challenged == 3
+    assert (standing(stored).challenged, standing(stored).pending) == (0, 2)
+    found = standing(helpers.signed(stored, signing_key))
+    assert (found.challenged, found.pending) == (3, 0)
     assert not found.robust[[0, 2, 3]].any()
     assert found.robust.sum() == claimed.sum() - 3
+    last.write_text(last.read_text().replace("[3, 2]", "[3, 1]"))
+    assert (standing(stored).challenged, standing(stored).pending) == (2, 1)
+
+
+def test_a_challenge_without_its_evidence_is_refused(stored: Stored) -> None:
+    path = helpers.challenged(stored.path, rows=[0])
+    path.with_suffix(".npz").write_bytes(b"junk")
+    with pytest.raises(RecordError, match="no evidence beside it, or another"):
+        standing(stored)
 
 
 @pytest.mark.parametrize(

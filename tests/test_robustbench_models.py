@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from helpers_exchange import HOSTILE, card_of, filed
-from helpers_report import challenged, write_grid
+from helpers_report import challenged, signed, write_grid
 
 from robust_nc.exchange.robustbench_json import (
     ModelInfo,
@@ -91,11 +91,15 @@ def test_records_read_the_same_after_they_are_exported(tmp_path: Path) -> None:
     assert fields["clean_acc"] == "90.00"
 
 
-def test_only_the_verdict_of_autoattack_is_called_so_and_challenges_count(tmp_path: Path) -> None:
+def test_only_the_verdict_of_autoattack_is_called_so_and_challenges_count(
+    tmp_path: Path, signing_key: Path
+) -> None:
     weak = info_of(filed(tmp_path, protocol="pgd"))
     assert (weak.autoattack, weak.reported) == (None, 0.62)
     stored = filed(tmp_path, protocol="standard")
     challenged(stored.path, rows=(0, 1, 2, 3))
+    assert info_of(stored).robust == 0.62, "nobody judged it yet"
+    signed(stored, signing_key)
     strong = info_of(stored)
     assert (strong.autoattack, strong.external, strong.robust) == (0.62, 0.6, 0.6)
     assert "broke 4 more" in strong.footnote
@@ -135,7 +139,7 @@ def test_numbers_are_those_of_the_files() -> None:
 
 def test_rows_have_the_columns_of_the_board_and_claim_nothing() -> None:
     assert tuple(ROWS.columns) == COLUMNS
-    assert set(ROWS["badge"]) == {"unverified"}
+    assert set(ROWS["state"]) == {"unverified"}
     assert ROWS["rank"].isna().all()
     assert set(ROWS["protocol"]) == {"AutoAttack"}
     assert set(zip(ROWS["dataset"], ROWS["examples"], strict=True)) == {

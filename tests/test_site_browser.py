@@ -115,7 +115,7 @@ def test_filters_and_search_count_aloud_and_a_missing_number_stays_last(page: An
     told(page, "No row matches")
     page.click("#reset")
     told(page, f"{total} of {total} rows")
-    page.select_option("select[name=badge]", "unverified")
+    page.select_option("select[name=state]", "unverified")
     told(page, f"{PUBLISHED} of {total} rows")
     assert page.locator("section.board:visible").count() == 1
 

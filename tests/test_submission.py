@@ -144,21 +144,17 @@ def test_records_that_are_not_whole_are_refused(tmp_path: Path) -> None:
 
 def test_challenges_come_along_and_receipts_stay(tmp_path: Path) -> None:
     stored, results = appraised(tmp_path / "out"), tmp_path / "results"
-    points = tmp_path / "points.npz"
-    points.write_bytes(b"points")
-    path = challenged(stored.path, rows=(1, 2), evidence=sha256_of(points))
-    points.rename(path.with_suffix(".npz"))
-    receipt = {"record": sha256_of(stored.path), "evidence": None, "badges": [], "created": "2026"}
-    stored.path.with_suffix(".receipt").write_text(json.dumps(receipt))
+    path = challenged(stored.path, rows=(1, 2))
+    stored.path.with_suffix(".receipt").write_text("{}")
     made = ready(stored, results)
     endings = {".json", ".parquet", ".evidence", ".challenge", ".npz"}
     assert {path.suffix for path in made} == endings
     assert is_whole(made[0])
     told = "\n".join(remarks(stored))
-    for words in ("challenges broke 2 ", "fewer than 1,000 are not ranked", "no card"):
+    for words in ("1 of the challenges beside it", "fewer than 1,000 are not ranked", "no card"):
         assert words in told
     path.with_suffix(".npz").write_bytes(b"something else")
-    with pytest.raises(RecordError, match="not the evidence that its challenge is named by"):
+    with pytest.raises(RecordError, match="no evidence beside it, or another"):
         ready(stored, tmp_path / "more")
 
 

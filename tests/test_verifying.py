@@ -3,6 +3,7 @@ whatever is changed in a record or beside it is found, and named.
 """
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,6 @@ from robust_nc.exceptions import DataError, RecordError
 from robust_nc.exchange.submission import EXAMPLES as TAKEN
 from robust_nc.exchange.submission import ready
 from robust_nc.io.files import digest, sha256_of
-from robust_nc.io.untrusted import read_json
 from robust_nc.record import Caution, Stored, pack_flags, read_record, unpack_flags, write_rows
 from robust_nc.record.standing import Receipt, receipt_path, standing
 from robust_nc.threat import Ball
@@ -232,18 +232,19 @@ class TestWhole:
 
 
 class TestCommand:
-    def test_one_screen_says_what_holds(self, verdict_copy):
+    def test_one_screen_says_what_holds(self, verdict_copy, signing_key):
         stored, reference = verdict_copy
-        ran = cli("verify", stored.path, "--model", reference, "--save")
+        ran = cli("verify", stored.path, "--model", reference, "--sign", signing_key)
         assert ran.code == 0, ran.out + ran.err
         assert len(ran.out.splitlines()) < 24
-        for words in ("schema       ok", "0 refuted", "is at most", "upper bound proven"):
+        for words in ("schema       ok", "0 refuted", "is at most", "state        checked"):
             assert words in ran.out
         assert "verified" not in ran.out
-        receipt = read_json(receipt_path(stored.path))
-        assert receipt["badges"] == ["schema ok", "upper bound proven"]
+        assert "counts for nothing: no such key in" in ran.err
+        receipt = json.loads(receipt_path(stored.path).read_text().partition("-----")[0])
+        assert (receipt["state"], receipt["signer"]) == ("checked", "tester")
         assert set(receipt) == {field.name for field in dataclasses.fields(Receipt)}
-        assert standing(stored).badges == ("schema ok", "upper bound proven")
+        assert standing(stored).state == "claimed"
 
     def test_one_that_fails_does_not_stop_the_others(self, verdict_copy, tmp_path):
         stored, _ = verdict_copy
@@ -262,7 +263,7 @@ class TestCommand:
         stored, _ = verdict_copy
         resealed(stored, model="\x1b[2Jclean")
         ran = cli("verify", stored.path)
-        assert (ran.code, ran.out.splitlines()[-1]) == (0, "  badges       schema ok")
+        assert (ran.code, ran.out.splitlines()[-1].split(";")[0]) == (0, "  state        claimed")
         assert "\x1b" not in ran.out
         assert "?[2Jclean" in ran.out
 

@@ -196,7 +196,7 @@ def _split(options: BoardOptions) -> "tuple[list[Stored], pd.DataFrame | None]":
     """Return the records and the published rows that the conditions leave."""
     records = _records(options)
     frame = _rows(options, records)
-    theirs = _with_cards(frame[frame["badge"] == "unverified"]) if options.published else None
+    theirs = _with_cards(frame[frame["state"] == "unverified"]) if options.published else None
     return _of_rows(records, frame), theirs
 
 

@@ -1,4 +1,4 @@
-"""`robust-nc verify`: one screen per record, badges for what was checked and nothing more."""
+"""`robust-nc verify`: one screen per record, and the state that was shown and nothing more."""
 
 import contextlib
 import dataclasses
@@ -16,7 +16,16 @@ from robust_nc.io.files import canonical_json, write_text
 from robust_nc.io.text import printable
 from robust_nc.record.folder import record_files
 from robust_nc.record.schema import Stored, read_record
-from robust_nc.record.standing import receipt_path, standing
+from robust_nc.record.signing import sign, signer_name
+from robust_nc.record.standing import (
+    CHECKED,
+    CLAIMED,
+    REPRODUCED,
+    counted_receipt,
+    receipt_path,
+    signers_path,
+    standing,
+)
 from robust_nc.runtime.progress import Event
 from robust_nc.runtime.screen import Screen
 from robust_nc.verification.audit import CLAIM, write_broken
@@ -25,6 +34,12 @@ from robust_nc.verification.options import CheckOptions
 from robust_nc.verification.originals import ball_of
 from robust_nc.verification.rejudge import Repeated
 
+# What brings a record further.
+_MORE = {
+    CLAIMED: "; checked: with --model, and where it has geometry with --audit N",
+    CHECKED: "; reproduced: with --reproduce",
+    REPRODUCED: "",
+}
 _MOST_LINES = 12  # findings that are shown of one record
 
 
@@ -33,7 +48,7 @@ def verify_command(options: CheckOptions, stderr: Console) -> int:
     options.check()
     if options.seed is None:
         options = dataclasses.replace(options, seed=int.from_bytes(os.urandom(4)))
-    bad = 0
+    bad, signer = 0, None if options.sign is None else signer_name(options.sign)
     paths = record_paths(options.records)
     for path in paths:
         print(printable(str(path)))
@@ -53,10 +68,14 @@ def verify_command(options: CheckOptions, stderr: Console) -> int:
         for line in _lines(found, options):
             print(f"  {printable(line)}")
         bad += bool(found.wrong)
-        if options.save:
+        if options.sign is not None and signer is not None:
             place = receipt_path(path)
-            write_text(place, canonical_json(plain(found.receipt())) + "\n")
-            stderr.print(f"wrote {place}", markup=False, soft_wrap=True)
+            write_text(
+                place, sign(canonical_json(plain(found.receipt(signer))) + "\n", options.sign)
+            )
+            counts = counted_receipt(found.stored) is not None
+            why = "" if counts else f"; it counts for nothing: no such key in {signers_path(path)}"
+            stderr.print(f"wrote {place}{why}", markup=False, soft_wrap=True)
     if len(paths) > 1:
         print(f"{len(paths):,} records, {bad:,} with something wrong")
     return 1 if bad else 0
@@ -88,7 +107,8 @@ def _lines(found: RecordCheck, options: CheckOptions) -> Iterator[str]:
         yield f"WRONG        {finding}"
     if len(found.wrong) > _MOST_LINES:
         yield f"WRONG        and {len(found.wrong) - _MOST_LINES} more"
-    yield f"badges       {', '.join(found.badges) or 'none'}"
+    more = "" if found.wrong else _MORE[found.state]
+    yield f"state        {found.state}{more}"
 
 
 def _subject(stored: Stored) -> str:
@@ -123,6 +143,8 @@ def _evidence_lines(found: RecordCheck) -> Iterator[str]:
     if not found.inconsistent:
         with contextlib.suppress(RecordError):
             now = standing(found.stored)
+            if now.pending:
+                yield f"challenges   {now.pending:,} that no signed receipt says to hold"
             if now.challenged:
                 yield (
                     f"challenged   {now.challenged:,} examples: {now.robust.mean():.2%} robust are "

@@ -24,7 +24,7 @@ from robust_nc.evaluation.identity import evaluation_identity
 from robust_nc.evaluation.log import open_log
 from robust_nc.evaluation.referee import Evaluation
 from robust_nc.evaluation.sanity.attacks import sanity_warnings
-from robust_nc.evaluation.sanity.meanings import GRADIENT_WARNINGS, named_warning
+from robust_nc.evaluation.sanity.meanings import named_warning
 from robust_nc.evaluation.scoring import Scorer
 from robust_nc.evaluation.state import TRANSFERRED, UNBROKEN, WRONG, EvaluationState
 from robust_nc.evaluation.turns import AUTO, lower_turns, plan_turns, run_more, run_turns
@@ -42,7 +42,7 @@ from robust_nc.runtime.torch_state import (
     untouched,
 )
 from robust_nc.threat import Ball
-from robust_nc.types import Attack, EvaluationProtocol, RefereedAttack, Warned
+from robust_nc.types import GRADIENT_WARNINGS, Attack, EvaluationProtocol, RefereedAttack, Warned
 
 CLEAN = "clean"  # `broken_by` of an example that is misclassified as it is
 TRANSFER = "transfer"  # and of one that only points made against another model break

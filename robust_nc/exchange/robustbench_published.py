@@ -2,10 +2,10 @@
 
 Source: the files of `model_info` in RobustBench's repository (github.com/RobustBench/robustbench)
 as of 2025-03-31, all 236, one JSON a line in `robustbench_model_info.jsonl`, each behind the three
-parts of its path. Nothing of it was checked here: every row has the badge "unverified" and no rank.
+parts of its path. Nothing of it was checked here: every row has the state "unverified" and no rank.
 
 >>> rows = published_rows()
->>> len(published_models()), len(rows), set(rows["badge"])
+>>> len(published_models()), len(rows), set(rows["state"])
 (236, 188, {'unverified'})
 """
 
@@ -32,7 +32,7 @@ UNVERIFIED, SUITE, PROTOCOL = "unverified", "robustbench", "AutoAttack"
 _EXAMPLES = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}
 _TEXTS = (
     *("model", "backbone", "head", "objective", "suite", "dataset", "ball", "norm", "protocol"),
-    *("interval", "beside", "warnings", "images", "recipe", "badge", "unranked"),
+    *("interval", "beside", "warnings", "images", "recipe", "state", "unranked"),
 )
 _COUNTS = ("seeds", "examples", "parameters", "challenged")
 _PLACE = ("dataset_folder", "threat_folder", "key")
@@ -98,7 +98,7 @@ def _row(info: ModelInfo) -> dict[str, Any]:
         "interval": "none",
         "warnings": "unreliable" if info.unreliable else "",
         "recipe": recipe(info),
-        "badge": UNVERIFIED,
+        "state": UNVERIFIED,
         "unranked": "published, not checked here",
     }
     unstated = dict.fromkeys(_TEXTS, "") | dict.fromkeys(_COUNTS, 0)

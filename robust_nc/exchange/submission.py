@@ -72,9 +72,9 @@ def remarks(stored: Stored) -> list[str]:
         told.append(
             f"{record.data.examples:,} examples: rows of fewer than {MIN_EXAMPLES:,} are not ranked"
         )
-    left = standing(stored)
-    if left.challenged:
-        told.append(f"challenges broke {left.challenged:,} of its examples, and come along")
+    pending = standing(stored).pending
+    if pending:
+        told.append(f"{pending} of the challenges beside it, which come along, nobody judged yet")
     if record.card is None:
         told.append("no card: nobody will know whose model this is (evaluate --card FILE)")
     if record.warnings:

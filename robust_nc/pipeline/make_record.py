@@ -5,8 +5,6 @@
 0.75
 """
 
-import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +23,7 @@ from robust_nc.evidence.collecting import collect
 from robust_nc.evidence.file import write_evidence
 from robust_nc.io.digests import state_digest
 from robust_nc.plugins import find_protocol
+from robust_nc.record.protocol import parameters_of
 from robust_nc.record.schema import (
     AttackUse,
     Card,
@@ -185,11 +184,8 @@ def _attack_uses(outcome: Outcome) -> tuple[AttackUse, ...]:
     """Say which attacks made a verdict, with all parameters, and what each was first to break."""
     uses = []
     for place, (name, attack) in enumerate(outcome.attacks):
-        parameters: dict[str, Any] = {"attack": type(attack).__name__}
-        if dataclasses.is_dataclass(attack) and not isinstance(attack, type):
-            parameters |= json.loads(json.dumps(dataclasses.asdict(attack), default=repr))
         broke = int((outcome.codes == place).sum())
-        uses.append(AttackUse(name=name, parameters=parameters, broke=broke))
+        uses.append(AttackUse(name=name, parameters=parameters_of(attack), broke=broke))
     return tuple(uses)
 
 

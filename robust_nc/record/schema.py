@@ -212,10 +212,11 @@ class Record:
 
 
 class Stored(NamedTuple):
-    """A record and where it lies."""
+    """A record, where it lies, and the fields that are not as they were sealed."""
 
     record: Record
     path: Path
+    changed: tuple[str, ...] = ()
 
     def rows(self) -> pd.DataFrame:
         """Read the tidy rows (columns `COLUMNS`), checked against their SHA-256."""
@@ -287,9 +288,10 @@ def read_record(path: Path) -> Stored:
     if version != SCHEMA:
         raise RecordError(f"{path} has schema version {version!r}; this version reads {SCHEMA}")
     try:
-        return Stored(read(Record, values, source=str(path)), path)
+        record = read(Record, values, source=str(path))
     except ConfigError as error:
         raise RecordError(str(error)) from None
+    return Stored(record, path, broken_seals(values) if record.seals else ())
 
 
 def pack_flags(flags: npt.NDArray[np.bool_]) -> str:

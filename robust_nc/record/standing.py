@@ -1,17 +1,18 @@
-"""Where a record stands: what receipts say was checked, and what challenges took from it.
+"""Where a record stands: how far it was checked, and what challenges and audits took from it.
 
-Beside `<cell>.json` may lie `<cell>.receipt` (left by `verify --save`) and any number of
-`<cell>.<digest>.challenge` (left by `challenge`), JSON all of them.
+Beside `<cell>.json` may lie `<cell>.receipt`, left by `verify --sign`, and any number of
+`<cell>.<digest>.challenge`, left by `challenge`: JSON all of them, a receipt with a signature of
+OpenSSH behind it. A receipt counts if a key of `allowed_signers` in the folder of results signed
+it, for the record as it lies there; a challenge, if such a receipt says that it holds.
 
->>> best_badge(("schema ok", "audited 300"))
-'audited 300'
+>>> weakest_state([REPRODUCED, CLAIMED])
+'claimed'
 """
 
 import glob
-import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,29 +21,41 @@ from pydantic import Field
 from robust_nc.config import configuration, read
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import sha256_of
-from robust_nc.io.untrusted import read_json
+from robust_nc.io.untrusted import parse_json, read_bounded, read_json
 from robust_nc.record.schema import Stored, unpack_flags
+from robust_nc.record.signing import SIGNERS, is_signed_by, split
 
-SCHEMA_OK, PROVEN = "schema ok", "upper bound proven"
+State = Literal["claimed", "checked", "reproduced"]
+CLAIMED: State = "claimed"
+CHECKED: State = "checked"
+REPRODUCED: State = "reproduced"
+_STATES = (CLAIMED, CHECKED, REPRODUCED)
 _DIGITS = 16  # of the SHA-256 of its evidence, in the name of a challenge
-_BADGE = re.compile(rf"{SCHEMA_OK}|{PROVEN}|audited [1-9][0-9]{{0,8}}")
+_MOST_RECEIPT = 2**20  # bytes
 
 
 @configuration
 class Receipt:
-    """What `verify` found of a record: badges, for the file with this SHA-256 and its evidence.
+    """What `signer` found of the record with this SHA-256 and its evidence.
 
-    `proven`, `tolerated` count broken examples; `overclaim` is the upper end of the 95 % bound on
-    the share of robust examples that the audit's protocol would break, by `audited` examples.
+    `proven`, `tolerated` count broken examples. An audit attacked `audited` of the robust examples,
+    drawn by `seed`, and broke the rows `broke`; with 95 % confidence at most the share `bound` of
+    all examples would break beside these. `isolated` says in what the model ran. `challenges` are
+    the SHA-256 of those that hold.
     """
 
     record: str
     evidence: str | None
-    badges: tuple[str, ...]
+    state: State
+    signer: str
     proven: int = 0
     tolerated: int = 0
     audited: int = 0
-    overclaim: float | None = None
+    broke: tuple[int, ...] = ()
+    bound: float | None = None
+    seed: int | None = None
+    isolated: str = ""
+    challenges: tuple[str, ...] = ()
     versions: dict[str, str] = Field(default_factory=dict)
     hardware: dict[str, Any] = Field(default_factory=dict)
     created: str
@@ -61,16 +74,35 @@ class Challenge:
 
 
 class Standing(NamedTuple):
-    """Flags `(N,)` that are left after all challenges, and the badges that a receipt gives."""
+    """Flags `(N,)` that are left of a record, and why.
+
+    `challenged` examples were taken by challenges and audits, `pending` challenges were judged by
+    nobody yet, and take nothing; `receipt` is one that counts, or None.
+    """
 
     robust: npt.NDArray[np.bool_]
     challenged: int
-    badges: tuple[str, ...]
+    pending: int
+    receipt: Receipt | None
+
+    @property
+    def state(self) -> State:
+        """How far the record was checked."""
+        return CLAIMED if self.receipt is None else self.receipt.state
 
 
 def receipt_path(record: Path) -> Path:
     """Path of the receipt of a record."""
     return record.with_suffix(".receipt")
+
+
+def signers_path(record: Path) -> Path:
+    """Path of the keys whose receipts count, for a record `<results>/<suite>/<model>/<cell>.json`.
+
+    >>> signers_path(Path("results/evaluated/net/00ff.json")).as_posix()
+    'results/allowed_signers'
+    """
+    return record.parent.parent.parent / SIGNERS
 
 
 def challenge_path(record: Path, evidence: str) -> Path:
@@ -88,58 +120,84 @@ def challenges_of(record: Path) -> list[Path]:
 
 
 def standing(stored: Stored) -> Standing:
-    """Return where a record stands; raises `RecordError` for a receipt or challenge that is none.
+    """Return where a record stands; raises `RecordError` for a challenge that is none.
 
-    A receipt of another state of the record gives no badge.
+    A receipt of another state of the record counts for nothing.
     """
     robust = unpack_flags(stored.record.verdict.robust)
-    claimed = int(robust.sum())
-    for path in challenges_of(stored.path):
-        found = _read(Challenge, path)
-        if found.cell != stored.record.cell:
-            raise RecordError(f"{path} challenges the cell {found.cell[:40]!r}, not this one")
-        rows = np.array(found.broken, dtype=np.int64)
-        if len(rows) and not 0 <= rows.min() <= rows.max() < len(robust):
-            raise RecordError(f"{path} names rows outside 0..{len(robust) - 1}")
-        robust[rows] = False
-    return Standing(robust, claimed - int(robust.sum()), _badges(stored))
+    claimed, receipt = int(robust.sum()), counted_receipt(stored)
+    held = () if receipt is None else receipt.challenges
+    paths = challenges_of(stored.path)
+    rows = [row for path in paths for row in _broken(stored, path) if sha256_of(path) in held]
+    rows += () if receipt is None else receipt.broke
+    robust[_rows(rows, len(robust), stored.path)] = False
+    pending = sum(sha256_of(path) not in held for path in paths)
+    return Standing(robust, claimed - int(robust.sum()), pending, receipt)
 
 
-def best_badge(badges: Iterable[str]) -> str:
-    """Return the badge that says most, "" where there is none."""
-    return max(badges, key=_strength, default="")
+def counted_receipt(stored: Stored) -> Receipt | None:
+    """Return the receipt beside a record if it counts; raises `RecordError` for one that is none.
 
-
-def weakest_badge(badges: Iterable[str]) -> str:
-    """Return what can be said of several records: the weakest of their badges.
-
-    >>> weakest_badge(["audited 300", "audited 50"]), weakest_badge(["schema ok", ""])
-    ('audited 50', '')
+    That is only asked of what an allowed key signed: all else is nobody's.
     """
-    return min(badges, key=_strength, default="")
-
-
-def _strength(badge: str) -> tuple[int, int]:
-    order = ("", SCHEMA_OK, PROVEN)
-    return (order.index(badge), 0) if badge in order else (len(order), int(badge.split()[-1]))
-
-
-def _badges(stored: Stored) -> tuple[str, ...]:
     path = receipt_path(stored.path)
     if not path.is_file():
-        return ()
-    receipt = _read(Receipt, path)
-    most = stored.record.data.examples  # none is audited twice
-    if not all(_BADGE.fullmatch(badge) and _strength(badge)[1] <= most for badge in receipt.badges):
-        raise RecordError(f"{path} holds a badge that there is not")
+        return None
+    signed = split(read_bounded(path, limit=_MOST_RECEIPT).decode(errors="replace"))
+    if signed is None:
+        return None
+    try:
+        values = parse_json(signed.text, what=str(path))
+        name = str(values["signer"])
+    except (RecordError, KeyError, TypeError):
+        return None
+    if not is_signed_by(signed, name, signers_path(stored.path)):
+        return None
+    receipt: Receipt = _as(Receipt, values, path)
     evidence = stored.record.evidence
     same = receipt.record == sha256_of(stored.path)
     same &= receipt.evidence == (None if evidence is None else evidence.sha256)
-    return receipt.badges if same else ()
+    return receipt if same else None
 
 
-def _read(kind: Any, path: Path) -> Any:
+def challenge_evidence(path: Path) -> Path | None:
+    """Return the evidence beside a challenge, None where there is none."""
+    copies = (path.with_suffix(ending) for ending in (".npz", ".evidence"))
+    return next((each for each in copies if each.is_file()), None)
+
+
+def read_challenge(path: Path) -> Challenge:
+    """Read a challenge, or raise `RecordError` that names the file."""
+    found: Challenge = _as(Challenge, read_json(path), path)
+    return found
+
+
+def _broken(stored: Stored, path: Path) -> tuple[int, ...]:
+    """Return the rows that a challenge takes, or raise `RecordError` that names the file."""
+    found = read_challenge(path)
+    if found.cell != stored.record.cell:
+        raise RecordError(f"{path} challenges the cell {found.cell[:40]!r}, not this one")
+    evidence = challenge_evidence(path)
+    if evidence is None or sha256_of(evidence) != found.evidence:
+        raise RecordError(f"{path} has no evidence beside it, or another than it names")
+    _rows(found.broken, stored.record.data.examples, path)
+    return found.broken
+
+
+def _rows(rows: Iterable[int], count: int, path: Path) -> npt.NDArray[np.int64]:
+    found = np.array(sorted(set(rows)), dtype=np.int64)
+    if len(found) and not 0 <= found[0] <= found[-1] < count:
+        raise RecordError(f"{path} names rows outside 0..{count - 1}")
+    return found
+
+
+def weakest_state(states: Iterable[State]) -> State:
+    """Return what can be said of several records: the weakest of their states."""
+    return min(states, key=_STATES.index)
+
+
+def _as(kind: Any, values: object, path: Path) -> Any:
     try:
-        return read(kind, read_json(path), source=str(path))
+        return read(kind, values, source=str(path))
     except ConfigError as error:
         raise RecordError(str(error)) from None

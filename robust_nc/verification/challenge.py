@@ -37,10 +37,16 @@ from robust_nc.exceptions import ConfigError, InputError, RecordError
 from robust_nc.io.files import atomic, canonical_json, sha256_of, write_text
 from robust_nc.io.untrusted import read_bounded, read_json
 from robust_nc.record.schema import Stored, unpack_flags
-from robust_nc.record.standing import Challenge, challenge_path, challenges_of, standing
+from robust_nc.record.standing import (
+    Challenge,
+    challenge_evidence,
+    challenge_path,
+    challenges_of,
+    standing,
+)
 from robust_nc.runtime.environment import hardware, versions
 from robust_nc.runtime.torch_state import device_of
-from robust_nc.verification.evidence import Finding, inside, name_rows
+from robust_nc.verification.evidence import inside, name_rows
 from robust_nc.verification.originals import RecordExamples, ball_of, protocol_draws
 from robust_nc.verification.rejudge import bounded, certain, look_again
 
@@ -166,19 +172,16 @@ def write_challenge(
     return path
 
 
-def challenge_findings(stored: Stored, model: nn.Module, examples: RecordExamples) -> list[Finding]:
-    """Try the challenges that lie beside a record again; name those that do not hold.
-
-    Empty where all hold, or there are none.
-    """
-    found = []
+def judged_challenges(
+    stored: Stored, model: nn.Module, examples: RecordExamples
+) -> dict[Path, str]:
+    """Try the challenges beside a record again: "" where one holds, else why it does not."""
+    found = {}
     for path in challenges_of(stored.path):
         try:
-            reason = _refusal(path, stored, model, examples)
+            found[path] = _refusal(path, stored, model, examples)
         except (RecordError, ConfigError, InputError) as error:
-            reason = str(error)
-        if reason:
-            found.append(Finding(f"challenge {path.name}", reason))
+            found[path] = str(error)
     return found
 
 
@@ -187,8 +190,7 @@ def _refusal(path: Path, stored: Stored, model: nn.Module, examples: RecordExamp
     told = read(Challenge, read_json(path), source=path.name)
     if told.cell != stored.record.cell:
         return f"it is against the cell {told.cell[:40]!r}"
-    copies = [path.with_suffix(ending) for ending in (".npz", ".evidence")]
-    copy = next((each for each in copies if each.is_file()), None)
+    copy = challenge_evidence(path)
     if copy is None:
         return "its evidence is not beside it, so nothing bears it out"
     if sha256_of(copy) != told.evidence:

@@ -1,26 +1,38 @@
-"""All that can be checked of one record, and the badges that it earns."""
+"""All that can be checked of one record, and the state that it earns."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from robust_nc.exceptions import DataError, InputError, RecordError
 from robust_nc.io.files import sha256_of
 from robust_nc.pipeline.finished_model import AppraisalConfig
-from robust_nc.record.schema import Record, Stored
-from robust_nc.record.standing import PROVEN, SCHEMA_OK, Receipt
+from robust_nc.record.schema import Record, Stored, unpack_flags
+from robust_nc.record.standing import (
+    CHECKED,
+    CLAIMED,
+    REPRODUCED,
+    Receipt,
+    State,
+    counted_receipt,
+    read_challenge,
+)
 from robust_nc.runtime.environment import hardware, versions
 from robust_nc.runtime.torch_state import default_device
-from robust_nc.verification.audit import CLAIM, Audit, Remeasured, audit, remeasure
-from robust_nc.verification.challenge import challenge_findings
+from robust_nc.verification.audit import CLAIM, POINT, Audit, Remeasured, audit, remeasure
+from robust_nc.verification.challenge import judged_challenges
 from robust_nc.verification.consistency import found_in_flags, inconsistencies, settings_of
 from robust_nc.verification.evidence import EvidenceCheck, Finding, check_evidence
 from robust_nc.verification.options import CheckOptions
 from robust_nc.verification.originals import RecordExamples, examples_of, model_of
 from robust_nc.zoo.code import Tell
+
+_REMEASURED = 300  # test images whose leaps are measured again, if no number is given
 
 Show = Callable[[str, float, str], None]
 
@@ -32,7 +44,7 @@ class RecordCheck:
     stored: Stored
     inconsistent: list[Finding]
     evidence: EvidenceCheck = field(default_factory=EvidenceCheck)
-    challenges: list[Finding] = field(default_factory=list)
+    challenges: dict[Path, str] = field(default_factory=dict)  # "" where one holds
     audit: Audit | None = None
     geometry: Remeasured | None = None
     unchecked: list[str] = field(default_factory=list)
@@ -40,41 +52,64 @@ class RecordCheck:
     @property
     def wrong(self) -> list[Finding]:
         """All that is not as it should be."""
-        return [*self._own, *self.challenges]
+        false = ((path, reason) for path, reason in self.challenges.items() if reason)
+        return [*self._own, *(Finding(f"challenge {path.name}", why) for path, why in false)]
+
+    @property
+    def robust(self) -> npt.NDArray[np.bool_]:
+        """Flags `(N,)` that are left by challenges that hold, and by audits that count."""
+        flags, counted = unpack_flags(self.stored.record.verdict.robust), self._counted
+        for path, reason in self.challenges.items():
+            if not reason:
+                flags[list(read_challenge(path).broken)] = False
+        flags[list(counted)] = False
+        return flags
+
+    @property
+    def _counted(self) -> tuple[int, ...]:
+        """Rows that an earlier audit broke."""
+        receipt = counted_receipt(self.stored)
+        return () if receipt is None else receipt.broke
 
     @property
     def _own(self) -> list[Finding]:
         """What is wrong with the record; a challenge that does not hold is anyone's."""
         found = [*self.inconsistent, *self.evidence.wrong]
         if self.audit is not None and self.audit.refutes:
-            found.append(Finding("verdict.robust", "the audit breaks more than 1 % (95 %) of it"))
-        if self.geometry is not None and not self.geometry.consistent:
-            found.append(Finding(f"summary.{CLAIM}", "is not what was measured again"))
+            text = "more than 1 % of it breaks, with 99.9 % confidence"
+            found.append(Finding("verdict.robust", text))
+        if self.geometry is not None:
+            if not self.geometry.consistent:
+                found.append(Finding(f"summary.{CLAIM}", "is not what was measured again"))
+            found += [Finding("rows", text) for text in self.geometry.differing]
         return found
 
     @property
-    def badges(self) -> tuple[str, ...]:
-        """Badges earned; none says that all of a record is true."""
-        if self.inconsistent:
-            return ()
-        badges = [SCHEMA_OK]
-        if self.evidence.proves:
-            badges.append(PROVEN)
-        if self.audit is not None and self.evidence.same_model and not self._own:
-            badges.append(f"audited {len(self.audit.rows)}")
-        return tuple(badges)
+    def state(self) -> State:
+        """How far the record is checked; none of the states says that all of it is true."""
+        proven = self.evidence.same_model and self.evidence.adversarials is not None
+        measured = self.geometry is not None or self.stored.record.summary.get(CLAIM) is None
+        if self._own or not proven or not measured:
+            return CLAIMED
+        again = self.audit is not None and self.audit.bound <= POINT
+        return REPRODUCED if again else CHECKED
 
-    def receipt(self) -> Receipt:
+    def receipt(self, signer: str) -> Receipt:
         """Put down what was found, for the record as it lies there."""
-        record, repeated = self.stored.record, self.evidence.adversarials
+        record, repeated, audited = self.stored.record, self.evidence.adversarials, self.audit
+        broke = () if audited is None else audited.broke.tolist()
         return Receipt(
             record=sha256_of(self.stored.path),
             evidence=None if record.evidence is None else record.evidence.sha256,
-            badges=self.badges,
+            state=self.state,
+            signer=signer,
             proven=0 if repeated is None else int(repeated.proven.sum()),
             tolerated=0 if repeated is None else int(repeated.tolerated.sum()),
-            audited=0 if self.audit is None else len(self.audit.rows),
-            overclaim=None if self.audit is None else self.audit.overclaim,
+            audited=0 if audited is None else len(audited.rows),
+            broke=tuple(sorted({*self._counted, *broke})),
+            bound=None if audited is None else audited.bound,
+            seed=None if audited is None else audited.seed,
+            challenges=tuple(sha256_of(path) for path, no in self.challenges.items() if not no),
             versions=versions(),
             hardware=hardware(default_device()),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -99,8 +134,8 @@ def check_record(stored: Stored, options: CheckOptions, *, tell: Tell, show: Sho
     found.evidence = check_evidence(stored, examples=examples, model=model)
     if model is not None and examples is not None and not found_in_flags(found.inconsistent):
         show("verify", 0.5, "challenges")
-        found.challenges = challenge_findings(stored, model, examples)
-        if options.audit is not None:
+        found.challenges = judged_challenges(stored, model, examples)
+        if options.again:
             _audit(found, options, model, examples, show)
     return found
 
@@ -123,17 +158,18 @@ def _audit(
     show: Show,
 ) -> None:
     """Attack again, and measure the geometry again where the record is of one set of weights."""
-    assert options.audit is not None
     assert options.seed is not None
     if found.evidence.same_model is False:
         found.unchecked.append("no audit: the model is another one")
         return
+    count = None if options.reproduce else options.audit
     try:
         found.audit = audit(
             found.stored,
             model,
             examples,
-            count=options.audit,
+            robust=found.robust,
+            count=count,
             seed=options.seed,
             report=lambda progress: show("audit", progress.share, str(progress)),
         )
@@ -143,11 +179,11 @@ def _audit(
         settings = settings_of(found.stored.record)
         if isinstance(settings, AppraisalConfig):
             found.geometry = remeasure(
-                found.stored.record,
+                found.stored,
                 settings,
                 model,
                 examples,
-                count=options.audit,
+                count=count or _REMEASURED,
                 seed=options.seed,
                 root=options.root,
                 report=lambda share, text: show("geometry", share, text),

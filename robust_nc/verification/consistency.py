@@ -19,7 +19,7 @@ import pandas as pd
 from robust_nc.config import Component, RunConfig, read
 from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.io.files import digest
-from robust_nc.io.untrusted import file_name, read_json
+from robust_nc.io.untrusted import file_name
 from robust_nc.pipeline.finished_model import SUITE, AppraisalConfig
 from robust_nc.pipeline.make_record import summary, which_examples
 from robust_nc.record.schema import (
@@ -28,7 +28,6 @@ from robust_nc.record.schema import (
     Score,
     Stored,
     Verdict,
-    broken_seals,
     unpack_flags,
 )
 from robust_nc.statistics.intervals import wilson
@@ -42,8 +41,7 @@ def inconsistencies(stored: Stored) -> list[Finding]:
     """Name everything in which a record contradicts itself or its rows; empty if nothing does."""
     record = stored.record
     found = [
-        Finding(field, "is not what it was when the record was sealed")
-        for field in (broken_seals(read_json(stored.path)) if record.seals else ())
+        Finding(field, "is not what it was when the record was sealed") for field in stored.changed
     ]
     if not record.seals and (record.evidence or record.weights.state):
         found.append(Finding("seals", "are missing: a record that has evidence is sealed"))

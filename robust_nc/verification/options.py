@@ -25,15 +25,27 @@ class CheckOptions:
     may overstate."""
     seed: int | None = None
     """Seed of the audit (default: drawn, and told)."""
-    save: bool = False
-    """Leave a receipt beside the record, which the board shows as its badge."""
+    reproduce: bool = False
+    """Audit as many as show that robust accuracy is at most 1 point lower (95 %), or all."""
+    sign: Path | None = None
+    """Leave a receipt beside the record, signed with this key of OpenSSH. It counts where
+    allowed_signers in the folder of results holds the key."""
     root: Path | None = None
     """Folder of data sets (default: $ROBUST_NC_DATA, else ~/.cache/robust_nc)."""
 
+    @property
+    def again(self) -> bool:
+        """Whether attacks and measures are to be made again."""
+        return self.reproduce or self.audit is not None
+
     def check(self) -> None:
         """Raise `ConfigError` for options that cannot be, or that do not go together."""
-        if self.audit is not None and self.model is None:
-            raise ConfigError("--audit attacks the model again; name it with --model")
+        if self.again and self.model is None:
+            raise ConfigError(
+                "--audit and --reproduce attack the model again; name it with --model"
+            )
+        if self.reproduce and self.audit is not None:
+            raise ConfigError("--reproduce chooses how many are audited; leave out --audit")
         if self.audit is not None and self.audit < 1:
             raise ConfigError(f"--audit must be at least 1, found {self.audit}")
         if self.seed is not None and self.seed < 0:

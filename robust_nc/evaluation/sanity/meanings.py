@@ -100,20 +100,6 @@ MEANINGS: Mapping[str, Meaning] = MappingProxyType(
     }
 )
 
-# After these, attacks that do not trust the gradients join the worst case.
-GRADIENT_WARNINGS = frozenset(
-    {
-        "probability-output",
-        "optimisation-in-forward",
-        "no-gradient",
-        "zero-gradients",
-        "unusable-gradients",
-        "masked-gradients",
-        "eps-no-zero",
-        "black-box-stronger",
-    }
-)
-
 
 def named_warning(name: str, seen: str) -> Warned:
     """Return the warning of that name; `seen` says, with the number, what was found this time."""

@@ -6,7 +6,6 @@
 """
 
 import re
-from collections.abc import Mapping
 from math import fsum, nan
 from pathlib import Path
 from typing import NamedTuple
@@ -15,17 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from robust_nc.exceptions import RecordError
-from robust_nc.io.files import digest
 from robust_nc.record.schema import Record
 from robust_nc.report.board.gather import (
     Identity,
     ModelFlags,
     identity,
+    is_finished,
     models_of_row,
     read_results,
     value_in,
 )
-from robust_nc.report.board.ranking import compare_all
+from robust_nc.report.board.ranking import compare_with
 from robust_nc.report.board.table import SCORES, SUMMARIES, mean_share
 from robust_nc.statistics.intervals import MIN_SEEDS_FOR_T, Interval, wilson
 from robust_nc.statistics.significance import mcnemar, paired_shares, seed_interval
@@ -45,10 +44,10 @@ class Side(NamedTuple):
     name: str
     models: list[ModelFlags]
 
-    def flags(self, accuracy: str, count: int) -> dict[int, _Flags]:
-        """Flags of the first `count` examples, by seed."""
+    def flags(self, accuracy: str, count: int) -> dict[int | str, _Flags]:
+        """Flags of the first `count` examples, by `ModelFlags.member`."""
         return {
-            one.record.seed: (one.clean if accuracy == "clean" else one.robust)[:count]
+            one.member: (one.clean if accuracy == "clean" else one.robust)[:count]
             for one in self.models
         }
 
@@ -75,7 +74,7 @@ class Accuracy(NamedTuple):
     p: float
     test: str
     counts: Discordant | None
-    by_seed: dict[int, tuple[float, float]]
+    by_seed: dict[int | str, tuple[float, float]]
 
 
 class Compared(NamedTuple):
@@ -123,25 +122,13 @@ def read_side(path: Path) -> Side:
             "name one record, or a folder with the seeds of one method"
         )
     models = models_of_row(records)
-    if len({one.record.seed for one in models}) < len(models):
-        raise RecordError(
-            f"{path} holds two models of one seed; keep one of them, or judge each with the seed "
-            "that it was trained with"
-        )
     return Side(path, records[0].record.model, models)
 
 
 def method(record: Record) -> Identity:
-    """What the seeds of one method share.
-
-    The models of others are named by where they lie and by their weights; both vary with the seed.
-    """
+    """What the seeds of one method share; models that came finished may have names of their own."""
     found = identity(record)
-    model = record.config.get("model")
-    if not (isinstance(model, Mapping) and {"reference", "state"} <= set(model)):
-        return found
-    kept = {key: value for key, value in record.config.items() if key not in {"seed", "model"}}
-    return found._replace(model="", recipe=digest(kept))
+    return found._replace(model="") if is_finished(record) else found
 
 
 def _check_alike(first: Record, second: Record, paths: tuple[Path, Path]) -> None:
@@ -186,13 +173,13 @@ def _common_start(first: Record, second: Record) -> bool:
 def _accuracy(name: str, first: Side, second: Side, count: int) -> Accuracy:
     one, other = first.flags(name, count), second.flags(name, count)
     shares = [{seed: float(flags.mean()) for seed, flags in side.items()} for side in (one, other)]
-    seeds = sorted({*one, *other})
+    seeds = sorted({*one, *other}, key=lambda seed: str(seed).rjust(20))
     by_seed = {seed: (shares[0].get(seed, nan), shares[1].get(seed, nan)) for seed in seeds}
     if len(one) == len(other) == 1:
         (first_flags,), (second_flags,) = one.values(), other.values()
         return _of_two_models(name, first_flags, second_flags, by_seed)
-    found = compare_all([one, other])
-    common = sorted(one.keys() & other.keys())
+    found = compare_with(one, [other])
+    common = sorted(one.keys() & other.keys(), key=lambda seed: str(seed).rjust(20))
     differences = [shares[0][seed] - shares[1][seed] for seed in common]
     test = f"paired t over {len(common)} seeds"
     if len(common) < MIN_SEEDS_FOR_T:
@@ -201,12 +188,12 @@ def _accuracy(name: str, first: Side, second: Side, count: int) -> Accuracy:
     difference = Interval(mean.value - against.value, nan, nan, 0, "none")
     if common:
         difference = seed_interval(differences, unit=1 / count)
-    p = float(found.p[0, 1])
+    p = float(found.p[0])
     return Accuracy(name, mean, against, difference, p, test, None, by_seed)
 
 
 def _of_two_models(
-    name: str, first: _Flags, second: _Flags, by_seed: dict[int, tuple[float, float]]
+    name: str, first: _Flags, second: _Flags, by_seed: dict[int | str, tuple[float, float]]
 ) -> Accuracy:
     counts = Discordant(
         int((first & second).sum()),

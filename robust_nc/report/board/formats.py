@@ -1,12 +1,13 @@
 """A leaderboard, paired differences and answers of SQL, written as tables of text (`render`)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from robust_nc.exceptions import RecordError
+from robust_nc.record.standing import CLAIMED
 from robust_nc.report.board.render import (
     MISSING,
     WIDTH,
@@ -17,6 +18,7 @@ from robust_nc.report.board.render import (
     render,
     render_csv,
 )
+from robust_nc.statistics.significance import ALPHA
 
 GAP = "gap, points"
 INTERVALS = {
@@ -25,8 +27,8 @@ INTERVALS = {
     "wilson": "95 % Wilson interval over the examples of one seed",
 }
 RANKS = (
-    "#: 1 + the number of rows that are significantly better (exact McNemar over examples or "
-    "paired t over seeds, Holm over the table, 0.05)"
+    "#: the tier; the best row of one is significantly better than the first of the next (exact "
+    "McNemar over examples or paired t over seeds, Holm over what it is compared with, 0.05)"
 )
 NULLS = (
     "null of NC1 attacked: each example put on the vertex it leaped to; "
@@ -166,27 +168,58 @@ def has_gap(frame: pd.DataFrame) -> bool:
 def told_columns(frame: pd.DataFrame) -> dict[str, tuple[str, Callable[[Any], str]]]:
     """Columns of a board that are shown where any row has something to say: header, writer."""
     known: dict[str, tuple[str, Callable[[Any], str]]] = {
-        "badge": ("badge", lambda badge: badge or MISSING),
+        "state": ("state", str),
         "collapse_radius": ("collapse radius", short),
         "leap_layer": ("leap layer", short),
     }
     return {
         key: column
         for key, column in known.items()
-        if (frame[key].ne("") & frame[key].notna()).any()
+        if (~frame[key].isin(["", CLAIMED]) & frame[key].notna()).any()
     }
 
 
 def standing_notes(frame: pd.DataFrame) -> list[str]:
     """Say what ranks mean, which rows have none and why, and what challenges took."""
     notes = [RANKS] if frame["rank"].notna().any() else []
-    reasons = sorted(set(frame["unranked"]) - {""})
-    if reasons:
-        notes.append(f"not ranked (-): {', '.join(reasons)}")
-    taken = int(frame["challenged"].sum())
+    by_value = frame["order"].notna()
+    for sign, which in (("(n), by value and not tested", by_value), ("-, not ranked", ~by_value)):
+        reasons = sorted(set(frame["unranked"][which]) - {""})
+        if reasons:
+            notes.append(f"{sign}: {', '.join(reasons)}")
+    taken, pending = int(frame["challenged"].sum()), int(frame["pending"].sum())
     if taken:
         notes.append(f"after challenges, which took {count_text(taken, taken, 'example')}")
+    if pending:
+        notes.append(f"{count_text(pending, pending, 'challenge')} that nobody judged yet")
     return notes
+
+
+def leader(frame: pd.DataFrame) -> str:
+    """Say which row leads one board, by how much, and how sure that is; "" where none does.
+
+    >>> row = {"rank": 1.0, "order": math.nan, "model": "a", "robust": 0.5, "lead_over": "b"}
+    >>> row |= {"lead": 0.02, "lead_p": 0.2, "lead_test": "paired over 3 seeds"}
+    >>> leader(pd.DataFrame([row]))[-70:]
+    '2.0 points above b (p = 0.2, paired over 3 seeds), which may be chance'
+    """
+    placed = frame[frame["rank"].eq(1) | frame["order"].eq(1)]
+    if placed.empty:
+        return ""
+    row = placed.iloc[0]
+    told = f"{row['model']} leads with {percent(row['robust'])} % robust"
+    if not row["lead_over"]:
+        return told
+    told += f", {100 * row['lead']:.1f} points above {row['lead_over']} "
+    told += f"(p = {row['lead_p']:.2g}, {row['lead_test']})"
+    return told if row["lead_p"] < ALPHA else f"{told}, which may be chance"
+
+
+def place_text(row: Mapping[Hashable, Any]) -> str:
+    """Write the place of a row in its table: its tier, or in brackets its place by value."""
+    if math.isfinite(row["rank"]):
+        return f"{row['rank']:.0f}"
+    return f"({row['order']:.0f})" if math.isfinite(row["order"]) else MISSING
 
 
 def _board_section(frame: pd.DataFrame) -> Section:
@@ -199,7 +232,7 @@ def _board_section(frame: pd.DataFrame) -> Section:
     )
     rows = [
         (
-            f"{row['rank']:.0f}" if math.isfinite(row["rank"]) else MISSING,
+            place_text(row),
             name,
             str(row["seeds"]),
             percent(row["clean"], row["clean_low"], row["clean_high"]),
@@ -214,13 +247,18 @@ def _board_section(frame: pd.DataFrame) -> Section:
         )
         for name, row in zip(display_names(frame), frame.to_dict("records"), strict=True)
     ]
-    notes = [_over(frame), interval_note(set(frame["interval"])), *standing_notes(frame)]
+    notes = [
+        *filter(None, [leader(frame)]),
+        _over(frame),
+        interval_note(set(frame["interval"])),
+        *standing_notes(frame),
+    ]
     if gaps:
         weaker = sorted(set(frame["beside"]) - {""})
         verb = "flatters" if len(weaker) == 1 else "flatter"
         notes.append(f"gap: points by which {', '.join(weaker)} {verb}")
-    caption = "; ".join([*notes, NULLS])
-    return _section(frame, headers, rows, caption, names=2, extra=len(told.keys() - {"badge"}))
+    caption = ". ".join(filter(None, [leader(frame), "; ".join([*notes, NULLS])]))
+    return _section(frame, headers, rows, caption, names=2, extra=len(told.keys() - {"state"}))
 
 
 def _paired_section(frame: pd.DataFrame) -> Section:

@@ -4,6 +4,7 @@
 'trades(beta=3.0)'
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,16 +16,19 @@ import pandas as pd
 from robust_nc.exceptions import InputError, RecordError
 from robust_nc.io.files import digest
 from robust_nc.record.folder import read_all
+from robust_nc.record.protocol import judged_protocol
 from robust_nc.record.schema import COLUMNS, Record, Stored, unpack_flags
-from robust_nc.record.standing import best_badge, standing, weakest_badge
+from robust_nc.record.standing import State, standing, weakest_state
 from robust_nc.threat import Ball
 
 
 class Identity(NamedTuple):
     """What a row of the leaderboard is about; seeds that agree in all of it are averaged.
 
-    `recipe` is the digest of the configuration without its seed, `images` the fingerprint of the
-    examples that were judged: two recipes under one name, or two sets of images, stay two rows.
+    `recipe` is the digest of the configuration without its seed, and of a finished model also
+    without its reference and weights; `images` the fingerprint of the examples that were judged:
+    two recipes under one name, or two sets of images, stay two rows. `protocol` is "custom" where
+    the attacks are not those of the protocol that the record names.
     """
 
     suite: str
@@ -45,14 +49,26 @@ class Identity(NamedTuple):
 class ModelFlags(NamedTuple):
     """A model of one seed as it stands: flags `(N,)` after all challenges.
 
-    `challenged` examples were taken by challenges; `badge` is the best that its receipt gives.
+    `challenged`, `pending`, `state` are those of its `Standing`; `bound` is the share of all
+    examples by which an audit leaves `robust` too high (95 %), NaN where there was none.
     """
 
     record: Record
     clean: npt.NDArray[np.bool_]
     robust: npt.NDArray[np.bool_]
     challenged: int
-    badge: str
+    pending: int
+    state: State
+    bound: float
+
+    @property
+    def member(self) -> int | str:
+        """What tells the models of a row apart, and pairs them with those of another.
+
+        The seed where we trained them: it gives all models of one seed the same order of the data.
+        """
+        record = self.record
+        return record.weights.state or record.seed if is_finished(record) else record.seed
 
 
 # Columns that `gather_rows` puts in front of the columns of a record's rows.
@@ -73,9 +89,10 @@ def read_results(results: str | Path | Sequence[Stored]) -> list[Stored]:
     if not records:
         place = f" in {results}" if isinstance(results, str | Path) else ""
         raise RecordError(f"there are no records{place}; run a suite first: robust-nc run SUITE")
-    seen: dict[tuple[Identity, int], Path] = {}
+    seen: dict[tuple[Identity, int, str | None], Path] = {}
     for stored in records:
-        key = (identity(stored.record), stored.record.seed)
+        record = stored.record
+        key = (identity(record), record.seed, record.weights.state if is_finished(record) else None)
         if key in seen:
             raise RecordError(
                 f"{stored.path} and {seen[key]} are the same model, configuration and seed; "
@@ -89,6 +106,7 @@ def identity(record: Record) -> Identity:
     """Return what a record is about, apart from its seed."""
     threat, model = _table(record.config, "threat"), _table(record.config, "model")
     norm, eps = str(threat.get("norm", "")), _number(threat.get("eps"))
+    own = {"seed", "model"} if is_finished(record) else {"seed"}
     return Identity(
         suite=record.suite,
         dataset=record.data.dataset,
@@ -97,21 +115,31 @@ def identity(record: Record) -> Identity:
         norm=norm,
         eps=eps,
         ball=_ball(norm, eps),
-        protocol=record.protocol,
+        protocol=judged_protocol(record),
         model=record.model,
         backbone=part_label(_table(model, "backbone")),
         head=record.head,
         objective=record.objective,
-        recipe=digest({key: value for key, value in record.config.items() if key != "seed"}),
+        recipe=digest({key: value for key, value in record.config.items() if key not in own}),
     )
 
 
+def is_finished(record: Record) -> bool:
+    """Whether a record is of a model that came finished, named by where it lies and its weights."""
+    return {"reference", "state"} <= _table(record.config, "model").keys()
+
+
 def model_flags(stored: Stored) -> ModelFlags:
-    """Return a record as it stands; raises `RecordError` for damaged flags, receipt or challenge.
+    """Return a record as it stands; raises `RecordError` for what was changed or is damaged.
 
     What challenges took is gone from `robust`.
     """
     record = stored.record
+    if stored.changed:
+        raise RecordError(
+            f"{stored.path} was changed after it was sealed, in {', '.join(stored.changed)}; make "
+            "it again, or remove it"
+        )
     try:
         clean = unpack_flags(record.verdict.clean_correct)
         robust = unpack_flags(record.verdict.robust)
@@ -123,7 +151,16 @@ def model_flags(stored: Stored) -> ModelFlags:
             f"it judged {record.data.examples}; make it again"
         )
     stands = standing(stored)
-    return ModelFlags(record, clean, stands.robust, stands.challenged, best_badge(stands.badges))
+    bound = None if stands.receipt is None else stands.receipt.bound
+    return ModelFlags(
+        record,
+        clean,
+        stands.robust,
+        stands.challenged,
+        stands.pending,
+        stands.state,
+        math.nan if bound is None else bound,
+    )
 
 
 def models_of_row(members: Sequence[Stored]) -> list[ModelFlags]:
@@ -141,7 +178,9 @@ def models_of_row(members: Sequence[Stored]) -> list[ModelFlags]:
             models[state] = first._replace(
                 robust=first.robust & found.robust,
                 challenged=first.challenged + found.challenged,
-                badge=weakest_badge([first.badge, found.badge]),
+                pending=first.pending + found.pending,
+                state=weakest_state([first.state, found.state]),
+                bound=float(np.maximum(first.bound, found.bound)),
             )
     return list(models.values())
 

@@ -26,7 +26,7 @@ from robust_nc.exceptions import ConfigError, RecordError
 from robust_nc.record.folder import read_all
 from robust_nc.record.schema import COLUMNS as ROW_COLUMNS
 from robust_nc.record.schema import Stored
-from robust_nc.record.standing import best_badge, standing
+from robust_nc.record.standing import standing
 from robust_nc.report.board.gather import identity
 from robust_nc.report.board.table import SUMMARIES, leaderboard
 
@@ -53,7 +53,7 @@ RECORD_COLUMNS = {
     for name in (
         *("path", "cell", "suite", "model", "backbone", "head", "objective", "seed", "dataset"),
         *("norm", "eps", "ball", "protocol", "n", *_REALS[1:], *_SCORES),
-        *("passes_forward", "passes_backward", "parameters", "badge", "challenged", "warnings"),
+        *("passes_forward", "passes_backward", "parameters", "state", "challenged", "warnings"),
         *("created", *MEASURES, "images", "recipe", "summary", "config"),
     )
 }
@@ -203,7 +203,7 @@ def _facts(stored: Stored) -> dict[str, Any]:
         "passes_forward": record.passes.forward,
         "passes_backward": record.passes.backward,
         "parameters": record.weights.parameters,
-        "badge": best_badge(stands.badges),
+        "state": stands.state,
         "challenged": stands.challenged,
         "warnings": ", ".join(sorted({one.name for one in record.warnings})),
         "created": record.created,

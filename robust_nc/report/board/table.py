@@ -4,6 +4,7 @@
 ['robust', 'robust_high', 'robust_low', 'seeds']
 """
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,8 +17,9 @@ import pandas as pd
 
 from robust_nc.exceptions import InputError, unknown_name
 from robust_nc.io.files import digest
+from robust_nc.record.protocol import CUSTOM
 from robust_nc.record.schema import Record, Stored
-from robust_nc.record.standing import weakest_badge
+from robust_nc.record.standing import CHECKED, CLAIMED, REPRODUCED, weakest_state
 from robust_nc.registry import PROTOCOLS
 from robust_nc.report.board.gather import (
     Identity,
@@ -27,8 +29,15 @@ from robust_nc.report.board.gather import (
     read_results,
     value_in,
 )
-from robust_nc.report.board.ranking import MIN_EXAMPLES, ranks
-from robust_nc.statistics.intervals import Interval, mean_interval, paired_interval, wilson
+from robust_nc.report.board.ranking import MIN_EXAMPLES, Row, compare_with, tiers
+from robust_nc.statistics.intervals import (
+    MIN_SEEDS_FOR_T,
+    Interval,
+    mean_interval,
+    paired_interval,
+    wilson,
+)
+from robust_nc.types import DOUBTS
 
 # Rows that agree in these are ranked together; any other two are not comparable.
 BOARD = ("dataset", "ball", "protocol", "examples", "images")
@@ -47,12 +56,19 @@ SUMMARIES = (
     "leap_layer",
 )
 COLUMNS = (
-    *("rank", "unranked", "model", "backbone", "head", "objective", "suite", "dataset"),
-    *("ball", "norm", "eps", "protocol", "seeds", "examples", "badge", "challenged"),
+    *("rank", "order", "unranked", "model", "backbone", "head", "objective", "suite", "dataset"),
+    *("ball", "norm", "eps", "protocol", "seeds", "examples", "state", "bound"),
+    *("challenged", "pending"),
     *("clean", "clean_low", "clean_high", "robust", "robust_low", "robust_high", "interval"),
+    *("lead_over", "lead", "lead_p", "lead_test"),
     *("beside", "robust_beside", "gap", "robust_last", *SUMMARIES),
     *("parameters", "passes_per_example", "warnings", "images", "recipe"),
 )
+_FEW = f"fewer than {MIN_EXAMPLES:,} examples"
+_CLAIMED, _CHECKED = f"{CLAIMED}, not {REPRODUCED}", f"{CHECKED}, not {REPRODUCED}"
+# Behind ranked rows stand those that are ordered by value alone, then those in doubt.
+_RANKED, _BY_VALUE, _IN_DOUBT = 0, 1, 2
+_PLACES = {"": _RANKED, **dict.fromkeys((_FEW, _CLAIMED, _CHECKED), _BY_VALUE)}
 PAIRED_COLUMNS = (
     *("suite", "dataset", "ball", "protocol", "backbone", "objective", "model", "against"),
     *("measure", "difference", "low", "high", "interval", "seeds", "examples"),
@@ -68,13 +84,18 @@ def leaderboard(results: str | Path | Sequence[Stored]) -> pd.DataFrame:
     seeds), `wilson` (over the examples of one seed). `clean` and `robust` are of the weights that
     validation chose; `robust_last` and the measures are of the last weights, means over seeds, NaN
     where any seed lacks one. `robust_beside` is the accuracy under the weaker protocol `beside`,
-    and `gap` by how much that flatters. `recipe` is the digest of the configuration without its
-    seed, `badge` the weakest of its seeds' best badges ("" none).
+    and `gap` by how much that flatters. `state` is the weakest of its seeds' ("claimed", "checked",
+    "reproduced"), `bound` the share of all examples by which audits leave `robust` too high (95 %,
+    the largest of its seeds'), `pending` how many challenges nobody judged yet.
 
-    `rank` is 1 + the number of rows that are significantly better (`report.ranking`), within one
-    data set, ball, protocol and set of examples (`images`, their fingerprint); NaN, with the reason
-    in `unranked`, for fewer than `ranking.MIN_EXAMPLES` examples and for random output. Raises
-    `RecordError` if there are no records, or one, its receipt or a challenge is damaged.
+    `rank` is the tier (`board.ranking`) within one data set, ball, protocol and set of examples
+    (`images`, their fingerprint); NaN, with the reason in `unranked`, for fewer than
+    `ranking.MIN_EXAMPLES` examples, for what is not reproduced, for attacks that are not those of
+    the protocol, and where gradients or randomness leave a doubt. Rows without a rank stand below;
+    the first two kinds have an `order` among themselves, by value and not tested.
+    `lead` is by how much a row is above the next one of its table, `lead_over`, with the p-value of
+    the test `lead_test`, not adjusted. Raises `RecordError` if there are no records, or one or a
+    challenge is damaged.
 
     >>> from robust_nc.exceptions import RecordError
     >>> try:
@@ -90,14 +111,42 @@ def leaderboard(results: str | Path | Sequence[Stored]) -> pd.DataFrame:
     frame = pd.DataFrame([_row(what, each) for what, each in zip(groups, models, strict=True)])
     frame["unranked"] = [_unranked(row) for row in frame.to_dict("records")]
     frame["rank"] = math.nan
+    robust = [{one.member: one.robust for one in row} for row in models]
+    clean = [{one.member: one.clean for one in row} for row in models]
     for _, table in frame[frame["unranked"] == ""].groupby(list(BOARD)):
-        rows = [{one.record.seed: one.robust for one in models[i]} for i in table.index]
-        frame.loc[table.index, "rank"] = ranks(rows)
+        rows = [robust[i] for i in table.index], [clean[i] for i in table.index]
+        frame.loc[table.index, "rank"] = tiers(rows[0], clean=rows[1])
     order = dict.fromkeys(("dataset", "norm", "eps", *BOARD[2:], "last"), True)
     order |= {"robust": False, "model": True, "recipe": True}
-    frame = frame.assign(last=frame["unranked"] != "")
-    frame = frame.sort_values(list(order), ascending=list(order.values()), ignore_index=True)
-    return frame[list(COLUMNS)]
+    frame = frame.assign(last=[_PLACES.get(one, _IN_DOUBT) for one in frame["unranked"]])
+    frame = frame.sort_values(list(order), ascending=list(order.values()))
+    frame["order"], leads = math.nan, {}
+    for (*_, last), table in frame.groupby([*BOARD, "last"], sort=False):
+        if last == _BY_VALUE:
+            frame.loc[table.index, "order"] = np.arange(1, len(table) + 1)
+        for first, second in itertools.pairwise(table.index):
+            leads[first] = _lead(robust[first], robust[second], frame.loc[second])
+    for name, none in (
+        ("lead_over", ""),
+        ("lead", math.nan),
+        ("lead_p", math.nan),
+        ("lead_test", ""),
+    ):
+        frame[name] = [leads[i][name] if i in leads else none for i in frame.index]
+    return frame.reset_index(drop=True)[list(COLUMNS)]
+
+
+def _lead(first: Row, second: Row, below: "pd.Series[Any]") -> dict[str, Any]:
+    """Say by how much a row is above the one below it, and how sure that is."""
+    common = len(first.keys() & second.keys())
+    over = f"{common} seeds" if common >= MIN_SEEDS_FOR_T else f"{below['examples']:,} examples"
+    shares = [np.mean([flags.mean() for flags in row.values()]) for row in (first, second)]
+    return {
+        "lead_over": below["model"],
+        "lead": shares[0] - shares[1],
+        "lead_p": float(compare_with(first, [second]).p[0]),
+        "lead_test": f"paired over {over}",
+    }
 
 
 def paired(
@@ -149,8 +198,10 @@ def _row(what: Identity, models: list[ModelFlags]) -> dict[str, Any]:
     row |= {"beside": str(beside or ""), "gap": row["robust_beside"] - robust.value}
     return {
         **row,
-        "badge": weakest_badge([one.badge for one in models]),
+        "state": weakest_state([one.state for one in models]),
+        "bound": float(np.max([one.bound for one in models])),
         "challenged": sum(one.challenged for one in models),
+        "pending": sum(one.pending for one in models),
         "interval": robust.kind if math.isfinite(robust.value) else clean.kind,
         "parameters": records[0].weights.parameters,
         "passes_per_example": _mean([_passes(record) for record in records]),
@@ -164,10 +215,16 @@ def _unranked(row: dict[Any, Any]) -> str:
         return "no verdict"
     if not row["ball"]:
         return "no ball"
+    if row["protocol"] == CUSTOM:
+        return "attacks that are not those of the protocol it names"
+    doubts = sorted(DOUBTS.intersection(row["warnings"].split(", ")))
+    if doubts:
+        return f"in doubt: {', '.join(doubts)}"
+    if PROTOCOLS.load(row["protocol"]).draws > 1:
+        return "in doubt: random-output"
     if row["examples"] < MIN_EXAMPLES:
-        return f"fewer than {MIN_EXAMPLES:,} examples"
-    draws = PROTOCOLS.load(row["protocol"]).draws if row["protocol"] in PROTOCOLS else 1
-    return "random output" if draws > 1 or "random-output" in row["warnings"] else ""
+        return _FEW
+    return {CLAIMED: _CLAIMED, CHECKED: _CHECKED}.get(row["state"], "")
 
 
 def _share(models: list[ModelFlags], name: str) -> Interval:

@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 import pandas as pd
 
 from robust_nc.record.schema import Record, Stored
-from robust_nc.record.standing import best_badge, standing
+from robust_nc.record.standing import standing
 from robust_nc.report.board.formats import count_text
 from robust_nc.report.board.gather import identity, value_in
 from robust_nc.report.figures.selection import RowFilter, deepest, optional, taps_in_order
@@ -133,7 +133,7 @@ def page_values(
     warnings = {(one.name, one.message) for record in records for one in record.warnings}
     return {
         "row": row,
-        "columns": [one for one in COLUMNS if one.number or one.key == "badge"],
+        "columns": [one for one in COLUMNS if one.number or one.key == "state"],
         "card": {} if card is None else dataclasses.asdict(card),
         "warnings": sorted(warnings)[:_MOST_ITEMS],
         "records": [(stored.record, _checked(stored)) for stored in shown],
@@ -211,7 +211,7 @@ def _distinct(values: Iterable[str]) -> str:
 def _checked(stored: Stored) -> str:
     found = standing(stored)
     lost = f"challenged: {count_text(found.challenged, found.challenged, 'example')} lost"
-    told = [best_badge(found.badges), lost if found.challenged else ""]
+    told = [found.state, lost if found.challenged else ""]
     return "; ".join(part for part in told if part) or "-"
 
 

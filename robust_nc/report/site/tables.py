@@ -42,7 +42,7 @@ _FILTERS = {
     "protocol": "protocol",
     "head": "head",
     "objective": "objective",
-    "badge": "evidence",
+    "state": "state",
 }
 
 
@@ -174,7 +174,7 @@ def published_boards(frame: pd.DataFrame) -> list[Board]:
         raise InputError(f"published rows lack the columns {', '.join(missing)}")
     links = frame["link"] if "link" in frame else [""] * len(frame)
     pages = [safe_link(link) if isinstance(link, str) else "" for link in links]
-    ordered = frame.assign(key="", page=pages, badge="unverified").sort_values(
+    ordered = frame.assign(key="", page=pages, state="unverified").sort_values(
         ["dataset", "ball", "robust"], ascending=[True, True, False]
     )
     groups = ordered.groupby(["dataset", "ball"], sort=False)
