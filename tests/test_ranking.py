@@ -222,6 +222,24 @@ class TestBoard:
         assert (row["seeds"], row["robust"], row["interval"]) == (1, 0.49, "wilson")
         assert leaderboard(records)["seeds"].tolist() == [2]
 
+    def test_weights_that_came_finished_under_one_name_are_the_seeds_of_one_row(self) -> None:
+        def judged(state: str, count: int, seed: int = 0, **config: object) -> Stored:
+            made = stored(flags(count), seed=seed, state=state)
+            model = {"reference": f"{state}.py:net", "state": state}
+            config = {**made.record.config, "model": model, "seed": seed, **config}
+            return made._replace(record=dataclasses.replace(made.record, config=config))
+
+        records = [judged(state, count) for state, count in (("a", 500), ("b", 520), ("c", 510))]
+        (row,) = leaderboard(records).to_dict("records")
+        assert (row["seeds"], row["robust"], row["interval"]) == (3, pytest.approx(0.51), "t95")
+        again = judged("a", 490, seed=1)  # the same weights, attacked with another seed
+        (row,) = leaderboard([*records, again]).to_dict("records")
+        assert (row["seeds"], row["robust"]) == (3, pytest.approx((490 + 520 + 510) / 3000))
+        other = judged("d", 500, evaluation={"protocol": "pgd", "examples": 7})
+        assert len(leaderboard([*records, other])) == 2
+        with pytest.raises(RecordError, match="the same model"):
+            leaderboard([*records, records[0]])
+
 
 class TestStanding:
     def test_challenges_that_hold_lower_accuracy_interval_and_rank(
