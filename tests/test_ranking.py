@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from robust_nc.exceptions import RecordError
-from robust_nc.record import Caution, Stored
+from robust_nc.record import AttackUse, Caution, Stored
 from robust_nc.record.standing import receipt_path
 from robust_nc.report.board.formats import format_table
 from robust_nc.report.board.ranking import compare_with, tiers
@@ -125,6 +125,18 @@ def test_equal_models_are_rarely_told_apart(kinds: list[int]) -> None:
     assert wrong / 400 <= 0.05
 
 
+def doubted(stored: Stored, name: str, broke: int = 11) -> Stored:
+    """A record with a warning, of whose examples Square broke some after the other attacks."""
+    square = AttackUse(name="square", parameters={"attack": "Square"}, broke=broke)
+    return stored._replace(
+        record=dataclasses.replace(
+            stored.record,
+            warnings=(Caution(name=name, message="..."),),
+            attacks=(*stored.record.attacks, square),
+        )
+    )
+
+
 class TestBoard:
     @pytest.fixture
     def made(self, tmp_path: Path, signing_key: Path):
@@ -177,7 +189,7 @@ class TestBoard:
     @pytest.mark.parametrize("doubt", sorted(DOUBTS))
     def test_a_doubt_stands_below_the_ranked_rows_with_its_reason(self, made, doubt) -> None:
         records = [
-            made(900, objective="standard", warnings=(Caution(name=doubt, message="..."),)),
+            doubted(made(900, objective="standard"), doubt),
             made(500, objective="pgd"),
             made(600, objective="trades"),
         ]
@@ -186,6 +198,11 @@ class TestBoard:
         assert frame["unranked"].tolist() == ["", "", f"in doubt: {doubt}"]
         assert frame["rank"].tolist()[:2] == [1, 2]
         assert f"-, not ranked: in doubt: {doubt}" in " ".join(format_table(frame).split())
+
+    def test_a_few_examples_that_fall_without_gradients_are_no_doubt(self, made) -> None:
+        frame = leaderboard([doubted(made(900), "black-box-stronger", broke=10)])
+        assert (frame["rank"].tolist(), frame["unranked"].tolist()) == ([1], [""])
+        assert frame["warnings"].tolist() == ["black-box-stronger"]
 
     def test_random_protocols_have_no_rank(self, made) -> None:
         frame = leaderboard([made(800, protocol="rand")])

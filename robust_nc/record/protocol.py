@@ -1,4 +1,4 @@
-"""Which protocol a record's attacks are, whatever it calls itself.
+"""What a record's attacks say of its verdict, whatever it calls itself: protocol and doubts.
 
 >>> from robust_nc.plugins import find_protocol
 >>> parameters_of(find_protocol("fgsm").attacks[0][1])["attack"]
@@ -14,8 +14,11 @@ from robust_nc.exceptions import RobustNCError
 from robust_nc.plugins import find_protocol
 from robust_nc.record.schema import Record
 from robust_nc.threat import Ball
+from robust_nc.types import DOUBTS
 
 CUSTOM = "custom"
+_BLACK_BOX, _WITHOUT_GRADIENTS = "black-box-stronger", ("Square", "RayS")
+_POINT = 0.01
 
 
 def parameters_of(attack: object) -> dict[str, Any]:
@@ -38,6 +41,18 @@ def judged_protocol(record: Record) -> str:
         return CUSTOM
     run = [(use.name, use.parameters) for use in record.attacks]
     return record.protocol if all(one in run for one in meant) else CUSTOM
+
+
+def doubts(record: Record) -> frozenset[str]:
+    """Return the warnings that leave a verdict in doubt, by name.
+
+    That attacks without gradients broke what the others missed is one if it was more than 1 point:
+    an audit asks for no more, and many a sound model loses two or three examples in this way.
+    """
+    found = DOUBTS.intersection(one.name for one in record.warnings)
+    broke = sum(u.broke for u in record.attacks if u.parameters.get("attack") in _WITHOUT_GRADIENTS)
+    few = broke <= _POINT * record.data.examples
+    return found - {_BLACK_BOX} if few else found
 
 
 @functools.cache

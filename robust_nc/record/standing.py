@@ -99,10 +99,10 @@ def receipt_path(record: Path) -> Path:
 def signers_path(record: Path) -> Path:
     """Path of the keys whose receipts count, for a record `<results>/<suite>/<model>/<cell>.json`.
 
-    >>> signers_path(Path("results/evaluated/net/00ff.json")).as_posix()
-    'results/allowed_signers'
+    >>> signers_path(Path("/results/evaluated/net/00ff.json")).as_posix()
+    '/results/allowed_signers'
     """
-    return record.parent.parent.parent / SIGNERS
+    return record.absolute().parents[2] / SIGNERS
 
 
 def challenge_path(record: Path, evidence: str) -> Path:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from robust_nc.exceptions import InputError, unknown_name
 from robust_nc.io.files import digest
-from robust_nc.record.protocol import CUSTOM
+from robust_nc.record.protocol import CUSTOM, doubts
 from robust_nc.record.schema import Record, Stored
 from robust_nc.record.standing import CHECKED, CLAIMED, REPRODUCED, weakest_state
 from robust_nc.registry import PROTOCOLS
@@ -37,7 +37,6 @@ from robust_nc.statistics.intervals import (
     paired_interval,
     wilson,
 )
-from robust_nc.types import DOUBTS
 
 # Rows that agree in these are ranked together; any other two are not comparable.
 BOARD = ("dataset", "ball", "protocol", "examples", "images")
@@ -202,6 +201,7 @@ def _row(what: Identity, models: list[ModelFlags]) -> dict[str, Any]:
         "bound": float(np.max([one.bound for one in models])),
         "challenged": sum(one.challenged for one in models),
         "pending": sum(one.pending for one in models),
+        "doubts": frozenset().union(*map(doubts, records)),
         "interval": robust.kind if math.isfinite(robust.value) else clean.kind,
         "parameters": records[0].weights.parameters,
         "passes_per_example": _mean([_passes(record) for record in records]),
@@ -217,9 +217,8 @@ def _unranked(row: dict[Any, Any]) -> str:
         return "no ball"
     if row["protocol"] == CUSTOM:
         return "attacks that are not those of the protocol it names"
-    doubts = sorted(DOUBTS.intersection(row["warnings"].split(", ")))
-    if doubts:
-        return f"in doubt: {', '.join(doubts)}"
+    if row["doubts"]:
+        return f"in doubt: {', '.join(sorted(row['doubts']))}"
     if PROTOCOLS.load(row["protocol"]).draws > 1:
         return "in doubt: random-output"
     if row["examples"] < MIN_EXAMPLES:
