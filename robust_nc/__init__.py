@@ -10,7 +10,16 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from robust_nc.config import MeasureConfig, ModelConfig, RunConfig
+    from robust_nc.config import (
+        Component,
+        DataConfig,
+        EvaluationConfig,
+        MeasureConfig,
+        ModelConfig,
+        RunConfig,
+        ThreatConfig,
+        TrainConfig,
+    )
     from robust_nc.data.load import load_dataset
     from robust_nc.evaluation.evaluate_model import Outcome, evaluate
     from robust_nc.geometry.collapse import Collapse, measure_collapse
@@ -31,6 +40,9 @@ _HOMES = {
     "Ball": "threat",
     "Classifier": "models.classifier",
     "Collapse": "geometry.collapse",
+    "Component": "config",
+    "DataConfig": "config",
+    "EvaluationConfig": "config",
     "Leaps": "geometry.leaps",
     "MeasureConfig": "config",
     "ModelConfig": "config",
@@ -40,6 +52,8 @@ _HOMES = {
     "Record": "record.schema",
     "Request": "pipeline.request",
     "RunConfig": "config",
+    "ThreatConfig": "config",
+    "TrainConfig": "config",
     "appraise": "pipeline.appraise",
     "build_model": "models.build",
     "compare": "report.board.comparing",
@@ -57,6 +71,9 @@ __all__ = [
     "Ball",
     "Classifier",
     "Collapse",
+    "Component",
+    "DataConfig",
+    "EvaluationConfig",
     "Leaps",
     "MeasureConfig",
     "ModelConfig",
@@ -66,6 +83,8 @@ __all__ = [
     "Record",
     "Request",
     "RunConfig",
+    "ThreatConfig",
+    "TrainConfig",
     "appraise",
     "build_model",
     "compare",

@@ -1,4 +1,4 @@
-"""Checks of what users hand in: images and labels, each answered with one sentence.
+"""Checks of what users hand in: model, images and labels, each answered with one sentence.
 
 >>> import torch
 >>> check_images(torch.rand(2, 1, 4, 4)).dtype
@@ -11,9 +11,19 @@ robust_nc.exceptions.InputError: labels must be in 0..2, found 3
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robust_nc.exceptions import InputError
+
+
+def check_model(model: object) -> nn.Module:
+    """Return the model, or raise `InputError` for what is no `torch.nn.Module`."""
+    if isinstance(model, nn.Module):
+        return model
+    raise InputError(
+        f"the model must be a torch.nn.Module that maps images to logits, found a "
+        f"{type(model).__name__}; hand in the module itself, or one whose forward calls it"
+    )
 
 
 def check_images(images: object, *, what: str = "images") -> Tensor:
@@ -53,10 +63,12 @@ def check_labels(
 ) -> Tensor:
     """Return labels as int64 `(n,)`, on the device they came on.
 
-    Floats are taken where every value is whole. Raises `InputError` for another shape or length
-    (one-hot rows too), and for labels below 0 or not below `num_classes`.
+    Floats are taken where every value is whole, and a column (n, 1). Raises `InputError` for
+    another shape or length (one-hot rows too), and for labels below 0 or not below `num_classes`.
     """
     found = _tensor(labels, what)
+    if found.ndim == 2 and found.shape[1] == 1:
+        found = found[:, 0]
     if found.ndim != 1:
         raise InputError(
             f"{what} must have the shape (N,), found {tuple(found.shape)}; "

@@ -11,6 +11,7 @@ Component(name='trades', options={'beta': 3.0})
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import json
 import re
@@ -34,9 +35,36 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def configuration(cls: type[T]) -> type[T]:
-    """Make a class a frozen, keyword-only dataclass that refuses unknown keys and wrong types."""
+    """Make a class a frozen, keyword-only dataclass that refuses unknown keys and wrong types.
+
+    What is no value of its type is read as in TOML: a table for a class of ours, a list for a
+    tuple, a name for a part. Raises `ConfigError` with one sentence for all else.
+    """
     made: Any = pydantic_dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)(cls)
+    strictly = made.__init__
+
+    @functools.wraps(strictly)
+    def as_in_toml(self: object, *args: object, **values: object) -> None:
+        try:
+            strictly(self, *args, **values)
+        except ValidationError:
+            if args:
+                raise ConfigError(f"{cls.__name__} takes keywords, such as name=value") from None
+            found = read(made, values, source=cls.__name__)
+            for field in dataclasses.fields(made):
+                object.__setattr__(self, field.name, getattr(found, field.name))
+
+    made.__init__ = as_in_toml
     return cast(type[T], made)
+
+
+def _as_json(value: Any) -> Any:
+    """Say a configuration in plain values, and a number of NumPy as one of Python."""
+    if dataclasses.is_dataclass(value):
+        return plain(value)
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{value!r} is no value of a configuration")
 
 
 @configuration
@@ -236,7 +264,7 @@ def read(kind: type[T], values: object, *, source: str = "configuration") -> T:
     Raises `ConfigError` with one sentence: the place, what was found, what is valid.
     """
     try:
-        return cast(T, _adapter(kind).validate_json(json.dumps(values)))
+        return cast(T, _adapter(kind).validate_json(json.dumps(values, default=_as_json)))
     except ValidationError as error:
         raise ConfigError(f"{source}: {_explain(kind, error)}") from None
     except (TypeError, ValueError) as error:

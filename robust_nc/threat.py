@@ -10,6 +10,7 @@
 True
 """
 
+import numbers
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -154,8 +155,10 @@ class Ball:
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise unknown_name("norm", self.norm, NORMS)
-        if isinstance(self.eps, bool) or not isinstance(self.eps, int | float):
+        if isinstance(self.eps, bool) or not isinstance(self.eps, numbers.Real):
             raise InputError(f"eps must be a number such as 8/255, found {self.eps!r}")
+        if not isinstance(self.eps, int | float):  # a number of NumPy
+            object.__setattr__(self, "eps", float(self.eps))
         if not 0 <= self.eps < float("inf"):
             raise InputError(f"eps must be finite and at least 0, found {self.eps}")
         if self.norm == "Linf" and self.eps > 1:
@@ -226,13 +229,20 @@ def format_eps(eps: float | int) -> str:
     return f"{whole}/255" if whole and abs(levels - whole) < 1e-6 else f"{eps:g}"
 
 
+def check_ball(ball: object) -> Ball:
+    """Return the ball, or raise `InputError` for what is none."""
+    if isinstance(ball, Ball):
+        return ball
+    raise InputError(f"the ball must be such as robust_nc.Ball('Linf', 8 / 255), found {ball!r}")
+
+
 def parse_eps(value: object) -> float:
     """Read eps given as a number or as a fraction.
 
     >>> parse_eps("8/255") == 8 / 255
     True
     """
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
         return float(value)
     above, bar, below = str(value).partition("/")
     try:

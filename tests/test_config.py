@@ -1,13 +1,17 @@
 """A configuration: read from TOML and JSON, checked, built, and the name of its cell."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import pytest
 
 from robust_nc.config import (
     Component,
+    ModelConfig,
     RunConfig,
+    TrainConfig,
     build,
     cell_id,
     component,
@@ -41,6 +45,34 @@ def test_a_configuration_survives_json() -> None:
 def test_what_is_no_table_gets_one_sentence() -> None:
     with pytest.raises(ConfigError, match=r"^suite\.toml: .*the top level"):
         read(RunConfig, [], source="suite.toml")
+
+
+def test_classes_take_what_toml_takes_and_refuse_the_rest_in_one_sentence() -> None:
+    made = RunConfig(
+        data={"dataset": "cifar10", "augment": ["crop"]},
+        model=ModelConfig(image_shape=[3, 32, 32], head="etf"),
+        train={"objective": {"name": "trades", "beta": 3.0}, "lr": np.float32(0.5)},
+        threat={"eps": "8/255"},
+        seed=np.int64(3),
+    )
+    assert made.train.objective == Component(name="trades", options={"beta": 3.0})
+    assert (made.data.augment, made.model.head.name) == (("crop",), "etf")
+    assert (made.train.lr, made.seed, made.threat.eps) == (0.5, 3, 8 / 255)
+    assert made == read(RunConfig, plain(made))
+    assert dataclasses.replace(made, train={"epochs": 1}).train == TrainConfig(epochs=1)
+    for values, sentence in (
+        ({"train": {"epoch": 3}}, "RunConfig: unknown key 'train.epoch' (did you mean 'epochs'?)"),
+        ({"train": {"epochs": "x"}}, 'train.epochs: input should be a valid integer, found "x"'),
+        ({"train": 3}, "RunConfig: train: input should be an object, found 3"),
+        ({"train": {"objective": len}}, "no value of a configuration"),
+        ({"seeds": 1}, "unknown key 'seeds' (did you mean 'seed'?)"),
+    ):
+        with pytest.raises(ConfigError) as raised:
+            RunConfig(**values)
+        assert sentence in str(raised.value)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(ConfigError, match="RunConfig takes keywords"):
+        RunConfig({"seed": 1})
 
 
 def test_build_checks_options_and_adds_what_is_given() -> None:

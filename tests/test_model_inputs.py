@@ -154,6 +154,22 @@ def test_a_model_without_gradients_is_judged_by_what_needs_none() -> None:
         PGD(steps=1)(detached, images, labels, BALLS[0], seed=0, ids=labels)
 
 
+def test_what_is_no_model_or_no_ball_gets_a_sentence() -> None:
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), torch.rand(4, 1, 4, 4)
+    labels, ball = torch.arange(4) % 3, Ball("Linf", 0.125)
+    for other in (lambda x: x, model.forward, "net.pt"):
+        with pytest.raises(InputError, match=r"must be a torch\.nn\.Module"):
+            evaluate(other, images, labels, ball)
+        with pytest.raises(InputError, match=r"must be a torch\.nn\.Module"):
+            profile(other, [(images, labels)], ball)
+    with pytest.raises(InputError, match=r"such as robust_nc\.Ball\('Linf', 8 / 255\), found 0.03"):
+        evaluate(model, images, labels, 8 / 255)
+    column = evaluate(model, images, labels[:, None], ball, protocol="fgsm")
+    told = repr(column).splitlines()
+    assert (len(told), told[0]) == (6, "Outcome of 4 examples")
+    assert told[2] == f"robust     {column.robust_accuracy:.1%}"
+
+
 class WithState(nn.Linear):
     """Keeps more than tensors in its state."""
 

@@ -9,6 +9,7 @@
 True
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robust_nc.checks import check_images, check_labels
+from robust_nc.checks import check_images, check_labels, check_model
 from robust_nc.evaluation.acceleration import LOWER, slow_bf16
 from robust_nc.evaluation.identity import evaluation_identity
 from robust_nc.evaluation.log import open_log
@@ -41,7 +42,7 @@ from robust_nc.runtime.torch_state import (
     stream_key,
     untouched,
 )
-from robust_nc.threat import Ball
+from robust_nc.threat import Ball, check_ball
 from robust_nc.types import GRADIENT_WARNINGS, Attack, EvaluationProtocol, RefereedAttack, Warned
 
 CLEAN = "clean"  # `broken_by` of an example that is misclassified as it is
@@ -86,6 +87,20 @@ class Outcome(NamedTuple):
     def robust_accuracy(self) -> float:
         """Share of examples that no attack broke."""
         return float(self.robust.double().mean())
+
+    def __repr__(self) -> str:
+        count, broken = len(self.robust), Counter(self.broken_by)
+        broke = ", ".join(f"{name} {broken[name]:,}" for name, _ in self.attacks) or "no attack"
+        forward, backward = int(self.forward_passes.sum()), int(self.backward_passes.sum())
+        lines = [
+            f"Outcome of {count:,} examples",
+            f"clean      {self.clean_accuracy:.1%}",
+            f"robust     {self.robust_accuracy:.1%}",
+            f"broken by  {broke}",
+            f"passes     {forward:,} forward, {backward:,} backward",
+            f"warnings   {', '.join(one.name for one in self.warnings) or 'none'}",
+        ]
+        return "\n".join(lines)
 
 
 def evaluate(
@@ -135,6 +150,7 @@ def evaluate(
     fails (naming the batch), `RecordError` for a log of another evaluation, and `StoppedError`
     where the process was asked to stop (`stopping.wish`): then the log holds what was finished.
     """
+    check_model(model), check_ball(ball)
     images, labels = check_images(images), check_labels(labels, len(images))
     plan = _plan(protocol, attack, ball)
     turns = plan_turns(plan, precision)

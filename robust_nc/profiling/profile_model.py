@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from robust_nc.checks import check_images, check_labels
+from robust_nc.checks import check_images, check_labels, check_model
 from robust_nc.config import MeasureConfig, RunConfig
 from robust_nc.data.base import Split
 from robust_nc.data.load import to_unit
@@ -38,7 +38,7 @@ from robust_nc.runtime.executor import IN_PROCESS, Executor
 from robust_nc.runtime.progress import Report, no_report
 from robust_nc.runtime.threads import brief_waits
 from robust_nc.runtime.torch_state import check_float64, device_of, full_precision, untouched
-from robust_nc.threat import Ball
+from robust_nc.threat import Ball, check_ball
 from robust_nc.training.validation import evenly_chosen
 
 CALIBRATION = 1_000  # clean training images that set the scale of the logits
@@ -101,6 +101,7 @@ def profile(
     Raises `InputError` for data or logits that cannot be used, `UnknownNameError` for a tap, and
     `StoppedError` between two conditions, where the process was asked to stop.
     """
+    check_model(model), check_ball(ball)
     check_float64(device_of(model))
     settings = measure or MeasureConfig()
     named: Mapping[str, Batches] = batches if isinstance(batches, Mapping) else {TRAIN: batches}
