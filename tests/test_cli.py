@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import helpers_report
 import pytest
+import tyro
 from helpers_runner import cli, start
 
 import robust_nc
+from robust_nc.cli.main import _VERBS
 from robust_nc.cli.stopping import heeding
 from robust_nc.exceptions import StoppedError
 from robust_nc.pipeline.suite import suite_names
@@ -36,13 +39,27 @@ def test_help_names_verbs_and_options(verb, words):
     ran = cli(*verb, "--help")
     assert ran.code == 0
     assert " ".join(["robust-nc", *verb]) in ran.out
+    assert cli().out == cli("-h").out == cli("--help").out
+    assert cli("--version").out == f"robust-nc {robust_nc.__version__}\n"
     assert [word for word in words if word not in ran.out] == []
+
+
+@pytest.mark.parametrize("verb", _VERBS)
+def test_help_of_a_verb_ends_with_examples_that_can_be_typed(verb):
+    *_, title, first, second = cli(verb, "--help").out.splitlines()
+    assert title == "examples:"
+    kinds = {name: one.kind for name, one in _VERBS.items()}
+    for line in (first, second):
+        program, *words = shlex.split(line.partition(">")[0])
+        assert program == "robust-nc"
+        options = tyro.extras.subcommand_cli_from_dict(kinds, args=words)
+        assert type(options) is _VERBS[verb].kind
+    assert first.strip() in cli().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["run", "board", "data", "doctor"]),
         (["rnu", "quickstart"], ["run", "board", "data", "doctor"]),
         (["run"], ["SUITE"]),
         (["run", "quickstart", "--owerwrite", "always"], ["--overwrite", "only-missing"]),

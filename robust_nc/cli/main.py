@@ -10,8 +10,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import tyro
 from rich.console import Console
@@ -37,27 +38,60 @@ FAILED, BAD_INPUT = 1, 2
 _stderr = Console(stderr=True, highlight=False, emoji=False)
 
 
-# By verb: what it may be asked. `robust_nc.cli.<verb>` answers it, and is imported only then.
-_VERBS: dict[str, Callable[..., Any]] = {
-    "evaluate": Request,
-    "verify": CheckOptions,
-    "challenge": ChallengeOptions,
-    "compare": CompareOptions,
-    "submit": SubmitOptions,
-    "run": RunOptions,
-    "board": BoardOptions,
-    "data": DataOptions,
-    "doctor": DoctorOptions,
+class _Verb(NamedTuple):
+    """What a verb may be asked, and two examples of it."""
+
+    kind: Callable[..., Any]
+    first: str
+    second: str
+
+
+# `robust_nc.cli.<verb>` answers it, and is imported only then.
+_VERBS = {
+    "evaluate": _Verb(
+        Request,
+        "evaluate net.py:make --dataset cifar10 --eps 8/255 --n 1000",
+        "evaluate checkpoints/mine --dataset images/ --norm L2 --eps 0.5",
+    ),
+    "verify": _Verb(
+        CheckOptions,
+        "verify results/evaluated",
+        "verify out/mine --model net.py:make --reproduce",
+    ),
+    "challenge": _Verb(
+        ChallengeOptions,
+        "challenge RECORD --evidence points.npz --model net.py:make",
+        "challenge RECORD --evidence mine.evidence --model net.py:make --out apart",
+    ),
+    "compare": _Verb(
+        CompareOptions,
+        "compare first.json second.json",
+        "compare out/quickstart/small_cnn-etf-pgd out/quickstart/small_cnn-linear-pgd",
+    ),
+    "submit": _Verb(SubmitOptions, "submit RECORD --to results", "submit RECORD --hub OWNER/NAME"),
+    "run": _Verb(RunOptions, "run quickstart", "run cifar10-linf --plan --price 2.5"),
+    "board": _Verb(
+        BoardOptions,
+        "board results --format html --out site",
+        "board results --where head=etf --sort=-robust",
+    ),
+    "data": _Verb(DataOptions, "data list", "data fetch cifar10"),
+    "doctor": _Verb(DoctorOptions, "doctor", "doctor > environment.txt"),
 }
 
 
 def main() -> None:
     """Entry point: errors that a user can cause become one sentence and an exit code."""
+    given = sys.argv[1:]
+    if given in ([], ["-h"], ["--help"], ["--version"]):
+        print(f"robust-nc {version('robust_nc')}" if given == ["--version"] else _overview())
+        sys.exit(0)
     signal.signal(signal.SIGTERM, _interrupt)
     wait_briefly()  # no verb has loaded torch yet
     try:
-        options = tyro.extras.subcommand_cli_from_dict(_VERBS, prog="robust-nc")
-        (verb,) = (name for name, kind in _VERBS.items() if kind is type(options))
+        kinds = {name: verb.kind for name, verb in _VERBS.items()}
+        options = _read(kinds, given[0])
+        (verb,) = (name for name, kind in kinds.items() if kind is type(options))
         command = getattr(importlib.import_module(f"robust_nc.cli.{verb}"), f"{verb}_command")
         code = command(options, _stderr)
         sys.stdout.flush()
@@ -70,6 +104,25 @@ def main() -> None:
     except OSError as error:
         code = _say(f"cannot go on: {error}", _give_up_output())
     sys.exit(code)
+
+
+def _read(kinds: dict[str, Callable[..., Any]], verb: str) -> Any:
+    """Read what was asked; --help ends with examples."""
+    try:
+        return tyro.extras.subcommand_cli_from_dict(kinds, prog="robust-nc")
+    except SystemExit as end:
+        if not end.code and verb in _VERBS:
+            print(f"examples:\n  robust-nc {_VERBS[verb].first}\n  robust-nc {_VERBS[verb].second}")
+        raise
+
+
+def _overview() -> str:
+    """Tell each verb in a sentence, with an example."""
+    lines = ["usage: robust-nc VERB [OPTIONS]; robust-nc VERB --help tells the options"]
+    for name, verb in _VERBS.items():
+        told = (verb.kind.__doc__ or "").partition("\n")[0]
+        lines += ["", f"{name:<10} {told}", f"{'':<10} $ robust-nc {verb.first}"]
+    return "\n".join(lines)
 
 
 def _say(sentence: str, code: int) -> int:
