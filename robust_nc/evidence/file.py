@@ -214,6 +214,20 @@ def read_evidence(path: Path, images: Tensor | None) -> Evidence:
     )
 
 
+def read_differences(path: Path) -> Tensor:
+    """Read how the adversarials differ from their originals, `(B, C, H, W)`, without these.
+
+    Clipping at the pixel bounds is not undone. NaN for those whose code needs the original. Raises
+    `RecordError` as `read_evidence`.
+    """
+    head, arrays = unpack_file(read_bounded(path, limit=MAX_BYTES), what=str(path))
+    broken = _check(head, arrays)
+    grey = torch.zeros((1, *head.shape)).expand(head.examples, *head.shape)
+    points, _ = _decoded(path, head, arrays, broken, grey, (-_FARTHEST, _FARTHEST))
+    points[_tensor(arrays["levels"]) == 0] = math.nan
+    return points
+
+
 def first_evidence(evidence: Evidence, count: int) -> Evidence:
     """Return the evidence of the first `count` examples; `fingerprint` stays that of all."""
     rows = ("ids", "labels", "clean_correct", "robust", "broken_by", "forwards", "backwards")
@@ -328,10 +342,28 @@ def _ball(head: EvidenceHead) -> Ball:
 def _points(
     path: Path, head: EvidenceHead, arrays: Mapping[str, Array], broken: Tensor, images: Tensor
 ) -> Tensor:
-    """Decode the adversarials group by group; all must be what was written, to the bit."""
+    """Decode the adversarials; all must be what was written, to the bit."""
+    points, total = _decoded(path, head, arrays, broken, images, _ball(head).bounds)
+    if total != head.points:
+        raise RecordError(
+            f"{path} does not lead to the points that it was written with: the images given are "
+            "not those it starts from, or it was changed"
+        )
+    return points
+
+
+def _decoded(
+    path: Path,
+    head: EvidenceHead,
+    arrays: Mapping[str, Array],
+    broken: Tensor,
+    images: Tensor,
+    bounds: tuple[float, float],
+) -> tuple[Tensor, str]:
+    """Decode the adversarials group by group, from these images on; and digest them."""
     points = torch.empty((len(broken), *head.shape), dtype=torch.float32)
     levels, steps = _tensor(arrays["levels"]), _tensor(arrays["steps"])
-    total, bounds, values = hashlib.sha256(), _ball(head).bounds, math.prod(head.shape)
+    total, values = hashlib.sha256(), math.prod(head.shape)
     ends = np.cumsum(arrays["frames"])
     for end, size, (rows, part) in zip(
         ends, arrays["frames"], _groups(broken, images), strict=True
@@ -343,12 +375,7 @@ def _points(
         except RecordError as error:
             raise RecordError(f"{path} is damaged: {error}") from None
         _add(total, points[rows])
-    if total.hexdigest() != head.points:
-        raise RecordError(
-            f"{path} does not lead to the points that it was written with: the images given are "
-            "not those it starts from, or it was changed"
-        )
-    return points
+    return points, total.hexdigest()
 
 
 def _groups(broken: Tensor, images: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -8,6 +8,8 @@ it is given, or on those of a new figure of one column's width, and returns them
 (41, ['untargeted', 'cyclic', 'random'])
 """
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -34,6 +36,7 @@ from robust_nc.report.figures.axes import (
 )
 from robust_nc.report.figures.selection import (
     RowFilter,
+    class_name,
     deepest,
     note_of,
     one_model,
@@ -101,7 +104,8 @@ def leap_matrix(
     """Of the examples nearest to vertex a when clean, the share nearest to b when attacked.
 
     One model, one tap (the deepest unless it is named), all seeds together; rows sum to 100 %.
-    Cells too small for their number are left to a colour bar, or to the note without `bar`.
+    Classes have the names of their data set. Cells too small for their number are left to the
+    colour `bar`, or to the note without it.
     """
     wanted = RowFilter("leap_matrix", ("attacked",), split="train")
     if tap is not None:
@@ -114,6 +118,8 @@ def leap_matrix(
     counts = rows.pivot_table(index="i", columns="j", values="value", aggfunc="sum", fill_value=0)
     sums = counts.sum(axis=1)
     shares = counts.div(sums.where(sums > 0), axis=0)
+    name = partial(class_name, str(rows["dataset"].iloc[0]) if "dataset" in rows else "")
+    shares = shares.rename(index=name, columns=name)
     ax = ax or new_axes(height=3.2)
     roomy = ax.get_window_extent().width / ax.figure.dpi >= CELL * len(shares)
     every = -(-len(shares) // TICKS)
@@ -129,11 +135,13 @@ def leap_matrix(
         annot_kws={"fontsize": 6},
         xticklabels=every,
         yticklabels=every,
-        cbar=bar and not roomy,
+        cbar=bar,
         cbar_kws={"format": FuncFormatter(as_percent), "shrink": 0.8, "label": "share of row"},
     )
     ax.grid(False)
     ax.tick_params(labelrotation=0)
+    if max(map(len, shares.columns)) > 2:
+        ax.tick_params(axis="x", labelrotation=90)
     ax.set(xlabel="nearest vertex, attacked", ylabel="nearest vertex, clean")
     scale = "% of row" if roomy or bar else "share of row, from light (0 %) to dark (100 %)"
     note = f"{scale}; layer {rows['tap'].iloc[0]}; {note_of(rows, spread='{seeds} together')}"

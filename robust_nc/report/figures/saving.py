@@ -7,8 +7,9 @@
 import logging
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import pandas as pd
@@ -16,6 +17,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
+from PIL import Image
 
 from robust_nc.exceptions import InputError
 from robust_nc.io.files import atomic
@@ -51,7 +53,7 @@ _ALL_MODELS = ("leap_rate_against_eps", "collapse_over_epochs", "accuracy_agains
 _OWN_SCALE = ("leap_matrix", "trajectory_in_plane")
 # Results that differ in one of these are never drawn in one figure.
 _APART = ("suite", "dataset", "backbone", "ball")
-_DPI = 150
+_DPI, _SHADES = 150, 128
 _PANEL, _SMALL = (2.3, 2.1), (1.2, 1.3)  # inches of one of several panels, of a matrix of many
 _SUBTITLES = frozenset({"input", "head", "model", "objective"})
 _log = logging.getLogger(__name__)
@@ -111,31 +113,41 @@ def save_all(frame: pd.DataFrame, folder: Path) -> list[Path]:
 
 
 def save_each(
-    frame: pd.DataFrame, folder: Path, *, names: Sequence[str] = FIGURES, alone: bool = False
+    frame: pd.DataFrame,
+    folder: Path,
+    *,
+    names: Sequence[str] = FIGURES,
+    alone: bool = False,
+    spans: Mapping[str, tuple[float, float]] = MappingProxyType({}),
 ) -> list[SavedFigure]:
     """Write the named figures as `save_all`; say of each where it lies, or why there is none.
 
-    With `alone` each plot has one pair of axes, and its title does not name the results.
+    With `alone` each plot has one pair of axes, y from and to what `spans` says of its name, and
+    its title and caption are left to the page that shows it.
     """
     saved = []
     for prefix, label, part in _parts(frame):
         for name in names:
             file = f"{prefix}{name}"
             try:
-                drawn = _alone(name, part) if alone else _draw(name, part)
+                drawn = _alone(name, part, spans.get(name)) if alone else _draw(name, part)
             except InputError as reason:
                 saved.append(SavedFigure(file, label, "", None, str(reason)))
                 continue
             if label and not alone:
                 drawn = drawn._replace(title=f"{drawn.title}: {label}")
-            path = _write_png(drawn, folder / f"{file}.png")
+            path = _write_png(drawn, folder / f"{file}.png", words=not alone)
             saved.append(SavedFigure(file, drawn.title, drawn.caption, path))
     return saved
 
 
-def _alone(name: str, frame: pd.DataFrame) -> _DrawnFigure:
+def _alone(
+    name: str, frame: pd.DataFrame, span: tuple[float, float] | None = None
+) -> _DrawnFigure:
     """Draw the plot of this name on one pair of axes."""
     ax = PLOTS[name](frame)
+    if span is not None:
+        ax.set_ylim(span)
     figure = ax.get_figure(root=True)
     assert figure is not None
     drawn = _DrawnFigure(figure, *take_title_and_note(ax))
@@ -144,8 +156,8 @@ def _alone(name: str, frame: pd.DataFrame) -> _DrawnFigure:
 
 
 @styled
-def _write_png(drawn: _DrawnFigure, path: Path) -> Path:
-    """Save a figure with its title above, its legend and caption below."""
+def _write_png(drawn: _DrawnFigure, path: Path, *, words: bool) -> Path:
+    """Save a figure with its legend below; with `words` its title above, its caption below."""
     figure = drawn.figure
     width, height = map(float, figure.get_size_inches())
     gap = 0.05 / height
@@ -158,9 +170,9 @@ def _write_png(drawn: _DrawnFigure, path: Path) -> Path:
         (1 + gap, "bottom", drawn.title, 15, 9, "black"),
         (below - gap, "top", drawn.caption, 21, 6, GREY),
     ):
-        lines = literal("\n".join(wrapped(text, round(width * letters))))
-        words = figure.text(0, y, lines, va=side, fontsize=size, color=colour)
-        words.set(horizontalalignment="left")
+        if words:
+            lines = literal("\n".join(wrapped(text, round(width * letters))))
+            figure.text(0, y, lines, ha="left", va=side, fontsize=size, color=colour)
     with atomic(path) as temporary:
         figure.savefig(
             temporary,
@@ -170,6 +182,9 @@ def _write_png(drawn: _DrawnFigure, path: Path) -> Path:
             bbox_inches="tight",
             pad_inches=0.05,
         )
+        with Image.open(temporary) as image:
+            few = image.convert("RGB").quantize(_SHADES)  # a third of the bytes
+        few.save(temporary, format="png", optimize=True)
     return path
 
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from robust_nc.exceptions import InputError
+from robust_nc.data.load import dataset_info
+from robust_nc.exceptions import InputError, RobustNCError
 
 _CONDITIONS = {"gaussian": "gaussian noise", "sign": "sign noise"}
 # A figure compares like with like: these must not vary within one.
@@ -96,6 +97,19 @@ def optional(frame: pd.DataFrame, wanted: RowFilter) -> pd.DataFrame:
 def literal(name: str) -> str:
     """Keep matplotlib from reading dollar signs in a name as mathematics."""
     return name.replace("$", r"\$")
+
+
+def class_name(dataset: str, label: int) -> str:
+    """Name of a class of a data set; its number where it has no name here.
+
+    >>> class_name("fashion_mnist", 9), class_name("npz", 9)
+    ('Ankle boot', '9')
+    """
+    try:
+        names = dataset_info(dataset).class_names
+    except RobustNCError:  # a file of the user's own
+        names = ()
+    return names[label] if 0 <= label < len(names) else str(label)
 
 
 def deepest(rows: pd.DataFrame) -> pd.DataFrame:
