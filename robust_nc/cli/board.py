@@ -236,7 +236,17 @@ def _page(options: BoardOptions, tell: _Tell) -> None:
     claims = () if options.where else _claims(options.results)
     if options.where:
         tell("the page holds, and ranks, what --where leaves")
-    page = write_site(records, options.out or options.results, published=theirs, claims=claims)
+    from robust_nc.exchange.robustbench_published import published_rows
+    from robust_nc.verification.pictures import adversarial_pictures
+
+    page = write_site(
+        records,
+        options.out or options.results,
+        published=theirs,
+        beside=published_rows(),
+        claims=claims,
+        pictures=adversarial_pictures,
+    )
     tell(f"wrote {page}")
 
 

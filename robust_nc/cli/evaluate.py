@@ -41,17 +41,18 @@ def evaluate_command(request: Request, stderr: Console) -> int:
                     f"{found.stored.path} is there already and is shown as it is; to judge the "
                     "model anew, choose another --out"
                 )
-            page = _page(found.stored, screen)
+            page = _page(found.stored, request, screen)
         print(verdict_text(found.stored, page=page, root=request.root))
         return 0
 
     return heeding(judge, typed(), say)
 
 
-def _page(stored: Stored, screen: Screen) -> Path | None:
-    """Write the report page, where what draws it is installed."""
+def _page(stored: Stored, request: Request, screen: Screen) -> Path | None:
+    """Write the page of the model, where what draws it is installed."""
     try:
-        from robust_nc.report.site.write import write_site
+        from robust_nc.report.site.write import write_model
+        from robust_nc.verification.pictures import adversarial_pictures
     except ImportError as error:
         screen.line(
             f"no page: {error.name} is not installed; pip install 'robust_nc[report]', then "
@@ -59,7 +60,8 @@ def _page(stored: Stored, screen: Screen) -> Path | None:
         )
         return None
     screen.event(Event("page", 0.0, "draw the report"))
-    return write_site([stored], stored.path.parent)
+    pictures = partial(adversarial_pictures, root=request.root, reference=request.model)
+    return write_model(stored, pictures)
 
 
 def verdict_text(stored: Stored, *, page: Path | None, root: Path | None) -> str:

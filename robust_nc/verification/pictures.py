@@ -4,7 +4,7 @@ A picture holds the original, the attacked image, and their difference times a n
 caption tells, side by side.
 
 >>> strip = _strip(torch.zeros(1, 2, 2), torch.full((1, 2, 2), 0.125), 4.0)
->>> strip.size, strip.getpixel((0, 0)), strip.getpixel((5, 1))
+>>> strip.size, strip.getpixel((0, 0)), strip.getpixel((7, 1))
 ((8, 2), (0, 0, 0, 255), (255, 255, 255, 255))
 """
 
@@ -31,7 +31,7 @@ from robust_nc.report.figures.selection import class_name
 from robust_nc.runtime.torch_state import default_device, device_of, full_precision, untouched
 from robust_nc.training.validation import evenly_chosen
 from robust_nc.verification.evidence import check_evidence, find_evidence
-from robust_nc.verification.originals import RecordExamples, dataset_of, examples_of
+from robust_nc.verification.originals import RecordExamples, dataset_of, examples_of, model_of
 from robust_nc.zoo.checkpoint import from_checkpoint, from_record
 from robust_nc.zoo.hub import CONFIG, from_folder
 
@@ -55,14 +55,14 @@ def adversarial_pictures(
     *,
     rows: Tensor | None = None,
     root: Path | None = None,
-    model: nn.Module | None = None,
+    reference: str | None = None,
 ) -> list[SavedFigure]:
     """Write adversarial images of a record's evidence as PNG, `MOST` at most, one of each class.
 
     `rows` are the examples to choose from (None: all). Without the data set at hand a picture is
-    the difference alone. What the model says needs it: the one given, or weights of ours that the
-    record names and that lie here, which are data; no stranger's code is run. Another model than
-    the one that was judged is not asked. Where there is no picture, the one figure says why.
+    the difference alone. What the model says needs the model: what `reference` names, whose code is
+    run, else weights of ours that the record names and that lie here, which are data. Another one
+    than was judged is not asked. Where there is no picture, the one figure says why.
     """
     try:
         path = find_evidence(stored)
@@ -77,14 +77,14 @@ def adversarial_pictures(
             return _none("no attack broke any of these examples")
         if examples is None:
             return _differences(stored, found.evidence, path, chosen, folder, why)
-        seen = _seen(stored, found.evidence, examples, chosen, model, root)
+        seen = _seen(stored, found.evidence, examples, chosen, reference, root)
     except RobustNCError as error:
         return _none(str(error))
     return _pictures(stored.record, found.evidence, examples, chosen, seen, folder)
 
 
 def _none(why: str) -> list[SavedFigure]:
-    return [SavedFigure("adversarial", "Adversarial images", "", None, why)]
+    return [SavedFigure("adversarial", "", "", None, why)]
 
 
 def _examples(record: Record, root: Path | None) -> tuple[RecordExamples | None, str]:
@@ -124,7 +124,7 @@ def _pictures(
             before, after = seen
             taken = f"taken for {_class(record, after.predicted[index])}"
             told = [_landing(record, before.nearest[index], after.nearest[index])]
-        told += [_broken_by(record, evidence, row), f"difference × {times:g}"]
+        told += [_broken_by(record, evidence, row), f"difference x {times:g}"]
         figure = SavedFigure(
             f"adversarial-{index + 1}",
             f"{_class(record, evidence.labels[row])}, {taken}",
@@ -149,7 +149,7 @@ def _differences(
         times = _times(difference)
         name = f"adversarial-{index + 1}"
         title = f"{_class(stored.record, evidence.labels[row])}, misclassified"
-        caption = f"{_broken_by(stored.record, evidence, row)}; difference × {times:g}"
+        caption = f"{_broken_by(stored.record, evidence, row)}; difference x {times:g}"
         made.append(SavedFigure(name, title, caption, folder / f"{name}.png"))
         _write(_image(0.5 + times * difference), made[-1].path)
     return made
@@ -178,17 +178,22 @@ def _seen(
     evidence: Evidence,
     examples: RecordExamples,
     chosen: Tensor,
-    model: nn.Module | None,
+    reference: str | None,
     root: Path | None,
 ) -> tuple[_Seen, _Seen] | None:
-    """Ask the model that was judged about originals and attacked images; None where it is not here."""
-    model = _own_model(stored) if model is None else model
+    """Ask the model that was judged about originals and attacked images; None without it."""
+    if reference is None:
+        model = _own_model(stored)
+    else:
+        model = model_of(stored.record, reference, examples, lambda _: None)
     if model is None or state_digests(model) != dict(evidence.weights):
         return None
     originals = examples.images[evidence.broken[chosen]]
     try:
         vertices = _vertices(model, stored.record, root)
-        return _ask(model, originals, vertices), _ask(model, evidence.adversarials[chosen], vertices)
+        return _ask(model, originals, vertices), _ask(
+            model, evidence.adversarials[chosen], vertices
+        )
     except RobustNCError:
         raise
     except Exception as error:  # a stranger's model may raise anything

@@ -119,11 +119,12 @@ def save_each(
     names: Sequence[str] = FIGURES,
     alone: bool = False,
     spans: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+    words: bool = True,
 ) -> list[SavedFigure]:
     """Write the named figures as `save_all`; say of each where it lies, or why there is none.
 
     With `alone` each plot has one pair of axes, y from and to what `spans` says of its name, and
-    its title and caption are left to the page that shows it.
+    its title does not name the results. Without `words` title and caption are not in the picture.
     """
     saved = []
     for prefix, label, part in _parts(frame):
@@ -136,14 +137,12 @@ def save_each(
                 continue
             if label and not alone:
                 drawn = drawn._replace(title=f"{drawn.title}: {label}")
-            path = _write_png(drawn, folder / f"{file}.png", words=not alone)
+            path = _write_png(drawn, folder / f"{file}.png", words=words)
             saved.append(SavedFigure(file, drawn.title, drawn.caption, path))
     return saved
 
 
-def _alone(
-    name: str, frame: pd.DataFrame, span: tuple[float, float] | None = None
-) -> _DrawnFigure:
+def _alone(name: str, frame: pd.DataFrame, span: tuple[float, float] | None = None) -> _DrawnFigure:
     """Draw the plot of this name on one pair of axes."""
     ax = PLOTS[name](frame)
     if span is not None:

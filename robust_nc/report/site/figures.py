@@ -16,6 +16,7 @@ read as a stranger's: what it says wrong costs a drawing, and no file of another
 """
 
 import functools
+import math
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -31,9 +32,12 @@ from robust_nc.io.files import canonical_json, digest, remove_file, sha256_of, w
 from robust_nc.io.untrusted import read_json
 from robust_nc.record.schema import Stored
 from robust_nc.report.board.gather import gather_rows, identity
-from robust_nc.report.figures import PLOTS, save_each
+from robust_nc.report.figures import PLOTS, SavedFigure, save_each
+from robust_nc.report.figures.selection import RowFilter, optional
 
 NAME = ".site-ledger"
+# Draws the adversarial images of a record in a folder.
+Pictures = Callable[[Stored, Path], Sequence[SavedFigure]]
 # Files that a site consists of; no part begins with a dot.
 _OURS = re.compile(
     r"claims\.html|model/[A-Za-z0-9][A-Za-z0-9._=-]*\.html"
@@ -43,6 +47,8 @@ _OURS = re.compile(
 _TOGETHER = ("story", *(name for name in PLOTS if not name.endswith("_per_layer")), "leap_matrices")
 # Of each of several sets.
 _TOGETHER_FEW = ("story", "landing_fraction", "accuracy_against_eps", "leap_rate_against_eps")
+# What a model's page opens with; the first has one scale for all models of a data set and ball.
+FIRST = ("collapse_per_layer", "leap_rate_per_layer", "leap_matrix")
 _MOST_BESIDE = 6  # models of a set that are drawn side by side where a site has several
 _NAMES = ("suite", "dataset", "backbone", "model", "head", "objective", "tap", "feature", "note")
 _MOST_LETTERS = {"tap": 24}  # what stands along an axis
@@ -62,6 +68,11 @@ class SiteFigure(NamedTuple):
     def file(self) -> str:
         """Where it lies as seen from the site's folder."""
         return self.source.removeprefix("../")
+
+    @property
+    def name(self) -> str:
+        """What it was drawn as."""
+        return Path(self.source).stem
 
 
 class SideBySide(NamedTuple):
@@ -84,10 +95,16 @@ class Ledger:
         """Say that a page was written, by its path from the folder."""
         self._files.add(path)
 
-    def drawn(self, what: str, draw: Callable[[], SideBySide]) -> SideBySide:
-        """Return the figures that the digest `what` tells apart, drawn anew where one is gone."""
+    def drawn(
+        self, what: str, draw: Callable[[], SideBySide], *, whole: bool = False
+    ) -> SideBySide:
+        """Return the figures that the digest `what` tells apart, drawn anew where one is gone.
+
+        Also where one was left out, if they are to be `whole`.
+        """
         found = _figures(self._last_drawn.get(what))
-        if found is None or not all((self.out / one.file).is_file() for one in found.figures):
+        there = found is not None and not (whole and found.left_out)
+        if not there or not all((self.out / one.file).is_file() for one in found.figures):
             found = draw()
         self._drawn[what] = found
         self._files |= {one.file for one in found.figures}
@@ -145,10 +162,8 @@ class FigureLimits(NamedTuple):
     all_of: int = 12
     together: int = 40
     own: tuple[str, ...] = (
-        "collapse_per_layer",
-        "leap_rate_per_layer",
+        *FIRST,
         "nearest_vertex_accuracy",
-        "leap_matrix",
         "landing_fraction",
         "leap_layers",
         "trajectory_on_edge",
@@ -159,8 +174,7 @@ class FigureLimits(NamedTuple):
         "collapse_over_epochs",
     )
     own_few: tuple[str, ...] = (
-        "collapse_per_layer",
-        "leap_rate_per_layer",
+        *FIRST,
         "landing_fraction",
         "accuracy_against_eps",
         "leap_rate_against_eps",
@@ -189,6 +203,17 @@ def rows_of(records: Sequence[Stored]) -> pd.DataFrame:
         raise RecordError(f"the rows of {path} are not rows of a record: {error}") from None
 
 
+def nc1_ends(rows: pd.DataFrame) -> list[float]:
+    """Smallest and largest positive NC1 that `collapse_per_layer` draws of rows, if any."""
+    wanted = [
+        RowFilter("nc1", ("clean", "attacked", "gaussian"), grouping="true", split="train"),
+        RowFilter("nc1_leap_null", ("attacked",), split="train"),
+    ]
+    values = pd.concat([optional(rows, one)["value"] for one in wanted])
+    values = values[(values > 0) & (values < math.inf)]
+    return [] if values.empty else [float(values.min()), float(values.max())]
+
+
 class SiteFigures:
     """Draws the figures of a site in the folder `out`, where they do not lie there already."""
 
@@ -196,12 +221,37 @@ class SiteFigures:
         self.out, self.limits, self.ledger = out, limits, Ledger(out)
 
     def of_model(
-        self, records: Sequence[Stored], rows: pd.DataFrame, key: str, *, models: int
+        self,
+        records: Sequence[Stored],
+        rows: pd.DataFrame,
+        key: str,
+        *,
+        models: int,
+        span: tuple[float, float] | None = None,
     ) -> list[SiteFigure]:
-        """Return the figures of one of so many models (`rows` of its `records`)."""
+        """Return the figures of one of so many models (`rows` of its `records`).
+
+        NC1 goes from and to what `span` says.
+        """
         few = models > self.limits.all_of
         names = [name for name in self.limits.own if not few or name in self.limits.own_few]
-        return self._drawn(records, names, key[:16], rows=rows).figures
+        return self._drawn(records, names, key[:8], rows=rows, span=span).figures
+
+    def adversarial(self, stored: Stored, key: str, draw: Pictures) -> SideBySide:
+        """Return the adversarial images of a record, and why there are none or no originals."""
+        evidence = stored.record.evidence
+        what = [_drawing(), key, stored.path.stem, evidence.sha256 if evidence else ""]
+        place = self.out / "figures" / key[:8]
+
+        def drawn() -> SideBySide:
+            return self._saved(draw(stored, place), up="../")
+
+        return self.ledger.drawn(digest(what), drawn, whole=True)
+
+    def leaders(self, records: Sequence[Stored]) -> SiteFigure | None:
+        """Return collapse and leaps of a few models that may share a figure, if they have any."""
+        drawn = self._drawn(records, ("story",), digest("leaders")[:8], words=False).figures
+        return drawn[0] if drawn else None
 
     def side_by_side(self, parts: Sequence[Sequence[Stored]]) -> SideBySide:
         """Return what each part (records that may share a figure) shows side by side."""
@@ -229,28 +279,36 @@ class SiteFigures:
         names: Sequence[str],
         folder: str,
         rows: pd.DataFrame | None = None,
+        span: tuple[float, float] | None = None,
+        words: bool = True,
     ) -> SideBySide:
         """Draw in a folder of `figures`; with the `rows` of one model, for the page of it."""
 
         def draw() -> SideBySide:
-            told = SideBySide([], [])
             frame = rows_of(records) if rows is None else rows
-            place = self.out / "figures" / folder
-            for one in save_each(frame, place, names=names, alone=rows is not None):
-                if one.path is None:
-                    told.left_out.append((one.name, one.skipped))
-                else:
-                    file = one.path.relative_to(self.out).as_posix()
-                    source = file if rows is None else f"../{file}"
-                    size = _pixels(one.path)
-                    told.figures.append(SiteFigure(source, one.title, one.caption, *size))
-            return told
+            place, spans = self.out / "figures" / folder, {FIRST[0]: span} if span else {}
+            alone = rows is not None
+            told = words and not alone  # else the page says them
+            saved = save_each(frame, place, names=names, alone=alone, spans=spans, words=told)
+            return self._saved(saved, up="../" if alone else "")
 
         shown = [
             [[str(part) for part in identity(one.record)], one.record.seed, one.record.rows.sha256]
             for one in records
         ]
-        return self.ledger.drawn(digest([_drawing(), folder, list(names), shown]), draw)
+        return self.ledger.drawn(digest([_drawing(), folder, list(names), span, shown]), draw)
+
+    def _saved(self, saved: Sequence[SavedFigure], up: str) -> SideBySide:
+        """Return figures as a page shows them from where `up` leads to the site's folder."""
+        told = SideBySide([], [])
+        for one in saved:
+            if one.path is None:
+                told.left_out.append((one.name, one.skipped))
+            else:
+                source = f"{up}{one.path.relative_to(self.out).as_posix()}"
+                size = _pixels(one.path)
+                told.figures.append(SiteFigure(source, one.title, one.caption, *size))
+        return told
 
     def _reason(self, count: int, most: int, *, alone: bool) -> str:
         if count == 1:

@@ -13,6 +13,7 @@ import math
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
@@ -21,10 +22,16 @@ import pandas as pd
 
 from robust_nc.record.schema import Record, Stored
 from robust_nc.record.standing import standing
-from robust_nc.report.board.formats import count_text
+from robust_nc.report.board.formats import count_text, percent
 from robust_nc.report.board.gather import identity, value_in
-from robust_nc.report.figures.selection import RowFilter, deepest, optional, taps_in_order
-from robust_nc.report.site.tables import COLUMNS, LONG, SHORT, Kind, cut, number_text
+from robust_nc.report.figures.selection import (
+    RowFilter,
+    class_name,
+    deepest,
+    optional,
+    taps_in_order,
+)
+from robust_nc.report.site.tables import COLUMNS, LONG, SHORT, Column, cut, number_text
 
 APPRAISED = "evaluated"  # `Record.suite` of a model that came finished
 AUDITED = 300
@@ -34,18 +41,23 @@ _MOST_ITEMS = 30
 _MOST_LAYERS = 200
 _MOST_CLASSES = 20  # a larger matrix is a figure only
 _CLEAN, _ATTACKED = ("clean",), ("attacked",)
-_LAYERS: tuple[tuple[str, RowFilter, Kind], ...] = (
-    ("NC1 clean", RowFilter("nc1", _CLEAN, "true", "train"), "short"),
-    ("NC1 attacked", RowFilter("nc1", _ATTACKED, "true", "train"), "short"),
-    ("its null", RowFilter("nc1_leap_null", _ATTACKED, None, "train"), "short"),
-    ("NC1 landed", RowFilter("nc1", _ATTACKED, "landed", "train"), "short"),
-    ("its null", RowFilter("nc1_landed_null", _ATTACKED, None, "train"), "short"),
-    ("NC2 angle clean", RowFilter("nc2_angle", _CLEAN, "true", "train"), "short"),
-    ("leap %", RowFilter("leap_rate", _ATTACKED, None, "train"), "percent"),
-    ("leap % noise", RowFilter("leap_rate", ("gaussian",), None, "train"), "percent"),
-    ("landed %", RowFilter("landed", _ATTACKED, None, "train"), "percent"),
-    ("landing fraction", RowFilter("landing_fraction", _ATTACKED, None, "train"), "short"),
+_NOISE = Column("noise", "leap % noise", "percent", "leap % under Gaussian noise as large")
+_WAY = Column(
+    "way", "landing fraction", "short", "how far they travel to the other mean: 0 stayed, 1 arrived"
 )
+_MEANT = {one.key: one for one in (*COLUMNS, _NOISE, _WAY)}
+_LAYERS = {
+    "nc1_clean": RowFilter("nc1", _CLEAN, "true", "train"),
+    "nc1_attacked": RowFilter("nc1", _ATTACKED, "true", "train"),
+    "nc1_leap_null": RowFilter("nc1_leap_null", _ATTACKED, None, "train"),
+    "nc1_landed": RowFilter("nc1", _ATTACKED, "landed", "train"),
+    "nc1_landed_null": RowFilter("nc1_landed_null", _ATTACKED, None, "train"),
+    "nc2_angle_clean": RowFilter("nc2_angle", _CLEAN, "true", "train"),
+    "leap_rate": RowFilter("leap_rate", _ATTACKED, None, "train"),
+    "noise": RowFilter("leap_rate", ("gaussian",), None, "train"),
+    "landed": RowFilter("landed", _ATTACKED, None, "train"),
+    "way": RowFilter("landing_fraction", _ATTACKED, None, "train"),
+}
 
 
 def _argument(text: str) -> str:
@@ -113,9 +125,9 @@ def common_root(records: Sequence[Stored]) -> Path:
 
 
 class Layers(NamedTuple):
-    """Measures per layer, means over seeds: headers of the numbers, and these from input on."""
+    """Measures per layer, means over seeds: columns of the numbers, and these from input on."""
 
-    headers: list[str]
+    columns: list[Column]
     rows: list[tuple[str, list[str]]]
     left: int
 
@@ -141,6 +153,7 @@ def page_values(
         "facts": facts(records),
         "again": how_to_reproduce(records[0]),
         "checks": [found for stored in shown if (found := how_to_verify(stored, root))],
+        "verdict": verdict(row, records[0].data.split),
         "layers": layers(rows),
         "leaps": leaps(rows),
         "seeds": len(members),
@@ -149,17 +162,21 @@ def page_values(
 
 def layers(rows: pd.DataFrame) -> Layers:
     """Tabulate the headline measures per layer; no rows where none were made."""
-    places = [optional(rows, wanted) for _, wanted, _ in _LAYERS]
-    means = [
-        (part.groupby("tap")["value"].mean(), kind)
-        for part, (_, _, kind) in zip(places, _LAYERS, strict=True)
-    ]
+    places = [optional(rows, wanted) for wanted in _LAYERS.values()]
+    columns = [_MEANT[key] for key in _LAYERS]
+    means = [part.groupby("tap")["value"].mean() for part in places]
     taps = taps_in_order(pd.concat(places))
     texts = [
-        (tap, [number_text(mean.get(tap, math.nan), kind) for mean, kind in means])
+        (
+            tap,
+            [
+                number_text(mean.get(tap, math.nan), one.kind)
+                for one, mean in zip(columns, means, strict=True)
+            ],
+        )
         for tap in taps[:_MOST_LAYERS]
     ]
-    return Layers([header for header, _, _ in _LAYERS], texts, max(0, len(taps) - _MOST_LAYERS))
+    return Layers(columns, texts, max(0, len(taps) - _MOST_LAYERS))
 
 
 def leaps(rows: pd.DataFrame) -> tuple[str, pd.DataFrame] | None:
@@ -172,7 +189,45 @@ def leaps(rows: pd.DataFrame) -> tuple[str, pd.DataFrame] | None:
     if not 0 < max(matrix.shape) <= _MOST_CLASSES:
         return None
     sums = matrix.sum(axis=1)
-    return str(found["tap"].iloc[0]), matrix.div(sums.where(sums > 0), axis=0).fillna(0.0)
+    shares = matrix.div(sums.where(sums > 0), axis=0).fillna(0.0)
+    name = partial(class_name, str(found["dataset"].iloc[0]))
+    return str(found["tap"].iloc[0]), shares.rename(index=name, columns=name)
+
+
+def leap_layer(rows: pd.DataFrame) -> str:
+    """Return the layer where most leaps begin, of all seeds together; "" where nothing leaped."""
+    found = optional(rows, RowFilter("leap_layer", _ATTACKED, None, "train"))
+    counts = found[found["tap"] != "none"].groupby("tap", sort=False)["value"].sum()
+    return str(counts.idxmax()) if counts.sum() > 0 else ""
+
+
+def verdict(row: Mapping[Any, Any], split: str) -> str:
+    """Say in a sentence or two what a model withstands, and what the attack does to its features.
+
+    >>> row = {"robust": 0.5, "robust_low": 0.4, "robust_high": 0.6, "clean": 0.9, "seeds": 1}
+    >>> row |= {"examples": 99, "protocol": "pgd", "ball": "L2 1", "leap_rate": math.nan}
+    >>> verdict(row, "test")
+    'It classifies 50.0 % [40.0, 60.0] of 99 test images right under every attack of pgd within \
+L2 1; 90.0 % are right without an attack.'
+    """
+    if not math.isfinite(row["robust"]):
+        return "It was not attacked."
+    value, _, ends = percent(row["robust"], row["robust_low"], row["robust_high"]).partition(" ")
+    seeds = f", mean of {row['seeds']} seeds," if row["seeds"] > 1 else ""
+    told = (
+        f"It classifies {value} % {ends} of {row['examples']:,} {split} images{seeds} "
+        f"right under every attack of {cut(row['protocol'])} within "
+        f"{cut(row['ball']) or 'a ball that is not told'}; {percent(row['clean'])} % are right "
+        "without an attack."
+    )
+    if not math.isfinite(row["leap_rate"]):
+        return told
+    layer, landed = row.get("leap_layer_name"), row["landed"]
+    return (
+        f"{told} Attacked, {percent(row['leap_rate'])} % of training images leap to the mean of "
+        f"another class{f', most of them at layer {cut(layer)}' if layer else ''}"
+        f"{f'; {percent(landed)} % of these land on it' if math.isfinite(landed) else ''}."
+    )
 
 
 def facts(records: Sequence[Record]) -> list[tuple[str, str]]:

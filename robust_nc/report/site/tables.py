@@ -34,7 +34,7 @@ from robust_nc.report.board.render import MISSING
 from robust_nc.report.board.table import BOARD
 
 SHORT, LONG = 80, 2000  # characters that are shown in a cell, and of a text
-Kind = Literal["count", "interval", "percent", "points", "short", "name"]
+Kind = Literal["count", "interval", "percent", "points", "short", "layer", "name"]
 _MOST_CHOICES = 200
 _FILTERS = {
     "dataset": "data set",
@@ -106,6 +106,7 @@ class Board(NamedTuple):
     caption: str
     dataset: str
     ball: str
+    leader: str
     columns: tuple[Column, ...]
     rows: list[dict[Hashable, Any]]
 
@@ -121,6 +122,8 @@ def cell(row: Mapping[Any, Any], column: Column) -> tuple[str, str]:
     if column.kind == "interval":
         low, high = float(row[f"{column.key}_low"]), float(row[f"{column.key}_high"])
         return percent(number, low, high), exact
+    if column.kind == "layer" and (layer := row.get(f"{column.key}_name")):
+        return cut(str(layer)), exact
     text = number_text(number, column.kind)
     return text, "" if exact == text else exact
 
@@ -142,6 +145,14 @@ def with_pages(frame: pd.DataFrame) -> pd.DataFrame:
     stems = [file_stem(str(model), key) for model, key in zip(frame["model"], keys, strict=True)]
     return frame.assign(
         key=keys, page=[f"model/{stem}.html" for stem in stems], model=display_names(frame)
+    )
+
+
+def ranked_first(frame: pd.DataFrame) -> pd.DataFrame:
+    """Put the tables with most ranked rows first, then the others, each in its order."""
+    ranked = frame.groupby(list(BOARD), sort=False)["rank"].transform("count")
+    return frame.loc[ranked.sort_values(ascending=False, kind="stable").index].reset_index(
+        drop=True
     )
 
 
@@ -216,7 +227,7 @@ def _board(part: pd.DataFrame, columns: tuple[Column, ...], about: str, caption:
     rows = part.to_dict("records")
     dataset, ball = cut(str(rows[0]["dataset"])), cut(str(rows[0]["ball"])) or "no ball"
     title = ", ".join(word for word in (dataset, ball, about) if word)
-    return Board(title, caption, dataset, ball, columns, rows)
+    return Board(title, caption, dataset, ball, "", columns, rows)
 
 
 def _caption(part: pd.DataFrame) -> str:

@@ -13,7 +13,7 @@ import base64
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,22 @@ from robust_nc.io.files import write_text
 from robust_nc.io.text import printable, safe_link
 from robust_nc.record.schema import Stored
 from robust_nc.report.board.formats import number, percent, sections
-from robust_nc.report.board.gather import identity, read_results
-from robust_nc.report.board.table import leaderboard, paired
-from robust_nc.report.site.figures import LIMITS, FigureLimits, SiteFigures, rows_of
-from robust_nc.report.site.model import common_root, facts, page_values
+from robust_nc.report.board.gather import identity, models_of_row, read_results
+from robust_nc.report.board.table import BOARD, leaderboard, paired
+from robust_nc.report.site.figures import (
+    FIRST,
+    LIMITS,
+    FigureLimits,
+    Pictures,
+    SideBySide,
+    SiteFigure,
+    SiteFigures,
+    nc1_ends,
+    rows_of,
+)
+from robust_nc.report.site.model import common_root, facts, leap_layer, page_values
+from robust_nc.report.site.pairs import with_pairs
+from robust_nc.report.site.scatter import HEIGHT, WIDTH, scatters
 from robust_nc.report.site.tables import (
     COLUMNS,
     LONG,
@@ -38,12 +50,14 @@ from robust_nc.report.site.tables import (
     choices,
     cut,
     published_boards,
+    ranked_first,
     row_key,
     with_pages,
 )
 
 BASELINE = "linear"
 _MOST_NAMED = 3  # suites in the title
+_LEADERS = 4  # models that the first page's figure shows
 _EARLY = "early.js"
 _SCRIPTS = ("state.js", "table.js", "compare.js", "start.js")
 
@@ -83,7 +97,7 @@ def environment() -> Environment:
     )
     for written in (cell, cut, file_size, number, percent, safe_link):
         templates.filters[written.__name__] = written
-    templates.globals["LONG"] = LONG
+    templates.globals |= {"LONG": LONG, "WIDTH": WIDTH, "HEIGHT": HEIGHT}
     return templates
 
 
@@ -117,19 +131,22 @@ def write_site(
     out: Path,
     *,
     published: pd.DataFrame | None = None,
+    beside: pd.DataFrame | None = None,
     claims: Sequence[Any] = (),
+    pictures: Pictures | None = None,
     limits: FigureLimits = LIMITS,
 ) -> Path:
     """Write the pages and their figures into `out`, and return the path of `index.html`.
 
     Figures that lie there from the last call, of the same rows, are kept; pages and figures of
     that call that nothing shows any more are removed. `published` are rows of others, told apart
-    as unverified (see `published_boards`); `claims` are answers to claims (`claims.answers`).
-    Of the models the first `limits.models` get figures, all get tables. Raises `RecordError` if
-    there are no records, or the rows of one are missing or damaged.
+    as unverified (see `published_boards`), `beside` what a scatter shows of others in grey
+    (default: the same); `claims` are answers to claims (`claims.answers`), `pictures` draws
+    adversarial images. Of the models the first `limits.models` get figures, all get tables. Raises
+    `RecordError` if there are no records, or the rows of one are missing or damaged.
     """
     records = read_results(records)
-    frame = with_pages(leaderboard(records))
+    frame = ranked_first(with_pages(leaderboard(records)))
     suites = sorted({stored.record.suite for stored in records} - {""})
     named = ", ".join(map(cut, suites)) if len(suites) <= _MOST_NAMED else f"{len(suites)} suites"
     unverified = published if published is not None and not published.empty else None
@@ -140,16 +157,35 @@ def write_site(
         published=unverified is not None,
     )
     figures = SiteFigures(out, limits)
-    _write_models(pages, figures, records, frame)
+    groups: dict[str, list[Stored]] = defaultdict(list)
+    for stored in records:
+        groups[row_key(identity(stored.record)._asdict())].append(stored)
+    frame = _write_models(pages, figures, groups, frame, pictures)
     _write_figures(pages, figures, records)
     if claims:
         ordered = sorted(claims, key=lambda one: _natural(one.claim.id))
         pages.write("claims.html", "claims.html", claims=ordered)
         figures.ledger.page("claims.html")
-    told = facts([stored.record for stored in records])
-    page = write_index(pages, frame, facts=told, published=unverified)
+    flags = {
+        key: {one.record.seed: one.robust for one in models_of_row(members)}
+        for key, members in groups.items()
+    }
+    page = write_index(
+        pages,
+        with_pairs(frame, flags),
+        facts=facts([stored.record for stored in records]),
+        published=unverified,
+        beside=unverified if beside is None else beside,
+        story=_story(figures, groups, frame),
+    )
     figures.ledger.close()
     return page
+
+
+def write_model(stored: Stored, pictures: Pictures) -> Path:
+    """Write the site of one record into its folder, and return the page of its model."""
+    index = write_site([stored], stored.path.parent, pictures=pictures)
+    return index.parent / str(with_pages(leaderboard([stored]))["page"].iloc[0])
 
 
 def write_index(
@@ -158,6 +194,8 @@ def write_index(
     *,
     facts: Sequence[tuple[str, str]] = (),
     published: pd.DataFrame | None = None,
+    beside: pd.DataFrame | None = None,
+    story: SiteFigure | None = None,
 ) -> Path:
     """Write the page of a leaderboard's tables; `facts` say what was measured."""
     write_text(pages.out / "style.css", pages.source("style.css"))
@@ -177,6 +215,8 @@ def write_index(
         models=len(frame),
         records=int(frame["seeds"].sum()),
         facts=facts,
+        story=story,
+        scatters=scatters(frame, beside),
         early=early,
         script=script,
         hashes=f"'{script_hash(early)}' '{script_hash(script)}'",
@@ -184,23 +224,55 @@ def write_index(
 
 
 def _write_models(
-    pages: Pages, figures: SiteFigures, records: Sequence[Stored], frame: pd.DataFrame
-) -> None:
-    """Write the page of every row of the leaderboard."""
-    root = common_root(records)
-    groups: dict[str, list[Stored]] = defaultdict(list)
-    for stored in records:
-        groups[row_key(identity(stored.record)._asdict())].append(stored)
+    pages: Pages,
+    figures: SiteFigures,
+    groups: Mapping[str, Sequence[Stored]],
+    frame: pd.DataFrame,
+    pictures: Pictures | None,
+) -> pd.DataFrame:
+    """Write the page of every row of the leaderboard; return it with what only the rows tell."""
+    root = common_root([stored for members in groups.values() for stored in members])
+    most, names = figures.limits.models, []
+    spans = _spans(groups, frame[:most])
     for index, row in enumerate(frame.to_dict("records")):
         members = sorted(groups[row["key"]], key=lambda one: one.record.seed)
         rows = rows_of(members)
-        drawn = None
-        if index < figures.limits.models:
-            drawn = figures.of_model(members, rows, row["key"], models=len(frame))
+        row["leap_layer_name"] = leap_layer(rows)
+        names.append(row["leap_layer_name"])
+        drawn, images = None, SideBySide([], [])
+        if index < most:
+            span = spans.get((row["dataset"], row["ball"]))
+            drawn = figures.of_model(members, rows, row["key"], models=len(frame), span=span)
+            if pictures is not None:
+                images = figures.adversarial(members[0], row["key"], pictures)
         values = page_values(row, members, rows, root)
-        most = figures.limits.models
-        pages.write(row["page"], "model.html", up="../", figures=drawn, most=most, **values)
+        first = [one for one in drawn or [] if one.name in FIRST]
+        more = [one for one in drawn or [] if one.name not in FIRST]
+        about = {"first": first, "more": more, "drawn": drawn is not None, "most": most}
+        pages.write(row["page"], "model.html", up="../", images=images, **about, **values)
         figures.ledger.page(row["page"])
+    return frame.assign(leap_layer_name=names, drawn=frame.index < most)
+
+
+def _spans(
+    groups: Mapping[str, Sequence[Stored]], frame: pd.DataFrame
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """Find the smallest and largest NC1 that models of one data set and ball show, with room."""
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in frame.to_dict("records"):
+        found[row["dataset"], row["ball"]] += nc1_ends(rows_of(groups[row["key"]]))
+    return {key: (min(ends) / 1.3, max(ends) * 1.3) for key, ends in found.items() if ends}
+
+
+def _story(
+    figures: SiteFigures, groups: Mapping[str, Sequence[Stored]], frame: pd.DataFrame
+) -> SiteFigure | None:
+    """Draw collapse and leaps of the first models of the first table side by side."""
+    first = frame.iloc[0]
+    like = [*BOARD, "suite", "backbone"]
+    leaders = frame[(frame[like] == first[like]).all(axis=1)][:_LEADERS]
+    records = [stored for key in leaders["key"] for stored in groups[key]]
+    return figures.leaders(records) if figures.limits.together else None
 
 
 def _write_figures(pages: Pages, figures: SiteFigures, records: Sequence[Stored]) -> None:

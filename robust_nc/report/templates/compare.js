@@ -2,6 +2,7 @@
 "use strict";
 const panel = document.getElementById("compare");
 const bar = document.getElementById("chosen");
+const MOST_NAMED = 12;
 const SVG = "http://www.w3.org/2000/svg";
 
 function element(name, text, scope) {
@@ -49,6 +50,69 @@ function comparedRow(one, column, rows) {
   return line;
 }
 
+function withstood(row) {
+  // Bits of the examples that a single model withstands, as they stand in hexadecimal digits.
+  const digits = row.dataset.flags;
+  return digits && [...digits].flatMap((one) => [8, 4, 2, 1].map((bit) => (parseInt(one, 16) & bit) > 0));
+}
+
+function alone(first, second) {
+  const [one, other] = [withstood(first), withstood(second)];
+  if (!one || !other) return "-";
+  const places = one.flatMap((right, k) => (right && !other[k] ? [k] : []));
+  const named = places.slice(0, MOST_NAMED).join(", ");
+  const more = places.length > MOST_NAMED ? ", ..." : "";
+  return places.length ? `${places.length}: number ${named}${more}` : "0";
+}
+
+function pairedP(first, second) {
+  const { rows } = tables.find((one) => one.rows.includes(first));
+  const [above, below] = [rows.indexOf(first), rows.indexOf(second)].sort((a, b) => a - b);
+  return above < 0 ? "-" : (rows[below].dataset.p || "").split(" ")[above] || "-";
+}
+
+function difference(first, second) {
+  const at = tables.find((one) => one.rows.includes(first)).keys.indexOf("robust");
+  const points = valueOf(second, at) - valueOf(first, at);
+  return `${points < 0 ? "" : "+"}${(100 * points).toFixed(1)} points`;
+}
+
+function pairedRows([first, ...others]) {
+  // What only rows of one table have: each against the first.
+  const told = [
+    ["robust, minus the first", difference],
+    ["p, paired", pairedP],
+    ["it alone withstands", (one, other) => alone(other, one)],
+    ["the first alone withstands", alone],
+  ];
+  return told.map(([name, tell]) => {
+    const line = element("tr");
+    line.append(element("th", name, "row"), element("td", "-"));
+    line.append(...others.map((row) => element("td", tell(first, row))));
+    return line;
+  });
+}
+
+function pictures(rows) {
+  // The figures of their pages: of one data set and ball these have the same axes.
+  return [["collapse_per_layer", "collapse"], ["leap_rate_per_layer", "leaps"]].map(([file, name]) => {
+    const line = element("tr");
+    line.append(element("th", name, "row"));
+    for (const row of rows) {
+      const cell = element("td", "drawn" in row.dataset ? undefined : "-");
+      if ("drawn" in row.dataset) {
+        const image = element("img");
+        image.src = `figures/${row.id.slice(1)}/${file}.png`;
+        image.alt = `${name} per layer of ${row.querySelector("th").textContent}`;
+        image.addEventListener("error", () => image.replaceWith("-"));
+        cell.append(image);
+      }
+      line.append(cell);
+    }
+    return line;
+  });
+}
+
 function drawComparison(state, uncheck) {
   const rows = chosenRows(state);
   bar.hidden = rows.length === 0;
@@ -63,8 +127,8 @@ function drawComparison(state, uncheck) {
   document.getElementById("compare-note").textContent = sections.size > 1
     ? "These models are not from one table: they were judged on other images, in another ball or by "
       + "other attacks, and their accuracies do not compare."
-    : "Intervals that overlap do not decide; the rank does, and robust-nc compare A B, which pair "
-      + "the models example by example.";
+    : "p is of the paired test of these two alone, seed by seed or example by example; examples are "
+      + "numbered from 0 in their official order. robust-nc compare A B --out FOLDER shows them.";
   const head = element("tr");
   head.append(element("th", "model", "col"));
   for (const row of rows) {
@@ -84,7 +148,8 @@ function drawComparison(state, uncheck) {
   const top = element("thead"), body = element("tbody");
   top.append(head);
   const columns = one.keys.map((_, k) => k).filter((k) => one.keys[k] !== "model");
-  body.append(facts, ...columns.map((column) => comparedRow(one, column, rows)));
+  body.append(...(sections.size > 1 ? [facts] : pairedRows(rows)), ...pictures(rows));
+  body.append(...columns.map((column) => comparedRow(one, column, rows)));
   const caption = element("caption");
   caption.append(element("div", "Models side by side; lines run from 0 to 100 %"));
   return table.replaceChildren(caption, top, body);

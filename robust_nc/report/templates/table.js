@@ -79,8 +79,9 @@ function makeSortable(one, choose) {
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = header.textContent;
-    button.title = header.title;
-    header.removeAttribute("title");
+    button.setAttribute("aria-description", header.dataset.tip);
+    header.removeAttribute("aria-description");
+    header.removeAttribute("tabindex");
     header.replaceChildren(button);
     button.addEventListener("click", () => {
       const now = header.getAttribute("aria-sort");
