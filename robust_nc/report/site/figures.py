@@ -47,8 +47,9 @@ _OURS = re.compile(
 _TOGETHER = ("story", *(name for name in PLOTS if not name.endswith("_per_layer")), "leap_matrices")
 # Of each of several sets.
 _TOGETHER_FEW = ("story", "landing_fraction", "accuracy_against_eps", "leap_rate_against_eps")
-# What a model's page opens with; the first has one scale for all models of a data set and ball.
-FIRST = ("collapse_per_layer", "leap_rate_per_layer", "leap_matrix")
+# With the same axes for all models of a data set and ball; what a model's page opens with.
+BESIDE = ("collapse_per_layer", "leap_rate_per_layer")
+FIRST = (*BESIDE, "leap_matrix")
 _MOST_BESIDE = 6  # models of a set that are drawn side by side where a site has several
 _NAMES = ("suite", "dataset", "backbone", "model", "head", "objective", "tap", "feature", "note")
 _MOST_LETTERS = {"tap": 24}  # what stands along an axis
@@ -286,7 +287,7 @@ class SiteFigures:
 
         def draw() -> SideBySide:
             frame = rows_of(records) if rows is None else rows
-            place, spans = self.out / "figures" / folder, {FIRST[0]: span} if span else {}
+            place, spans = self.out / "figures" / folder, {BESIDE[0]: span} if span else {}
             alone = rows is not None
             told = words and not alone  # else the page says them
             saved = save_each(frame, place, names=names, alone=alone, spans=spans, words=told)

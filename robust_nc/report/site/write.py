@@ -28,6 +28,7 @@ from robust_nc.report.board.formats import number, percent, sections
 from robust_nc.report.board.gather import identity, models_of_row, read_results
 from robust_nc.report.board.table import BOARD, leaderboard, paired
 from robust_nc.report.site.figures import (
+    BESIDE,
     FIRST,
     LIMITS,
     FigureLimits,
@@ -232,13 +233,12 @@ def _write_models(
 ) -> pd.DataFrame:
     """Write the page of every row of the leaderboard; return it with what only the rows tell."""
     root = common_root([stored for members in groups.values() for stored in members])
-    most, names = figures.limits.models, []
+    most, told = figures.limits.models, []
     spans = _spans(groups, frame[:most])
     for index, row in enumerate(frame.to_dict("records")):
         members = sorted(groups[row["key"]], key=lambda one: one.record.seed)
         rows = rows_of(members)
         row["leap_layer_name"] = leap_layer(rows)
-        names.append(row["leap_layer_name"])
         drawn, images = None, SideBySide([], [])
         if index < most:
             span = spans.get((row["dataset"], row["ball"]))
@@ -251,7 +251,11 @@ def _write_models(
         about = {"first": first, "more": more, "drawn": drawn is not None, "most": most}
         pages.write(row["page"], "model.html", up="../", images=images, **about, **values)
         figures.ledger.page(row["page"])
-    return frame.assign(leap_layer_name=names, drawn=frame.index < most)
+        names = [one.name for one in first if one.name in BESIDE]
+        told.append((row["leap_layer_name"], " ".join(names)))
+    return frame.assign(
+        **dict(zip(("leap_layer_name", "drawn"), zip(*told, strict=True), strict=True))
+    )
 
 
 def _spans(

@@ -95,20 +95,20 @@ function pairedRows([first, ...others]) {
 
 function pictures(rows) {
   // The figures of their pages: of one data set and ball these have the same axes.
-  return [["collapse_per_layer", "collapse"], ["leap_rate_per_layer", "leaps"]].map(([file, name]) => {
+  const drawn = rows.map((row) => (row.dataset.drawn || "").split(" ").filter(Boolean));
+  return [...new Set(drawn.flat())].map((name) => {
     const line = element("tr");
-    line.append(element("th", name, "row"));
-    for (const row of rows) {
-      const cell = element("td", "drawn" in row.dataset ? undefined : "-");
-      if ("drawn" in row.dataset) {
+    line.append(element("th", name.replaceAll("_", " "), "row"));
+    line.append(...rows.map((row, k) => {
+      const cell = element("td", drawn[k].includes(name) ? undefined : "-");
+      if (drawn[k].includes(name)) {
         const image = element("img");
-        image.src = `figures/${row.id.slice(1)}/${file}.png`;
-        image.alt = `${name} per layer of ${row.querySelector("th").textContent}`;
-        image.addEventListener("error", () => image.replaceWith("-"));
+        image.src = `figures/${row.id.slice(1)}/${name}.png`;
+        image.alt = `${name.replaceAll("_", " ")} of ${row.querySelector("th").textContent}`;
         cell.append(image);
       }
-      line.append(cell);
-    }
+      return cell;
+    }));
     return line;
   });
 }
