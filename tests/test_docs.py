@@ -118,7 +118,8 @@ def test_the_page_on_evaluating_can_be_followed(folder: Path) -> None:
 
 
 def test_the_page_on_publishing_can_be_followed(folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr(site, "write_site", lambda records, out: out / "index.html")  # drawn above
+    # Drawn above.
+    monkeypatch.setattr(site, "write_model", lambda one, _: one.path.parent / "index.html")
     (folder / "results").mkdir()  # of the clone that the reader has
     printed = follow("docs/publishing.md", folder)
     (stored,) = read_all(folder / "results")

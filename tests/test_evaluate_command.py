@@ -24,7 +24,7 @@ CARD = 'name = "Ours"\nauthors = "A. U. Thor"\nextra_data = false\n'
 def quick_page() -> Iterator[None]:
     """Figures take seconds, and have tests of their own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(site, "write_site", lambda records, out: out / "index.html")
+        patch.setattr(site, "write_model", lambda stored, _: stored.path.parent / "index.html")
         yield
 
 

@@ -281,6 +281,25 @@ def test_a_protocol_of_its_own_is_drawn_where_it_is_alone(whole: pd.DataFrame) -
         nearest_vertex_accuracy(whole.assign(attack=whole["attack"].replace("standard", "fast")))
 
 
+def test_a_leap_matrix_names_its_classes_and_has_a_colour_bar(whole: pd.DataFrame) -> None:
+    ax = leap_matrix(whole.assign(dataset="fashion_mnist"))
+    names = ["T-shirt/top", "Trouser", "Pullover", "Dress"]
+    assert [text.get_text() for text in ax.get_yticklabels()] == names
+    assert [one.get_ylabel() for one in ax.figure.axes] == [ax.get_ylabel(), "share of row"]
+    ours = leap_matrix(whole.assign(dataset="mine.npz"), bar=False)
+    assert [text.get_text() for text in ours.get_xticklabels()] == ["0", "1", "2", "3"]
+    assert len(ours.figure.axes) == 1
+
+
+def test_models_may_share_a_scale(whole: pd.DataFrame, tmp_path: Path) -> None:
+    drawn = [
+        save_each(whole, tmp_path / name, names=("collapse_per_layer",), alone=True, spans=spans)
+        for name, spans in (("own", {}), ("all", {"collapse_per_layer": (1e-3, 1e5)}))
+    ]
+    own, wide = (one.path.read_bytes() for (one,) in drawn if one.path)
+    assert own != wide
+
+
 def test_a_leap_matrix_has_shares_of_the_tap_that_is_named(whole: pd.DataFrame) -> None:
     attacked = {"measure": "leap_matrix", "condition": "attacked"}
     assert_shares(leap_matrix(whole), rows_of(whole, tap="penultimate", **attacked))

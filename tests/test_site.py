@@ -11,17 +11,22 @@ from typing import Any
 import helpers_report as helpers
 import pandas as pd
 import pytest
+from PIL import Image
 
 from robust_nc.claims.answers import Answer, read_answers
 from robust_nc.exceptions import InputError, RecordError
 from robust_nc.pipeline.finished_model import named_dataset
 from robust_nc.record import Card, Caution, EvidenceFile, Stored, tidy, write_rows
+from robust_nc.report.board.table import leaderboard
+from robust_nc.report.figures import SavedFigure
 from robust_nc.report.site.figures import NAME, FigureLimits
 from robust_nc.report.site.model import how_to_reproduce, how_to_verify
-from robust_nc.report.site.tables import cell, published_boards
+from robust_nc.report.site.scatter import scatters
+from robust_nc.report.site.tables import cell, published_boards, with_pages
 from robust_nc.report.site.write import write_site
 
 QUICK = FigureLimits(together=0, own=("leap_rate_per_layer",))
+ROW = {"rank", "model", "robust", "nc1_leap_null", "leap_layer", "seeds"}
 BARE = FigureLimits(models=0, together=0)
 
 
@@ -83,6 +88,58 @@ def test_the_page_leads_to_every_model(records: list[Stored], page: Path) -> Non
     assert models.count("<strong>gradient masking</strong>: the loss is flat") == 1
     for word in ("Linf 0.15", "digits, 4 classes", "threads 1", "by how much pgd_ce flatters"):
         assert word in page.read_text()
+
+
+def test_a_models_page_says_shows_then_tabulates(page: Path) -> None:
+    text = next((page.parent / "model").glob("*linear*.html")).read_text()
+    order = ['class="verdict"', 'id="pictures"', 'id="numbers"', 'id="layers"', 'id="evidence"']
+    assert sorted(order, key=text.index) == order
+    verdict = text.partition('class="verdict">')[2].partition("<")[0]
+    assert verdict == (
+        "It classifies 60.5 % [60.0, 61.0] of 200 test images, mean of 2 seeds, right under every "
+        "attack of pgd within Linf 0.15; 90.0 % are right without an attack. Attacked, 20.5 % of "
+        "training images leap to the mean of another class, most of them at layer penultimate."
+    )
+
+
+def test_a_column_with_a_number_that_needs_a_reader_names_it(page: Path) -> None:
+    found = Page(page.read_text())
+    heads = {str(facts.get("data-key")): facts for tag, facts in found.tags if tag == "th"}
+    assert "the layer where most leaps begin" in str(heads["leap_layer"]["data-tip"])
+    assert all(
+        one["data-tip"] == one["aria-description"] for key, one in heads.items() if key in ROW
+    )
+    assert found.words.count("penultimate") == 2
+
+
+def test_the_scatter_shows_others_of_the_same_ball_only(records: list[Stored]) -> None:
+    frame = with_pages(leaderboard(records))
+    other = {"model": "Some2020Net", "clean": 0.9, "robust": 0.5, "dataset": "digits"}
+    theirs = pd.DataFrame([{**other, "ball": ball} for ball in ("Linf 0.15", "L2 1")])
+    (found,) = scatters(frame, theirs)
+    assert [dot.text for dot in found.theirs] == ["Some2020Net: clean 90.0 %, robust 50.0 %"]
+    assert {dot.page for dot in found.ours} == set(frame["page"])
+    assert found.theirs[0].x == found.ours[0].x
+    assert found.ours[0].y == 200 * (1 - 0.625)
+
+
+def test_pictures_are_kept_once_they_are_whole(records: list[Stored], tmp_path: Path) -> None:
+    calls, missing = [], True
+
+    def pictures(stored: Stored, folder: Path) -> list[SavedFigure]:
+        calls.append(stored.record.model)
+        if missing:
+            return [SavedFigure("adversarial", "", "", None, "the <data> are not here")]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 2)).save(folder / "adversarial-1.png")
+        return [SavedFigure("x", "a, taken for <b>", "by c", folder / "adversarial-1.png")]
+
+    for missing in (True, False, False):
+        site = write_site(records, tmp_path, limits=QUICK, pictures=pictures).parent
+        text = "".join(path.read_text() for path in (site / "model").iterdir())
+        assert text.count("The &lt;data&gt; are not here.") == 2 * missing
+        assert text.count("<strong>a, taken for &lt;b&gt;.</strong>") == 2 * (not missing)
+    assert len(calls) == 4
 
 
 def test_links_and_figures_lead_to_places_of_the_site(page: Path) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 import helpers_report as helpers
 import pandas as pd
 import pytest
+from scipy import stats
 
 from robust_nc.claims.answers import read_answers
+from robust_nc.record import tidy, write_rows
 from robust_nc.report.site.figures import FigureLimits
 from robust_nc.report.site.write import write_site
 
@@ -195,6 +197,61 @@ def test_models_side_by_side(page: Any) -> None:
     page.click("#clear")
     assert not page.locator("#compare").is_visible()
     assert page.locator("table.ours input:checked").count() == 0
+
+
+def test_a_comparison_tells_p_examples_and_pictures(open_page: OpenPage, tmp_path: Path) -> None:
+    made = []
+    for name, robust in (("pgd", helpers.flags(600)), ("trades", helpers.flags(560, start=40))):
+        rows = tidy(helpers.rows_of(name, "etf", 0))
+        (tmp_path / name).mkdir()
+        about = write_rows(tmp_path / name / "rows.parquet", rows)
+        made.append(helpers.written(tmp_path / name, robust, objective=name, rows=about))
+    page = open_page(write_site(made, tmp_path / "site"))
+    for box in page.locator("table.ours tbody input").all():
+        box.check()
+    table = page.locator("table.compared")
+    rows = table.locator("tbody tr").all()
+    told = {row.locator("th").inner_text(): row.locator("td") for row in rows}
+    assert told["robust, minus the first"].nth(1).inner_text() == "-4.0 points"
+    p = float(told["p, paired"].nth(1).inner_text())
+    assert p == pytest.approx(stats.binomtest(0, 40).pvalue, rel=0.06)
+    first = ", ".join(map(str, range(12)))
+    assert told["the first alone withstands"].nth(1).inner_text() == f"40: number {first}, ..."
+    assert told["it alone withstands"].nth(1).inner_text() == "0"
+    assert table.locator("img").count() == 4
+    page.wait_for_function("() => [...document.images].every(one => one.naturalWidth > 0)")
+
+
+@pytest.mark.parametrize("width", [1400, 420])
+def test_what_counts_is_on_the_screen(open_page: OpenPage, site: Path, width: int) -> None:
+    page = open_page(site / "index.html", width=width)
+    for key in ("rank", "model", "robust", "badge"):
+        box = header(page, key).bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+
+
+def test_a_word_on_a_number_shows_on_focus(open_page: OpenPage, site: Path) -> None:
+    shown = "one => getComputedStyle(one, '::after').content"
+    page = open_page(site / "index.html")
+    head = header(page, "nc1_leap_null")
+    assert head.evaluate(shown) == "none"
+    head.locator("button").focus()
+    assert "what leaps alone cost" in head.evaluate(shown)
+    for path in (site / "index.html", next((site / "model").glob("*.html"))):
+        page = open_page(path, java_script_enabled=False)
+        head = page.locator("th[data-tip]:visible").nth(3)
+        head.focus()
+        assert head.evaluate(shown) == f'"{head.get_attribute("aria-description")}"'
+
+
+def test_dots_lead_to_models_by_keyboard(page: Any) -> None:
+    dot = page.locator(".dots a").first
+    assert page.locator(".dots a").count() == MODELS
+    dot.focus()
+    assert dot.locator("text").evaluate("one => getComputedStyle(one).visibility") == "visible"
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/model/*.html")
 
 
 def test_it_reads_without_scripts(open_page: OpenPage, site: Path) -> None:

@@ -241,7 +241,7 @@ def _pass(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits `(n, K)` and features `(n, D)` before the head, on the CPU."""
     parts = []
     with torch.no_grad(), untouched(model), full_precision():
-        for part in images.split(_BATCH):
+        for part in torch.split(images, _BATCH):
             read = read_taps(model, part.to(device_of(model)), (PENULTIMATE,))
             parts.append((read.logits.cpu(), read.features[PENULTIMATE].cpu()))
     logits, features = zip(*parts, strict=True)

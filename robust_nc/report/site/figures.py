@@ -104,8 +104,11 @@ class Ledger:
         Also where one was left out, if they are to be `whole`.
         """
         found = _figures(self._last_drawn.get(what))
-        there = found is not None and not (whole and found.left_out)
-        if not there or not all((self.out / one.file).is_file() for one in found.figures):
+        if (
+            found is None
+            or (whole and found.left_out)
+            or not all((self.out / one.file).is_file() for one in found.figures)
+        ):
             found = draw()
         self._drawn[what] = found
         self._files |= {one.file for one in found.figures}

@@ -194,7 +194,7 @@ def leaps(rows: pd.DataFrame) -> tuple[str, pd.DataFrame] | None:
     return str(found["tap"].iloc[0]), shares.rename(index=name, columns=name)
 
 
-def leap_layer(rows: pd.DataFrame) -> str:
+def leap_layer_name(rows: pd.DataFrame) -> str:
     """Return the layer where most leaps begin, of all seeds together; "" where nothing leaped."""
     found = optional(rows, RowFilter("leap_layer", _ATTACKED, None, "train"))
     counts = found[found["tap"] != "none"].groupby("tap", sort=False)["value"].sum()

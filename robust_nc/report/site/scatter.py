@@ -46,7 +46,7 @@ def scatters(frame: pd.DataFrame, published: pd.DataFrame | None) -> list[Scatte
     `frame` needs `dataset`, `ball`, `model`, `clean`, `robust`, `rank`, `page`; `published` the
     first five: rows of others in the same balls of the same data sets.
     """
-    found = []
+    found: list[Scatter] = []
     for (dataset, ball), part in frame.groupby(["dataset", "ball"], sort=False):
         theirs = [] if published is None else _known(published, str(dataset), str(ball))
         ours = _known(part, str(dataset), str(ball))
@@ -55,8 +55,9 @@ def scatters(frame: pd.DataFrame, published: pd.DataFrame | None) -> list[Scatte
             start = min(90, 10 * math.floor(10 * low))
             step = 5 if start >= 80 else 10 if start >= 50 else 20
             ticks = [(tick, _place(tick, start)) for tick in range(100, start - 1, -step)]
-            dots = [[_dot(row, start) for row in rows] for rows in (ours, theirs)]
-            found.append(Scatter(f"{cut(str(dataset))}, {cut(str(ball))}", *dots, ticks))
+            title = f"{cut(str(dataset))}, {cut(str(ball))}"
+            own, others = ([_dot(row, start) for row in rows] for rows in (ours, theirs))
+            found.append(Scatter(title, own, others, ticks))
     return found
 
 
@@ -64,7 +65,7 @@ def _place(clean: float, start: int) -> float:
     return round(WIDTH * (clean - start) / (100 - start), 1)
 
 
-def _known(frame: pd.DataFrame, dataset: str, ball: str) -> list[Mapping[Hashable, Any]]:
+def _known(frame: pd.DataFrame, dataset: str, ball: str) -> list[dict[Hashable, Any]]:
     here = frame[(frame["dataset"] == dataset) & (frame["ball"] == ball)]
     return here.dropna(subset=["clean", "robust"])[:_MOST_DOTS].to_dict("records")
 

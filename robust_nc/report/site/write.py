@@ -39,7 +39,7 @@ from robust_nc.report.site.figures import (
     nc1_ends,
     rows_of,
 )
-from robust_nc.report.site.model import common_root, facts, leap_layer, page_values
+from robust_nc.report.site.model import common_root, facts, leap_layer_name, page_values
 from robust_nc.report.site.pairs import with_pairs
 from robust_nc.report.site.scatter import HEIGHT, WIDTH, scatters
 from robust_nc.report.site.tables import (
@@ -238,7 +238,7 @@ def _write_models(
     for index, row in enumerate(frame.to_dict("records")):
         members = sorted(groups[row["key"]], key=lambda one: one.record.seed)
         rows = rows_of(members)
-        row["leap_layer_name"] = leap_layer(rows)
+        row["leap_layer_name"] = leap_layer_name(rows)
         drawn, images = None, SideBySide([], [])
         if index < most:
             span = spans.get((row["dataset"], row["ball"]))
