@@ -225,7 +225,7 @@ def test_a_comparison_tells_p_examples_and_pictures(open_page: OpenPage, tmp_pat
 @pytest.mark.parametrize("width", [1400, 420])
 def test_what_counts_is_on_the_screen(open_page: OpenPage, site: Path, width: int) -> None:
     page = open_page(site / "index.html", width=width)
-    for key in ("rank", "model", "robust", "badge"):
+    for key in ("rank", "model", "robust", "state"):
         box = header(page, key).bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= width

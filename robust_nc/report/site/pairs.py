@@ -9,19 +9,16 @@
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from robust_nc.report.board.ranking import compare_all
+from robust_nc.report.board.ranking import Row, compare_with
 from robust_nc.report.board.table import BOARD
 
 _MOST = 40  # rows of a table
 _MOST_FLAGS = 10_000  # examples
 
-Flags = Mapping[int, npt.NDArray[np.bool_]]
 
-
-def with_pairs(frame: pd.DataFrame, flags: Mapping[str, Flags]) -> pd.DataFrame:
+def with_pairs(frame: pd.DataFrame, flags: Mapping[str, Row]) -> pd.DataFrame:
     """Add to a leaderboard, for the first rows of each table, what a comparison needs, as text.
 
     `p` are the p-values (of one comparison alone) against each row above it, `flags` the
@@ -32,13 +29,13 @@ def with_pairs(frame: pd.DataFrame, flags: Mapping[str, Flags]) -> pd.DataFrame:
     for _, table in frame.groupby(list(BOARD), sort=False):
         first = table.index[:_MOST]
         rows = [flags[key] for key in frame.loc[first, "key"]]
-        p = compare_all(rows).p
-        frame.loc[first, "p"] = [" ".join(f"{one:.2g}" for one in p[i, :i]) for i in range(len(p))]
+        p = [compare_with(row, rows[:place]).p if place else () for place, row in enumerate(rows)]
+        frame.loc[first, "p"] = [" ".join(f"{one:.2g}" for one in each) for each in p]
         frame.loc[first, "flags"] = [_hexadecimal(row) for row in rows]
     return frame
 
 
-def _hexadecimal(row: Flags) -> str:
+def _hexadecimal(row: Row) -> str:
     models = list(row.values())
     if len(models) > 1 or len(models[0]) > _MOST_FLAGS:
         return ""

@@ -14,6 +14,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from importlib import resources
 from typing import Any, Literal, NamedTuple, cast
 
+import numpy as np
 import pandas as pd
 
 from robust_nc.exceptions import InputError
@@ -25,7 +26,9 @@ from robust_nc.report.board.formats import (
     display_names,
     has_gap,
     interval_note,
+    leader,
     percent,
+    place_text,
     points,
     short,
 )
@@ -34,8 +37,9 @@ from robust_nc.report.board.render import MISSING
 from robust_nc.report.board.table import BOARD
 
 SHORT, LONG = 80, 2000  # characters that are shown in a cell, and of a text
-Kind = Literal["count", "interval", "percent", "points", "short", "layer", "name"]
+Kind = Literal["count", "interval", "percent", "points", "short", "layer", "place", "name"]
 _MOST_CHOICES = 200
+_BEHIND = 1e6  # what has a place by value alone is sorted behind what has a rank
 _FILTERS = {
     "dataset": "data set",
     "ball": "ball",
@@ -117,6 +121,9 @@ def cell(row: Mapping[Any, Any], column: Column) -> tuple[str, str]:
     if column.kind == "name":
         known = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
         return cut(known if isinstance(known, str) else "", column.most) or MISSING, ""
+    if column.kind == "place":
+        place = row["rank"] if math.isfinite(row["rank"]) else _BEHIND + row["order"]
+        return place_text(row), f"{place:g}" if math.isfinite(place) else ""
     number = float(value) if isinstance(value, int | float) else math.nan
     exact = f"{number:.6g}" if math.isfinite(number) else ""
     if column.kind == "interval":
@@ -149,11 +156,11 @@ def with_pages(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def ranked_first(frame: pd.DataFrame) -> pd.DataFrame:
-    """Put the tables with most ranked rows first, then the others, each in its order."""
-    ranked = frame.groupby(list(BOARD), sort=False)["rank"].transform("count")
-    return frame.loc[ranked.sort_values(ascending=False, kind="stable").index].reset_index(
-        drop=True
-    )
+    """Put the tables with most ranked rows first, then those of most examples and rows."""
+    tables = frame.groupby(list(BOARD), sort=False)["rank"]
+    keys = (tables.transform("size"), frame["examples"], tables.transform("count"))
+    order = np.lexsort([np.arange(len(frame)), *(-key.to_numpy() for key in keys)])
+    return frame.iloc[order].reset_index(drop=True)
 
 
 def row_key(row: Mapping[Any, Any]) -> str:
@@ -227,7 +234,8 @@ def _board(part: pd.DataFrame, columns: tuple[Column, ...], about: str, caption:
     rows = part.to_dict("records")
     dataset, ball = cut(str(rows[0]["dataset"])), cut(str(rows[0]["ball"])) or "no ball"
     title = ", ".join(word for word in (dataset, ball, about) if word)
-    return Board(title, caption, dataset, ball, "", columns, rows)
+    leads = cut(leader(part), LONG) if "order" in part else ""
+    return Board(title, caption, dataset, ball, leads, columns, rows)
 
 
 def _caption(part: pd.DataFrame) -> str:

@@ -168,7 +168,7 @@ def write_site(
         pages.write("claims.html", "claims.html", claims=ordered)
         figures.ledger.page("claims.html")
     flags = {
-        key: {one.record.seed: one.robust for one in models_of_row(members)}
+        key: {one.member: one.robust for one in models_of_row(members)}
         for key, members in groups.items()
     }
     page = write_index(
