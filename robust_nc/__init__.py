@@ -6,6 +6,7 @@
 """
 
 import importlib
+import importlib.util
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,8 @@ _HOMES = {
     "train": "training.run",
 }
 
+_MODULES = {"figures": "report.figures"}  # under another name than that of their room
+
 __all__ = [
     "Ball",
     "Classifier",
@@ -101,11 +104,14 @@ __version__ = _version("robust_nc")
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"robust_nc.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    home = f"robust_nc.{_MODULES.get(name, name)}"
+    if name.startswith("_") or importlib.util.find_spec(home) is None:
         raise AttributeError(f"module 'robust_nc' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"robust_nc.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+    return importlib.import_module(home)
 
 
 def __dir__() -> list[str]:

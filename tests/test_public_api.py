@@ -50,12 +50,18 @@ before = set(sys.modules)
 import robust_nc
 assert repr(robust_nc.Ball("Linf", numpy.float32(0.125)).eps) == "0.125"
 print(*{name.split(".")[0] for name in set(sys.modules) - before})
+robust_nc.plugins.find_attack, robust_nc.zoo, robust_nc.types.Attack, robust_nc.figures.story
+try:
+    robust_nc.nothing
+except AttributeError as error:
+    print(error)
 import attacks
 """
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     heavy = {"torchvision", "torchattacks", "robustbench", "seaborn", "matplotlib", "sklearn"}
     assert "robust_nc" in ran.stdout
     assert not heavy & set(ran.stdout.split())
+    assert "module 'robust_nc' has no attribute 'nothing'" in ran.stdout
     assert "import robust_nc.attacks, not attacks" in ran.stderr
 
 
