@@ -40,6 +40,7 @@ from robust_nc.report.figures import (
 from robust_nc.report.figures.axes import COLOURS
 from robust_nc.report.figures.curves import GROUPINGS
 from robust_nc.report.figures.plots import NETWORK
+from robust_nc.statistics.intervals import mean_interval
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +87,14 @@ def assert_shares(ax: Axes, rows: pd.DataFrame) -> None:
 
 def line(ax: Axes, colour: str) -> list[float]:
     """Heights of the one line of a colour that has more than two points."""
-    (found,) = [
-        drawn
-        for drawn in ax.lines
-        if len(drawn.get_xdata()) > 2 and drawn.get_linestyle() != "None"
-        if to_hex(drawn.get_color()) == colour
-    ]
-    return [float(y) for y in found.get_ydata()]
+    (found,) = lines_of(ax, colour)
+    return found
+
+
+def lines_of(ax: Axes, colour: str) -> list[list[float]]:
+    """Heights of all lines of a colour that have more than two points."""
+    drawn = [one for one in ax.lines if len(one.get_xdata()) > 2 and one.get_linestyle() != "None"]
+    return [list(map(float, one.get_ydata())) for one in drawn if to_hex(one.get_color()) == colour]
 
 
 def note(ax: Axes) -> str:
@@ -227,6 +229,29 @@ def test_story_has_two_rows_of_objectives() -> None:
     assert all(ax.has_data() for ax in axes)
     labels = {text.get_text() for text in figure.legends[0].get_texts()}
     assert {"clean", "attacked", "gaussian noise", "etf", "linear"} <= labels
+
+
+def test_panels_that_share_a_logarithmic_axis_show_means_and_not_those_of_logarithms() -> None:
+    frame = frame_of(seeds=3)
+    far = frame["measure"].eq("nc1") & frame["seed"].eq(2)
+    frame.loc[far, "value"] *= 50
+    for ax, objective in zip(story(frame).axes[:3], ("standard", "pgd", "trades"), strict=True):
+        at = {"objective": objective, "condition": "attacked", "measure": "nc1", "split": "train"}
+        for head, drawn in zip(("etf", "linear"), lines_of(ax, COLOURS["attacked"]), strict=True):
+            rows = rows_of(frame, **at, head=head, grouping="true")
+            assert drawn == pytest.approx(means(rows))
+
+
+def test_bands_are_intervals_over_seeds_from_three_on() -> None:
+    frame = frame_of(seeds=3)
+    ax = leap_rate_per_layer(frame[frame["model"] == "etf-pgd"])
+    assert "mean of 3 seeds; band: 95 % interval (Student t)" in note(ax)
+    rows = rows_of(frame, model="etf-pgd", measure="leap_rate", condition="attacked", split="train")
+    found = [mean_interval(list(part["value"])) for _, part in rows.groupby("depth")]
+    heights = np.concatenate([band.get_paths()[0].vertices[:, 1] for band in ax.collections])
+    for one in found:
+        assert np.isclose(heights, one.low).any()
+        assert np.isclose(heights, one.high).any()
 
 
 @pytest.fixture(scope="module")

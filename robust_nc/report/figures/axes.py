@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from robust_nc.report.figures.selection import in_order, roles, taps_in_order
+from robust_nc.statistics.intervals import mean_interval
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -107,11 +108,23 @@ def value_lines(
     colours: Mapping[str, str],
     style: str | None,
 ) -> Axes:
-    """Draw means over seeds along `x` with bands to the extremes: coloured by `hue`."""
+    """Draw means over seeds along `x`, coloured by `hue`, with bands of their `mean_interval`.
+
+    They are taken before anything is drawn: on a logarithmic axis seaborn would average logarithms.
+    """
     ax, names = ax or new_axes(), list(colours)
     order = names if style == hue else in_order(rows[style]) if style else None
+    lines = list(dict.fromkeys((hue, style or hue)))
+    found = rows.dropna(subset="value").groupby([*lines, x], sort=True)["value"].agg(list)
+    means = found.map(mean_interval).rename("found").reset_index()
+    for end in ("value", "low", "high"):
+        means[end] = [getattr(one, end) for one in means["found"]]
+    for (name, *_), band in means.groupby(lines):
+        if band["low"].notna().any():
+            low, high = band["low"], band["high"]
+            ax.fill_between(band[x], low, high, color=colours[str(name)], alpha=0.2, linewidth=0)
     sns.lineplot(
-        rows,
+        means,
         x=x,
         y="value",
         hue=hue,
@@ -121,7 +134,7 @@ def value_lines(
         style_order=order,
         markers=style is not None,
         markeredgewidth=0,
-        errorbar=("pi", 100),
+        errorbar=None,
         ax=ax,
     )
     untitle(ax)

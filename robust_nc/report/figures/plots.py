@@ -251,7 +251,7 @@ def alignment_angles(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     label_taps(ax, taps)
     ax.axhline(0, color=GREY, linewidth=0.8, linestyle=":")
     ax.set(ylabel="angle (degrees)")
-    note = f"line: mean of classes; {what}{note_of(rows, spread='{seeds}: mean and range')}"
+    note = f"line: mean of classes; {what}{note_of(rows, spread='{seeds}: mean, band: {band}')}"
     return finish(ax, "Angles of attacked class means", note)
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from robust_nc.data.load import dataset_info
 from robust_nc.exceptions import InputError, RobustNCError
+from robust_nc.statistics.intervals import MIN_SEEDS_FOR_T
 
 _CONDITIONS = {"gaussian": "gaussian noise", "sign": "sign noise"}
 # A figure compares like with like: these must not vary within one.
@@ -147,9 +148,7 @@ def taps_in_order(rows: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(rows.sort_values("depth", kind="stable")["tap"]))
 
 
-def note_of(
-    rows: pd.DataFrame, *, spread: str = "line: mean of {seeds}; band: smallest to largest"
-) -> str:
+def note_of(rows: pd.DataFrame, *, spread: str = "line: mean of {seeds}; band: {band}") -> str:
     """Say over how many examples and seeds a figure is, of which split and features."""
     counts = [int(n) for n in rows["n"].unique() if n > 0]
     parts = []
@@ -157,7 +156,8 @@ def note_of(
         splits = "/".join(sorted(set(rows["split"]) - {""}))
         parts.append(f"n = {_range(counts)} {splits} examples".replace("  ", " "))
     seeds = rows["seed"].nunique()
-    parts.append(spread.format(seeds=f"{seeds} seeds") if seeds > 1 else "one seed")
+    band = "smallest to largest" if seeds < MIN_SEEDS_FOR_T else "95 % interval (Student t)"
+    parts.append(spread.format(seeds=f"{seeds} seeds", band=band) if seeds > 1 else "one seed")
     features = set(rows["feature"]) - {""}
     if features:
         parts.append(f"features: {'/'.join(sorted(features))}")
