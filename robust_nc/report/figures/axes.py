@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -111,6 +112,7 @@ def value_lines(
     """Draw means over seeds along `x`, coloured by `hue`, with bands of their `mean_interval`.
 
     They are taken before anything is drawn: on a logarithmic axis seaborn would average logarithms.
+    A band that would go below 0, where no value is, begins at the smallest value.
     """
     ax, names = ax or new_axes(), list(colours)
     order = names if style == hue else in_order(rows[style]) if style else None
@@ -119,6 +121,8 @@ def value_lines(
     means = found.map(mean_interval).rename("found").reset_index()
     for end in ("value", "low", "high"):
         means[end] = [getattr(one, end) for one in means["found"]]
+    least = found.map(min).to_numpy()
+    means["low"] = np.where((means["low"] < 0) & (least >= 0), least, means["low"])
     for (name, *_), band in means.groupby(lines):
         if band["low"].notna().any():
             low, high = band["low"], band["high"]

@@ -156,7 +156,11 @@ def note_of(rows: pd.DataFrame, *, spread: str = "line: mean of {seeds}; band: {
         splits = "/".join(sorted(set(rows["split"]) - {""}))
         parts.append(f"n = {_range(counts)} {splits} examples".replace("  ", " "))
     seeds = rows["seed"].nunique()
-    band = "smallest to largest" if seeds < MIN_SEEDS_FOR_T else "95 % interval (Student t)"
+    band = (
+        "smallest to largest"
+        if seeds < MIN_SEEDS_FOR_T
+        else "95 % interval (Student t), if above 0"
+    )
     parts.append(spread.format(seeds=f"{seeds} seeds", band=band) if seeds > 1 else "one seed")
     features = set(rows["feature"]) - {""}
     if features:
