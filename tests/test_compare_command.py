@@ -2,25 +2,28 @@
 
 import dataclasses
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from helpers_report import challenged, flags, put, record, signed
+from helpers_report import challenged, flags, put, record, signed, write_grid
 from rich.console import Console
 from scipy import stats
 
 from robust_nc.cli.compare import compare_command
 from robust_nc.cli.options import CompareOptions
 from robust_nc.exceptions import RecordError
-from robust_nc.record import Record, read_record
+from robust_nc.record import Record, pack_flags, read_record, unpack_flags, write_record
+from robust_nc.record.schema import sealed
 from robust_nc.report.board.comparing import Compared, compare
 from robust_nc.report.board.table import leaderboard
 from robust_nc.statistics.intervals import wilson
 from robust_nc.statistics.significance import paired_shares
 
-Said = Callable[[Path, Path], str]
+Said = Callable[..., str]
 
 
 def two_records(folder: Path) -> tuple[Path, Path]:
@@ -49,11 +52,41 @@ def robust(found: Compared):
 def said(capsys: pytest.CaptureFixture[str]) -> Said:
     """Calls the verb, and gives its output."""
 
-    def call(first: Path, second: Path) -> str:
-        assert compare_command(CompareOptions(first, second), Console(file=io.StringIO())) == 0
+    def call(first: Path, second: Path, out: Path | None = None) -> str:
+        options = CompareOptions(first, second, out)
+        assert compare_command(options, Console(file=io.StringIO())) == 0
         return capsys.readouterr().out
 
     return call
+
+
+def test_a_page_shows_the_examples_that_tell_two_models_apart(
+    verdict: Any, tmp_path: Path, said: Said
+) -> None:
+    first, _ = verdict
+    robust = unpack_flags(first.record.verdict.robust).copy()
+    robust[robust.nonzero()[0][:3]] = False
+    other = dataclasses.replace(first.record.verdict, robust=pack_flags(robust))
+    folder = shutil.copytree(first.path.parent, tmp_path / "other")
+    changed = dataclasses.replace(first.record, verdict=other, model="<b>other</b>")
+    write_record(folder / first.path.name, sealed(changed))
+    text = said(first.path.parent, folder, tmp_path / "page")
+    lost = (unpack_flags(first.record.verdict.robust) & ~robust).nonzero()[0].tolist()
+    assert f"A alone withstands number {', '.join(map(str, lost))}\n" in text
+    assert "B alone withstands" not in text
+    page = (tmp_path / "page" / "compare.html").read_text()
+    assert "<p>3 examples: number " + ", ".join(map(str, lost)) + "</p>" in page
+    assert "A is more robust" in page or "Neither is significantly" in page
+    assert "&lt;b&gt;other&lt;/b&gt;" in page
+    assert "<b>other" not in page
+
+
+def test_figures_of_two_methods_share_their_axes(tmp_path: Path, said: Said) -> None:
+    one, other = write_grid(tmp_path, objectives=("pgd", "trades"), heads=("etf",), seeds=1)
+    said(one.path, other.path, tmp_path / "page")
+    page = (tmp_path / "page" / "compare.html").read_text()
+    assert page.count("<img") == 3
+    assert all(path.stat().st_size for path in (tmp_path / "page").rglob("*.png"))
 
 
 def test_two_records_are_compared_example_by_example(tmp_path: Path, said: Said) -> None:

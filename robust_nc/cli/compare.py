@@ -6,19 +6,25 @@
 
 import math
 import textwrap
+from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from rich.console import Console
 
 from robust_nc.cli.options import CompareOptions
+from robust_nc.exceptions import ConfigError
 from robust_nc.io.text import printable
 from robust_nc.report.board.comparing import Accuracy, Compared, Side, compare
 from robust_nc.report.board.formats import INTERVALS, count_text, percent, points, short
-from robust_nc.report.board.gather import identity
+from robust_nc.report.board.gather import identity, read_results
 from robust_nc.report.board.render import aligned
 from robust_nc.statistics.intervals import Interval
 from robust_nc.statistics.significance import ALPHA
 
 _SEEDS_SHOWN = 10
+_EXAMPLES_SHOWN = 12
 _WIDTH = 96
 _Row = tuple[str, ...]
 _SHARES = {"leap_rate": "leap %", "landed": "landed %"}
@@ -26,9 +32,9 @@ _HEADERS = {
     **_SHARES,
     "nc1_clean": "NC1 clean",
     "nc1_attacked": "NC1 attacked",
-    "nc1_leap_null": "  its null",
+    "nc1_leap_null": "  leap null",
     "nc1_landed": "NC1 landed",
-    "nc1_landed_null": "  its null",
+    "nc1_landed_null": "  landed null",
     "nc2_angle_clean": "NC2 angle",
     "collapse_radius": "collapse radius",
     "leap_layer": "leap layer",
@@ -39,16 +45,62 @@ _INTERVALS = {
 }
 
 
-def compare_command(options: CompareOptions, _: Console) -> int:
-    """Compare two records or two folders of seeds, and print one screen."""
-    print(comparison_text(compare(options.first, options.second)))
+def compare_command(options: CompareOptions, stderr: Console) -> int:
+    """Compare two records or two folders of seeds, print one screen, and write a page if asked."""
+    found = compare(options.first, options.second)
+    print(comparison_text(found))
+    if options.out is not None:
+        stderr.print(f"wrote {_page(found, options.out)}", markup=False, soft_wrap=True)
     return 0
+
+
+def _page(found: Compared, out: Path) -> Path:
+    try:
+        from robust_nc.report.site.comparison import Differing, write_comparison
+        from robust_nc.verification.pictures import adversarial_pictures
+    except ImportError as error:
+        raise ConfigError(
+            f"the page needs {error.name}, which is not installed: pip install 'robust_nc[report]'"
+        ) from None
+    sides = [read_results(side.path) for side in (found.first, found.second)]
+    differing = []
+    for letter, loser, rows in zip("AB", reversed(sides), _alone(found), strict=False):
+        if len(rows):
+            shown = torch.from_numpy(rows)
+            made = adversarial_pictures(loser[0], out / "figures" / letter.lower(), rows=shown)
+            text = f"{letter} alone withstands, and how {loser[0].record.model} falls"
+            differing.append(Differing(text, rows.tolist(), made))
+    geometry = [("measure, as claimed", "A", "B"), *_geometry(found)]
+    seeds = [("seed by seed", "A", "B", "A - B"), *_seeds(found)]
+    return write_comparison(
+        sides,
+        out,
+        verdict=_verdict(found),
+        about=[*_place(found), *_notes(found)],
+        tables=[_accuracies(found), _examples(found) or seeds, geometry],
+        differing=differing,
+    )
+
+
+def _alone(found: Compared) -> list[npt.NDArray[np.intp]]:
+    """Rows that A alone withstands, and B alone, where each is one model; else nothing."""
+    one, other = (
+        list(side.flags("robust", found.examples).values()) for side in (found.first, found.second)
+    )
+    if len(one) != 1 or len(other) != 1:
+        return []
+    return [np.flatnonzero(one[0] & ~other[0]), np.flatnonzero(other[0] & ~one[0])]
+
+
+def _listed(rows: npt.NDArray[np.intp]) -> str:
+    more = ", ..." if len(rows) > _EXAMPLES_SHOWN else ""
+    return f"{', '.join(map(str, rows[:_EXAMPLES_SHOWN]))}{more}"
 
 
 def comparison_text(found: Compared) -> str:
     """Write a comparison for a terminal."""
     tables = [
-        [("", "A", "B", "A - B", "p"), *map(_accuracy, found.accuracies)],
+        _accuracies(found),
         _examples(found) or _seeds(found),
         _geometry(found),
     ]
@@ -60,6 +112,11 @@ def comparison_text(found: Compared) -> str:
         [_side("A", found.first), _side("B", found.second), *_place(found)],
         accuracies,
         [*counts, *_seeds_left(found)],
+        [
+            f"{letter} alone withstands number {_listed(rows)}"
+            for letter, rows in zip("AB", _alone(found), strict=False)
+            if len(rows)
+        ],
         [title, *geometry] if geometry else [],
         [_verdict(found), *_notes(found)],
     ]
@@ -93,6 +150,10 @@ def _place(found: Compared) -> list[str]:
             "which no fingerprint can check"
         )
     return lines
+
+
+def _accuracies(found: Compared) -> list[_Row]:
+    return [("", "A", "B", "A - B", "p"), *map(_accuracy, found.accuracies)]
 
 
 def _accuracy(one: Accuracy) -> _Row:

@@ -37,6 +37,9 @@ class CompareOptions:
     """A record, or a folder with the seeds of one method."""
     second: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="B")]
     """The other."""
+    out: Path | None = None
+    """Also write a page into this folder: figures with shared axes, and the examples on which two
+    models differ."""
 
 
 @dataclass(frozen=True)

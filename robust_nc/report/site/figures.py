@@ -248,7 +248,7 @@ class SiteFigures:
         place = self.out / "figures" / key[:8]
 
         def drawn() -> SideBySide:
-            return self._saved(draw(stored, place), up="../")
+            return self.shown(draw(stored, place), up="../")
 
         return self.ledger.drawn(digest(what), drawn, whole=True)
 
@@ -256,6 +256,10 @@ class SiteFigures:
         """Return collapse and leaps of a few models that may share a figure, if they have any."""
         drawn = self._drawn(records, ("story",), digest("leaders")[:8], words=False).figures
         return drawn[0] if drawn else None
+
+    def beside(self, frame: pd.DataFrame, names: Sequence[str]) -> SideBySide:
+        """Draw rows of models that may be compared in figures of their own, with shared axes."""
+        return self.shown(save_each(frame, self.out / "figures", names=names, words=False))
 
     def side_by_side(self, parts: Sequence[Sequence[Stored]]) -> SideBySide:
         """Return what each part (records that may share a figure) shows side by side."""
@@ -294,7 +298,7 @@ class SiteFigures:
             alone = rows is not None
             told = words and not alone  # else the page says them
             saved = save_each(frame, place, names=names, alone=alone, spans=spans, words=told)
-            return self._saved(saved, up="../" if alone else "")
+            return self.shown(saved, up="../" if alone else "")
 
         shown = [
             [[str(part) for part in identity(one.record)], one.record.seed, one.record.rows.sha256]
@@ -302,7 +306,7 @@ class SiteFigures:
         ]
         return self.ledger.drawn(digest([_drawing(), folder, list(names), span, shown]), draw)
 
-    def _saved(self, saved: Sequence[SavedFigure], up: str) -> SideBySide:
+    def shown(self, saved: Sequence[SavedFigure], up: str = "") -> SideBySide:
         """Return figures as a page shows them from where `up` leads to the site's folder."""
         told = SideBySide([], [])
         for one in saved:

@@ -1,7 +1,7 @@
 """Clean against robust accuracy: a dot a model, and grey dots of rows that others published.
 
->>> rows = {"dataset": "d", "ball": "b", "model": ["a", "b"], "clean": 0.95, "robust": [0.5, 0.2]}
->>> (found,) = scatters(pd.DataFrame(rows).assign(page="", rank=1.0), None)
+>>> rows = {"model": ["a", "b"], "clean": 0.95, "robust": [0.5, 0.2], "page": "", "rank": 1.0}
+>>> (found,) = scatters(pd.DataFrame({**dict.fromkeys(BOARD, "x"), **rows}), None)
 >>> found.ticks, [(dot.x, dot.y) for dot in found.ours]
 ([(100, 300.0), (95, 150.0), (90, 0.0)], [(150.0, 100.0), (150.0, 160.0)])
 """
@@ -13,19 +13,19 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from robust_nc.report.board.formats import percent
+from robust_nc.report.board.table import BOARD
 from robust_nc.report.site.tables import cut
 
 WIDTH, HEIGHT = 300, 200  # of the area between the axes
-_MOST = 3  # scatters
+_MOST = 2  # scatters
 _MOST_DOTS = 300
 
 
 class Dot(NamedTuple):
-    """A model: where its dot is, what it says, the page that it leads to, whether it has a rank."""
+    """A model: where its dot is, what it says, the page that it leads to, if it has a rank."""
 
     x: float
     y: float
-    name: str
     text: str
     page: str
     ranked: bool
@@ -41,16 +41,19 @@ class Scatter(NamedTuple):
 
 
 def scatters(frame: pd.DataFrame, published: pd.DataFrame | None) -> list[Scatter]:
-    """Return the first scatters that hold two dots or more, in the order of a leaderboard's rows.
+    """Return the scatter of a leaderboard's first table, and one that others published rows for.
 
-    `frame` needs `dataset`, `ball`, `model`, `clean`, `robust`, `rank`, `page`; `published` the
-    first five: rows of others in the same balls of the same data sets.
+    Each holds two dots or more; without published rows the second is of the next data set or ball.
+    `frame` is a leaderboard with its pages, `published` has its columns `NEEDED`: rows of others,
+    shown where data set and ball are the same.
     """
     found: list[Scatter] = []
+    tables = frame.groupby(list(BOARD), sort=False).ngroup()
     for (dataset, ball), part in frame.groupby(["dataset", "ball"], sort=False):
+        first = part[tables[part.index] == tables[part.index[0]]]  # others do not compare
+        ours = _known(first, str(dataset), str(ball))
         theirs = [] if published is None else _known(published, str(dataset), str(ball))
-        ours = _known(part, str(dataset), str(ball))
-        if ball and ours and len(ours) + len(theirs) > 1 and len(found) < _MOST:
+        if ball and ours and len(ours) + len(theirs) > 1:
             low = min(float(row["clean"]) for row in (*ours, *theirs))
             start = min(90, 10 * math.floor(10 * low))
             step = 5 if start >= 80 else 10 if start >= 50 else 20
@@ -58,7 +61,7 @@ def scatters(frame: pd.DataFrame, published: pd.DataFrame | None) -> list[Scatte
             title = f"{cut(str(dataset))}, {cut(str(ball))}"
             own, others = ([_dot(row, start) for row in rows] for rows in (ours, theirs))
             found.append(Scatter(title, own, others, ticks))
-    return found
+    return [*found[:1], *sorted(found[1:], key=lambda one: not one.theirs)][:_MOST]
 
 
 def _place(clean: float, start: int) -> float:
@@ -71,11 +74,10 @@ def _known(frame: pd.DataFrame, dataset: str, ball: str) -> list[dict[Hashable, 
 
 
 def _dot(row: Mapping[Hashable, Any], start: int) -> Dot:
-    name, clean, robust = cut(str(row["model"])), float(row["clean"]), float(row["robust"])
+    name, clean, robust = cut(str(row["model"]), 28), float(row["clean"]), float(row["robust"])
     return Dot(
         x=_place(100 * clean, start),
         y=round(HEIGHT * (1 - robust), 1),
-        name=name,
         text=f"{name}: clean {percent(clean)} %, robust {percent(robust)} %",
         page=str(row.get("page", "")),
         ranked=math.isfinite(row.get("rank", math.nan)),

@@ -22,6 +22,7 @@ from robust_nc.io.files import digest
 from robust_nc.io.text import safe_link
 from robust_nc.report.board.formats import (
     GAP,
+    RANKS,
     count_text,
     display_names,
     has_gap,
@@ -31,6 +32,7 @@ from robust_nc.report.board.formats import (
     place_text,
     points,
     short,
+    standing_notes,
 )
 from robust_nc.report.board.gather import Identity
 from robust_nc.report.board.render import MISSING
@@ -240,8 +242,7 @@ def _board(part: pd.DataFrame, columns: tuple[Column, ...], about: str, caption:
 
 def _caption(part: pd.DataFrame) -> str:
     seeds = count_text(int(part["seeds"].min()), int(part["seeds"].max()), "seed")
-    unranked = "; ".join(sorted(set(part["unranked"]) - {""}))
-    notes = [seeds, *([f"not ranked (-): {unranked}"] if unranked else [])]
+    notes = [seeds, *(one for one in standing_notes(part) if one != RANKS)]
     notes.append(interval_note(set(part["interval"])))
     if has_gap(part):
         weaker = sorted(set(part["beside"]) - {""})

@@ -64,12 +64,23 @@ _SCRIPTS = ("state.js", "table.js", "compare.js", "start.js")
 
 
 class Pages:
-    """What the pages of a site share: folder, title, and which of the optional pages there are."""
+    """What the pages of a site share: folder, title, and which of the optional pages there are.
+
+    A page that is `alone` leads to no other.
+    """
 
     def __init__(
-        self, out: Path, title: str, *, claims: bool = False, published: bool = False
+        self,
+        out: Path,
+        title: str,
+        *,
+        claims: bool = False,
+        published: bool = False,
+        alone: bool = False,
     ) -> None:
         self.out, self.title, self.claims, self.published = out, title, claims, published
+        self.alone = alone
+        self.docs = (out / "docs" / "index.html").is_file()
         self._templates = environment()
 
     def write(self, path: str, template: str, *, up: str = "", **values: Any) -> Path:
