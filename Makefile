@@ -7,7 +7,7 @@ BY_FILE := --dist loadfile --no-loadscope-reorder
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers demo api test test-slow test-cluster test-browser test-peers coverage check format lint types clean
+.PHONY: help setup peers demo site api test test-slow test-cluster test-browser test-peers coverage check format lint types clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -40,6 +40,10 @@ demo: .venv/stamp  ## The main job: train, attack, measure and show twelve model
 	$(BIN)/robust-nc run quickstart --out out/quickstart
 	$(BIN)/robust-nc board out/quickstart --format html --out out/quickstart
 	$(BIN)/robust-nc board out/quickstart
+
+site: .venv/stamp  ## The leaderboard of results/ with the documentation, for any web host, into out/site
+	$(BIN)/python -m robust_nc.report.site.docs docs out/site/docs
+	$(BIN)/robust-nc board results --format html --out out/site
 
 test: .venv/stamp  ## All tests but the slow ones
 	$(BIN)/python -m pytest -n 2 $(BY_FILE)

@@ -66,7 +66,8 @@ _SCRIPTS = ("state.js", "table.js", "compare.js", "start.js")
 class Pages:
     """What the pages of a site share: folder, title, and which of the optional pages there are.
 
-    A page that is `alone` leads to no other.
+    A page that is `alone` leads to no other; `docs` says whether there is a documentation (default:
+    whether it lies there).
     """
 
     def __init__(
@@ -77,10 +78,11 @@ class Pages:
         claims: bool = False,
         published: bool = False,
         alone: bool = False,
+        docs: bool | None = None,
     ) -> None:
         self.out, self.title, self.claims, self.published = out, title, claims, published
         self.alone = alone
-        self.docs = (out / "docs" / "index.html").is_file()
+        self.docs = (out / "docs" / "index.html").is_file() if docs is None else docs
         self._templates = environment()
 
     def write(self, path: str, template: str, *, up: str = "", **values: Any) -> Path:
