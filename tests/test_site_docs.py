@@ -20,6 +20,7 @@ def test_every_link_and_picture_leads_somewhere(docs: Path) -> None:
     assert len(pages) == 1 + len(list((ROOT / "docs").rglob("*.md")))
     for path, text in pages.items():
         article = text.partition("<article")[2]
+        assert " style=" not in text
         for link in re.findall(r'(?:href|src)="([^"]*)"', article):
             if link.startswith(SOURCE):
                 found = link.removeprefix(f"{SOURCE}/").partition("#")[0]

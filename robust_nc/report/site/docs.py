@@ -65,6 +65,8 @@ def _html(file: Path, folder: Path) -> tuple[str, str]:
         if token.type == "heading_open":
             token.attrSet("id", _slug(after.content))
             title = title or after.content
+        if "right" in str(token.attrs.pop("style", "")):  # styles in the page are not allowed
+            token.attrSet("class", "n")
         for inner in token.children or []:
             for name in ("href", "src"):
                 link = inner.attrGet(name)
