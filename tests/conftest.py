@@ -99,6 +99,14 @@ def digits_network(_digits_network: nn.Module) -> nn.Module:
     return copy.deepcopy(_digits_network)
 
 
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Path:
+    """Deep enough that keys two folders above a record are this test's alone."""
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def signing_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A key of OpenSSH that signs receipts."""

@@ -1,28 +1,42 @@
-"""The committed results are whole: a review of numbers can then be a review of their values."""
+"""The committed results are whole, and what a pull request may not do to them is refused."""
 
 import dataclasses
+import io
 import json
 import re
+import shutil
 import subprocess
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+import torch
+from helpers_appraisal import judge
 from helpers_exchange import appraised
-from helpers_report import config, record_of, write_cell
+from helpers_models import small_config
+from helpers_report import challenged, resealed, signed, trust
+from helpers_runner import cli
+from safetensors.torch import save_file
 
-from robust_nc.exceptions import RobustNCError
+from robust_nc.config import plain
+from robust_nc.data.load import dataset_info
+from robust_nc.evaluation.evaluate_model import evaluate
+from robust_nc.exceptions import DataError
 from robust_nc.exchange.submission import ready
-from robust_nc.io.files import digest, sha256_of
 from robust_nc.pipeline.finished_model import SUITE as EVALUATED
-from robust_nc.record import COLUMNS, Record, Stored, read_record, unpack_flags, write_record
+from robust_nc.record import Stored, read_record, write_record
 from robust_nc.record.folder import read_all
-from robust_nc.record.schema import broken_seals
-from robust_nc.record.standing import standing
+from robust_nc.record.schema import sealed
+from robust_nc.record.standing import challenge_path, receipt_path
 from robust_nc.report.board.table import leaderboard
-from robust_nc.statistics.intervals import wilson
-from robust_nc.verification.consistency import flag_findings, inconsistencies, settings_of
+from robust_nc.threat import Ball
+from robust_nc.training.run import resolve_model
+from robust_nc.verification import check, results_tree
+from robust_nc.verification.audit import write_broken
+from robust_nc.verification.originals import examples_of
+from robust_nc.verification.results_tree import check_tree, results_command
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
@@ -32,135 +46,11 @@ FEW_SEEDS = {EVALUATED, "cifar10-wrn22"}
 RUNS = [stored for stored in STORED if stored.record.suite not in FEW_SEEDS]
 
 TREE = 22 * 2**20  # bytes of all tracked files; 6 MiB of them for evidence on CIFAR-10
-EVIDENCE, EVIDENCE_EXAMPLES = 2_000_000, 1_000
-LARGEST = {".json": 2 * 2**20, ".evidence": EVIDENCE, ".npz": EVIDENCE}
-# Small weights of ours lie here, so that anyone can check what was said of them.
-WEIGHTS, HUB = (EVALUATED, "checkpoints"), {"config.json", "model.safetensors"}
-NAME = re.compile(
-    r"(?P<cell>[0-9a-f]{16})\."
-    r"(json|parquet|evidence|receipt|[0-9a-f]{16}\.(challenge|evidence|npz))"
-)
 
 
-def wrong_record(stored: Stored, results: Path) -> list[str]:
-    """What a record says wrong of itself, but for its rows' values, which take long to add up."""
-    record = stored.record
-    if stored.path != results / record.suite / record.model / f"{record.cell}.json":
-        return ["lies in another place than its suite, model and cell"]
-    try:  # still a configuration of today
-        settings_of(record), standing(stored)
-    except RobustNCError as error:
-        return [str(error)]
-    flags = flag_findings(
-        record.verdict, examples=record.data.examples, attacks=len(record.attacks)
-    )
-    found = [str(finding) for finding in flags]
-    if digest(record.config)[:16] != record.cell:
-        found.append("its cell is not the digest of its configuration")
-    if record.seals or record.suite == EVALUATED:
-        found += map(str, broken_seals(json.loads(stored.path.read_text())))
-    if list(stored.rows().columns) != list(COLUMNS):
-        found.append("its rows have other columns")
-    for name, packed in ("clean", record.verdict.clean_correct), ("robust", record.verdict.robust):
-        bits, score = unpack_flags(packed), record.scores[name]
-        right = wilson(int(bits.sum()), len(bits))
-        if not np.allclose([score.value, score.low, score.high, score.n], right[:4]):
-            found.append(f"its {name} accuracy is not that of its verdict")
-    for path in stored.path.parent.glob(f"{stored.path.stem}.*.challenge"):
-        beside = path.parent.glob(f"{path.stem}.*")
-        if json.loads(path.read_text())["evidence"] not in map(sha256_of, beside):
-            found.append(f"{path.name} has no evidence beside it")
-    return found + wrong_evidence(record, stored.path.with_suffix(".evidence"))
-
-
-def wrong_evidence(record: Record, path: Path) -> list[str]:
-    """What is wrong with the evidence that is committed with a record."""
-    named, submitted = record.evidence, record.suite == EVALUATED
-    if named is None or not path.is_file():
-        return ["is submitted without evidence"] if submitted or path.is_file() else []
-    found = [] if named.name == path.name else [f"names its evidence {named.name[:80]!r}"]
-    if sha256_of(path) != named.sha256:
-        found.append("its evidence is not the file that it names")
-    examples = named.rows or record.data.examples
-    if examples > record.data.examples or (named.rows is None) != (named.full is None):
-        found.append("its evidence says wrongly how it was cut")
-    return found + ["its evidence is of too many examples"] * (examples > EVIDENCE_EXAMPLES)
-
-
-def twins(records: list[Stored]) -> list[str]:
-    """Cells that lie there twice, and one network judged twice in the same way."""
-    seen: dict[Any, Path] = {}
-    found = []
-    for stored in records:
-        record = stored.record
-        keys: list[Any] = [record.cell]
-        if record.suite == EVALUATED and record.weights.state:
-            ball = json.dumps(record.config["threat"], sort_keys=True)
-            keys.append((record.weights.state, record.data.fingerprint, ball, record.protocol))
-        for key in keys:
-            if key in seen:
-                found.append(f"{stored.path} is {seen[key]} again")
-            seen[key] = stored.path
-    return found
-
-
-def strangers(results: Path, records: list[Stored]) -> list[str]:
-    """Files below suite/model/ that no record has, and files that are too large."""
-    cells = {(stored.path.parent, stored.record.cell) for stored in records}
-    models = [stored.record.config.get("model") for stored in records]
-    weights = {str(model.get("reference")) for model in models if isinstance(model, dict)}
-    found = []
-    for path in results.rglob("*"):
-        place = path.relative_to(results).parts
-        if path.is_symlink():
-            found.append(f"{path} is a link")
-        if not path.is_file() or place in {("README.md",)} or place[:2] == ("claims", "answers"):
-            continue
-        if place[0] == ".index":  # of an earlier `board --sql`, which git ignores
-            continue
-        name = NAME.fullmatch(path.name)
-        known = len(place) == 3 and name and (path.parent, name["cell"]) in cells
-        if place[:2] == WEIGHTS and len(place) == 4 and path.name in HUB:
-            known = f"{results.name}/{'/'.join(place[:-1])}" in weights
-        if not known:
-            found.append(f"{path} belongs to no record")
-        if path.stat().st_size > LARGEST.get(path.suffix, 2**20):
-            found.append(f"{path} is too large")
-    return found
-
-
-def git(root: Path, *words: str) -> str | None:
-    names = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
-    ran = subprocess.run(["git", *names, *words], cwd=root, capture_output=True, text=True)
+def git(*words: str) -> bytes | None:
+    ran = subprocess.run(["git", *words], cwd=ROOT, capture_output=True)
     return ran.stdout if ran.returncode == 0 else None
-
-
-def base_of(root: Path) -> str | None:
-    """The main branch as the remote has it, else the local one, else None."""
-    for ref in ("refs/remotes/origin/main", "refs/heads/main"):
-        if git(root, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}") is not None:
-            return ref
-    return None
-
-
-def moved_scores(root: Path, base: str) -> list[str]:
-    """Records whose scores are other than those of the same cell in the version `base`."""
-    listed = git(root, "diff", "--no-renames", "--name-only", "-z", base, "--", "results") or ""
-    before = git(root, "ls-tree", "-r", "--name-only", "-z", base, "--", "results") or ""
-    old = {Path(name).name: name for name in before.split("\0") if name.endswith(".json")}
-    changed = {Path(name).name for name in listed.split("\0")} & old.keys()
-    found = []
-    for name in sorted(name for name in changed if NAME.fullmatch(name)):
-        text = git(root, "show", f"{base}:{old[name]}")
-        scores = {key: one["value"] for key, one in json.loads(text or "{}")["scores"].items()}
-        for place in (root / "results").rglob(name):
-            now = {key: one.value for key, one in read_record(place).record.scores.items()}
-            found += [
-                f"{place}: its {key} accuracy moved from {scores.get(key)} to {now.get(key)}"
-                for key in ("clean", "robust")
-                if scores.get(key) != now.get(key)
-            ]
-    return found
 
 
 def test_there_are_results_and_they_make_a_board() -> None:
@@ -169,79 +59,289 @@ def test_there_are_results_and_they_make_a_board() -> None:
     assert (leaderboard(RUNS)["seeds"] >= 3).all(), "no single seed in a published row of ours"
 
 
-def test_every_record_is_what_it_says() -> None:
-    found = {
-        str(stored.path.relative_to(RESULTS)): wrong_record(stored, RESULTS) for stored in STORED
-    }
-    assert {path: sentences for path, sentences in found.items() if sentences} == {}
-
-
-def test_one_record_of_each_suite_agrees_with_its_rows() -> None:
-    one = {stored.record.suite: stored for stored in STORED}
-    assert {
-        suite: found for suite, stored in one.items() if (found := inconsistencies(stored))
-    } == {}
-
-
-def test_nothing_lies_there_twice_and_every_file_belongs_to_a_record() -> None:
-    assert twins(STORED) == strangers(RESULTS, STORED) == []
+def test_the_committed_results_are_what_they_say_and_no_score_moved(tmp_path: Path) -> None:
+    """Against the main branch as the remote has it, else the local one, else themselves."""
+    refs = ("refs/remotes/origin/main", "refs/heads/main")
+    packed = next(filter(None, (git("archive", ref, "results") for ref in refs)), None)
+    if packed is not None:
+        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+            archive.extractall(tmp_path, filter="data")
+    found = check_tree(tmp_path / "results" if packed else RESULTS, RESULTS, maintainer=True)
+    assert found.refused == []
 
 
 def test_the_tracked_tree_stays_small_enough_to_travel() -> None:
-    paths = [ROOT / name for name in (git(ROOT, "ls-files", "-z") or "").split("\0") if name]
+    paths = [ROOT / name for name in (git("ls-files", "-z") or b"").decode().split("\0") if name]
     assert 0 < sum(path.stat().st_size for path in paths if path.is_file()) <= TREE
 
 
-def test_no_score_of_the_main_branch_moved() -> None:
-    base = base_of(ROOT)
-    if base is None:
-        pytest.skip("there is no main branch to compare with")
-    assert not moved_scores(ROOT, base)
+def test_workflows_pin_what_they_use_and_run_nothing_that_a_pull_request_names() -> None:
+    for path in (ROOT / ".github" / "workflows").iterdir():
+        text = path.read_text()
+        used = re.findall(r"uses: *(.*)", text)
+        assert all(re.fullmatch(r"\S+@[0-9a-f]{40} # v[\d.]+", one) for one in used), path
+        assert "pull_request_target" not in text
+        assert not re.search(r"run: .*\$\{\{", text)
+    text = (ROOT / ".github" / "workflows" / "results.yml").read_text()
+    assert re.findall(r"permissions:((?:\n +.*)+)", text) == ["\n  contents: read"]
+    assert "secrets." not in text
 
 
-# What the checks above find, on trees made for it.
+# What pull requests may do, on trees made for it.
 
 
-def test_a_submission_passes_and_what_is_wrong_with_it_is_found(tmp_path: Path) -> None:
-    results = tmp_path / "results"
-    path, *_ = ready(appraised(tmp_path), results)
-    stored = read_record(path)
-    assert wrong_record(stored, results) == strangers(results, [stored]) == twins([stored]) == []
-    values = json.loads(path.read_text())
-    path.write_text(json.dumps({**values, "head": "etf-2"}))
-    assert wrong_record(read_record(path), results) == ["head"]
+def submitted(results: Path, count: int, model: str = "net", **changes: Any) -> Stored:
+    """Put a whole submission where it belongs."""
+    made = resealed(appraised(results.parent / f"out-{model}", count=count), model=model, **changes)
+    return read_record(ready(made, results)[0])
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `base`, of one record, and `head`, of another as well."""
+    folder = tmp_path_factory.mktemp("trees")
+    submitted(folder / "base", 200)
+    (folder / "base" / "README.md").write_text("Results")
+    shutil.copytree(folder / "base", folder / "head")
+    submitted(folder / "head", 150, "mine")
+    return folder
+
+
+@pytest.fixture
+def base(trees: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(trees / "base", tmp_path / "base")
+
+
+@pytest.fixture
+def head(trees: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(trees / "head", tmp_path / "head")
+
+
+def record_in(results: Path, model: str = "mine") -> Stored:
+    (path,) = (results / EVALUATED / model).glob("*.json")
+    return read_record(path)
+
+
+def refused(base: Path, head: Path, **options: Any) -> str:
+    return "\n".join(map(str, check_tree(base, head, **options).refused))
+
+
+def test_a_submission_passes_and_the_exit_code_says_so(base, head, capsys) -> None:
+    (head / "README.md").write_text("Results, told better")
+    assert results_command([str(base), str(head)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "3 files changed; 0 findings refuse them"
+    (head / EVALUATED / "mine" / "::error::\u202e\n").write_text("true")
+    assert results_command([str(base), str(head)]) == 1
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == f"REFUSED      {EVALUATED}/mine/::error::? : comes from maintainers only"
+    assert results_command([str(base), str(head / "nowhere")]) == results_command([str(base)]) == 2
+    next((base / EVALUATED / "net").glob("*.json")).write_text("{")
+    assert results_command([str(base), str(head)]) == 2
+    assert "is not JSON" in capsys.readouterr().err
+
+
+def _edit(stored: Stored, **changes: Any) -> None:
+    values = json.loads(stored.path.read_text())
+    stored.path.write_text(json.dumps({**values, **changes}))
+
+
+def _without(stored: Stored, suffix: str) -> None:
+    stored.path.with_suffix(suffix).unlink()
+
+
+def _scores(stored: Stored) -> None:
     scores = {**stored.record.scores, "robust": stored.record.scores["clean"]}
-    write_record(path, dataclasses.replace(stored.record, scores=scores))
-    assert "its robust accuracy is not that of its verdict" in wrong_record(
-        read_record(path), results
-    )
-    write_record(path, stored.record)
-    path.with_suffix(".evidence").write_bytes(bytes(EVIDENCE + 1))
-    assert wrong_record(stored, results) == ["its evidence is not the file that it names"]
-    assert len(strangers(results, [stored])) == 1
-    path.with_suffix(".evidence").unlink()
-    assert wrong_record(stored, results) == ["is submitted without evidence"]
-    (path.parent / "run.sh").write_text("true")
-    (path.parent / f"{'b' * 16}.receipt").write_text("{}")
-    assert len(strangers(results, [stored])) == 2
-    other = stored._replace(record=dataclasses.replace(stored.record, cell="0" * 16))
-    assert len(twins([stored, other])) == 1
+    resealed(stored, scores=scores)
 
 
-def test_a_score_that_moved_against_the_main_branch_is_found(tmp_path: Path) -> None:
-    results = tmp_path / "results"
-    git(tmp_path, "init", "-b", "main")
-    assert base_of(tmp_path) is None
-    setting = config()
-    stored = write_cell(results / "synthetic", setting)
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-m", "first")
-    base = base_of(tmp_path)
-    assert base is not None
-    write_cell(results / "synthetic", config(seed=1))  # a new cell moves nothing
-    write_record(
-        stored.path, dataclasses.replace(stored.record, created="2027-01-01T00:00:00+00:00")
-    )
-    assert not moved_scores(tmp_path, base)
-    write_record(stored.path, record_of(setting, rows=stored.record.rows, correct=170))
-    assert "robust accuracy moved from 0.62 to 0.85" in moved_scores(tmp_path, base)[0]
+def _unsealed(stored: Stored) -> None:
+    write_record(stored.path, dataclasses.replace(stored.record, seals={}))
+
+
+def _again(stored: Stored) -> None:
+    other = stored.path.parent.with_name("other") / stored.path.name
+    shutil.copytree(stored.path.parent, other.parent)
+    resealed(read_record(other), model="other")
+
+
+def _link(stored: Stored) -> None:
+    (stored.path.parent / f"{'a' * 16}.json").symlink_to(stored.path)
+
+
+def _renamed(stored: Stored) -> None:
+    name = f"{'b' * 16}.parquet"
+    stored.path.with_suffix(".parquet").rename(stored.path.parent / name)
+    resealed(stored, rows=dataclasses.replace(stored.record.rows, path=name))
+
+
+WRONG: dict[str, tuple[Callable[[Stored], object], str]] = {
+    "edited": (lambda it: _edit(it, head="etf-2"), "head: is not what it was when"),
+    "no record": (lambda it: it.path.write_text("[1"), "is not JSON"),
+    "scores": (_scores, "scores.robust.value: is 0.9, but 105 of 150 flags are set"),
+    "no seals": (_unsealed, "comes without seals"),
+    "elsewhere": (lambda it: resealed(it, model="theirs"), "another place than its suite, model"),
+    "no rows": (lambda it: _without(it, ".parquet"), "is missing"),
+    "renamed rows": (_renamed, "should be named by its cell"),
+    "no evidence": (lambda it: _without(it, ".evidence"), "has no evidence beside it"),
+    "other evidence": (
+        lambda it: it.path.with_suffix(".evidence").write_bytes(b"a"),
+        "is not the file that the record names",
+    ),
+    "other images": (
+        lambda it: resealed(it, data=dataclasses.replace(it.record.data, fingerprint="0" * 64)),
+        "is not that of the evidence: other images",
+    ),
+    "too large": (
+        lambda it: it.path.with_suffix(".evidence").write_bytes(bytes(2_000_001)),
+        ".evidence: is larger than 2,000,000 bytes",
+    ),
+    "a link": (_link, "is a link, or no plain file"),
+    "a script": (lambda it: (it.path.parent / "run.sh").write_text("true"), "belongs to no record"),
+    "hidden": (lambda it: (it.path.parent / ".x").write_text("true"), "comes from maintainers"),
+    "stray": (
+        lambda it: (it.path.parent / f"{'b' * 16}.receipt").write_text("{}"),
+        f"{'b' * 16}.receipt: belongs to no record",
+    ),
+    "again": (_again, "again"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_with_a_submission_is_found(case: str, base: Path, head: Path) -> None:
+    change, words = WRONG[case]
+    change(record_in(head))
+    assert words in refused(base, head)
+
+
+def test_what_is_there_changes_and_goes_by_a_maintainer_alone(base: Path, head: Path) -> None:
+    stored = record_in(head, "net")
+    write_record(stored.path, sealed(dataclasses.replace(stored.record, created="2027-01-01")))
+    answer = head / "claims" / "answers" / "C1.json"
+    answer.parent.mkdir(parents=True)
+    answer.write_text("{}")
+    found = refused(base, head)
+    assert f"{stored.path.relative_to(head)}: was changed; only a maintainer" in found
+    assert "C1.json: comes from maintainers only" in found
+    assert refused(base, head, maintainer=True) == ""
+    shutil.rmtree(stored.path.parent)
+    assert refused(base, head).count("was removed; only a maintainer removes results") == 3
+    assert refused(base, head, maintainer=True) == ""
+
+
+def test_a_score_that_moved_is_found_whoever_moved_it(base: Path, head: Path) -> None:
+    _scores(record_in(head, "net"))
+    assert "robust accuracy moved from 0.7 to 0.9" in refused(base, head, maintainer=True)
+    _scores(record_in(base, "net"))
+    assert "moved" not in refused(base, head, maintainer=True)
+
+
+@pytest.mark.parametrize("name", ["net", "NET"])
+def test_nobody_joins_the_row_of_another(name: str, base: Path, head: Path) -> None:
+    (head / EVALUATED / "mine").rename(head / EVALUATED / "moved")
+    shutil.copytree(head / EVALUATED / "moved", head / EVALUATED / name, dirs_exist_ok=True)
+    shutil.rmtree(head / EVALUATED / "moved")
+    for path in (head / EVALUATED / name).glob("*.json"):
+        resealed(read_record(path), model=name)
+    assert "is another's, whose row it would be averaged with" in refused(base, head)
+
+
+def test_receipts_count_by_the_keys_of_the_main_branch(base, head, signing_key) -> None:
+    stored = signed(record_in(head), signing_key)
+    found = refused(base, head)
+    assert "allowed_signers: comes from maintainers only" in found
+    assert f"{receipt_path(stored.path).relative_to(head)}: receipts come from maintainers" in found
+    assert refused(base, head, maintainer=True) == ""
+    trust(record_in(base, "net"), signing_key)
+    assert refused(base, head) == ""
+    signed(stored, signing_key, record="0" * 64)
+    assert "no key of allowed_signers signed this for the record" in refused(base, head)
+
+
+class TestChallenges:
+    """Of `mine`, whose model is nowhere; then of one whose weights lie in the tree."""
+
+    @pytest.fixture
+    def challenge(self, base: Path, head: Path) -> tuple[Path, Stored]:
+        """A challenge to the record of the base, with a point that lies in the ball."""
+        stored = record_in(head, "net")
+        examples = examples_of(stored.record, None)
+        path = head.parent / "points.npz"
+        write_broken(path, torch.tensor([1]), examples.images[1:2])
+        return challenged(stored.path, rows=(1,), content=path.read_bytes()), stored
+
+    def test_what_cannot_be_judged_here_is_said(self, challenge, base, head) -> None:
+        path, _ = challenge
+        found = check_tree(base, head)
+        assert found.refused == []
+        place = path.relative_to(head).as_posix()
+        assert f"{place}: not judged here: its model is not at hand" in map(str, found.unchecked)
+
+    @pytest.mark.parametrize("suffix", [".npz", ".evidence"])
+    def test_without_images_its_evidence_is_read_at_least(
+        self, suffix, challenge, base, head, monkeypatch
+    ) -> None:
+        def gone(*_: object) -> None:
+            raise DataError("the images are not here")
+
+        monkeypatch.setattr(results_tree, "examples_of", gone)
+        monkeypatch.setattr(check, "examples_of", gone)
+        path, stored = challenge
+        content = path.with_suffix(".npz").read_bytes()
+        if suffix == ".evidence":
+            content = stored.path.with_suffix(suffix).read_bytes()
+        for part, damaged in ((content, False), (content[:-1], True)):
+            for old in stored.path.parent.glob(f"{stored.path.stem}.*.*"):
+                old.unlink()
+            made = challenged(stored.path, rows=(1,), content=part)
+            made.with_suffix(".npz").rename(made.with_suffix(suffix))
+            found = check_tree(base, head)
+            assert (f"{made.relative_to(head)}: " in refused(base, head)) == damaged
+            told = any("not judged here: its data is not" in one.text for one in found.unchecked)
+            assert told != damaged
+
+    def test_points_elsewhere_and_none_are_refused(self, challenge, base, head) -> None:
+        path, stored = challenge
+        values = json.loads(path.read_text())
+        path.write_text(json.dumps({**values, "broken": [1, 2]}))
+        assert f"{path.relative_to(head)}: it has no point in the ball for example 2" in refused(
+            base, head
+        )
+        path.write_text(json.dumps({**values, "broken": []}))
+        assert "it lowers nothing" in refused(base, head)
+        path.write_text(json.dumps(values))
+        other = challenge_path(stored.path, "c" * 64)
+        path.rename(other)
+        path.with_suffix(".npz").rename(other.with_suffix(".npz"))
+        assert "another than it is named by" in refused(base, head)
+
+    def test_one_against_weights_in_the_tree_is_judged_again(
+        self, tmp_path, monkeypatch, digits_network
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        reference, results = f"results/{EVALUATED}/checkpoints/small", tmp_path / "results"
+        Path(reference).mkdir(parents=True)
+        config = plain(resolve_model(small_config().model, dataset_info("digits")))
+        Path(reference, "config.json").write_text(json.dumps({"robust_nc": {"model": config}}))
+        save_file(digits_network.state_dict(), Path(reference, "model.safetensors"))
+        ball = Ball("Linf", 0.1)
+        made = judge(reference, tmp_path / "out", protocol="clean", ball=ball).stored
+        stored = read_record(ready(made, results)[0])
+        (tmp_path / "empty").mkdir()
+        assert refused(tmp_path / "empty", results) == ""
+        base = shutil.copytree(results, tmp_path / "base")
+        examples = examples_of(stored.record, None)
+        model = digits_network.eval()
+        outcome = evaluate(model, examples.images, examples.labels, ball, protocol="pgd")
+        rows = (outcome.clean_correct & ~outcome.robust).nonzero().flatten()
+        write_broken(tmp_path / "points.npz", rows, outcome.adversarials[rows])
+        ran = cli("challenge", stored.path, "--evidence", "points.npz", "--model", reference)
+        assert ran.code == 0, ran.out + ran.err
+        found = check_tree(base, results)
+        assert found.refused == []
+        assert not [one for one in found.unchecked if "not judged" in one.text]
+        (row, *_) = outcome.robust.nonzero().flatten().tolist()
+        write_broken(tmp_path / "clean.npz", torch.tensor([row]), examples.images[[row]])
+        content = Path("clean.npz").read_bytes()
+        false = challenged(stored.path, rows=[row], content=content)
+        told = refused(base, results)
+        assert f"challenge {false.name}: its evidence does not break example {row}" in told

@@ -34,7 +34,7 @@ def ready(stored: Stored, to: Path, images: Tensor | None = None) -> list[Path]:
     that lacks its rows or its evidence, or whose cell is there already.
     """
     check_whole(stored)
-    _check_names(stored)
+    check_names(stored)
     standing(stored)  # challenges that are none are refused here
     rows, evidence = rows_file(stored), evidence_file(stored)
     refuse_twin(stored, to)
@@ -97,7 +97,7 @@ def refuse_twin(stored: Stored, to: Path) -> None:
         raise RecordError(f"cell {cell} lies in {path} already, {told}")
 
 
-def _check_names(stored: Stored) -> None:
+def check_names(stored: Stored) -> None:
     """All files of a record are named by its cell, so that none can take another's place."""
     record = stored.record
     names = {"json": stored.path.name, "parquet": record.rows.path}

@@ -5,6 +5,7 @@
 0.75
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -205,7 +206,7 @@ def _of_gradients(rows: pd.DataFrame) -> Iterator[Warned]:
 def _clean_train(rows: pd.DataFrame) -> dict[str, Score]:
     """Return the accuracy `clean_train` on the training images of the geometry, if it is there."""
     where = {"tap": "output", "measure": "accuracy", "split": "train", "condition": "clean"}
-    row = _one(rows, where)
+    row = _one(rows, {"clean_train": where}).get("clean_train")
     if row is None:
         return {}
     count = int(row["n"])
@@ -246,17 +247,14 @@ def summary(rows: pd.DataFrame) -> dict[str, float | None]:
     `collapse_radius_beyond` is the largest radius where no radius reached the level;
     `leap_layer` the depth of the tap where most leaps begin, None where nothing leaped.
     """
-    found = {key: _one(rows, {"tap": "penultimate"} | at) for key, at in _SUMMARY.items()}
-    values = {
-        key: None if row is None or pd.isna(row["value"]) else float(row["value"])
-        for key, row in found.items()
-    }
-    radius = found["collapse_radius"]
-    if radius is None or values["collapse_radius"] is not None:
-        values["collapse_radius_beyond"] = None
-    else:
-        values["collapse_radius_beyond"] = float(radius["eps"])
-    return values | {"leap_layer": _leap_layer(rows)}
+    places = {key: {"tap": "penultimate"} | at for key, at in _SUMMARY.items()}
+    found = _one(rows, places)
+    values = {key: float(found[key]["value"]) if key in found else math.nan for key in _SUMMARY}
+    told = {key: None if math.isnan(value) else value for key, value in values.items()}
+    beyond = None
+    if "collapse_radius" in found and told["collapse_radius"] is None:
+        beyond = float(found["collapse_radius"]["eps"])
+    return told | {"collapse_radius_beyond": beyond, "leap_layer": _leap_layer(rows)}
 
 
 def _leap_layer(rows: pd.DataFrame) -> float | None:
@@ -269,14 +267,19 @@ def _leap_layer(rows: pd.DataFrame) -> float | None:
     return float(found["depth"].iloc[int(found["value"].argmax())])
 
 
-def _one(rows: pd.DataFrame, where: dict[str, str]) -> "pd.Series[Any] | None":
-    """Return the one row of the finished weights that matches, or None."""
+def _one(rows: pd.DataFrame, places: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Any]]:
+    """Return by key the one row of the finished weights at each place, where there is one."""
     chosen = _finished(rows)
-    for column, value in where.items():
-        chosen &= rows[column] == value
-    found = rows[chosen]
-    assert len(found) <= 1, f"{len(found)} rows for {where}"
-    return found.iloc[0] if len(found) else None
+    for column in ("tap", "measure"):
+        chosen &= rows[column].isin({at[column] for at in places.values()})
+    told = rows[chosen].to_dict("records")  # the frame would be filtered once for each place
+    found: dict[str, dict[str, Any]] = {}
+    for key, at in places.items():
+        matching = [row for row in told if at.items() <= row.items()]
+        assert len(matching) <= 1, f"{len(matching)} rows for {at}"
+        if matching:
+            found[key] = matching[0]
+    return found
 
 
 def _finished(rows: pd.DataFrame) -> "pd.Series[bool]":
