@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from functools import cache
+from types import FunctionType
 from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -24,11 +25,13 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from robust_nc.exceptions import ConfigError
 from robust_nc.io.files import digest
+from robust_nc.io.user_code import reference_to, split_code, told
 from robust_nc.registry import Registry
 from robust_nc.threat import Ball, parse_eps
 
 T = TypeVar("T")
 
+_GATHERS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _FRACTION = re.compile(r"\d+(\.\d+)?/\d+")
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -59,11 +62,13 @@ def configuration(cls: type[T]) -> type[T]:
 
 
 def _as_json(value: Any) -> Any:
-    """Say a configuration in plain values, and a number of NumPy as one of Python."""
+    """Say in plain values a configuration, a number of NumPy, and a class or function."""
     if dataclasses.is_dataclass(value):
         return plain(value)
     if hasattr(value, "item"):
         return value.item()
+    if isinstance(value, type | FunctionType):
+        return reference_to(value)
     raise TypeError(f"{value!r} is no value of a configuration")
 
 
@@ -78,6 +83,8 @@ class Component:
 def _component(value: object) -> object:
     if isinstance(value, str):
         return {"name": value}
+    if isinstance(value, type | FunctionType):
+        return {"name": reference_to(value)}
     if isinstance(value, Mapping) and "options" not in value and "name" in value:
         return {"name": value["name"], "options": {k: v for k, v in value.items() if k != "name"}}
     return value
@@ -286,7 +293,12 @@ def build(registry: Registry, part: Component, **given: object) -> Any:
     target = registry.load(part.name)
     options = check_options(registry, part, given)
     known = {name: value for name, value in given.items() if name in _parameters(target)}
-    return target(**options, **known)
+    if split_code(part.name) is None:
+        return target(**options, **known)
+    try:
+        return target(**options, **known)
+    except (Exception, SystemExit) as error:  # the user's own may raise anything
+        raise ConfigError(f"{registry.kind} {part.name} failed: {told(error)}") from error
 
 
 def check_options(
@@ -296,7 +308,7 @@ def check_options(
     parameters = _parameters(registry.load(part.name))
     allowed = [name for name in parameters if name not in given]
     for key in part.options:
-        if key not in allowed:
+        if key not in allowed and not _takes_any(registry.load(part.name)):
             raise ConfigError(
                 f"{registry.kind} {part.name!r} has no option {key!r}{_nearest(key, allowed)}; "
                 f"valid: {', '.join(allowed) or 'none'}"
@@ -306,6 +318,8 @@ def check_options(
             raise ConfigError(f"{registry.kind} {part.name!r} needs the option {name!r}")
     return {
         key: _option(registry, part, key, parameters[key].annotation, value)
+        if key in parameters
+        else value
         for key, value in part.options.items()
     }
 
@@ -317,7 +331,11 @@ def option_names(registry: Registry, name: str) -> tuple[str, ...]:
 
 def _parameters(target: Any) -> dict[str, inspect.Parameter]:
     found = inspect.signature(target).parameters
-    return {name: parameter for name, parameter in found.items() if name != "self"}
+    return {n: p for n, p in found.items() if n != "self" and p.kind not in _GATHERS}
+
+
+def _takes_any(target: Any) -> bool:
+    return any(p.kind is _GATHERS[1] for p in inspect.signature(target).parameters.values())
 
 
 def _option(registry: Registry, part: Component, key: str, kind: Any, value: object) -> Any:

@@ -13,6 +13,7 @@ from importlib import metadata
 from typing import Any
 
 from robust_nc.exceptions import ConfigError, unknown_name
+from robust_nc.io.user_code import lacks, load_code, split_code
 
 
 class Registry:
@@ -32,21 +33,35 @@ class Registry:
         """All names, sorted."""
         return tuple(sorted(self._all()))
 
-    def register(self, name: str, target: str) -> None:
-        """Add `name` for `"module:attribute"`; a name that is taken is refused."""
+    def register(self, name: str, target: object) -> None:
+        """Add `name` for `"module:attribute"`, or for a class or function, in this process.
+
+        A name that is taken is refused. Other processes know what is named as "module:attribute".
+        """
         if name in self._all():
             raise ConfigError(f"{self.kind} {name!r} is registered already, as {self._all()[name]}")
-        if target.count(":") != 1:
-            raise ConfigError(f"{self.kind} {name!r} needs 'module:attribute', found {target!r}")
+        if not callable(target) and (not isinstance(target, str) or target.count(":") != 1):
+            raise ConfigError(
+                f"{self.kind} {name!r} needs 'module:attribute', a class or a function, found "
+                f"{target!r}"
+            )
         self._entries[name] = target
 
     def load(self, name: str) -> Any:
-        """Import and return what `name` stands for."""
-        entries = self._all()
-        if name not in entries:
+        """Import and return what `name` stands for.
+
+        Beside the names of the table that is the user's own, `file.py:Name` or `module:Name`.
+        """
+        entries, code = self._all(), split_code(name)
+        if name in entries:
+            found = entries[name]
+            return _imported(found) if isinstance(found, str) else found
+        if code is None:
             raise unknown_name(self.kind, name, entries)
-        found = entries[name]
-        return _imported(found) if isinstance(found, str) else found
+        own = load_code(code)
+        if not callable(own):
+            raise lacks(code)
+        return own
 
     def __contains__(self, name: object) -> bool:
         return name in self._all()

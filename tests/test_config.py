@@ -97,6 +97,39 @@ def test_build_refuses_a_bad_option(options: dict[str, object], sentence: str) -
     assert sentence in str(raised.value)
 
 
+def of_ones_own(rate: float, **options: object) -> dict[str, object]:
+    if rate < 0:
+        raise ZeroDivisionError("a rate below 0")
+    return {"rate": rate, **options}
+
+
+def test_parts_of_ones_own_go_by_reference_or_as_they_are() -> None:
+    parts = Registry("part", "parts-of-another-test", {})
+    reference = f"{__name__}:of_ones_own"
+    for name in (reference, f"{__file__}:of_ones_own"):
+        assert build(parts, Component(name=name, options={"more": 3}), rate=1.0)["more"] == 3
+        part = Component(name=name, options={"rate": 0.5, "other": "x"})
+        assert build(parts, part) == {"rate": 0.5, "other": "x"}
+    config = RunConfig(
+        model={"head": of_ones_own}, train={"loss": {"name": of_ones_own, "rate": 1.0}}
+    )
+    assert config.model.head.name == config.train.loss.name == reference
+    parts.register("mine", of_ones_own)
+    assert build(parts, Component(name="mine"), rate=2.0) == {"rate": 2.0}
+    for bad, sentence in (
+        (lambda: build(parts, Component(name=reference)), "needs the option 'rate'"),
+        (lambda: build(parts, Component(name=reference), rate=-1), "failed: ZeroDivisionError: a"),
+        (lambda: parts.load(f"{__name__}:missing"), "has no callable 'missing'"),
+        (lambda: parts.load("nowhere.py:x"), "does not exist"),
+        (lambda: parts.load("mein"), "did you mean 'mine'"),
+        (lambda: parts.register("four", 4), "a class or a function, found 4"),
+        (lambda: RunConfig(model={"head": lambda: 0}), "must stand at the top of a module"),
+    ):
+        with pytest.raises(ConfigError) as raised:
+            bad()
+        assert sentence in str(raised.value)
+
+
 def test_build_names_a_missing_option() -> None:
     with pytest.raises(ConfigError, match="needs the option 'ball'"):
         build(PARTS, Component(name="one"))

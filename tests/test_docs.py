@@ -99,8 +99,22 @@ def follow(page: str, folder: Path) -> str:
 def test_the_page_on_defenses_can_be_followed(folder: Path) -> None:
     printed = follow("docs/adding_a_defense.md", folder)
     records = [stored.record for stored in read_all(folder / "out" / "one-step")]
-    assert {record.objective for record in records} == {"standard", "one_step"}
-    assert all(record.model in printed for record in records)
+    own = "one_step_defense.py:OneStep"
+    assert {record.objective for record in records} == {"standard", own}
+    models = {record.model for record in records}
+    assert models == {"small_cnn-linear-OneStep", "small_cnn-linear-standard"}
+    assert all(model in printed for model in models)
+
+
+def test_the_page_on_heads_can_be_followed(folder: Path) -> None:
+    printed = follow("docs/adding_a_head.md", folder)
+    records = [stored.record for stored in read_all(folder / "out" / "corners")]
+    assert {record.head for record in records} == {"linear", "corner_head.py:CornerHead"}
+    models = {record.model for record in records}
+    assert models == {"small_cnn-CornerHead-standard", "small_cnn-linear-standard"}
+    assert "leads with" in printed
+    rows = read_all(folder / "out" / "corners")[0].rows()
+    assert "nc3" in set(rows["measure"])
 
 
 def test_the_page_on_attacks_can_be_followed(folder: Path) -> None:

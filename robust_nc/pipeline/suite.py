@@ -23,6 +23,7 @@ from robust_nc.data.corruptions import check_corruptions
 from robust_nc.data.hierarchy.tree import embedded
 from robust_nc.exceptions import ConfigError, unknown_name
 from robust_nc.io.files import digest
+from robust_nc.io.user_code import split_code
 from robust_nc.plugins import find_attack, find_protocol
 from robust_nc.registry import (
     AVERAGINGS,
@@ -267,7 +268,8 @@ def _word(config: RunConfig, key: str, varying: Mapping[str, list[str]]) -> str:
     if isinstance(value, dict) and "options" in value:
         options = value["options"]
         told = [f"-{o}={options[o]}" for o in varying[f"{key}/{value['name']}"] if o in options]
-        text = value["name"] + "".join(told)
+        code = split_code(value["name"])  # of the user's own: by its name alone
+        text = (value["name"] if code is None else code.name) + "".join(told)
     else:
         text = f"{key.split('.')[-1]}={value}"
     return re.sub(r"[^\w.=-]+", "_", text)

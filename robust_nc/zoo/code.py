@@ -2,7 +2,7 @@
 
 What that code may do to us, and for how long, is bounded by `strangers_code`.
 
->>> from robust_nc.plugins import split_code
+>>> from robust_nc.io.user_code import split_code
 >>> from_code(split_code("torch.nn:Identity"))
 Identity()
 >>> with strangers_code("mine.py:net"):
@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from robust_nc.exceptions import ConfigError, RobustNCError
-from robust_nc.plugins import Code, findable, lacks, load_code, told
+from robust_nc.io.user_code import Code, findable, lacks, load_code, told
 
 Tell = Callable[[str], None]
 

@@ -22,8 +22,8 @@ from torch import nn
 from robust_nc.config import Component, ModelConfig, configuration, read
 from robust_nc.exceptions import CheckpointError, ConfigError, RecordError, RobustNCError
 from robust_nc.io.untrusted import read_json
+from robust_nc.io.user_code import split_code, told
 from robust_nc.models.build import build_model
-from robust_nc.plugins import split_code, told
 from robust_nc.zoo.checkpoint import FoundModel, facts_of
 from robust_nc.zoo.code import Tell, from_code, to_stderr
 from robust_nc.zoo.weight_files import check_size, fill, read_safetensors

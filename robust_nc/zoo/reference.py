@@ -17,8 +17,8 @@ from robust_nc.evaluation.scoring import Guarded, checked_logits
 from robust_nc.exceptions import ConfigError, InputError, unknown_name
 from robust_nc.io.digests import state_digests
 from robust_nc.io.files import digest
+from robust_nc.io.user_code import Code, split_code
 from robust_nc.models.backbones import ImageShape
-from robust_nc.plugins import Code, split_code
 from robust_nc.record.folder import NOT_RECORDS
 from robust_nc.zoo.checkpoint import FoundModel, Which, from_checkpoint, from_record
 from robust_nc.zoo.code import Tell, from_code, strangers_code
