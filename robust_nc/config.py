@@ -25,7 +25,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from robust_nc.exceptions import ConfigError
 from robust_nc.io.files import digest
-from robust_nc.io.user_code import reference_to, split_code, told
+from robust_nc.io.user_code import allow, reference_to, split_code, told
 from robust_nc.registry import Registry
 from robust_nc.threat import Ball, parse_eps
 
@@ -68,7 +68,7 @@ def _as_json(value: Any) -> Any:
     if hasattr(value, "item"):
         return value.item()
     if isinstance(value, type | FunctionType):
-        return reference_to(value)
+        return _own(value)
     raise TypeError(f"{value!r} is no value of a configuration")
 
 
@@ -83,11 +83,25 @@ class Component:
 def _component(value: object) -> object:
     if isinstance(value, str):
         return {"name": value}
-    if isinstance(value, type | FunctionType):
-        return {"name": reference_to(value)}
+    if isinstance(value, type | FunctionType):  # in TOML and JSON there is no such thing
+        return {"name": _own(value)}
     if isinstance(value, Mapping) and "options" not in value and "name" in value:
         return {"name": value["name"], "options": {k: v for k, v in value.items() if k != "name"}}
     return value
+
+
+def _own(part: object) -> str:
+    reference = reference_to(part)
+    allow(reference)
+    return reference
+
+
+def allow_code(config: "RunConfig") -> None:
+    """Let the code run that a configuration names: one of the user's own, not of a stranger."""
+    for table in plain(config).values():
+        for part in table.values() if isinstance(table, dict) else ():
+            if isinstance(part, dict) and split_code(str(part.get("name"))) is not None:
+                allow(part["name"])
 
 
 def _no_number(value: object) -> object:

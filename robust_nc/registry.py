@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from robust_nc.exceptions import ConfigError, unknown_name
-from robust_nc.io.user_code import lacks, load_code, split_code
+from robust_nc.exceptions import ConfigError, UnknownNameError, unknown_name
+from robust_nc.io.user_code import is_allowed, lacks, load_code, split_code
 
 
 class Registry:
@@ -50,7 +50,8 @@ class Registry:
     def load(self, name: str) -> Any:
         """Import and return what `name` stands for.
 
-        Beside the names of the table that is the user's own, `file.py:Name` or `module:Name`.
+        Beside the names of the table that is code which the user named (`user_code.allow`), by
+        `file.py:Name` or `module:Name`: what a stranger's record or checkpoint names is not run.
         """
         entries, code = self._all(), split_code(name)
         if name in entries:
@@ -58,6 +59,9 @@ class Registry:
             return _imported(found) if isinstance(found, str) else found
         if code is None:
             raise unknown_name(self.kind, name, entries)
+        if not is_allowed(name):
+            unknown = unknown_name(self.kind, name, entries)
+            raise UnknownNameError(f"{unknown}; code is run where you name it in a suite of yours")
         own = load_code(code)
         if not callable(own):
             raise lacks(code)

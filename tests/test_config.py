@@ -20,7 +20,8 @@ from robust_nc.config import (
     training_id,
     training_part,
 )
-from robust_nc.exceptions import ConfigError
+from robust_nc.exceptions import ConfigError, UnknownNameError
+from robust_nc.io.user_code import allow
 from robust_nc.registry import Registry
 
 
@@ -106,7 +107,12 @@ def of_ones_own(rate: float, **options: object) -> dict[str, object]:
 def test_parts_of_ones_own_go_by_reference_or_as_they_are() -> None:
     parts = Registry("part", "parts-of-another-test", {})
     reference = f"{__name__}:of_ones_own"
-    for name in (reference, f"{__file__}:of_ones_own"):
+    own = f"{__file__}:of_ones_own"
+    with pytest.raises(UnknownNameError, match="code is run where you name it"):
+        parts.load(own)
+    allow(own)
+    allow(reference)
+    for name in (reference, own):
         assert build(parts, Component(name=name, options={"more": 3}), rate=1.0)["more"] == 3
         part = Component(name=name, options={"rate": 0.5, "other": "x"})
         assert build(parts, part) == {"rate": 0.5, "other": "x"}
@@ -116,6 +122,8 @@ def test_parts_of_ones_own_go_by_reference_or_as_they_are() -> None:
     assert config.model.head.name == config.train.loss.name == reference
     parts.register("mine", of_ones_own)
     assert build(parts, Component(name="mine"), rate=2.0) == {"rate": 2.0}
+    for missing in (f"{__name__}:missing", "nowhere.py:x"):
+        allow(missing)
     for bad, sentence in (
         (lambda: build(parts, Component(name=reference)), "needs the option 'rate'"),
         (lambda: build(parts, Component(name=reference), rate=-1), "failed: ZeroDivisionError: a"),

@@ -1,16 +1,21 @@
 """What strangers wrote is read strictly: one sentence for whatever is no plain, bounded JSON."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers_report import flags, written
+from helpers_runner import cli
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robust_nc.exceptions import RecordError
+from robust_nc.exceptions import RecordError, RobustNCError
 from robust_nc.io.untrusted import MAX_DEPTH, file_name, parse_json, read_bounded, read_json
+from robust_nc.zoo.reference import open_model
 
+CHECKPOINT = Path(__file__).parent.parent / "results/evaluated/checkpoints/fashion-etf-pgd"
 WHOLE = st.integers(-(2**63), 2**63 - 1)
 LEAVES = st.none() | st.booleans() | WHOLE | st.floats(allow_nan=False) | st.text()
 VALUES = st.recursive(
@@ -89,3 +94,28 @@ def test_plain_file_names_pass(name: str) -> None:
 def test_names_that_leave_their_folder_are_refused(name: str) -> None:
     with pytest.raises(RecordError, match="plain file name"):
         file_name(name, what="rows")
+
+
+@pytest.mark.parametrize("place", ["data.dataset", "protocol", "model.head"])
+def test_code_that_a_record_or_a_checkpoint_names_is_not_run(tmp_path: Path, place: str) -> None:
+    """Only what the user names in a suite, in Python or on the command line is."""
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef make(): ...\n")
+    reference = f"{tmp_path / 'evil.py'}:make"
+    stored = written(tmp_path / "out", flags(100))
+    values = json.loads(stored.path.read_text())
+    part = {"name": reference, "options": {}}
+    if place == "protocol":
+        values["protocol"] = reference
+    else:
+        table, key = place.split(".")
+        values["config"][table][key] = part
+    stored.path.write_text(json.dumps(values))
+    for verb in ("verify", "board"):
+        assert "Traceback" not in cli(verb, stored.path).err
+    folder = shutil.copytree(CHECKPOINT, tmp_path / "checkpoint")
+    config = json.loads((folder / "config.json").read_text())
+    config["robust_nc"]["model"]["head"] = part
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RobustNCError, match="code is run where you name it"):
+        open_model(str(folder), num_classes=10, image_shape=(1, 28, 28))
+    assert not (tmp_path / "ran").exists()

@@ -57,6 +57,19 @@ def load_code(code: Code, *, valid: str = "a module, or a .py file") -> Any:
             raise lacks(code) from None
 
 
+_allowed: set[str] = set()
+
+
+def allow(reference: str) -> None:
+    """Let a registry run the code of this reference, in this process: the user named it."""
+    _allowed.add(reference)
+
+
+def is_allowed(reference: str) -> bool:
+    """Whether the user named this code."""
+    return reference in _allowed
+
+
 def reference_to(part: Any) -> str:
     """Name a class or function so that `load_code` finds it, in another process too.
 

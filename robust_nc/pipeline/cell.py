@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from robust_nc.config import RunConfig, identifying
+from robust_nc.config import RunConfig, allow_code, identifying
 from robust_nc.data.base import Split, first_examples
 from robust_nc.evaluation.evaluate_model import Outcome
 from robust_nc.evaluation.log import end_of_log
@@ -65,6 +65,7 @@ def run_cell(cell: Cell, suite: str, out: Path, root: Path | None, *, report: Re
     Nothing in the record depends on where a stage was done; its `seconds` are the sums of theirs.
     """
     config, clock = cell.config, Clock()
+    allow_code(config)
     given = gather_inputs(config, root)
     trained = train_or_read(cell, out, root, report)
     clock.stage("train")

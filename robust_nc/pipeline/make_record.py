@@ -272,7 +272,9 @@ def _one(rows: pd.DataFrame, places: Mapping[str, Mapping[str, str]]) -> dict[st
     chosen = _finished(rows)
     for column in ("tap", "measure"):
         chosen &= rows[column].isin({at[column] for at in places.values()})
-    told = rows[chosen].to_dict("records")  # the frame would be filtered once for each place
+    told: list[Any] = rows[chosen].to_dict(
+        "records"
+    )  # the frame would be filtered once for each place
     found: dict[str, dict[str, Any]] = {}
     for key, at in places.items():
         matching = [row for row in told if at.items() <= row.items()]

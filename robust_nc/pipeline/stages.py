@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from robust_nc.config import RunConfig, training_id
+from robust_nc.config import RunConfig, allow_code, training_id
 from robust_nc.data.base import Split
 from robust_nc.data.hierarchy.tree import Hierarchy, tree_of
 from robust_nc.data.load import dataset_info, read_split
@@ -80,6 +80,7 @@ class Geometry(NamedTuple):
 
 def train_stage(cell: Cell, out: Path, root: Path | None, *, report: Report) -> None:
     """Train a cell, or go on from its checkpoints."""
+    allow_code(cell.config)
     if not is_trained(cell, out):
         train_or_read(cell, out, root, report)
 
@@ -92,6 +93,7 @@ def verdict_parts(cell: Cell, out: Path, root: Path | None, *, width: int = 1) -
     would depend on the cut (`evaluation.divisible`) and no block says how to cut: `run_cell` makes
     those. Raises `CheckpointError` where the training is not finished.
     """
+    allow_code(cell.config)
     _check_trained(cell, out)
     config = cell.config
     count = judged_count(config, dataset_info(config.data.dataset, root).sizes["test"])
@@ -113,6 +115,7 @@ def judge_stage(
 
     Raises `CheckpointError` where the training is not finished.
     """
+    allow_code(cell.config)
     _check_trained(cell, out)
     if not is_judged(cell, part, out):
         trained = train_or_read(cell, out, root, no_report)
@@ -126,6 +129,7 @@ def measure_stage(
 
     Raises `CheckpointError` where the training is not finished.
     """
+    allow_code(cell.config)
     _check_trained(cell, out)
     if geometry_of(cell, out) is None:
         trained, given = train_or_read(cell, out, root, no_report), gather_inputs(cell.config, root)

@@ -18,7 +18,16 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from robust_nc.config import Component, RunConfig, build, cell_id, check_options, plain, read
+from robust_nc.config import (
+    Component,
+    RunConfig,
+    allow_code,
+    build,
+    cell_id,
+    check_options,
+    plain,
+    read,
+)
 from robust_nc.data.corruptions import check_corruptions
 from robust_nc.data.hierarchy.tree import embedded
 from robust_nc.exceptions import ConfigError, unknown_name
@@ -103,6 +112,7 @@ def read_suite(name: str) -> Suite:
     points = _points(values.get("base", {}), values.get("grid", {}), source)
     configs = [_with_trees(read(RunConfig, point, source=source), source) for point in points]
     for config in configs:
+        allow_code(config)
         _check_names(config, source)
     grid = values.get("grid", {})
     together = [key for choice in grid.get(TOGETHER, []) for key in choice]

@@ -18,6 +18,7 @@ from robust_nc.config import (
     Component,
     ModelConfig,
     RunConfig,
+    allow_code,
     build,
     option_names,
     plain,
@@ -101,6 +102,7 @@ def train_cell(
     `root` is where data sets lie. Raises as `train`, `CheckpointError` for a folder of another
     configuration or a damaged one, `StorageError` for one that cannot be written.
     """
+    allow_code(config)
     place = torch.device(device) if device is not None else default_device()
     check_float64(place)
     info = dataset_info(config.data.dataset, root)
