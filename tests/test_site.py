@@ -97,8 +97,9 @@ def test_a_models_page_says_shows_then_tabulates(page: Path) -> None:
     verdict = text.partition('class="verdict">')[2].partition("<")[0]
     assert verdict == (
         "It classifies 60.5 % [60.0, 61.0] of 200 test images, mean of 2 seeds, right under every "
-        "attack of pgd within Linf 0.15; 90.0 % are right without an attack. Attacked, 20.5 % of "
-        "training images leap to the mean of another class, most of them at layer penultimate."
+        "attack of protocol pgd within Linf 0.15; 90.0 % are right without an attack. Attacked, "
+        "20.5 % of training images leap to the mean of another class, most of them at layer "
+        "penultimate."
     )
 
 

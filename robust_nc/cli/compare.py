@@ -75,8 +75,8 @@ def _page(found: Compared, out: Path) -> Path:
     return write_comparison(
         sides,
         out,
-        verdict=_verdict(found),
-        about=[*_place(found), *_notes(found)],
+        verdict=f"A - B: {_difference(_robust(found).difference)} points. {_verdict(found)}",
+        about=[*_place(found), " ".join(_notes(found))],
         tables=[_accuracies(found), _examples(found) or seeds, geometry],
         differing=differing,
     )

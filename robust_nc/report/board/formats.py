@@ -248,7 +248,6 @@ def _board_section(frame: pd.DataFrame) -> Section:
         for name, row in zip(display_names(frame), frame.to_dict("records"), strict=True)
     ]
     notes = [
-        *filter(None, [leader(frame)]),
         _over(frame),
         interval_note(set(frame["interval"])),
         *standing_notes(frame),

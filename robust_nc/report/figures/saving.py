@@ -53,7 +53,7 @@ _ALL_MODELS = ("leap_rate_against_eps", "collapse_over_epochs", "accuracy_agains
 _OWN_SCALE = ("leap_matrix", "trajectory_in_plane")
 # Results that differ in one of these are never drawn in one figure.
 _APART = ("suite", "dataset", "backbone", "ball")
-_DPI, _SHADES = 150, 128
+_DPI, _SHADES = 150, 256
 _PANEL, _SMALL = (2.3, 2.1), (1.2, 1.3)  # inches of one of several panels, of a matrix of many
 _SUBTITLES = frozenset({"input", "head", "model", "objective"})
 _log = logging.getLogger(__name__)

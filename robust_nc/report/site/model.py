@@ -207,8 +207,8 @@ def verdict(row: Mapping[Any, Any], split: str) -> str:
     >>> row = {"robust": 0.5, "robust_low": 0.4, "robust_high": 0.6, "clean": 0.9, "seeds": 1}
     >>> row |= {"examples": 99, "protocol": "pgd", "ball": "L2 1", "leap_rate": math.nan}
     >>> verdict(row, "test")
-    'It classifies 50.0 % [40.0, 60.0] of 99 test images right under every attack of pgd within \
-L2 1; 90.0 % are right without an attack.'
+    'It classifies 50.0 % [40.0, 60.0] of 99 test images right under every attack of protocol pgd \
+within L2 1; 90.0 % are right without an attack.'
     """
     if not math.isfinite(row["robust"]):
         return "It was not attacked."
@@ -216,7 +216,7 @@ L2 1; 90.0 % are right without an attack.'
     seeds = f", mean of {row['seeds']} seeds," if row["seeds"] > 1 else ""
     told = (
         f"It classifies {value} % {ends} of {row['examples']:,} {split} images{seeds} "
-        f"right under every attack of {cut(row['protocol'])} within "
+        f"right under every attack of protocol {cut(row['protocol'])} within "
         f"{cut(row['ball']) or 'a ball that is not told'}; {percent(row['clean'])} % are right "
         "without an attack."
     )
