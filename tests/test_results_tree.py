@@ -134,7 +134,10 @@ def test_a_submission_passes_and_the_exit_code_says_so(base, head, capsys) -> No
     assert results_command([str(base), str(head)]) == 1
     told = capsys.readouterr().out.splitlines()
     assert told[0] == f"REFUSED      {EVALUATED}/mine/::error::? : comes from maintainers only"
-    assert results_command([str(base), str(head / "nowhere")]) == results_command([str(base)]) == 2
+    link = head.with_name("link")
+    link.symlink_to(base)
+    for wrong in ([head / "nowhere"], [link], []):
+        assert results_command([str(base), *map(str, wrong)]) == 2
     next((base / EVALUATED / "net").glob("*.json")).write_text("{")
     assert results_command([str(base), str(head)]) == 2
     assert "is not JSON" in capsys.readouterr().err
@@ -196,6 +199,7 @@ WRONG: dict[str, tuple[Callable[[Stored], object], str]] = {
         ".evidence: is larger than 2,000,000 bytes",
     ),
     "a link": (_link, "is a link, or no plain file"),
+    "a repository": (lambda it: (it.path.parent / "sub").mkdir(), "is a folder without files"),
     "a script": (lambda it: (it.path.parent / "run.sh").write_text("true"), "belongs to no record"),
     "hidden": (lambda it: (it.path.parent / ".x").write_text("true"), "comes from maintainers"),
     "stray": (

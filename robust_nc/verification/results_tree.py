@@ -2,8 +2,8 @@
 
 `python -m robust_nc.verification.results_tree BASE HEAD` compares two plain folders: the results of
 the main branch and those with the changes. Exits with 0; with 1 where something is refused; with 2
-where a folder cannot be read. With `--maintainer`, files that are there may change or go, and what
-needs no trust in others may come without evidence.
+where a folder cannot be read. With `--maintainer`, files that are there may change or go, and
+records may come without evidence.
 
 Kind and size of a file are looked at before it is opened. None is run: a model is asked only where
 it is one of ours whose weights lie in the tree.
@@ -100,8 +100,11 @@ def check_tree(
         except RecordError as error:
             refused.append(Finding(place, str(error)))
     refused += [*tree_findings(head, records), *_moved(head, before, records)]
+    wrong = {one.place for one in refused}
     for stored in records:
         place = _place(stored.path, head)
+        if place in wrong:
+            continue
         changed = {one for one in new | edited if one.startswith(place.removesuffix("json"))}
         if changed or not {*_weights(stored, now)}.isdisjoint(new | edited):
             trusted = maintainer or SIGNERS not in new | edited
@@ -152,6 +155,8 @@ def _listed(results: Path) -> tuple[Files, list[Finding]]:
         raise error
 
     for folder, folders, names in os.walk(results, onerror=refuse):
+        if not folders and not names:  # git keeps none: a repository within, of which nothing came
+            found.append(Finding(_place(Path(folder), results), "is a folder without files"))
         for path in (Path(folder, name) for name in (*folders, *names)):
             kind, place = path.lstat(), _place(path, results)
             if stat.S_ISDIR(kind.st_mode):
@@ -305,10 +310,8 @@ def _differs(first: Path, second: Path) -> bool:
 def results_command(arguments: Sequence[str]) -> int:
     """Check what a pull request changes, line by line on stdout; return the exit code."""
     folders = [Path(one) for one in arguments if one != "--maintainer"]
-    if len(folders) != 2 or not all(one.is_dir() for one in folders):
-        print(
-            "needs two folders of results, BASE and HEAD, and maybe --maintainer", file=sys.stderr
-        )
+    if len(folders) != 2 or not all(one.is_dir() and not one.is_symlink() for one in folders):
+        print("needs two folders of results, BASE HEAD, maybe --maintainer", file=sys.stderr)
         return 2
     try:
         found = check_tree(*folders, maintainer="--maintainer" in arguments)
