@@ -247,11 +247,7 @@ def _board_section(frame: pd.DataFrame) -> Section:
         )
         for name, row in zip(display_names(frame), frame.to_dict("records"), strict=True)
     ]
-    notes = [
-        _over(frame),
-        interval_note(set(frame["interval"])),
-        *standing_notes(frame),
-    ]
+    notes = [_over(frame), interval_note(set(frame["interval"])), *standing_notes(frame)]
     if gaps:
         weaker = sorted(set(frame["beside"]) - {""})
         verb = "flatters" if len(weaker) == 1 else "flatter"
