@@ -188,7 +188,7 @@ def test_rows_of_nc1_that_were_edited(
 
 
 def test_a_removed_rival(base: Path, head: Path) -> None:
-    shutil.rmtree(rival(head).path.parent)
+    shutil.rmtree(head / EVALUATED)
     assert refused(base, head).count("was removed; only a maintainer removes results") == 3
 
 

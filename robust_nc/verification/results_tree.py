@@ -103,6 +103,8 @@ def check_tree(
     wrong = {one.place for one in refused}
     for stored in records:
         place = _place(stored.path, head)
+        if place in new and not maintainer and not (stored.record.seals and stored.record.evidence):
+            refused.append(Finding(place, "comes without seals or without evidence"))
         if place in wrong:
             continue
         changed = {one for one in new | edited if one.startswith(place.removesuffix("json"))}
@@ -111,8 +113,6 @@ def check_tree(
             found = _touched(stored, head, now, changed, root=root, trusted=trusted)
             refused += found.refused
             unchecked += found.unchecked
-        if place in new and not maintainer and not (stored.record.seals and stored.record.evidence):
-            refused.append(Finding(place, "comes without seals or without evidence"))
     if records and not refused:
         try:
             leaderboard(records)
@@ -155,7 +155,8 @@ def _listed(results: Path) -> tuple[Files, list[Finding]]:
         raise error
 
     for folder, folders, names in os.walk(results, onerror=refuse):
-        if not folders and not names:  # git keeps none: a repository within, of which nothing came
+        # Git keeps no such: it stands for a repository within, of which nothing came.
+        if not folders and not names and folder != str(results):
             found.append(Finding(_place(Path(folder), results), "is a folder without files"))
         for path in (Path(folder, name) for name in (*folders, *names)):
             kind, place = path.lstat(), _place(path, results)
