@@ -74,7 +74,7 @@ function filterTable(one, state) {
 }
 
 function makeSortable(one, choose) {
-  one.title = one.table.caption.textContent.toLowerCase();
+  one.title = one.table.caption.querySelector("strong").textContent.toLowerCase();
   one.headers.forEach((header, column) => {
     const button = document.createElement("button");
     button.type = "button";
