@@ -1,7 +1,9 @@
 """Adversarial images of the evidence as pictures: what they show, and of whom they ask what."""
 
 import dataclasses
+import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from robust_nc.data.load import load_dataset
 from robust_nc.evidence.file import read_differences, read_evidence
 from robust_nc.record import Stored, read_record
 from robust_nc.record.folder import evidence_path
+from robust_nc.report.site.write import write_model
 from robust_nc.verification.pictures import MOST, adversarial_pictures
 
 OURS = Path(__file__).parent.parent / "results" / "evaluated" / "fashion-etf-pgd"
@@ -40,6 +43,17 @@ def test_a_picture_is_original_attacked_and_difference(verdict: Any, tmp_path: P
     shown = (original, attacked, np.clip(0.5 + times * (attacked - original), 0, 1))
     for number, part in enumerate(shown):
         assert np.abs(pixels[:, 9 * number : 9 * number + 8] - part).max() < 0.003
+
+
+def test_the_page_of_a_finished_model_opens_with_its_verdict_and_images(verdict_copy: Any) -> None:
+    stored, reference = verdict_copy
+    page = write_model(stored, partial(adversarial_pictures, reference=reference))
+    text = page.read_text()
+    assert page.parent == stored.path.parent / "model"
+    assert text.index('class="verdict"') < text.index(", taken for ") < text.index("<table")
+    images = re.findall(r'src="(../figures/[0-9a-f]{8}/adversarial-\d.png)"', text)
+    assert len(images) == text.count(", taken for ") / 2
+    assert all((page.parent / one).is_file() for one in images)
 
 
 def test_no_code_runs_unless_it_is_named(verdict: Any, tmp_path: Path) -> None:
