@@ -30,7 +30,7 @@ from robust_nc.attacks.base import AttackInputs, BaseRefereedAttack
 from robust_nc.attacks.pgd import PGD
 from robust_nc.exceptions import NoGradientError
 from robust_nc.runtime import ran_out
-from robust_nc.types import Attacked, Referee
+from robust_nc.types import Attacked, Referee, RemoteModel
 
 _ROUNDING = {
     *(torch.round, torch.floor, torch.ceil, torch.trunc, torch.fix),
@@ -131,6 +131,12 @@ def _gradients_stay_on() -> Iterator[None]:
             kind.__enter__, kind.__exit__ = enter, leave
 
 
+@contextmanager
+def _stood_in() -> Iterator[None]:
+    with _gradients_stay_on(), _WayBack():
+        yield
+
+
 def _nothing(self: object, *error: object) -> None:
     """Neither enter nor leave."""
 
@@ -141,13 +147,15 @@ class StandIn(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        remote = (part for part in model.modules() if isinstance(part, RemoteModel))
+        self._remote = next(remote, None)  # where it runs, it is stood in for
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits; without gradients, the model's own."""
         if not torch.is_grad_enabled():
             own: Tensor = self.model(images)
             return own
-        with _gradients_stay_on(), _WayBack():
+        with _stood_in() if self._remote is None else self._remote.smoothed():
             logits: Tensor = self.model(images)
         return logits
 
@@ -165,7 +173,7 @@ class Smooth(BaseRefereedAttack):
 
     def compute_under(self, referee: Referee | None, inputs: AttackInputs) -> Attacked:
         """Attack the stand-in; a referee judges by the model itself."""
-        model = StandIn(inputs.model)
+        model = self.stand_in(inputs.model)
         if len(inputs.images):
             _check(model, inputs.images[:1])
         return self._attack().compute_under(referee, inputs._replace(model=model))
@@ -173,6 +181,11 @@ class Smooth(BaseRefereedAttack):
     def cost(self, num_classes: int) -> int:
         """Passes of an example that nothing breaks, about: for the time left."""
         return self._attack().cost(num_classes)
+
+    @staticmethod
+    def stand_in(model: nn.Module) -> StandIn:
+        """Return what is attacked in a model's place."""
+        return StandIn(model)
 
     def _attack(self) -> PGD:
         return PGD(steps=self.steps, restarts=self.restarts, loss="margin")

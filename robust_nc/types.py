@@ -4,9 +4,10 @@ Shapes are checked at run time under pytest only (jaxtyping with beartype); in p
 are documentation. ``n`` examples, ``c h w`` pixels, ``k`` classes, ``d`` features.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import MappingProxyType
-from typing import Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -173,3 +174,24 @@ class EvaluationProtocol(NamedTuple):
     def under(self, ball: Ball) -> "EvaluationProtocol":
         """Return the protocol for one ball: with the attacks of its norm."""
         return self._replace(attacks=self.by_norm.get(ball.norm, self.attacks), by_norm={})
+
+
+@runtime_checkable
+class RemoteModel(Protocol):
+    """A model that runs in another process; there is done what needs more of it than its answers.
+
+    `smoothed` is for `attacks.smooth`, `candidates` for `evaluation.acceleration`, `watched` for
+    `evaluation.sanity`.
+    """
+
+    def smoothed(self) -> AbstractContextManager[None]:
+        """Let the smooth stand-in answer in this block."""
+        ...
+
+    def candidates(self, images: Tensor) -> Sequence[Sequence[tuple[nn.Module, tuple[str, ...]]]]:
+        """Return faster copies and what was done to each, by groups; `images` are probes."""
+        ...
+
+    def watched(self, seen: Any) -> AbstractContextManager[None]:
+        """Note in `seen`, a `WatchedPass`, what passes in this block do."""
+        ...

@@ -32,8 +32,8 @@ def challenge_command(options: ChallengeOptions, stderr: Console) -> int:
     examples = examples_of(stored.record, options.root)
     points = read_points(evidence, examples.images)
     tell = partial(stderr.print, markup=False, highlight=False, soft_wrap=True)
-    with contextlib.redirect_stdout(sys.stderr):  # the code of a model may print
-        judge = model_of(stored.record, options.model, examples, tell)
+    asked = model_of(stored.record, options.model, examples, tell, trusted=options.trusted)
+    with contextlib.redirect_stdout(sys.stderr), asked as judge:  # the code of a model may print
         _check_model(stored.record, state_digest(state_digests(judge)), tell)
         tried = try_points(stored, judge, examples, points.rows, points.points)
     for line in _lines(tried):

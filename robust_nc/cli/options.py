@@ -22,7 +22,9 @@ class ChallengeOptions:
     evidence: Path
     """File of adversarial examples: evidence of ours, or an .npz with ids and images."""
     model: str
-    """The model (as for evaluate)."""
+    """The model (as for evaluate). One that is code runs in a process of its own."""
+    trusted: bool = False
+    """Run the model's code in this process, where it can forge what is found."""
     out: Path | None = None
     """Where the challenge goes (default: beside the record)."""
     root: Path | None = None

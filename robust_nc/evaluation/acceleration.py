@@ -35,7 +35,7 @@ from robust_nc.runtime.torch_state import (
     usable_gradient,
 )
 from robust_nc.threat import Ball
-from robust_nc.types import Warned
+from robust_nc.types import RemoteModel, Warned
 
 Precision = Literal["float32", "tf32", "bf16"]
 
@@ -107,12 +107,8 @@ def accelerate(
     probes = Probes(images, labels, logits.detach().float(), ball)
     unchanged = Accelerated(model, (), probes=probes)
     with full_precision(), kept_draws(images.device):
-        twin = fold(model, images, probes.logits)
-        if twin is None:
-            return unchanged
-        folded = any(map(is_fixed_norm, model.modules()))
         refused: list[Variant] = []
-        for variants in _candidates(twin, folded=folded):
+        for variants in candidates(model, images, probes.logits):
             agrees = _tried(model, variants[0].model, probes)
             if agrees:
                 best = variants[0]
@@ -122,8 +118,21 @@ def accelerate(
         return unchanged._replace(warnings=_warnings(refused))
 
 
-def _candidates(twin: nn.Module, *, folded: bool) -> Iterator[tuple[Variant, ...]]:
-    """Yield the fastest first, each with those that agree if it does: only their layout differs."""
+def candidates(
+    model: nn.Module, images: Tensor, logits: Tensor | None = None
+) -> Iterator[tuple[Variant, ...]]:
+    """Yield faster copies, the fastest first, each with those that agree if it does.
+
+    Only their layout differs. `images` and `logits` are as for `fold`; there are none where that
+    returns None. Those of a model in another process were made there.
+    """
+    if isinstance(model, RemoteModel):
+        yield from (tuple(Variant(*each) for each in group) for group in model.candidates(images))
+        return
+    twin = fold(model, images, logits)
+    if twin is None:
+        return
+    folded = any(map(is_fixed_norm, model.modules()))
     plain = Variant(twin, (FOLDED,) if folded else ())
     convolutions = (nn.Conv2d, nn.ConvTranspose2d)
     weights = [part.weight for part in twin.modules() if isinstance(part, convolutions)]
@@ -233,6 +242,7 @@ def fastest(
             f"found {len(images)} images and batch sizes {batch_sizes}"
         )
     worth = images.device.type in _COMPILING and seconds >= COMPILE_SECONDS
+    worth = worth and not isinstance(own, RemoteModel)
     probes = fast.probes if worth else None
     share = seconds / (2 if probes is None else 4)
     watch = _Stopwatch(images, labels)

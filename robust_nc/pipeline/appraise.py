@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -12,7 +13,7 @@ from robust_nc.config import Component, EvaluationConfig, ThreatConfig, plain
 from robust_nc.data.load import to_unit
 from robust_nc.evaluation.evaluate_model import evaluate
 from robust_nc.exceptions import ConfigError, RecordError
-from robust_nc.io.digests import state_digest
+from robust_nc.io.digests import count_parameters, state_digest
 from robust_nc.io.files import alone, remove_file, remove_unfinished, sha256_of
 from robust_nc.pipeline.card import model_name, read_card
 from robust_nc.pipeline.finished_model import (
@@ -48,6 +49,7 @@ from robust_nc.runtime.progress import Clock, Event
 from robust_nc.runtime.torch_state import default_device, device_of
 from robust_nc.types import Warned
 from robust_nc.zoo.code import Tell
+from robust_nc.zoo.isolation import isolated_model
 from robust_nc.zoo.reference import OpenedModel, open_model
 
 PLACE = Path("out") / "evaluate"  # where a folder named after the model goes, if none is given
@@ -78,20 +80,9 @@ def appraise(
     """
     _check(request)
     card = read_card(request.card) if isinstance(request.card, Path) else request.card
-    subject = _prepare(request, card, tell)
-    cell = appraisal_id(subject.settings)
-    out = request.out or PLACE / subject.name
-    _check_folder(out, cell)
-    with alone(out):
-        remove_unfinished(out)
-        stored = _finished(out, cell)
-        if stored is not None:
-            if card is not None and card != stored.record.card:
-                record = dataclasses.replace(stored.record, card=card, model=subject.name)
-                stored = Stored(sealed(record), stored.path)
-                write_record(stored.path, stored.record)
-            return Appraised(stored, made=False)
-        return Appraised(_make(subject, request, out / f"{cell}.json", report), made=True)
+    with ExitStack() as stack:
+        subject = _prepare(request, card, tell, stack)
+        return _appraised(subject, request, stack, report)
 
 
 def _check_folder(out: Path, cell: str) -> None:
@@ -152,22 +143,30 @@ def _check(request: Request) -> None:
         raise ConfigError(f"--seed must be at least 0, found {request.seed}")
     if request.taps is not None and not request.geometry:
         raise ConfigError("--taps chooses what the geometry measures; leave out --no-geometry")
+    if request.taps is not None and request.isolated:
+        raise ConfigError("--taps chooses layers, which --isolated leaves out of reach")
 
 
-def _prepare(request: Request, card: Card | None, tell: Tell) -> _Subject:
-    """Read the data, open the model, and see that they fit together."""
+def _prepare(request: Request, card: Card | None, tell: Tell, stack: ExitStack) -> _Subject:
+    """Read the data, open the model on the stack, and see that they fit together."""
     if request.attack is not None:
         find_attack(request.attack)
-    data = read_model_data(request.dataset, n=request.n, root=request.root, train=request.geometry)
-    opened = open_model(
-        request.model,
-        num_classes=data.shape.num_classes,
-        image_shape=data.shape.image_shape,
-        tell=tell,
-    )
+    geometry = request.geometry and not request.isolated
+    data = read_model_data(request.dataset, n=request.n, root=request.root, train=geometry)
+    asked: dict[str, Any] = {
+        "num_classes": data.shape.num_classes,
+        "image_shape": data.shape.image_shape,
+        "tell": tell,
+    }
+    if request.isolated:
+        opened = stack.enter_context(isolated_model(request.model, **asked))
+    else:
+        opened = open_model(request.model, **asked)
     model = opened.model.to(default_device()).eval()
     measure = None
-    if request.geometry and data.train is None:
+    if request.geometry and request.isolated:
+        tell("geometry is left out: the layers of an isolated model are not within reach")
+    elif request.geometry and data.train is None:
         tell(
             f"geometry is left out: {data.label} has no training images, whose class means are "
             "the vertices"
@@ -201,8 +200,32 @@ def _prepare(request: Request, card: Card | None, tell: Tell) -> _Subject:
     return _Subject(settings, name, card, opened, data, tuple(warnings))
 
 
+def _appraised(
+    subject: _Subject, request: Request, model: ExitStack, report: Callable[[Event], None]
+) -> Appraised:
+    """Judge unless it was done; the record is written once the `model` is closed."""
+    card = subject.card
+    cell = appraisal_id(subject.settings)
+    out = request.out or PLACE / subject.name
+    _check_folder(out, cell)
+    with alone(out):
+        remove_unfinished(out)
+        stored = _finished(out, cell)
+        if stored is not None:
+            if card is not None and card != stored.record.card:
+                record = dataclasses.replace(stored.record, card=card, model=subject.name)
+                stored = Stored(sealed(record), stored.path)
+                write_record(stored.path, stored.record)
+            return Appraised(stored, made=False)
+        return Appraised(_make(subject, request, out / f"{cell}.json", model, report), made=True)
+
+
 def _make(
-    subject: _Subject, request: Request, path: Path, report: Callable[[Event], None]
+    subject: _Subject,
+    request: Request,
+    path: Path,
+    stack: ExitStack,
+    report: Callable[[Event], None],
 ) -> Stored:
     """Attack, keep the evidence, measure, and write the record as the last thing."""
     clock, settings, model = Clock(), subject.settings, subject.opened.model
@@ -245,6 +268,8 @@ def _make(
         layers = measure_layers(model, data, settings, num_classes=classes, report=show)
         rows = pd.concat([layers, rows], ignore_index=True)
     clock.stage("measure")
+    device, parameters = device_of(model), count_parameters(model)
+    stack.close()  # raises what an isolated model did
     count, facts = len(test.labels), subject.opened.facts
     record = make_record(
         outcome,
@@ -265,13 +290,11 @@ def _make(
             fingerprint=kept.fingerprint,
             num_classes=data.shape.num_classes,
         ),
-        weights=Weights(
-            parameters=sum(parameter.numel() for parameter in model.parameters()), state=kept.state
-        ),
+        weights=Weights(parameters=parameters, state=kept.state),
         evidence=kept.file,
         file=write_rows(path.with_suffix(".parquet"), rows),
         seconds=clock.seconds,
-        device=device_of(model),
+        device=device,
         warnings=subject.warnings,
         card=subject.card,
     )

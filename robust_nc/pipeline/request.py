@@ -48,6 +48,8 @@ class Request:
     """Judge the first N test images (default: all)."""
     out: Path | None = None
     """Folder for the record, its evidence and the page (default: out/evaluate/<model>)."""
+    isolated: bool = False
+    """Run the model in a process of its own, which cannot touch its verdict; without geometry."""
     taps: tuple[str, ...] | None = None
     """Layers to measure (default: those that are found)."""
     geometry: bool = True

@@ -125,18 +125,21 @@ def check_record(stored: Stored, options: CheckOptions, *, tell: Tell, show: Sho
     """
     found = RecordCheck(stored=stored, inconsistent=inconsistencies(stored))
     examples = _examples(stored.record, options.root, found)
-    model = None
-    if options.model is not None and examples is None:
-        found.unchecked.append("the model was not asked: that needs the images")
-    elif options.model is not None and examples is not None:
-        model = model_of(stored.record, options.model, examples, tell)
-    show("verify", 0.0, "evidence")
-    found.evidence = check_evidence(stored, examples=examples, model=model)
-    if model is not None and examples is not None and not found_in_flags(found.inconsistent):
-        show("verify", 0.5, "challenges")
-        found.challenges = judged_challenges(stored, model, examples)
-        if options.again:
-            _audit(found, options, model, examples, show)
+    if options.model is None or examples is None:
+        if options.model is not None:
+            found.unchecked.append("the model was not asked: that needs the images")
+        show("verify", 0.0, "evidence")
+        found.evidence = check_evidence(stored, examples=examples, model=None)
+        return found
+    asked = model_of(stored.record, options.model, examples, tell, trusted=options.trusted)
+    with asked as model:
+        show("verify", 0.0, "evidence")
+        found.evidence = check_evidence(stored, examples=examples, model=model)
+        if not found_in_flags(found.inconsistent):
+            show("verify", 0.5, "challenges")
+            found.challenges = judged_challenges(stored, model, examples)
+            if options.again:
+                _audit(found, options, model, examples, show)
     return found
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from robust_nc.evaluation.sanity.output import output_warnings
 from robust_nc.evidence.file import Evidence, read_evidence
 from robust_nc.exceptions import InputError, RecordError
-from robust_nc.io.digests import state_digest, state_digests
+from robust_nc.io.digests import count_parameters, state_digest, state_digests
 from robust_nc.io.files import sha256_of
 from robust_nc.io.untrusted import file_name
 from robust_nc.record.schema import Record, Stored, Verdict, unpack_flags
@@ -168,7 +168,7 @@ def _first(examples: RecordExamples | None, rows: int | None) -> RecordExamples 
 
 def _compare_weights(stored: Stored, model: nn.Module, found: EvidenceCheck) -> None:
     """Compare digests of tensors with those of the evidence, else with the record's digest."""
-    told, counted = stored.record.weights.parameters, sum(one.numel() for one in model.parameters())
+    told, counted = stored.record.weights.parameters, count_parameters(model)
     if told != counted:
         text = f"are {told:,}, but the model has {counted:,}"
         found.wrong.append(Finding("weights.parameters", text))

@@ -19,7 +19,10 @@ class CheckOptions:
     records: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RECORD")]
     """Records, or folders of them."""
     model: str | None = None
-    """The model (as for evaluate): then every verdict against it is checked as well."""
+    """The model (as for evaluate): then every verdict against it is checked as well. One that is
+    code runs in a process of its own."""
+    trusted: bool = False
+    """Run the model's code in this process, where it can forge what is found."""
     audit: int | None = None
     """Attack N examples that are claimed robust again, drawn by --seed, and say how much the claim
     may overstate."""

@@ -7,7 +7,8 @@
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,8 @@ from robust_nc.plugins import find_protocol
 from robust_nc.record.schema import Record
 from robust_nc.runtime.torch_state import default_device
 from robust_nc.threat import Ball
-from robust_nc.zoo.reference import open_model
+from robust_nc.zoo.isolation import isolated_model
+from robust_nc.zoo.reference import open_model, runs_code
 
 MADE = "synthetic"  # the data set whose size its options choose
 _MOST_VALUES = 2**28
@@ -66,18 +68,30 @@ def examples_of(record: Record, root: Path | None) -> RecordExamples:
     return RecordExamples(to_unit(split.images), split.labels, split.ids, found)
 
 
+@contextmanager
 def model_of(
-    record: Record, reference: str, examples: RecordExamples, tell: Callable[[str], None]
-) -> nn.Module:
-    """Open the model that a record is said to be about, on its device, for the record's images."""
+    record: Record,
+    reference: str,
+    examples: RecordExamples,
+    tell: Callable[[str], None],
+    *,
+    trusted: bool,
+) -> Iterator[nn.Module]:
+    """Open the model that a record is said to be about, on its device, for the record's images.
+
+    One that is code is isolated, unless it is `trusted` (`zoo.isolation`).
+    """
     channels, height, width = examples.images.shape[1:]
-    opened = open_model(
-        reference,
-        num_classes=record.data.num_classes,
-        image_shape=(channels, height, width),
-        tell=tell,
-    )
-    return opened.model.to(default_device()).eval()
+    asked: dict[str, Any] = {
+        "num_classes": record.data.num_classes,
+        "image_shape": (channels, height, width),
+        "tell": tell,
+    }
+    if trusted or not runs_code(reference):
+        yield open_model(reference, **asked).model.to(default_device()).eval()
+        return
+    with isolated_model(reference, **asked) as opened:
+        yield opened.model.to(default_device())
 
 
 def dataset_of(config: Mapping[str, Any]) -> Component:

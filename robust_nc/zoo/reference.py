@@ -77,6 +77,28 @@ def open_model(
     return OpenedModel(model, reference, name_of(reference), answered, digests, found.facts)
 
 
+def runs_code(reference: str) -> bool:
+    """Whether opening a reference runs code that it names, and not only what is installed.
+
+    >>> runs_code("net.py:make"), runs_code("hf:a/b?class=net.py:Net"), runs_code("timm:vit")
+    (True, True, False)
+    """
+    place, query = _place(reference)
+    named = any(part.startswith("class=") for part in query.split("&"))
+    return named or (place is None and _code(reference) is not None)
+
+
+def fetched(reference: str, tell: Tell | None = None) -> str:
+    """Return a reference that needs no connection; one of the Hub is fetched for it."""
+    place, query = _place(reference)
+    if place is not None or not reference.startswith("hf:"):
+        return reference
+    parts = read_parts(query, ("class", "revision"), of="an hf reference")
+    name = reference.removeprefix("hf:").partition("?")[0]
+    folder = fetch_folder(name, revision=parts.get("revision"), tell=tell)
+    return f"{folder}?class={parts['class']}" if "class" in parts else str(folder)
+
+
 def name_of(reference: str) -> str:
     """Make a short file name of a reference: letters, digits, `.`, `_` and `-`.
 

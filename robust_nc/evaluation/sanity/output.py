@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from robust_nc.evaluation.sanity.meanings import named_warning
 from robust_nc.runtime.torch_state import full_precision, private_draws, stream_key
-from robust_nc.types import Warned
+from robust_nc.types import RemoteModel, Warned
 
 _TOLERANCE = 1e-3  # of the range of the logits: far above what another batch size rounds
 _ROUNDING = 1e-6  # of the largest logit, for logits with a large offset
@@ -58,7 +58,7 @@ def output_warnings(
         return ()
     with full_precision(), private_draws(stream_key(seed, "doubts"), images.device):
         halves = images.flip(0).tensor_split(2) if len(images) > 1 else (images,)
-        with _watched(model) as seen:
+        with watched(model) as seen:
             answers = [model(half).float() for half in halves]
         found = [*_of_change(model, halves[0], answers, logits)]
     found += _of_probabilities(logits)
@@ -106,7 +106,7 @@ def _of_probabilities(logits: Tensor) -> Iterator[Warned]:
         yield named_warning("probability-output", seen)
 
 
-class _Seen(TorchFunctionMode):
+class WatchedPass(TorchFunctionMode):
     """What a forward pass did: gradients turned on, backward passes, input of the first layer."""
 
     def __init__(self) -> None:
@@ -130,11 +130,13 @@ class _Seen(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def _watched(model: nn.Module) -> Iterator[_Seen]:
+def watched(model: nn.Module) -> Iterator[WatchedPass]:
     """Watch the forward passes within; a model under `torch.compile` would be compiled again."""
-    seen = _Seen()
+    seen = WatchedPass()
     with contextlib.ExitStack() as stack:
-        if not any("_orig_mod" in part._modules for part in model.modules()):
+        if isinstance(model, RemoteModel):
+            stack.enter_context(model.watched(seen))
+        elif not any("_orig_mod" in part._modules for part in model.modules()):
             for layer in model.modules():
                 if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
                     stack.callback(layer.register_forward_pre_hook(seen.note).remove)
@@ -142,7 +144,7 @@ def _watched(model: nn.Module) -> Iterator[_Seen]:
         yield seen
 
 
-def _of_gradients(seen: _Seen) -> Iterator[Warned]:
+def _of_gradients(seen: WatchedPass) -> Iterator[Warned]:
     if seen.backwards or seen.gradients_on:
         text = "the forward pass turned gradients on"
         if seen.backwards:

@@ -1,0 +1,420 @@
+"""Models of strangers, in a process of their own: what judges them is out of their reach.
+
+A model is code, and code can do more than answer: replace the attack, the referee or the report.
+Here it answers logits and the gradients that it is asked for (`model_process`), and what it answers
+is taken for numbers of the expected shape, or refused. Attacks, verdicts, images and randomness
+stay in this process.
+
+>>> with isolated_model("torch.nn:Flatten", num_classes=4, image_shape=(1, 2, 2)) as opened:
+...     opened.model(torch.zeros(3, 1, 2, 2)).shape
+torch.Size([3, 4])
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from robust_nc.config import plain, read
+from robust_nc.evaluation.sanity.output import WatchedPass
+from robust_nc.exceptions import CheckpointError, ConfigError, InputError, RecordError
+from robust_nc.io.text import one_line, printable
+from robust_nc.io.untrusted import parse_json
+from robust_nc.models.backbones import ImageShape
+from robust_nc.models.taps import Tapped
+from robust_nc.runtime.torch_state import kept_draws
+from robust_nc.runtime.waiting import wait_briefly
+from robust_nc.zoo import sandbox
+from robust_nc.zoo.code import Tell
+from robust_nc.zoo.model_process import (
+    MESSAGE_BYTES,
+    WINDOW,
+    Ask,
+    Flag,
+    Message,
+    ModelCopies,
+    ModelFacts,
+    ModelLayers,
+    ModelRequest,
+    Window,
+)
+from robust_nc.zoo.reference import OpenedModel, fetched, name_of, runs_code
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
+T = TypeVar("T")
+
+NOTICE_SECONDS = 30.0  # until the user is told that an answer is waited for
+ANSWER_SECONDS = 600.0  # until it is given up
+_START = (
+    "from robust_nc.zoo.sandbox import give_up_rights; filtered = give_up_rights(); "
+    "from robust_nc.zoo.model_process import main; main(filtered)"
+)
+_REFUSALS = {
+    kind.__name__: kind for kind in (CheckpointError, ConfigError, InputError, RecordError)
+}
+
+
+class ModelLink:
+    """The process of a model: asks it, bounds how long it takes, and ends it.
+
+    Whatever it does but answer ends it; from then on all that it is asked raises the same
+    `InputError`, and so does `check`.
+    """
+
+    def __init__(self, reference: str, scratch: Path, tell: Tell | None) -> None:
+        self.reference = reference
+        self.passes = 0  # the graph of the last one is kept there
+        self.smooth = False
+        self.seen: WatchedPass | None = None
+        self._starved = ""
+        self._tell = tell
+        self._broken = ""
+        self._ending = contextlib.ExitStack()
+        confinement = sandbox.confined(scratch)
+        file = _shared_memory()
+        self._ending.callback(os.close, file)
+        self.window = Window(file)
+        self._socket, theirs = socket.socketpair()
+        self._ending.callback(self._socket.close)
+        variables = sandbox.environment(scratch)
+        wait_briefly(variables)
+        command = [*confinement.prefix, sys.executable, "-P", "-c", _START]
+        with theirs:
+            self._process = subprocess.Popen(
+                [*command, str(theirs.fileno()), str(file)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # megabytes of it hold nobody up
+                stderr=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), file),
+                start_new_session=True,  # Ctrl-C is for this process
+                env=variables,
+            )
+        self._ending.callback(self._kill)
+        self._missing = confinement.missing
+
+    def open(self, request: ModelRequest) -> ModelFacts:
+        """Have the model opened; raises as `open_model`."""
+        hello = self._received("before the model was opened")
+        self._warn(self._missing, filtered=Flag.FILTERED in Flag(hello.flags))
+        text = self.window.write(json.dumps(plain(request)))
+        answer = self.ask(Message(Ask.OPEN, text=text))
+        facts = self.told(ModelFacts, answer)
+        if facts.classes < request.num_classes:
+            raise self.end(f"tells {facts.classes} classes apart of {request.num_classes}")
+        return facts
+
+    def _warn(self, missing: str, *, filtered: bool) -> None:
+        if self._tell is None or (filtered and not missing):
+            return
+        free = "" if filtered else "open connections, start processes, "
+        files = f"read and write your files: {missing}" if missing else "read your files"
+        self._tell(
+            f"{self.reference} runs in a process of its own with bounded memory and time, but it "
+            f"could {free}{files}; for code that you do not trust, use Linux with bubblewrap"
+        )
+
+    def ask(self, asked: Message) -> Message:
+        """Return the answer; raises what the model raised, by its name, or `InputError`."""
+        self.check()
+        try:
+            self._socket.sendall(asked.written())
+        except OSError:
+            raise self.end("ended its process") from None
+        return self._received("while it was asked")
+
+    def told(self, kind: type[T], answer: Message) -> T:
+        """Return what the text of an answer says."""
+        try:
+            return read(kind, parse_json(self.window.read(answer.text), what="JSON"), source="JSON")
+        except (ConfigError, RecordError) as error:
+            raise self.end(f"gave an answer that cannot be used ({one_line(str(error))})") from None
+
+    def _received(self, when: str) -> Message:
+        """Wait for a message, and make of a failure that it tells an exception."""
+        content, began, told = b"", time.monotonic(), False
+        while len(content) < MESSAGE_BYTES:
+            waited = time.monotonic() - began
+            if waited >= ANSWER_SECONDS:
+                raise self.end(f"did not answer within {ANSWER_SECONDS:g} s, and was ended")
+            if waited >= NOTICE_SECONDS and self._tell is not None and not told:
+                self._tell(
+                    f"{self.reference} has not answered for {NOTICE_SECONDS:g} s; it is given up "
+                    f"after {ANSWER_SECONDS:g} s"
+                )
+                told = True
+            limit = ANSWER_SECONDS if told else min(NOTICE_SECONDS, ANSWER_SECONDS)
+            self._socket.settimeout(max(limit - waited, 1e-3))
+            try:
+                part = self._socket.recv(MESSAGE_BYTES - len(content))
+            except TimeoutError:
+                continue
+            except OSError:
+                part = b""
+            if not part:
+                raise self.end(f"ended its process {when} ({self._status()})")
+            content += part
+        answer = Message.read(content)
+        if answer.kind == Ask.DONE:
+            return answer
+        kind, _, text = self.window.read(answer.text).partition("\n")
+        text = printable(text)
+        if answer.kind == Ask.REFUSED:
+            raise _REFUSALS.get(kind, ConfigError)(text)
+        if answer.kind == Ask.STARVED:
+            self._starved = f"{self.reference} ran out of the memory that it may have: {text}"
+            raise MemoryError(self._starved)
+        if answer.kind != Ask.FAILED:
+            raise self.end("gave an answer of no known kind")
+        # As the model's own would: who catches it names it.
+        raise type(kind if kind.isidentifier() else "Exception", (Exception,), {})(text)
+
+    def end(self, what: str) -> InputError:
+        """End the process for good, and return the error that says why."""
+        self._broken = f"{self.reference} {what}; no verdict on it counts"
+        self._kill()
+        return InputError(self._broken)
+
+    def check(self, error: BaseException | None = None) -> None:
+        """Raise `InputError` if the process was ended, or `error` came of too little memory."""
+        if self._broken or (isinstance(error, MemoryError) and self._starved):
+            raise InputError(self._broken or self._starved) from error
+
+    def close(self) -> None:
+        """End the process and give back what it held."""
+        self._ending.close()
+
+    def _status(self) -> str:
+        try:
+            code = self._process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            return "it closed the line"
+        if code < 0:
+            return f"by signal {-code}, {signal.Signals(-code).name}"
+        return f"exit status {code}"
+
+    def _kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def _shared_memory() -> int:
+    """Return a file in memory that nobody can shorten: who reads beyond its end would be killed."""
+    if not hasattr(os, "memfd_create"):  # not Linux
+        with tempfile.TemporaryFile() as file:
+            file.truncate(WINDOW)
+            return os.dup(file.fileno())
+    found = os.memfd_create("robust_nc", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(found, WINDOW)
+    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+    fcntl.fcntl(found, fcntl.F_ADD_SEALS, seals)
+    return found
+
+
+class IsolatedModel(nn.Module):
+    """A model in another process, or a faster copy there: images to logits, with gradients.
+
+    It draws there from the state that torch's generator has here; then this one goes on elsewhere.
+    """
+
+    place: Tensor
+
+    def __init__(self, link: ModelLink, facts: ModelFacts, number: int = 0) -> None:
+        super().__init__()
+        self.told_digests = facts.digests
+        self.told_parameters = facts.parameters
+        self.taps = facts.taps
+        self._link = link
+        self._facts = facts
+        self._number = number
+        self.register_buffer("place", torch.empty(0), persistent=False)  # tells the device
+
+    def extra_repr(self) -> str:
+        """Tell models apart by their tensors, as the name of a log does."""
+        return f"{self._link.reference}, {self._number}, {sorted(self.told_digests.items())}"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits `(N, K)` of images `(N, C, H, W)` float32."""
+        flags = Flag.SMOOTH if self._link.smooth else Flag.NONE
+        if torch.is_autocast_enabled(images.device.type):
+            flags |= Flag.BF16
+        if self._link.seen is not None:
+            flags |= Flag.WATCHED
+        if torch.is_grad_enabled() and images.requires_grad:
+            logits: Tensor = _Pass.apply(images, self, flags)  # type: ignore[no-untyped-call]
+            return logits
+        return self.look(images, flags)[0]
+
+    @contextlib.contextmanager
+    def smoothed(self) -> Iterator[None]:
+        """Let the smooth stand-in answer in this block."""
+        self._link.smooth = True
+        try:
+            yield
+        finally:
+            self._link.smooth = False
+
+    def candidates(self, images: Tensor) -> list[list[tuple[nn.Module, tuple[str, ...]]]]:
+        """Have faster copies made there."""
+        groups = self._link.told(ModelCopies, self._asked(Ask.CANDIDATES, images)).groups
+        return [
+            [(IsolatedModel(self._link, self._facts, number), names) for number, names in group]
+            for group in groups
+        ]
+
+    @contextlib.contextmanager
+    def watched(self, seen: WatchedPass) -> Iterator[None]:
+        """Note what passes in this block do, as the process tells it."""
+        self._link.seen = seen
+        try:
+            yield
+        finally:
+            self._link.seen = None
+
+    @torch.no_grad()
+    def tapped(
+        self, images: Tensor, *, taps: Collection[str] | None = None, feature: str = "gap"
+    ) -> Tapped:
+        """Return logits and features from one pass, without a way back."""
+        link = self._link
+        asked = json.dumps({"taps": None if taps is None else list(taps), "feature": feature})
+        answer = self._asked(Ask.LAYERS, images, text=link.window.write(asked))
+        layers = link.told(ModelLayers, answer).layers
+        if taps is not None and {name for name, _ in layers} != set(taps):
+            raise link.end("answered other layers than it was asked for")
+        logits = self._answered((len(images), self._facts.classes), answer)
+        at, features = logits.numel(), {}
+        for name, width in layers:
+            rows = link.window.get((len(images), width), answer=True, after=at)
+            features[name], at = rows.to(images.device), at + rows.numel()
+        return Tapped(logits.to(images.device), features)
+
+    def look(self, images: Tensor, flags: Flag) -> tuple[Tensor, bool]:
+        """Return logits, and whether there is a way back, if the flags ask for one."""
+        link = self._link
+        link.window.draws.copy_(torch.get_rng_state())
+        answer = self._asked(Ask.LOGITS, images, flags, extra=torch.get_num_threads())
+        found = Flag(answer.flags)
+        if Flag.DREW in found:
+            torch.default_generator.manual_seed(int(torch.randint(2**62, ())))
+        logits = self._answered((len(images), self._facts.classes), answer)
+        if link.seen is not None:
+            link.seen.gradients_on |= Flag.TURNED_ON in found
+            link.seen.backwards += answer.number
+            if Flag.FIRST_INPUT in found and link.seen.first_input is None:
+                link.seen.first_input = link.window.get(
+                    tuple(images.shape), answer=True, after=logits.numel()
+                )
+        return logits.to(images.device), Flag.GRADIENTS in found & flags
+
+    def slope(self, images: Tensor, by_logits: Tensor) -> Tensor | None:
+        """Return the gradient by the images of the last pass, None if there is no way back."""
+        self._link.window.put(by_logits, answer=False)
+        answer = self._link.ask(Message(Ask.GRADIENT, shape=tuple(by_logits.shape)))
+        if Flag.GRADIENTS not in Flag(answer.flags):
+            return None
+        return self._answered(tuple(images.shape), answer).to(images.device)
+
+    @property
+    def passes(self) -> int:
+        """How often the process was asked for more than a gradient."""
+        return self._link.passes
+
+    def _asked(
+        self, kind: Ask, images: Tensor, flags: Flag = Flag.NONE, *, extra: int = 0, text: int = 0
+    ) -> Message:
+        if images.ndim != 4 or images.dtype != torch.float32:
+            raise InputError(f"expected images (N, C, H, W) float32, found {images.dtype}")
+        self._link.passes += 1
+        self._link.window.put(images.detach(), answer=False)
+        shape = tuple(images.shape)
+        return self._link.ask(Message(kind, flags, self._number, extra, text, shape))
+
+    def _answered(self, shape: tuple[int, ...], answer: Message) -> Tensor:
+        if answer.shape != shape:
+            raise self._link.end(f"answered numbers of shape {answer.shape}, not {shape}")
+        return self._link.window.get(shape, answer=True)
+
+
+class _Pass(torch.autograd.Function):
+    """A pass whose graph is in another process; where another took its place, it is made again."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, model: IsolatedModel, flags: Flag) -> Tensor:
+        """Return logits."""
+        ctx.model, ctx.flags, ctx.draws = model, flags | Flag.GRADIENTS, torch.get_rng_state()
+        ctx.save_for_backward(images)
+        logits, differentiable = model.look(images, ctx.flags)
+        ctx.number = model.passes
+        if not differentiable:
+            ctx.mark_non_differentiable(logits)
+        return logits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_logits: Tensor) -> tuple[Tensor | None, None, None]:
+        """Return the gradient by the images."""
+        (images,) = ctx.saved_tensors
+        if ctx.number != ctx.model.passes:
+            with kept_draws(torch.device("cpu")):
+                torch.set_rng_state(ctx.draws)
+                ctx.model.look(images, ctx.flags & ~Flag.WATCHED)
+            ctx.number = ctx.model.passes
+        return ctx.model.slope(images, by_logits), None, None
+
+
+@contextlib.contextmanager
+def isolated_model(
+    reference: str, *, num_classes: int, image_shape: ImageShape, tell: Tell | None = None
+) -> Iterator[OpenedModel]:
+    """Open a model as `open_model` does, in a process of its own, which ends with this block.
+
+    Whatever of it went wrong there within the block is raised at its end at the latest, whoever
+    caught it: a process that ended, hung or answered nonsense, memory that ran out. Raises as
+    `open_model`; `InputError` for that.
+    """
+    if sys.platform == "win32":
+        raise ConfigError(
+            f"{reference} is code, which runs in a process of its own; Windows has none of what "
+            "holds it there: use --trusted for code that you trust"
+        )
+    with tempfile.TemporaryDirectory(prefix="robust-nc-") as scratch:
+        place = fetched(reference, tell)
+        link = ModelLink(reference, Path(scratch), tell)
+        try:
+            request = ModelRequest(
+                reference=place, num_classes=num_classes, image_shape=image_shape
+            )
+            facts = link.open(request)
+            for text in facts.said:
+                if tell is not None:
+                    tell(one_line(text))
+            yield OpenedModel(
+                IsolatedModel(link, facts).eval(),
+                reference,
+                name_of(reference),
+                facts.classes,
+                facts.digests,
+                {} if runs_code(reference) else facts.facts,
+            )
+            link.check()
+        except Exception as error:
+            link.check(error)
+            raise
+        finally:
+            link.close()
