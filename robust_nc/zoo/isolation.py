@@ -61,6 +61,7 @@ T = TypeVar("T")
 
 NOTICE_SECONDS = 30.0  # until the user is told that an answer is waited for
 ANSWER_SECONDS = 600.0  # until it is given up
+_LONGEST = 2_000  # characters of an error
 _START = (
     "from robust_nc.zoo.sandbox import give_up_rights; filtered = give_up_rights(); "
     "from robust_nc.zoo.model_process import main; main(filtered)"
@@ -68,6 +69,14 @@ _START = (
 _REFUSALS = {
     kind.__name__: kind for kind in (CheckpointError, ConfigError, InputError, RecordError)
 }
+
+
+class ModelError(Exception):
+    """What a model raised in its process."""
+
+
+class ModelMemoryError(MemoryError):
+    """It ran out of memory there."""
 
 
 class ModelLink:
@@ -82,8 +91,8 @@ class ModelLink:
         self.passes = 0  # the graph of the last one is kept there
         self.smooth = False
         self.seen: WatchedPass | None = None
-        self._starved = ""
         self._tell = tell
+        self._waiting = False  # and not answered yet
         self._broken = ""
         self._ending = contextlib.ExitStack()
         confinement = sandbox.confined(scratch)
@@ -111,7 +120,7 @@ class ModelLink:
     def open(self, request: ModelRequest) -> ModelFacts:
         """Have the model opened; raises as `open_model`."""
         hello = self._received("before the model was opened")
-        self._warn(self._missing, filtered=Flag.FILTERED in Flag(hello.flags))
+        self._warn(self._missing, filtered=bool(hello.flags & Flag.FILTERED))
         text = self.window.write(json.dumps(plain(request)))
         answer = self.ask(Message(Ask.OPEN, text=text))
         facts = self.told(ModelFacts, answer)
@@ -132,11 +141,29 @@ class ModelLink:
     def ask(self, asked: Message) -> Message:
         """Return the answer; raises what the model raised, by its name, or `InputError`."""
         self.check()
+        if self._waiting:  # an answer to what was asked before would be taken for this one's
+            raise self.end("was interrupted")
+        self._waiting = True
         try:
             self._socket.sendall(asked.written())
         except OSError:
-            raise self.end("ended its process") from None
-        return self._received("while it was asked")
+            raise self.end(f"ended its process ({self._status()})") from None
+        answer = self._received("while it was asked")
+        self._waiting = False
+        if answer.kind == Ask.DONE:
+            return answer
+        kind, _, text = self.window.read(answer.text)[:_LONGEST].partition("\n")
+        text = printable(text)
+        if answer.kind == Ask.REFUSED:
+            raise _REFUSALS.get(kind, ConfigError)(text)
+        if answer.kind == Ask.STARVED:
+            raise ModelMemoryError(
+                f"{self.reference} ran out of the memory that it may have: {text}"
+            )
+        if answer.kind != Ask.FAILED:
+            raise self.end("gave an answer of no known kind")
+        # Of the name that it has there: who catches it tells it.
+        raise type(kind if kind.isidentifier() else "Exception", (ModelError,), {})(text)
 
     def told(self, kind: type[T], answer: Message) -> T:
         """Return what the text of an answer says."""
@@ -146,7 +173,7 @@ class ModelLink:
             raise self.end(f"gave an answer that cannot be used ({one_line(str(error))})") from None
 
     def _received(self, when: str) -> Message:
-        """Wait for a message, and make of a failure that it tells an exception."""
+        """Wait for a message."""
         content, began, told = b"", time.monotonic(), False
         while len(content) < MESSAGE_BYTES:
             waited = time.monotonic() - began
@@ -169,20 +196,7 @@ class ModelLink:
             if not part:
                 raise self.end(f"ended its process {when} ({self._status()})")
             content += part
-        answer = Message.read(content)
-        if answer.kind == Ask.DONE:
-            return answer
-        kind, _, text = self.window.read(answer.text).partition("\n")
-        text = printable(text)
-        if answer.kind == Ask.REFUSED:
-            raise _REFUSALS.get(kind, ConfigError)(text)
-        if answer.kind == Ask.STARVED:
-            self._starved = f"{self.reference} ran out of the memory that it may have: {text}"
-            raise MemoryError(self._starved)
-        if answer.kind != Ask.FAILED:
-            raise self.end("gave an answer of no known kind")
-        # As the model's own would: who catches it names it.
-        raise type(kind if kind.isidentifier() else "Exception", (Exception,), {})(text)
+        return Message.read(content)
 
     def end(self, what: str) -> InputError:
         """End the process for good, and return the error that says why."""
@@ -191,9 +205,14 @@ class ModelLink:
         return InputError(self._broken)
 
     def check(self, error: BaseException | None = None) -> None:
-        """Raise `InputError` if the process was ended, or `error` came of too little memory."""
-        if self._broken or (isinstance(error, MemoryError) and self._starved):
-            raise InputError(self._broken or self._starved) from error
+        """Raise `InputError` if the process was ended, or `error` is what its model raised."""
+        if self._broken:
+            raise InputError(self._broken) from error
+        if isinstance(error, ModelError):
+            said = f"{type(error).__name__}: {error}"
+            raise InputError(f"{self.reference} failed: {said}") from error
+        if isinstance(error, ModelMemoryError):
+            raise InputError(str(error)) from error
 
     def close(self) -> None:
         """End the process and give back what it held."""
@@ -250,7 +269,7 @@ class IsolatedModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `(N, K)` of images `(N, C, H, W)` float32."""
-        flags = Flag.SMOOTH if self._link.smooth else Flag.NONE
+        flags = Flag.SMOOTH if self._link.smooth else 0
         if torch.is_autocast_enabled(images.device.type):
             flags |= Flag.BF16
         if self._link.seen is not None:
@@ -304,29 +323,28 @@ class IsolatedModel(nn.Module):
             features[name], at = rows.to(images.device), at + rows.numel()
         return Tapped(logits.to(images.device), features)
 
-    def look(self, images: Tensor, flags: Flag) -> tuple[Tensor, bool]:
+    def look(self, images: Tensor, flags: int) -> tuple[Tensor, bool]:
         """Return logits, and whether there is a way back, if the flags ask for one."""
         link = self._link
         link.window.draws.copy_(torch.get_rng_state())
         answer = self._asked(Ask.LOGITS, images, flags, extra=torch.get_num_threads())
-        found = Flag(answer.flags)
-        if Flag.DREW in found:
+        if answer.flags & Flag.DREW:
             torch.default_generator.manual_seed(int(torch.randint(2**62, ())))
         logits = self._answered((len(images), self._facts.classes), answer)
         if link.seen is not None:
-            link.seen.gradients_on |= Flag.TURNED_ON in found
+            link.seen.gradients_on |= bool(answer.flags & Flag.TURNED_ON)
             link.seen.backwards += answer.number
-            if Flag.FIRST_INPUT in found and link.seen.first_input is None:
+            if answer.flags & Flag.FIRST_INPUT and link.seen.first_input is None:
                 link.seen.first_input = link.window.get(
                     tuple(images.shape), answer=True, after=logits.numel()
                 )
-        return logits.to(images.device), Flag.GRADIENTS in found & flags
+        return logits.to(images.device), bool(answer.flags & flags & Flag.GRADIENTS)
 
     def slope(self, images: Tensor, by_logits: Tensor) -> Tensor | None:
         """Return the gradient by the images of the last pass, None if there is no way back."""
         self._link.window.put(by_logits, answer=False)
         answer = self._link.ask(Message(Ask.GRADIENT, shape=tuple(by_logits.shape)))
-        if Flag.GRADIENTS not in Flag(answer.flags):
+        if not answer.flags & Flag.GRADIENTS:
             return None
         return self._answered(tuple(images.shape), answer).to(images.device)
 
@@ -336,7 +354,7 @@ class IsolatedModel(nn.Module):
         return self._link.passes
 
     def _asked(
-        self, kind: Ask, images: Tensor, flags: Flag = Flag.NONE, *, extra: int = 0, text: int = 0
+        self, kind: Ask, images: Tensor, flags: int = 0, *, extra: int = 0, text: int = 0
     ) -> Message:
         if images.ndim != 4 or images.dtype != torch.float32:
             raise InputError(f"expected images (N, C, H, W) float32, found {images.dtype}")
@@ -355,7 +373,7 @@ class _Pass(torch.autograd.Function):
     """A pass whose graph is in another process; where another took its place, it is made again."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, model: IsolatedModel, flags: Flag) -> Tensor:
+    def forward(ctx: Any, images: Tensor, model: IsolatedModel, flags: int) -> Tensor:
         """Return logits."""
         ctx.model, ctx.flags, ctx.draws = model, flags | Flag.GRADIENTS, torch.get_rng_state()
         ctx.save_for_backward(images)

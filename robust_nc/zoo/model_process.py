@@ -16,8 +16,8 @@ import mmap
 import socket
 import struct
 import sys
-from contextlib import nullcontext
-from enum import IntEnum, IntFlag
+from contextlib import ExitStack
+from enum import IntEnum
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -55,10 +55,9 @@ class Ask(IntEnum):
     STARVED = 9  # memory ran out
 
 
-class Flag(IntFlag):
-    """How it is asked for, or what was seen."""
+class Flag:
+    """How it is asked for, or what was seen: bits of a number, which an enumeration is slow for."""
 
-    NONE = 0
     GRADIENTS = 1  # keep the graph; there is one
     SMOOTH = 2  # through the smooth stand-in
     BF16 = 4
@@ -112,6 +111,10 @@ class Window:
     def get(self, shape: tuple[int, ...], *, answer: bool, after: int = 0) -> Tensor:
         """Return a copy of images, or of an answer."""
         return self._room(shape, answer, after).clone()
+
+    def images(self, shape: tuple[int, ...]) -> Tensor:
+        """Return images as they lie there: no copy, for who trusts the other end."""
+        return self._room(shape, False, 0).detach()
 
     def _room(self, shape: tuple[int, ...], answer: bool, after: int) -> Tensor:
         first, count = (_ANSWERS if answer else _IMAGES) // 4 + after, math.prod(shape)
@@ -184,7 +187,7 @@ class ModelServer:
 
     def answer(self, asked: Message) -> Message:
         """Do what is asked; whatever the model raises comes through."""
-        given = self._window.get(asked.shape, answer=False).to(self._device)
+        given = self._window.images(asked.shape).to(self._device)
         if asked.kind == Ask.GRADIENT:
             return self._gradient(given)
         self._graph = None
@@ -195,37 +198,44 @@ class ModelServer:
         return self._layers(given, **json.loads(self._window.read(asked.text)))
 
     def _logits(self, images: Tensor, asked: Message) -> Message:
-        flags, found = Flag(asked.flags), Flag.NONE
+        flags, found = asked.flags, 0
         if asked.extra != torch.get_num_threads():
             torch.set_num_threads(asked.extra)
         before = self._drawing()
-        with torch.set_grad_enabled(Flag.GRADIENTS in flags):
-            images.requires_grad_(Flag.GRADIENTS in flags)
-            model, precision = self._models[asked.number], lowered("float32", self._device)
-            if Flag.BF16 in flags:
-                precision = lowered("bf16", self._device)
+        seen = None
+        with torch.set_grad_enabled(bool(flags & Flag.GRADIENTS)), ExitStack() as stack:
+            images.requires_grad_(torch.is_grad_enabled())
+            model = self._models[asked.number]
+            if flags & Flag.BF16:
+                stack.enter_context(lowered("bf16", self._device))
                 if asked.number not in self._cast:
                     self._cast[asked.number] = cast_once(model, images.detach())
                 model = self._cast[asked.number]
-            if Flag.SMOOTH in flags:
+            if flags & Flag.SMOOTH:
                 model = ATTACKS.load("smooth").stand_in(model)
-            watching = watched(model) if Flag.WATCHED in flags else nullcontext(WatchedPass())
-            with precision, watching as seen:
-                logits = model(images)
+            if flags & Flag.WATCHED:
+                seen = stack.enter_context(watched(model))
+            logits = model(images)
+            stack.close()
             logits = _checked(logits, len(images)).float()
         if not all(map(torch.equal, before, self._states())):
             found |= Flag.DREW
-        if logits.requires_grad:
-            self._graph, found = (images, logits), found | Flag.GRADIENTS
-        if seen.gradients_on:
-            found |= Flag.TURNED_ON
         self._window.put(logits.detach(), answer=True)
-        first = seen.first_input
-        if first is not None and (len(first), first.numel()) == (len(images), images.numel()):
-            self._window.put(first.float().flatten(), answer=True, after=logits.numel())
-            found |= Flag.FIRST_INPUT
-        backwards = min(seen.backwards, 2**16 - 1)
+        if logits.requires_grad:
+            self._graph = images, logits
+            found |= Flag.GRADIENTS
+        if seen is not None:
+            found |= self._note(seen, images, after=logits.numel())
+        backwards = 0 if seen is None else min(seen.backwards, 2**16 - 1)
         return Message(Ask.DONE, found, backwards, shape=tuple(logits.shape))
+
+    def _note(self, seen: WatchedPass, images: Tensor, *, after: int) -> int:
+        """Put down what was seen of a pass."""
+        found, first = Flag.TURNED_ON if seen.gradients_on else 0, seen.first_input
+        if first is not None and (len(first), first.numel()) == (len(images), images.numel()):
+            self._window.put(first.float().flatten(), answer=True, after=after)
+            found |= Flag.FIRST_INPUT
+        return found
 
     def _drawing(self) -> list[Tensor]:
         """Draw from here on as the other process would have drawn, and return the states."""

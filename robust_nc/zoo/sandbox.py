@@ -67,7 +67,17 @@ def confined(scratch: Path) -> Confinement:
     prefix += ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
     for device in sorted(map(str, Path("/dev").glob(_DEVICES))):
         prefix += ["--dev-bind", device, device]
-    prefix += ["--size", str(_SCRATCH), "--tmpfs", str(scratch), "--chdir", str(Path.cwd()), "--"]
+    prefix += [
+        "--remount-ro",
+        "/dev",
+        "--size",
+        str(_SCRATCH),
+        "--tmpfs",
+        str(scratch),
+        "--chdir",
+        str(Path.cwd()),
+        "--",
+    ]
     try:
         tried = subprocess.run([*prefix, sys.executable, "-c", ""], capture_output=True, timeout=60)
         if tried.returncode == 0:
