@@ -181,8 +181,10 @@ class RemoteModel(Protocol):
     """A model that runs in another process; there is done what needs more of it than its answers.
 
     `smoothed` is for `attacks.smooth`, `candidates` for `evaluation.acceleration`, `watched` for
-    `evaluation.sanity`.
+    `evaluation.sanity`. `head_weight` is that of its last linear layer, None where there is none.
     """
+
+    head_weight: Tensor | None
 
     def smoothed(self) -> AbstractContextManager[None]:
         """Let the smooth stand-in answer in this block."""

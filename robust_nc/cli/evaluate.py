@@ -60,7 +60,12 @@ def _page(stored: Stored, request: Request, screen: Screen) -> Path | None:
         )
         return None
     screen.event(Event("page", 0.0, "draw the report"))
-    pictures = partial(adversarial_pictures, root=request.root, reference=request.model)
+    pictures = partial(
+        adversarial_pictures,
+        root=request.root,
+        reference=request.model,
+        isolated=request.isolated,
+    )
     return write_model(stored, pictures)
 
 

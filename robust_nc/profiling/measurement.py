@@ -17,6 +17,7 @@ from robust_nc.models.classifier import Classifier
 from robust_nc.profiling.feature_cache import all_taps, chosen_taps
 from robust_nc.runtime.torch_state import generator, stream_key
 from robust_nc.threat import Ball
+from robust_nc.types import RemoteModel
 
 CLEAN, ATTACKED, SWEEP = "clean", "attacked", "sweep"  # conditions; the others by their kind
 
@@ -96,9 +97,10 @@ def head_rows(
         frame = model.head.frame()
         return model.head.vertices().detach(), None if frame is None else frame.detach()
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not layers or layers[-1].weight.shape != shape:
-        return None, None
-    return layers[-1].weight.detach(), None
+    weight: Tensor | None = layers[-1].weight.detach() if layers else None
+    if isinstance(model, RemoteModel):
+        weight = model.head_weight
+    return None if weight is None or weight.shape != shape else weight, None
 
 
 class Examples(NamedTuple):

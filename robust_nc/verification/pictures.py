@@ -10,6 +10,7 @@ caption tells, side by side.
 
 import io
 from collections import defaultdict
+from contextlib import ExitStack
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import NamedTuple
@@ -56,13 +57,15 @@ def adversarial_pictures(
     rows: Tensor | None = None,
     root: Path | None = None,
     reference: str | None = None,
+    isolated: bool = False,
 ) -> list[SavedFigure]:
     """Write adversarial images of a record's evidence as PNG, `MOST` at most, one of each class.
 
     `rows` are the examples to choose from (None: all). Without the data set at hand a picture is
     the difference alone. What the model says needs the model: what `reference` names, whose code is
-    run, else weights of ours that the record names and that lie here, which are data. Another one
-    than was judged is not asked. Where there is no picture, the one figure says why.
+    run (if `isolated`, in a process of its own), else weights of ours that the record names and
+    that lie here, which are data. Another one than was judged is not asked. Where there is no
+    picture, the one figure says why.
     """
     try:
         path = find_evidence(stored)
@@ -77,7 +80,13 @@ def adversarial_pictures(
             return _none("no attack broke any of these examples")
         if examples is None:
             return _differences(stored, found.evidence, path, chosen, folder, why)
-        seen = _seen(stored, found.evidence, examples, chosen, reference, root)
+        with ExitStack() as stack:
+            if reference is None:
+                model = _own_model(stored)
+            else:
+                asked = (stored.record, reference, examples, lambda _: None)
+                model = stack.enter_context(model_of(*asked, trusted=not isolated))
+            seen = _seen(stored, found.evidence, examples, chosen, model, root)
     except RobustNCError as error:
         return _none(str(error))
     return _pictures(stored.record, found.evidence, examples, chosen, seen, folder)
@@ -178,14 +187,10 @@ def _seen(
     evidence: Evidence,
     examples: RecordExamples,
     chosen: Tensor,
-    reference: str | None,
+    model: nn.Module | None,
     root: Path | None,
 ) -> tuple[_Seen, _Seen] | None:
     """Ask the model that was judged about originals and attacked images; None without it."""
-    if reference is None:
-        model = _own_model(stored)
-    else:
-        model = model_of(stored.record, reference, examples, lambda _: None)
     if model is None or state_digests(model) != dict(evidence.weights):
         return None
     originals = examples.images[evidence.broken[chosen]]

@@ -117,8 +117,8 @@ class ModelLink:
         self._ending.callback(self._kill)
         self._missing = confinement.missing
 
-    def open(self, request: ModelRequest) -> ModelFacts:
-        """Have the model opened; raises as `open_model`."""
+    def open(self, request: ModelRequest) -> tuple[ModelFacts, Tensor | None]:
+        """Have the model opened; return what it is, and its last linear map. As `open_model`."""
         hello = self._received("before the model was opened")
         self._warn(self._missing, filtered=bool(hello.flags & Flag.FILTERED))
         text = self.window.write(json.dumps(plain(request)))
@@ -126,7 +126,8 @@ class ModelLink:
         facts = self.told(ModelFacts, answer)
         if facts.classes < request.num_classes:
             raise self.end(f"tells {facts.classes} classes apart of {request.num_classes}")
-        return facts
+        linear = len(answer.shape) == 2
+        return facts, self.window.get(answer.shape, answer=True) if linear else None
 
     def _warn(self, missing: str, *, filtered: bool) -> None:
         if self._tell is None or (filtered and not missing):
@@ -251,9 +252,12 @@ class IsolatedModel(nn.Module):
     It draws there from the state that torch's generator has here; then this one goes on elsewhere.
     """
 
+    head_weight: Tensor | None
     place: Tensor
 
-    def __init__(self, link: ModelLink, facts: ModelFacts, number: int = 0) -> None:
+    def __init__(
+        self, link: ModelLink, facts: ModelFacts, head: Tensor | None = None, number: int = 0
+    ) -> None:
         super().__init__()
         self.told_digests = facts.digests
         self.told_parameters = facts.parameters
@@ -261,6 +265,7 @@ class IsolatedModel(nn.Module):
         self._link = link
         self._facts = facts
         self._number = number
+        self.register_buffer("head_weight", head, persistent=False)
         self.register_buffer("place", torch.empty(0), persistent=False)  # tells the device
 
     def extra_repr(self) -> str:
@@ -292,7 +297,10 @@ class IsolatedModel(nn.Module):
         """Have faster copies made there."""
         groups = self._link.told(ModelCopies, self._asked(Ask.CANDIDATES, images)).groups
         return [
-            [(IsolatedModel(self._link, self._facts, number), names) for number, names in group]
+            [
+                (IsolatedModel(self._link, self._facts, number=number), names)
+                for number, names in group
+            ]
             for group in groups
         ]
 
@@ -418,12 +426,12 @@ def isolated_model(
             request = ModelRequest(
                 reference=place, num_classes=num_classes, image_shape=image_shape
             )
-            facts = link.open(request)
+            facts, head = link.open(request)
             for text in facts.said:
                 if tell is not None:
                     tell(one_line(text))
             yield OpenedModel(
-                IsolatedModel(link, facts).eval(),
+                IsolatedModel(link, facts, head).eval(),
                 reference,
                 name_of(reference),
                 facts.classes,

@@ -310,11 +310,15 @@ def main(filtered: bool) -> None:
             tell=said.append,
         )
         facts = plain(_facts(opened, said))
+        linear = [part for part in opened.model.modules() if isinstance(part, nn.Linear)]
+        head = linear[-1].weight.detach().float() if linear else torch.empty(0)
+        window.put(head, answer=True)
     except RobustNCError as error:
         text = window.write(f"{type(error).__name__}\n{str(error)[:_MOST_SAID]}")
         link.sendall(Message(Ask.REFUSED, text=text).written())
         return
-    link.sendall(Message(Ask.DONE, text=window.write(json.dumps(facts))).written())
+    text = window.write(json.dumps(facts))
+    link.sendall(Message(Ask.DONE, text=text, shape=tuple(head.shape)).written())
     own = opened.model.to(default_device())
     server = ModelServer(own, window)
     with torch.inference_mode(False), untouched(own), full_precision():
