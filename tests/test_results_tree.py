@@ -206,6 +206,10 @@ WRONG: dict[str, tuple[Callable[[Stored], object], str]] = {
         lambda it: (it.path.parent / f"{'b' * 16}.receipt").write_text("{}"),
         f"{'b' * 16}.receipt: belongs to no record",
     ),
+    "points alone": (
+        lambda it: it.path.with_suffix(f".{'b' * 16}.npz").write_bytes(b"PK"),
+        f"{'b' * 16}.npz: belongs to no record",
+    ),
     "again": (_again, "again"),
 }
 
