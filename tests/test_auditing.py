@@ -132,7 +132,10 @@ class TestCommand:
 
     def test_what_bounds_the_loss_by_one_point_reproduces_it(self, copied):
         stored, reference = copied
-        ran = cli("verify", stored.path, "--model", reference, "--reproduce", "--seed", 3)
+        words = ("verify", stored.path, "--model", reference, "--reproduce", "--seed", 3)
+        trusted = cli(*words, "--trusted")
+        assert "state        checked; reproduced: with --reproduce, and without" in trusted.out
+        ran = cli(*words)
         assert ran.code == 0, ran.out + ran.err
         assert "state        reproduced" in ran.out
         survivors = int(unpack_flags(stored.record.verdict.robust).sum())

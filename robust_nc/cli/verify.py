@@ -37,7 +37,7 @@ from robust_nc.verification.rejudge import Repeated
 # What brings a record further.
 _MORE = {
     CLAIMED: "; checked: with --model, and where it has geometry with --audit N",
-    CHECKED: "; reproduced: with --reproduce",
+    CHECKED: "; reproduced: with --reproduce, and without --trusted",
     REPRODUCED: "",
 }
 _MOST_LINES = 12  # findings that are shown of one record

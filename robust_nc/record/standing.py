@@ -40,8 +40,8 @@ class Receipt:
 
     `proven`, `tolerated` count broken examples. An audit attacked `audited` of the robust examples,
     drawn by `seed`, and broke the rows `broke`; with 95 % confidence at most the share `bound` of
-    all examples would break beside these. `isolated` says in what the model ran. `challenges` are
-    the SHA-256 of those that hold.
+    all examples would break beside these. `isolated`: no code of strangers ran beside the judge's.
+    `challenges` are the SHA-256 of those that hold.
     """
 
     record: str
@@ -54,7 +54,7 @@ class Receipt:
     broke: tuple[int, ...] = ()
     bound: float | None = None
     seed: int | None = None
-    isolated: str = ""
+    isolated: bool = False
     challenges: tuple[str, ...] = ()
     versions: dict[str, str] = Field(default_factory=dict)
     hardware: dict[str, Any] = Field(default_factory=dict)

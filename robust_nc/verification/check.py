@@ -31,6 +31,7 @@ from robust_nc.verification.evidence import EvidenceCheck, Finding, check_eviden
 from robust_nc.verification.options import CheckOptions
 from robust_nc.verification.originals import RecordExamples, examples_of, model_of
 from robust_nc.zoo.code import Tell
+from robust_nc.zoo.reference import runs_code
 
 _REMEASURED = 300  # test images whose leaps are measured again, if no number is given
 
@@ -47,6 +48,7 @@ class RecordCheck:
     challenges: dict[Path, str] = field(default_factory=dict)  # "" where one holds
     audit: Audit | None = None
     geometry: Remeasured | None = None
+    isolated: bool = False  # no code of strangers ran in this process
     unchecked: list[str] = field(default_factory=list)
 
     @property
@@ -91,7 +93,7 @@ class RecordCheck:
         measured = self.geometry is not None or self.stored.record.summary.get(CLAIM) is None
         if self._own or not proven or not measured:
             return CLAIMED
-        again = self.audit is not None and self.audit.bound <= POINT
+        again = self.isolated and self.audit is not None and self.audit.bound <= POINT
         return REPRODUCED if again else CHECKED
 
     def receipt(self, signer: str) -> Receipt:
@@ -109,6 +111,7 @@ class RecordCheck:
             broke=tuple(sorted({*self._counted, *broke})),
             bound=None if audited is None else audited.bound,
             seed=None if audited is None else audited.seed,
+            isolated=self.isolated,
             challenges=tuple(sha256_of(path) for path, no in self.challenges.items() if not no),
             versions=versions(),
             hardware=hardware(default_device()),
@@ -131,6 +134,7 @@ def check_record(stored: Stored, options: CheckOptions, *, tell: Tell, show: Sho
         show("verify", 0.0, "evidence")
         found.evidence = check_evidence(stored, examples=examples, model=None)
         return found
+    found.isolated = not (options.trusted and runs_code(options.model))
     asked = model_of(stored.record, options.model, examples, tell, trusted=options.trusted)
     with asked as model:
         show("verify", 0.0, "evidence")
