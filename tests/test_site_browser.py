@@ -1,5 +1,6 @@
 """The page in a real Chromium: what a reader does with it, by mouse and by keyboard."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,14 @@ from typing import Any
 import helpers_report as helpers
 import pandas as pd
 import pytest
+from rich.console import Console
 from scipy import stats
 
 from robust_nc.claims.answers import read_answers
+from robust_nc.cli.compare import compare_command
+from robust_nc.cli.options import CompareOptions
 from robust_nc.record import tidy, write_rows
+from robust_nc.report.site.docs import write_docs
 from robust_nc.report.site.figures import FigureLimits
 from robust_nc.report.site.write import write_site
 
@@ -36,9 +41,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         for i in range(PUBLISHED)
     ]
+    folder = tmp_path_factory.mktemp("site")
+    write_docs(Path(__file__).parent.parent / "docs", folder / "docs")
+    made = helpers.write_grid(tmp_path_factory.mktemp("grid"), seeds=2)
+    sides = (made[0].path, made[-1].path)
+    compare_command(CompareOptions(*sides, folder), Console(file=io.StringIO()))
     return write_site(
-        helpers.write_grid(tmp_path_factory.mktemp("grid"), seeds=2),
-        tmp_path_factory.mktemp("site"),
+        made,
+        folder,
         published=pd.DataFrame(rows),
         claims=read_answers(Path(__file__).parent.parent / "results" / "claims" / "answers"),
         limits=FigureLimits(models=2, together=0),
@@ -282,13 +292,14 @@ CONTRASTS = """() => {
 }"""
 
 
-@pytest.mark.parametrize("width", [1200, 420])
+@pytest.mark.parametrize("width", [1400, 420])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_both_widths_and_both_colours(
     open_page: OpenPage, site: Path, tmp_path: Path, width: int, dark: bool
 ) -> None:
     model = next((site / "model").glob("*.html"))
-    for path in (site / "index.html", model, site / "figures.html", site / "claims.html"):
+    names = ("index", "figures", "claims", "compare", "docs/index", "docs/leaderboard")
+    for path in (model, *(site / f"{name}.html" for name in names)):
         page = open_page(path, width=width, color_scheme="dark" if dark else "light")
         picture = tmp_path / f"{path.stem[:20]}-{width}.png"
         page.screenshot(path=picture)
@@ -298,6 +309,6 @@ def test_both_widths_and_both_colours(
         contrast, where = page.evaluate(CONTRASTS)
         assert contrast >= 4.5, where
         assert not page.evaluate(
-            "[...document.querySelectorAll('table')]"
+            "[...document.querySelectorAll('main > :not(.docs) table')]"
             ".filter(one => one.checkVisibility() && !one.caption).length"
         )

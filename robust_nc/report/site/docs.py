@@ -21,6 +21,11 @@ from robust_nc.report.site.write import Pages
 
 SOURCE = "https://github.com/robust-nc/robust_nc/blob/main"
 _FIRST = "README.md"
+_SCROLLING = {  # by keyboard as well; in a text all of these are escaped
+    "<table>": '<div class="scroll" tabindex="0" role="region" aria-label="Table"><table>',
+    "</table>": "</table></div>",
+    "<pre>": '<pre tabindex="0">',
+}
 
 
 def write_docs(folder: Path, out: Path) -> Path:
@@ -72,7 +77,10 @@ def _html(file: Path, folder: Path) -> tuple[str, str]:
                 link = inner.attrGet(name)
                 if isinstance(link, str) and not urlsplit(link).scheme and link[:1] != "#":
                     inner.attrSet(name, _target(link, file, folder))
-    return reader.renderer.render(tokens, reader.options, {}), title
+    body = reader.renderer.render(tokens, reader.options, {})
+    for plain, scrolling in _SCROLLING.items():
+        body = body.replace(plain, scrolling)
+    return body, title
 
 
 def _target(link: str, file: Path, folder: Path) -> str:
