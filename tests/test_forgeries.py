@@ -19,6 +19,7 @@ from helpers_runner import cli
 from robust_nc.evidence.file import read_evidence, write_evidence
 from robust_nc.exceptions import RecordError
 from robust_nc.exchange.submission import ready
+from robust_nc.pipeline import appraise as appraising
 from robust_nc.pipeline.finished_model import SUITE as EVALUATED
 from robust_nc.pipeline.make_record import summary
 from robust_nc.plugins import find_protocol
@@ -210,16 +211,61 @@ def test_forty_near_copies_of_the_worst_row(tmp_path: Path, signing_key: Path) -
     assert set(after) == {1, 2, 3}
 
 
-def test_a_one_hot_argmax_around_an_undefended_network(own_model: str, tmp_path: Path) -> None:
+WRAPPED = """
+
+def wrapped():
+    import robust_nc.pipeline.appraise, robust_nc.verification.audit
+
+    def around(real):
+        def call(*args, **options):
+            found = real(*args, **options)
+            codes = found.codes.clamp_max(-1)
+            return found._replace(robust=found.clean_correct, codes=codes, warnings=())
+
+        return call
+
+    for module in (robust_nc.pipeline.appraise, robust_nc.verification.audit):
+        module.evaluate = around(module.evaluate)
+    return make()
+"""
+ONE_HOT = """
+
+class Hidden(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = make()
+
+    def forward(self, images):
+        return nn.functional.one_hot(self.net(images).argmax(1), 10).float()
+"""
+
+
+@pytest.fixture
+def code(own_model: str, tmp_path: Path) -> Path:
+    """The file of a model, to be written on."""
     folder = shutil.copytree(Path(own_model.rpartition(":")[0]).parent, tmp_path / "code")
-    with (folder / "net.py").open("a") as file:
-        file.write(
-            "\n\nclass Hidden(nn.Module):\n"
-            "    def __init__(self):\n        super().__init__()\n        self.net = make()\n\n"
-            "    def forward(self, images):\n"
-            "        return nn.functional.one_hot(self.net(images).argmax(1), 10).float()\n"
-        )
-    stored = judge(f"{folder / 'net.py'}:Hidden", tmp_path / "out", n=20).stored
+    return folder / "net.py"
+
+
+def test_a_model_that_wraps_evaluate_in_its_own_factory(
+    code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It forges a record where it is judged, and reaches nothing where that is audited."""
+    code.write_text(code.read_text() + WRAPPED)
+    with monkeypatch.context() as kept:
+        for module in (appraising, auditing):
+            kept.setattr(module, "evaluate", module.evaluate)  # put back afterwards
+        forged = judge(f"{code}:wrapped", tmp_path / "out", n=80).stored
+    claims = {name: forged.record.scores[name].value for name in ("clean", "robust")}
+    assert claims["robust"] == claims["clean"] > 0.8
+    assert "verdict.robust: more than 1 % of it breaks" in audited(
+        forged, f"{code}:wrapped", monkeypatch
+    )
+
+
+def test_a_one_hot_argmax_around_an_undefended_network(code: Path, tmp_path: Path) -> None:
+    code.write_text(code.read_text() + ONE_HOT)
+    stored = judge(f"{code}:Hidden", tmp_path / "out", n=20).stored
     assert {one.name for one in stored.record.warnings} & DOUBTS
     (row,) = leaderboard([stored]).to_dict("records")
     assert row["unranked"].startswith("in doubt: ")
