@@ -58,9 +58,12 @@ def test_the_page_of_a_finished_model_opens_with_its_verdict_and_images(verdict_
 
 def test_no_code_runs_unless_it_is_named(verdict: Any, tmp_path: Path) -> None:
     stored, _ = verdict
-    for one in adversarial_pictures(stored, tmp_path):
-        assert one.title.endswith(", misclassified")
-        assert "nearest" not in one.caption
+    for options in ({}, {"reference": "gone.py:make"}):
+        made = adversarial_pictures(stored, tmp_path, **options)
+        assert len(made) == MOST
+        for one in made:
+            assert one.title.endswith(", misclassified")
+            assert "nearest" not in one.caption
 
 
 def test_weights_of_ours_say_what_they_see(tmp_path: Path, monkeypatch: Any) -> None:

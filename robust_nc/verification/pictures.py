@@ -3,14 +3,15 @@
 A picture holds the original, the attacked image, and their difference times a number that its
 caption tells, side by side.
 
->>> strip = _strip(torch.zeros(1, 2, 2), torch.full((1, 2, 2), 0.125), 4.0)
->>> strip.size, strip.getpixel((0, 0)), strip.getpixel((7, 1))
-((8, 2), (0, 0, 0, 255), (255, 255, 255, 255))
+>>> strip = _strip([torch.zeros(1, 2, 2), torch.ones(3, 2, 2)])
+>>> strip.size, strip.getpixel((0, 0)), strip.getpixel((4, 1))
+((5, 2), (0, 0, 0, 255), (255, 255, 255, 255))
 """
 
 import io
 from collections import defaultdict
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from robust_nc.data.load import read_split, to_unit
 from robust_nc.evidence.file import Evidence, read_differences
-from robust_nc.exceptions import InputError, RobustNCError
+from robust_nc.exceptions import RobustNCError
 from robust_nc.io.digests import state_digests
 from robust_nc.io.files import write_bytes
 from robust_nc.models.taps import PENULTIMATE, read_taps
@@ -44,10 +45,13 @@ _BATCH = 250
 
 
 class _Seen(NamedTuple):
-    """What a model takes n images for, and the class mean nearest to each (-1: not known)."""
+    """What a model takes n attacked images for, `after` (n,), and the nearest class `means`.
 
-    predicted: Tensor
-    nearest: Tensor
+    These are (2, n), clean and attacked; None where there are none.
+    """
+
+    after: Tensor
+    means: Tensor | None
 
 
 def adversarial_pictures(
@@ -67,29 +71,50 @@ def adversarial_pictures(
     that lie here, which are data. Another one than was judged is not asked. Where there is no
     picture, the one figure says why.
     """
+    record = stored.record
     try:
         path = find_evidence(stored)
         if path is None:
             return _none("its record keeps no adversarial images, or they are not beside it")
-        examples, why = _examples(stored.record, root)
+        examples, why = _examples(record, root)
         found = check_evidence(stored, examples=examples, model=None)
         if found.evidence is None or found.wrong:
             return _none(f"its evidence is not as it should be: {found.wrong[0]}")
-        chosen = _chosen(found.evidence, rows)
-        if not len(chosen):
-            return _none("no attack broke any of these examples")
+        evidence, chosen = found.evidence, _chosen(found.evidence, rows)
+        broken, originals, seen = evidence.broken[chosen], None, None
         if examples is None:
-            return _differences(stored, found.evidence, path, chosen, folder, why)
-        with ExitStack() as stack:
-            if reference is None:
-                model = _own_model(stored)
-            else:
-                asked = (stored.record, reference, examples, lambda _: None)
-                model = stack.enter_context(model_of(*asked, trusted=not isolated))
-            seen = _seen(stored, found.evidence, examples, chosen, model, root)
+            changes = read_differences(path)[chosen]
+        else:
+            originals, attacked = examples.images[broken], evidence.adversarials[chosen]
+            changes = attacked - originals
+            with suppress(RobustNCError), _opened(stored, reference, examples, isolated) as model:
+                if model is not None and state_digests(model) == dict(evidence.weights):
+                    seen = _seen(model, originals, attacked, record, root)
     except RobustNCError as error:
         return _none(str(error))
-    return _pictures(stored.record, found.evidence, examples, chosen, seen, folder)
+    if not len(chosen):
+        return _none("no attack broke any of these examples")
+    made = []
+    if originals is None:
+        made = _none(f"the originals are not here, only the differences are shown: {why}")
+    for index, (row, change) in enumerate(zip(broken.tolist(), changes, strict=True)):
+        if not bool(change.isfinite().all()):
+            continue  # it was kept as an image, which only its original leads to
+        times = float(f"{0.5 / max(float(change.abs().max()), 1e-6):.2g}")
+        parts = [] if originals is None else [originals[index], originals[index] + change]
+        told = [_landing(record, seen, index), _broken_by(record, evidence, row)]
+        taken = (
+            "misclassified" if seen is None else f"taken for {_class(record, seen.after[index])}"
+        )
+        made.append(
+            SavedFigure(
+                f"adversarial-{index + 1}",
+                f"{_class(record, evidence.labels[row])}, {taken}",
+                "; ".join(filter(None, [*told, f"difference x {times:g}"])),
+                _write([*parts, 0.5 + times * change], folder / f"adversarial-{index + 1}.png"),
+            )
+        )
+    return made
 
 
 def _none(why: str) -> list[SavedFigure]:
@@ -115,66 +140,17 @@ def _chosen(evidence: Evidence, rows: Tensor | None) -> Tensor:
     return torch.tensor(order[:MOST], dtype=torch.int64)
 
 
-def _pictures(
-    record: Record,
-    evidence: Evidence,
-    examples: RecordExamples,
-    chosen: Tensor,
-    seen: tuple[_Seen, _Seen] | None,
-    folder: Path,
-) -> list[SavedFigure]:
-    made = []
-    for index, place in enumerate(chosen.tolist()):
-        row = int(evidence.broken[place])
-        original, attacked = examples.images[row], evidence.adversarials[place]
-        times = _times(attacked - original)
-        taken, told = "misclassified", []
-        if seen is not None:
-            before, after = seen
-            taken = f"taken for {_class(record, after.predicted[index])}"
-            told = [_landing(record, before.nearest[index], after.nearest[index])]
-        told += [_broken_by(record, evidence, row), f"difference x {times:g}"]
-        figure = SavedFigure(
-            f"adversarial-{index + 1}",
-            f"{_class(record, evidence.labels[row])}, {taken}",
-            "; ".join(part for part in told if part),
-            folder / f"adversarial-{index + 1}.png",
-        )
-        _write(_strip(original, attacked, times), figure.path)
-        made.append(figure)
-    return made
-
-
-def _differences(
-    stored: Stored, evidence: Evidence, path: Path, chosen: Tensor, folder: Path, why: str
-) -> list[SavedFigure]:
-    """Write what evidence holds without the originals: differences alone, and say why so."""
-    all_of_them = read_differences(path)
-    made = [*_none(f"the originals are not here, only the differences are shown: {why}")]
-    for index, place in enumerate(chosen.tolist()):
-        difference, row = all_of_them[place], int(evidence.broken[place])
-        if not bool(difference.isfinite().all()):
-            continue  # this one was kept as an image, which only its original leads to
-        times = _times(difference)
-        name = f"adversarial-{index + 1}"
-        title = f"{_class(stored.record, evidence.labels[row])}, misclassified"
-        caption = f"{_broken_by(stored.record, evidence, row)}; difference x {times:g}"
-        made.append(SavedFigure(name, title, caption, folder / f"{name}.png"))
-        _write(_image(0.5 + times * difference), made[-1].path)
-    return made
-
-
 def _class(record: Record, label: Tensor) -> str:
     return class_name(record.data.dataset, int(label))
 
 
-def _landing(record: Record, before: Tensor, after: Tensor) -> str:
+def _landing(record: Record, seen: _Seen | None, index: int) -> str:
     """Say next to which class means an example lies, clean and attacked."""
-    if int(after) < 0:
+    if seen is None or seen.means is None:
         return ""
-    there = f"nearest class mean {_class(record, before)}"
-    moved = int(before) != int(after)
-    return f"{there}, then {_class(record, after)}: it leaped" if moved else f"{there}: no leap"
+    first, then = (_class(record, label) for label in seen.means[:, index])
+    leaped = f", then {then}: it leaped" if first != then else ": no leap"
+    return f"nearest class mean {first}{leaped}"
 
 
 def _broken_by(record: Record, evidence: Evidence, row: int) -> str:
@@ -182,27 +158,17 @@ def _broken_by(record: Record, evidence: Evidence, row: int) -> str:
     return f"by {record.attacks[code].name}" if code < len(record.attacks) else ""
 
 
-def _seen(
-    stored: Stored,
-    evidence: Evidence,
-    examples: RecordExamples,
-    chosen: Tensor,
-    model: nn.Module | None,
-    root: Path | None,
-) -> tuple[_Seen, _Seen] | None:
-    """Ask the model that was judged about originals and attacked images; None without it."""
-    if model is None or state_digests(model) != dict(evidence.weights):
-        return None
-    originals = examples.images[evidence.broken[chosen]]
-    try:
-        vertices = _vertices(model, stored.record, root)
-        return _ask(model, originals, vertices), _ask(
-            model, evidence.adversarials[chosen], vertices
-        )
-    except RobustNCError:
-        raise
-    except Exception as error:  # a stranger's model may raise anything
-        raise InputError(f"the model did not answer: {type(error).__name__}") from None
+@contextmanager
+def _opened(
+    stored: Stored, reference: str | None, examples: RecordExamples, isolated: bool
+) -> Iterator[nn.Module | None]:
+    """Open the model that is named, else weights of ours; None where there are none here."""
+    if reference is None:
+        yield _own_model(stored)
+        return
+    asked = (stored.record, reference, examples, lambda _: None)
+    with model_of(*asked, trusted=not isolated) as model:
+        yield model
 
 
 def _own_model(stored: Stored) -> nn.Module | None:
@@ -233,13 +199,20 @@ def _vertices(model: nn.Module, record: Record, root: Path | None) -> Tensor | N
     return chosen.T @ features / chosen.sum(0)[:, None]  # NaN where a class has no image
 
 
-def _ask(model: nn.Module, images: Tensor, vertices: Tensor | None) -> _Seen:
-    if vertices is None:
-        with torch.no_grad(), untouched(model), full_precision():
-            predicted = model(images.to(device_of(model))).argmax(1).cpu()
-        return _Seen(predicted, torch.full_like(predicted, -1))
-    logits, features = _pass(model, images)
-    return _Seen(logits.argmax(1), torch.cdist(features, vertices).nan_to_num(torch.inf).argmin(1))
+def _seen(
+    model: nn.Module, originals: Tensor, attacked: Tensor, record: Record, root: Path | None
+) -> _Seen | None:
+    """Ask a model about originals and attacked images `(n, C, H, W)`; None where it fails."""
+    try:
+        vertices = _vertices(model, record, root)
+        if vertices is None:
+            with torch.no_grad(), untouched(model), full_precision():
+                return _Seen(model(attacked.to(device_of(model))).argmax(1).cpu(), None)
+        logits, features = _pass(model, torch.cat([originals, attacked]))
+    except Exception:  # a stranger's model may raise anything, and memory may run out
+        return None
+    nearest = torch.cdist(features, vertices).nan_to_num(torch.inf).argmin(1)
+    return _Seen(logits.argmax(1)[len(originals) :], nearest.view(2, -1))
 
 
 def _pass(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -253,18 +226,14 @@ def _pass(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(logits), torch.cat(features)
 
 
-def _times(difference: Tensor) -> float:
-    """The number, of two digits, that makes the largest difference half of the range of pixels."""
-    return float(f"{0.5 / max(float(difference.abs().max()), 1e-6):.2g}")
-
-
-def _strip(original: Tensor, attacked: Tensor, times: float) -> Image.Image:
-    parts = [_image(one) for one in (original, attacked, 0.5 + times * (attacked - original))]
-    width, height = parts[0].size
+def _strip(parts: Sequence[Tensor]) -> Image.Image:
+    """Put images `(C, H, W)` in [0, 1] side by side."""
+    images = [_image(one) for one in parts]
+    width, height = images[0].size
     step = width + max(1, round(_GAP * width))
-    strip = Image.new("RGBA", (2 * step + width, height))
-    for place, part in enumerate(parts):
-        strip.paste(part, (place * step, 0))
+    strip = Image.new("RGBA", (step * (len(images) - 1) + width, height))
+    for place, image in enumerate(images):
+        strip.paste(image, (place * step, 0))
     return strip
 
 
@@ -277,8 +246,8 @@ def _image(pixels: Tensor) -> Image.Image:
     return image
 
 
-def _write(image: Image.Image, path: Path | None) -> None:
-    assert path is not None
+def _write(parts: Sequence[Tensor], path: Path) -> Path:
     content = io.BytesIO()
-    image.save(content, format="png", optimize=True)
+    _strip(parts).save(content, format="png", optimize=True)
     write_bytes(path, content.getvalue())
+    return path
