@@ -53,6 +53,13 @@ def git(*words: str) -> bytes | None:
     return ran.stdout if ran.returncode == 0 else None
 
 
+def test_the_models_whose_weights_lie_here_are_reproduced_and_ranked(signing_key: Path) -> None:
+    frame = leaderboard([stored for stored in STORED if stored.record.suite == "evaluated"])
+    assert set(frame["state"]) == {"reproduced"}
+    assert frame["rank"].tolist() == [1, 1, 2, 2, 3, 4]
+    assert (frame["bound"] <= 0.01).all()
+
+
 def test_there_are_results_and_they_make_a_board() -> None:
     assert STORED
     assert leaderboard(STORED)["robust"].between(0, 1).all()
