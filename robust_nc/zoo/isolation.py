@@ -130,14 +130,17 @@ class ModelLink:
         return facts, self.window.get(answer.shape, answer=True) if linear else None
 
     def _warn(self, missing: str, *, filtered: bool) -> None:
-        if self._tell is None or (filtered and not missing):
-            return
-        free = "" if filtered else "open connections, start processes, "
-        files = f"read and write your files: {missing}" if missing else "read your files"
-        self._tell(
-            f"{self.reference} runs in a process of its own with bounded memory and time, but it "
-            f"could {free}{files}; for code that you do not trust, use Linux with bubblewrap"
-        )
+        reach = [] if filtered else ["start processes"]
+        if missing:
+            reach += [] if filtered else ["open connections"]
+            reach += ["read and write your files"]
+        if reach and self._tell is not None:
+            why = f": {missing}" if missing else ""
+            self._tell(
+                f"{self.reference} runs in a process of its own with bounded memory and time, but "
+                f"it could {' and '.join(reach)}{why}; run code that you do not trust on Linux "
+                "with bubblewrap"
+            )
 
     def ask(self, asked: Message) -> Message:
         """Return the answer; raises what the model raised, by its name, or `InputError`."""
