@@ -96,11 +96,11 @@ def starves():
 
 def answers_by_itself():
     """Finds the line and the window, and answers in the place of the one who serves it."""
-    from robust_nc.zoo.model_process import Ask, Message
+    from robust_nc.zoo.model_process import Ask, ModelMessage
     import socket
     def act(images):
         link = socket.socket(fileno=int(sys.argv[1]))
-        link.sendall(Message(Ask.DONE, 1, shape=(len(images), 99)).written())
+        link.sendall(ModelMessage(Ask.DONE, 1, shape=(len(images), 99)).written())
     return doing(act)
 
 

@@ -40,7 +40,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
     images, labels = (part[: asked.examples] for part in load_dataset(asked.dataset, split="test"))
-    shape = tuple(images.shape[1:])
+    channels, height, width = images.shape[1:]
+    shape, classes = (channels, height, width), int(labels.max()) + 1
 
     def run(model: nn.Module) -> tuple[float, float]:
         cpu, clock = cpu_seconds(os.getpid()), time.perf_counter()
@@ -49,9 +50,9 @@ def main() -> None:
         print(f"{taken[0]:.2f} s, {taken[1]:.2f} s by the clock, {found.robust_accuracy:.2%}")
         return taken
 
-    plain = open_model(asked.model, num_classes=int(labels.max()) + 1, image_shape=shape).model
+    plain = open_model(asked.model, num_classes=classes, image_shape=shape).model
     began = time.perf_counter()
-    with isolated_model(asked.model, num_classes=int(labels.max()) + 1, image_shape=shape) as other:
+    with isolated_model(asked.model, num_classes=classes, image_shape=shape) as other:
         print(f"started in {time.perf_counter() - began:.2f} s")
         rounds = [[run(plain), run(other.model)] for _ in range(asked.rounds)]
     for place, name in enumerate(("on cores", "by the clock")):

@@ -43,10 +43,10 @@ from robust_nc.zoo.model_process import (
     WINDOW,
     Ask,
     Flag,
-    Message,
     ModelCopies,
     ModelFacts,
     ModelLayers,
+    ModelMessage,
     ModelRequest,
     Window,
 )
@@ -64,7 +64,7 @@ ANSWER_SECONDS = 600.0  # until it is given up
 _LONGEST = 2_000  # characters of an error
 _START = (
     "from robust_nc.zoo.sandbox import give_up_rights; filtered = give_up_rights(); "
-    "from robust_nc.zoo.model_process import main; main(filtered)"
+    "from robust_nc.zoo.model_process import serve; serve(filtered)"
 )
 _REFUSALS = {
     kind.__name__: kind for kind in (CheckpointError, ConfigError, InputError, RecordError)
@@ -101,7 +101,7 @@ class ModelLink:
         self.window = Window(file)
         self._socket, theirs = socket.socketpair()
         self._ending.callback(self._socket.close)
-        variables = sandbox.environment(scratch)
+        variables = sandbox.kept_variables(scratch)
         wait_briefly(variables)
         command = [*confinement.prefix, sys.executable, "-P", "-c", _START]
         with theirs:
@@ -122,7 +122,7 @@ class ModelLink:
         hello = self._received("before the model was opened")
         self._warn(self._missing, filtered=bool(hello.flags & Flag.FILTERED))
         text = self.window.write(json.dumps(plain(request)))
-        answer = self.ask(Message(Ask.OPEN, text=text))
+        answer = self.ask(ModelMessage(Ask.OPEN, text=text))
         facts = self.told(ModelFacts, answer)
         if facts.classes < request.num_classes:
             raise self.end(f"tells {facts.classes} classes apart of {request.num_classes}")
@@ -142,7 +142,7 @@ class ModelLink:
                 "with bubblewrap"
             )
 
-    def ask(self, asked: Message) -> Message:
+    def ask(self, asked: ModelMessage) -> ModelMessage:
         """Return the answer; raises what the model raised, by its name, or `InputError`."""
         self.check()
         if self._waiting:  # an answer to what was asked before would be taken for this one's
@@ -169,14 +169,14 @@ class ModelLink:
         # Of the name that it has there: who catches it tells it.
         raise type(kind if kind.isidentifier() else "Exception", (ModelError,), {})(text)
 
-    def told(self, kind: type[T], answer: Message) -> T:
+    def told(self, kind: type[T], answer: ModelMessage) -> T:
         """Return what the text of an answer says."""
         try:
             return read(kind, parse_json(self.window.read(answer.text), what="JSON"), source="JSON")
         except (ConfigError, RecordError) as error:
             raise self.end(f"gave an answer that cannot be used ({one_line(str(error))})") from None
 
-    def _received(self, when: str) -> Message:
+    def _received(self, when: str) -> ModelMessage:
         """Wait for a message."""
         content, began, told = b"", time.monotonic(), False
         while len(content) < MESSAGE_BYTES:
@@ -200,7 +200,7 @@ class ModelLink:
             if not part:
                 raise self.end(f"ended its process {when} ({self._status()})")
             content += part
-        return Message.read(content)
+        return ModelMessage.read(content)
 
     def end(self, what: str) -> InputError:
         """End the process for good, and return the error that says why."""
@@ -354,7 +354,7 @@ class IsolatedModel(nn.Module):
     def slope(self, images: Tensor, by_logits: Tensor) -> Tensor | None:
         """Return the gradient by the images of the last pass, None if there is no way back."""
         self._link.window.put(by_logits, answer=False)
-        answer = self._link.ask(Message(Ask.GRADIENT, shape=tuple(by_logits.shape)))
+        answer = self._link.ask(ModelMessage(Ask.GRADIENT, shape=tuple(by_logits.shape)))
         if not answer.flags & Flag.GRADIENTS:
             return None
         return self._answered(tuple(images.shape), answer).to(images.device)
@@ -366,15 +366,15 @@ class IsolatedModel(nn.Module):
 
     def _asked(
         self, kind: Ask, images: Tensor, flags: int = 0, *, extra: int = 0, text: int = 0
-    ) -> Message:
+    ) -> ModelMessage:
         if images.ndim != 4 or images.dtype != torch.float32:
             raise InputError(f"expected images (N, C, H, W) float32, found {images.dtype}")
         self._link.passes += 1
         self._link.window.put(images.detach(), answer=False)
         shape = tuple(images.shape)
-        return self._link.ask(Message(kind, flags, self._number, extra, text, shape))
+        return self._link.ask(ModelMessage(kind, flags, self._number, extra, text, shape))
 
-    def _answered(self, shape: tuple[int, ...], answer: Message) -> Tensor:
+    def _answered(self, shape: tuple[int, ...], answer: ModelMessage) -> Tensor:
         if answer.shape != shape:
             raise self._link.end(f"answered numbers of shape {answer.shape}, not {shape}")
         return self._link.window.get(shape, answer=True)

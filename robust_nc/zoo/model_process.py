@@ -4,8 +4,8 @@ Messages are numbers of one fixed form over a socket; tensors and texts lie in a
 that both processes see. Nothing is pickled. The other end, which believes no answer, is
 `robust_nc.zoo.isolation`.
 
->>> Message(Ask.LOGITS, shape=(8, 1, 28, 28)) == Message.read(
-...     Message(Ask.LOGITS, shape=(8, 1, 28, 28)).written()
+>>> ModelMessage(Ask.LOGITS, shape=(8, 1, 28, 28)) == ModelMessage.read(
+...     ModelMessage(Ask.LOGITS, shape=(8, 1, 28, 28)).written()
 ... )
 True
 """
@@ -68,7 +68,7 @@ class Flag:
     FILTERED = 128  # the system refuses processes and connections
 
 
-class Message(NamedTuple):
+class ModelMessage(NamedTuple):
     """One message. `number` is of a model, `extra` a count, `text` the bytes of one in the window.
 
     `shape` is that of the images, or of the answer, in the window.
@@ -87,10 +87,12 @@ class Message(NamedTuple):
         return _FORM.pack(*self[:5], *sides, *[0] * (4 - len(sides)))
 
     @staticmethod
-    def read(content: bytes) -> "Message":
+    def read(content: bytes) -> "ModelMessage":
         """Return the message of `MESSAGE_BYTES` bytes."""
         kind, flags, number, extra, text, *sides = _FORM.unpack(content)
-        return Message(kind, flags, number, extra, text, tuple(one - 1 for one in sides if one))
+        return ModelMessage(
+            kind, flags, number, extra, text, tuple(one - 1 for one in sides if one)
+        )
 
 
 MESSAGE_BYTES = _FORM.size
@@ -185,7 +187,7 @@ class ModelServer:
         self._cast: dict[int, nn.Module] = {}  # with weights in bfloat16
         self._graph: tuple[Tensor, Tensor] | None = None  # images, and the logits made of them
 
-    def answer(self, asked: Message) -> Message:
+    def answer(self, asked: ModelMessage) -> ModelMessage:
         """Do what is asked; whatever the model raises comes through."""
         given = self._window.images(asked.shape).to(self._device)
         if asked.kind == Ask.GRADIENT:
@@ -197,7 +199,7 @@ class ModelServer:
             return self._candidates(given)
         return self._layers(given, **json.loads(self._window.read(asked.text)))
 
-    def _logits(self, images: Tensor, asked: Message) -> Message:
+    def _logits(self, images: Tensor, asked: ModelMessage) -> ModelMessage:
         flags, found = asked.flags, 0
         if asked.extra != torch.get_num_threads():
             torch.set_num_threads(asked.extra)
@@ -227,7 +229,7 @@ class ModelServer:
         if seen is not None:
             found |= self._note(seen, images, after=logits.numel())
         backwards = 0 if seen is None else min(seen.backwards, 2**16 - 1)
-        return Message(Ask.DONE, found, backwards, shape=tuple(logits.shape))
+        return ModelMessage(Ask.DONE, found, backwards, shape=tuple(logits.shape))
 
     def _note(self, seen: WatchedPass, images: Tensor, *, after: int) -> int:
         """Put down what was seen of a pass."""
@@ -248,33 +250,33 @@ class ModelServer:
         there = [torch.cuda.get_rng_state()] if self._device.type == "cuda" else []
         return [torch.get_rng_state(), *there]
 
-    def _gradient(self, slope: Tensor) -> Message:
+    def _gradient(self, slope: Tensor) -> ModelMessage:
         assert self._graph is not None
         images, logits = self._graph
         (gradient,) = torch.autograd.grad(
             logits, images, slope, retain_graph=True, allow_unused=True
         )
         if gradient is None:
-            return Message(Ask.DONE)
+            return ModelMessage(Ask.DONE)
         self._window.put(gradient, answer=True)
-        return Message(Ask.DONE, Flag.GRADIENTS, shape=tuple(gradient.shape))
+        return ModelMessage(Ask.DONE, Flag.GRADIENTS, shape=tuple(gradient.shape))
 
-    def _candidates(self, images: Tensor) -> Message:
+    def _candidates(self, images: Tensor) -> ModelMessage:
         groups: list[list[tuple[int, tuple[str, ...]]]] = []
         for variants in candidates(self._models[0], images):
             new = [each.model for each in variants if each.model not in self._models]
             self._models += new
             groups.append([(self._models.index(each.model), each.names) for each in variants])
-        return Message(Ask.DONE, text=self._window.write(json.dumps({"groups": groups})))
+        return ModelMessage(Ask.DONE, text=self._window.write(json.dumps({"groups": groups})))
 
     @torch.no_grad()
-    def _layers(self, images: Tensor, taps: list[str] | None, feature: str) -> Message:
+    def _layers(self, images: Tensor, taps: list[str] | None, feature: str) -> ModelMessage:
         tapped = read_taps(self._models[0], images, taps, feature)
         values = [tapped.logits, *tapped.features.values()]
         self._window.put(torch.cat([one.flatten().float() for one in values]), answer=True)
         layers = [(name, features.shape[1]) for name, features in tapped.features.items()]
         text = self._window.write(json.dumps({"layers": layers}))
-        return Message(Ask.DONE, text=text, shape=tuple(tapped.logits.shape))
+        return ModelMessage(Ask.DONE, text=text, shape=tuple(tapped.logits.shape))
 
 
 def _checked(logits: object, count: int) -> Tensor:
@@ -284,7 +286,7 @@ def _checked(logits: object, count: int) -> Tensor:
     return logits
 
 
-def received(link: socket.socket) -> Message | None:
+def received(link: socket.socket) -> ModelMessage | None:
     """Wait for a message; None where the other end is gone."""
     content = b""
     while len(content) < MESSAGE_BYTES:
@@ -292,13 +294,13 @@ def received(link: socket.socket) -> Message | None:
         if not part:
             return None
         content += part
-    return Message.read(content)
+    return ModelMessage.read(content)
 
 
-def main(filtered: bool) -> None:
+def serve(filtered: bool) -> None:
     """Serve the model that the first message names, until the other end is gone."""
     link, window = socket.socket(fileno=int(sys.argv[1])), Window(int(sys.argv[2]))
-    link.sendall(Message(Ask.DONE, Flag.FILTERED if filtered else 0).written())
+    link.sendall(ModelMessage(Ask.DONE, Flag.FILTERED if filtered else 0).written())
     said: list[str] = []
     asked = received(link)
     request = read(ModelRequest, json.loads(window.read(0 if asked is None else asked.text)))
@@ -315,10 +317,10 @@ def main(filtered: bool) -> None:
         window.put(head, answer=True)
     except RobustNCError as error:
         text = window.write(f"{type(error).__name__}\n{str(error)[:_MOST_SAID]}")
-        link.sendall(Message(Ask.REFUSED, text=text).written())
+        link.sendall(ModelMessage(Ask.REFUSED, text=text).written())
         return
     text = window.write(json.dumps(facts))
-    link.sendall(Message(Ask.DONE, text=text, shape=tuple(head.shape)).written())
+    link.sendall(ModelMessage(Ask.DONE, text=text, shape=tuple(head.shape)).written())
     own = opened.model.to(default_device())
     server = ModelServer(own, window)
     with torch.inference_mode(False), untouched(own), full_precision():
@@ -326,13 +328,13 @@ def main(filtered: bool) -> None:
             link.sendall(_answered(server, asked, window).written())
 
 
-def _answered(server: ModelServer, asked: Message, window: Window) -> Message:
+def _answered(server: ModelServer, asked: ModelMessage, window: Window) -> ModelMessage:
     try:
         return server.answer(asked)
     except Exception as error:  # a stranger's model may raise anything
         kind = Ask.STARVED if ran_out(error) else Ask.FAILED
         text = f"{type(error).__name__}\n{str(error)[:_MOST_SAID]}"
-        return Message(kind, text=window.write(text))
+        return ModelMessage(kind, text=window.write(text))
 
 
 def _facts(opened: OpenedModel, said: list[str]) -> ModelFacts:

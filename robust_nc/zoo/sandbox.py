@@ -88,7 +88,7 @@ def confined(scratch: Path) -> Confinement:
     return Confinement((), f"bubblewrap does not work here ({said[0] if said else 'no word'})")
 
 
-def environment(scratch: Path) -> dict[str, str]:
+def kept_variables(scratch: Path) -> dict[str, str]:
     """Return what the process may know of the environment: no tokens, no keys."""
     kept = {
         name: value
