@@ -183,7 +183,7 @@ def _write_png(drawn: _DrawnFigure, path: Path, *, words: bool) -> Path:
         )
         with Image.open(temporary) as image:
             few = image.convert("RGB").quantize(_SHADES)  # a third of the bytes
-        few.save(temporary, format="png", optimize=True)
+        few.save(temporary, format="png")
     return path
 
 
