@@ -130,6 +130,7 @@ def test_doctor_prints_versions():
         "cores",
         "device",
         "threads wait",
+        "isolation  bubblewrap",
         "seaborn",
     ):
         assert word in ran.out

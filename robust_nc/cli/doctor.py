@@ -1,5 +1,8 @@
 """`robust-nc doctor`: what this environment has, and what to do about what it has not."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import torch
 from rich.console import Console
 from rich.table import Column, Table
@@ -12,6 +15,7 @@ from robust_nc.runtime.environment import hardware, versions
 from robust_nc.runtime.third_party import PEERS, Peer, PeerState, peer_state
 from robust_nc.runtime.torch_state import default_device
 from robust_nc.runtime.waiting import wait_policy
+from robust_nc.zoo.sandbox import confined
 
 _CORRUPTIONS = "imagecorruptions"
 _PARTS = (
@@ -31,6 +35,8 @@ def doctor_command(_: DoctorOptions, __: Console) -> int:
     machine = {**hardware(default_device()), "cuda_available": torch.cuda.is_available()}
     waits = ", ".join(f"{name}={value}" for name, value in wait_policy().items())
     machine["threads wait"] = waits
+    with TemporaryDirectory() as scratch:
+        machine["isolation"] = confined(Path(scratch)).missing or "bubblewrap works"
     facts = {**versions(), **{key: str(value) for key, value in machine.items()}}
     for key, value in facts.items():
         console.print(f"{key:>16}  {value}", highlight=False)
