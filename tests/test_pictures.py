@@ -14,7 +14,8 @@ from helpers_appraisal import opened
 from PIL import Image
 
 from robust_nc.data.load import load_dataset
-from robust_nc.evidence.file import read_differences, read_evidence
+from robust_nc.evidence.file import pack_file, read_differences, read_evidence, unpack_file
+from robust_nc.exceptions import RecordError
 from robust_nc.record import Stored, read_record
 from robust_nc.record.folder import evidence_path
 from robust_nc.report.site.write import write_model
@@ -89,6 +90,17 @@ def test_differences_need_no_originals(verdict: Any) -> None:
     assert kept.any()
     again = (origins + found).clamp(0, 1)
     assert torch.allclose(again[kept], evidence.adversarials[kept], atol=1e-6)
+
+
+def test_a_forged_shape_fills_no_memory(verdict_copy: Any) -> None:
+    path = evidence_path(verdict_copy[0].path)
+    head, arrays = unpack_file(path.read_bytes(), what="it")
+    frames = np.zeros(len(arrays["levels"]), dtype=np.int64)
+    frames[0] = len(arrays["codes"])
+    forged = dataclasses.replace(head, shape=(1, 2**20, 2**20))
+    path.write_bytes(pack_file(forged, {**arrays, "frames": frames}))
+    with pytest.raises(RecordError, match="more pixels than are read"):
+        read_differences(path)
 
 
 def test_what_cannot_be_shown_is_said(verdict_copy: Any, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ _Text = Annotated[str, Field(max_length=200)]
 
 MAX_BYTES = 512 * 2**20
 _FARTHEST = 2.0**20  # a pixel bound from 0
+_MOST_VALUES = 2**28  # that are read without originals, which would bound them
 _GROUP = 2**20  # values that are coded and compressed at a time
 
 _OF_EXAMPLES = ("ids", "labels", "broken_by", "forwards", "backwards")
@@ -222,6 +223,8 @@ def read_differences(path: Path) -> Tensor:
     """
     head, arrays = unpack_file(read_bounded(path, limit=MAX_BYTES), what=str(path))
     broken = _check(head, arrays)
+    if max(1, len(broken)) * math.prod(head.shape) > _MOST_VALUES:
+        raise RecordError(f"{path} is of more pixels than are read without their originals")
     grey = torch.zeros((1, *head.shape)).expand(head.examples, *head.shape)
     points, _ = _decoded(path, head, arrays, broken, grey, (-_FARTHEST, _FARTHEST))
     points[_tensor(arrays["levels"]) == 0] = math.nan
