@@ -104,6 +104,27 @@ def answers_by_itself():
     return doing(act)
 
 
+def refuses():
+    """Ends as an error that who audits takes for one of the record."""
+    import socket
+    from robust_nc.zoo.model_process import Ask, ModelMessage
+    def act(images):
+        link = socket.socket(fileno=int(sys.argv[1]))
+        link.sendall(ModelMessage(Ask.REFUSED).written())
+    return doing(act)
+
+
+def lies_of_its_layers():
+    import socket
+    from robust_nc.zoo.model_process import Ask, ModelMessage, Window
+    facts = '{"classes": 10, "digests": {}, "facts": {}, "parameters": 1, "taps": [], "said": []}'
+    line, window = map(int, sys.orig_argv[-2:])
+    text = Window(window).write(facts)
+    message = ModelMessage(Ask.DONE, text=text, shape=(10, 2**31))
+    socket.socket(fileno=line).sendall(message.written())
+    time.sleep(9)
+
+
 def answers_nonsense():
     import socket
     return doing(lambda images: socket.socket(fileno=int(sys.argv[1])).sendall(b"?" * 32))
@@ -298,6 +319,8 @@ class TestHostility:
             ("exits_at_once", r"ended its process while it was asked \(exit status 0\)"),
             ("answers_by_itself", r"answered numbers of shape \(12, 99\), not \(12, 10\)"),
             ("answers_nonsense", "gave an answer of no known kind"),
+            ("refuses", "gave an answer of no known kind"),
+            ("lies_of_its_layers", "ran out of memory: .* out of memory that two processes share"),
             ("forks", "PermissionError"),
             ("raises", "ValueError: no more of this"),
         ],
@@ -436,7 +459,7 @@ class TestCommands:
             ("exits", "ended its process while it was asked"),
             ("exits_when_probed", "ended its process while it was asked"),
             ("hangs", "did not answer within 3 s, and was ended"),
-            ("starves", "ran out of the memory that it may have"),
+            ("starves", "ran out of memory: it may have no more"),
         ],
     )
     def test_verify_ends_in_one_sentence_and_exit_code_2(

@@ -13,7 +13,6 @@ torch.Size([3, 4])
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -75,10 +74,6 @@ class ModelError(Exception):
     """What a model raised in its process."""
 
 
-class ModelMemoryError(MemoryError):
-    """It ran out of memory there."""
-
-
 class ModelLink:
     """The process of a model: asks it, bounds how long it takes, and ends it.
 
@@ -126,7 +121,7 @@ class ModelLink:
         facts = self.told(ModelFacts, answer)
         if facts.classes < request.num_classes:
             raise self.end(f"tells {facts.classes} classes apart of {request.num_classes}")
-        linear = len(answer.shape) == 2
+        linear = len(answer.shape) == 2 and answer.shape[0] == facts.classes
         return facts, self.window.get(answer.shape, answer=True) if linear else None
 
     def _warn(self, missing: str, *, filtered: bool) -> None:
@@ -158,12 +153,10 @@ class ModelLink:
             return answer
         kind, _, text = self.window.read(answer.text)[:_LONGEST].partition("\n")
         text = printable(text)
-        if answer.kind == Ask.REFUSED:
+        if answer.kind == Ask.REFUSED and asked.kind == Ask.OPEN:
             raise _REFUSALS.get(kind, ConfigError)(text)
         if answer.kind == Ask.STARVED:
-            raise ModelMemoryError(
-                f"{self.reference} ran out of the memory that it may have: {text}"
-            )
+            raise MemoryError(f"it may have no more ({text})")
         if answer.kind != Ask.FAILED:
             raise self.end("gave an answer of no known kind")
         # Of the name that it has there: who catches it tells it.
@@ -183,12 +176,13 @@ class ModelLink:
             waited = time.monotonic() - began
             if waited >= ANSWER_SECONDS:
                 raise self.end(f"did not answer within {ANSWER_SECONDS:g} s, and was ended")
-            if waited >= NOTICE_SECONDS and self._tell is not None and not told:
-                self._tell(
-                    f"{self.reference} has not answered for {NOTICE_SECONDS:g} s; it is given up "
-                    f"after {ANSWER_SECONDS:g} s"
-                )
+            if waited >= NOTICE_SECONDS and not told:
                 told = True
+                if self._tell is not None:
+                    self._tell(
+                        f"{self.reference} has not answered for {NOTICE_SECONDS:g} s; it is given "
+                        f"up after {ANSWER_SECONDS:g} s"
+                    )
             limit = ANSWER_SECONDS if told else min(NOTICE_SECONDS, ANSWER_SECONDS)
             self._socket.settimeout(max(limit - waited, 1e-3))
             try:
@@ -215,8 +209,8 @@ class ModelLink:
         if isinstance(error, ModelError):
             said = f"{type(error).__name__}: {error}"
             raise InputError(f"{self.reference} failed: {said}") from error
-        if isinstance(error, ModelMemoryError):
-            raise InputError(str(error)) from error
+        if isinstance(error, MemoryError):
+            raise InputError(f"{self.reference} ran out of memory: {error}") from error
 
     def close(self) -> None:
         """End the process and give back what it held."""
@@ -227,9 +221,7 @@ class ModelLink:
             code = self._process.wait(1.0)
         except subprocess.TimeoutExpired:
             return "it closed the line"
-        if code < 0:
-            return f"by signal {-code}, {signal.Signals(-code).name}"
-        return f"exit status {code}"
+        return f"by signal {-code}" if code < 0 else f"exit status {code}"
 
     def _kill(self) -> None:
         self._process.kill()
