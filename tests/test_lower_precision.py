@@ -18,7 +18,7 @@ from robust_nc.types import EvaluationProtocol
 
 CPU, BALL = torch.device("cpu"), Ball("Linf", 0.015)
 LONG = EvaluationProtocol("long", (("pgd", PGD(steps=100, restarts=2)),))
-SECONDS = 1e-4  # an image
+SECONDS = 4e-4  # an image; less is lost in the noise of a busy machine
 
 pytestmark = pytest.mark.skipif(slow_bf16(CPU), reason="this CPU has no instructions for bfloat16")
 
