@@ -198,6 +198,7 @@ def train(rank: int, world: int, folder: str) -> None:
         except Exception as error:
             told.append(f"{type(error).__name__}: {error}")
     torch.save(told, Path(folder, f"rank-{rank}.pt"))
+    dist.barrier()  # who leaves first would take the connections of the other
     dist.destroy_process_group()
 
 
