@@ -102,6 +102,13 @@ class TestDrawing:
         assert every.lowest == (every.survivors - len(every.broke)) / EXAMPLES
         assert (first.survivors, first.examples) == (int(robust.sum()), EXAMPLES)
 
+    def test_where_nothing_is_claimed_robust_nothing_is_missing(self, verdict):
+        model, examples = opened(verdict[1]), examples_of(verdict[0].record, None)
+        none = np.zeros(EXAMPLES, dtype=bool)
+        for count in (None, 5):
+            found = audit(verdict[0], model, examples, robust=none, count=count, seed=0)
+            assert (len(found.rows), found.bound, found.refutes) == (0, 0, False)
+
     def test_only_a_random_protocol_audits_itself(self):
         names = ("fgsm", "standard", "of a suite of one's own")
         assert {audit_protocol(name) for name in names} == {auditing.PROTOCOL}
@@ -189,6 +196,24 @@ class TestCommand:
         assert ran.code == 1
         assert "INVALID" not in ran.out
         assert "checked" in ran.out.splitlines()[-1]
+
+    def test_a_model_that_fails_under_the_attack_has_passed_no_audit(self, copied, tmp_path):
+        stored, reference = copied
+        (tmp_path / "fails.py").write_text(
+            "import runpy\n"
+            "def make():\n"
+            f"    model = runpy.run_path({reference.rpartition(':')[0]!r})['make']()\n"
+            "    def refuse(module, inputs):\n"
+            "        if inputs[0].requires_grad:\n"
+            "            raise ValueError('no gradients for you')\n"
+            "    model.register_forward_pre_hook(refuse)\n"
+            "    return model\n"
+        )
+        for trusted in ((), ("--trusted",)):
+            ran = audited((stored, f"{tmp_path / 'fails.py'}:make"), 5, *trusted)
+            assert ran.code == 2, ran.out
+            assert "no gradients for you" in ran.err
+            assert "state " not in ran.out
 
     def test_another_model_is_not_audited(self, copied, tmp_path):
         stored, reference = copied

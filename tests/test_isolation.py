@@ -475,7 +475,7 @@ class TestCommands:
         assert len(told) == 1
         assert sentence in told[0]
         assert "Traceback" not in ran.err
-        assert "badges" not in ran.out
+        assert "state " not in ran.out
 
     def test_challenge_ends_in_one_sentence_and_exit_code_2(self, strangers, forged):
         points = forged.path.with_suffix(".proof")

@@ -118,26 +118,27 @@ def audit(
     None: as many as bound the loss by 1 point (95 %) if none breaks, and all of them if some do.
 
     With `standard`, or where the record's protocol takes several draws of a random model, with
-    that. Draws of the attack are others than the record's. Raises `InputError` for a count below 1,
-    a negative seed, and where no example is claimed robust.
+    that. Draws of the attack are others than the record's. Where none is set, that is all of them.
+    Raises `InputError` for a count below 1, a negative seed, and a model that fails.
     """
+    protocol, ball = audit_protocol(stored.record.protocol), ball_of(stored.record.config)
+    survivors = np.flatnonzero(robust)
+    if not len(survivors):
+        none = torch.zeros(0, dtype=torch.int64)
+        return Audit(protocol, seed, none, none, examples.images[:0], 0, len(robust))
     if count is None:
         most = int(POINT * len(robust))
         again = partial(audit, stored, model, examples, robust=robust, seed=seed, report=report)
-        some = again(count=enough(most, population=max(1, int(robust.sum()))))
+        some = again(count=enough(most, population=len(survivors)))
         return some if some.bound <= POINT else again(count=len(robust))
     if count < 1 or seed < 0:
         raise InputError(
             f"an audit needs a count of at least 1 and a seed of at least 0, found "
             f"{count} and {seed}"
         )
-    survivors = np.flatnonzero(robust)
-    if not len(survivors):
-        raise InputError("there is nothing to audit: no example is claimed robust")
     draws = np.random.Generator(np.random.PCG64(seed))
     chosen = draws.choice(survivors, min(count, len(survivors)), replace=False)
     rows = torch.from_numpy(np.sort(chosen).astype(np.int64))
-    protocol, ball = audit_protocol(stored.record.protocol), ball_of(stored.record.config)
     outcome = evaluate(
         model,
         examples.images[rows],

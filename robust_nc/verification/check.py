@@ -180,7 +180,7 @@ def _audit(
             seed=options.seed,
             report=lambda progress: show("audit", progress.share, str(progress)),
         )
-    except (InputError, RecordError) as error:
+    except RecordError as error:
         found.unchecked.append(f"no audit: {error}")
     try:
         settings = settings_of(found.stored.record)
