@@ -245,7 +245,7 @@ def test_panels_that_share_a_logarithmic_axis_show_means_and_not_those_of_logari
 def test_bands_are_intervals_over_seeds_from_three_on() -> None:
     frame = frame_of(seeds=3)
     ax = leap_rate_per_layer(frame[frame["model"] == "etf-pgd"])
-    assert "mean of 3 seeds; band: 95 % interval (Student t), if above 0" in note(ax)
+    assert "mean of 3 seeds; band: 95 % interval (Student t), from the smallest seed" in note(ax)
     rows = rows_of(frame, model="etf-pgd", measure="leap_rate", condition="attacked", split="train")
     found = [mean_interval(list(part["value"])) for _, part in rows.groupby("depth")]
     heights = np.concatenate([band.get_paths()[0].vertices[:, 1] for band in ax.collections])

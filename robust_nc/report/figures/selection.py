@@ -159,7 +159,7 @@ def note_of(rows: pd.DataFrame, *, spread: str = "line: mean of {seeds}; band: {
     band = (
         "smallest to largest"
         if seeds < MIN_SEEDS_FOR_T
-        else "95 % interval (Student t), if above 0"
+        else "95 % interval (Student t), from the smallest seed where it goes below 0"
     )
     parts.append(spread.format(seeds=f"{seeds} seeds", band=band) if seeds > 1 else "one seed")
     features = set(rows["feature"]) - {""}
