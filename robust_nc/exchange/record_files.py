@@ -9,8 +9,8 @@ from pathlib import Path
 from robust_nc.exceptions import RecordError
 from robust_nc.io.files import sha256_of
 from robust_nc.io.text import one_line
-from robust_nc.io.untrusted import file_name
-from robust_nc.record.schema import Stored
+from robust_nc.io.untrusted import file_name, read_json
+from robust_nc.record.schema import Stored, broken_seals
 from robust_nc.record.standing import challenges_of
 
 LARGEST_ROWS = 2**20
@@ -19,13 +19,15 @@ CHALLENGING = (".evidence", ".npz")  # what the evidence of a challenge may be
 
 def check_whole(stored: Stored) -> None:
     """Raise `RecordError` for a record that is not sealed, or not as it was sealed."""
-    if not stored.record.seals:
+    values = read_json(stored.path)
+    if not values.get("seals"):
         raise RecordError(
             f"{stored.path} has no seals, so a change of it would go unseen; evaluate the model "
             "again with this version"
         )
-    if stored.changed:
-        named = one_line(", ".join(stored.changed), limit=200)
+    broken = broken_seals(values)
+    if broken:
+        named = one_line(", ".join(broken), limit=200)
         raise RecordError(
             f"{stored.path} was changed after it was written, in {named}; "
             "submit the record as evaluate left it"
