@@ -178,6 +178,18 @@ def test_a_plot_without_rows_or_values_says_so(whole: pd.DataFrame) -> None:
         leap_rate_per_layer(rows)
 
 
+def test_rows_of_a_profile_are_drawn_though_they_name_no_model(
+    whole: pd.DataFrame, tmp_path: Path
+) -> None:
+    facts = ["suite", "dataset", "backbone", "ball", "model", "head", "objective", "seed"]
+    one = whole[whole["seed"] == 0].drop(columns=facts, errors="ignore")
+    drawn = [saved.name for saved in save_each(one, tmp_path) if saved.path]
+    assert {"story", "collapse_per_layer", "leap_matrices", "trajectory_in_plane"} <= set(drawn)
+    for ax in (*story(one).axes, *panels(one, leap_rate_per_layer).axes, collapse_per_layer(one)):
+        assert ax.lines
+    plt.close("all")
+
+
 def test_plots_of_one_model_refuse_several(two: pd.DataFrame) -> None:
     for draw in (
         alignment_angles,

@@ -23,7 +23,14 @@ from robust_nc.exceptions import InputError
 from robust_nc.io.files import atomic
 from robust_nc.report.figures import curves, plots
 from robust_nc.report.figures.axes import COLUMN_WIDTH, GREY, styled, take_title_and_note, wrapped
-from robust_nc.report.figures.selection import in_order, literal, merge_notes, roles, taps_in_order
+from robust_nc.report.figures.selection import (
+    in_order,
+    literal,
+    merge_notes,
+    named,
+    roles,
+    taps_in_order,
+)
 
 Draw = Callable[..., Axes]
 Groups = list[tuple[str, pd.DataFrame]]
@@ -83,7 +90,7 @@ def story(frame: pd.DataFrame) -> Figure:
     One column per model where objective and head do not name the models. Raises `InputError` where
     the frame holds no rows for either.
     """
-    return _story(frame).figure
+    return _story(named(frame)).figure
 
 
 def leap_matrices(frame: pd.DataFrame) -> Figure:
@@ -91,12 +98,12 @@ def leap_matrices(frame: pd.DataFrame) -> Figure:
 
     Raises `InputError` where the frame has no leap matrix, or that of one layer only.
     """
-    return _matrices(frame).figure
+    return _matrices(named(frame)).figure
 
 
 def panels(frame: pd.DataFrame, draw: Draw, *, per_model: bool = False) -> Figure:
     """Draw one plot per objective, or per model, side by side with one legend and one note."""
-    return _panels([draw], _groups(frame, per_model), wrap=3, share="none").figure
+    return _panels([draw], _groups(named(frame), per_model), wrap=3, share="none").figure
 
 
 def save_all(frame: pd.DataFrame, folder: Path) -> list[Path]:
@@ -188,6 +195,7 @@ def _write_png(drawn: _DrawnFigure, path: Path, *, words: bool) -> Path:
 
 
 def _draw(name: str, frame: pd.DataFrame) -> _DrawnFigure:
+    frame = named(frame)
     if name in _COMPOSED:
         return _COMPOSED[name](frame)
     if name in _PER_OBJECTIVE:

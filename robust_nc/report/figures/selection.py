@@ -21,6 +21,7 @@ _FIXED = ("dataset", "backbone", "ball", "feature")
 _PREFERRED = {"feature": "gap", "split": "train"}
 _REPEATS = ("model", "seed", "condition", "tap", "eps", "epoch", "i", "j")
 _NAMES = ("model", "head", "objective", "tap")
+_UNNAMED = {"model": "model", "objective": "", "head": "", "seed": 0}
 _COUNT = re.compile(r"n = ([\d,]+)(?: to ([\d,]+))? (.*)")
 
 
@@ -42,6 +43,12 @@ class Roles(NamedTuple):
     style: str | None
 
 
+def named(frame: pd.DataFrame) -> pd.DataFrame:
+    """Name the model of rows that do not: those of `profile`, which are of one."""
+    missing = {name: value for name, value in _UNNAMED.items() if name not in frame}
+    return frame.assign(**missing) if missing else frame
+
+
 def select(frame: pd.DataFrame, wanted: RowFilter) -> pd.DataFrame:
     """Return the wanted rows that have a value; of several radii the largest, unless every one.
 
@@ -49,6 +56,7 @@ def select(frame: pd.DataFrame, wanted: RowFilter) -> pd.DataFrame:
     the frame. Raises `InputError` where there are none, where they mix what cannot be compared, or
     where one point of the figure would be drawn from several rows.
     """
+    frame = named(frame)
     chosen = (frame["measure"] == wanted.measure) & (frame["epoch"].ge(0) == wanted.epochs)
     if wanted.conditions is not None:
         chosen &= frame["condition"].isin(list(wanted.conditions))
