@@ -7,7 +7,7 @@ BY_FILE := --dist loadfile --no-loadscope-reorder
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup peers demo site api test test-slow test-cluster test-browser test-peers coverage check format lint types clean
+.PHONY: help setup peers demo docs site release test test-slow test-cluster test-browser test-peers coverage check format lint types clean
 
 help:  ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -41,8 +41,11 @@ demo: .venv/stamp  ## The main job: train, attack, measure and show twelve model
 	$(BIN)/robust-nc board out/quickstart --format html --out out/quickstart
 	$(BIN)/robust-nc board out/quickstart
 
+docs: .venv/stamp  ## The documentation as pages, with the reference of all public names, into out/docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs out/docs
+
 site: .venv/stamp  ## The leaderboard of results/ with the documentation, for any web host, into out/site
-	$(BIN)/python -m robust_nc.report.site.docs docs out/site/docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --tag site docs out/site/docs
 	$(BIN)/robust-nc board results --format html --out out/site
 
 test: .venv/stamp  ## All tests but the slow ones
@@ -60,12 +63,6 @@ test-browser: .venv/stamp  ## The tests of the page in a Chromium (Debian's pack
 test-peers: .venv-peers/stamp  ## The tests that need the libraries of others
 	$(PEERS)/python -m pytest -m peers tests/test_external.py tests/test_peers.py tests/test_timm.py \
 	  tests/test_zoo.py
-
-# Annotations that pydantic alone can read are shown as they are written.
-api: .venv/stamp  ## The reference of all public names, from their docstrings, into out/api
-	$(BIN)/python -W ignore::UserWarning -m pdoc --no-show-source --output-directory out/api \
-	  robust_nc robust_nc.attacks robust_nc.geometry.measures robust_nc.models.deep_rfm \
-	  robust_nc.models.frames robust_nc.record robust_nc.report.figures robust_nc.types
 
 coverage: .venv/stamp  ## All tests but the slow ones, with line coverage (at least 90 %)
 	$(BIN)/python -m pytest -n 2 $(BY_FILE) --cov --cov-report=term

@@ -63,12 +63,12 @@ def configuration(cls: type[T]) -> type[T]:
 
 def _as_json(value: Any) -> Any:
     """Say in plain values a configuration, a number of NumPy, and a class or function."""
+    if isinstance(value, type | FunctionType):
+        return _own(value)
     if dataclasses.is_dataclass(value):
         return plain(value)
     if hasattr(value, "item"):
         return value.item()
-    if isinstance(value, type | FunctionType):
-        return _own(value)
     raise TypeError(f"{value!r} is no value of a configuration")
 
 

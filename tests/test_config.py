@@ -120,6 +120,8 @@ def test_parts_of_ones_own_go_by_reference_or_as_they_are() -> None:
         model={"head": of_ones_own}, train={"loss": {"name": of_ones_own, "rate": 1.0}}
     )
     assert config.model.head.name == config.train.loss.name == reference
+    config = RunConfig(train={"objective": {"name": Part, "steps": 1}})
+    assert config.train.objective == Component(name=f"{__name__}:Part", options={"steps": 1})
     parts.register("mine", of_ones_own)
     assert build(parts, Component(name="mine"), rate=2.0) == {"rate": 2.0}
     for missing in (f"{__name__}:missing", "nowhere.py:x"):

@@ -16,6 +16,7 @@ import pytest
 import torch
 from helpers_runner import cli
 
+import robust_nc
 from robust_nc.attacks.gated import Gated
 from robust_nc.attacks.protocols import FAST
 from robust_nc.attacks.square import Square
@@ -201,16 +202,71 @@ def test_the_page_of_claims_is_what_the_answers_say() -> None:
     answers = [found.pop(plan.claim.id) for plan in claims.plans]
     assert not found
     assert [one.claim_digest for one in answers] == [plan.digest for plan in claims.plans]
-    page = answers_page(answers, description=claims.description, folder=f"../{folder}")
-    assert (ROOT / "docs/claims.md").read_text().startswith(page)
+    page = answers_page(answers, description=claims.description, folder="answers/")
+    assert (ROOT / "results/claims/README.md").read_text().startswith(page)
     for answer in answers:
         for used in answer.records:
             record = ROOT / "results" / answer.claim.suite / used.model / f"{used.cell}.json"
             assert sha256_of(record) == used.record
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The documentation beside the leaderboard, as `make site` builds it."""
+    out = tmp_path_factory.mktemp("site") / "docs"
+    options = ["--quiet", "--fail-on-warning", "--keep-going", "--tag", "site"]
+    assert " ".join(["sphinx", *options]) in (ROOT / "Makefile").read_text()
+    command = [sys.executable, "-m", "sphinx", *options, ROOT / "docs", out]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_the_site_has_every_page_the_reference_every_public_name(built: Path) -> None:
+    """Links between pages are Sphinx's to check; a warning of its is an error."""
+    pages = {path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")}
+    assert not [page for page in pages if not (built / page).with_suffix(".html").is_file()]
+    reference = (built / "reference.html").read_text()
+    assert not [name for name in robust_nc.__all__ if f'id="robust_nc.{name}"' not in reference]
+    assert "Annotated" not in reference
+    assert '<a class="sidebar-brand" href="../index.html">' in reference
+    assert 'href="../../index.html">Leaderboard' in (built / "adr/0009-evidence.html").read_text()
+
+
+def test_links_of_the_site_that_leave_it_lead_to_the_source(built: Path) -> None:
+    source = "https://github.com/robust-nc/robust_nc/blob/main/"
+    found = {
+        link.partition("#")[0]
+        for page in built.rglob("*.html")
+        for link in re.findall(f'href="{source}([^"]*)"', page.read_text())
+    }
+    assert {"README.md", "SECURITY.md", "results/README.md"} <= found
+    assert not [link for link in found if not (ROOT / link).exists()]
+
+
+def test_the_index_and_the_list_of_decisions_name_every_page() -> None:
+    pages = {path.name for path in (ROOT / "docs").glob("*.*")} - {"conf.py", "contents.yml"}
+    linked = re.findall(r"\]\(([\w.]+)\)", (ROOT / "docs/index.md").read_text())
+    assert set(linked) == pages - {"index.md"}
+    listed = re.findall(r"\]\((.*?)\)", (ROOT / "docs/decisions.md").read_text())
+    assert listed == [f"adr/{path.name}" for path in sorted((ROOT / "docs/adr").glob("*.md"))]
+
+
+@pytest.mark.parametrize("workflow", ["pages.yml"])
+def test_a_workflow_that_publishes_pins_its_actions_and_builds_without_rights(
+    workflow: str,
+) -> None:
+    text = (ROOT / ".github" / "workflows" / workflow).read_text()
+    uses = re.findall(r"uses: (\S+)", text)
+    assert len(uses) >= 4
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", one) for one in uses)
+    build = text.partition("  build:")[2].partition("  publish:")[0]
+    assert "contents: read" in build
+    assert "write" not in build
+
+
 def test_links_lead_somewhere() -> None:
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "results").rglob("*.md")]
     dead = [
         f"{page.relative_to(ROOT)}: {target}"
         for page in pages

@@ -3,13 +3,11 @@
 import doctest
 import importlib
 import pkgutil
-import re
 import subprocess
 import sys
 from importlib import util
 from pathlib import Path
 
-import pdoc
 import pytest
 import torch
 
@@ -63,22 +61,6 @@ import attacks
     assert not heavy & set(ran.stdout.split())
     assert "module 'robust_nc' has no attribute 'nothing'" in ran.stdout
     assert "import robust_nc.attacks, not attacks" in ran.stderr
-
-
-# Annotations that pydantic alone can read are shown as they are written.
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_the_reference_has_an_entry_for_every_public_name() -> None:
-    """Of what `make api` writes, the page of the package; the other modules can be read."""
-    recipe = re.search(r"^api:.*?\n(.*?)\n\n", (ROOT / "Makefile").read_text(), re.M | re.S)
-    assert recipe is not None
-    names = re.findall(r" (robust_nc[\w.]*)", recipe[1])
-    assert {"robust_nc", "robust_nc.attacks", "robust_nc.report.figures"} <= set(names)
-    for name in names:
-        module = pdoc.doc.Module.from_name(name)
-        assert module.docstring
-        assert module.own_members
-    page = pdoc.pdoc("robust_nc")
-    assert not [name for name in robust_nc.__all__ if f'id="{name}"' not in page]
 
 
 def test_the_examples_of_every_module_run() -> None:

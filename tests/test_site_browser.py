@@ -1,6 +1,8 @@
 """The page in a real Chromium: what a reader does with it, by mouse and by keyboard."""
 
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,6 @@ from robust_nc.claims.answers import read_answers
 from robust_nc.cli.compare import compare_command
 from robust_nc.cli.options import CompareOptions
 from robust_nc.record import tidy, write_rows
-from robust_nc.report.site.docs import write_docs
 from robust_nc.report.site.figures import FigureLimits
 from robust_nc.report.site.write import write_site
 
@@ -42,7 +43,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(PUBLISHED)
     ]
     folder = tmp_path_factory.mktemp("site")
-    write_docs(Path(__file__).parent.parent / "docs", folder / "docs")
+    docs = [Path(__file__).parent.parent / "docs", folder / "docs"]
+    subprocess.run([sys.executable, "-m", "sphinx", "--quiet", "--tag", "site", *docs], check=True)
     made = helpers.write_grid(tmp_path_factory.mktemp("grid"), seeds=2)
     sides = (made[0].path, made[-1].path)
     compare_command(CompareOptions(*sides, folder), Console(file=io.StringIO()))
@@ -298,7 +300,7 @@ def test_both_widths_and_both_colours(
     open_page: OpenPage, site: Path, tmp_path: Path, width: int, dark: bool
 ) -> None:
     model = next((site / "model").glob("*.html"))
-    names = ("index", "figures", "claims", "compare", "docs/index", "docs/leaderboard")
+    names = ("index", "figures", "claims", "compare")
     for path in (model, *(site / f"{name}.html" for name in names)):
         page = open_page(path, width=width, color_scheme="dark" if dark else "light")
         picture = tmp_path / f"{path.stem[:20]}-{width}.png"
@@ -309,6 +311,19 @@ def test_both_widths_and_both_colours(
         contrast, where = page.evaluate(CONTRASTS)
         assert contrast >= 4.5, where
         assert not page.evaluate(
-            "[...document.querySelectorAll('main > :not(.docs) table')]"
+            "[...document.querySelectorAll('main table')]"
             ".filter(one => one.checkVisibility() && !one.caption).length"
         )
+
+
+@pytest.mark.parametrize("width", [420, 1400])
+def test_the_documentation_fits_is_searched_and_leads_back(
+    open_page: OpenPage, site: Path, width: int
+) -> None:
+    for name in ("index", "reference", "lab_book"):
+        page = open_page(site / "docs" / f"{name}.html", width=width)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+    page = open_page(f"{(site / 'docs/search.html').as_uri()}?q=leaderboard", width=1400)
+    page.locator("#search-results li a", has_text="Read the leaderboard").wait_for()
+    page.locator("aside a", has_text="Leaderboard").first.click()
+    assert page.url == (site / "index.html").as_uri()

@@ -34,7 +34,7 @@ from robust_nc.types import EvaluationProtocol, RefereedAttack
 
 AUTO = "auto"
 PRECISIONS = (AUTO, "float32", "tf32", "bf16", "tf32-only", "bf16-only")
-NEAR = 0.1  # of the boundary: 50 times what bf16 was seen to miss by (docs/performance.md)
+NEAR = 0.1  # of the boundary: 50 times what bf16 was seen to miss by (docs/lab_book.md)
 _REPAID = 20  # how often the passes of a measurement must be ahead
 _BATCHES = {"cpu": (32, 64, 128, 256), "cuda": (128, 256, 512, 1024, 2048)}
 _WORTH = 60.0  # seconds of attack ahead from which a choice is measured

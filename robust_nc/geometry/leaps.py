@@ -190,7 +190,7 @@ class Leaps:
     - `landed`: share of leaped examples no further from mu_b' than the 95th percentile of the clean
       distances of class b', those of the clean examples with label b' and nearest vertex b' (and a
       millionth of an edge, for rounding); leaps onto a class without any such are not counted.
-    - `displacement`: mean |h' - h| over the mean distance between vertices.
+    - `displacement`: mean `|h' - h|` over the mean distance between vertices.
     - `agreement`: among examples that leaped or whose prediction flipped, share that did both.
     - `labels`, `origin` a, `destination` b' (N,), for leap layers and null models.
     - `counts`: by measure, the examples that it is over, where these are not all N.

@@ -77,7 +77,7 @@ class Kernel(ABC):
 
 
 class Laplace(Kernel):
-    """k = exp(-|x - z| / L).
+    """k = `exp(-|x - z| / L)`.
 
     It has a kink at x = z, where its gradient is undefined: 0 stands there, the mean of the
     gradients around it.
@@ -98,7 +98,7 @@ class Laplace(Kernel):
 
 
 class Gaussian(Kernel):
-    """k = exp(-|x - z|^2 / (2 L^2))."""
+    """k = `exp(-|x - z|^2 / (2 L^2))`."""
 
     def values(self, squares: Tensor) -> Tensor:
         """exp(-distance^2 / (2 L^2))."""
@@ -196,7 +196,7 @@ def row_blocks(num_rows: int, num_columns: int, batch_size: int | None) -> Itera
 
 
 def _squared_distances(points: Float[Tensor, "n d"], centers: Float[Tensor, "m d"]) -> Tensor:
-    """|x_i - z_j|^2, `(n, m)` float64."""
+    """`|x_i - z_j|^2`, `(n, m)` float64."""
     points, centers = points.double(), centers.double()
     lengths = points.square().sum(1)[:, None] + centers.square().sum(1)
     squares: Tensor = torch.addmm(lengths, points, centers.T, alpha=-2)
@@ -254,7 +254,7 @@ def draw_map(
 class DeepRFM:
     """Deep recursive feature machine for features `(n, D)` of K >= 2 classes.
 
-    `kernel` "laplace" exp(-|x - z| / L) or "gaussian" exp(-|x - z|^2 / (2 L^2)), L = `bandwidth`;
+    `kernel` "laplace" `exp(-|x - z| / L)` or "gaussian" `exp(-|x - z|^2 / 2L^2)`, L = `bandwidth`;
     `ridge` is added to the diagonal of the kernel matrix; `activation` and `width` are those of the
     random map Phi (`draw_map`); without `agop`, M is the identity. `batch_size`: rows whose kernel
     against all centers is held at a time (None: 32 MiB of them). All is computed in float64, on

@@ -47,11 +47,11 @@ def nearest_etf(means: Any, *, toward: Any = None, delta: float | int = 0.0) -> 
     """Return the simplex ETF nearest to class means `(K, D)`: `(K, D)`, unit rows.
 
     With H (D x K) the means centred at their unweighted mean, of unit Frobenius norm, it minimises
-    |H - W^T / sqrt(K)| over all simplex ETFs W; where the means lie and how far apart does not
+    `|H - W^T / sqrt(K)|` over all simplex ETFs W; where the means lie and how far apart does not
     matter. One SVD gives it (Procrustes): W = sqrt(K/(K-1)) E P^T, with P = U V^T from the SVD of
     2/sqrt(K-1) H E + delta P_0, and E (K x (K-1)) an orthonormal basis of what is orthogonal to
     (1, ..., 1), which also fits D = K - 1 (Markou et al., NeurIPS 2024, by a Riemannian solver).
-    `delta` draws it to `toward`, an ETF `(K, D)` whose P is P_0: the penalty delta/2 |P - P_0|^2.
+    `delta` draws it to `toward`, an ETF `(K, D)` whose P is P_0: the penalty `delta/2 |P - P_0|^2`.
 
     Without it, and with means that span fewer than K - 1 directions (or all coincide), several ETFs
     are equally near, and the result is one of them, always the same for the same means on the same
