@@ -340,7 +340,18 @@ def check_options(
 
 def option_names(registry: Registry, name: str) -> tuple[str, ...]:
     """Return all parameters of a registered part: its options, and what is given to it."""
-    return tuple(_parameters(registry.load(name)))
+    return tuple(option_types(registry, name))
+
+
+def option_types(registry: Registry, name: str) -> dict[str, Any]:
+    """Return the types of all parameters of a registered part."""
+    return {key: one.annotation for key, one in _parameters(registry.load(name)).items()}
+
+
+def option_defaults(registry: Registry, name: str) -> dict[str, Any]:
+    """Return the parameters of a registered part that have a default, and that."""
+    found = _parameters(registry.load(name))
+    return {key: one.default for key, one in found.items() if one.default is not one.empty}
 
 
 def _parameters(target: Any) -> dict[str, inspect.Parameter]:

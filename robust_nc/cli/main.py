@@ -24,6 +24,7 @@ from robust_nc.cli.options import (
     DataOptions,
     DoctorOptions,
     SubmitOptions,
+    SuitesOptions,
 )
 from robust_nc.cli.stopping import INTERRUPTED, TERMINATED
 from robust_nc.engines.options import RunOptions
@@ -69,7 +70,12 @@ _VERBS = {
         "compare out/quickstart/small_cnn-etf-pgd out/quickstart/small_cnn-linear-pgd",
     ),
     "submit": _Verb(SubmitOptions, "submit RECORD --to results", "submit RECORD --hub OWNER/NAME"),
-    "run": _Verb(RunOptions, "run quickstart", "run cifar10-linf --plan --price 2.5"),
+    "run": _Verb(
+        RunOptions,
+        "run quickstart --set train.epochs=5 --set model.backbone.width=32",
+        "run cifar10-linf --plan --price 2.5",
+    ),
+    "suites": _Verb(SuitesOptions, "suites list", "suites show quickstart > mine.toml"),
     "board": _Verb(
         BoardOptions,
         "board results --format html --out site",

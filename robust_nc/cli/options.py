@@ -72,5 +72,15 @@ class DataOptions:
 
 
 @dataclass(frozen=True)
+class SuitesOptions:
+    """List the suites, or show one as TOML with every default."""
+
+    action: Annotated[Literal["list", "show"], tyro.conf.Positional] = "list"
+    """list or show."""
+    name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = None
+    """The suite to show: a name, or a path that ends with .toml."""
+
+
+@dataclass(frozen=True)
 class DoctorOptions:
     """Say what this environment has, what is broken, and the remedy."""

@@ -12,6 +12,7 @@ from robust_nc.claims.reading import holds_claims, read_claims
 from robust_nc.engines.options import RunOptions, under_torchrun
 from robust_nc.engines.run_suite import default_workers
 from robust_nc.exceptions import ConfigError
+from robust_nc.pipeline.changes import read_changes
 from robust_nc.pipeline.selection import cell_numbers, select_cells
 from robust_nc.pipeline.suite import Suite, read_suite
 from robust_nc.planning.cell_sizes import CellSizer
@@ -70,7 +71,7 @@ def _counted(options: RunOptions, sizer: CellSizer) -> list[tuple[Suite, list[Pl
         folder = options.out or Path("out") / claims.name
         suites = [(suite, folder / suite.name) for suite in claims.suites()]
     else:
-        suite = read_suite(options.suite)
+        suite = read_suite(options.suite, read_changes(options.changes))
         suites = [(suite, options.out or Path("out") / suite.name)]
     plans = []
     for suite, place in suites:

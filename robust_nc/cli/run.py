@@ -16,6 +16,7 @@ from robust_nc.engines.run_suite import Hooks, SuiteReport, run_suite
 from robust_nc.engines.torchrun import ProcessGroup, join_processes
 from robust_nc.exceptions import StoppedError
 from robust_nc.io.files import write_text
+from robust_nc.pipeline.changes import read_changes
 from robust_nc.pipeline.selection import cell_titles, select_cells
 from robust_nc.pipeline.suite import Suite, read_suite
 from robust_nc.record.folder import record_path
@@ -78,7 +79,7 @@ def _drive(options: RunOptions, stderr: Console, processes: ProcessGroup | None)
             out = options.out or Path("out") / claims.name
             codes = [carry_out(one, out / one.name, table=False) for one in claims.suites()]
             return max([_answer(claims, out, say), *codes])
-        suite = read_suite(name)
+        suite = read_suite(options.suite, read_changes(options.changes))
         return carry_out(suite, options.out or Path("out") / suite.name, table=True)
 
     seconds = None if options.minutes is None else 60 * options.minutes

@@ -35,6 +35,10 @@ class RunOptions:
     where: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Only cells whose configuration has KEY=VALUE, such as train.objective=pgd or seed=0; once per
     condition, all must hold."""
+    changes: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="set")] = ()
+    """Change a setting in a copy of the suite: KEY=VALUE, such as train.epochs=5 or
+    model.backbone.width=32; once per setting. A list, seed=[0,1], is a cell for each value, where
+    the key itself takes no list."""
     minutes: float | None = None
     """Stop after so many minutes, with the state saved and exit code 143; the same command goes on
     from there."""
@@ -83,11 +87,11 @@ class RunOptions:
             )
 
     def refuse_selection(self) -> None:
-        """Raise `ConfigError` where cells are chosen: of claims, which need all of theirs."""
-        if self.cells or self.where:
+        """Raise `ConfigError` where cells are chosen, or changed: claims need all of theirs."""
+        if self.cells or self.where or self.changes:
             raise ConfigError(
-                "--cells and --where choose cells of a suite, and claims need all of theirs; leave "
-                "them out, or run one of the suites"
+                "--cells, --where and --set choose and change cells of a suite, and claims need "
+                "all of theirs as they are; leave them out, or run one of the suites"
             )
 
     def cluster(self) -> ClusterSettings:

@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from operator import attrgetter
 from pathlib import Path
@@ -33,6 +33,7 @@ from robust_nc.data.hierarchy.tree import embedded
 from robust_nc.exceptions import ConfigError, unknown_name
 from robust_nc.io.files import digest
 from robust_nc.io.user_code import split_code
+from robust_nc.pipeline.changes import SOURCE, apply_changes, changed_name, grid_of
 from robust_nc.plugins import find_attack, find_protocol
 from robust_nc.registry import (
     AVERAGINGS,
@@ -93,11 +94,71 @@ def suite_names() -> tuple[str, ...]:
     return tuple(sorted(found - {CLAIMS}))
 
 
-def read_suite(name: str) -> Suite:
+class SuiteTables(NamedTuple):
+    """A suite as it is written: what it is, `[base]` and `[grid]`; `source` is for errors."""
+
+    name: str
+    description: str
+    base: dict[str, Any]
+    grid: dict[str, Any]
+    source: str
+
+
+def read_suite(name: str, changes: Mapping[str, Any] | None = None) -> Suite:
     """Read a suite by name, or from a path that ends with `.toml`, and check every cell of it.
 
-    Raises `ConfigError` that names the file, the key, what was found and what is valid.
+    `changes` are values by dotted key for a copy of it, under a name of its own (`pipeline.changes`
+    says how they are read). Raises `ConfigError` that names the file, the key, what was found and
+    what is valid.
     """
+    written = read_tables(name)
+    source, grid = written.source, written.grid
+    configs = [read(RunConfig, point, source=source) for point in _points(written)]
+    together = [key for choice in grid.get(TOGETHER, []) for key in choice]
+    varied = [*together, *(key for key in grid if key != TOGETHER)]
+    if not changes:
+        return suite_of(configs, written.name, written.description, varied, source)
+    registries = {key: registry for key, (registry, _) in PARTS.items()}
+    points = grid_of(configs[0], changes, registries)
+    configs = [apply_changes(config, point) for config in configs for point in points]
+    varied += [key for key in changes if len({repr(point[key]) for point in points}) > 1]
+    title, told = changed_name(written.name, changes), ", ".join(map(str, changes))
+    description = f"{written.description} Changed: {told}.".strip()
+    return suite_of(configs, title, description, varied, SOURCE)
+
+
+def suite_of(
+    configs: Iterable[RunConfig],
+    name: str,
+    description: str = "",
+    varied: Iterable[str] | None = None,
+    source: str = "configurations",
+) -> Suite:
+    """Make a suite of configurations, and check every one; equal ones are one cell.
+
+    Models are named by the `varied` keys, without them by all in which the configurations differ.
+    """
+    configs = [_with_trees(config, source) for config in configs]
+    for config in configs:
+        allow_code(config)
+        _check_names(config, source)
+    keys = _differing(configs) if varied is None else tuple(dict.fromkeys(varied))
+    return Suite(name, description, _cells(configs, keys))
+
+
+def _differing(configs: Sequence[RunConfig]) -> tuple[str, ...]:
+    """Name the keys that configurations do not agree in."""
+    tables = {name: [plain(getattr(one, name)) for one in configs] for name in _TABLES}
+    return tuple(
+        f"{name}.{key}"
+        for name, found in tables.items()
+        for key in (found[0] if found else ())
+        if len({repr(one[key]) for one in found}) > 1
+    )
+
+
+def read_tables(name: str) -> SuiteTables:
+    """Read a suite as it is written; raises `ConfigError` where it is none."""
     text, source = _find(name)
     try:
         values = tomllib.loads(text)
@@ -109,15 +170,10 @@ def read_suite(name: str) -> Suite:
     title = values.get("name", Path(name).stem)
     if not isinstance(title, str) or not title or "/" in title or title[0] == ".":
         raise ConfigError(f"{source}: name must be a plain word, found {title!r}")
-    points = _points(values.get("base", {}), values.get("grid", {}), source)
-    configs = [_with_trees(read(RunConfig, point, source=source), source) for point in points]
-    for config in configs:
-        allow_code(config)
-        _check_names(config, source)
-    grid = values.get("grid", {})
-    together = [key for choice in grid.get(TOGETHER, []) for key in choice]
-    varied = tuple(dict.fromkeys([*together, *(key for key in grid if key != TOGETHER)]))
-    return Suite(title, str(values.get("description", "")), _cells(configs, varied))
+    base, grid = values.get("base", {}), values.get("grid", {})
+    if not isinstance(base, dict) or not isinstance(grid, dict):
+        raise ConfigError(f"{source}: base and grid must be tables")
+    return SuiteTables(title, str(values.get("description", "")), base, grid, source)
 
 
 def _find(name: str) -> tuple[str, str]:
@@ -133,10 +189,9 @@ def _find(name: str) -> tuple[str, str]:
     return file.read_text(), f"{name}.toml"
 
 
-def _points(base: object, grid: object, source: str) -> list[dict[str, Any]]:
+def _points(written: SuiteTables) -> list[dict[str, Any]]:
     """Expand the grid: the last key varies fastest."""
-    if not isinstance(base, dict) or not isinstance(grid, dict):
-        raise ConfigError(f"{source}: base and grid must be tables")
+    _, _, base, grid, source = written
     for key, choices in grid.items():
         if not isinstance(choices, list) or not choices:
             raise ConfigError(f"{source}: grid.{key} must be a list of values, found {choices!r}")
@@ -177,10 +232,14 @@ def with_value(values: Mapping[str, Any], path: list[str], value: object) -> dic
 
     >>> with_value({"train": {"epochs": 3}}, ["train", "lr"], 0.1)
     {'train': {'epochs': 3, 'lr': 0.1}}
+
+    A part that is there by its name alone becomes a table, for its option.
     """
     if len(path) == 1:
         return {**values, path[0]: value}
     inner = values.get(path[0], {})
+    if isinstance(inner, str):
+        inner = {"name": inner}
     return {
         **values,
         path[0]: with_value(inner if isinstance(inner, dict) else {}, path[1:], value),
