@@ -48,6 +48,23 @@ site: .venv/stamp  ## The leaderboard of results/ with the documentation, for an
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --tag site docs out/site/docs
 	$(BIN)/robust-nc board results --format html --out out/site
 
+# From what is committed. Links of the README lead to the project's pages, for PyPI shows it alone.
+URL := https://github.com/robust-nc/robust_nc
+release: .venv/stamp  ## Wheel and sdist into dist/, tried in an environment of their own; notes of the version
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[release]'
+	rm -rf build/release out/release dist && mkdir -p build/release out/release
+	git archive HEAD | tar -x -C build/release
+	sed -E -i.bak -e 's#(!\[[^]]*\]\()([a-z])#\1$(URL)/raw/main/\2#' \
+	  -e 's#(\]\()(docs|examples|results|[A-Z]+\.)#\1$(URL)/blob/main/\2#g' build/release/README.md
+	rm build/release/README.md.bak
+	$(BIN)/python -m build --outdir dist build/release
+	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv out/release/.venv
+	out/release/.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd out/release && .venv/bin/robust-nc --version
+	cd out/release && .venv/bin/robust-nc run quickstart && .venv/bin/robust-nc board out/quickstart --format html
+	awk '/^## /{n++} n==1' CHANGELOG.md > out/release/notes.md && head -n 1 out/release/notes.md
+
 test: .venv/stamp  ## All tests but the slow ones
 	$(BIN)/python -m pytest -n 2 $(BY_FILE)
 

@@ -178,7 +178,7 @@ class TestQuestions:
         self, results: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "duckdb", None)
-        with pytest.raises(ConfigError, match=r"pip install 'robust_nc\[report\]'"):
+        with pytest.raises(ConfigError, match=r"pip install 'robust-nc\[sql\]'"):
             query(results, "select 1")
 
 

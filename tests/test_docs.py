@@ -252,7 +252,7 @@ def test_the_index_and_the_list_of_decisions_name_every_page() -> None:
     assert listed == [f"adr/{path.name}" for path in sorted((ROOT / "docs/adr").glob("*.md"))]
 
 
-@pytest.mark.parametrize("workflow", ["pages.yml"])
+@pytest.mark.parametrize("workflow", ["pages.yml", "release.yml"])
 def test_a_workflow_that_publishes_pins_its_actions_and_builds_without_rights(
     workflow: str,
 ) -> None:

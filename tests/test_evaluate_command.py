@@ -1,10 +1,8 @@
 """`robust-nc evaluate`: what it says where, and what it makes of mistakes."""
 
-import builtins
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from helpers_runner import Ran, cli, signalled
@@ -160,22 +158,6 @@ def test_sigterm_flushes_the_log_and_the_same_command_goes_on_from_it(own_model,
     assert "robust:" in cli(*arguments).out
     assert len(list(tmp_path.glob("*.json"))) == 1
     assert not list(tmp_path.rglob("*.jsonl"))
-
-
-def test_without_the_extra_there_is_no_page_and_a_remedy(own_model, tmp_path, monkeypatch):
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name == "robust_nc.report.site.write":
-            raise ImportError("no jinja2", name="jinja2")
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    ran = cli("evaluate", own_model, *FAST, "--eps", 0.1, "--no-geometry", "--out", tmp_path)
-    assert ran.code == 0, ran.err
-    assert field(ran, "page") == ""
-    assert "no page: jinja2 is not installed" in ran.err
-    assert "robust_nc[report]" in ran.err
 
 
 class TestCards:

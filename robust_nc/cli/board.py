@@ -231,12 +231,12 @@ def _with_cards(theirs: "pd.DataFrame") -> "pd.DataFrame":
 
 def _page(options: BoardOptions, tell: _Tell) -> None:
     """Write the pages. Ranks and figures there are of the rows that `--where` leaves."""
-    write_site = _site_writer()
     records, theirs = _split(options)
     claims = () if options.where else _claims(options.results)
     if options.where:
         tell("the page holds, and ranks, what --where leaves")
     from robust_nc.exchange.robustbench_published import published_rows
+    from robust_nc.report.site.write import write_site
     from robust_nc.verification.pictures import adversarial_pictures
 
     page = write_site(
@@ -268,14 +268,3 @@ def _bibtex(records: "Sequence[Stored]", theirs: "pd.DataFrame | None") -> str:
     cards = [stored.record.card for stored in records if stored.record.card is not None]
     cards += [published_cards()[recipe] for recipe in theirs["recipe"]]
     return "\n\n".join([bibtex([]).removesuffix("\n"), *entries(cards)])
-
-
-def _site_writer() -> Callable[..., Any]:
-    """Import what draws the page; figures are an extra."""
-    try:
-        from robust_nc.report.site.write import write_site
-    except ImportError as error:
-        raise ConfigError(
-            f"the page needs {error.name}, which is not installed: pip install 'robust_nc[report]'"
-        ) from None
-    return write_site

@@ -14,7 +14,6 @@ import torch
 from rich.console import Console
 
 from robust_nc.cli.options import CompareOptions
-from robust_nc.exceptions import ConfigError
 from robust_nc.io.text import printable
 from robust_nc.report.board.comparing import Accuracy, Compared, Side, compare
 from robust_nc.report.board.formats import INTERVALS, count_text, percent, points, short
@@ -55,13 +54,9 @@ def compare_command(options: CompareOptions, stderr: Console) -> int:
 
 
 def _page(found: Compared, out: Path) -> Path:
-    try:
-        from robust_nc.report.site.comparison import Differing, write_comparison
-        from robust_nc.verification.pictures import adversarial_pictures
-    except ImportError as error:
-        raise ConfigError(
-            f"the page needs {error.name}, which is not installed: pip install 'robust_nc[report]'"
-        ) from None
+    from robust_nc.report.site.comparison import Differing, write_comparison
+    from robust_nc.verification.pictures import adversarial_pictures
+
     sides = [read_results(side.path) for side in (found.first, found.second)]
     differing = []
     for letter, loser, rows in zip("AB", reversed(sides), _alone(found), strict=False):

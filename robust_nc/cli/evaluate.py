@@ -48,17 +48,11 @@ def evaluate_command(request: Request, stderr: Console) -> int:
     return heeding(judge, typed(), say)
 
 
-def _page(stored: Stored, request: Request, screen: Screen) -> Path | None:
-    """Write the page of the model, where what draws it is installed."""
-    try:
-        from robust_nc.report.site.write import write_model
-        from robust_nc.verification.pictures import adversarial_pictures
-    except ImportError as error:
-        screen.line(
-            f"no page: {error.name} is not installed; pip install 'robust_nc[report]', then "
-            f"robust-nc board {shlex.quote(str(stored.path.parent))} --format html"
-        )
-        return None
+def _page(stored: Stored, request: Request, screen: Screen) -> Path:
+    """Write the page of the model."""
+    from robust_nc.report.site.write import write_model
+    from robust_nc.verification.pictures import adversarial_pictures
+
     screen.event(Event("page", 0.0, "draw the report"))
     pictures = partial(
         adversarial_pictures,
@@ -69,7 +63,7 @@ def _page(stored: Stored, request: Request, screen: Screen) -> Path | None:
     return write_model(stored, pictures)
 
 
-def verdict_text(stored: Stored, *, page: Path | None, root: Path | None) -> str:
+def verdict_text(stored: Stored, *, page: Path, root: Path | None) -> str:
     """Say what a model withstands, what its layers do, and where all that lies."""
     record = stored.record
     reference = _table(record, "model").get("reference", "MODEL")
@@ -176,15 +170,13 @@ def _leap_layer(rows: pd.DataFrame, depth: float | None) -> str:
     )
 
 
-def _files(stored: Stored, page: Path | None) -> list[str]:
+def _files(stored: Stored, page: Path) -> list[str]:
     lines = [_line("record", str(stored.path), wrap=False)]
     evidence = stored.record.evidence
     if evidence is not None:
         told = f"{evidence_path(stored.path)} ({_size(evidence.bytes)}, {evidence.broken:,} images)"
         lines.append(_line("evidence", told, wrap=False))
-    if page is not None:
-        lines.append(_line("page", str(page), wrap=False))
-    return lines
+    return [*lines, _line("page", str(page), wrap=False)]
 
 
 def _line(name: str, text: str, *, wrap: bool = True) -> str:

@@ -264,6 +264,6 @@ def _duckdb() -> Any:
         import duckdb
     except ImportError:
         raise ConfigError(
-            "SQL needs duckdb, which is not installed: pip install 'robust_nc[report]'"
+            "SQL needs duckdb, which is not installed: pip install 'robust-nc[sql]'"
         ) from None
     return duckdb
