@@ -155,14 +155,41 @@ def test_the_suites_of_the_page_can_be_run_and_its_tree_read(tmp_path: Path) -> 
     assert len(read_all(tmp_path / "out")) == len(cells) == 2
 
 
-@pytest.mark.parametrize(
-    ("page", "words"),
-    [("README.md", ["robust", "penultimate"]), ("docs/systems.md", ["nc1_trace"])],
-)
-def test_the_python_of_a_page_runs(page: str, words: list[str], tmp_path: Path) -> None:
+FOLLOWED = {"adding_a_defense", "adding_a_head", "adding_an_attack", "evaluating", "publishing"}
+PRINTS = {
+    "README.md": ["robust", "penultimate"],
+    "docs/gallery.md": [],
+    "docs/protocols.md": ["attack 2 of 5", "adaptive"],
+    "docs/systems.md": ["nc1_trace"],
+}
+ATTACK = """
+from robust_nc.attacks.pgd import PGD
+
+def adaptive(**options):
+    return PGD(steps=2)
+"""
+
+
+def test_every_page_with_python_is_run() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "results").rglob("*.md")]
+    names = {str(page.relative_to(ROOT)) for page in pages}
+    found = {name for name in names if "python" in [block[0] for block in blocks(name)]}
+    assert found == {f"docs/{name}.md" for name in FOLLOWED} | set(PRINTS)
+
+
+@pytest.mark.parametrize("page", PRINTS)
+def test_the_python_of_a_page_runs(page: str, folder: Path) -> None:
+    """In a folder with the results; `protocols` goes on from the names of the README."""
+    (folder / "results").symlink_to(ROOT / "results")
+    (folder / "my_attacks.py").write_text(ATTACK)
     code = "\n".join(text for language, _, text in blocks(page) if language == "python")
-    printed = run_python(lambda: exec(compile(code, page, "exec"), {}))
-    assert all(word in printed for word in words)
+    torch.manual_seed(0)
+    images, labels = robust_nc.load_dataset("digits", split="test", limit=8)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    names = {"robust_nc": robust_nc, "model": model, "images": images, "labels": labels}
+    given = names if page == "docs/protocols.md" else {}
+    printed = run_python(lambda: exec(compile(code, page, "exec"), given))
+    assert all(word in printed for word in PRINTS[page]), printed
 
 
 def told(attack: Any) -> str:
