@@ -1,5 +1,6 @@
 """Figures: that what is drawn are the values of the rows, and what is refused."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from robust_nc.exceptions import InputError, UnknownNameError
 from robust_nc.report.figures import (
@@ -37,7 +40,7 @@ from robust_nc.report.figures import (
     trajectory_in_plane,
     trajectory_on_edge,
 )
-from robust_nc.report.figures.axes import COLOURS
+from robust_nc.report.figures.axes import COLOURS, DrawnFigure, Width
 from robust_nc.report.figures.curves import GROUPINGS
 from robust_nc.report.figures.plots import NETWORK
 from robust_nc.statistics.intervals import mean_interval
@@ -102,8 +105,7 @@ def note(ax: Axes) -> str:
 
 
 def labels(ax: Axes) -> list[str]:
-    legend = ax.get_legend()
-    assert legend is not None
+    (legend,) = ax.figure.legends
     return [text.get_text() for text in legend.get_texts()]
 
 
@@ -322,10 +324,10 @@ def test_a_leap_matrix_names_its_classes_and_has_a_colour_bar(whole: pd.DataFram
     ax = leap_matrix(whole.assign(dataset="fashion_mnist"))
     names = ["T-shirt/top", "Trouser", "Pullover", "Dress"]
     assert [text.get_text() for text in ax.get_yticklabels()] == names
-    assert [one.get_ylabel() for one in ax.figure.axes] == [ax.get_ylabel(), "share of row"]
+    assert [one.get_ylabel() for one in ax.child_axes] == ["share of row"]
     ours = leap_matrix(whole.assign(dataset="mine.npz"), bar=False)
     assert [text.get_text() for text in ours.get_xticklabels()] == ["0", "1", "2", "3"]
-    assert len(ours.figure.axes) == 1
+    assert ours.child_axes == []
 
 
 def test_models_may_share_a_scale(whole: pd.DataFrame, tmp_path: Path) -> None:
@@ -352,7 +354,8 @@ def test_a_leap_matrix_has_shares_of_the_tap_that_is_named(whole: pd.DataFrame) 
 
 
 def test_leap_matrices_have_a_panel_per_layer_and_a_row_per_model(two: pd.DataFrame) -> None:
-    axes = leap_matrices(two).axes
+    *axes, bar = leap_matrices(two).axes
+    assert bar.get_ylabel() == "share of row"
     assert [ax.get_title() for ax in axes] == [*TAPS, *[""] * 4]
     assert [ax.get_ylabel().split()[0] for ax in axes[::4]] == ["linear-pgd", "linear-standard"]
     model = "linear-standard"
@@ -395,6 +398,10 @@ def test_paths_begin_and_end_where_their_rows_say(whole: pd.DataFrame) -> None:
     dots = [item.get_offsets() for item in ax.collections if len(item.get_offsets()) == len(x)]
     np.testing.assert_allclose(dots[0], np.stack([x.iloc[:, -1], y.iloc[:, -1]], 1))
     assert ax.get_aspect() == 1.0
+    names = [text.get_text() for text in trajectory_in_plane(whole.assign(dataset="digits")).texts]
+    assert names[:CLASSES] == ["0", "1", "2", "3"]
+    names = [one.get_text() for one in trajectory_in_plane(whole.assign(dataset="cifar10")).texts]
+    assert names[:CLASSES] == ["airplane", "automobile", "bird", "cat"]
     assert f"n = {len(x)} train examples; seed 0 of 2" in note(ax)
 
 
@@ -487,3 +494,76 @@ def test_a_legend_of_long_names_stays_within_the_figure(two: pd.DataFrame, tmp_p
     (legend,) = figure.legends
     assert legend.get_window_extent().width <= figure.bbox.width
     assert [text.get_text() for text in legend.get_texts()] == sorted(set(rows["objective"]))
+
+
+def boxes(figure: DrawnFigure) -> tuple[list[Bbox], list[Bbox]]:
+    """Where the legends of a laid out figure are, and where its axes are with all their words."""
+    figure.canvas.draw()
+    around = [ax.get_tightbbox() for ax in figure.axes]
+    return [one.get_window_extent() for one in figure.legends], [one for one in around if one]
+
+
+@pytest.mark.parametrize(("width", "inches"), [("column", 3.25), ("page", 6.75)])
+@pytest.mark.parametrize("name", [*PLOTS, "story", "leap_matrices"])
+def test_a_figure_is_finished_at_the_width_of_a_paper(
+    name: str, width: Width, inches: float, whole: pd.DataFrame
+) -> None:
+    if name in PLOTS:
+        figure = PLOTS[name](whole, width=width).figure
+    else:
+        figure = {"story": story, "leap_matrices": leap_matrices}[name](whole, width=width)
+    assert isinstance(figure, DrawnFigure)
+    file = io.BytesIO()
+    figure.savefig(file, format="pdf")
+    assert b"/Subtype /Type3" not in file.getvalue()
+    assert b"/CIDFontType2" in file.getvalue(), "TrueType"
+    assert float(figure.get_size_inches()[0]) == inches
+    assert "n = " in figure.caption
+    legends, axes = boxes(figure)
+    for box in legends:
+        assert not any(box.overlaps(other) for other in axes)
+    slack = 0.05 * figure.dpi
+    for box in [*legends, *axes]:
+        assert box.x0 >= -slack
+        assert box.x1 <= figure.bbox.width + slack
+        assert box.y1 <= figure.bbox.height + slack
+    texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    assert min(text.get_fontsize() for text in texts) >= 6
+
+
+def test_groups_become_rows_where_a_column_has_no_room_for_them(two: pd.DataFrame) -> None:
+    frame = frame_of()
+    wide, narrow = story(frame), story(frame, width="column")
+    assert [ax.get_title() for ax in wide.axes] == ["standard", "pgd", "trades", "", "", ""]
+    assert [ax.get_title(loc="left") for ax in narrow.axes[::2]] == ["standard", "pgd", "trades"]
+    assert wide.caption == narrow.caption
+    for wrong in ("colum", 0.5, float("nan")):
+        with pytest.raises(InputError, match="'column', 'page' or inches"):
+            story(frame, width=wrong)
+    with pytest.raises(InputError, match=r"4 panels side by side need 2\.9 inches, found 2"):
+        leap_matrices(two, width=2.0)
+
+
+def test_figures_of_a_paper_have_their_captions_beside_them(
+    two: pd.DataFrame, tmp_path: Path
+) -> None:
+    for folder in ("one", "again"):
+        only, *_ = save_each(
+            two,
+            tmp_path / folder,
+            names=("story", "leap_matrix", "accuracy_against_eps"),
+            format="pdf",
+            words=False,
+        )
+    text = (tmp_path / "one" / "figures.tex").read_text()
+    assert only.path is not None
+    assert text.count(r"\includegraphics{") == 3
+    assert r"\label{fig:story}" in text
+    assert rf"\caption{{{only.title}. {only.caption.replace('%', chr(92) + '%')}.}}" in text
+    for name in ("story.pdf", "leap_matrix.pdf", "figures.tex"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    (svg,) = save_each(two, tmp_path, names=("story",), format="svg", width="column")
+    assert svg.path is not None
+    assert svg.path.read_text().startswith("<?xml")
+    with pytest.raises(UnknownNameError, match="did you mean 'story'"):
+        save_each(two, tmp_path, names=("stroy",))

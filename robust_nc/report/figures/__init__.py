@@ -1,12 +1,15 @@
 """Figures of the geometry under attack, drawn from the tidy rows of records.
 
-A plot draws on the axes that it is given, or on those of a new figure of one column's width, and
-returns them; it raises `InputError` where the frame holds no rows for it. `save_all` writes all.
+A plot draws on the axes that it is given, or on those of a new `DrawnFigure`, and returns them; it
+raises `InputError` where the frame holds no rows for it. `width` is "column" (3.25 inches, of a
+paper in two columns), "page" (6.75) or inches; letters have 6 to 9 points at every width.
+`save_all` writes all.
 
 >>> sorted(PLOTS)[:3]
 ['accuracy_against_eps', 'alignment_angles', 'collapse_against_eps']
 """
 
+from robust_nc.report.figures.axes import DrawnFigure, take_title_and_note
 from robust_nc.report.figures.curves import (
     accuracy_against_eps,
     collapse_against_eps,
@@ -37,6 +40,7 @@ from robust_nc.report.figures.saving import (
 
 __all__ = [
     "PLOTS",
+    "DrawnFigure",
     "SavedFigure",
     "accuracy_against_eps",
     "alignment_angles",
@@ -55,6 +59,7 @@ __all__ = [
     "save_all",
     "save_each",
     "story",
+    "take_title_and_note",
     "trajectory_in_plane",
     "trajectory_on_edge",
 ]

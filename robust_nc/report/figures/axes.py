@@ -2,32 +2,39 @@
 
 Nothing here touches the state of pyplot: a figure is an object that its caller owns.
 
->>> axes = new_axes()
+>>> axes = new_axes("page")
 >>> [float(side) for side in axes.figure.get_size_inches()]
-[3.4, 2.7]
+[6.75, 3.2]
 """
 
 import functools
 import math
 import textwrap
 from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator
 
+from robust_nc.exceptions import InputError
 from robust_nc.report.figures.selection import in_order, roles, taps_in_order
 from robust_nc.statistics.intervals import mean_interval
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-COLUMN_WIDTH = 3.4  # inches: one column of a paper
+Width = Literal["column", "page"] | float
+# Inches: one column and the whole page of a paper in two columns (ICML, CVPR).
+WIDTHS: dict[str, float] = {"column": 3.25, "page": 6.75}
+_WIDTHS = (1.5, 30.0)  # inches that make a figure
 STYLE: Any = {  # dict of rcParams
     "font.size": 8,
     "axes.titlesize": 9,
@@ -47,6 +54,9 @@ STYLE: Any = {  # dict of rcParams
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
 }
+# Letters in a file are TrueType (not Type 3, which some publishers refuse) and can be searched.
+_FILE: Any = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.hashsalt": "robust_nc"}
+_DPI = 300  # of a file of pixels, unless the caller or matplotlib's settings say otherwise
 NULL = "leap null"
 # The palette "colorblind" of seaborn, fixed per condition so that every figure means the same.
 COLOURS = {
@@ -60,7 +70,47 @@ GREY = "#555555"
 MOST_INSIDE = 8  # longer legends stand beside the axes
 # Leading digits with a label on a logarithmic axis whose ends are in less than this ratio.
 _BETWEEN = ((10, "2346"), (100, "25"))
-_NOTE = "note"
+_NOTE, _OWN = "note", "own"
+_SUBTITLES = frozenset({"input", "head", "model", "objective"})
+
+
+class DrawnFigure(Figure):
+    """A figure in our style, however it is shown or saved, and what a caption is to say of it.
+
+    Files hold TrueType fonts. `title` and `caption` (over what the figure is) are plain text.
+    """
+
+    title: str = ""
+    caption: str = ""
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw as matplotlib does. Ticks that are made only now have our sizes, too."""
+        with matplotlib.rc_context(STYLE):
+            super().draw(renderer)
+
+    def savefig(self, fname: Any, **options: Any) -> None:
+        """Save as matplotlib does, with TrueType fonts; its own settings stay as they were."""
+        if matplotlib.rcParams["savefig.dpi"] == "figure":
+            options.setdefault("dpi", _DPI)
+        with matplotlib.rc_context(STYLE | _FILE):
+            super().savefig(fname, **options)
+
+
+def inches_of(width: Width) -> float:
+    """Return a width in inches.
+
+    Raises `InputError` for what is none.
+
+    >>> inches_of("column"), inches_of(5.5)
+    (3.25, 5.5)
+    """
+    found = WIDTHS.get(width, width) if isinstance(width, str) else width
+    if isinstance(found, str) or not _WIDTHS[0] <= found <= _WIDTHS[1]:
+        low, high = _WIDTHS
+        raise InputError(
+            f"width is 'column', 'page' or inches from {low:g} to {high:g}, found {width!r}"
+        )
+    return float(found)
 
 
 def styled(draw: Callable[P, T]) -> Callable[P, T]:
@@ -75,12 +125,16 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
 
 
 @styled
-def new_axes(width: float = COLUMN_WIDTH, height: float = 2.7) -> Axes:
-    """Return the axes of a new figure of one column's width."""
-    return Figure(figsize=(width, height), layout="constrained").subplots()
+def new_axes(width: Width = "column", heights: tuple[float, float] = (2.4, 3.2)) -> Axes:
+    """Return the axes of a new figure; heights in inches up to 4.5 inches of width, and beyond."""
+    inches = inches_of(width)
+    figure = DrawnFigure(figsize=(inches, heights[inches > 4.5]), layout="constrained")
+    axes = figure.subplots()
+    axes.set_gid(_OWN)
+    return axes
 
 
-def layer_lines(rows: pd.DataFrame, colours: Mapping[str, str], ax: Axes | None) -> Axes:
+def layer_lines(rows: pd.DataFrame, colours: Mapping[str, str], ax: Axes) -> Axes:
     """Draw one line per `input` (colour) and model (dashes) along the layers."""
     taps, style = taps_in_order(rows), "input"
     if rows["model"].nunique() > 1:
@@ -94,7 +148,7 @@ def layer_lines(rows: pd.DataFrame, colours: Mapping[str, str], ax: Axes | None)
     return ax
 
 
-def model_lines(rows: pd.DataFrame, ax: Axes | None, x: str) -> Axes:
+def model_lines(rows: pd.DataFrame, ax: Axes, x: str) -> Axes:
     """Draw one line per model along `x`, in the colours of `model_colours`."""
     found = roles(rows)
     style = found.style or (found.hue if rows["model"].nunique() > 1 else None)
@@ -103,7 +157,7 @@ def model_lines(rows: pd.DataFrame, ax: Axes | None, x: str) -> Axes:
 
 def value_lines(
     rows: pd.DataFrame,
-    ax: Axes | None,
+    ax: Axes,
     x: str,
     hue: str,
     colours: Mapping[str, str],
@@ -114,7 +168,7 @@ def value_lines(
     They are taken before anything is drawn: on a logarithmic axis seaborn would average logarithms.
     A band that would go below 0, where no value is, begins at the smallest value.
     """
-    ax, names = ax or new_axes(), list(colours)
+    names = list(colours)
     order = names if style == hue else in_order(rows[style]) if style else None
     lines = list(dict.fromkeys((hue, style or hue)))
     found = rows.dropna(subset="value").groupby([*lines, x], sort=True)["value"].agg(list)
@@ -159,9 +213,14 @@ def colours_of(names: pd.Series, colours: Mapping[str, str]) -> dict[str, str]:
 def label_taps(ax: Axes, taps: list[str]) -> None:
     """Write the names of the taps along the x axis."""
     ax.set_xticks(range(len(taps)), taps)
-    if sum(map(len, taps)) > 24:
+    if sum(map(len, taps)) > 13 * inches_across(ax):
         slant_labels(ax)
     ax.set_xlabel("layer, input to output")
+
+
+def inches_across(ax: Axes) -> float:
+    """Width of axes, as far as it is known before the figure is laid out."""
+    return float(ax.get_window_extent().width) / float(ax.figure.dpi)
 
 
 def slant_labels(ax: Axes) -> None:
@@ -219,22 +278,82 @@ def untitle(ax: Axes) -> None:
 
 
 def finish(ax: Axes, title: str, note: str) -> Axes:
-    """Put the title and, in small letters below it, the note."""
-    inches = ax.get_window_extent().width / ax.figure.dpi
-    text = wrapped(note, max(30, round(inches * 23)))
+    """Put the title and, in small letters below it, the note; the legend below a figure of ours."""
+    text = wrapped(note, max(30, round(inches_across(ax) * 23)))
     ax.set_title(title, loc="left", pad=5 + 8 * len(text))
     words = ax.text(0, 1.02, "\n".join(text), transform=ax.transAxes, fontsize=6, color=GREY)
     words.set(gid=_NOTE, verticalalignment="bottom", linespacing=1.15)
+    figure = ax.get_figure(root=True)
+    if ax.get_gid() == _OWN and isinstance(figure, DrawnFigure):
+        figure.title, figure.caption = title, note
+        _grow(figure, _words_height(ax))
+        join_legends(figure, [ax])
     return ax
 
 
 def take_title_and_note(ax: Axes) -> tuple[str, str]:
     """Remove title and note from the axes, and return them, each in one line."""
     title, notes = ax.get_title(loc="left"), [one for one in ax.texts if one.get_gid() == _NOTE]
+    figure = ax.get_figure(root=True)
+    if notes and ax.get_gid() == _OWN and isinstance(figure, DrawnFigure):
+        _grow(figure, -_words_height(ax))
     ax.set_title("", loc="left")
     for text in notes:
         text.remove()
     return title, " ".join(notes[0].get_text().split()) if notes else ""
+
+
+def _grow(figure: Figure, inches: float) -> None:
+    width, height = map(float, figure.get_size_inches())
+    figure.set_size_inches(width, height + inches)
+
+
+def _words_height(ax: Axes) -> float:
+    """Inches that title and note take."""
+    lines = [one.get_text().count("\n") + 1 for one in ax.texts if one.get_gid() == _NOTE]
+    return (14 + 8 * sum(lines)) / 72
+
+
+@styled
+def join_legends(figure: Figure, axes: list[Axes]) -> None:
+    """Move all legends into one outside the axes, in as many columns as there is room for.
+
+    It stands below, or above what is written below all axes. The figure grows by its height.
+    """
+    entries: dict[str, Artist] = {}
+    for ax in axes:
+        legend = ax.get_legend()
+        if legend is None:
+            continue
+        for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True):
+            if text.get_text() not in _SUBTITLES and handle is not None:
+                entries.setdefault(text.get_text(), handle)
+        legend.remove()
+    if len(entries) < 2:
+        return
+    width = float(figure.get_size_inches()[0])
+    above = bool(figure.get_supxlabel())
+    names = ["\n".join(wrapped(name, round(17 * width) - 8)) for name in entries]
+    for columns in range(max(1, min(len(entries), int(width / 1.1))), 0, -1):
+        legend = figure.legend(
+            list(entries.values()),
+            names,
+            ncols=columns,
+            loc="outside upper center" if above else "outside lower center",
+        )
+        across, up = _inches(legend)
+        if columns == 1 or across <= width:
+            _grow(figure, up)
+            break
+        legend.remove()
+
+
+def _inches(legend: Legend) -> tuple[float, float]:
+    """Width and height of a legend of the figure."""
+    figure = legend.get_figure(root=True)
+    assert figure is not None
+    extent = legend.get_window_extent()
+    return float(extent.width) / figure.dpi, float(extent.height) / figure.dpi
 
 
 def wrapped(text: str, width: int) -> list[str]:

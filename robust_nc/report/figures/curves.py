@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from robust_nc.report.figures.axes import (
     GREY,
     MOST_INSIDE,
+    Width,
     colours_of,
     finish,
     log_scale,
@@ -28,8 +29,10 @@ from robust_nc.report.figures.axes import (
 )
 from robust_nc.report.figures.selection import (
     RowFilter,
+    class_name,
     deepest,
     in_order,
+    literal,
     note_of,
     one_model,
     optional,
@@ -59,10 +62,12 @@ class _Radius(NamedTuple):
 
 
 @styled
-def collapse_over_epochs(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def collapse_over_epochs(
+    frame: pd.DataFrame, *, ax: Axes | None = None, width: Width = "column"
+) -> Axes:
     """NC1 (ratio of traces) of the penultimate layer on clean training data, over training."""
     rows = select(frame, RowFilter("nc1_trace", ("clean",), split="train", epochs=True))
-    ax = model_lines(rows, ax, "epoch")
+    ax = model_lines(rows, ax or new_axes(width), "epoch")
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.set(xlabel="epoch", ylabel="NC1 by traces (log scale)")
     log_scale(ax)
@@ -70,22 +75,27 @@ def collapse_over_epochs(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes
 
 
 @styled
-def accuracy_against_eps(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def accuracy_against_eps(
+    frame: pd.DataFrame, *, ax: Axes | None = None, width: Width = "column"
+) -> Axes:
     """Accuracy under attack against the radius of the ball."""
     # Accuracies that name a feature are of the images that the geometry was measured on.
     sweep = frame[frame["feature"] == ""]
     rows = select(sweep, RowFilter("accuracy", ("attacked",), split="test", every_eps=True))
-    ax = model_lines(rows, ax, "eps")
+    ax = model_lines(rows, ax or new_axes(width), "eps")
     _label_eps(ax, rows)
     share_axis(ax, "accuracy under attack")
     return finish(ax, "Accuracy against eps", note_of(rows))
 
 
 @styled
-def leap_rate_against_eps(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def leap_rate_against_eps(
+    frame: pd.DataFrame, *, ax: Axes | None = None, width: Width = "column"
+) -> Axes:
     """Leap rate of the deepest tap against the radius of the ball, with the collapse radii."""
     rows = deepest(select(frame, RowFilter("leap_rate", ("sweep",), every_eps=True)))
-    ax, colours, hue = model_lines(rows, ax, "eps"), model_colours(rows), roles(rows).hue
+    ax = model_lines(rows, ax or new_axes(width), "eps")
+    colours, hue = model_colours(rows), roles(rows).hue
     ax.axhline(LEVEL, color=GREY, linewidth=0.8, linestyle=":")
     radii = {
         (str(model), str(name)): _radius(frame, part)
@@ -113,7 +123,9 @@ def leap_rate_against_eps(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axe
 
 
 @styled
-def collapse_against_eps(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def collapse_against_eps(
+    frame: pd.DataFrame, *, ax: Axes | None = None, width: Width = "column"
+) -> Axes:
     """NC1 by traces against the radius, by true label and by nearest vertex; one model.
 
     The deepest tap; the line and the band that stand upright are the collapse radius.
@@ -123,7 +135,8 @@ def collapse_against_eps(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes
     rows = deepest(pd.concat(found) if found else select(frame, wanted[0]))
     one_model(rows, "collapse against eps")
     rows = rows.assign(input=rows["grouping"].replace(_NAMED))
-    ax = value_lines(rows, ax, "eps", "input", colours_of(rows["input"], GROUPINGS), "input")
+    ax, colours = ax or new_axes(width), colours_of(rows["input"], GROUPINGS)
+    value_lines(rows, ax, "eps", "input", colours, "input")
     _label_eps(ax, rows)
     ax.set(ylabel="NC1 by traces (log scale)")
     log_scale(ax)
@@ -159,7 +172,9 @@ def _label_eps(ax: Axes, rows: pd.DataFrame) -> None:
 
 
 @styled
-def trajectory_on_edge(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def trajectory_on_edge(
+    frame: pd.DataFrame, *, ax: Axes | None = None, width: Width = "column"
+) -> Axes:
     """Way from the clean vertex to the attacked one over the steps of the attack.
 
     One line per layer, dark to light from input to output; of several models one line each, at
@@ -174,7 +189,7 @@ def trajectory_on_edge(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     names = in_order(rows["model"]) if several else taps_in_order(rows)
     palette = "colorblind" if several else "viridis"
     banded = names if len(names) <= MOST_BANDS else names[-1:]
-    ax = ax or new_axes()
+    ax = ax or new_axes(width)
     for name, colour in zip(names, sns.color_palette(palette, len(names)), strict=True):
         mean, bottom, top = (
             part[part[column] == name].groupby("i")["value"].mean() for part in (rows, low, high)
@@ -196,7 +211,9 @@ def trajectory_on_edge(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 @styled
-def trajectory_in_plane(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def trajectory_in_plane(
+    frame: pd.DataFrame, *, ax: Axes | None = None, width: Width = "column"
+) -> Axes:
     """Paths of single examples over the attack, in a projection of the simplex to two dimensions.
 
     One model and seed (the smallest), the deepest tap; vertices are marked by their class. A path
@@ -209,7 +226,7 @@ def trajectory_in_plane(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     x, y = (rows.pivot(index="j", columns="i", values="value") for rows in (xs, ys))
     paths = np.stack([x.to_numpy(), y.to_numpy()], axis=-1)[:MOST_PATHS]
     vertices = _vertices(frame, xs)
-    ax = ax or new_axes(height=3.2)
+    ax = ax or new_axes(width, (3.2, 4.6))
     if len(vertices) <= MOST_EDGES:
         corners = vertices.to_numpy()
         edges = [corners[[a, b]] for a in range(len(corners)) for b in range(a)]
@@ -219,9 +236,8 @@ def trajectory_in_plane(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     lines.set_array(np.tile(x.columns.to_numpy()[1:], len(paths)))
     ax.add_collection(lines)
     ax.scatter(paths[:, -1, 0], paths[:, -1, 1], s=6, color=GREY, linewidths=0, zorder=3)
-    for label, (across, up) in vertices.iterrows():
-        ax.scatter(across, up, s=70, facecolor="white", edgecolor="black", linewidths=0.8, zorder=4)
-        ax.text(across, up, str(label), ha="center", va="center", fontsize=6, zorder=5)
+    ax.scatter(vertices["x"], vertices["y"], s=14, color="black", linewidths=0, zorder=4)
+    _name_vertices(ax, vertices, str(xs["dataset"].iloc[0]) if "dataset" in xs else "")
     ax.autoscale_view()
     ax.set_aspect("equal", adjustable="datalim")
     ax.set(xticks=[], yticks=[])
@@ -232,8 +248,27 @@ def trajectory_in_plane(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     seeds = found[0]["seed"].nunique()
     whose = f"seed {xs['seed'].iloc[0]} of {seeds}" if seeds > 1 else "one seed"
     shown = note_of(xs.assign(n=len(paths))).replace("one seed", whose)
-    note = f"circles: class means; dots: where paths end; layer {xs['tap'].iloc[0]}; {shown}"
+    note = f"black: class means; grey: where paths end; layer {xs['tap'].iloc[0]}; {shown}"
     return finish(ax, "Paths of attacked examples", note)
+
+
+def _name_vertices(ax: Axes, vertices: pd.DataFrame, dataset: str) -> None:
+    """Write the name of its class beside each vertex, on the side that faces outward."""
+    centre = vertices.mean().to_numpy()
+    for label, place in zip(vertices.index, vertices.to_numpy(), strict=True):
+        out = (place - centre) / max(float(np.linalg.norm(place - centre)), 1e-12)
+        sides = [int(np.sign(round(1.4 * way))) for way in out]
+        ax.annotate(
+            literal(class_name(dataset, int(label))),
+            tuple(place),
+            xytext=tuple(5 * out),
+            textcoords="offset points",
+            ha=("center", "left", "right")[sides[0]],
+            va=("center", "bottom", "top")[sides[1]],
+            fontsize=6,
+            bbox={"facecolor": "white", "alpha": 0.7, "pad": 0.5, "linewidth": 0},
+            zorder=5,
+        )
 
 
 def _vertices(frame: pd.DataFrame, like: pd.DataFrame) -> pd.DataFrame:

@@ -21,9 +21,11 @@ from robust_nc.report.figures.axes import (
     COLOURS,
     GREY,
     NULL,
+    Width,
     as_percent,
     colours_of,
     finish,
+    inches_across,
     label_taps,
     layer_lines,
     log_scale,
@@ -49,7 +51,8 @@ from robust_nc.report.figures.selection import (
 LANDING_EDGES = np.linspace(-0.5, 1.5, 41)
 TICKS = 10  # labels that fit along the side of a matrix
 _BARS = "bar: mean of {seeds}; whisker: smallest to largest"
-CELL = 0.15  # inches that a number needs in a cell of a matrix
+CELL = 0.22  # inches of the axes, labels included, that a cell with a number needs
+SMALL = 2.2  # inches of a matrix whose ticks have smaller letters
 # Accuracies of the nearest-vertex classifier, by what attacked the examples.
 ACCURACIES = {"ncc_clean": "clean", "ncc_transferred": "transferred", "ncc_adaptive": "adaptive"}
 _KIND_COLOURS = dict(zip(ACCURACIES.values(), ("#0173b2", "#cc78bc", "#d55e00"), strict=True))
@@ -71,7 +74,9 @@ MOST_DOTS = 20  # more classes than these become boxes
 
 
 @styled
-def collapse_per_layer(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def collapse_per_layer(
+    frame: pd.DataFrame, *, ax: Axes | None = None, width: Width = "column"
+) -> Axes:
     """NC1 by true label per layer: clean, attacked, under noise, and the null of leaping alone."""
     grouped = RowFilter("nc1", ("clean", "attacked", "gaussian"), grouping="true", split="train")
     rows = select(frame, grouped)
@@ -79,7 +84,7 @@ def collapse_per_layer(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     null = optional(frame, RowFilter("nc1_leap_null", ("attacked",), split="train"))
     if not null.empty:
         rows = pd.concat([rows, null.assign(input=NULL)])
-    ax = layer_lines(rows, COLOURS, ax)
+    ax = layer_lines(rows, COLOURS, ax or new_axes(width))
     ax.set(ylabel="NC1 (log scale)")
     log_scale(ax)
     note = f"grouped by true label; {note_of(rows)}"
@@ -89,17 +94,24 @@ def collapse_per_layer(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 @styled
-def leap_rate_per_layer(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def leap_rate_per_layer(
+    frame: pd.DataFrame, *, ax: Axes | None = None, width: Width = "column"
+) -> Axes:
     """Share of examples whose nearest vertex changes, per layer: attacked, and under noise."""
     rows = select(frame, RowFilter("leap_rate", ("attacked", "gaussian"), split="train"))
-    ax = layer_lines(rows, COLOURS, ax)
+    ax = layer_lines(rows, COLOURS, ax or new_axes(width))
     share_axis(ax, "leap rate")
     return finish(ax, "Leap rate per layer", note_of(rows))
 
 
 @styled
 def leap_matrix(
-    frame: pd.DataFrame, *, tap: str | None = None, bar: bool = True, ax: Axes | None = None
+    frame: pd.DataFrame,
+    *,
+    tap: str | None = None,
+    bar: bool = True,
+    ax: Axes | None = None,
+    width: Width = "column",
 ) -> Axes:
     """Of the examples nearest to vertex a when clean, the share nearest to b when attacked.
 
@@ -120,8 +132,9 @@ def leap_matrix(
     shares = counts.div(sums.where(sums > 0), axis=0)
     name = partial(class_name, str(rows["dataset"].iloc[0]) if "dataset" in rows else "")
     shares = shares.rename(index=name, columns=name)
-    ax = ax or new_axes(height=3.2)
-    roomy = ax.get_window_extent().width / ax.figure.dpi >= CELL * len(shares)
+    ax = ax or new_axes(width, (2.9, 4.4))
+    side = inches_across(ax)
+    roomy = side >= CELL * len(shares)
     every = -(-len(shares) // TICKS)
     sns.heatmap(
         shares,
@@ -136,9 +149,12 @@ def leap_matrix(
         xticklabels=every,
         yticklabels=every,
         cbar=bar,
-        cbar_kws={"format": FuncFormatter(as_percent), "shrink": 0.8, "label": "share of row"},
+        cbar_ax=ax.inset_axes((1.04, 0.05, 0.05, 0.9)) if bar else None,
+        cbar_kws={"format": FuncFormatter(as_percent), "label": "share of row"},
     )
     ax.grid(False)
+    if side < SMALL:
+        ax.tick_params(labelsize=6, length=1.5)
     ax.tick_params(labelrotation=0)
     if max(map(len, shares.columns)) > 2:
         ax.tick_params(axis="x", labelrotation=90)
@@ -149,7 +165,9 @@ def leap_matrix(
 
 
 @styled
-def landing_fraction(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def landing_fraction(
+    frame: pd.DataFrame, *, ax: Axes | None = None, width: Width = "column"
+) -> Axes:
     """How far along the edge between two vertices examples travel: 0 stayed, 1 the whole edge.
 
     One model, the deepest tap, all seeds together; values outside [-0.5, 1.5] are in the end bins.
@@ -160,7 +178,7 @@ def landing_fraction(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     if not rows["value"].sum() > 0:
         raise InputError("no value of landing_histogram: no example has an edge to travel")
     centres = (LANDING_EDGES[:-1] + LANDING_EDGES[1:]) / 2
-    ax = ax or new_axes()
+    ax = ax or new_axes(width)
     sns.histplot(
         rows.assign(fraction=centres[rows["i"].to_numpy()]),
         x="fraction",
@@ -187,7 +205,7 @@ def landing_fraction(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 @styled
-def leap_layers(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def leap_layers(frame: pd.DataFrame, *, ax: Axes | None = None, width: Width = "column") -> Axes:
     """In which layer examples leap for good: share of all that were counted, those without too."""
     rows = select(frame, RowFilter("leap_layer", ("attacked", "gaussian"), split="train"))
     one_model(rows, "a histogram of leap layers")
@@ -197,7 +215,7 @@ def leap_layers(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     if leaped.empty:
         raise InputError("no rows of leap_layer that name a layer")
     taps, colours = taps_in_order(leaped), colours_of(leaped["input"], COLOURS)
-    ax = _bars(leaped, ax, ("tap", "share", "input"), taps, colours)
+    ax = _bars(leaped, ax or new_axes(width), ("tap", "share", "input"), taps, colours)
     label_taps(ax, taps)
     ax.set(ylabel="share of examples")
     untitle(ax)
@@ -206,7 +224,9 @@ def leap_layers(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 @styled
-def nearest_vertex_accuracy(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def nearest_vertex_accuracy(
+    frame: pd.DataFrame, *, ax: Axes | None = None, width: Width = "column"
+) -> Axes:
     """Accuracy of the nearest-vertex classifier per layer: clean, transferred and adaptive attack.
 
     One model. The dashed line is the robust accuracy of the network itself.
@@ -221,7 +241,7 @@ def nearest_vertex_accuracy(frame: pd.DataFrame, *, ax: Axes | None = None) -> A
     ]
     rows = pd.concat(parts) if parts else select(frame, RowFilter("ncc_adaptive"))
     one_model(rows, "nearest-vertex accuracy")
-    ax = layer_lines(rows, _KIND_COLOURS, ax)
+    ax = layer_lines(rows, _KIND_COLOURS, ax or new_axes(width))
     network = optional(frame[frame["tap"] == "output"], RowFilter("robust_accuracy"))["value"]
     if len(network):
         ax.axhline(network.mean(), color="#333333", linewidth=1, linestyle="--", label=NETWORK)
@@ -234,7 +254,9 @@ def nearest_vertex_accuracy(frame: pd.DataFrame, *, ax: Axes | None = None) -> A
 
 
 @styled
-def alignment_angles(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def alignment_angles(
+    frame: pd.DataFrame, *, ax: Axes | None = None, width: Width = "column"
+) -> Axes:
     """Angles between attacked and clean class means per layer: mean as a line, classes as dots.
 
     One model; above 20 classes boxes from quartile to quartile with whiskers to the extremes
@@ -242,7 +264,7 @@ def alignment_angles(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """
     rows = select(frame, RowFilter("alignment_angle", ("attacked", "gaussian")))
     one_model(rows, "a figure of alignment angles")
-    ax, taps = layer_lines(rows, COLOURS, ax), taps_in_order(rows)
+    ax, taps = layer_lines(rows, COLOURS, ax or new_axes(width)), taps_in_order(rows)
     each, what = optional(frame, RowFilter("alignment_angle_class", ("attacked",))), ""
     if not each.empty:
         many = each["i"].nunique() > MOST_DOTS
@@ -256,7 +278,9 @@ def alignment_angles(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 @styled
-def leap_rate_by_target(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def leap_rate_by_target(
+    frame: pd.DataFrame, *, ax: Axes | None = None, width: Width = "column"
+) -> Axes:
     """Leap rate and share of leaps that land, by how an attack chooses its target.
 
     One model, the deepest tap.
@@ -272,7 +296,7 @@ def leap_rate_by_target(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     )
     order = [name for name in TARGETS.values() if name in set(rows["target"])]
     colours = colours_of(rows["share"], _SHARE_COLOURS)
-    ax = _bars(rows, ax, ("target", "value", "share"), order, colours)
+    ax = _bars(rows, ax or new_axes(width), ("target", "value", "share"), order, colours)
     slant_labels(ax)
     ax.set(xlabel="target of the attack", ylabel="share", ylim=(0, 1.15))
     ax.legend(loc="upper center", ncols=len(_SHARES))
@@ -305,13 +329,13 @@ def _classes(ax: Axes, rows: pd.DataFrame, taps: list[str], *, boxes: bool) -> N
 
 def _bars(
     rows: pd.DataFrame,
-    ax: Axes | None,
+    ax: Axes,
     columns: tuple[str, str, str],
     order: list[str],
     colours: dict[str, str],
 ) -> Axes:
     """Draw means over seeds as bars, with whiskers to the extremes; columns: x, y and colour."""
-    ax, (x, y, hue) = ax or new_axes(), columns
+    x, y, hue = columns
     sns.barplot(
         rows,
         x=x,

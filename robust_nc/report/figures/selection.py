@@ -6,7 +6,7 @@
 
 import re
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -21,7 +21,7 @@ _FIXED = ("dataset", "backbone", "ball", "feature")
 _PREFERRED = {"feature": "gap", "split": "train"}
 _REPEATS = ("model", "seed", "condition", "tap", "eps", "epoch", "i", "j")
 _NAMES = ("model", "head", "objective", "tap")
-_UNNAMED = {"model": "model", "objective": "", "head": "", "seed": 0}
+_UNNAMED: dict[str, Any] = {"model": "model", "objective": "", "head": "", "seed": 0}
 _COUNT = re.compile(r"n = ([\d,]+)(?: to ([\d,]+))? (.*)")
 
 
