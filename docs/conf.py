@@ -77,8 +77,9 @@ def _links_out(app: Sphinx, page: str, text: list[str]) -> None:
 
 
 def _skip(app: Sphinx, kind: str, name: str, part: object, skip: bool, options: object) -> bool:
-    """Leave out fields of tuples, which the text of their class explains."""
-    return skip or str(getattr(part, "__doc__", "")).startswith("Alias for field number")
+    """Leave out fields of tuples, which the text of their class tells, and what matplotlib adds."""
+    theirs = str(getattr(part, "__module__", "")).startswith("matplotlib.")
+    return skip or theirs or str(getattr(part, "__doc__", "")).startswith("Alias for field number")
 
 
 def setup(app: Sphinx) -> None:
