@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         TrainConfig,
     )
     from robust_nc.data.load import load_dataset
+    from robust_nc.engines.driver import run
     from robust_nc.evaluation.evaluate_model import Outcome, evaluate
     from robust_nc.geometry.collapse import Collapse, measure_collapse
     from robust_nc.geometry.leaps import Leaps, measure_leaps
@@ -65,6 +66,7 @@ _HOMES = {
     "measure_leaps": "geometry.leaps",
     "profile": "profiling.profile_model",
     "read_record": "record.schema",
+    "run": "engines.driver",
     "train": "training.run",
 }
 
@@ -98,6 +100,7 @@ __all__ = [
     "measure_leaps",
     "profile",
     "read_record",
+    "run",
     "train",
 ]
 __version__ = _version("robust_nc")

@@ -55,6 +55,10 @@ class ClusterError(RobustNCError):
     """A cluster that cannot be reached, or that lost a task too often."""
 
 
+class CellError(RobustNCError):
+    """Cells of a run that failed, or are missing; the records of the others are there."""
+
+
 class StoppedError(RobustNCError):
     """Work that was asked to stop, and did so with its state saved."""
 

@@ -1,7 +1,6 @@
 """`robust-nc run`: a suite, or claims, with progress on stderr and its table on stdout."""
 
 import functools
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,16 +10,14 @@ from robust_nc.claims.answers import answer_claims, missing_cells, write_answer
 from robust_nc.claims.page import answers_page, answers_table
 from robust_nc.claims.reading import ANSWERS, Claims, holds_claims, read_claims
 from robust_nc.cli.stopping import heeding, typed
+from robust_nc.engines.driver import own_records, refuse_stopped, show_cells
 from robust_nc.engines.options import RunOptions, under_torchrun
-from robust_nc.engines.run_suite import Hooks, SuiteReport, run_suite
+from robust_nc.engines.run_suite import run_suite
 from robust_nc.engines.torchrun import ProcessGroup, join_processes
-from robust_nc.exceptions import StoppedError
 from robust_nc.io.files import write_text
 from robust_nc.pipeline.changes import read_changes
 from robust_nc.pipeline.selection import cell_titles, select_cells
 from robust_nc.pipeline.suite import Suite, read_suite
-from robust_nc.record.folder import record_path
-from robust_nc.record.schema import read_record
 from robust_nc.report.board.formats import format_table
 from robust_nc.report.board.table import leaderboard
 from robust_nc.runtime import stopping
@@ -58,12 +55,11 @@ def _drive(options: RunOptions, stderr: Console, processes: ProcessGroup | None)
         among = "" if len(suite.cells) == len(whole.cells) else f" of {len(whole.cells)}"
         say(f"{suite.name}: {len(suite.cells)}{among} cells into {place}")
         with Screen(stderr, side_by_side=True) as screen:
-            hooks = _show_cells(screen, titles, len(suite.cells))
+            hooks = show_cells(screen, titles, len(suite.cells))
             report = run_suite(suite, place, options, hooks=hooks, processes=processes)
-        if stopping.wished() or report.stopped:
-            _tell_stopped(suite, report)
+        refuse_stopped(suite, report)
         if table and (report.kept or report.made):
-            print(_table(suite, place))
+            print(format_table(leaderboard(own_records(suite, place)), "table"))
         say(f"{len(report.made)} cells made, {report.kept} kept, {len(report.failed)} failed")
         for cell in suite.cells:
             if cell.id in report.absent:
@@ -102,43 +98,3 @@ def _answer(claims: Claims, out: Path, say: Callable[[str], None]) -> int:
     print(answers_table(answers))
     say(f"{len(answers)} claims answered in {page}")
     return 0
-
-
-def _tell_stopped(suite: Suite, report: SuiteReport) -> None:
-    """End a run that was asked to stop, unless all was done when it was."""
-    under_way = len(report.stopped)
-    done = report.kept + len(report.made)
-    left = len(suite.cells) - done - len(report.failed) - under_way
-    if under_way or left:
-        raise StoppedError(
-            f"stopped as asked with {done} of {len(suite.cells)} cells done, {under_way} under "
-            f"way (each goes on from its last save) and {left} not begun; go on with"
-        )
-
-
-def _table(suite: Suite, place: Path) -> str:
-    """Show the records of the suite's own cells, whatever else lies in the folder."""
-    paths = sorted(record_path(place, cell.model, cell.id) for cell in suite.cells)
-    return format_table(leaderboard([read_record(p) for p in paths if p.exists()]), "table")
-
-
-def _show_cells(screen: Screen, titles: dict[str, str], count: int) -> Hooks:
-    """Show what becomes of cells: a bar while one runs, a line when it ends."""
-    ended = itertools.count(1)
-
-    def end(cell: str, text: str) -> None:
-        screen.drop(titles[cell])
-        screen.line(f"[{next(ended)}/{count}] {titles[cell]}{text}")
-
-    def retry(cell: str, why: str) -> None:
-        screen.drop(titles[cell])
-        screen.line(f"{titles[cell]}: {why}")
-
-    return Hooks(
-        on_event=lambda event: screen.event(event._replace(task=titles[event.task])),
-        on_result=lambda made: end(
-            made.cell, f": clean {made.clean:.1%}, robust {made.robust:.1%}, {made.seconds:.0f} s"
-        ),
-        on_error=lambda cell, why: end(cell, f" failed: {why}"),
-        on_retry=retry,
-    )

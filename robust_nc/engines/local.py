@@ -13,6 +13,7 @@ time that a scheduler leaves.
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -20,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -189,7 +191,8 @@ class _Worker:
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, place, threads))
-        self.process.start()
+        with _without_script():
+            self.process.start()
         theirs.close()  # the worker holds the only other end: its death ends the pipe
         self.chain: deque[Task] = deque()
         self.task = Task("", print, ())
@@ -229,8 +232,28 @@ def _cause_of_death(code: int | None) -> str:
     return f"its worker process was ended by signal {name}{hint * (-code == signal.SIGKILL)}"
 
 
+_working: list[None] = []
+
+
+def is_worker() -> bool:
+    """Whether this process is a worker that `run_tasks` started."""
+    return bool(_working)
+
+
+@contextlib.contextmanager
+def _without_script() -> Iterator[None]:
+    """Start processes that do not begin with running the user's script, as they would else."""
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
+
+
 def _work(pipe: Connection, place: int, threads: int) -> None:
     """Do tasks until the pipe ends."""
+    _working.append(None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver ends its workers
     signal.signal(signal.SIGTERM, lambda number, frame: stopping.wish())
     torch.set_num_threads(threads)

@@ -146,6 +146,10 @@ def _file(code: Code) -> ModuleType:
     path = Path(code.place)
     if not path.is_file():
         raise ConfigError(f"'{code.place}:{code.name}' names the file {path}, which does not exist")
+    main = sys.modules["__main__"]
+    script = getattr(main, "__file__", None)
+    if script and Path(script).resolve() == path.resolve():
+        return main  # the script that runs: a second time it would do all that it does again
     name = f"_robust_nc_user_{path.stem}_{digest(str(path.resolve()))[:8]}"
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     assert spec is not None
