@@ -57,7 +57,7 @@ from robust_nc.verification.originals import ball_of, dataset_of, examples_of
 _TREE, _FILES = 16 * 2**20, 10_000  # bytes and number of all files
 _LARGEST = {".json": 2 * 2**20, ".evidence": LARGEST, ".npz": LARGEST}
 _OTHERS = 2**20
-_TEXTS = {"README.md", SIGNERS}
+_PAGES = {"README.md", "claims/README.md"}
 _ANSWERS = ("claims", "answers")
 # Small weights of ours lie here, so that anyone can check what was said of them.
 _CHECKPOINTS, _HUB = f"{SUITE}/checkpoints", {"config.json", "model.safetensors"}
@@ -89,7 +89,7 @@ def check_tree(
     if refused:
         return TreeCheck(refused, [], 0)  # nothing is opened
     gone, new = before.keys() - now.keys(), now.keys() - before.keys()
-    both = (before.keys() & now.keys()) - {"README.md"}
+    both = (before.keys() & now.keys()) - _PAGES
     edited = {place for place in both if _differs(before[place], now[place])}
     if not maintainer:
         refused += _not_yours(before, gone=gone, edited=edited, new=new)
@@ -211,7 +211,7 @@ def _strays(files: Files, records: Sequence[Stored]) -> Iterator[Finding]:
     for place in files:
         *folders, last = place.split("/")
         name = _NAME.fullmatch(last)
-        known = place in _TEXTS or tuple(folders) == _ANSWERS or place in weights
+        known = place in {*_PAGES, SIGNERS} or tuple(folders) == _ANSWERS or place in weights
         if len(folders) == 2 and name:
             beside = "/".join((*folders, name["cell"]))
             owner = f".{name['challenge']}.challenge" if name["challenge"] else ".json"
