@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SAYS = {
+    "compare_heads.py": r"small_cnn-etf-pgd +2 ",
     "evaluate_model.py": r"Outcome of 60 examples\n(.*\n)+wrote broken.png",
     "own_defense.py": r"own_defense.py:NoisyImages\nOutcome of 100 examples",
     "profile_network.py": r"penultimate +0\.\d+(.*\n)+wrote layers.png",
