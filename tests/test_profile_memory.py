@@ -19,9 +19,10 @@ from robust_nc.profiling.rows import group_rows, vertex_rows
 def group(name):
     meter = GroupMeter(reference, grouping=name)
     meter.update(batch)
-    exact = ExactMeter(reference, grouping=name, onto=Projection(meter.moments))
+    own = meter.moments if name == "true" else None
+    exact = ExactMeter(reference, grouping=name, onto=Projection(meter.moments), own=own)
     exact.update(batch)
-    group_rows(meter, exact.projection, None, reference.means, seed=0)
+    group_rows(meter, exact.projection, reference.means, weight=None, frame=None, seed=0)
 
 def vertices():
     meter = VertexMeter(reference, own=False, leaping=True)
@@ -45,7 +46,7 @@ print(peak_bytes(torch.device("cpu")) - before)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
-    ["group('landed')", "vertices()"],
+    ["group('landed')", "group('true')", "vertices()"],
 )
 def test_a_part_holds_no_more_than_it_is_planned_for(part: str) -> None:
     """Rounds are cut by `part_bytes`."""

@@ -140,6 +140,16 @@ class TestTheTestSplit:
         for name, value in wanted.measures().items():
             assert row(found, name, tap=tap, **ATTACKED)["value"] == pytest.approx(value, rel=1e-5)
 
+    def test_means_by_target_are_held_against_the_clean_ones_of_the_target(self, found, tap):
+        here = {"tap": tap, "condition": "cyclic", "split": "test"}
+        by_target = series(found, "alignment_angle_class", grouping="target", **here)
+        by_label = series(found, "alignment_angle_class", grouping="true", **here)
+        assert len(by_target) == len(by_label) == CLASSES
+        assert by_target != by_label
+        assert row(found, "alignment_angle", grouping="target", **here)["value"] == pytest.approx(
+            sum(by_target) / CLASSES, rel=1e-5
+        )
+
     @pytest.mark.parametrize("condition", ["attacked", "gaussian", "cyclic"])
     def test_vulnerability_ranks_clean_collapse_beside_leap_rates(self, found, tap, condition):
         here = {"tap": tap, "split": "test"}
@@ -254,6 +264,12 @@ class TestExamplesBehindAValue:
         assert ncc["n"] == nc4["n"] == len(sparse_hand.labels)
         assert ncc["value"] == pytest.approx(float((place == sparse_hand.labels).double().mean()))
         assert nc4["value"] == pytest.approx(float((place != logits.argmax(1)).double().mean()))
+        means = class_means(features[tap], sparse_hand.labels)
+        means[sparse_hand.labels.bincount(minlength=CLASSES) < 2] = torch.nan
+        own = row(sparse, "nc4_own", **here)
+        differ = nearest(features[tap], means) != logits.argmax(1)
+        assert own["value"] == pytest.approx(float(differ.double().mean()))
+        assert own["n"] == len(sparse_hand.labels)
         reference = row(sparse, "nc1_cleanref", **here)
         assert reference["n"] == int(((sparse_hand.labels != 1) & (sparse_hand.labels < 8)).sum())
 

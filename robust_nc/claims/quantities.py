@@ -326,7 +326,7 @@ _TABLE = {
     ),
     "alignment_angle": _Quantity(
         "Mean angle in degrees between the clean and the attacked mean of a class.",
-        _where(_AT, measure="alignment_angle"),
+        _where(_AT, measure="alignment_angle", grouping="true"),
     ),
     # The nearest vertex as a classifier.
     "ncc": _Quantity(

@@ -58,17 +58,21 @@ class Collapse:
     nc2_norm: float | None = None
     nc2_norm_w: float | None = None
     nc2_norm_head: float | None = None
+    nc2_norm_head_raw: float | None = None
     nc2_angle: float | None = None
     nc2_angle_w: float | None = None
     nc2_angle_head: float | None = None
+    nc2_angle_head_raw: float | None = None
     nc2_target: float | None = None
     nc2_target_raw: float | None = None
     nc2_gram: float | None = None
     nc2_gram_w: float | None = None
     nc2_gram_head: float | None = None
+    nc2_gram_head_raw: float | None = None
     nc3: float | None = None
     nc3_w: float | None = None
     nc3_raw: float | None = None
+    nc3_product: float | None = None
     nc4: float | None = None
     ncc: float | None = None
     num_examples: int
@@ -87,7 +91,7 @@ MEASURES = tuple(f.name for f in dataclasses.fields(Collapse) if f.default is No
 _WITHOUT = {
     **dict.fromkeys(("nc1", "nc1_unscaled"), _SECOND_PASS),
     **dict.fromkeys(("nc2_target", "nc2_target_raw"), _FRAME),
-    **{name: _HEAD for name in MEASURES if name.startswith("nc3") or name.endswith("_head")},
+    **{name: _HEAD for name in MEASURES if name.startswith("nc3") or "_head" in name},
     "vci": "needs the total scatter",
     "nc4": "needs the predictions of the network",
     "ncc": _SECOND_PASS,
@@ -96,9 +100,10 @@ _UNDEFINED = {
     "nc1_trace_debiased": "needs group means further apart than sampling puts them",
     "cdnv": "undefined: two group means coincide",
     **{name: _ZERO_ROW for name in MEASURES if name.startswith(("nc2_angle", "nc2_target"))},
-    **{name: _HEAD_ROWS for name in MEASURES if name.endswith("_head")},
+    **{name: _HEAD_ROWS for name in MEASURES if "_head" in name},
     **dict.fromkeys(
-        ("nc3", "nc3_w", "nc3_raw"), "undefined: the means or the head's rows coincide"
+        ("nc3", "nc3_w", "nc3_raw", "nc3_product"),
+        "undefined: the means or the head's rows coincide",
     ),
 }
 
@@ -131,14 +136,16 @@ def frame_measures(gram: Tensor, suffix: str) -> dict[str, float]:
 
 
 def head_measures(groups: Groups, weight: Tensor) -> dict[str, float]:
-    """NC2 of the rows of the head, and NC3 of head and means."""
+    """NC2 of the rows of the head, centred and as they are, and NC3 of head and means."""
     head, rows = weight[groups.kept], groups.rows
     centred = simplex.centred(head)
     return {
         **frame_measures(centred @ centred.T, "_head"),
+        **frame_measures(head @ head.T, "_head_raw"),
         "nc3": simplex.duality_distance(rows, centred),
         "nc3_w": simplex.duality_distance(groups.weighted_rows(), centred),
         "nc3_raw": simplex.duality_distance(rows + groups.centre, head),
+        "nc3_product": simplex.gram_distance(head @ rows.T),
     }
 
 

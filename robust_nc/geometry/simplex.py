@@ -42,7 +42,7 @@ def angle_spread(gram: Gram) -> float:
 
 
 def gram_distance(gram: Gram) -> float:
-    """Frobenius norm of G/|G| - (I - J/K')/sqrt(K'-1)."""
+    """Frobenius norm of G/|G| - (I - J/K')/sqrt(K'-1); G may be a product W C^T as well."""
     groups = len(gram)
     simplex = torch.eye(groups, dtype=gram.dtype, device=gram.device) - 1 / groups
     difference = gram / torch.linalg.matrix_norm(gram) - simplex / math.sqrt(groups - 1)

@@ -154,21 +154,30 @@ class GroupMeter(Portable):
 
 
 class ExactMeter(Portable):
-    """Exact NC1 of one grouping, onto means that a first sweep has found."""
+    """Exact NC1 of one grouping, onto means that a first sweep has found; by true label NC4 too."""
 
     against = ("_by",)
 
-    def __init__(self, reference: Moments, *, grouping: str, onto: Projection) -> None:
+    def __init__(
+        self, reference: Moments, *, grouping: str, onto: Projection, own: Moments | None = None
+    ) -> None:
         self.projection = onto.on(reference.device).fresh()
+        self.nearest: NearestMeter | None = None
+        if own is not None:
+            self.nearest = NearestMeter(own.on(reference.device), leave_one_out=False)
         self._by = Grouping.by(grouping, reference)
 
     def update(self, batch: FeatureBatch) -> None:
         """Add a batch."""
         self.projection.update(batch.here, self._by.of(batch))
+        if self.nearest is not None:
+            self.nearest.update(batch.here, batch.labels, predictions=batch.predicted)
 
     def merge(self, other: "ExactMeter") -> None:
         """Add what another meter has seen; in place."""
         self.projection.merge(other.projection)
+        if self.nearest is not None and other.nearest is not None:
+            self.nearest.merge(other.nearest)
 
 
 class VertexMeter(Portable):

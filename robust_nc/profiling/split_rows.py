@@ -26,6 +26,7 @@ from robust_nc.profiling.rows import (
     group_rows,
     measured_rows,
     output_rows,
+    valued,
     vertex_rows,
 )
 from robust_nc.profiling.shards import SplitCondition, SplitShards
@@ -124,37 +125,40 @@ class SplitRows:
         meters: Sequence[GroupMeter | VertexMeter],
         *,
         last: bool,
-    ) -> dict[tuple[str, str], Projection]:
+    ) -> dict[tuple[str, str], ExactMeter]:
         """Sweep once more for the exact NC1 of the groupings, onto the means of all shards."""
         wanted: dict[tuple[str, str], TapMeter] = {}
         for (tap, *_), meter in zip(some, meters, strict=True):
             if isinstance(meter, GroupMeter):
                 onto = Projection(meter.moments)
-                make = partial(ExactMeter, grouping=meter.grouping, onto=onto)
+                own = meter.moments if meter.grouping == "true" else None
+                make = partial(ExactMeter, grouping=meter.grouping, onto=onto, own=own)
                 wanted[tap, meter.grouping] = TapMeter(tap, make)
         if not wanted and not last:
             return {}
         found = self._split.sweep(
             condition, self.feature, [*wanted.values()], self.vertices, again=True, last=last
         )
-        return {key: each.projection for key, each in zip(wanted, found.meters, strict=True)}
+        return dict(zip(wanted, found.meters, strict=True))
 
     def _of_group(
-        self, tap: str, meter: GroupMeter, projection: Projection, condition: str
+        self, tap: str, meter: GroupMeter, exact: ExactMeter, condition: str
     ) -> list[Row]:
-        """Rows of one grouping; by true label also against those of the clean condition."""
-        moments = meter.moments
+        """Rows of one grouping; by label and by target also against the clean ones."""
+        moments, projection = meter.moments, exact.projection
         shape = (moments.num_groups, moments.dim)
         weight, frame = head_rows(self._split.executor.model, self._measurement, tap, shape)
         vertices, seed = self.vertices[tap].means, self._measurement.seed
         rows = group_rows(meter, projection, vertices, weight=weight, frame=frame, seed=seed)
-        if meter.grouping != "true":
-            return rows
-        if condition == CLEAN:
+        common: Row = {"grouping": meter.grouping, "vertices": "same"}
+        if exact.nearest is not None:
+            own = valued("nc4_own", exact.nearest.nc4(), {})
+            rows.append(common | own | {"n": exact.nearest.counted[1]})
+        if condition == CLEAN and meter.grouping == "true":
             self._means[tap], self._collapse[tap] = moments.means, projection.per_group()
+        if condition == CLEAN or meter.grouping not in {"true", "target"}:
             return rows
         found = measure_alignment(self._means[tap], moments.means)
-        common: Row = {"grouping": "true", "vertices": "same"}
         common |= {"n": len(self._split.examples.labels)}
         rows += measured_rows(common, found.measures(), found.notes)
         classes = common | {"measure": "alignment_angle_class"}

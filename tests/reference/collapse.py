@@ -85,7 +85,10 @@ def collapse(
     if weight is not None:
         W = np.asarray(weight, np.float64)[kept]
         W_c = W - W.mean(0)
-        found |= _frame(W_c, "_head")
+        found |= _frame(W_c, "_head") | _frame(W, "_head_raw")
+        product = W @ C.T
+        ideal = (np.eye(count) - 1 / count) / np.sqrt(count - 1)
+        found["nc3_product"] = float(np.linalg.norm(product / np.linalg.norm(product) - ideal))
         found |= {"nc3": _apart(W_c, C), "nc3_w": _apart(W_c, C_w), "nc3_raw": _apart(W, means)}
     if target is not None:
         S = np.asarray(target, np.float64)[kept]

@@ -262,10 +262,13 @@ def alignment_angles(
     One model; above 20 classes boxes from quartile to quartile with whiskers to the extremes
     stand for the dots. The line under noise is the control.
     """
-    rows = select(frame, RowFilter("alignment_angle", ("attacked", "gaussian")))
+    rows = select(frame, RowFilter("alignment_angle", ("attacked", "gaussian"), grouping="true"))
     one_model(rows, "a figure of alignment angles")
     ax, taps = layer_lines(rows, COLOURS, ax or new_axes(width)), taps_in_order(rows)
-    each, what = optional(frame, RowFilter("alignment_angle_class", ("attacked",))), ""
+    each, what = (
+        optional(frame, RowFilter("alignment_angle_class", ("attacked",), grouping="true")),
+        "",
+    )
     if not each.empty:
         many = each["i"].nunique() > MOST_DOTS
         _classes(ax, each, taps, boxes=many)
