@@ -19,7 +19,7 @@ from robust_nc.cli.stopping import heeding, typed
 from robust_nc.pipeline.appraise import appraise
 from robust_nc.pipeline.request import Request
 from robust_nc.record.folder import evidence_path
-from robust_nc.record.schema import Record, Score, Stored
+from robust_nc.record.schema import Record, Score, Stored, data_name
 from robust_nc.runtime.progress import Event
 from robust_nc.runtime.screen import Screen
 from robust_nc.threat import Ball, format_eps
@@ -94,7 +94,7 @@ def _title(record: Record) -> str:
     threat = _table(record, "threat")
     reference = _table(record, "model").get("reference", "")
     ball = Ball(threat["norm"], threat["eps"])
-    told = f"{record.model} on {record.data.dataset}, {ball}, protocol {record.protocol}"
+    told = f"{record.model} on {data_name(record)}, {ball}, protocol {record.protocol}"
     return f"{told}\n{_line('model', f'{reference} ({record.weights.parameters:,} parameters)')}"
 
 

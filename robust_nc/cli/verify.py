@@ -15,7 +15,7 @@ from robust_nc.exceptions import RecordError
 from robust_nc.io.files import canonical_json, write_text
 from robust_nc.io.text import printable
 from robust_nc.record.folder import record_files
-from robust_nc.record.schema import Stored, read_record
+from robust_nc.record.schema import Stored, data_name, read_record
 from robust_nc.record.signing import sign, signer_name
 from robust_nc.record.standing import (
     CHECKED,
@@ -120,7 +120,7 @@ def _subject(stored: Stored) -> str:
     claimed = record.scores.get("robust")
     share = "" if claimed is None else f", claims {claimed.value:.2%} robust"
     return (
-        f"{record.model} on {record.data.examples:,} of {record.data.dataset}, {ball}, "
+        f"{record.model} on {record.data.examples:,} of {data_name(record)}, {ball}, "
         f"{record.protocol}{share}"
     )
 

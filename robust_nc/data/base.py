@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from robust_nc.exceptions import DataError, InputError, unknown_name
+from robust_nc.runtime.torch_state import generator
 
 SPLITS = ("train", "test")
 
@@ -61,6 +62,19 @@ class Dataset(Protocol):
         ...
 
 
+@runtime_checkable
+class Selective(Dataset, Protocol):
+    """A data set that knows its labels before its images, and reads only those it is asked for."""
+
+    def labels(self, split: str, root: Path) -> Tensor:
+        """Return the labels of a split, int64 `(N,)`, in the official order."""
+        ...
+
+    def read_at(self, split: str, root: Path, ids: Tensor) -> Split:
+        """Read the examples with these ids `(n,)`, in their order."""
+        ...
+
+
 class Source(NamedTuple):
     """One way to get a data set: `get` puts files into a work folder and says where they are."""
 
@@ -92,13 +106,53 @@ def numbered(images: Tensor, labels: Tensor) -> Split:
 
 def first_examples(split: Split, limit: int | None, *, what: str = "limit") -> Split:
     """Return the first `limit` examples in the official order (all for None)."""
+    count = _checked(limit, len(split.labels), what)
+    return Split(split.images[:count], split.labels[:count], split.ids[:count])
+
+
+def read_first(
+    dataset: Dataset, split: str, root: Path, limit: int | None, *, what: str = "limit"
+) -> Split:
+    """Read the first `limit` examples in the official order (all for None), and no others."""
+    if limit is None or not isinstance(dataset, Selective):
+        return first_examples(dataset.read(split, root), limit, what=what)
+    count = _checked(limit, len(dataset.labels(split, root)), what)
+    return dataset.read_at(split, root, torch.arange(count))
+
+
+def read_evenly(dataset: Dataset, split: str, root: Path, limit: int | None) -> Split:
+    """Read at most `limit` examples (None: all), evenly spread over the split, and no others."""
     if limit is None:
-        return split
+        return dataset.read(split, root)
+    if isinstance(dataset, Selective):
+        return dataset.read_at(split, root, even_rows(len(dataset.labels(split, root)), limit))
+    whole = dataset.read(split, root)
+    return whole.at(even_rows(len(whole.labels), limit))
+
+
+def even_rows(size: int, limit: int) -> Tensor:
+    """Return at most `limit` of the numbers below `size`, evenly spread.
+
+    >>> even_rows(7, 3).tolist(), even_rows(2, 3).tolist()
+    ([0, 2, 4], [0, 1])
+    """
+    count = min(size, limit)
+    return torch.arange(count) * size // max(count, 1)
+
+
+def _checked(limit: int | None, size: int, what: str) -> int:
+    if limit is None:
+        return size
     if isinstance(limit, bool) or not isinstance(limit, int):
         raise InputError(f"{what} must be a whole number, found {limit!r}")
-    if not 1 <= limit <= len(split.labels):
-        raise InputError(f"{what} must be in 1..{len(split.labels)}, found {limit}")
-    return Split(split.images[:limit], split.labels[:limit], split.ids[:limit])
+    if not 1 <= limit <= size:
+        raise InputError(f"{what} must be in 1..{size}, found {limit}")
+    return limit
+
+
+def shuffled_order(size: int, split: str) -> Tensor:
+    """Return the order of chance of a split of `size` examples that is asked to be shuffled."""
+    return torch.randperm(size, generator=generator(0, "shuffled-data", split))
 
 
 def check_split(split: str) -> None:

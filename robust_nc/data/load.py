@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 
 from robust_nc.config import Component, build, component
-from robust_nc.data.base import Dataset, DatasetInfo, Fetchable, Split, check_split, first_examples
+from robust_nc.data.base import (
+    Dataset,
+    DatasetInfo,
+    Fetchable,
+    Split,
+    check_split,
+    read_evenly,
+    read_first,
+)
 from robust_nc.exceptions import ConfigError
 from robust_nc.registry import DATASETS
 
@@ -42,7 +50,16 @@ def read_split(
     """Read the first `limit` examples (None: all) of "train" or "test", as they are stored."""
     check_split(split)
     dataset: Dataset = build(DATASETS, component(part))
-    return first_examples(dataset.read(split, data_root(root)), limit, what=f"limit of {split}")
+    return read_first(dataset, split, data_root(root), limit, what=f"limit of {split}")
+
+
+def read_spread(
+    part: Named, split: str, limit: int | None, *, root: Path | str | None = None
+) -> Split:
+    """Read at most `limit` examples (None: all), evenly spread over a split, as they are stored."""
+    check_split(split)
+    dataset: Dataset = build(DATASETS, component(part))
+    return read_evenly(dataset, split, data_root(root), limit)
 
 
 def dataset_info(part: Named, root: Path | str | None = None) -> DatasetInfo:

@@ -4,6 +4,9 @@ Images are uint8 in 0..255 or floats in [0, 1], `(N, H, W)`, `(N, H, W, C)` or `
 channel axis is the one of size 1 or 3. Labels are class numbers `(N,)`. Nothing is unpickled.
 Where no training images are needed, `x_test` and `y_test` (or `images` and `labels`) are enough.
 
+`shuffle` puts each split into an order of chance, always the same: for a file in the order of its
+classes, whose first examples are of one.
+
 In a suite: `dataset = { name = "npz", path = "mine.npz" }`.
 
 >>> channels_first(np.zeros((5, 8, 8, 3)), "x").shape
@@ -23,7 +26,7 @@ from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
 from robust_nc.checks import check_images, check_labels
-from robust_nc.data.base import SPLITS, DatasetInfo, Split, check_split, numbered
+from robust_nc.data.base import SPLITS, DatasetInfo, Split, check_split, numbered, shuffled_order
 from robust_nc.exceptions import DataError, InputError
 
 _CHANNELS = (1, 3)
@@ -35,6 +38,7 @@ class Npz:
     """A `.npz` file; a relative `path` starts at the working directory."""
 
     path: str
+    shuffle: bool = False
 
     def info(self, root: Path) -> DatasetInfo:
         """Describe the data set from its arrays, which must fit together; `root` is not used."""
@@ -60,7 +64,11 @@ class Npz:
         """Read a split as it is stored: bytes, or float32 in [0, 1]; `root` is not used."""
         check_split(split)
         images, labels = self._images(split), self._labels(split)
-        return numbered(images, check_labels(labels, len(images), what=f"y_{split}"))
+        labels = check_labels(labels, len(images), what=f"y_{split}")
+        if not self.shuffle:
+            return numbered(images, labels)
+        order = shuffled_order(len(labels), split)
+        return numbered(images[order], labels[order])
 
     def splits(self) -> tuple[str, ...]:
         """Name the splits that are there."""

@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 from robust_nc.io.text import escape_markdown, one_line, safe_link
-from robust_nc.record.schema import Card, Record, Stored
+from robust_nc.record.schema import Card, Record, Stored, data_name
 from robust_nc.record.standing import standing
 from robust_nc.report.board.formats import percent
 from robust_nc.report.board.gather import identity
@@ -69,7 +69,7 @@ def _body(stored: Stored) -> list[str]:
         "robust accuracy": _accuracy(record, "robust"),
         "ball": about.ball,
         "protocol": record.protocol,
-        "data": f"{record.data.dataset}, {record.data.which}",
+        "data": f"{data_name(record)}, {record.data.which}",
         "challenged": f"{left.challenged:,} examples broken since" if left.challenged else "",
         "warnings": ", ".join(one.name for one in record.warnings),
         "SHA-256 of the tensors": record.weights.state or "",

@@ -28,7 +28,13 @@ from robust_nc.pipeline.finished_model import (
     measure_settings,
     read_model_data,
 )
-from robust_nc.pipeline.make_record import keep_evidence, make_record, verdict_rows, which_examples
+from robust_nc.pipeline.make_record import (
+    keep_evidence,
+    make_record,
+    told_names,
+    verdict_rows,
+    which_examples,
+)
 from robust_nc.pipeline.request import Request
 from robust_nc.pipeline.verdict_parts import evaluate_on
 from robust_nc.plugins import find_attack, find_protocol
@@ -39,6 +45,7 @@ from robust_nc.record.schema import (
     Facts,
     Stored,
     Weights,
+    data_name,
     read_record,
     sealed,
     tidy,
@@ -120,7 +127,7 @@ def _told(path: Path) -> str:
         return path.name
     threat = record.config.get("threat")
     eps = f", eps {threat.get('eps')}" if isinstance(threat, dict) else ""
-    return f"{path.name} ({record.model} on {record.data.dataset}{eps}, {record.protocol})"
+    return f"{path.name} ({record.model} on {data_name(record)}{eps}, {record.protocol})"
 
 
 class _Subject(NamedTuple):
@@ -152,7 +159,12 @@ def _prepare(request: Request, card: Card | None, tell: Tell, stack: ExitStack) 
     if request.attack is not None:
         find_attack(request.attack)
     geometry = request.geometry and not request.isolated
-    data = read_model_data(request.dataset, n=request.n, root=request.root, train=geometry)
+    data = read_model_data(
+        request.dataset, n=request.n, root=request.root, train=geometry, shuffle=request.shuffle
+    )
+    for told in (data.left_out, *(warned.message for warned in data.warnings)):
+        if told:
+            tell(f"{data.label}: {told}")
     asked: dict[str, Any] = {
         "num_classes": data.shape.num_classes,
         "image_shape": data.shape.image_shape,
@@ -190,7 +202,7 @@ def _prepare(request: Request, card: Card | None, tell: Tell, stack: ExitStack) 
         seed=request.seed,
     )
     name = (model_name(card) if card else "") or opened.name
-    classes, known, warnings = opened.num_classes, data.shape.num_classes, []
+    classes, known, warnings = opened.num_classes, data.shape.num_classes, [*data.warnings]
     if classes > known:
         message = (
             f"the model answers {classes} classes, and {data.label} has {known}: what is taken for "
@@ -289,6 +301,7 @@ def _make(
             which=which_examples(count),
             fingerprint=kept.fingerprint,
             num_classes=data.shape.num_classes,
+            class_names=told_names(data.shape.class_names),
         ),
         weights=Weights(parameters=parameters, state=kept.state),
         evidence=kept.file,

@@ -16,6 +16,7 @@ from robust_nc.pipeline.make_record import (
     make_record,
     score,
     shot_scores,
+    told_names,
     verdict_rows,
     which_examples,
 )
@@ -210,6 +211,7 @@ def _facts(config: RunConfig, trained: Trained, judged: Split, kept: KeptEvidenc
         which=which_examples(count),
         fingerprint=kept.fingerprint,
         num_classes=trained.best.num_classes,
+        class_names=told_names(trained.info.class_names),
         train_examples=len(altered.original),
         wrong_labels=None if altered.effective_rate is None else int(altered.wrong.sum()),
         noise=altered.effective_rate,

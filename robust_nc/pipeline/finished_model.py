@@ -10,6 +10,7 @@
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import parse_qsl
@@ -30,8 +31,8 @@ from robust_nc.config import (
     configuration,
     plain,
 )
-from robust_nc.data.base import Dataset, Split, first_examples
-from robust_nc.data.folder import Folder, list_images
+from robust_nc.data.base import Dataset, Selective, Split, first_examples, read_evenly
+from robust_nc.data.folder import Folder, told_left_out
 from robust_nc.data.hierarchy.tree import tree_of
 from robust_nc.data.load import data_root, to_unit
 from robust_nc.data.npz import Npz
@@ -43,7 +44,7 @@ from robust_nc.profiling.profile_model import profile
 from robust_nc.registry import DATASETS
 from robust_nc.runtime.progress import Report
 from robust_nc.runtime.torch_state import device_of, full_precision, untouched
-from robust_nc.training.validation import evenly_chosen
+from robust_nc.types import Warned
 
 SUITE = "evaluated"  # `Record.suite` of an appraisal, and its folder in results/
 
@@ -95,9 +96,10 @@ class Shape(NamedTuple):
 
 
 class ModelData(NamedTuple):
-    """A data set: the first examples of its test split, and its training split or None.
+    """A data set: the first examples of its test split, and those of train that are measured.
 
-    `label` is what the user called it, `examples` how many of test were asked for (None: all).
+    `label` is what the user called it, `examples` how many of test were asked for (None: all),
+    `train` None where there is none; `left_out` names files that are no images.
     """
 
     label: str
@@ -106,6 +108,8 @@ class ModelData(NamedTuple):
     test: Split
     examples: int | None
     train: Split | None
+    left_out: str = ""
+    warnings: tuple[Warned, ...] = ()
 
 
 def named_dataset(text: str) -> Component:
@@ -129,36 +133,95 @@ def named_dataset(text: str) -> Component:
     raise UnknownNameError(f"{unknown}, a path that ends with .npz, or a folder of images")
 
 
-def read_model_data(text: str, *, n: int | None, root: Path | None, train: bool) -> ModelData:
-    """Read the first `n` test images (None: all) and, if `train` asks for them, those of train.
+def read_model_data(
+    text: str, *, n: int | None, root: Path | None, train: bool, shuffle: bool = False
+) -> ModelData:
+    """Read the first `n` test images (None: all) and, if `train` asks for them, some of train.
 
-    Raises `ConfigError`, `DataError` or `InputError` that says what is wrong with the data.
+    `shuffle`: of files of the user's own, in an order of chance. Raises `ConfigError`, `DataError`
+    or `InputError` that says what is wrong with the data.
     """
     part, home = named_dataset(text), data_root(root)
+    if shuffle:
+        part = _shuffled(part)
     dataset: Dataset = build(DATASETS, part)
-    test = dataset.read("test", home)
-    shape = _shape(dataset, test, home)
-    size = len(test.labels)
+    if isinstance(dataset, Selective):
+        labels = dataset.labels("test", home)
+    else:
+        whole = dataset.read("test", home)
+        labels = whole.labels
+    size = len(labels)
     if n is not None and not 1 <= n <= size:
         raise InputError(f"--n must be in 1..{size}, the test images of {text}; found {n}")
-    learnt = dataset.read("train", home) if train and _has_train(dataset) else None
-    return ModelData(text, part, shape, first_examples(test, n), None if n == size else n, learnt)
+    if isinstance(dataset, Selective):
+        test = dataset.read_at("test", home, torch.arange(n or size))
+    else:
+        test = first_examples(whole, n)
+    channels, height, width = test.images.shape[1:]
+    shape = _shape(dataset, labels, (channels, height, width), home)
+    learnt = None
+    if train and _has_train(dataset):
+        learnt = read_evenly(dataset, "train", home, _enough(len(test.labels), shape.num_classes))
+    return ModelData(
+        text,
+        part,
+        shape,
+        test,
+        None if n == size else n,
+        learnt,
+        _left_out(dataset),
+        tuple(_few_classes(dataset, test.labels, labels, shuffled=shuffle)),
+    )
 
 
-def _shape(dataset: Dataset, test: Split, home: Path) -> Shape:
+def _shuffled(part: Component) -> Component:
+    if part.name not in _OF_PATHS:
+        raise ConfigError(
+            f"--shuffle is for files of your own; the first images of {part.name} are those that "
+            "others judge by"
+        )
+    return Component(name=part.name, options={**part.options, "shuffle": True})
+
+
+def _left_out(dataset: Dataset) -> str:
+    """Count and name files of a folder that are no images; "" where there are none."""
+    if not isinstance(dataset, Folder):
+        return ""
+    splits = [split for split in ("train", "test") if dataset.has(split)]
+    found = [path for split in splits for path in dataset.listing(split).left_out]
+    return told_left_out(found) if found else ""
+
+
+def _few_classes(
+    dataset: Dataset, judged: Tensor, labels: Tensor, *, shuffled: bool
+) -> Iterator[Warned]:
+    """Warn where the `judged` labels are of fewer classes than chance would have it."""
+    found, known = len(judged.unique()), len(labels.unique())
+    if found < min(len(judged), known) / 2:
+        images = f"{len(judged):,} image{'s' * (len(judged) != 1)}"
+        remedy = (
+            "judge more" if shuffled or not isinstance(dataset, Folder | Npz) else "use --shuffle"
+        )
+        yield Warned(
+            "few-judged-classes",
+            f"{images} of {found} class{'es' * (found != 1)} out of {known}: {remedy}",
+        )
+
+
+def _shape(
+    dataset: Dataset, labels: Tensor, image_shape: tuple[int, int, int], home: Path
+) -> Shape:
     if _has_train(dataset):
         info = dataset.info(home)
         return Shape(info.num_classes, info.image_shape, info.class_names)
     if isinstance(dataset, Folder):
-        base = Path(dataset.path).expanduser()
-        names = list_images(base / ("test" if (base / "test").is_dir() else "val")).classes
+        names = dataset.listing("test").classes
     else:
-        count = 1 + int(test.labels.max())
+        count = 1 + int(labels.max())
         if count > _MOST_CLASSES:
             raise DataError(f"a label is {count - 1}; labels must be class numbers from 0 on")
         names = tuple(str(index) for index in range(max(2, count)))
-    channels, height, width = test.images.shape[1:]
-    return Shape(len(names), (channels, height, width), names)
+    return Shape(len(names), image_shape, names)
 
 
 def _has_train(dataset: Dataset) -> bool:
@@ -166,7 +229,7 @@ def _has_train(dataset: Dataset) -> bool:
     if isinstance(dataset, Npz):
         return "train" in dataset.splits()
     if isinstance(dataset, Folder):
-        return (Path(dataset.path).expanduser() / "train").is_dir()
+        return dataset.has("train")
     return True
 
 
@@ -192,16 +255,19 @@ def measure_settings(
     targeted attacks only the cyclic and the nearest one; no trajectories, nothing adaptive.
     """
     assert given.train is not None
-    judged = min(len(given.test.labels), TEST_EXAMPLES)
-    enough = max(2 * judged, _PER_CLASS * given.shape.num_classes)
     return MeasureConfig(
         taps=taps,
-        train_examples=min(TRAIN_EXAMPLES, enough, len(given.train.labels)),
-        test_examples=judged,
+        train_examples=len(given.train.labels),
+        test_examples=min(len(given.test.labels), TEST_EXAMPLES),
         batch_size=batch_size or _BATCH,
         targets=("cyclic", "nearest"),
         trajectories=0,
     )
+
+
+def _enough(judged: int, num_classes: int) -> int:
+    """How many training images are measured beside so many test images that are judged."""
+    return min(TRAIN_EXAMPLES, max(2 * min(judged, TEST_EXAMPLES), _PER_CLASS * num_classes))
 
 
 def check_layers(model: nn.Module, given: ModelData, taps: tuple[str, ...] | None) -> None:
@@ -230,7 +296,7 @@ def measure_layers(
     measure = settings.measure
     assert measure is not None
     assert given.train is not None
-    train = evenly_chosen(given.train, measure.train_examples or len(given.train.labels))
+    train = given.train
     test = first_examples(given.test, measure.test_examples)
     found = profile(
         model,

@@ -6,7 +6,7 @@
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -179,6 +179,11 @@ def make_record(
 def which_examples(count: int) -> str:
     """Say which examples of the test split were judged."""
     return f"the first {count} of test in the official order"
+
+
+def told_names(names: Sequence[str]) -> tuple[str, ...] | None:
+    """Return names of classes as a record has them: None where they are but their numbers."""
+    return None if list(names) == [str(label) for label in range(len(names))] else tuple(names)
 
 
 def _attack_uses(outcome: Outcome) -> tuple[AttackUse, ...]:

@@ -46,6 +46,8 @@ class Request:
     """The attacks whose worst case is the verdict."""
     n: int | None = None
     """Judge the first N test images (default: all)."""
+    shuffle: bool = False
+    """Take files of your own in an order of chance (always the same), where they lie by class."""
     out: Path | None = None
     """Folder for the record, its evidence and the page (default: out/evaluate/<model>)."""
     isolated: bool = False

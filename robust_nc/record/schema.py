@@ -99,7 +99,8 @@ class Facts:
 
     `train_examples` is what training saw, `wrong_labels` how many of them had a wrong label, and
     `noise` the share of wrong labels to expect; None in records of earlier versions, and without
-    noise.
+    noise. `class_names` by label; None in records of earlier versions, and where classes are but
+    numbers.
     """
 
     dataset: str
@@ -111,6 +112,7 @@ class Facts:
     train_examples: int | None = None
     wrong_labels: int | None = None
     noise: float | None = None
+    class_names: tuple[str, ...] | None = None
 
 
 @configuration
@@ -239,6 +241,15 @@ class Stored(NamedTuple):
         if count > MOST_ROWS:  # equal rows take no room in a file
             raise RecordError(f"{path} has {count:,} rows; at most {MOST_ROWS:,} are read")
         return path
+
+
+def data_name(record: Record) -> str:
+    """Return what the images are called: the data set, or the file or folder of one's own."""
+    data = record.config.get("data")
+    part = data.get("dataset") if isinstance(data, dict) else None
+    options = part.get("options") if isinstance(part, dict) else None
+    path = options.get("path") if isinstance(options, dict) else None
+    return (Path(path).name if isinstance(path, str) else "") or record.data.dataset
 
 
 def tidy(rows: list[dict[str, Any]]) -> pd.DataFrame:

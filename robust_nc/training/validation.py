@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robust_nc.checks import check_labels
 from robust_nc.config import Component, build
-from robust_nc.data.base import Split
+from robust_nc.data.base import Split, even_rows
 from robust_nc.data.batches import Batches
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.collapse import collapse
@@ -132,9 +132,7 @@ def read_penultimate(model: Classifier, images: Images) -> tuple[Tensor, Tensor]
 def evenly_chosen(split: Split, limit: int) -> Split:
     """Take at most `limit` examples, evenly spread over the split (which may be in class order)."""
     size = len(split.labels)
-    if size <= limit:
-        return split
-    return split.at(torch.arange(limit) * size // limit)
+    return split if size <= limit else split.at(even_rows(size, limit))
 
 
 def _right(model: nn.Module, images: Images, labels: Labels) -> Flags:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nc.data.base import Split
-from robust_nc.data.load import read_split, to_unit
+from robust_nc.data.load import read_spread, to_unit
 from robust_nc.evaluation.evaluate_model import evaluate
 from robust_nc.evaluation.scoring import Scorer
 from robust_nc.evidence.collecting import look, strengthen
@@ -38,7 +38,6 @@ from robust_nc.runtime.torch_state import device_of, stream_key, untouched
 from robust_nc.statistics.intervals import wilson
 from robust_nc.statistics.sampling import enough, fewest_broken, most_broken
 from robust_nc.threat import Ball
-from robust_nc.training.validation import evenly_chosen
 from robust_nc.verification.challenge import try_points
 from robust_nc.verification.originals import RecordExamples, ball_of, protocol_draws
 
@@ -252,8 +251,7 @@ def remeasure(
     claimed = record.summary.get(CLAIM)
     if measure is None or claimed is None:
         return None
-    train = read_split(settings.data.dataset, "train", root=root)
-    train = evenly_chosen(train, measure.train_examples or len(train.labels))
+    train = read_spread(settings.data.dataset, "train", measure.train_examples, root=root)
     known = min(measure.test_examples or len(examples.labels), len(examples.labels))
     draws = np.random.Generator(np.random.PCG64(seed))
     chosen = np.sort(draws.choice(known, min(count, known), replace=False))

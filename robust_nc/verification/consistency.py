@@ -121,6 +121,9 @@ def _config_findings(record: Record) -> Iterator[Finding]:
         "protocol": (record.protocol, settings.evaluation.protocol),
         "data.dataset": (record.data.dataset, settings.data.dataset.name),
     }
+    names = record.data.class_names
+    if names is not None:
+        pairs["data.class_names"] = (len(names), record.data.num_classes)
     if isinstance(settings, AppraisalConfig):
         pairs |= {
             "data.split": (record.data.split, settings.data.split),

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from robust_nc.data.load import read_split, to_unit
+from robust_nc.data.load import read_spread, to_unit
 from robust_nc.evidence.file import Evidence, read_differences
 from robust_nc.exceptions import RobustNCError
 from robust_nc.io.digests import state_digests
@@ -31,7 +31,6 @@ from robust_nc.report.board.gather import value_in
 from robust_nc.report.figures import SavedFigure
 from robust_nc.report.figures.selection import class_name
 from robust_nc.runtime.torch_state import default_device, device_of, full_precision, untouched
-from robust_nc.training.validation import evenly_chosen
 from robust_nc.verification.evidence import check_evidence, find_evidence
 from robust_nc.verification.originals import RecordExamples, dataset_of, examples_of, model_of
 from robust_nc.zoo.checkpoint import from_checkpoint, from_record
@@ -190,7 +189,7 @@ def _own_model(stored: Stored) -> nn.Module | None:
 def _vertices(model: nn.Module, record: Record, root: Path | None) -> Tensor | None:
     """Class means `(K, D)` of clean training images before the head; None where there are none."""
     try:
-        train = evenly_chosen(read_split(dataset_of(record.config), "train", root=root), _TRAIN)
+        train = read_spread(dataset_of(record.config), "train", _TRAIN, root=root)
         features = _pass(model, to_unit(train.images))[1]
     except RobustNCError:
         return None

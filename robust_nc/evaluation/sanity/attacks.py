@@ -54,14 +54,31 @@ def class_warnings(num_classes: int, losses: Iterable[tuple[str, bool]]) -> tupl
     return (named_warning("few-classes", seen),)
 
 
+def accuracy_warnings(correct: int, total: int, num_classes: int) -> tuple[Warned, ...]:
+    """Return a warning if no more examples are `correct` than guessing would have it.
+
+    >>> [found] = accuracy_warnings(0, 40, 10)
+    >>> found.message.partition(":")[0]
+    '0.0% clean, where guessing among 10 classes has 10.0%'
+    """
+    if not total or correct * num_classes > total:
+        return ()
+    guess = f"where guessing among {num_classes} classes has {1 / num_classes:.1%}"
+    return (named_warning("chance-accuracy", f"{correct / total:.1%} clean, {guess}"),)
+
+
 def sanity_warnings(evaluation: Evaluation, plan: EvaluationProtocol) -> list[Warned]:
     """Look for what makes the verdict doubtful; most of it only where examples survived.
 
     A model that fails here keeps its verdict, with the warning `unchecked`.
     """
+    state = evaluation.state
+    right = int(state.clean_correct.sum())
+    chance = accuracy_warnings(right, len(state.images), state.logits.shape[1])
     if not plan.attacks:
-        return []
+        return list(chance)
     found = [
+        *chance,
         *_asked(partial(_of_output, evaluation)),
         *_asked(partial(_of_survivors, evaluation)),
         *_of_attacks(evaluation, plan),

@@ -42,6 +42,11 @@ MEANINGS: Mapping[str, Meaning] = MappingProxyType(
             "a defense that optimises its input at test time is rarely attacked well by gradients",
             "use `plus` and an adaptive attack, `attack=module:factory`",
         ),
+        "chance-accuracy": Meaning(
+            "clean accuracy at or below that of guessing among the classes",
+            "the model and the images do not fit together, so neither accuracy says anything",
+            "look at the normalisation, the order of the classes and the range of the pixels",
+        ),
         "double-normalisation": Meaning(
             "the first layer reads pixels scaled as if normalised twice",
             "the model does not see what it was trained on, so both accuracies are off",

@@ -9,6 +9,7 @@ With what a reader runs to get a row again, or to check it; made from a stranger
 """
 
 import dataclasses
+import json
 import math
 import os
 import shlex
@@ -20,7 +21,7 @@ from urllib.parse import urlencode
 
 import pandas as pd
 
-from robust_nc.record.schema import Record, Stored
+from robust_nc.record.schema import Record, Stored, data_name
 from robust_nc.record.standing import standing
 from robust_nc.report.board.formats import count_text, percent
 from robust_nc.report.board.gather import identity, value_in
@@ -99,7 +100,9 @@ def how_to_reproduce(record: Record) -> str:
 def _dataset(record: Record) -> str:
     """Return the data set with its options, as `--dataset` takes them: `npz?path=mine.npz`."""
     options = value_in(record.config, "data", "dataset", "options")
-    query = urlencode(options, safe="/") if isinstance(options, Mapping) else ""
+    told = options if isinstance(options, Mapping) else {}
+    words = {key: one if isinstance(one, str) else json.dumps(one) for key, one in told.items()}
+    query = urlencode(words, safe="/")
     return f"{record.data.dataset}?{query}" if query else record.data.dataset
 
 
@@ -153,6 +156,7 @@ def page_values(
         "facts": facts(records),
         "again": how_to_reproduce(records[0]),
         "checks": [found for stored in shown if (found := how_to_verify(stored, root))],
+        "data_name": data_name(records[0]),
         "verdict": verdict(row, records[0].data.split),
         "layers": layers(rows),
         "leaps": leaps(rows),
@@ -238,7 +242,7 @@ def facts(records: Sequence[Record]) -> list[tuple[str, str]]:
         for stage in stages
     }
     found: dict[str, Iterable[str]] = {
-        "data": (f"{one.data.dataset}, {one.data.num_classes} classes" for one in records),
+        "data": (f"{data_name(one)}, {one.data.num_classes} classes" for one in records),
         "judged on": (_judged(one) for one in records),
         "ball": (identity(one).ball for one in records),
         "protocol": (one.protocol for one in records),
