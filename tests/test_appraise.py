@@ -30,8 +30,27 @@ from robust_nc.pipeline.finished_model import (
 )
 from robust_nc.record import Card, Stored, read_record, unpack_flags
 from robust_nc.record.folder import read_all
-from robust_nc.record.schema import broken_seals
+from robust_nc.record.schema import broken_seals, data_name
+from robust_nc.report.board.gather import gather_rows
 from robust_nc.threat import Ball
+from robust_nc.verification.consistency import inconsistencies
+from robust_nc.verification.originals import examples_of
+from robust_nc.verification.pictures import adversarial_pictures
+
+_COLOUR = """
+import torch
+from torch import nn
+
+
+class Mean(nn.Module):
+    def forward(self, images):
+        return images.mean(1, keepdim=True)
+
+
+def make():
+    torch.manual_seed(0)
+    return nn.Sequential(Mean(), nn.Flatten(), nn.Linear(64, 10))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +211,8 @@ class TestWhatIsRefused:
 
 def test_more_classes_than_the_data_have_are_a_warning(own_model, tmp_path):
     found = judge(own_model.replace(":make", ":many"), tmp_path, protocol="clean")
-    assert [one.name for one in found.stored.record.warnings] == ["spare-classes"]
+    names = [one.name for one in found.stored.record.warnings]
+    assert names == ["spare-classes", "chance-accuracy"]
 
 
 def test_chosen_layers_alone_are_measured(own_model, tmp_path):
@@ -215,6 +235,7 @@ class TestDataOfOnesOwn:
         assert set(found.stored.rows()["measure"]) == {"verdict"}
         assert set(record.summary.values()) == {None}
         assert (record.data.dataset, record.data.examples) == ("npz", 30)
+        assert (data_name(record), record.data.class_names) == ("mine.npz", None)
         whole = judge(own_model, tmp_path / "digits", n=30).stored.record
         assert record.verdict == whole.verdict
         by_number = judge(own_model, tmp_path / "out", dataset=path, n=30, geometry=True)
@@ -230,6 +251,52 @@ class TestDataOfOnesOwn:
         shutil.rmtree(tmp_path / "train")
         found = read_model_data(f"{tmp_path}?size=8", n=None, root=None, train=True)
         assert (found.shape.class_names, found.train) == (("ant", "bee"), None)
+
+    def test_a_folder_says_what_is_no_image_and_what_its_classes_are(self, own_model, tmp_path):
+        images, labels = load_dataset("digits", split="test", limit=60)
+        base = tmp_path / "seen"
+        for place, (image, label) in enumerate(zip(images, labels, strict=True)):
+            folder = base / "test" / f"digit {label:.0f}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((255 * image[0]).byte().numpy()).save(folder / f"{place}.png")
+        for name in ("a.txt", "b.pdf", "c.md", "d.py"):
+            (folder / name).write_text("no image")
+        said: list[str] = []
+        data = f"{base}?size=8"
+        read = read_model_data(data, n=None, root=None, train=False)
+        assert read.left_out == "left out 4 files: a.txt, b.pdf, c.md, ..."
+        (tmp_path / "colour.py").write_text(_COLOUR)
+        model = f"{tmp_path / 'colour.py'}:make"
+        found = judge(model, tmp_path / "out", dataset=data, n=None, geometry=True, said=said)
+        assert any("left out 4 files: a.txt" in line for line in said)
+        record = found.stored.record
+        assert record.data.class_names == tuple(f"digit {digit}" for digit in range(10))
+        assert (data_name(record), record.config["data"]["dataset"]["name"]) == ("seen", "folder")
+        frame = gather_rows([found.stored])
+        assert frame.attrs["class_names"] == {"folder": [f"digit {digit}" for digit in range(10)]}
+        shown = adversarial_pictures(found.stored, tmp_path / "pictures")
+        assert all(one.title.startswith("digit ") for one in shown)
+
+    def test_first_images_of_few_classes_are_told_and_shuffled(self, own_model, tmp_path):
+        images, labels = load_dataset("digits", split="test")
+        order = labels.argsort(stable=True)
+        path = str(tmp_path / "sorted.npz")
+        np.savez(path, x_test=images[order].numpy(), y_test=labels[order].numpy())
+        said: list[str] = []
+        found = judge(own_model, tmp_path / "out", dataset=path, n=25, said=said)
+        words = "25 images of 1 class out of 10: use --shuffle"
+        assert any(words in line for line in said)
+        assert [one.message for one in found.stored.record.warnings if "class" in one.name] == [
+            words
+        ]
+        mixed = judge(own_model, tmp_path / "mixed", dataset=path, n=25, shuffle=True)
+        record = mixed.stored.record
+        assert not [one for one in record.warnings if one.name == "few-judged-classes"]
+        assert record.config["data"]["dataset"]["options"]["shuffle"] is True
+        assert not inconsistencies(mixed.stored)
+        assert len(examples_of(record, None).labels) == 25
+        with pytest.raises(ConfigError, match="--shuffle is for files of your own"):
+            judge(own_model, tmp_path / "no", dataset="digits", shuffle=True)
 
     def test_a_registered_name_goes_before_a_folder(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)

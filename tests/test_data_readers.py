@@ -16,6 +16,7 @@ from helpers_data import (
 )
 from PIL import Image
 
+from robust_nc.data.base import Split
 from robust_nc.data.cifar import BinFile, Cifar100, read_rows
 from robust_nc.data.load import dataset_info, load_dataset, read_split
 from robust_nc.exceptions import DataError, InputError, RobustNCError
@@ -176,11 +177,79 @@ def test_a_broken_image_and_an_empty_class_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"bee/1\.png cannot be read as an image"):
         load_dataset(part)
     (base / "train" / "cat").mkdir()
-    with pytest.raises(DataError, match=r"class 'cat' has no \.jpeg"):
+    with pytest.raises(DataError, match=r"class 'cat' has no \.bmp"):
         load_dataset(part, split="train")
     write_image(base / "train" / "cat" / "0.png", size=(9, 9), colour=(1, 2, 3))
     with pytest.raises(DataError, match="only one has cat"):
         dataset_info(part)
+
+
+@pytest.mark.parametrize("ending", ["webp", "bmp", "tif", "tiff", "ppm", "pgm", "gif", "JPEG"])
+def test_a_folder_takes_images_of_these_kinds(tmp_path: Path, ending: str) -> None:
+    base = make_folder(tmp_path)
+    (base / "test" / "ant" / "0.PNG").unlink()
+    grey = Image.new("L", (9, 9), 200)
+    grey.save(base / "test" / "ant" / f"0.{ending}")
+    first = read_split({"name": "folder", "path": str(base), "size": 8}, "test", limit=1)
+    assert (first.images.float() - 200).abs().max() <= 2
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "pgm"])
+def test_grey_images_of_sixteen_bits_keep_their_values(tmp_path: Path, ending: str) -> None:
+    base = make_folder(tmp_path)
+    (base / "test" / "bee" / "0.png").unlink()
+    values = (np.arange(64, dtype=np.uint16) * 1_040 + 7).reshape(8, 8)
+    Image.fromarray(values).save(base / "test" / "bee" / f"0.{ending}")
+    split = read_split({"name": "folder", "path": str(base), "size": 8}, "test")
+    assert split.images.dtype == torch.float32
+    assert torch.equal(split.images[1, 2], torch.from_numpy(values.astype(np.float32)) / 65_535)
+    assert split.images[0, 2].unique().tolist() == [float(torch.tensor(200.0) / 255)]
+    assert split.images[2, 1].unique().tolist() == [float(torch.tensor(20.0) / 255)]
+
+
+def test_images_of_no_known_range_are_refused(tmp_path: Path) -> None:
+    base = make_folder(tmp_path)
+    Image.new("F", (9, 9), 0.5).save(base / "test" / "ant" / "0.tif")
+    with pytest.raises(DataError, match=r"0\.tif has 32 bits a pixel"):
+        load_dataset({"name": "folder", "path": str(base), "size": 8})
+
+
+def test_only_the_images_that_are_asked_for_are_read(tmp_path: Path) -> None:
+    base = make_folder(tmp_path)
+    for path in (base / "test" / "bee" / "1.png", base / "test" / "ant" / "2.PNG"):
+        path.write_bytes(b"broken")  # of the order ant 0, bee 0, ant 1, bee 1, ant 2
+    part = {"name": "folder", "path": str(base), "size": 8}
+    assert read_split(part, "test", limit=3).labels.tolist() == [0, 1, 0]
+    found = read_split({**part, "shuffle": True}, "train")
+    assert found.ids.tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(DataError, match=r"1\.png cannot be read"):
+        read_split(part, "test", limit=4)
+    with pytest.raises(InputError, match=r"limit of test must be in 1\.\.5, found 6"):
+        read_split(part, "test", limit=6)
+
+
+def test_shuffled_files_are_the_same_images_in_another_order(tmp_path: Path) -> None:
+    base = make_folder(tmp_path)
+    arrays = {
+        "x_train": np.arange(40, dtype=np.uint8).reshape(40, 1, 1),
+        "y_train": np.arange(40) // 20,
+    }
+    np.savez(tmp_path / "sorted.npz", **arrays)
+    for part, split in (
+        ({"name": "folder", "path": str(base), "size": 8}, "test"),
+        ({"name": "npz", "path": str(tmp_path / "sorted.npz")}, "train"),
+    ):
+        plain, mixed = read_split(part, split), read_split({**part, "shuffle": True}, split)
+        again = read_split({**part, "shuffle": True}, split)
+        assert torch.equal(mixed.images, again.images)
+        assert not torch.equal(mixed.images, plain.images)
+
+        def pairs(found: Split) -> list[tuple[list[int], int]]:
+            return sorted(zip(found.images.flatten(1).tolist(), found.labels.tolist(), strict=True))
+
+        assert pairs(mixed) == pairs(plain)
+        assert torch.equal(mixed.ids, plain.ids)
+    assert len(read_split({**part, "shuffle": True}, "train", limit=10).labels.unique()) == 2
 
 
 @pytest.mark.parametrize(

@@ -325,6 +325,10 @@ def test_a_leap_matrix_names_its_classes_and_has_a_colour_bar(whole: pd.DataFram
     names = ["T-shirt/top", "Trouser", "Pullover", "Dress"]
     assert [text.get_text() for text in ax.get_yticklabels()] == names
     assert [one.get_ylabel() for one in ax.child_axes] == ["share of row"]
+    told = whole.assign(dataset="folder")
+    told.attrs["class_names"] = {"folder": ["ant", "bee", "cat", "a long name " + 40 * "x"]}
+    named = [text.get_text() for text in leap_matrix(told).get_yticklabels()]
+    assert named == ["ant", "bee", "cat", "a long name " + 25 * "x" + "..."]
     ours = leap_matrix(whole.assign(dataset="mine.npz"), bar=False)
     assert [text.get_text() for text in ours.get_xticklabels()] == ["0", "1", "2", "3"]
     assert ours.child_axes == []

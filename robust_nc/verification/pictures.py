@@ -140,7 +140,7 @@ def _chosen(evidence: Evidence, rows: Tensor | None) -> Tensor:
 
 
 def _class(record: Record, label: Tensor) -> str:
-    return class_name(record.data.dataset, int(label))
+    return class_name(record.data.dataset, int(label), record.data.class_names)
 
 
 def _landing(record: Record, seen: _Seen | None, index: int) -> str:

@@ -20,6 +20,7 @@ from robust_nc.types import EvaluationProtocol, Warned
 
 _POINTS = 0.002  # 0.2 points of accuracy, as AutoAttack has it
 
+_FEWEST = 10  # examples that tell chance from a model that answers
 _DLR_CLASSES = {False: 3, True: 4}  # untargeted, targeted
 
 
@@ -57,11 +58,13 @@ def class_warnings(num_classes: int, losses: Iterable[tuple[str, bool]]) -> tupl
 def accuracy_warnings(correct: int, total: int, num_classes: int) -> tuple[Warned, ...]:
     """Return a warning if no more examples are `correct` than guessing would have it.
 
+    Fewer than 10 say nothing.
+
     >>> [found] = accuracy_warnings(0, 40, 10)
     >>> found.message.partition(":")[0]
     '0.0% clean, where guessing among 10 classes has 10.0%'
     """
-    if not total or correct * num_classes > total:
+    if total < _FEWEST or correct * num_classes > total:
         return ()
     guess = f"where guessing among {num_classes} classes has {1 / num_classes:.1%}"
     return (named_warning("chance-accuracy", f"{correct / total:.1%} clean, {guess}"),)

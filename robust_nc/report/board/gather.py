@@ -186,14 +186,23 @@ def models_of_row(members: Sequence[Stored]) -> list[ModelFlags]:
 
 
 def gather_rows(records: Sequence[Stored]) -> pd.DataFrame:
-    """Read the rows of all records into one frame: columns `ADDED`, then those of the rows."""
+    """Read the rows of all records into one frame: columns `ADDED`, then those of the rows.
+
+    `attrs["class_names"]` are names of classes by data set, where the records agree in them.
+    """
     frames = []
     for stored in records:
         facts = {**identity(stored.record)._asdict(), "seed": stored.record.seed}
         frames.append(stored.rows().assign(**{name: facts[name] for name in ADDED}))
     if not frames:
         raise RecordError("there are no records to read rows from")
-    return pd.concat(frames, ignore_index=True)[[*ADDED, *COLUMNS]]
+    frame = pd.concat(frames, ignore_index=True)[[*ADDED, *COLUMNS]]
+    told = {(one.record.data.dataset, one.record.data.class_names) for one in records}
+    datasets = [name for name, _ in told]
+    frame.attrs["class_names"] = {
+        name: list(names) for name, names in told if names and datasets.count(name) == 1
+    }
+    return frame
 
 
 def part_label(part: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@
 (0.1, 40)
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ from robust_nc.report.figures.axes import (
 )
 from robust_nc.report.figures.selection import (
     RowFilter,
-    class_name,
+    class_namer,
     deepest,
     in_order,
     literal,
@@ -237,7 +238,7 @@ def trajectory_in_plane(
     ax.add_collection(lines)
     ax.scatter(paths[:, -1, 0], paths[:, -1, 1], s=6, color=GREY, linewidths=0, zorder=3)
     ax.scatter(vertices["x"], vertices["y"], s=14, color="black", linewidths=0, zorder=4)
-    _name_vertices(ax, vertices, str(xs["dataset"].iloc[0]) if "dataset" in xs else "")
+    _name_vertices(ax, vertices, class_namer(xs))
     ax.autoscale_view()
     ax.set_aspect("equal", adjustable="datalim")
     ax.set(xticks=[], yticks=[])
@@ -252,14 +253,14 @@ def trajectory_in_plane(
     return finish(ax, "Paths of attacked examples", note)
 
 
-def _name_vertices(ax: Axes, vertices: pd.DataFrame, dataset: str) -> None:
+def _name_vertices(ax: Axes, vertices: pd.DataFrame, name: Callable[[int], str]) -> None:
     """Write the name of its class beside each vertex, on the side that faces outward."""
     centre = vertices.mean().to_numpy()
     for label, place in zip(vertices.index, vertices.to_numpy(), strict=True):
         out = (place - centre) / max(float(np.linalg.norm(place - centre)), 1e-12)
         sides = [int(np.sign(round(1.4 * way))) for way in out]
         ax.annotate(
-            literal(class_name(dataset, int(label))),
+            literal(name(int(label))),
             tuple(place),
             xytext=tuple(5 * out),
             textcoords="offset points",

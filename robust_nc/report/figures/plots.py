@@ -8,8 +8,6 @@ it is given, or on those of a new figure of one column's width, and returns them
 (41, ['untargeted', 'cyclic', 'random'])
 """
 
-from functools import partial
-
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -38,7 +36,7 @@ from robust_nc.report.figures.axes import (
 )
 from robust_nc.report.figures.selection import (
     RowFilter,
-    class_name,
+    class_namer,
     deepest,
     note_of,
     one_model,
@@ -130,7 +128,7 @@ def leap_matrix(
     counts = rows.pivot_table(index="i", columns="j", values="value", aggfunc="sum", fill_value=0)
     sums = counts.sum(axis=1)
     shares = counts.div(sums.where(sums > 0), axis=0)
-    name = partial(class_name, str(rows["dataset"].iloc[0]) if "dataset" in rows else "")
+    name = class_namer(rows)
     shares = shares.rename(index=name, columns=name)
     ax = ax or new_axes(width, (2.9, 4.4))
     side = inches_across(ax)

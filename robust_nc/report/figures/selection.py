@@ -5,13 +5,15 @@
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from robust_nc.data.load import dataset_info
 from robust_nc.exceptions import InputError, RobustNCError
+from robust_nc.io.text import one_line
 from robust_nc.statistics.intervals import MIN_SEEDS_FOR_T
 
 _CONDITIONS = {"gaussian": "gaussian noise", "sign": "sign noise"}
@@ -22,6 +24,7 @@ _PREFERRED = {"feature": "gap", "split": "train"}
 _REPEATS = ("model", "seed", "condition", "tap", "eps", "epoch", "i", "j")
 _NAMES = ("model", "head", "objective", "tap")
 _UNNAMED: dict[str, Any] = {"model": "model", "objective": "", "head": "", "seed": 0}
+_LONGEST = 40  # characters of the name of a class
 _COUNT = re.compile(r"n = ([\d,]+)(?: to ([\d,]+))? (.*)")
 
 
@@ -108,17 +111,24 @@ def literal(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def class_name(dataset: str, label: int) -> str:
-    """Name of a class of a data set; its number where it has no name here.
+def class_name(dataset: str, label: int, names: Sequence[str] | None = None) -> str:
+    """Name of a class of a data set, of those that a record told; its number where it has none.
 
-    >>> class_name("fashion_mnist", 9), class_name("npz", 9)
-    ('Ankle boot', '9')
+    >>> class_name("fashion_mnist", 9), class_name("npz", 9), class_name("npz", 1, ["ant", "bee"])
+    ('Ankle boot', '9', 'bee')
     """
-    try:
-        names = dataset_info(dataset).class_names
-    except RobustNCError:  # a file of the user's own
-        names = ()
-    return names[label] if 0 <= label < len(names) else str(label)
+    if not names:
+        try:
+            names = dataset_info(dataset).class_names
+        except RobustNCError:  # a file of the user's own
+            names = ()
+    return one_line(names[label], limit=_LONGEST) if 0 <= label < len(names) else str(label)
+
+
+def class_namer(rows: pd.DataFrame) -> Callable[[int], str]:
+    """Return what names a class in rows of one data set."""
+    dataset = str(rows["dataset"].iloc[0]) if "dataset" in rows else ""
+    return partial(class_name, dataset, names=rows.attrs.get("class_names", {}).get(dataset))
 
 
 def deepest(rows: pd.DataFrame) -> pd.DataFrame:

@@ -14,7 +14,6 @@ import math
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
@@ -27,7 +26,7 @@ from robust_nc.report.board.formats import count_text, percent
 from robust_nc.report.board.gather import identity, value_in
 from robust_nc.report.figures.selection import (
     RowFilter,
-    class_name,
+    class_namer,
     deepest,
     optional,
     taps_in_order,
@@ -194,7 +193,7 @@ def leaps(rows: pd.DataFrame) -> tuple[str, pd.DataFrame] | None:
         return None
     sums = matrix.sum(axis=1)
     shares = matrix.div(sums.where(sums > 0), axis=0).fillna(0.0)
-    name = partial(class_name, str(found["dataset"].iloc[0]))
+    name = class_namer(found)
     return str(found["tap"].iloc[0]), shares.rename(index=name, columns=name)
 
 
