@@ -72,6 +72,7 @@ class Collapse:
     nc3: float | None = None
     nc3_w: float | None = None
     nc3_raw: float | None = None
+    nc3_w_head_raw: float | None = None
     nc3_product: float | None = None
     nc4: float | None = None
     ncc: float | None = None
@@ -102,7 +103,7 @@ _UNDEFINED = {
     **{name: _ZERO_ROW for name in MEASURES if name.startswith(("nc2_angle", "nc2_target"))},
     **{name: _HEAD_ROWS for name in MEASURES if "_head" in name},
     **dict.fromkeys(
-        ("nc3", "nc3_w", "nc3_raw", "nc3_product"),
+        ("nc3", "nc3_w", "nc3_raw", "nc3_w_head_raw", "nc3_product"),
         "undefined: the means or the head's rows coincide",
     ),
 }
@@ -145,6 +146,7 @@ def head_measures(groups: Groups, weight: Tensor) -> dict[str, float]:
         "nc3": simplex.duality_distance(rows, centred),
         "nc3_w": simplex.duality_distance(groups.weighted_rows(), centred),
         "nc3_raw": simplex.duality_distance(rows + groups.centre, head),
+        "nc3_w_head_raw": simplex.duality_distance(groups.weighted_rows(), head),
         "nc3_product": simplex.gram_distance(head @ rows.T),
     }
 

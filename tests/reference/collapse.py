@@ -86,6 +86,7 @@ def collapse(
         W = np.asarray(weight, np.float64)[kept]
         W_c = W - W.mean(0)
         found |= _frame(W_c, "_head") | _frame(W, "_head_raw")
+        found["nc3_w_head_raw"] = _apart(W, C_w)
         product = W @ C.T
         ideal = (np.eye(count) - 1 / count) / np.sqrt(count - 1)
         found["nc3_product"] = float(np.linalg.norm(product / np.linalg.norm(product) - ideal))
