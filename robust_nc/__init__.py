@@ -70,7 +70,8 @@ _HOMES = {
     "train": "training.run",
 }
 
-_MODULES = {"figures": "report.figures"}  # under another name than that of their room
+# Under another name than that of their room.
+_MODULES = {"callbacks": "training.callbacks", "figures": "report.figures"}
 
 __all__ = [
     "Ball",

@@ -196,6 +196,18 @@ SCHEDULES = Registry(
     },
 )
 
+# What is told of every epoch of a training: `robust-nc run --log NAME`.
+CALLBACKS = Registry(
+    "log",
+    "callbacks",
+    {
+        "csv": "robust_nc.training.callbacks:CsvLog",
+        "mlflow": "robust_nc.training.callbacks:MlflowLog",
+        "tensorboard": "robust_nc.training.callbacks:TensorBoardLog",
+        "wandb": "robust_nc.training.callbacks:WandbLog",
+    },
+)
+
 ATTACKS = Registry(
     "attack",
     "attacks",

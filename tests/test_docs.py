@@ -160,7 +160,7 @@ PRINTS = {
     "README.md": ["robust", "penultimate"],
     "docs/gallery.md": [],
     "docs/protocols.md": ["attack 2 of 5", "adaptive"],
-    "docs/suites.md": ["small_cnn-linear-standard"],
+    "docs/suites.md": ["small_cnn-linear-standard", "1 2."],
     "docs/systems.md": ["nc1_trace"],
 }
 ATTACK = """

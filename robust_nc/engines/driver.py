@@ -42,6 +42,7 @@ def run(
     workers: int | None = None,
     root: str | Path | None = None,
     engine: Literal["local", "ray"] = "local",
+    log: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Train, attack, measure and record every cell of a suite, as `robust-nc run` does.
 
@@ -50,7 +51,8 @@ def run(
     what is begun goes on. `changes` are settings by dotted key, as --set gives them:
     `{"train.epochs": 5, "seed": [0, 1]}`. `cells` are numbers of cells, `where` conditions such as
     "head=etf". `workers` cells run side by side (default: one per core on a CPU, one on an
-    accelerator), each in a process of its own; `root` is where data sets lie.
+    accelerator), each in a process of its own; `root` is where data sets lie; `log` are names such
+    as "tensorboard", which hear of every epoch.
 
     Returns `robust_nc.leaderboard` of the suite's own records: one row per model, seeds
     aggregated. The records lie in `out`; `leaderboard(out)` is that of all that lies there.
@@ -73,6 +75,7 @@ def run(
         workers=workers,
         root=None if root is None else Path(root),
         engine=engine,
+        log=tuple(log),
     )
     options.check()
     if under_torchrun():

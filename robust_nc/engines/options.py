@@ -39,6 +39,9 @@ class RunOptions:
     """Change a setting in a copy of the suite: KEY=VALUE, such as train.epochs=5 or
     model.backbone.width=32; once per setting. A list, seed=[0,1], is a cell for each value, where
     the key itself takes no list."""
+    log: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Tell of every epoch of a training: csv, tensorboard, wandb, mlflow, or your own file.py:Name;
+    once for each. Files lie in <out>/logs."""
     minutes: float | None = None
     """Stop after so many minutes, with the state saved and exit code 143; the same command goes on
     from there."""

@@ -5,6 +5,7 @@ differ only in how they are judged share their weights, and run one after the ot
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -22,8 +23,9 @@ from robust_nc.io.files import alone, remove_file, remove_tree, remove_unfinishe
 from robust_nc.pipeline.cell import run_cell
 from robust_nc.pipeline.stages import CellResult, check_cell, is_recorded
 from robust_nc.pipeline.suite import Cell, Suite
-from robust_nc.record.folder import checkpoint_folder, record_path, remove_caches
+from robust_nc.record.folder import checkpoint_folder, log_folder, record_path, remove_caches
 from robust_nc.runtime.progress import Event
+from robust_nc.training.callbacks import check_logs
 
 
 class SuiteReport(NamedTuple):
@@ -71,6 +73,7 @@ def run_suite(
         todo = [cell for cell in suite.cells if _needed(cell, out, overwrite)]
         kept = len(suite.cells) - len(todo)
         _check(todo, root)
+        check_logs(options.log)
         if overwrite == "only-missing":  # then what is kept is whole
             ahead = {cell.id for cell in todo}
             for cell in suite.cells:
@@ -81,6 +84,8 @@ def run_suite(
                 remove_tree(checkpoint_folder(out, training_id(cell.config)))
                 remove_file(record_path(out, cell.model, cell.id))
                 remove_caches(out, cell.id)
+                training = training_id(cell.config)
+                remove_tree(log_folder(out, cell.model, cell.config.seed, training))
         return _run(_groups(todo), suite, out, kept, options, hooks=hooks, processes=processes)
 
 
@@ -119,7 +124,13 @@ def _run(
     tasks: Generator[Finished, None, None]
     if processes is not None:
         tasks = run_under_torchrun(
-            processes, groups, suite.name, out, options.root, on_event=hooks.on_event
+            processes,
+            groups,
+            suite.name,
+            out,
+            options.root,
+            on_event=hooks.on_event,
+            logs=options.log,
         )
     elif options.engine == "ray":
         try:
@@ -136,12 +147,14 @@ def _run(
             out,
             options.root,
             options.cluster(),
+            logs=options.log,
             on_event=hooks.on_event,
             on_retry=hooks.on_retry,
         )
     else:
+        call = functools.partial(run_cell, logs=options.log)
         chains = [
-            [Task(cell.id, run_cell, (cell, suite.name, out, options.root)) for cell in cells]
+            [Task(cell.id, call, (cell, suite.name, out, options.root)) for cell in cells]
             for cells in groups
         ]
         count = options.workers or default_workers()

@@ -188,6 +188,7 @@ def run_under_torchrun(
     root: Path | None,
     *,
     on_event: Callable[[Event], None],
+    logs: Sequence[str] = (),
 ) -> Generator[Finished, None, None]:
     """Do cells in the first process, with the others' help, and yield each as it ends.
 
@@ -202,7 +203,9 @@ def run_under_torchrun(
         if stopping.wished():
             return
         try:
-            ended = Finished(cell.id, _run_cell(processes, cell, suite, out, root, report), None)
+            ended = Finished(
+                cell.id, _run_cell(processes, cell, suite, out, root, report, logs), None
+            )
         except Exception as error:
             if processes.busy:
                 raise
@@ -211,10 +214,17 @@ def run_under_torchrun(
 
 
 def _run_cell(
-    processes: ProcessGroup, cell: Cell, suite: str, out: Path, root: Path | None, report: Report
+    processes: ProcessGroup,
+    cell: Cell,
+    suite: str,
+    out: Path,
+    root: Path | None,
+    report: Report,
+    logs: Sequence[str],
 ) -> CellResult:
     # What is fitted in closed form the first process does alone.
     in_steps = not isinstance(build_objective(cell.config), ClosedForm)
     if in_steps and not is_trained(cell, out):
-        processes.train(lambda: train_stage(cell, out, root, report=report), cell.config, root=root)
-    return run_cell(cell, suite, out, root, report=report)
+        call = partial(train_stage, cell, out, root, report=report, logs=logs)
+        processes.train(call, cell.config, root=root)
+    return run_cell(cell, suite, out, root, report=report, logs=logs)

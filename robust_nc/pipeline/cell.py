@@ -1,5 +1,6 @@
 """One cell of a suite: train, attack, measure, record. What is there already is not done again."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,15 +61,24 @@ class Verdicts(NamedTuple):
     beside: Outcome | None
 
 
-def run_cell(cell: Cell, suite: str, out: Path, root: Path | None, *, report: Report) -> CellResult:
+def run_cell(
+    cell: Cell,
+    suite: str,
+    out: Path,
+    root: Path | None,
+    *,
+    report: Report,
+    logs: Sequence[str] = (),
+) -> CellResult:
     """Do what is missing of a cell's stages, write its record, and remove what they left for it.
 
+    `logs` are names of callbacks that hear of the training.
     Nothing in the record depends on where a stage was done; its `seconds` are the sums of theirs.
     """
     config, clock = cell.config, Clock()
     allow_code(config)
     given = gather_inputs(config, root)
-    trained = train_or_read(cell, out, root, report)
+    trained = train_or_read(cell, out, root, report, logs)
     clock.stage("train")
     in_parts = _judge_parts(cell, out, root, trained, given.test, report)
     clock.stage("parts")

@@ -18,6 +18,7 @@ what `needs` names, and bring home what is new or changed. What is there already
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -26,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from robust_nc.config import RunConfig, allow_code, training_id
+from robust_nc.config import RunConfig, allow_code, identifying, training_id
 from robust_nc.data.base import Split
 from robust_nc.data.hierarchy.tree import Hierarchy, tree_of
 from robust_nc.data.load import dataset_info, read_split
@@ -45,6 +46,7 @@ from robust_nc.record.schema import COLUMNS, read_record
 from robust_nc.runtime.executor import IN_PROCESS, Executor
 from robust_nc.runtime.progress import Clock, Report, no_report, progress_report
 from robust_nc.runtime.torch_state import default_device, device_of
+from robust_nc.training.callbacks import EpochCallback, make_logs
 from robust_nc.training.checkpoint import read_manifest
 from robust_nc.training.run import Trained, check_training, train_cell
 
@@ -78,11 +80,13 @@ class Geometry(NamedTuple):
     seconds: float
 
 
-def train_stage(cell: Cell, out: Path, root: Path | None, *, report: Report) -> None:
-    """Train a cell, or go on from its checkpoints."""
+def train_stage(
+    cell: Cell, out: Path, root: Path | None, *, report: Report, logs: Sequence[str] = ()
+) -> None:
+    """Train a cell, or go on from its checkpoints; `logs` are names of callbacks that hear it."""
     allow_code(cell.config)
     if not is_trained(cell, out):
-        train_or_read(cell, out, root, report)
+        train_or_read(cell, out, root, report, logs)
 
 
 def verdict_parts(cell: Cell, out: Path, root: Path | None, *, width: int = 1) -> list[VerdictPart]:
@@ -208,7 +212,9 @@ def verdicts_of(cell: Cell, out: Path) -> list[str]:
     return names if cell.config.evaluation.beside is None else [*names, "beside"]
 
 
-def train_or_read(cell: Cell, out: Path, root: Path | None, report: Report) -> Trained:
+def train_or_read(
+    cell: Cell, out: Path, root: Path | None, report: Report, logs: Sequence[str] = ()
+) -> Trained:
     """Train a cell and note the seconds of all sessions, or read what its checkpoints hold."""
     folder, ready, clock = checkpoints_of(cell, out), _is_finished(cell, out), Clock()
     watch = progress_report(report)
@@ -221,13 +227,31 @@ def train_or_read(cell: Cell, out: Path, root: Path | None, report: Report) -> T
         write_text(noted, json.dumps({"seconds": seconds}) + "\n")
 
     try:
-        found = train_cell(cell.config, root=root, folder=folder, device=device, report=watch)
+        found = train_cell(
+            cell.config,
+            root=root,
+            folder=folder,
+            device=device,
+            report=watch,
+            callbacks=() if ready else _callbacks(cell, out, logs),
+        )
     except StoppedError:
         note(0.0)
         raise
     if not ready:
         note(found.seconds)  # a session that was killed has noted nothing
     return found
+
+
+def _callbacks(cell: Cell, out: Path, logs: Sequence[str]) -> list[EpochCallback]:
+    config, training = cell.config, training_id(cell.config)
+    return make_logs(
+        logs,
+        folder=store.log_folder(out, cell.model, config.seed, training),
+        name=f"{cell.model} seed {config.seed}",
+        id=training,
+        config=identifying(config),
+    )
 
 
 def judge_part(

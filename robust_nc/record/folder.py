@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from robust_nc.record.schema import Stored
 
 # Under these folders lie files that are no records.
-NOT_RECORDS = frozenset({"answers", "cache", "checkpoints"})
+NOT_RECORDS = frozenset({"answers", "cache", "checkpoints", "logs"})
 
 
 def record_path(out: Path, model: str, cell: str) -> Path:
@@ -41,6 +41,11 @@ def evidence_path(record: Path) -> Path:
 def checkpoint_folder(out: Path, cell: str) -> Path:
     """Folder of a cell's checkpoints and training log."""
     return out / "checkpoints" / cell
+
+
+def log_folder(out: Path, model: str, seed: int, training: str) -> Path:
+    """Folder of the logs of a training that were asked for, such as TensorBoard's."""
+    return out / "logs" / model / f"seed{seed}-{training[:8]}"
 
 
 def verdict_log(out: Path, cell: str, which: str) -> Path:

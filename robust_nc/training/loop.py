@@ -45,6 +45,7 @@ from robust_nc.runtime.torch_state import (
     untouched,
 )
 from robust_nc.training.averaging import STATISTICS_BATCHES, Average
+from robust_nc.training.callbacks import Callbacks
 from robust_nc.training.checkpoint import Checkpoints, Tensors
 from robust_nc.training.data_parallel import check_objective
 from robust_nc.training.epoch_meter import Meter, NotFiniteError, not_finite
@@ -83,7 +84,8 @@ class Trainer(TrainerState):
     `checkpoints` the training resumes from them and saves to them: at the end, after every epoch
     that ends `save_seconds` or more after the last save, within an epoch every
     `save_seconds_within`, and where it was asked to stop, which is heeded after each step and
-    raises `StoppedError`. A resumed training on the CPU equals one that never stopped, to the bit.
+    raises `StoppedError`. `callbacks` hear of every epoch, in the first process alone. A resumed
+    training on the CPU equals one that never stopped, to the bit.
     Raises `TrainingError` where the loss is not finite, and says which state is kept.
     """
 
@@ -99,6 +101,7 @@ class Trainer(TrainerState):
         probe: Watch | None = None,
         checkpoints: Checkpoints | None = None,
         report: TrainReport | None = None,
+        callbacks: Callbacks | None = None,
         save_seconds: float = SAVE_SECONDS,
         save_seconds_within: float = SAVE_SECONDS_WITHIN,
     ) -> None:
@@ -109,6 +112,7 @@ class Trainer(TrainerState):
         self.validate = validate
         self.probe = probe
         self.report = report
+        self.callbacks = callbacks or Callbacks()
         check_objective(objective, self.group)
         self.schedule: Schedule = build(SCHEDULES, config.schedule)
         self.keeper = Keeper(
@@ -124,13 +128,23 @@ class Trainer(TrainerState):
         """Train from where the checkpoints stand to the last epoch."""
         self.keeper.resume()
         if self.epoch < self.config.epochs:
-            self._go_on()
+            self._tell_callbacks()
         elif self.config.epochs == 0:
             self.keeper.save(final=True)
         if self.shown is not self.model:
             self.model.load_state_dict(self.shown.state_dict())
         self.model.eval()
         return Fitted(self.best_weights, self.best_epoch, self.history)
+
+    def _tell_callbacks(self) -> None:
+        """Go on, between the first and the last word to the callbacks."""
+        failed = True
+        try:
+            self.group.lead(lambda: self.callbacks.start(self.history))
+            self._go_on()
+            failed = False
+        finally:
+            self.callbacks.close(failed=failed)
 
     def _go_on(self) -> None:
         pace = StepPace(self.step)
@@ -227,6 +241,13 @@ class Trainer(TrainerState):
         self._choose(row)
         self.history.append(row)
         self.begin_epoch()
+        try:
+            self.group.lead(lambda: self.callbacks.end_epoch(self.shown, row))
+        except TrainingError as error:
+            self.keeper.end_epoch(save=True)
+            saved = self.keeper.checkpoints is not None
+            kept = "; that epoch is saved, and the same command goes on behind it" if saved else ""
+            raise TrainingError(f"{error}{kept}") from error
         self.keeper.end_epoch()
 
     def _done(self, row: EpochRow, part: Callable[[int], EpochRow]) -> None:

@@ -8,6 +8,7 @@ False
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -38,6 +39,7 @@ from robust_nc.registry import HEADS, LABEL_NOISES, OBJECTIVES
 from robust_nc.runtime.progress import progress_report
 from robust_nc.runtime.screen import Screen
 from robust_nc.runtime.torch_state import check_float64, default_device
+from robust_nc.training.callbacks import Callbacks, EpochCallback
 from robust_nc.training.checkpoint import (
     Checkpoints,
     DamagedError,
@@ -74,17 +76,21 @@ class Trained(NamedTuple):
     model: ModelConfig
 
 
-def train(config: RunConfig) -> Classifier:
+def train(config: RunConfig, *, callbacks: Sequence[EpochCallback] = ()) -> Classifier:
     """Train in memory and return the best epoch's model, in eval mode.
 
-    The device is the accelerator if there is one. Raises `ConfigError` for options that do not fit,
-    `DataError` for missing data, `TrainingError` where the loss is not finite.
+    The device is the accelerator if there is one. `callbacks` are objects whose
+    `on_epoch(model, epoch, log)` is called after each epoch with a copy of the model and the row of
+    the log; ready-made ones are in `robust_nc.callbacks`. They change nothing of the training.
+    Raises `ConfigError` for options that do not fit, `DataError` for missing data, `TrainingError`
+    where the loss is not finite or a callback fails.
     """
     if not isinstance(config, RunConfig):
         raise InputError(f"train takes a RunConfig, found {type(config).__name__}")
     name = f"{config.data.dataset.name}/{config.train.objective.name}"
     with Screen(Console(stderr=True), side_by_side=True) as screen:
-        return train_cell(config, report=progress_report(screen.report(name))).best
+        report = progress_report(screen.report(name))
+        return train_cell(config, report=report, callbacks=callbacks).best
 
 
 def train_cell(
@@ -94,6 +100,7 @@ def train_cell(
     folder: Path | None = None,
     device: torch.device | str | None = None,
     report: TrainReport | None = None,
+    callbacks: Sequence[EpochCallback] = (),
     save_seconds: float = SAVE_SECONDS,
     save_seconds_within: float = SAVE_SECONDS_WITHIN,
 ) -> Trained:
@@ -103,6 +110,7 @@ def train_cell(
     configuration or a damaged one, `StorageError` for one that cannot be written.
     """
     allow_code(config)
+    heard = Callbacks(callbacks)
     place = torch.device(device) if device is not None else default_device()
     check_float64(place)
     info = dataset_info(config.data.dataset, root)
@@ -136,6 +144,7 @@ def train_cell(
         probe=_probe(altered, config, root, place),
         checkpoints=checkpoints,
         report=report,
+        callbacks=heard,
         save_seconds=save_seconds,
         save_seconds_within=save_seconds_within,
     )

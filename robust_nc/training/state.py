@@ -226,7 +226,7 @@ class Keeper:
         if wished:
             self.stop()
 
-    def end_epoch(self) -> None:
+    def end_epoch(self, *, save: bool = False) -> None:
         """Log an epoch that has just ended, and save if it is time or if the training stops."""
         state = self.state
         final = state.epoch == state.config.epochs
@@ -237,7 +237,7 @@ class Keeper:
 
         state.group.lead(log)
         wished, due = self._asked(self.save_seconds)
-        if final or wished or due:
+        if final or wished or due or save:
             self.save(final=final)
         if wished and not final:
             self.stop()

@@ -10,6 +10,7 @@ head that observes sees the features of all; alone, nothing is changed.
 """
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -55,6 +56,7 @@ _SHARED: dict[type, type] = {
     nn.BatchNorm2d: _Shared2d,
     nn.BatchNorm3d: _Shared3d,
 }
+_PLAIN = {shared: plain for plain, shared in _SHARED.items()}
 
 
 @contextlib.contextmanager
@@ -85,6 +87,15 @@ def synced(group: Group, *models: nn.Module) -> Iterator[None]:
             norm.__class__ = kind
         for head in heads:
             vars(head).pop("observe", None)
+
+
+def lone_copy(model: nn.Module) -> nn.Module:
+    """Copy a model, which then asks no other process anything."""
+    found = copy.deepcopy(model)
+    for part in found.modules():
+        vars(part).pop("observe", None)
+        part.__class__ = _PLAIN.get(type(part), type(part))
+    return found
 
 
 @contextlib.contextmanager

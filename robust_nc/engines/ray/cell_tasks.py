@@ -48,6 +48,7 @@ class CellTasks(NamedTuple):
     width: int
     on_event: Callable[[Event], None]
     on_retry: Callable[[str, str], None]
+    logs: tuple[str, ...] = ()
 
     def run(self, cell: Cell) -> Finished:
         """Do all that is missing of a cell; raises what ends it."""
@@ -121,6 +122,7 @@ class CellTasks(NamedTuple):
             part=part,
             threads=self.cluster.threads,
             sync_seconds=self.cluster.settings.sync_seconds,
+            logs=self.logs,
         )
         needed = needs(cell, stage, self.out, part=part)
         places = [path.relative_to(self.out).as_posix() for path in needed]

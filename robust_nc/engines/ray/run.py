@@ -36,6 +36,7 @@ def run_on_ray(
     *,
     on_event: Callable[[Event], None],
     on_retry: OnRetry = ignore_retry,
+    logs: tuple[str, ...] = (),
 ) -> Generator[Finished, None, None]:
     """Yield cells as they end; those of a group, which share weights, one after the other.
 
@@ -46,7 +47,7 @@ def run_on_ray(
     if not groups:
         return
     with join_cluster(settings, out / "cluster.log") as cluster:
-        run = _Run(cluster, groups, suite, out, root)
+        run = _Run(cluster, groups, suite, out, root, logs)
         try:
             yield from run.results(on_event, on_retry)
         finally:
@@ -63,6 +64,7 @@ class _Run:
         suite: str,
         out: Path,
         root: Path | None,
+        logs: tuple[str, ...],
     ) -> None:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._losses: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
@@ -80,6 +82,7 @@ class _Run:
             width=cluster.settings.shards or -(-cluster.slots // len(groups)),
             on_event=self._events.put,
             on_retry=lambda cell, why: self._losses.put((cell, why)),
+            logs=logs,
         )
         count = min(len(groups), max(_AHEAD * cluster.slots, _LEAST))
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]

@@ -48,6 +48,7 @@ class StageTask(NamedTuple):
     part: VerdictPart | None
     threads: int
     sync_seconds: float
+    logs: tuple[str, ...] = ()
 
 
 class StageResult(NamedTuple):
@@ -125,14 +126,14 @@ def _attempt(task: StageTask, out: Path, link: DriverLink) -> Finished:
     cell, root, result = task.cell, task.root, None
     try:
         if task.stage == "train":
-            train_stage(cell, out, root, report=link.report)
+            train_stage(cell, out, root, report=link.report, logs=task.logs)
         elif task.stage == "judge":
             assert task.part is not None
             judge_stage(cell, task.part, out, root, report=link.report)
         elif task.stage == "measure":
             measure_stage(cell, out, root, report=link.report)
         else:
-            result = run_cell(cell, task.suite, out, root, report=link.report)
+            result = run_cell(cell, task.suite, out, root, report=link.report, logs=task.logs)
     except Exception as error:  # what the stage finished before goes home all the same
         return failed(cell.id, error)
     return Finished(cell.id, result, None)
