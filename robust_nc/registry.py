@@ -94,7 +94,10 @@ DATASETS = Registry(
         "digits": "robust_nc.data.digits:Digits",
         "fashion_mnist": "robust_nc.data.fashion_mnist:FashionMnist",
         "folder": "robust_nc.data.folder:Folder",
+        "imagenette": "robust_nc.data.imagenette:ImageNette",
+        "mnist": "robust_nc.data.mnist:Mnist",
         "npz": "robust_nc.data.npz:Npz",
+        "svhn": "robust_nc.data.svhn:Svhn",
         "synthetic": "robust_nc.data.synthetic:Synthetic",
     },
 )

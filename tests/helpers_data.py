@@ -13,10 +13,19 @@ from typing import ClassVar
 import numpy as np
 import torch
 from PIL import Image
+from scipy.io import savemat
 
 from robust_nc.data.base import Split, numbered
 from robust_nc.data.cifar import BinFile, Cifar10, Layout
 from robust_nc.data.fashion_mnist import FashionMnist, IdxFile
+from robust_nc.data.imagenette import ImageNette
+from robust_nc.data.mnist import Mnist
+from robust_nc.data.svhn import MatFile, Svhn
+
+WORDNET = (
+    *("n01440764", "n02102040", "n02979186", "n03000684", "n03028079"),
+    *("n03394916", "n03417042", "n03425413", "n03445777", "n03888257"),
+)
 
 
 def random_split(n: int, *, shape: tuple[int, int, int] = (3, 8, 8), classes: int = 3) -> Split:
@@ -55,6 +64,57 @@ class TinyFashion(FashionMnist):
         "train": (_IDX_TABLES[0], _IDX_TABLES[1]),
         "test": (_IDX_TABLES[2], _IDX_TABLES[3]),
     }
+
+
+@dataclass(frozen=True)
+class TinyMnist(Mnist):
+    """The same images under the name of MNIST."""
+
+    TABLE: ClassVar[dict[str, tuple[IdxFile, IdxFile]]] = TinyFashion.TABLE
+
+
+def _mat(rows: int, **changed: np.ndarray) -> tuple[np.ndarray, bytes]:
+    draws = np.random.default_rng(rows)
+    images = draws.integers(0, 256, (32, 32, 3, rows), dtype=np.uint8)
+    labels = 1 + np.arange(rows, dtype=np.uint8)[:, None] % 10
+    content = io.BytesIO()
+    savemat(content, {"X": images, "y": labels, **changed}, do_compression=True)
+    return images, content.getvalue()
+
+
+MAT = {"train_32x32.mat": _mat(12), "test_32x32.mat": _mat(11)}
+
+
+@dataclass(frozen=True)
+class TinySvhn(Svhn):
+    """Twelve train and eleven test images, read by the real reader."""
+
+    TABLE: ClassVar[dict[str, MatFile]] = {
+        name.partition("_")[0]: MatFile(name, images.shape[3], _md5(content))
+        for name, (images, content) in MAT.items()
+    }
+
+
+@dataclass(frozen=True)
+class TinyImageNette(ImageNette):
+    """Three train images and one test image of each class, read by the real reader."""
+
+    SIZES: ClassVar[dict[str, int]] = {"train": 30, "test": 10}
+
+
+def imagenette_archive() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as tar:
+        for split, count in (("train", 3), ("val", 1)):
+            for label, folder in enumerate(WORDNET):
+                for number in range(count):
+                    image = io.BytesIO()
+                    colour = (20 * label, 100 * number, 9)
+                    Image.new("RGB", (20, 16), colour).save(image, format="PNG")
+                    name = f"imagenette2-160/{split}/{folder}/{number}.png"
+                    _add(tar, name, image.getvalue())
+        _add(tar, "imagenette2-160/noisy_imagenette.csv", b"path")
+    return buffer.getvalue()
 
 
 def write_idx(folder: Path, *, compressed: bool) -> None:

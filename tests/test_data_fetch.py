@@ -1,3 +1,4 @@
+import hashlib
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -10,19 +11,25 @@ from helpers_data import (
     ARCHIVE,
     CIFAR,
     IDX,
+    MAT,
     TinyCifar,
     TinyFashion,
+    TinyImageNette,
+    TinyMnist,
+    TinySvhn,
     cifar_archive,
     idx_bytes,
+    imagenette_archive,
     sheets_archive,
     write_cifar,
     write_idx,
 )
 
-from robust_nc.data import cifar, fashion_mnist
+from robust_nc.data import cifar, fashion_mnist, imagenette, mnist, svhn
 from robust_nc.data.base import Source
 from robust_nc.data.cifar import rebuild
 from robust_nc.data.fetch import command, debian_package, download, fetch, obtain, unpack_tar
+from robust_nc.data.imagenette import ImageNette
 from robust_nc.exceptions import ConfigError, DataError, StorageError
 
 
@@ -71,6 +78,42 @@ def test_official_idx_files_are_stored_uncompressed(
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
         name: idx_bytes(array) for name, array in IDX.items()
     }
+
+
+def test_mnist_and_svhn_come_from_their_official_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> None:
+    web = tmp_path / "web"
+    write_idx(web, compressed=True)
+    monkeypatch.setattr(mnist, "_OFFICIAL", (tmp_path / "nowhere").as_uri())
+    monkeypatch.setattr(mnist, "_MIRROR", web.as_uri())
+    root = tmp_path / "root"
+    assert obtain("mnist", TinyMnist(), root, lines.append) == root / "mnist"
+    assert "torchvision's mirror" in lines[2]
+    for name, (_, content) in MAT.items():
+        (web / name).write_bytes(content)
+    monkeypatch.setattr(svhn, "_OFFICIAL", web.as_uri())
+    assert obtain("svhn", TinySvhn(), root, lines.append) == root / "svhn"
+    assert sorted(path.name for path in root.iterdir()) == ["mnist", "svhn"]
+
+
+def test_imagenette_comes_as_folders_and_replaces_what_is_not_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> None:
+    content = imagenette_archive()
+    (tmp_path / "imagenette2-160.tgz").write_bytes(content)
+    monkeypatch.setattr(imagenette, "_OFFICIAL", tmp_path.as_uri())
+    monkeypatch.setattr(ImageNette, "ARCHIVE_MD5", hashlib.md5(content).hexdigest())
+    root = tmp_path / "root"
+    for split in ("train", "val"):
+        (root / "imagenette2-160" / split / "half").mkdir(parents=True)
+    folder = obtain("imagenette", TinyImageNette(), root, lines.append)
+    assert "is damaged and will be fetched again" in lines[0]
+    assert sorted(path.name for path in folder.iterdir()) == ["train", "val"]
+    assert len(TinyImageNette().read("train", root).labels) == 30
+    monkeypatch.setattr(ImageNette, "ARCHIVE_MD5", "other")
+    with pytest.raises(DataError, match=r"imagenette2-160\.tgz has the MD5"):
+        obtain("imagenette", TinyImageNette(), tmp_path / "other", lines.append)
 
 
 def test_debians_package_comes_after_the_official_place(

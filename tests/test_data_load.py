@@ -74,7 +74,9 @@ def test_unknown_names_splits_and_options_are_answered_with_the_valid_ones() -> 
         load_dataset("npz")
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion_mnist"])
+@pytest.mark.parametrize(
+    "name", ["cifar10", "cifar100", "fashion_mnist", "imagenette", "mnist", "svhn"]
+)
 def test_missing_data_are_not_downloaded_but_explained(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"robust-nc data fetch {name}") as caught:
         load_dataset(name, root=tmp_path)

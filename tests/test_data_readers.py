@@ -1,4 +1,6 @@
 import gzip
+import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
@@ -7,26 +9,47 @@ import torch
 from helpers_data import (
     CIFAR,
     IDX,
+    MAT,
+    WORDNET,
     TinyCifar,
     TinyFashion,
+    TinyImageNette,
+    TinyMnist,
+    TinySvhn,
     idx_bytes,
+    imagenette_archive,
     write_cifar,
     write_idx,
     write_image,
 )
 from PIL import Image
+from scipy.io import savemat
 
-from robust_nc.data.base import Split
+from robust_nc.data.base import Split, read_first
 from robust_nc.data.cifar import BinFile, Cifar100, read_rows
+from robust_nc.data.fetch import unpack_folder
 from robust_nc.data.load import dataset_info, load_dataset, read_split
+from robust_nc.data.svhn import MatFile, read_mat
 from robust_nc.exceptions import DataError, InputError, RobustNCError
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_idx_files_are_read_plain_and_compressed(tmp_path: Path, compressed: bool) -> None:
-    write_idx(tmp_path / "fashion_mnist", compressed=compressed)
+@pytest.mark.parametrize(
+    ("dataset", "folder"),
+    [
+        (TinyFashion(), "fashion_mnist"),
+        (TinyFashion(), "FashionMNIST/raw"),
+        (TinyMnist(), "mnist"),
+        (TinyMnist(), "MNIST/raw"),
+    ],
+)
+def test_idx_files_are_read_plain_and_compressed(
+    tmp_path: Path, dataset: TinyFashion | TinyMnist, folder: str, compressed: bool
+) -> None:
+    write_idx(tmp_path / folder, compressed=compressed)
+    assert dataset.files(tmp_path)[0].parent == tmp_path / folder
     for split, stem in [("train", "train"), ("test", "t10k")]:
-        read = TinyFashion().read(split, tmp_path)
+        read = dataset.read(split, tmp_path)
         assert np.array_equal(read.images[:, 0].numpy(), IDX[f"{stem}-images-idx3-ubyte"])
         assert read.images.dtype == torch.uint8
         assert np.array_equal(read.labels.numpy(), IDX[f"{stem}-labels-idx1-ubyte"])
@@ -62,6 +85,61 @@ def test_damaged_gzip_is_refused(tmp_path: Path, content: bytes) -> None:
     (folder / "t10k-images-idx3-ubyte.gz").write_bytes(content)
     with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\.gz"):
         TinyFashion().read("test", tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["svhn", "."])
+def test_svhn_is_read_from_matlab_files(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir(exist_ok=True)
+    for name, (_, content) in MAT.items():
+        (tmp_path / folder / name).write_bytes(content)
+    for split, count in (("train", 12), ("test", 11)):
+        read = TinySvhn().read(split, tmp_path)
+        expected = MAT[f"{split}_32x32.mat"][0]
+        assert read.images.shape == (count, 3, 32, 32)
+        assert read.images[7, 2, 3, 5] == expected[3, 5, 2, 7]
+        assert read.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2][:count]
+
+
+def test_damaged_svhn_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "test_32x32.mat"
+    content = MAT[path.name][1]
+    path.write_bytes(content[:-1])
+    with pytest.raises(DataError, match="MD5"):
+        read_mat(path, TinySvhn.TABLE["test"])
+    for bad, words in (
+        ((b"no matlab", 11), "cannot be read as images"),
+        ((content, 10), "not 10 images"),
+        ((_saved(X=np.zeros((32, 32, 3, 2), np.uint8)), 2), "cannot be read as images"),
+        ((_saved(X=np.zeros((32, 32, 3, 1), np.uint8), y=np.array([[11]])), 1), "beyond 1..10"),
+    ):
+        path.write_bytes(bad[0])
+        with pytest.raises(DataError, match=words):
+            read_mat(path, MatFile(path.name, bad[1], hashlib.md5(bad[0]).hexdigest()))
+
+
+def _saved(**arrays: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    savemat(content, arrays)
+    return content.getvalue()
+
+
+def test_imagenette_has_its_names_and_is_read_as_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "all.tgz").write_bytes(imagenette_archive())
+    unpack_folder(tmp_path / "all.tgz", tmp_path)
+    dataset = TinyImageNette(size=8)
+    assert dataset.info(tmp_path).class_names[8:] == ("golf ball", "parachute")
+    train = dataset.read("train", tmp_path)
+    assert train.images[:, :2, 0, 0].tolist() == [
+        [20 * label, 100 * number] for number in range(3) for label in range(10)
+    ]
+    few = read_first(dataset, "test", tmp_path, 4)
+    assert few.labels.tolist() == dataset.labels("test", tmp_path)[:4].tolist() == [0, 1, 2, 3]
+    (tmp_path / "imagenette2-160" / "val" / WORDNET[3] / "0.png").unlink()
+    with pytest.raises(DataError, match="class 'n03000684' has no"):
+        dataset.read("test", tmp_path)
+    (tmp_path / "imagenette2-160" / "train" / WORDNET[3] / "1.png").unlink()
+    with pytest.raises(DataError, match=r"has 29 images of 10 classes, not 30 of 10; get it"):
+        dataset.read("train", tmp_path)
 
 
 def test_cifar_rows_become_planes_in_order(tmp_path: Path) -> None:

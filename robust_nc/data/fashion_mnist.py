@@ -1,7 +1,8 @@
 """Fashion-MNIST (Xiao, Rasul, Vollgraf, arXiv 1708.07747): 70,000 grey images of 28 x 28 pixels.
 
-Read from the four official IDX files, plain or compressed with gzip, in `<root>/fashion_mnist`.
-Checksums are those of the uncompressed files, since distributions compress them anew.
+Read from the four official IDX files, plain or compressed with gzip, in `<root>/fashion_mnist` or
+where torchvision leaves them, `<root>/FashionMNIST/raw`. Checksums are those of the uncompressed
+files, since distributions compress them anew.
 
 >>> FashionMnist().info(Path()).image_shape
 (1, 28, 28)
@@ -12,6 +13,7 @@ import math
 import struct
 import zlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -52,6 +54,9 @@ class IdxFile(NamedTuple):
 class FashionMnist:
     """Clothes in ten classes, `(1, 28, 28)`; 60,000 train and 10,000 test."""
 
+    NAME: ClassVar[str] = "fashion_mnist"
+    CLASSES: ClassVar[tuple[str, ...]] = _CLASSES
+    FOLDERS: ClassVar[tuple[str, ...]] = ("fashion_mnist", "FashionMNIST/raw")
     TABLE: ClassVar[dict[str, tuple[IdxFile, IdxFile]]] = {
         "train": (
             IdxFile(
@@ -69,21 +74,22 @@ class FashionMnist:
         """Describe the data set."""
         sizes = {split: images.shape[0] for split, (images, _) in self.TABLE.items()}
         _, height, width = self.TABLE["test"][0].shape
-        return DatasetInfo("fashion_mnist", 10, (1, height, width), _CLASSES, sizes)
+        return DatasetInfo(self.NAME, 10, (1, height, width), self.CLASSES, sizes)
 
     def read(self, split: str, root: Path) -> Split:
         """Read a split as bytes; raises `DataError` where files are missing or damaged."""
         check_split(split)
-        folder = _folder(root)
+        folder = self._folder(root)
         tables = self.TABLE[split]
         paths = [_present(folder, table.name) for table in tables]
-        with reading("fashion_mnist", paths, "the four official files (.gz or plain)"):
+        with reading(self.NAME, paths, "the four official files (.gz or plain)"):
             images, labels = (read_idx(_present(folder, table.name), table) for table in tables)
         return numbered(images[:, None], labels)
 
     def files(self, root: Path) -> tuple[Path, ...]:
         """Return the four files, the plain one where there are both."""
-        return tuple(_present(_folder(root), table.name) for table in self._tables())
+        folder = self._folder(root)
+        return tuple(_present(folder, table.name) for table in self._tables())
 
     def verify(self, folder: Path) -> tuple[Path, ...]:
         """Return the four files in `folder`, or raise `DataError`."""
@@ -94,18 +100,28 @@ class FashionMnist:
     def sources(self) -> tuple[Source, ...]:
         """Return the official place, then Debian's package."""
         return (
-            Source(f"the official place, {_OFFICIAL}", self._from_official),
+            Source(f"the official place, {_OFFICIAL}", partial(self._download, _OFFICIAL)),
             Source(f"Debian's package {_PACKAGE}", _from_debian),
         )
 
-    def _from_official(self, work: Path) -> Path:
+    def _download(self, place: str, work: Path) -> Path:
         for table in self._tables():
-            plain = gunzip(download(f"{_OFFICIAL}/{table.name}.gz", work / f"{table.name}.gz"))
+            plain = gunzip(download(f"{place}/{table.name}.gz", work / f"{table.name}.gz"))
             (work / table.name).write_bytes(plain)
         return work
 
     def _tables(self) -> list[IdxFile]:
         return [table for pair in self.TABLE.values() for table in pair]
+
+    def _folder(self, root: Path) -> Path:
+        """Return the first folder with all four files, the first where there is none."""
+        folders = [root / name for name in self.FOLDERS]
+        whole = (
+            folder
+            for folder in folders
+            if all(_present(folder, table.name).is_file() for table in self._tables())
+        )
+        return next(whole, folders[0])
 
 
 def _from_debian(work: Path) -> Path:
@@ -116,10 +132,6 @@ def _from_debian(work: Path) -> Path:
     for path in folder.glob("*-ubyte.gz"):
         (plain / path.stem).write_bytes(gunzip(path))
     return plain
-
-
-def _folder(root: Path) -> Path:
-    return root / "fashion_mnist"
 
 
 def _present(folder: Path, name: str) -> Path:

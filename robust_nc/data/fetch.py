@@ -17,13 +17,15 @@ import tempfile
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from robust_nc.config import Component, build
 from robust_nc.data.base import Fetchable
 from robust_nc.data.load import data_root
 from robust_nc.exceptions import DataError, StorageError
+from robust_nc.io.files import remove_tree
 from robust_nc.registry import DATASETS
 
 _OWN = ("folder", "npz")
@@ -54,7 +56,7 @@ def obtain(name: str, dataset: Fetchable, root: Path, say: Callable[[str], objec
     files = dataset.files(root)
     folder = files[0].parent
     reasons = []
-    if all(path.is_file() for path in files):
+    if all(path.exists() for path in files):
         try:
             dataset.verify(folder)
             say(f"{name} is there and verified, in {folder}")
@@ -89,6 +91,8 @@ def _move(staged: tuple[Path, ...], folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path in staged:
+            if path.is_dir():
+                remove_tree(folder / path.name)
             path.replace(folder / path.name)
     except OSError as error:
         raise _unwritable(folder, error) from None
@@ -129,25 +133,46 @@ def unpack_tar(archive: Path, members: Iterable[str], folder: Path) -> Path:
 
     An archive with any link, device, absolute path or `..` in it is refused whole.
     """
+    with _opened(archive) as tar:
+        found = {member.name: member for member in tar.getmembers()}
+        for name in members:
+            source = tar.extractfile(found[name]) if name in found else None
+            if source is None:
+                raise DataError(f"{archive.name} has no file {name}")
+            with source, (folder / PurePosixPath(name).name).open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+    return folder
+
+
+def unpack_folder(archive: Path, folder: Path) -> Path:
+    """Copy all folders and files of a tar archive into `folder`; refused as by `unpack_tar`."""
+    with _opened(archive) as tar:
+        for member in tar.getmembers():
+            target, source = folder / member.name, tar.extractfile(member)
+            if source is None:
+                target.mkdir(parents=True, exist_ok=True)
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with source, target.open("wb") as file:
+                shutil.copyfileobj(source, file, 1 << 20)
+    return folder
+
+
+@contextmanager
+def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
+    """Open a tar archive of plain files and folders."""
     try:
         with tarfile.open(archive) as tar:
-            found = {member.name: member for member in tar.getmembers()}
-            for member in found.values():
+            for member in tar.getmembers():
                 path = PurePosixPath(member.name)
                 inside = not path.is_absolute() and ".." not in path.parts
                 if not inside or not (member.isreg() or member.isdir()):
                     raise DataError(
                         f"{archive.name} is refused: {member.name!r} is not a plain inner file"
                     )
-            for name in members:
-                source = tar.extractfile(found[name]) if name in found else None
-                if source is None:
-                    raise DataError(f"{archive.name} has no file {name}")
-                with source, (folder / PurePosixPath(name).name).open("wb") as target:
-                    shutil.copyfileobj(source, target, 1 << 20)
+            yield tar
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise DataError(f"{archive.name} cannot be unpacked: {error}") from None
-    return folder
 
 
 def debian_package(name: str, folder: Path) -> Path:

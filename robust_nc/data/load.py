@@ -120,6 +120,6 @@ def _listed(name: str, root: Path) -> Listed:
     if not isinstance(dataset, Fetchable):
         return Listed(*shape, True, "built in")
     files = dataset.files(root)
-    if all(path.is_file() for path in files):
+    if all(path.exists() for path in files):
         return Listed(*shape, True, f"in {files[0].parent}")
     return Listed(*shape, False, f"robust-nc data fetch {name}")

@@ -31,7 +31,9 @@ from robust_nc.statistics.significance import mcnemar, paired_shares, seed_inter
 
 # Data sets that are the same everywhere (checked by their digests when read), so that "the first
 # 200" of one are the first 200 of 500. Other names stand for files of the user's own.
-_OFFICIAL = frozenset({"cifar10", "cifar100", "digits", "fashion_mnist"})
+_OFFICIAL = frozenset(
+    {"cifar10", "cifar100", "digits", "fashion_mnist", "imagenette", "mnist", "svhn"}
+)
 _FIRST = re.compile(r"the first ([0-9]{1,9}) of (train|test) in the official order")
 
 _Flags = npt.NDArray[np.bool_]
