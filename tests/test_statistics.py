@@ -147,13 +147,16 @@ def flags_of(both: int, first: int, second: int, neither: int) -> tuple[np.ndarr
 
 @pytest.mark.parametrize("cells", [(36, 12, 2, 0), (5, 60, 1, 40), (300, 20, 31, 649)])
 def test_newcombe_interval_from_its_parts(cells: tuple[int, int, int, int]) -> None:
-    """Method 10 from SciPy's Wilson intervals and NumPy's correlation of the flags."""
+    """Method 10 from SciPy's Wilson intervals and the correlation, corrected for continuity."""
     one, other = flags_of(*cells)
     ends = [
         stats.binomtest(int(flags.sum()), len(flags)).proportion_ci(0.95, method="wilson")
         for flags in (one, other)
     ]
-    phi, p, q = np.corrcoef(one, other)[0, 1], one.mean(), other.mean()
+    p, q = one.mean(), other.mean()
+    covariance = len(one) * ((one & other).mean() - p * q)
+    corrected = covariance if covariance < 0 else max(covariance - 0.5, 0)
+    phi = corrected / (len(one) * one.std() * other.std())
     low = (p - ends[0].low) ** 2 - 2 * phi * (p - ends[0].low) * (ends[1].high - q)
     high = (ends[0].high - p) ** 2 - 2 * phi * (ends[0].high - p) * (q - ends[1].low)
     found = paired_shares(one, other)

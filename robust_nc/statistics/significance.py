@@ -115,7 +115,8 @@ def paired_shares(
     """Difference of two shares of the same examples, flags `(N,)`, with Newcombe's interval.
 
     Method 10 of Newcombe (Statistics in Medicine 1998): Wilson intervals of the two shares, put
-    together by the correlation phi of the flags. Raises `InputError` for no flags or two lengths.
+    together by the correlation phi of the flags, corrected for continuity where it is positive.
+    Raises `InputError` for no flags or two lengths.
 
     >>> found = paired_shares(np.arange(50) < 48, np.arange(50) < 36)
     >>> f"{found.value:.2f} {found.kind}"
@@ -130,7 +131,9 @@ def paired_shares(
     one, other = int((first & ~second).sum()), int((~first & second).sum())
     left, right = wilson(both + one, n, level), wilson(both + other, n, level)
     scale = math.sqrt(float(both + one) * (other + neither) * float(both + other) * (one + neither))
-    phi = (both * neither - one * other) / scale if scale else 0.0
+    product = float(both * neither - one * other)
+    corrected = max(product - n / 2, 0.0) if product > 0 else product
+    phi = corrected / scale if scale else 0.0
     value = (one - other) / n
     low = value - _joined(left.value - left.low, right.high - right.value, phi)
     high = value + _joined(left.high - left.value, right.value - right.low, phi)
