@@ -13,7 +13,7 @@ from helpers_report import stored
 
 from robust_nc.exceptions import InputError, RecordError, UnknownNameError
 from robust_nc.record import Caution, Stored, Verdict
-from robust_nc.report.board.formats import format_table
+from robust_nc.report.board.formats import format_table, percent
 from robust_nc.report.board.render import WIDTH
 from robust_nc.report.board.table import COLUMNS, leaderboard, paired
 from robust_nc.statistics.intervals import wilson
@@ -165,14 +165,60 @@ def test_columns_that_only_some_boards_have_are_shown_or_named(style: str) -> No
     text = format_table(wide, style)
     told = " ".join(text.split())
     assert "gap: points by which ce, cw flatter;" in told
-    rows = [line for line in text.splitlines() if "63.0 [" in line or "61.0 [" in line]
+    lines = text.replace(r"\textbf{63.0}", "63.0").splitlines()
+    rows = [line for line in lines if "63.0 [" in line or "61.0 [" in line]
     assert ["+8.1" in row for row in rows] == [True, False]
     if style == "table":
         assert max(map(len, text.splitlines())) <= WIDTH
         assert "no room for collapse radius, leap layer: see the other formats" in told
     else:
-        assert "collapse radius" in text
+        assert "collapse radius" in text.replace(r"\\", " ")
         assert "checked" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_a_narrow_terminal_is_told_what_it_has_no_room_for(width: int) -> None:
+    frame = frame_of().assign(beside=["ce", "cw"], gap=0.08, state="checked", leap_layer=2.5)
+    whole = {*format_table(frame, "markdown").splitlines()[2].strip("| ").split(" | ")} - {r"\#"}
+    for table in (frame, frame.assign(model=["m" * 90, "short"])):
+        text = format_table(table, width=width)
+        assert max(map(len, text.splitlines())) <= width
+        heads, _, rest = text.partition("\n---")
+        told = " ".join(rest.split()).partition("no room for ")[2]
+        for name in whole:
+            shown = all(word in heads for word in name.split())
+            assert (name in told) != shown, name
+    records = [stored(head=head, seed=seed) for head in ("etf", "linear") for seed in (0, 1)]
+    text = format_table(paired(records, against="linear"), width=width)
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_differences_are_in_points_as_the_board_is() -> None:
+    records = [stored(head=head, seed=seed) for head in ("etf", "linear") for seed in range(3)]
+    frame = paired(records, against="linear", measures=["robust", "nc1_clean"])
+    robust, nc1 = format_table(frame, "markdown").splitlines()[4:6]
+    assert robust.endswith("| 3 | +2.0 [+2.0, +2.0] |")
+    assert nc1.endswith("| 3 | +0 [+0, +0] |")
+    board = leaderboard(records).set_index("head")["robust"]
+    assert percent(board["etf"]) == "63.0"
+    assert percent(board["linear"]) == "61.0"
+
+
+@pytest.mark.parametrize("style", ["table", "markdown", "latex", "csv"])
+def test_columns_are_shown_by_name(style: Any) -> None:
+    frame = frame_of()
+    names = ["model", "head", "robust_last", "robust"]
+    text = format_table(frame, style, columns=names)
+    for word in ("etf", "63.0" if style != "csv" else "0.63"):
+        assert word in text
+    assert "NC1" not in text
+    assert "null" not in text
+    if style == "csv":
+        assert text.startswith("model,head,robust_last,robust\n")
+    if style == "markdown":
+        assert "| model | head | robust last % | robust % |" in text
+    with pytest.raises(UnknownNameError, match="unknown column 'robst'; did you mean 'robust'"):
+        format_table(frame, style, columns=["robst"])
 
 
 def test_csv_holds_all_columns_as_numbers() -> None:
@@ -194,6 +240,26 @@ def test_latex_is_escaped_and_whole() -> None:
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert len(rows) == 3
     assert {row.replace(r"\&", "").count("&") for row in rows} == {9}
+
+
+def test_a_table_in_latex_has_its_label_and_its_first_tier_is_bold() -> None:
+    frame = frame_of()
+    text = format_table(frame, "latex", columns=["model", "clean", "robust"])
+    assert r"\label{tab:digits-linf-0-15-protocol-pgd}" in text
+    assert text.count(r"\textbf{") == 1, "the first by value"
+    assert r"\textbf{63.0} [60.5, 65.5]" in text
+    assert "bold: the first by value, which is not tested" in text
+    assert r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%" in text
+    assert text.startswith(r"% needs \usepackage{booktabs,graphicx}")
+    assert text.count("{") == text.count("}")
+    ranked = frame.assign(rank=1.0, order=math.nan)
+    text = format_table(ranked, "latex")
+    assert text.count(r"\textbf{") == 2, "all of the first tier"
+    assert "bold: the first tier" in text
+    doubted = format_table(frame.assign(order=math.nan), "latex")
+    assert r"\textbf" not in doubted
+    two = pd.concat([frame, frame.assign(images="others")], ignore_index=True)
+    assert r"\label{tab:digits-linf-0-15-protocol-pgd-2}" in format_table(two, "latex")
 
 
 def test_markdown_is_rectangular_and_a_terminal_is_sent_no_commands() -> None:

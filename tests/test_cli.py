@@ -65,7 +65,7 @@ def test_help_of_a_verb_ends_with_examples_that_can_be_typed(verb):
         (["run", "quickstart", "--owerwrite", "always"], ["--overwrite", "only-missing"]),
         (["run", "quickstart", "--overwrite", "sometimes"], ["never", "only-cache"]),
         (["run", "quickstart", "--workers", "two"], ["--workers", "INT"]),
-        (["board", "--format", "pdf"], ["table", "csv", "latex", "markdown", "html"]),
+        (["board", "--format", "doc"], ["table", "csv", "latex", "markdown", "html", "pdf"]),
         (["data", "steal"], ["list", "fetch"]),
     ],
 )
@@ -202,6 +202,44 @@ class TestBoard:
         written = cli("board", results, "--format", style, "--out", path)
         assert (written.code, written.out, written.err) == (0, "", f"wrote {path}\n")
         assert path.read_text() == ran.out
+
+    def test_columns_are_chosen_by_name(self, results):
+        ran = cli("board", results, "--columns", "model", "robust", "--format", "markdown")
+        assert (ran.code, ran.err) == (0, "")
+        assert "| model | robust % |" in ran.out
+        wrong = cli("board", results, "--columns", "model", "robst")
+        assert (wrong.code, wrong.out, wrong.err.count("\n")) == (2, "", 1)
+        assert "did you mean 'robust'" in wrong.err
+        assert "backbone" in wrong.err
+
+    @pytest.mark.parametrize(
+        ("given", "suffix"),
+        [(["--figures", "story", "leap_matrix"], "pdf"), (["--format", "svg"], "svg")],
+    )
+    def test_figures_are_written_for_a_paper(self, results, tmp_path, given, suffix):
+        ran = cli("board", results, *given, "--out", tmp_path, "--where", "objective=pgd")
+        assert (ran.code, ran.out) == (0, "")
+        *left_out, last = ran.err.splitlines()
+        made = sorted(path.name for path in tmp_path.glob(f"*.{suffix}"))
+        assert last.startswith(f"wrote {len(made)} figures into {tmp_path}")
+        assert f"story.{suffix}" in made
+        assert (tmp_path / "figures.tex").exists() == (suffix == "pdf")
+        assert len(made) + len(left_out) == (2 if suffix == "pdf" else 16)
+        assert all(line.startswith("no ") and ": " in line for line in left_out)
+        wrong = cli("board", results, "--figures", "stroy", "--out", tmp_path)
+        assert (wrong.code, wrong.err.count("\n")) == (2, 1)
+        assert "did you mean 'story'" in wrong.err
+
+    @pytest.mark.parametrize("more", [[], ["--sql", "select * from board"]])
+    def test_a_terminal_of_80_columns_has_room(self, results, monkeypatch, more):
+        monkeypatch.setenv("COLUMNS", "80")
+        ran = cli("board", results, *more)
+        assert max(map(len, (ran.out + ran.err).splitlines())) <= 80
+
+    def test_findings_of_verify_fit_too(self, results, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "60")
+        lines = cli("verify", results).out.splitlines()
+        assert max(len(line) for line in lines if line.startswith(" ")) <= 60
 
     def test_a_page_is_written(self, results, tmp_path):
         one = next(results.rglob("*.json"))

@@ -112,6 +112,19 @@ def test_two_records_are_compared_example_by_example(tmp_path: Path, said: Said)
     assert "B is more robust than A (p < 0.0001, level 0.05)." in said(second, first)
 
 
+def test_a_narrow_terminal_has_the_same_numbers(
+    tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_records(tmp_path)
+    words = said(first, second).replace("[", " [").split()
+    monkeypatch.setenv("COLUMNS", "72")
+    narrow = said(first, second)
+    paths = (str(first), str(second))
+    lines = [line for line in narrow.splitlines() if not any(path in line for path in paths)]
+    assert max(map(len, lines)) <= 72
+    assert sorted(narrow.replace("[", " [").split()) == sorted(words)
+
+
 def test_challenges_count(tmp_path: Path, said: Said, signing_key: Path) -> None:
     first, second = two_records(tmp_path)
     challenged(first, rows=range(100))

@@ -290,6 +290,15 @@ class TestCommand:
         assert "money" not in out, "there is no price"
         assert "\n  small_cnn-linear-standard: 2\n" in out
 
+    def test_a_narrow_terminal_breaks_names_and_lines(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "72")
+        text = f"{TINY}\n[grid]\nseed = {list(range(40))}\n"
+        text = text.replace("[base.model]", '[base.model]\nhead = {name = "linear"}')
+        out = self.planned(tmp_path, capsys, text, price=2.0, workers=3)
+        lines = [line for line in out.splitlines() if str(tmp_path) not in line]
+        assert max(map(len, lines)) <= 72
+        assert "39" in out
+
     @pytest.mark.parametrize("wrong", [-1.0, float("nan")])
     def test_a_price_that_cannot_be_is_refused(self, wrong, tmp_path, capsys):
         with pytest.raises(ConfigError, match="--price is what an hour"):

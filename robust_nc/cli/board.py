@@ -1,4 +1,4 @@
-"""`robust-nc board`: the leaderboard as text, as pages or files, or the answer to a query.
+"""`robust-nc board`: the leaderboard as text, pages, figures or files, or the answer to a query.
 
 >>> try:
 ...     BoardOptions(format="html", sql="select 1").check()
@@ -25,11 +25,15 @@ if TYPE_CHECKING:
 
     from robust_nc.record.schema import Stored
 
-Format = Literal["table", "csv", "latex", "markdown", "bibtex", "robustbench", "html"]
 Text = Literal["table", "csv", "latex", "markdown"]
+Picture = Literal["pdf", "svg", "png"]
+Format = Literal[
+    "table", "csv", "latex", "markdown", "bibtex", "robustbench", "html", "pdf", "svg", "png"
+]
 _Tell = Callable[[str], None]
 
 _TEXTS: tuple[Text, ...] = get_args(Text)
+_PICTURES: tuple[Picture, ...] = get_args(Picture)
 _SHOWN = 1000  # rows of an answer in a terminal
 
 
@@ -43,9 +47,15 @@ class BoardOptions:
     """Folder with records, searched recursively."""
     format: Format = "table"
     """What to make of it; html writes pages with figures into --out, robustbench a folder of
-    model_info files."""
+    model_info files, pdf (with figures.tex, their captions), svg and png the figures alone."""
     out: Path | None = None
-    """For html and robustbench: the folder (html: default RESULTS). Otherwise a file."""
+    """For html, robustbench and figures: the folder (html: default RESULTS). Otherwise a file."""
+    columns: tuple[str, ...] | None = None
+    """Show these columns, by their names in --format csv: --columns model clean robust."""
+    figures: tuple[str, ...] | None = None
+    """Write figures into --out (pdf unless --format says svg or png): these, or all."""
+    width: Literal["column", "page"] | float | None = None
+    """How wide figures are: one column (3.25 inches) or the page (6.75) of a paper, or inches."""
     against: str | None = None
     """Show, instead of the leaderboard, every head minus this one, seed by seed, with paired
     intervals (the html page has both)."""
@@ -58,9 +68,30 @@ class BoardOptions:
     published: bool = False
     """Also show RobustBench's published rows, as unverified."""
 
+    @property
+    def picture(self) -> Picture | None:
+        """What figures are written as, where they are wished for."""
+        found = next((one for one in _PICTURES if one == self.format), None)
+        return found or (None if self.figures is None else "pdf")
+
     def check(self) -> None:
         """Raise `ConfigError` for options that do not go together."""
-        text = self.format in _TEXTS
+        text = self.format in _TEXTS and self.figures is None
+        if self.figures is not None and self.format not in ("table", *_PICTURES):
+            raise ConfigError(
+                f"--figures are written as {_listed(_PICTURES)}, found --format {self.format}"
+            )
+        if self.picture is not None:
+            if self.out is None:
+                raise ConfigError("figures need --out, the folder for their files")
+            if self.published or self.sort is not None or self.sql is not None:
+                raise ConfigError("figures are of records; leave --published, --sort and --sql out")
+        elif self.width is not None:
+            raise ConfigError("--width is of figures; name them by --figures, or take --format pdf")
+        if self.columns is not None and (not text or self.sql is not None):
+            raise ConfigError(f"--columns are of a table: {_listed(_TEXTS)}, and without --sql")
+        if self.columns == ():
+            raise ConfigError("--columns needs names, such as --columns model clean robust")
         if self.sql is not None:
             if not text:
                 raise ConfigError(
@@ -99,6 +130,8 @@ def board_command(options: BoardOptions, stderr: Console) -> int:
     options.check()
     if options.sql is not None:
         _show(_answer(options, options.sql, tell), options, tell)
+    elif options.picture is not None:
+        _figures(options, options.picture, tell)
     elif options.format == "html":
         _page(options, tell)
     elif options.format == "bibtex":
@@ -111,8 +144,11 @@ def board_command(options: BoardOptions, stderr: Console) -> int:
         tell(f"wrote {count:,} files below {options.out}")
     else:
         from robust_nc.report.board.formats import format_table
+        from robust_nc.report.board.render import terminal_width
 
-        _show(format_table(_frame(options), options.format), options, tell)
+        style, width = cast(Text, options.format), None if options.out else terminal_width()
+        frame = _frame(options)
+        _show(format_table(frame, style, columns=options.columns, width=width), options, tell)
     return 0
 
 
@@ -132,6 +168,7 @@ def _show(text: str, options: BoardOptions, tell: _Tell) -> None:
 
 def _answer(options: BoardOptions, sql: str, tell: _Tell) -> str:
     from robust_nc.report.board.formats import format_answer
+    from robust_nc.report.board.render import terminal_width
     from robust_nc.report.board.sql import query
 
     style, answer = cast(Text, options.format), query(options.results, sql)
@@ -139,7 +176,8 @@ def _answer(options: BoardOptions, sql: str, tell: _Tell) -> str:
     if style == "table" and len(shown) > _SHOWN:
         shown = shown[:_SHOWN]
         tell(f"the first {_SHOWN:,} of {len(answer.rows):,} rows; --format csv has all")
-    return format_answer(answer.columns, shown, style)
+    width = None if options.out else terminal_width()
+    return format_answer(answer.columns, shown, style, width=width)
 
 
 def _frame(options: BoardOptions) -> "pd.DataFrame":
@@ -227,6 +265,30 @@ def _with_cards(theirs: "pd.DataFrame") -> "pd.DataFrame":
     told = [dataclasses.asdict(cards[recipe]) for recipe in theirs["recipe"]]
     fields = pd.DataFrame(told, index=theirs.index, dtype=object)
     return theirs.join(fields.drop(columns=[name for name in fields if name in theirs]))
+
+
+def _figures(options: BoardOptions, picture: Picture, tell: _Tell) -> None:
+    """Write the figures of the rows that `--where` leaves, and say which are left out, and why."""
+    from robust_nc.report.board.gather import gather_rows
+    from robust_nc.report.figures.saving import FIGURES, save_each
+
+    assert options.out is not None
+    saved = save_each(
+        gather_rows(_split(options)[0]),
+        options.out,
+        names=options.figures or FIGURES,
+        words=picture == "png",
+        format=picture,
+        width=options.width,
+    )
+    for one in saved:
+        if one.path is None:
+            tell(f"no {one.name}: {one.skipped}")
+    made = sum(one.path is not None for one in saved)
+    if not made:
+        raise RecordError(f"{options.results} holds nothing that these figures show")
+    more = f", and {options.out / 'figures.tex'} with their captions" if picture == "pdf" else ""
+    tell(f"wrote {made} figures into {options.out}{more}")
 
 
 def _page(options: BoardOptions, tell: _Tell) -> None:

@@ -18,7 +18,7 @@ from robust_nc.io.text import printable
 from robust_nc.report.board.comparing import Accuracy, Compared, Side, compare
 from robust_nc.report.board.formats import INTERVALS, count_text, percent, points, short
 from robust_nc.report.board.gather import identity, read_results
-from robust_nc.report.board.render import aligned
+from robust_nc.report.board.render import aligned, folded, terminal_width
 from robust_nc.statistics.intervals import Interval
 from robust_nc.statistics.significance import ALPHA
 
@@ -47,7 +47,7 @@ _INTERVALS = {
 def compare_command(options: CompareOptions, stderr: Console) -> int:
     """Compare two records or two folders of seeds, print one screen, and write a page if asked."""
     found = compare(options.first, options.second)
-    print(comparison_text(found))
+    print(comparison_text(found, width=terminal_width()))
     if options.out is not None:
         stderr.print(f"wrote {_page(found, options.out)}", markup=False, soft_wrap=True)
     return 0
@@ -71,7 +71,7 @@ def _page(found: Compared, out: Path) -> Path:
         sides,
         out,
         verdict=f"A - B: {_difference(_robust(found).difference)} points. {_verdict(found)}",
-        about=[*_place(found), " ".join(_notes(found))],
+        about=[*_place(found), " ".join(_notes(found, _WIDTH))],
         tables=[_accuracies(found), _examples(found) or seeds, geometry],
         differing=differing,
     )
@@ -92,13 +92,16 @@ def _listed(rows: npt.NDArray[np.intp]) -> str:
     return f"{', '.join(map(str, rows[:_EXAMPLES_SHOWN]))}{more}"
 
 
-def comparison_text(found: Compared) -> str:
-    """Write a comparison for a terminal."""
+def comparison_text(found: Compared, *, width: int | None = None) -> str:
+    """Write a comparison for a terminal of so many columns."""
     tables = [
         _accuracies(found),
         _examples(found) or _seeds(found),
         _geometry(found),
     ]
+    whole = aligned([row for table in tables for row in table])
+    if width is not None and max(map(len, whole)) > width:
+        tables = [[line for row in table for line in _two_lines(row)] for table in tables]
     lines = iter(aligned([row for table in tables for row in table]))
     accuracies, counts, geometry = ([next(lines) for _ in table] for table in tables)
     several = any(len(side.models) > 1 for side in (found.first, found.second))
@@ -113,9 +116,24 @@ def comparison_text(found: Compared) -> str:
             if len(rows)
         ],
         [title, *geometry] if geometry else [],
-        [_verdict(found), *_notes(found)],
+        [_verdict(found), *_notes(found, min(_WIDTH, width or _WIDTH))],
     ]
-    return "\n\n".join("\n".join(map(printable, part)) for part in parts if part)
+    return "\n\n".join(
+        "\n".join(line for text in part for line in folded(printable(text), width, indent=3))
+        for part in parts
+        if part
+    )
+
+
+def _two_lines(row: _Row) -> list[_Row]:
+    """Put the brackets of a row that is too long on a line of their own."""
+    cells = [cell.partition(" [") for cell in row]
+    if not any(sign for _, sign, _ in cells):
+        return [row]
+    return [
+        tuple(value for value, _, _ in cells),
+        tuple(f"[{ends}" if sign else "" for _, sign, ends in cells),
+    ]
 
 
 def p_text(p: float) -> str:
@@ -204,13 +222,13 @@ def _verdict(found: Compared) -> str:
     return f"{better} is more robust than {worse} (p {sign}{p_text(robust.p)}, level {ALPHA:g})."
 
 
-def _notes(found: Compared) -> list[str]:
+def _notes(found: Compared, width: int) -> list[str]:
     shown = [
         side.kind for one in found.accuracies for side in (one.first, one.second, one.difference)
     ]
     kinds = [_INTERVALS[kind] for kind in dict.fromkeys(shown) if kind in _INTERVALS]
     tests = "; ".join(dict.fromkeys(one.test for one in found.accuracies))
     return [
-        *textwrap.wrap(f"p: two-sided, {tests}, of this comparison alone.", _WIDTH),
-        *textwrap.wrap(f"Brackets: {'; '.join(kinds)}.", _WIDTH),
+        *textwrap.wrap(f"p: two-sided, {tests}, of this comparison alone.", width),
+        *textwrap.wrap(f"Brackets: {'; '.join(kinds)}.", width),
     ]

@@ -30,7 +30,7 @@ def _table(root: Path | None) -> Table:
     table = Table(title=f"Data sets (folder {data_root(root)})", title_justify="left")
     table.add_column("name", no_wrap=True)
     for heading in ("classes", "image", "train", "test", "there", "how"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")  # rather than to leave the end out
     for line in list_datasets(root):
         shape = "x".join(map(str, line.image_shape)) if line.image_shape else "-"
         numbers = [f"{n:,}" if n is not None else "-" for n in (line.train, line.test)]

@@ -79,7 +79,7 @@ _VERBS = {
     "board": _Verb(
         BoardOptions,
         "board results --format html --out site",
-        "board results --where head=etf --sort=-robust",
+        "board results --figures story leap_matrix --out paper",
     ),
     "data": _Verb(DataOptions, "data list", "data fetch cifar10"),
     "doctor": _Verb(DoctorOptions, "doctor", "doctor > environment.txt"),

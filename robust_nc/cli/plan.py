@@ -27,6 +27,7 @@ from robust_nc.planning.speeds import (
 )
 from robust_nc.planning.survivors import read_records
 from robust_nc.planning.table import plan_text, speeds_line, totals_lines
+from robust_nc.report.board.render import folded, terminal_width
 from robust_nc.runtime.screen import Screen
 
 _EARLIER = Path("results")  # records that come with a copy of the repository, where it is
@@ -40,6 +41,7 @@ def plan_command(options: RunOptions, stderr: Console) -> int:
     if under_torchrun():
         raise ConfigError("a plan is made by one process, found several; leave torchrun out")
     devices, price_per_hour = options.workers or default_workers(), options.price
+    width = terminal_width()
     if price_per_hour is not None and not (0 <= price_per_hour < math.inf):
         raise ConfigError(
             f"--price is what an hour of one device costs, a number of at least 0, found "
@@ -49,17 +51,19 @@ def plan_command(options: RunOptions, stderr: Console) -> int:
     cells = [cell for _, found in plans for cell in found]
     table, source = _speeds(cells, options.speeds, CellSizer(options.root), devices, stderr)
     for suite, found in plans:
-        print(plan_text(suite.name, found, table, devices=devices, price=price_per_hour))
+        print(
+            plan_text(suite.name, found, table, devices=devices, price=price_per_hour, width=width)
+        )
         print("numbers of the cells, for --cells:")
         for model, numbers in cell_numbers(suite, [each.cell for each in found]).items():
-            print(f"  {model}: {' '.join(map(str, numbers))}")
+            print("\n".join(folded(f"  {model}: {' '.join(map(str, numbers))}", width, indent=4)))
         print()
     if len(plans) > 1:
         for title, left in (("all suites", False), ("what is left of all", True)):
             sums = Totals(cells, table, devices, left=left)
             lines = totals_lines(title, sums, table, devices=devices, price=price_per_hour)
-            print("\n".join(lines))
-    print(speeds_line(table, source))
+            print("\n".join(part for line in lines for part in folded(line, width, indent=15)))
+    print("\n".join(folded(speeds_line(table, source), width, indent=2)))
     return 0
 
 

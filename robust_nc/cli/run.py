@@ -19,6 +19,7 @@ from robust_nc.pipeline.changes import read_changes
 from robust_nc.pipeline.selection import cell_titles, select_cells
 from robust_nc.pipeline.suite import Suite, read_suite
 from robust_nc.report.board.formats import format_table
+from robust_nc.report.board.render import terminal_width
 from robust_nc.report.board.table import leaderboard
 from robust_nc.runtime import stopping
 from robust_nc.runtime.screen import Screen
@@ -59,7 +60,8 @@ def _drive(options: RunOptions, stderr: Console, processes: ProcessGroup | None)
             report = run_suite(suite, place, options, hooks=hooks, processes=processes)
         refuse_stopped(suite, report)
         if table and (report.kept or report.made):
-            print(format_table(leaderboard(own_records(suite, place)), "table"))
+            found = leaderboard(own_records(suite, place))
+            print(format_table(found, "table", width=terminal_width()))
         say(f"{len(report.made)} cells made, {report.kept} kept, {len(report.failed)} failed")
         for cell in suite.cells:
             if cell.id in report.absent:

@@ -26,6 +26,7 @@ from robust_nc.record.standing import (
     signers_path,
     standing,
 )
+from robust_nc.report.board.render import folded, terminal_width
 from robust_nc.runtime.progress import Event
 from robust_nc.runtime.screen import Screen
 from robust_nc.verification.audit import CLAIM, write_broken
@@ -49,7 +50,7 @@ def verify_command(options: CheckOptions, stderr: Console) -> int:
     if options.seed is None:
         options = dataclasses.replace(options, seed=int.from_bytes(os.urandom(4)))
     bad, signer = 0, None if options.sign is None else signer_name(options.sign)
-    paths = record_paths(options.records)
+    paths, width = record_paths(options.records), terminal_width()
     for path in paths:
         print(printable(str(path)))
         try:
@@ -66,7 +67,9 @@ def verify_command(options: CheckOptions, stderr: Console) -> int:
             bad += 1
             continue
         for line in _lines(found, options):
-            print(f"  {printable(line)}")
+            # A command is to be copied whole.
+            whole = "it counts with: " in line
+            print("\n".join(folded(f"  {printable(line)}", None if whole else width, indent=15)))
         bad += bool(found.wrong)
         if options.sign is not None and signer is not None:
             place = receipt_path(path)

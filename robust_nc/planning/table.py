@@ -9,22 +9,28 @@ from collections.abc import Sequence
 from robust_nc.planning.pieces import STAGES
 from robust_nc.planning.plan import PlannedCell, Totals
 from robust_nc.planning.speeds import Speeds
-from robust_nc.report.board.render import aligned
+from robust_nc.report.board.render import aligned, folded
 
 _HEAD = ("model", "cells", "left", *STAGES, "all")
 
 
 def plan_text(
-    name: str, cells: Sequence[PlannedCell], speeds: Speeds, *, devices: int, price: float | None
+    name: str,
+    cells: Sequence[PlannedCell],
+    speeds: Speeds,
+    *,
+    devices: int,
+    price: float | None,
+    width: int | None = None,
 ) -> str:
-    """Write the plan of one suite."""
+    """Write the plan of one suite, for a terminal of so many columns."""
     whole, left = (Totals(cells, speeds, devices, left=each) for each in (False, True))
-    lines = [f"{name}: {len(cells)} cells", "", *_table(cells, speeds), "", *_sources(cells)]
+    lines = [f"{name}: {len(cells)} cells", "", *_table(cells, speeds, width), "", *_sources(cells)]
     lines += totals_lines("the whole suite", whole, speeds, devices=devices, price=price)
     if left.cells < whole.cells:
         title = f"what is left ({whole.cells - left.cells} cells are done)"
         lines += totals_lines(title, left, speeds, devices=devices, price=price)
-    return "\n".join(lines)
+    return "\n".join(part for line in lines for part in folded(line, width, indent=15))
 
 
 def speeds_line(speeds: Speeds, source: str) -> str:
@@ -72,7 +78,7 @@ def _sources(cells: Sequence[PlannedCell]) -> list[str]:
     return ["survivors, on which the cost of a verdict depends:", *lines]
 
 
-def _table(cells: Sequence[PlannedCell], speeds: Speeds) -> list[str]:
+def _table(cells: Sequence[PlannedCell], speeds: Speeds, width: int | None) -> list[str]:
     groups: dict[str, list[PlannedCell]] = {}
     for cell in cells:
         groups.setdefault(cell.cell.model, []).append(cell)
@@ -84,7 +90,7 @@ def _table(cells: Sequence[PlannedCell], speeds: Speeds) -> list[str]:
         stages = [sum(seconds.get(stage, 0.0) for seconds in found) for stage in STAGES]
         left = sum(not cell.done for cell in group)
         rows.append([name, str(len(group)), str(left), *map(duration, (*stages, sum(stages)))])
-    return aligned(rows, [False] + [True] * (len(_HEAD) - 1))
+    return aligned(rows, [False] + [True] * (len(_HEAD) - 1), width=width)
 
 
 def duration(seconds: float) -> str:

@@ -1,12 +1,13 @@
 """A leaderboard, paired differences and answers of SQL, written as tables of text (`render`)."""
 
 import math
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from robust_nc.exceptions import RecordError
+from robust_nc.exceptions import RecordError, unknown_name
 from robust_nc.record.standing import CLAIMED
 from robust_nc.report.board.render import (
     MISSING,
@@ -36,23 +37,45 @@ NULLS = (
 )
 
 
-def format_table(frame: pd.DataFrame, style: Style = "table") -> str:
+def format_table(
+    frame: pd.DataFrame,
+    style: Style = "table",
+    *,
+    columns: Sequence[str] | None = None,
+    width: int | None = None,
+) -> str:
     """Write a leaderboard, or a frame of paired differences, as text.
 
     `csv` holds all columns, as numbers; the others show percentages with intervals, one table per
-    board, each captioned with its number of examples and seeds. Raises `RecordError` for an empty
-    frame and `UnknownNameError` for an unknown style.
+    board, each captioned with its number of examples and seeds. `columns` of the frame are shown
+    instead, where given; a `table` is `width` characters wide (132). Raises `RecordError` for an
+    empty frame and `UnknownNameError` for an unknown style or column.
     """
     check_style(style)
     if frame.empty:
         raise RecordError("there is nothing to show: the table has no rows")
+    for name in columns or ():
+        if name not in frame:
+            raise unknown_name("column", name, list(frame.columns))
     if style == "csv":
-        return render_csv(list(frame.columns), list(frame.itertuples(index=False, name=None)))
-    return "\n\n".join(render(section, style) for section in sections(frame))
+        shown = frame[list(columns or frame.columns)]
+        return render_csv(list(shown.columns), list(shown.itertuples(index=False, name=None)))
+    return "\n\n".join(
+        render(section._replace(width=width or WIDTH), style)
+        for section in sections(frame, columns)
+    )
 
 
-def format_answer(columns: Sequence[str], rows: Sequence[tuple[Any, ...]], style: Style) -> str:
+def format_answer(
+    columns: Sequence[str],
+    rows: Sequence[tuple[Any, ...]],
+    style: Style,
+    *,
+    width: int | None = None,
+) -> str:
     """Write what a query gave; numbers in 6 digits, except in CSV, which has them all.
+
+    A `table` has `width` characters, where given.
 
     Raises `UnknownNameError` for an unknown style.
 
@@ -71,7 +94,8 @@ def format_answer(columns: Sequence[str], rows: Sequence[tuple[Any, ...]], style
         for i in range(len(columns))
     )
     cells = [tuple(map(_cell, row)) for row in rows]
-    return render(Section(tuple(columns), cells, numbers), style)
+    spare = tuple(range(len(columns) - 1, 0, -1))
+    return render(Section(tuple(columns), cells, numbers, width=width, spare=spare), style)
 
 
 def _is_number(value: Any) -> bool:
@@ -84,13 +108,22 @@ def _cell(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def sections(frame: pd.DataFrame) -> list[Section]:
-    """Cut a leaderboard (or paired differences) into tables of what is comparable."""
+def sections(frame: pd.DataFrame, columns: Sequence[str] | None = None) -> list[Section]:
+    """Cut a leaderboard (or paired differences) into tables of what is comparable.
+
+    They show the named columns of the frame, or those that we choose.
+    """
     if "difference" in frame:
         boards, build = ["dataset", "ball", "protocol", "examples"], _paired_section
     else:
         boards, build = ["dataset", "ball", "protocol", "examples", "images"], _board_section
-    return [build(part) for _, part in frame.groupby(boards, sort=False)]
+    found = [build(part, columns) for _, part in frame.groupby(boards, sort=False)]
+    labels: dict[str, int] = {}
+    for place, section in enumerate(found):
+        label = "tab:" + re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-")
+        labels[label] = again = labels.get(label, 0) + 1
+        found[place] = section._replace(label=f"{label}-{again}" if again > 1 else label)
+    return found
 
 
 def percent(value: float, low: float = math.nan, high: float = math.nan) -> str:
@@ -179,11 +212,12 @@ def told_columns(frame: pd.DataFrame) -> dict[str, tuple[str, Callable[[Any], st
     }
 
 
-def standing_notes(frame: pd.DataFrame) -> list[str]:
+def standing_notes(frame: pd.DataFrame, *, ranks: bool = True) -> list[str]:
     """Say what ranks mean, which rows have none and why, and what challenges took."""
-    notes = [RANKS] if frame["rank"].notna().any() else []
+    notes = [RANKS] if ranks and frame["rank"].notna().any() else []
     by_value = frame["order"].notna()
-    for sign, which in (("(n), by value and not tested", by_value), ("-, not ranked", ~by_value)):
+    signs = (("(n), by value and not tested", by_value), ("-, not ranked", ~by_value))
+    for sign, which in signs if ranks else ():
         reasons = sorted(set(frame["unranked"][which]) - {""})
         if reasons:
             notes.append(f"{sign}: {', '.join(reasons)}")
@@ -222,74 +256,135 @@ def place_text(row: Mapping[Hashable, Any]) -> str:
     return f"({row['order']:.0f})" if math.isfinite(row["order"]) else MISSING
 
 
-def _board_section(frame: pd.DataFrame) -> Section:
-    gaps, told = has_gap(frame), told_columns(frame)
-    headers = (
-        *("#", "model", "seeds", "clean %", "robust %"),
-        *((GAP,) if gaps else ()),
-        *("leap %", "landed %", "NC1 clean", "NC1 attacked (null)", "NC1 landed (null)"),
-        *(header for header, _ in told.values()),
-    )
-    rows = [
-        (
-            place_text(row),
-            name,
-            str(row["seeds"]),
-            percent(row["clean"], row["clean_low"], row["clean_high"]),
-            percent(row["robust"], row["robust_low"], row["robust_high"]),
-            *((points(row["gap"]),) if gaps else ()),
-            percent(row["leap_rate"]),
-            percent(row["landed"]),
-            short(row["nc1_clean"]),
-            f"{short(row['nc1_attacked'])} ({short(row['nc1_leap_null'])})",
-            f"{short(row['nc1_landed'])} ({short(row['nc1_landed_null'])})",
-            *(write(row[key]) for key, (_, write) in told.items()),
+class _Column(NamedTuple):
+    """A column as it is shown: its header, how a row is written in it, whether it is of numbers."""
+
+    header: str
+    write: Callable[[Mapping[Hashable, Any]], str]
+    number: bool = True
+
+
+def _interval_of(name: str) -> Callable[[Mapping[Hashable, Any]], str]:
+    return lambda row: percent(row[name], row[f"{name}_low"], row[f"{name}_high"])
+
+
+def _with_null(name: str, null: str) -> Callable[[Mapping[Hashable, Any]], str]:
+    return lambda row: f"{short(row[name])} ({short(row[null])})"
+
+
+def _cells(name: str, write: Callable[[Any], str]) -> Callable[[Mapping[Hashable, Any]], str]:
+    return lambda row: write(row[name])
+
+
+_BOARD = {
+    "rank": _Column("#", place_text, number=False),
+    "model": _Column("model", _cells("name", str), number=False),
+    "seeds": _Column("seeds", _cells("seeds", str)),
+    "clean": _Column("clean %", _interval_of("clean")),
+    "robust": _Column("robust %", _interval_of("robust")),
+    "gap": _Column(GAP, _cells("gap", points)),
+    "leap_rate": _Column("leap %", _cells("leap_rate", percent)),
+    "landed": _Column("landed %", _cells("landed", percent)),
+    "nc1_clean": _Column("NC1 clean", _cells("nc1_clean", short)),
+    "nc1_attacked": _Column("NC1 attacked (null)", _with_null("nc1_attacked", "nc1_leap_null")),
+    "nc1_landed": _Column("NC1 landed (null)", _with_null("nc1_landed", "nc1_landed_null")),
+}
+_PAIRED = {
+    **{
+        key: _Column(header, _cells(key, str), number=False)
+        for key, header in (
+            *(("objective", "objective"), ("model", "model"), ("against", "minus")),
+            ("measure", "measure"),
         )
-        for name, row in zip(display_names(frame), frame.to_dict("records"), strict=True)
+    },
+    "seeds": _Column("seeds", _cells("seeds", str)),
+    "difference": _Column("difference", lambda row: _difference(row)),
+}
+# What a terminal leaves out first, where it has no room, after the columns of `told_columns`.
+_SPARE = (
+    *("nc1_landed", "nc1_attacked", "nc1_clean", "landed", "seeds"),
+    *("objective", "leap_rate", "gap", "state"),
+)
+_SHARES = ("clean", "robust", "leap_rate", "landed")
+_OTHER_SHARES = ("robust_beside", "robust_last", "bound", "lead")
+
+
+def _column(frame: pd.DataFrame, name: str) -> _Column:
+    """Show a column of a board that is not shown unless it is asked for."""
+    numbers = pd.api.types.is_numeric_dtype(frame[name])
+    words = name.replace("_", " ")
+    if name in _OTHER_SHARES or name.removesuffix("_low").removesuffix("_high") in _SHARES:
+        return _Column(f"{words} %", _cells(name, percent))
+    return _Column(words, _cells(name, _cell), number=numbers)
+
+
+def _board_section(frame: pd.DataFrame, columns: Sequence[str] | None) -> Section:
+    told = {
+        key: _Column(header, _cells(key, write))
+        for key, (header, write) in told_columns(frame).items()
+    }
+    frame, known = frame.assign(name=display_names(frame)), _BOARD | told
+    chosen = columns or [key for key in known if key != "gap" or has_gap(frame)]
+    shown = {key: known.get(key) or _column(frame, key) for key in chosen}
+    notes = [
+        _over(frame),
+        *([interval_note(set(frame["interval"]))] if {"clean", "robust"} & {*shown} else []),
+        *standing_notes(frame, ranks="rank" in shown),
     ]
-    notes = [_over(frame), interval_note(set(frame["interval"])), *standing_notes(frame)]
-    if gaps:
+    if "gap" in shown:
         weaker = sorted(set(frame["beside"]) - {""})
         verb = "flatters" if len(weaker) == 1 else "flatter"
         notes.append(f"gap: points by which {', '.join(weaker)} {verb}")
-    caption = ". ".join(filter(None, [leader(frame), "; ".join([*notes, NULLS])]))
-    return _section(frame, headers, rows, caption, names=2, extra=len(told.keys() - {"state"}))
+    if {"nc1_attacked", "nc1_landed"} & {*shown}:
+        notes.append(NULLS)
+    caption = ". ".join(filter(None, [leader(frame), "; ".join(notes)]))
+    found = _section(frame, shown, caption, [key for key in told if key != "state"])
+    tested = frame["rank"].notna().any()
+    best = frame["rank" if tested else "order"].eq(1).to_numpy().nonzero()[0]
+    if "robust" not in shown or not len(best):
+        return found
+    bold = frozenset((int(row), list(shown).index("robust")) for row in best)
+    means = "the first tier" if tested else "the first by value, which is not tested"
+    return found._replace(bold=bold, bold_means=means)
 
 
-def _paired_section(frame: pd.DataFrame) -> Section:
-    headers = ("objective", "model", "minus", "measure", "seeds", "difference")
-    rows = [
-        (
-            row["objective"],
-            row["model"],
-            row["against"],
-            row["measure"],
-            str(row["seeds"]),
-            _signed(row["difference"], row["low"], row["high"]),
-        )
-        for row in frame.to_dict("records")
-    ]
+def _paired_section(frame: pd.DataFrame, columns: Sequence[str] | None) -> Section:
+    shown = {key: _PAIRED.get(key) or _column(frame, key) for key in columns or _PAIRED}
     note = interval_note(set(frame["interval"]))
-    caption = f"differences seed by seed, accuracies and rates as shares; {_over(frame)}; {note}"
-    return _section(frame, headers, rows, caption, names=4)
+    what = "differences seed by seed, of accuracies and rates in points of a percent"
+    return _section(frame, shown, f"{what}; {_over(frame)}; {note}", [])
 
 
 def _section(
-    frame: pd.DataFrame,
-    headers: tuple[str, ...],
-    rows: Sequence[tuple[str, ...]],
-    caption: str,
-    *,
-    names: int,
-    extra: int = 0,
+    frame: pd.DataFrame, columns: Mapping[str, _Column], caption: str, extra: Sequence[str]
 ) -> Section:
-    numbers = tuple(i >= names for i in range(len(headers)))
-    return Section(headers, rows, numbers, _title(frame), caption, width=WIDTH, extra=extra)
+    """Make the table of these columns; a terminal may spare the `extra` ones first."""
+    keys = list(columns)
+    return Section(
+        tuple(column.header for column in columns.values()),
+        [
+            tuple(column.write(row) for column in columns.values())
+            for row in frame.to_dict("records")
+        ],
+        tuple(column.number for column in columns.values()),
+        _title(frame),
+        caption,
+        width=WIDTH,
+        spare=tuple(keys.index(key) for key in (*extra, *_SPARE) if key in keys),
+        extra=sum(key in keys for key in extra),
+    )
 
 
-def _signed(value: float, low: float, high: float) -> str:
-    ends = f" [{low:+.3g}, {high:+.3g}]" if math.isfinite(low + high) else ""
-    return f"{value:+.3g}{ends}"
+def _difference(row: Mapping[Hashable, Any]) -> str:
+    """Write a difference as the board writes what it is of: in points with one digit, or short."""
+    write = points if row["measure"] in _SHARES else _signed
+    value, low, high = (row[name] for name in ("difference", "low", "high"))
+    ends = f" [{write(low)}, {write(high)}]" if math.isfinite(low + high) else ""
+    return f"{write(value)}{ends}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3g}" if math.isfinite(value) else MISSING
 
 
 def _title(frame: pd.DataFrame) -> str:

@@ -16,6 +16,9 @@ import csv
 import io
 import itertools
 import math
+import os
+import shutil
+import sys
 import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -30,15 +33,20 @@ Style = Literal["table", "csv", "latex", "markdown"]
 WIDTH = 132  # of a terminal that a leaderboard fits
 MISSING = "-"
 _GAP = "  "
-_NAME = 40  # characters that a name is given before extra columns are
-_SHORTEST = 8  # that a name is ever given
+_NAMES = 0.3  # of the width that names are given before the last columns are
+_SHORT, _SHORTEST = 24, 8  # characters that a name is given before the others are, and ever
+# Points that a letter and the space between columns take in LaTeX, about, and a column of a page.
+_LETTER, _SPACE, _COLUMN = 3.7, 8.0, 235.0
+# The table is made smaller where, and only where, it is wider than the text.
+_BOX = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 
 
 class Section(NamedTuple):
     """One table as it is shown; `numbers` says which columns are set to the right.
 
     Where it has a `width`, a terminal shows it in so many columns: words above numbers are folded,
-    the last `extra` columns left out where names would have to give way to them, names broken.
+    columns left out (`spare`, in this order, the `extra` first ones before names are shortened
+    much) and named below it, names broken. `bold` and `label` are for LaTeX.
     """
 
     headers: tuple[str, ...]
@@ -47,12 +55,42 @@ class Section(NamedTuple):
     title: str = ""
     caption: str = ""
     width: int | None = None
+    spare: tuple[int, ...] = ()
     extra: int = 0
+    label: str = ""
+    bold: frozenset[tuple[int, int]] = frozenset()
+    bold_means: str = ""
 
     @property
     def names(self) -> int:
         """How many columns in front of the first number there are."""
         return (*self.numbers, True).index(True)
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal that stdout is, or that COLUMNS says; None where it is none."""
+    if not os.environ.get("COLUMNS", "").isdigit() and not sys.stdout.isatty():
+        return None
+    return max(40, min(WIDTH, shutil.get_terminal_size().columns))
+
+
+def folded(line: str, width: int | None, indent: int = 0) -> list[str]:
+    """Cut a line at spaces for a terminal of this width, all but the first indented.
+
+    >>> folded("state  claimed; checked", 18, indent=7)
+    ['state  claimed;', '       checked']
+    """
+    if width is None or cell_len(line) <= width:
+        return [line]
+    start = len(line) - len(line.lstrip())
+    rest = textwrap.wrap(
+        line.lstrip(),
+        width - start,
+        subsequent_indent=" " * (indent - start),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [" " * start + part for part in rest]
 
 
 def check_style(style: str) -> None:
@@ -80,14 +118,26 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def aligned(rows: Sequence[Sequence[str]], numbers: Sequence[bool] = ()) -> list[str]:
+def aligned(
+    rows: Sequence[Sequence[str]], numbers: Sequence[bool] = (), *, width: int | None = None
+) -> list[str]:
     """Set cells in columns: numbers to the right, all else to the left; rows may be short.
+
+    Where they do not fit the width, what stands in the first column is broken.
 
     >>> aligned([("a", "12"), ("long", "3")], (False, True))
     ['a     12', 'long   3']
     """
     shown = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(cell_len, column)) for column in itertools.zip_longest(*shown, fillvalue="")]
+    over = 0 if width is None else sum(widths) + len(_GAP) * (len(widths) - 1) - width
+    if over > 0 and widths[0] > _SHORTEST:
+        name = max(_SHORTEST, widths[0] - over)
+        broken = [
+            [textwrap.wrap(row[0], name) or [""], *([one] for one in row[1:])] for row in shown
+        ]
+        parts = [line for row in broken for line in itertools.zip_longest(*row, fillvalue="")]
+        return aligned(parts, numbers)
 
     def padded(cell: str, width: int, right: bool) -> str:
         space = " " * (width - cell_len(cell))
@@ -114,11 +164,16 @@ def _terminal(table: Section) -> str:
         return sum(found) + len(_GAP) * (len(kept) - 1)
 
     if table.width is not None:
-        first, left_out = len(kept) - table.extra, []
-        while len(kept) > first and total(_NAME) > table.width:
-            left_out.append(table.headers[kept.pop(first)])
+        for place, i in enumerate(table.spare):
+            name = _SHORT if table.width < WIDTH else _SHORTEST
+            if place < table.extra:
+                name = round(_NAMES * table.width)
+            if total(name) > table.width:
+                kept.remove(i)
+        left_out = [head for i, head in enumerate(table.headers) if i not in kept]
         if left_out:
-            caption += f"; no room for {', '.join(left_out)}: see the other formats"
+            told = f"no room for {', '.join(left_out)}: see the other formats"
+            caption = f"{caption}; {told}" if caption else told
         name = max(widths)
         while total(name) > table.width and name > _SHORTEST:
             name -= 1
@@ -146,23 +201,51 @@ def _folded(table: Section, cell: str, column: int) -> list[str]:
 
 
 def _latex(table: Section) -> str:
-    def line(row: Sequence[str]) -> str:
-        return " & ".join(map(escape_latex, row)) + r" \\"
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(cells) + r" \\"
 
+    def cell(row: int, column: int, text: str) -> str:
+        value, *interval = text.split(" [", 1)
+        shown = escape_latex(value)
+        if (row, column) in table.bold:
+            shown = rf"\textbf{{{shown}}}"
+        return " [".join([shown, *map(escape_latex, interval)])
+
+    def head(text: str, number: bool) -> str:
+        words = [escape_latex(word) for word in text.split()]
+        fold = number and bool(table.title) and len(text) > len("robust %")
+        stacked = r"\\".join(words)
+        return rf"\shortstack[r]{{{stacked}}}" if fold else " ".join(words)
+
+    rows = [[cell(i, j, text) for j, text in enumerate(row)] for i, row in enumerate(table.rows)]
     tabular = [
         rf"\begin{{tabular}}{{{''.join('r' if right else 'l' for right in table.numbers)}}}",
         r"\toprule",
-        line(table.headers),
+        line([head(text, right) for text, right in zip(table.headers, table.numbers, strict=True)]),
         r"\midrule",
-        *map(line, table.rows),
+        *map(line, rows),
         r"\bottomrule",
         r"\end{tabular}",
     ]
     if not table.title:
         return "\n".join(tabular)
-    caption = escape_latex(f"{table.title}: {table.caption}.")
-    head = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"]
-    return "\n".join([*head, *tabular, r"\end{table}"])
+    told = f"; bold: {table.bold_means}" if table.bold else ""
+    letters = sum(max(len(row[i]) for row in table.rows) for i in range(len(table.headers)))
+    wide = _LETTER * letters + _SPACE * len(table.headers) > _COLUMN
+    kind = "table*" if wide else "table"
+    top = [
+        r"% needs \usepackage{booktabs,graphicx}",
+        rf"\begin{{{kind}}}",
+        r"\centering",
+        rf"\caption{{{escape_latex(f'{table.title}: {table.caption}{told}.')}}}",
+        *([rf"\label{{{table.label}}}"] if table.label else []),
+        r"\footnotesize",
+        r"\smallskip",
+        r"\setlength{\tabcolsep}{4pt}",
+        _BOX,
+    ]
+    tabular[-1] += "}"
+    return "\n".join([*top, *tabular, rf"\end{{{kind}}}"])
 
 
 def _markdown(table: Section) -> str:
