@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -158,29 +159,37 @@ def test_challenges_come_along_and_receipts_stay(tmp_path: Path) -> None:
         ready(stored, tmp_path / "more")
 
 
+@pytest.mark.parametrize("inside", [True, False])
 def test_the_command_makes_a_submission_and_its_printed_steps_can_be_followed(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: bool
 ) -> None:
-    stored, clone = appraised(tmp_path / "out", count=1_200), tmp_path / "clone"
+    stored, clone = appraised(tmp_path / "out", count=1_200), tmp_path / "my clone (2)"
     results = clone / "results"
     ran = cli("submit", stored.path, "--to", results)
     assert ran.code == 2
     assert "clone the leaderboard" in ran.err
-    results.mkdir(parents=True)
-    ran = cli("submit", stored.path, "--to", results)
+    remote, shell = tmp_path / "remote.git", {"check": True, "capture_output": True, "text": True}
+    for words in (["init", "-q", "--bare", remote], ["clone", "-q", remote, clone]):
+        subprocess.run(["git", *words], **shell)
+    results.mkdir()
+    (results / "README.md").write_text("What is checked.")
+    monkeypatch.chdir(clone if inside else tmp_path)
+    ran = cli("submit", stored.path, "--to", results.relative_to(Path.cwd()))
     assert ran.code == 0, ran.err
     assert "no card" in ran.err
-    (record,) = results.rglob("*.json")
-    assert str(record) in ran.out
+    record = Path(ran.out.partition("  ")[0])
     assert is_whole(record)
-    git = "git -c user.name=a -c user.email=a@b.c -c commit.gpgsign=false "
-    steps = [line.strip() for line in ran.err.splitlines() if line.startswith("  git ")]
-    assert steps[-1].startswith("git push")
-    for step in ["git init -q", *steps[:-1]]:
-        step = step.replace("git ", git, 1)
-        subprocess.run(step, shell=True, cwd=clone, check=True, capture_output=True)
-    listed = subprocess.run("git ls-files", shell=True, cwd=clone, capture_output=True, text=True)
-    assert len(listed.stdout.split()) == 3
+    # To the letter, in the shell and the folder that the user is in.
+    steps = "\n".join(line for line in ran.err.splitlines() if line.startswith("  "))
+    names = dict.fromkeys(("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME", "EMAIL"), "a@b.c")
+    subprocess.run(["bash", "-e", "-c", steps], env=os.environ | names, **shell)
+    (branch,) = subprocess.run(
+        ["git", "for-each-ref", "--format=%(refname:short)"], cwd=remote, **shell
+    ).stdout.split()
+    assert branch == f"result-{stored.record.model}-{stored.record.cell}".replace(".", "-")
+    listed = subprocess.run(["git", "ls-tree", "-r", "--name-only", branch], cwd=remote, **shell)
+    assert record.resolve().relative_to(clone).as_posix() in listed.stdout.splitlines()
+    assert len(listed.stdout.splitlines()) == 3
     for more, words in (
         (("--to", results), "same robust accuracy"),
         (("--hub", "a"), "OWNER/NAME"),

@@ -1,12 +1,9 @@
 """`robust-nc submit`: a record made ready for a pull request, or pushed to the Hub.
 
 Everything is checked before anything is written or pushed.
-
->>> from pathlib import Path
->>> print(steps("net", "00ff", [Path("results/evaluated/net/00ff.json")]).splitlines()[2])
-  git switch -c result-net-00ff
 """
 
+import re
 import shlex
 from pathlib import Path
 
@@ -72,16 +69,33 @@ def _checked(
 
 
 def steps(model: str, cell: str, made: list[Path]) -> str:
-    """Say what is left to do in the clone; `made` begins with the record."""
-    name, readme = f"result-{model}-{cell}", made[0].parents[2] / "README.md"
+    """Say what is left to do in the clone, as commands for a shell; `made` begins with the record.
+
+    They work from the folder that the user is in, whatever its name and that of the clone.
+    """
+    folder = made[0].parent.resolve()
+    clone = next((up for up in (folder, *folder.parents) if (up / ".git").exists()), None)
+    readme = made[0].parents[2] / "README.md"
+    if clone is None:
+        return (
+            f"ready, but {readme.parent} is in no clone of the leaderboard: copy what is new there "
+            "into one, and open a pull request"
+        )
+    # What git takes for a branch.
+    branch = re.sub(r"[^A-Za-z0-9_=-]+", "-", f"result-{model}-{cell}")
+    paths = [path.resolve().relative_to(clone) for path in made]
+    commands = [
+        *([] if clone == Path.cwd() else [["cd", str(clone)]]),
+        ["git", "switch", "-c", branch],
+        ["git", "add", *map(str, paths)],
+        ["git", "commit", "-m", f"Result of {model}"],
+        ["git", "push", "-u", "origin", branch],
+    ]
     return "\n".join(
         [
             "",
-            "ready; now, in the clone of the leaderboard:",
-            f"  git switch -c {shlex.quote(name)}",
-            f"  git add {' '.join(shlex.quote(str(path)) for path in made)}",
-            f"  git commit -m {shlex.quote(f'Result of {model}')}",
-            f"  git push -u origin {shlex.quote(name)}",
+            "ready; now:",
+            *(f"  {shlex.join(words)}" for words in commands),
             f"and open a pull request; {readme} says what is checked.",
         ]
     )
