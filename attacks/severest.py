@@ -21,7 +21,7 @@ from torch import Tensor
 from robust_nc.attacks.base import AttackInputs, BaseCountedAttack
 from robust_nc.attacks.ensemble import geometry_attack, logits_at
 from robust_nc.exceptions import InputError
-from robust_nc.types import Attacked, Images, Labels, Logits
+from robust_nc.types import Attacked, CountedAttack, Images, Labels, Logits
 
 _NO_TARGET = -1  # where an example has fewer targets than others
 _FAILED, _FAILED_NEARER = -1.0, -2.0  # severities of no mistake, at a farthest target or another
@@ -38,7 +38,8 @@ class Severest(BaseCountedAttack):
     margin of the prediction over the label. Where no attempt makes a mistake, it is the point with
     the largest margin of the target over the label among its farthest targets.
 
-    `steps`, `restarts` and `scale` are those of `geometry_attack`. Every attempt runs to the end,
+    `steps`, `restarts` and `scale` are those of `geometry_attack`, where no other `attack` is
+    given. Every attempt runs to the end,
     under either goal. Targets that a caller names, `(N,)` or `(N, T)`, are tried instead, farthest
     first as well. Passes of an example: those of its attempts, a forward more for each, and one
     for the clean image.
@@ -49,6 +50,7 @@ class Severest(BaseCountedAttack):
     steps: int = 20
     restarts: int = 1
     scale: float = 1.0
+    attack: CountedAttack | None = None
 
     def __post_init__(self) -> None:
         if self.targets < 1:
@@ -67,7 +69,9 @@ class Severest(BaseCountedAttack):
         clean = logits_at(model, images, inputs.classes)
         away = self._away(clean, labels)
         columns = _in_order(away, clean, labels, inputs.target_columns, self.targets)
-        attack = geometry_attack(steps=self.steps, restarts=self.restarts, scale=self.scale)
+        attack = self.attack or geometry_attack(
+            steps=self.steps, restarts=self.restarts, scale=self.scale
+        )
         best = _Best.nothing(images)
         for column in columns.T:
             gain = _pick(away, column.clamp_min(0))  # of examples whose next target is farther
@@ -75,7 +79,13 @@ class Severest(BaseCountedAttack):
             if not len(rows):
                 continue
             some = inputs._replace(goal="maximise", targets=column).at(rows)
-            found = attack.compute(some)
+            found = attack.run(
+                *(some.model, some.images, some.labels, some.ball),
+                goal=some.goal,
+                targets=some.targets,
+                seed=some.seed,
+                ids=some.ids,
+            )
             forwards[rows] += found.forwards + 1
             backwards[rows] += found.backwards
             logits = logits_at(model, found.points, some.labels)

@@ -231,6 +231,8 @@ Target = Literal["cyclic", "random", "nearest", "farthest", "hierarchy", "severe
 class MeasureConfig:
     """What is measured on the finished weights: taps, conditions, examples, the attack's size.
 
+    `attack`: under which the geometry is measured, a registered name or the author's own with its
+    options (None: PGD of `steps` and `restarts`, blind to the scale of the logits).
     `feature`: how outputs `(N, C, H, W)` become rows, "both" for each in turn. `targets`: one
     targeted attack per way to choose the target. `radii`: multiples of eps for the sweep over radii
     (on test). `adaptive`: the protocol that attacks the nearest-vertex classifier of every tap, on
@@ -245,6 +247,7 @@ class MeasureConfig:
     taps: tuple[str, ...] | None = None
     train_examples: Positive | None = 2_000
     test_examples: Positive | None = 1_000
+    attack: Part | None = None
     steps: Positive = 20
     restarts: Positive = 1
     batch_size: Positive = 256
@@ -418,7 +421,12 @@ _LATER: dict[str, dict[str, object]] = {
     "model": {"neck": None},
     "train": {"backbone_lr": 1.0, "averaging": None},
     "evaluation": {"beside": None, "block": None},
-    "measure": {"corruptions": [], "severities": [1, 2, 3, 4, 5], "block": None},
+    "measure": {
+        "corruptions": [],
+        "severities": [1, 2, 3, 4, 5],
+        "block": None,
+        "attack": None,
+    },
 }
 
 

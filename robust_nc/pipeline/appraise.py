@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from robust_nc.config import Component, EvaluationConfig, ThreatConfig, plain
+from robust_nc.config import Component, EvaluationConfig, ThreatConfig
 from robust_nc.data.load import to_unit
 from robust_nc.evaluation.evaluate_model import evaluate
 from robust_nc.exceptions import ConfigError, RecordError
@@ -24,6 +24,7 @@ from robust_nc.pipeline.finished_model import (
     ModelReference,
     appraisal_id,
     check_layers,
+    identifying_appraisal,
     measure_layers,
     measure_settings,
     read_model_data,
@@ -291,7 +292,7 @@ def _make(
         model=subject.name,
         objective=facts.get("objective", ""),
         head=facts.get("head", ""),
-        config=plain(settings),
+        config=identifying_appraisal(settings),
         seed=settings.seed,
         protocol=settings.evaluation.protocol,
         data=Facts(

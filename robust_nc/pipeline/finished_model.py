@@ -80,7 +80,15 @@ class AppraisalConfig:
 
 def appraisal_id(settings: AppraisalConfig) -> str:
     """Name an appraisal: the first 16 hexadecimal digits of its configuration's digest."""
-    return digest(plain(settings))[:16]
+    return digest(identifying_appraisal(settings))[:16]
+
+
+def identifying_appraisal(settings: AppraisalConfig) -> dict[str, Any]:
+    """Return what names an appraisal: its configuration, without later settings at defaults."""
+    values = plain(settings)
+    if values["measure"] is not None and values["measure"]["attack"] is None:
+        del values["measure"]["attack"]
+    return values
 
 
 _OF_PATHS = {"npz": ".npz file", "folder": "folder of images"}

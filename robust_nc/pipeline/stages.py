@@ -37,8 +37,9 @@ from robust_nc.io.files import atomic, write_text
 from robust_nc.models.build import build_model
 from robust_nc.pipeline.suite import Cell
 from robust_nc.pipeline.verdict_parts import VerdictPart, evaluate_part, parts_of, without_overlap
-from robust_nc.profiling.conditions import BY_TREE
+from robust_nc.profiling.conditions import BY_TREE, SEVEREST
 from robust_nc.profiling.feature_cache import chosen_taps
+from robust_nc.profiling.measurement import Attacking
 from robust_nc.profiling.profile_model import profile_cell
 from robust_nc.profiling.sweeps import CorruptionSource, check_corrupted, corruption_source
 from robust_nc.record import folder as store
@@ -351,6 +352,10 @@ def check_cell(config: RunConfig, root: Path | None) -> Hierarchy | None:
             f"measure.targets: {' and '.join(BY_TREE)} need a tree of the classes, and {info.name} "
             "has none of its own; set data.hierarchy to a TOML or JSON file"
         )
+    measure = config.measure
+    climbs = tree is not None and SEVEREST in measure.targets
+    attacking = Attacking(measure.steps, measure.restarts, 1.0, measure.attack)
+    attacking.build(tree.distances() if tree is not None and climbs else None)
     return tree
 
 

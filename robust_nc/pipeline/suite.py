@@ -36,6 +36,7 @@ from robust_nc.io.user_code import split_code
 from robust_nc.pipeline.changes import SOURCE, apply_changes, changed_name, grid_of
 from robust_nc.plugins import find_attack, find_protocol
 from robust_nc.registry import (
+    ATTACKS,
     AVERAGINGS,
     BACKBONES,
     DATASETS,
@@ -66,6 +67,7 @@ PARTS: dict[str, tuple[Registry, set[str]]] = {
     "train.loss": (LOSSES, {"logits", "seen", "labels", "progress"}),
     "train.schedule": (SCHEDULES, set()),
     "train.averaging": (AVERAGINGS, set()),
+    "measure.attack": (ATTACKS, set()),
 }
 _LONGEST = 120  # characters of a model's name: it becomes a folder
 _NAMED = ("model.backbone", "model.head", "train.objective")

@@ -9,12 +9,11 @@ an executor can call anywhere; the images stay where they were made.
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from robust_nc.config import Component, build
 from robust_nc.exceptions import InputError
 from robust_nc.geometry.nearest import vertex_logits
 from robust_nc.geometry.severity import farthest_classes
@@ -22,18 +21,17 @@ from robust_nc.plugins import find_protocol
 from robust_nc.profiling.measurement import (
     ATTACKED,
     CLEAN,
-    Attacking,
     ConditionImages,
     Examples,
     Measurement,
     VertexMoments,
 )
 from robust_nc.profiling.shards import Shard, SplitCondition, SplitShards
-from robust_nc.registry import ATTACKS, CONTROLS
+from robust_nc.registry import CONTROLS
 from robust_nc.runtime import stopping
 from robust_nc.runtime.progress import Report
 from robust_nc.runtime.torch_state import counted_gradients, device_of, keyed_uniform, stream_key
-from robust_nc.types import Attack, Labels
+from robust_nc.types import Labels
 
 NOISES = {"gaussian": "L2", "sign": "Linf"}  # which norm of the attack each control matches
 
@@ -89,18 +87,10 @@ SEVEREST = "severest"  # per example the target that turns out farthest; no func
 BY_TREE = ("hierarchy", SEVEREST)  # these need distances between the classes
 
 
-def _attack(attacking: Attacking, distances: Tensor | None) -> Attack:
-    """The geometry attack; with distances, the one that tries target after target with it."""
-    options: dict[str, Any] = dict(attacking._asdict())
-    if distances is None:
-        return cast(Attack, build(ATTACKS, Component(name="geometry", options=options)))
-    table = tuple(tuple(row) for row in distances.tolist())
-    return cast(Attack, CONTROLS.load(SEVEREST)(distances=table, **options))
-
-
 def check_settings(measurement: Measurement) -> None:
     """Refuse what would fail later, before anything is attacked."""
     settings, distances = measurement.settings, measurement.distances
+    measurement.attacking.build(distances if SEVEREST in settings.targets else None)
     if settings.adaptive is not None:
         find_protocol(settings.adaptive)
     by_tree = [kind for kind in settings.targets if kind in BY_TREE]
@@ -204,7 +194,7 @@ def attack_examples(
     """
     ball = measurement.ball if eps is None else dataclasses.replace(measurement.ball, eps=eps)
     device, count = device_of(model), len(examples.labels)
-    attack = _attack(measurement.attacking, distances)
+    attack = measurement.attacking.build(distances)
     seed = examples.key(measurement.seed)
     made = [examples.images[:0]]
     for rows in torch.split(torch.arange(count), measurement.settings.batch_size):

@@ -5,33 +5,66 @@
 [1, 2]
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from robust_nc.config import MeasureConfig
+from robust_nc.config import Component, MeasureConfig, build
+from robust_nc.exceptions import ConfigError
 from robust_nc.geometry.moments import Moments
 from robust_nc.geometry.severity import check_distances
+from robust_nc.io.user_code import allow, is_allowed
 from robust_nc.models.classifier import Classifier
 from robust_nc.profiling.feature_cache import all_taps, chosen_taps
+from robust_nc.registry import ATTACKS, CONTROLS
 from robust_nc.runtime.torch_state import generator, stream_key
 from robust_nc.threat import Ball
-from robust_nc.types import RemoteModel
+from robust_nc.types import Attack, CountedAttack, RemoteModel
 
 CLEAN, ATTACKED, SWEEP = "clean", "attacked", "sweep"  # conditions; the others by their kind
+
+_SIZES = ("steps", "restarts", "scale")  # options of the attack, where none is named
 
 VertexMoments = dict[str, Moments]  # by tap: moments of the clean training features by true label
 
 
 class Attacking(NamedTuple):
-    """The geometry attack: PGD on CE of logits divided by `scale`, and on the margin."""
+    """The geometry attack: PGD on CE of logits divided by `scale`, and on the margin; or `attack`.
+
+    `allowed`: the user named its code, which may then run in other processes too.
+    """
 
     steps: int
     restarts: int
     scale: float
+    attack: Component | None = None
+    allowed: bool = False
+
+    def build(self, distances: Tensor | None = None) -> Attack:
+        """Make it; with `distances` (K, K), the one that tries target after target with it."""
+        sizes: dict[str, Any] = {name: getattr(self, name) for name in _SIZES}
+        if self.attack is None:
+            inner = cast(Attack, build(ATTACKS, Component(name="geometry", options=sizes)))
+        else:
+            if self.allowed:
+                allow(self.attack.name)
+            inner = cast(Attack, build(ATTACKS, self.attack))
+        if distances is None:
+            return inner
+        if not isinstance(inner, CountedAttack):
+            raise ConfigError(
+                "measure.targets: 'severest' needs an attack that counts its passes, as "
+                f"robust_nc.types.CountedAttack says, and {type(inner).__name__} does not"
+            )
+        table = tuple(tuple(row) for row in distances.tolist())
+        other = {"attack": inner} if self.attack is not None else sizes
+        return cast(Attack, CONTROLS.load("severest")(distances=table, **other))
 
     def __str__(self) -> str:
+        if self.attack is not None:
+            options = ", ".join(f"{key}={value}" for key, value in self.attack.options.items())
+            return f"{self.attack.name}{f' ({options})' if options else ''}"
         return f"pgd ce/{self.scale:.3g} and margin, {self.steps} steps, {self.restarts} restarts"
 
 
@@ -71,7 +104,13 @@ class Measurement(NamedTuple):
             depths={tap: places.index(tap) for tap in taps},
             num_classes=num_classes,
             ball=ball,
-            attacking=Attacking(settings.steps, settings.restarts, scale),
+            attacking=Attacking(
+                steps=settings.steps,
+                restarts=settings.restarts,
+                scale=scale,
+                attack=settings.attack,
+                allowed=settings.attack is not None and is_allowed(settings.attack.name),
+            ),
             settings=settings,
             seed=seed,
             distances=None if distances is None else check_distances(distances, num_classes),
