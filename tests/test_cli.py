@@ -176,6 +176,60 @@ def test_threads_wait_briefly_unless_the_user_said_how(theirs):
     )
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["rnu"],
+        ["run", "quikstart"],
+        ["run", "no.toml"],
+        ["suites", "show", "quikstart"],
+        ["data", "fetch", "cifra10"],
+        ["board", "absent"],
+        ["board", "--format", "doc"],
+        ["verify", "absent"],
+        ["compare", "absent", "absent"],
+        ["submit", "absent"],
+        ["challenge", "absent", "--evidence", "x", "--model", "y"],
+        ["--completion", "fish"],
+        ["run", "--help"],
+    ],
+)
+def test_an_unknown_name_is_answered_without_torch(arguments):
+    ran = subprocess.run(
+        [sys.executable, "-c", WATCHED.replace("sys.argv[2:], []", "[], sys.argv[2:]"), *arguments],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == (0 if "--help" in arguments else 2)
+    assert "{" not in ran.stdout or "--help" in arguments, "torch was asked for"
+    assert ran.stderr or "--help" in arguments
+
+
+COMPLETE = """
+source /dev/stdin
+COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 )); _tyro_robust_nc
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["bo"], ["board"]),
+        (["board", "--fo"], ["--format"]),
+        (["board", "--format", "la"], ["latex"]),
+        (["run", "quickstart", "--overwrite", "only-"], ["only-missing", "only-cache"]),
+    ],
+)
+def test_a_shell_completes_verbs_options_and_choices(words, found):
+    script = cli("--completion", "bash").out
+    shell = ["bash", "-c", COMPLETE, "bash", "robust-nc", *words]
+    ran = subprocess.run(shell, input=script, capture_output=True, text=True)
+    assert (ran.stdout.split(), ran.stderr) == (found, "")
+    assert cli("--completion", "zsh").out.startswith("#compdef robust-nc\n")
+    assert "Valid: bash, zsh" in cli("--completion", "tcsh").err
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")

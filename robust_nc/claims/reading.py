@@ -38,7 +38,8 @@ from robust_nc.config import Component, Part, RunConfig, configuration, plain, r
 from robust_nc.exceptions import ConfigError, InputError, unknown_name
 from robust_nc.io.files import canonical_json, digest
 from robust_nc.models.build import build_model
-from robust_nc.pipeline.suite import CLAIMS, PARTS, Cell, Suite, read_suite, value_at, with_value
+from robust_nc.pipeline.suite import PARTS, Cell, Suite, read_suite, value_at, with_value
+from robust_nc.pipeline.suite_files import CLAIMS
 from robust_nc.profiling.feature_cache import chosen_taps
 from robust_nc.report.board.gather import part_label
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 import tyro
 from rich.console import Console
 
-from robust_nc.exceptions import ConfigError, RecordError
+from robust_nc.exceptions import ConfigError, RecordError, unknown_name
 
 # What takes long to import is imported where it is needed: a mistake is to be told at once.
 if TYPE_CHECKING:
@@ -270,9 +270,14 @@ def _with_cards(theirs: "pd.DataFrame") -> "pd.DataFrame":
 def _figures(options: BoardOptions, picture: Picture, tell: _Tell) -> None:
     """Write the figures of the rows that `--where` leaves, and say which are left out, and why."""
     from robust_nc.report.board.gather import gather_rows
+    from robust_nc.report.figures.axes import inches_of
     from robust_nc.report.figures.saving import FIGURES, save_each
 
     assert options.out is not None
+    for name in options.figures or ():  # before rows are read, which takes long
+        if name not in FIGURES:
+            raise unknown_name("figure", name, FIGURES)
+    inches_of(options.width or "column")
     saved = save_each(
         gather_rows(_split(options)[0]),
         options.out,

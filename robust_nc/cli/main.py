@@ -5,8 +5,11 @@ are missing or the output cannot be written, 2 bad input, 130 interrupted, 143 e
 after --minutes.
 """
 
+import contextlib
 import importlib
+import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -18,6 +21,7 @@ import tyro
 from rich.console import Console
 
 from robust_nc.cli.board import BoardOptions
+from robust_nc.cli.names import look_up
 from robust_nc.cli.options import (
     ChallengeOptions,
     CompareOptions,
@@ -28,12 +32,13 @@ from robust_nc.cli.options import (
 )
 from robust_nc.cli.stopping import INTERRUPTED, TERMINATED
 from robust_nc.engines.options import RunOptions
-from robust_nc.exceptions import RobustNCError
+from robust_nc.exceptions import RobustNCError, unknown_name
 from robust_nc.pipeline.request import Request
 from robust_nc.runtime.waiting import wait_briefly
 from robust_nc.verification.options import CheckOptions
 
 FAILED, BAD_INPUT = 1, 2
+_COMPLETION, _SHELLS = ("--completion", "--tyro-print-completion"), ("bash", "zsh")
 
 # A reference such as net.py:three is no emoji.
 _stderr = Console(stderr=True, highlight=False, emoji=False)
@@ -96,7 +101,11 @@ def main() -> None:
     wait_briefly()  # no verb has loaded torch yet
     try:
         kinds = {name: verb.kind for name, verb in _VERBS.items()}
+        if given[0] in _COMPLETION:
+            print(_completion(kinds, given[1] if len(given) > 1 else ""))
+            sys.exit(0)
         options = _read(kinds, given[0])
+        look_up(options)
         (verb,) = (name for name, kind in kinds.items() if kind is type(options))
         command = getattr(importlib.import_module(f"robust_nc.cli.{verb}"), f"{verb}_command")
         code = command(options, _stderr)
@@ -122,9 +131,28 @@ def _read(kinds: dict[str, Callable[..., Any]], verb: str) -> Any:
         raise
 
 
+def _completion(kinds: dict[str, Callable[..., Any]], shell: str) -> str:
+    """Return the script that completes verbs and options in a shell."""
+    if shell not in _SHELLS:
+        raise unknown_name("shell", shell, _SHELLS)
+    with contextlib.redirect_stdout(io.StringIO()) as script, contextlib.suppress(SystemExit):
+        args = ["--tyro-print-completion", shell]
+        tyro.extras.subcommand_cli_from_dict(kinds, prog="robust-nc", args=args)
+    # Each line that the script prints is a completion: what an option means must have one.
+    return re.sub(
+        r"^COMPLETION_SPEC = .*$",
+        lambda found: found[0].replace(r"\n", " "),
+        script.getvalue(),
+        flags=re.MULTILINE,
+    )
+
+
 def _overview() -> str:
     """Tell each verb in a sentence, with an example."""
-    lines = ["usage: robust-nc VERB [OPTIONS]; robust-nc VERB --help tells the options"]
+    lines = [
+        "usage: robust-nc VERB [OPTIONS]; robust-nc VERB --help tells the options",
+        "       robust-nc --completion bash|zsh prints the script that completes them",
+    ]
     for name, verb in _VERBS.items():
         told = (verb.kind.__doc__ or "").partition("\n")[0]
         lines += ["", f"{name:<10} {told}", f"{'':<10} $ robust-nc {verb.first}"]

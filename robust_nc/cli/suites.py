@@ -7,7 +7,8 @@ from rich.table import Table
 from robust_nc.claims.reading import read_claims
 from robust_nc.cli.options import SuitesOptions
 from robust_nc.exceptions import ConfigError
-from robust_nc.pipeline.suite import CLAIMS, read_suite, suite_names
+from robust_nc.pipeline.suite import read_suite
+from robust_nc.pipeline.suite_files import CLAIMS, suite_names
 from robust_nc.pipeline.suite_toml import suite_toml
 
 

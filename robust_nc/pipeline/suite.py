@@ -13,7 +13,6 @@ import itertools
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +33,8 @@ from robust_nc.exceptions import ConfigError, unknown_name
 from robust_nc.io.files import digest
 from robust_nc.io.user_code import split_code
 from robust_nc.pipeline.changes import SOURCE, apply_changes, changed_name, grid_of
+from robust_nc.pipeline.suite_files import suite_names as suite_names
+from robust_nc.pipeline.suite_files import suite_text
 from robust_nc.plugins import find_attack, find_protocol
 from robust_nc.registry import (
     ATTACKS,
@@ -51,7 +52,6 @@ from robust_nc.registry import (
 )
 from robust_nc.threat import Ball
 
-CLAIMS = "claims"  # benchmarks/claims.toml holds claims about suites, and is none itself
 TOGETHER = "together"
 _TABLES = tuple(field.name for field in dataclasses.fields(RunConfig) if field.name != "seed")
 _KEYS = ("name", "description", "base", "grid")
@@ -87,13 +87,6 @@ class Suite(NamedTuple):
     name: str
     description: str
     cells: tuple[Cell, ...]
-
-
-def suite_names() -> tuple[str, ...]:
-    """Names of the suites that come with the package."""
-    folder = resources.files("robust_nc.benchmarks")
-    found = {e.name.removesuffix(".toml") for e in folder.iterdir() if e.name.endswith(".toml")}
-    return tuple(sorted(found - {CLAIMS}))
 
 
 class SuiteTables(NamedTuple):
@@ -161,7 +154,7 @@ def _differing(configs: Sequence[RunConfig]) -> tuple[str, ...]:
 
 def read_tables(name: str) -> SuiteTables:
     """Read a suite as it is written; raises `ConfigError` where it is none."""
-    text, source = _find(name)
+    text, source = suite_text(name)
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -176,19 +169,6 @@ def read_tables(name: str) -> SuiteTables:
     if not isinstance(base, dict) or not isinstance(grid, dict):
         raise ConfigError(f"{source}: base and grid must be tables")
     return SuiteTables(title, str(values.get("description", "")), base, grid, source)
-
-
-def _find(name: str) -> tuple[str, str]:
-    if name.endswith(".toml"):
-        try:
-            return Path(name).read_text(), name
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"the suite {name} cannot be read: {error}") from None
-    if name not in suite_names():
-        unknown = unknown_name("suite", name, suite_names())
-        raise ConfigError(f"{unknown}, or a path that ends with .toml")
-    file = resources.files("robust_nc.benchmarks") / f"{name}.toml"
-    return file.read_text(), f"{name}.toml"
 
 
 def _points(written: SuiteTables) -> list[dict[str, Any]]:
