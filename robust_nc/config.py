@@ -166,7 +166,8 @@ class TrainConfig:
     they were drawn, though its batch norm statistics move. With `averaging` the weights that are
     validated, chosen and kept are averages over the steps. `precision` is that of the products:
     "tf32" allows TF32 on CUDA, which "float32" leaves as torch has it. `compile`: by
-    `torch.compile`, "reduce-overhead" with CUDA graphs.
+    `torch.compile`, "reduce-overhead" with CUDA graphs. The weights of every `keep_every`-th epoch
+    stay beside those of the best and the last one.
     """
 
     objective: Part = Field(default_factory=lambda: Component(name="standard"))
@@ -186,6 +187,7 @@ class TrainConfig:
     validate_every: Positive = 1
     collapse_every: Positive = 1
     collapse_examples: Positive = 2_000
+    keep_every: Positive | None = None
 
 
 @configuration
@@ -240,7 +242,8 @@ class MeasureConfig:
     images whose way over the attack's steps, and whose gradient products, are measured (0: none).
     `corruptions`: common corruptions of test images ("all": the fifteen), at `severities`. Sums are
     over `block` examples at a time (None: all together) and then merged, whoever made them: equal
-    blocks give equal measures, to the bit.
+    blocks give equal measures, to the bit. `every`: also after every so many epochs, or after those
+    it lists, and the last: clean, attacked (untargeted and cyclic) and under noise.
     """
 
     feature: Literal["gap", "flatten", "both"] = "gap"
@@ -267,6 +270,7 @@ class MeasureConfig:
         *(1, 2, 3, 4, 5),
     )
     block: Positive | None = None
+    every: Positive | tuple[Positive, ...] | None = None
 
 
 @configuration
@@ -419,13 +423,14 @@ def _nearest(name: str, valid: list[str]) -> str:
 _LATER: dict[str, dict[str, object]] = {
     "data": {"imbalance": None, "noise": None, "hierarchy": None},
     "model": {"neck": None},
-    "train": {"backbone_lr": 1.0, "averaging": None},
+    "train": {"backbone_lr": 1.0, "averaging": None, "keep_every": None},
     "evaluation": {"beside": None, "block": None},
     "measure": {
         "corruptions": [],
         "severities": [1, 2, 3, 4, 5],
         "block": None,
         "attack": None,
+        "every": None,
     },
 }
 
@@ -447,11 +452,47 @@ def cell_id(config: RunConfig) -> str:
     return digest(identifying(config))[:16]
 
 
+def measured_epochs(config: RunConfig) -> tuple[int, ...]:
+    """Return the epochs that `measure.every` asks for, from 1; the last is one of them.
+
+    Raises `ConfigError` for one that the training does not have.
+
+    >>> measured_epochs(RunConfig(train={"epochs": 25}, measure={"every": 10}))
+    (10, 20, 25)
+    """
+    every, last = config.measure.every, config.train.epochs
+    if every is None:
+        return ()
+    found = range(every, last, every) if isinstance(every, int) else every
+    if not last or max(found, default=0) > last:
+        raise ConfigError(
+            f"measure.every asks for epoch {max(found, default=1)}, and train.epochs is {last}"
+        )
+    return tuple(sorted({*found, last}))
+
+
+def kept_epochs(config: RunConfig) -> tuple[int, ...]:
+    """Return the epochs before the last whose weights stay: to be measured, or `train.keep_every`.
+
+    >>> kept_epochs(RunConfig(train={"epochs": 9, "keep_every": 4}, measure={"every": (2, 9)}))
+    (2, 4, 8)
+    """
+    last, every = config.train.epochs, config.train.keep_every
+    kept = range(every, last, every) if every else ()
+    return tuple(sorted({*kept, *measured_epochs(config)} - {last}))
+
+
 def training_part(config: RunConfig) -> dict[str, Any]:
-    """Return what the weights depend on: all but how they are judged and measured."""
+    """Return what the weights depend on, and which stay: all but how they are judged and measured.
+
+    Which epochs are measured counts here by the weights that it needs.
+    """
     values = identifying(config)
     data = {key: value for key, value in values["data"].items() if key != "test_limit"}
-    return {"data": data} | {key: values[key] for key in ("model", "train", "threat", "seed")}
+    values["train"].pop("keep_every", None)
+    part = {"data": data} | {key: values[key] for key in ("model", "train", "threat", "seed")}
+    kept = kept_epochs(config)
+    return part | {"kept": list(kept)} if kept else part
 
 
 def training_id(config: RunConfig) -> str:

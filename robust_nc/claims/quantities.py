@@ -199,9 +199,14 @@ def _matching(rows: pd.DataFrame, where: Mapping[str, str]) -> pd.DataFrame:
     return rows[chosen]
 
 
+def _watched(rows: pd.DataFrame) -> "pd.Series[bool]":
+    """Which rows training itself took between epochs; those of `measure.every` name a feature."""
+    return rows["epoch"].ge(0) & rows["feature"].eq("")
+
+
 def _curve(rows: pd.DataFrame, measure: str, split: str) -> "pd.Series[float]":
     """Return a clean curve over the epochs, by epoch."""
-    chosen = rows["epoch"].ge(0) & (rows["condition"] == "clean") & (rows["split"] == split)
+    chosen = _watched(rows) & (rows["condition"] == "clean") & (rows["split"] == split)
     found = rows[chosen & (rows["measure"] == measure)]
     if found.empty:
         raise RecordError(f"no row has {measure!r} over the epochs on {split}")
@@ -426,7 +431,7 @@ def nc1_trace_log10_at(rows: pd.DataFrame, *, accuracy: float) -> float:
     their data to different degrees are compared where they fit alike.
     """
     clean = (rows["split"] == "train") & (rows["condition"] == "clean")
-    watched = rows[rows["epoch"].ge(0) & clean].sort_values("epoch")
+    watched = rows[_watched(rows) & clean].sort_values("epoch")
     right = (watched["tap"] == "output") & (watched["measure"] == "accuracy")
     reached = watched[right & watched["value"].ge(accuracy)]
     if reached.empty:

@@ -201,8 +201,8 @@ def _of_gradients(rows: pd.DataFrame) -> Iterator[Warned]:
     if len(found):
         where = " and ".join(
             name
-            for name, there in (("training", found["epoch"] >= 0), ("geometry", found["epoch"] < 0))
-            if there.any()
+            for name, of_training in (("training", True), ("geometry", False))
+            if ((found["epoch"].ge(0) & found["feature"].eq("")) == of_training).any()
         )
         share = f"up to {found['value'].max():.1%} of the gradients by the image in {where}"
         yield named_warning("unusable-gradients", f"{share} had entries that are NaN or infinite")

@@ -16,6 +16,8 @@ what `needs` names, and bring home what is new or changed. What is there already
 ()
 """
 
+import copy
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -27,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from robust_nc.config import RunConfig, allow_code, identifying, training_id
+from robust_nc.config import RunConfig, allow_code, identifying, measured_epochs, training_id
 from robust_nc.data.base import Split
 from robust_nc.data.hierarchy.tree import Hierarchy, tree_of
 from robust_nc.data.load import dataset_info, read_split
@@ -35,12 +37,14 @@ from robust_nc.evaluation.log import close_log, end_of_log
 from robust_nc.exceptions import CheckpointError, ConfigError, RecordError, StoppedError
 from robust_nc.io.files import atomic, write_text
 from robust_nc.models.build import build_model
+from robust_nc.models.classifier import Classifier
 from robust_nc.pipeline.suite import Cell
 from robust_nc.pipeline.verdict_parts import VerdictPart, evaluate_part, parts_of, without_overlap
 from robust_nc.profiling.conditions import BY_TREE, SEVEREST
 from robust_nc.profiling.feature_cache import chosen_taps
 from robust_nc.profiling.measurement import Attacking
-from robust_nc.profiling.profile_model import profile_cell
+from robust_nc.profiling.optional_rows import prefixed
+from robust_nc.profiling.profile_model import over_epochs, profile_cell
 from robust_nc.profiling.sweeps import CorruptionSource, check_corrupted, corruption_source
 from robust_nc.record import folder as store
 from robust_nc.record.schema import COLUMNS, read_record
@@ -48,8 +52,9 @@ from robust_nc.runtime.executor import IN_PROCESS, Executor
 from robust_nc.runtime.progress import Clock, Report, no_report, progress_report
 from robust_nc.runtime.torch_state import default_device, device_of
 from robust_nc.training.callbacks import EpochCallback, make_logs
-from robust_nc.training.checkpoint import read_manifest
+from robust_nc.training.checkpoint import find_epoch, read_manifest, read_tensors
 from robust_nc.training.run import Trained, check_training, train_cell
+from robust_nc.training.state import load_weights
 
 Stage = Literal["train", "judge", "measure", "record"]
 _OURS = b"robust_nc"  # key of what a kept geometry says of itself
@@ -156,7 +161,8 @@ def needs(
         assert part is not None, "what is judged is a part"
         found.append(store.part_log(out, cell.id, *part))
     elif stage == "measure":
-        found.append(store.geometry_path(out, cell.id))
+        epochs = measured_epochs(cell.config)
+        found += [store.geometry_path(out, cell.id, epoch) for epoch in (None, *epochs)]
     else:
         found.extend(store.caches(out, cell.id))
     return tuple(path for path in found if path.exists())
@@ -187,10 +193,22 @@ def is_judged(cell: Cell, part: VerdictPart, out: Path) -> bool:
 
 
 def geometry_of(cell: Cell, out: Path) -> Geometry | None:
-    """Return the geometry that `measure_stage` left, if it is of the weights that are there now."""
-    weights = _weights(cell, "last", out)
+    """Return the geometry that `measure_stage` left, if it is of the weights that are there now.
+
+    Rows of `measure.every` have an epoch.
+    """
+    found = [_read_geometry(cell, out, epoch) for epoch in (None, *measured_epochs(cell.config))]
+    parts = [part for part in found if part is not None]
+    if len(parts) < len(found):
+        return None
+    rows = pd.concat([part.rows for part in parts], ignore_index=True)
+    return Geometry(rows, sum(part.seconds for part in parts))
+
+
+def _read_geometry(cell: Cell, out: Path, epoch: int | None) -> Geometry | None:
+    weights = _weights_at(cell, epoch, out)
     try:
-        table = pq.read_table(store.geometry_path(out, cell.id))
+        table = pq.read_table(store.geometry_path(out, cell.id, epoch))
         about = json.loads(table.schema.metadata[_OURS])
         rows = table.to_pandas().astype(COLUMNS)
         if about["weights"] != weights or about["digest"] != _rows_digest(rows):
@@ -270,30 +288,49 @@ def judge_part(
 def measure_cell(
     cell: Cell, out: Path, trained: Trained, given: CellInputs, executor: Executor, report: Report
 ) -> None:
-    """Measure the geometry of the last weights, with all that it takes at hand, and keep it."""
-    config, clock = cell.config, Clock()
-    initial = None
-    if config.measure.agop_examples:
-        initial = build_model(trained.model, seed=config.seed).to(device_of(trained.last))
-    rows = profile_cell(
-        trained.last,
-        trained.train._replace(labels=trained.altered.original),
-        given.test,
-        config,
-        given=None if config.data.noise is None else trained.train.labels,
-        distances=given.distances,
-        corrupted=given.corrupted,
-        initial=initial,
-        executor=executor,
-        report=report,
-    )
-    clock.stage("measure")
-    about = {"weights": _weights(cell, "last", out), "seconds": clock.seconds["measure"]}
-    about["digest"] = _rows_digest(rows)
-    table = pa.Table.from_pandas(rows, preserve_index=False)
-    table = table.replace_schema_metadata({_OURS: json.dumps(about).encode()})
-    with atomic(store.geometry_path(out, cell.id)) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    """Measure the geometry of the last weights and of epochs, with all at hand, and keep it."""
+    epochs = measured_epochs(cell.config)
+    for epoch in (None, *epochs):
+        if _read_geometry(cell, out, epoch) is not None:
+            continue
+        config, model, clock, told = cell.config, trained.last, Clock(), report
+        initial = None
+        if epoch is not None:
+            config = dataclasses.replace(config, measure=over_epochs(config.measure))
+            model = _model_at(cell, epoch, out, trained)
+            told = prefixed(report, f"epoch {epoch} of {epochs[-1]}")
+        elif config.measure.agop_examples:
+            initial = build_model(trained.model, seed=config.seed).to(device_of(trained.last))
+        rows = profile_cell(
+            model,
+            trained.train._replace(labels=trained.altered.original),
+            given.test,
+            config,
+            given=None if config.data.noise is None else trained.train.labels,
+            distances=given.distances,
+            corrupted=given.corrupted,
+            initial=initial,
+            executor=executor,
+            report=told,
+        )
+        if epoch is not None:
+            rows = rows[(rows["i"] == -1) & (rows["j"] == -1)].assign(epoch=epoch)
+        clock.stage("measure")
+        about = {"weights": _weights_at(cell, epoch, out), "seconds": clock.seconds["measure"]}
+        about["digest"] = _rows_digest(rows)
+        table = pa.Table.from_pandas(rows, preserve_index=False)
+        table = table.replace_schema_metadata({_OURS: json.dumps(about).encode()})
+        with atomic(store.geometry_path(out, cell.id, epoch)) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+
+
+def _model_at(cell: Cell, epoch: int, out: Path, trained: Trained) -> Classifier:
+    """Return the model after an epoch, which is `last` or has weights that were kept."""
+    if epoch == cell.config.train.epochs:
+        return trained.last
+    folder, model = checkpoints_of(cell, out), copy.deepcopy(trained.last)
+    load_weights(model, read_tensors(folder, find_epoch(folder, epoch)))
+    return model
 
 
 def _is_finished(cell: Cell, out: Path) -> bool:
@@ -317,6 +354,13 @@ def _weights(cell: Cell, which: str, out: Path) -> str:
     name = "last" if which == "last" else "best"
     about = read_manifest(checkpoints_of(cell, out) / f"{name}.json")
     return str(about["tensors"]["sha256"])
+
+
+def _weights_at(cell: Cell, epoch: int | None, out: Path) -> str:
+    """Digest of the tensors after an epoch, or of the last ones."""
+    if epoch is None or epoch == cell.config.train.epochs:
+        return _weights(cell, "last", out)
+    return find_epoch(checkpoints_of(cell, out), epoch).sha256
 
 
 def _rows_digest(rows: pd.DataFrame) -> str:
@@ -343,6 +387,7 @@ def check_cell(config: RunConfig, root: Path | None) -> Hierarchy | None:
     Builds all parts and reads no images. Raises `ConfigError`, `InputError` or `DataError`.
     """
     info = dataset_info(config.data.dataset, root)
+    measured_epochs(config)
     chosen_taps(check_training(config, info), config.measure.taps)
     tree = tree_of(config.data.hierarchy, info.name)
     if tree is not None:

@@ -16,12 +16,13 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from robust_nc.config import RunConfig, build, plain
+from robust_nc.config import RunConfig, build, measured_epochs, plain
 from robust_nc.evaluation.evaluate_model import BATCH
 from robust_nc.io.files import digest
 from robust_nc.planning.cell_sizes import CellSizes, with_options
 from robust_nc.planning.survivors import DEFENDED, UNDEFENDED, Survival, measured
 from robust_nc.plugins import find_attack, find_protocol
+from robust_nc.profiling.profile_model import over_epochs
 from robust_nc.record.schema import Record
 from robust_nc.registry import AVERAGINGS
 from robust_nc.runtime.torch_state import default_device
@@ -220,12 +221,12 @@ def _attack_key(sizes: CellSizes, attack: Any) -> str:
 
 
 def _geometry(sizes: CellSizes, survival: Survival) -> list[Piece]:
-    """All measures; verdicts on taps; the sweep of accuracy over eps."""
+    """All measures, also over epochs; verdicts on taps; the sweep of accuracy over eps."""
     config, settings = sizes.config, sizes.config.measure
-    train, test = sizes.measured
-    told = plain(settings) | {"adaptive": None, "norm": config.threat.norm}
-    key = f"measure | {sizes.model} | {train} + {test} images, measures {digest(told)[:8]}"
-    pieces = [Piece("measure", Probe("measure", key, config, sizes), 1, train)]
+    pieces = [_measures(sizes)]
+    if epochs := measured_epochs(config):
+        short = dataclasses.replace(config, measure=over_epochs(settings))
+        pieces.append(_measures(sizes._replace(config=short)).times(len(epochs)))
     if settings.adaptive is not None:
         pieces += _on_taps(sizes, settings.adaptive, survival)
     evaluation, eps = config.evaluation, config.threat.eps
@@ -234,6 +235,14 @@ def _geometry(sizes: CellSizes, survival: Survival) -> list[Piece]:
         found = survival.at(radius / eps if eps else 0.0)
         pieces += verdict_pieces(sizes, "measure", evaluation.sweep_protocol, count, found)
     return pieces
+
+
+def _measures(sizes: CellSizes) -> Piece:
+    """All measures of one set of weights but the verdicts on taps."""
+    config, (train, test) = sizes.config, sizes.measured
+    told = plain(config.measure) | {"adaptive": None, "every": None, "norm": config.threat.norm}
+    key = f"measure | {sizes.model} | {train} + {test} images, measures {digest(told)[:8]}"
+    return Piece("measure", Probe("measure", key, config, sizes), 1, train)
 
 
 def _on_taps(sizes: CellSizes, protocol: str, survival: Survival) -> list[Piece]:

@@ -10,6 +10,7 @@
 (('2', 'penultimate'), True)
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -171,6 +172,19 @@ def profile_cell(
         report=report,
     )
     return tidy(found.rows)
+
+
+def over_epochs(measure: MeasureConfig) -> MeasureConfig:
+    """Return what is measured after single epochs: clean, attacked, cyclic targets, noise."""
+    return dataclasses.replace(
+        measure,
+        targets=tuple(target for target in measure.targets if target == "cyclic"),
+        radii=(),
+        adaptive=None,
+        trajectories=0,
+        agop_examples=0,
+        corruptions=(),
+    )
 
 
 class _Measured(NamedTuple):

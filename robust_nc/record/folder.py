@@ -72,9 +72,9 @@ def part_logs(out: Path, cell: str, which: str) -> dict[tuple[int, int], Path]:
     return dict(sorted(found.items()))
 
 
-def geometry_path(out: Path, cell: str) -> Path:
-    """Path of a cell's geometry until the record is written."""
-    return out / "cache" / f"{cell}-geometry.parquet"
+def geometry_path(out: Path, cell: str, epoch: int | None = None) -> Path:
+    """Path of a cell's geometry (or that of one epoch) until the record is written."""
+    return out / "cache" / f"{cell}-geometry{'' if epoch is None else f'-{epoch}'}.parquet"
 
 
 def seconds_path(out: Path, cell: str) -> Path:

@@ -19,7 +19,7 @@ changed byte is seen.
 import contextlib
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,6 +140,17 @@ def read_tensors(folder: Path, file: TensorFile) -> Tensors:
         raise DamagedError(path, str(error)) from error
 
 
+def find_epoch(folder: Path, epoch: int) -> TensorFile:
+    """Return the file of an epoch's weights, or raise `CheckpointError` where there is none."""
+    for path in folder.glob(f"epoch{epoch}-*.safetensors"):
+        sha256 = files.sha256_of(path)
+        if path.name == _name_tensors(f"epoch{epoch}", sha256).name:
+            return TensorFile(path.name, sha256)
+    raise CheckpointError(
+        f"{folder} has no whole weights of epoch {epoch}; delete it to train anew"
+    )
+
+
 def _named_in(about: Manifest) -> list[TensorFile]:
     """Return the files that a checkpoint's JSON names."""
     return [
@@ -251,6 +262,7 @@ class Checkpoints:
     """The checkpoints of one training in one folder.
 
     `config` is what the training depends on, as plain values; a folder of another one is refused.
+    Its `kept`, if it is there, are epochs whose weights stay, as `epoch<N>-<digest>.safetensors`.
     `facts` are stored beside it, for who reads the weights. `saved` is the state on disk, if there
     is one; `recovered` says that `load` found the last state damaged, and what it took instead. The
     JSON keeps such sentences as `recovered`, also when the training has finished.
@@ -289,6 +301,15 @@ class Checkpoints:
             with contextlib.suppress(StorageError):
                 _remove_unnamed(self.folder)
             raise
+
+    def keep(self, epoch: int, weights: Callable[[], Tensors]) -> None:
+        """Write the weights of an epoch if they are to stay; they replace those that are there."""
+        if epoch not in self.config.get("kept", ()):
+            return
+        file = write_tensors(self.folder, f"epoch{epoch}", weights())
+        for path in self.folder.glob(f"epoch{epoch}-*.safetensors"):
+            if path.name != file.name:
+                remove_file(path)
 
     def load(self) -> Snapshot | None:
         """Return the last snapshot that is whole, or None where there is none.

@@ -234,6 +234,7 @@ class Keeper:
         def log() -> None:
             if self.checkpoints:
                 append_log(self.checkpoints.folder / "log.jsonl", state.history[-1])
+                self.checkpoints.keep(state.epoch, lambda: weights_of(state.shown))
 
         state.group.lead(log)
         wished, due = self._asked(self.save_seconds)

@@ -15,6 +15,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.ticker import MaxNLocator
 
 from robust_nc.report.figures.axes import (
+    COLOURS,
     GREY,
     MOST_INSIDE,
     Width,
@@ -43,6 +44,14 @@ from robust_nc.report.figures.selection import (
 )
 
 LEVEL = 0.1  # leap rate at which a model has lost its simplex: the eps there is its collapse radius
+# What Su, Zhang, Tsilivis and Kempe (arXiv 2311.07444) show over training, in our rows.
+OVER_EPOCHS = {
+    "nc1_unscaled": "NC1 (log scale)",
+    "nc2_norm_w": "NC2, norms",
+    "nc2_angle_w": "NC2, angles",
+    "nc3_w_head_raw": "NC3",
+    "alignment_angle": "angle to clean, °",
+}
 GROUPINGS = {"by true label": "#d55e00", "by nearest vertex": "#029e73"}
 _NAMED = {"true": "by true label", "landed": "by nearest vertex"}
 MOST_PATHS = 40  # more hide one another
@@ -67,12 +76,37 @@ def collapse_over_epochs(
     frame: pd.DataFrame, *, ax: Axes | None = None, width: Width = "column"
 ) -> Axes:
     """NC1 (ratio of traces) of the penultimate layer on clean training data, over training."""
-    rows = select(frame, RowFilter("nc1_trace", ("clean",), split="train", epochs=True))
+    watched = frame[frame["feature"] == ""]  # by training itself; those of `measure.every` name one
+    rows = select(watched, RowFilter("nc1_trace", ("clean",), split="train", epochs=True))
     ax = model_lines(rows, ax or new_axes(width), "epoch")
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.set(xlabel="epoch", ylabel="NC1 by traces (log scale)")
     log_scale(ax)
     return finish(ax, "Collapse over training", note_of(rows))
+
+
+@styled
+def measure_over_epochs(
+    frame: pd.DataFrame,
+    *,
+    measure: str = "nc1_unscaled",
+    tap: str = "penultimate",
+    ax: Axes | None = None,
+    width: Width = "column",
+) -> Axes:
+    """A measure of one layer over training: clean, attacked, and under noise (`measure.every`)."""
+    here = frame[(frame["tap"] == tap) & (frame["feature"] != "")]
+    wanted = RowFilter(
+        measure, ("clean", "attacked", "gaussian"), grouping="true", split="train", epochs=True
+    )
+    rows = select(here, wanted)
+    ax = ax or new_axes(width)
+    value_lines(rows, ax, "epoch", "input", colours_of(rows["input"], COLOURS), "input")
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    ax.set(xlabel="epoch", ylabel=OVER_EPOCHS.get(measure, measure))
+    if measure.startswith("nc1") and rows["value"].gt(0).all():
+        log_scale(ax)
+    return finish(ax, f"{OVER_EPOCHS.get(measure, measure)} over training", note_of(rows))
 
 
 @styled

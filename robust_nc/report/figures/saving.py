@@ -1,7 +1,7 @@
 """The figures of a set of results: plots side by side, and all of them as files.
 
 >>> FIGURES[0], len(FIGURES)
-('story', 16)
+('story', 17)
 """
 
 import logging
@@ -9,6 +9,7 @@ import math
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, NamedTuple, get_args
@@ -66,14 +67,15 @@ PLOTS: dict[str, Draw] = {
         curves.accuracy_against_eps,
     )
 }
-FIGURES = ("story", *PLOTS, "leap_matrices")
+FIGURES = ("story", *PLOTS, "over_epochs", "leap_matrices")
 _PER_OBJECTIVE = ("collapse_per_layer", "leap_rate_per_layer")
 _ALL_MODELS = ("leap_rate_against_eps", "collapse_over_epochs", "accuracy_against_eps")
 _OWN_SCALE = ("leap_matrix", "trajectory_in_plane")
 # Results that differ in one of these are never drawn in one figure.
 _APART = ("suite", "dataset", "backbone", "ball")
 _DPI, _SHADES = 150, 256
-_PANEL, _SMALL = (2.3, 2.1), (1.2, 1.3)  # inches of one of several panels, of a matrix of many
+# Inches of one of several panels, of one of many rows of them, of a matrix of many.
+_PANEL, _LOW, _SMALL = (2.3, 2.1), (2.3, 1.5), (1.2, 1.3)
 _NARROWEST = WIDTHS["column"]
 _LEAST = 0.6  # of its width, that a panel is narrowed to
 _SIDE = 3.6  # inches: a wider figure does not fit a column
@@ -101,6 +103,14 @@ def story(frame: pd.DataFrame, *, width: Width | None = None) -> DrawnFigure:
     `InputError` where the frame holds no rows for either.
     """
     return _story(named(frame), width)
+
+
+def over_epochs(frame: pd.DataFrame, *, width: Width | None = None) -> DrawnFigure:
+    """Draw NC1, NC2, NC3 and the angle to the clean means over training, clean and attacked.
+
+    One column per objective, of the rows of `measure.every`. Raises `InputError` without any.
+    """
+    return _over_epochs(named(frame), width)
 
 
 def leap_matrices(frame: pd.DataFrame, *, width: Width | None = None) -> DrawnFigure:
@@ -270,6 +280,13 @@ def _story(frame: pd.DataFrame, width: Width | None) -> DrawnFigure:
     return figure
 
 
+def _over_epochs(frame: pd.DataFrame, width: Width | None) -> DrawnFigure:
+    draws = [partial(curves.measure_over_epochs, measure=name) for name in curves.OVER_EPOCHS]
+    figure = _panels(draws, _groups(frame, False), wrap=None, share="row", width=width, panel=_LOW)
+    figure.title = "Neural collapse over training, clean and attacked"
+    return figure
+
+
 def _matrices(frame: pd.DataFrame, width: Width | None) -> DrawnFigure:
     rows = frame[frame["measure"] == "leap_matrix"]
     taps, models = taps_in_order(rows), in_order(rows["model"])
@@ -302,7 +319,7 @@ def _matrix_of(model: str) -> Draw:
     return draw
 
 
-_COMPOSED = {"story": _story, "leap_matrices": _matrices}
+_COMPOSED = {"story": _story, "over_epochs": _over_epochs, "leap_matrices": _matrices}
 
 
 def _groups(frame: pd.DataFrame, per_model: bool) -> Groups:
