@@ -310,7 +310,13 @@ def curve_rows(strength: float, seed: int) -> Rows:
     # The accuracy on the images of the geometry, at a radius that the sweep has too.
     yield row(test, "accuracy", 0.01, eps=0.15, feature="gap")
     for epoch in range(8):
-        train = {**place_of("clean"), "epoch": epoch, "grouping": "true", "vertices": "same"}
+        train = {
+            **place_of("clean"),
+            "epoch": epoch,
+            "feature": "",
+            "grouping": "true",
+            "vertices": "same",
+        }
         del train["eps"]
         value = 2.0 * 0.6 ** (epoch * (0.5 + strength)) * (1 + 0.1 * seed)
         yield row(train, "nc1_trace", value)

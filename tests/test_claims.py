@@ -610,11 +610,16 @@ def test_dilation_may_be_asked_from_its_least_on():
 def test_collapse_at_a_train_accuracy_is_that_of_the_first_epoch_that_reaches_it():
     rows = []
     for epoch, (accuracy, nc1) in enumerate([(0.5, 4.0), (0.8, 2.0), (0.7, 1.0), (0.9, 0.1)], 1):
-        at = PLACE | {"epoch": epoch, "condition": "clean"}
+        at = PLACE | {"epoch": epoch, "condition": "clean", "feature": ""}
         collapse = at | {"measure": "nc1_trace", "grouping": "true", "value": nc1}
         reached = at | {"tap": "output", "measure": "accuracy", "value": accuracy}
         decoy = {"condition": "attacked", "value": 1.0}
-        rows += [collapse, collapse | decoy, collapse | {"grouping": "landed", "value": 1.0}]
+        rows += [
+            collapse,
+            collapse | decoy,
+            collapse | {"feature": "gap", "value": 1.0},
+            collapse | {"grouping": "landed", "value": 1.0},
+        ]
         rows += [reached, reached | decoy, reached | {"split": "validation", "value": 1.0}]
 
     def found(accuracy: float) -> float:
