@@ -8,7 +8,6 @@
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +15,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from robust_nc.exceptions import StorageError
 
@@ -34,7 +35,7 @@ def atomic(path: Path) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:  # Windows syncs what may be written only
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
@@ -112,10 +113,11 @@ def alone(out: Path) -> Iterator[None]:
 
     Raises `StorageError` where another process holds it, and where nothing can be written.
     """
+    lock = FileLock(out / ".lock", timeout=0)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = _locked(out / ".lock")
-    except BlockingIOError:
+        lock.acquire()
+    except Timeout:
         raise StorageError(
             f"another run is writing to {out}; wait for it, or choose another --out"
         ) from None
@@ -123,15 +125,7 @@ def alone(out: Path) -> Iterator[None]:
         raise StorageError(
             f"cannot write to {out}: {error.strerror or error}; choose another place with --out"
         ) from error
-    with lock:
-        yield
-
-
-def _locked(path: Path) -> TextIO:
-    lock = path.open("w")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise
-    return lock
+        yield
+    finally:
+        lock.release()

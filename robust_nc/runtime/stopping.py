@@ -17,6 +17,7 @@ stopped as asked; what was finished is saved, and the same command goes on from 
 
 import contextlib
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -28,6 +29,7 @@ SECONDS = 10.0  # what a scheduler leaves between SIGTERM and SIGKILL
 _MARGIN = 0.5  # seconds of them for the way out
 _TWICE = 1.0  # seconds in which a second SIGTERM is still the first: some senders send it twice
 
+_RINGS = hasattr(signal, "setitimer")
 _wishes: list[None] = []  # no `Event`: its lock would catch a handler that interrupts another
 
 
@@ -52,12 +54,19 @@ def heed() -> None:
         raise StoppedError
 
 
+def _ring(seconds: float) -> None:
+    """Let SIGALRM come in so many seconds; 0 calls it off."""
+    if _RINGS:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
 @contextlib.contextmanager
 def on_sigterm(*, seconds: float | None = None) -> Iterator[None]:
     """Turn SIGTERM, and the end of so many seconds, into the wish, for this block.
 
     In the main thread only. Work that has not heeded it when `SECONDS` are over gets a
-    `KeyboardInterrupt`, and so it does on a second SIGTERM.
+    `KeyboardInterrupt`, and so it does on a second SIGTERM. Where the system has no timers that
+    interrupt (Windows), the end of the seconds is a wish that is waited for.
     """
     terms: list[float] = []
     begun: list[None] = []
@@ -70,16 +79,19 @@ def on_sigterm(*, seconds: float | None = None) -> Iterator[None]:
             raise KeyboardInterrupt
         if not begun:
             begun.append(None)
-            signal.setitimer(signal.ITIMER_REAL, SECONDS - _MARGIN)
+            _ring(SECONDS - _MARGIN)
         wish()
 
-    before = [(number, signal.signal(number, asked)) for number in (signal.SIGTERM, signal.SIGALRM)]
+    numbers = [signal.SIGTERM, *([signal.SIGALRM] if _RINGS else [])]
+    before = [(number, signal.signal(number, asked)) for number in numbers]
+    waiting = threading.Timer(seconds or 0, wish)
     try:
         if seconds is not None:
-            signal.setitimer(signal.ITIMER_REAL, seconds)
+            _ring(seconds) if _RINGS else waiting.start()
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        waiting.cancel()
+        _ring(0)
         for number, handler in before:
             signal.signal(number, handler)
         clear()
