@@ -99,11 +99,12 @@ def write_model(folder: Path) -> str:
 
 
 def judge(model: str, out: Path, **changed: Any) -> Appraised:
-    """Appraise quickly: PGD on 40 digits, without geometry unless it is asked for."""
+    """Appraise quickly: PGD on 40 digits; geometry only if it is asked for, and then all of it."""
     said: list[str] = changed.pop("said", [])
     report = changed.pop("report", lambda event: None)
     asked: dict[str, Any] = {"model": model, "dataset": "digits", "ball": Ball("Linf", 0.1)}
     asked |= {"protocol": "pgd", "n": 40, "out": out, "geometry": False}
+    asked |= {"geometry_budget": float("inf")}
     return appraise(Request(**(asked | changed)), tell=said.append, report=report)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,13 @@ from robust_nc.exceptions import (
     ConfigError,
     DataError,
     InputError,
+    RecordError,
     StorageError,
     UnknownNameError,
 )
-from robust_nc.io.files import alone
+from robust_nc.exchange.submission import check_names
+from robust_nc.io.files import alone, sha256_of
+from robust_nc.pipeline import appraise as appraising
 from robust_nc.pipeline.appraise import Appraised, Event
 from robust_nc.pipeline.finished_model import (
     SUITE,
@@ -30,7 +34,7 @@ from robust_nc.pipeline.finished_model import (
 )
 from robust_nc.record import Card, Stored, read_record, unpack_flags
 from robust_nc.record.folder import read_all
-from robust_nc.record.schema import broken_seals, data_name
+from robust_nc.record.schema import broken_seals, data_name, same_record
 from robust_nc.report.board.gather import gather_rows
 from robust_nc.threat import Ball
 from robust_nc.verification.consistency import inconsistencies
@@ -305,3 +309,108 @@ class TestDataOfOnesOwn:
         assert named_dataset("./digits").options == {"path": "./digits"}
         with pytest.raises(ConfigError, match=r"npz names no \.npz file; give its path"):
             named_dataset("npz")
+
+
+_BUDGET = 10.0  # PGD breaks most of these digits at once
+
+
+@pytest.fixture(scope="module")
+def limited(own_model: str, tmp_path_factory: pytest.TempPathFactory) -> Appraised:
+    out = tmp_path_factory.mktemp("limited") / "out"
+    return judge(own_model, out, geometry=True, geometry_budget=_BUDGET)
+
+
+class TestTheBudgetOfTheGeometry:
+    def test_it_costs_no_more_passes_than_that(self, own_model, limited, tmp_path):
+        said: list[str] = []
+        found = limited
+        record = found.stored.record
+        use, attacked = record.geometry, record.passes.forward + record.passes.backward
+        assert use.allowed == 10 * attacked
+        assert 0.5 * use.allowed < use.passes <= use.allowed
+        rows = found.stored.rows()
+        assert not (rows["measure"] == "collapse_radius").any()
+        clean = rows[(rows["measure"] == "nc1") & (rows["condition"] == "clean")]
+        assert set(clean[clean["split"] == "train"]["n"]) == {use.train_examples}
+        assert not inconsistencies(found.stored)
+        again = judge(own_model, found.stored.path.parent, geometry=True, geometry_budget=_BUDGET)
+        assert (again.made, again.stored.record) == (False, record)
+        asked = {"geometry": True, "geometry_budget": 1.0, "said": said}
+        least = judge(own_model, tmp_path / "least", **asked)
+        assert said[-1].startswith("of the geometry, left out to cost no more than 1 times")
+        assert least.stored.record.geometry.left_out == ("everything",)
+        assert set(least.stored.rows()["measure"]) == {"verdict"}
+
+    def test_a_larger_one_measures_the_rest_and_attacks_no_more(self, own_model, limited, tmp_path):
+        events: list[Event] = []
+        first = limited.stored.record
+        shutil.copytree(limited.stored.path.parent, tmp_path / "out")
+        found = judge(own_model, tmp_path / "out", geometry=True, report=events.append)
+        assert found.made
+        assert {event.task for event in events} == {"geometry"}
+        record = found.stored.record
+        assert record.geometry.left_out == ()
+        assert (record.verdict, record.evidence) == (first.verdict, first.evidence)
+        whole = judge(own_model, tmp_path / "whole", geometry=True).stored
+        assert same_record(whole.record, record)
+        assert whole.rows().equals(found.stored.rows())
+
+    @pytest.mark.parametrize(
+        "dies", ["measure_layers", "write_rows", "write_record", "remove_file"]
+    )
+    @pytest.mark.parametrize("after", range(4))
+    def test_whenever_it_is_killed_the_record_holds(
+        self, own_model, limited, tmp_path, monkeypatch, dies, after
+    ):
+        out = tmp_path / "out"
+        shutil.copytree(limited.stored.path.parent, out)
+        first, rows = limited.stored.record.verdict, limited.stored.rows()
+        layers = rows[rows["measure"] != "verdict"]
+        monkeypatch.setattr(appraising, "measure_layers", lambda *_, **__: layers)
+        real, calls = getattr(appraising, dies), 0
+
+        def killed(*given, **more):
+            nonlocal calls
+            calls += 1
+            if calls == after // 2 + 1 and after % 2 == 0:
+                raise KeyboardInterrupt
+            done = real(*given, **more)
+            if calls == after // 2 + 1:
+                raise KeyboardInterrupt
+            return done
+
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(appraising, dies, killed)
+            judge(own_model, out, geometry=True)
+        (path,) = out.glob("*.json")
+        assert not inconsistencies(read_record(path))
+        events: list[Event] = []
+        found = judge(own_model, out, geometry=True, report=events.append)
+        assert not events
+        assert found.stored.record.geometry.left_out == ()
+        assert found.stored.record.verdict == first
+        kept = sorted(one.name.partition(".")[2] for one in out.glob("[0-9a-f]*") if one.is_file())
+        assert kept == ["evidence", "json", "parquet"]
+
+    def test_the_verdict_stands_before_the_geometry(self, own_model, tmp_path, monkeypatch):
+        out, seen = tmp_path / "out", []
+
+        def stop(*_, **__):
+            (path,) = out.glob("*.json")
+            seen.append(read_record(path))
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(appraising, "measure_layers", stop)
+        with pytest.raises(KeyboardInterrupt):
+            judge(own_model, out, geometry=True)
+        (stored,) = seen
+        assert not inconsistencies(stored)
+        assert set(stored.rows()["measure"]) == {"verdict"}
+        assert stored.record.geometry.left_out == ("everything, until now",)
+        assert stored.record.evidence.sha256 == sha256_of(stored.path.with_suffix(".evidence"))
+        with pytest.raises(RecordError, match=r"geometry of .* is not measured yet"):
+            check_names(stored)
+
+    def test_a_budget_of_nothing_is_refused(self, own_model, tmp_path):
+        with pytest.raises(ConfigError, match="--geometry-budget must be above 0, found 0"):
+            judge(own_model, tmp_path, geometry=True, geometry_budget=0.0)

@@ -83,7 +83,10 @@ class TestTheVerdict:
         summary = record_in(out).record.summary
         assert field(ran, "leaps").startswith(f"{summary['leap_rate']:.1%} leap")
         assert f"{summary['nc1_attacked']:.3g} attacked" in field(ran, "NC1")
-        assert "tenth of test images leap" in field(ran, "radius")
+        assert field(ran, "radius") == "not measured"
+        use = record_in(out).record.geometry
+        assert 0 < use.passes <= use.allowed
+        assert field(ran, "left out").startswith("88% of the images, attacks at other radii")
         assert "layers: 2, 4, penultimate" in field(ran, "leap layer")
 
     def test_it_says_where_all_lies_and_how_to_check_it(self, ran, out, own_model):
@@ -98,6 +101,12 @@ class TestTheVerdict:
         assert "a print of the factory" not in ran.out
         for stage in ("attack: ", "evidence: ", "geometry: ", "page: "):
             assert stage in ran.err
+
+    def test_the_verdict_is_told_before_the_geometry_is_measured(self, ran, out):
+        record = record_in(out).record
+        told = f"verdict: {record.scores['clean'].value:.1%} clean, "
+        assert 0 < ran.err.index(told) < ran.err.index("geometry: ") < ran.err.index("page: ")
+        assert f"of 40 images; written to {record_in(out).path}" in ran.err
 
     def test_a_second_call_shows_the_same(self, ran, out, own_model):
         again = cli("evaluate", own_model, *FAST, "--eps", "8/255", "--out", out)

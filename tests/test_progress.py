@@ -8,7 +8,8 @@ import torch
 from helpers_attacks import APGD_ONLY, BALL, SHORT, examples, own
 from rich.console import Console
 
-from robust_nc import evaluate
+from robust_nc import evaluate, profile
+from robust_nc.config import MeasureConfig
 from robust_nc.runtime.progress import Event, PassCounter, Progress
 from robust_nc.runtime.screen import Screen
 
@@ -140,6 +141,44 @@ def test_the_time_left_is_that_of_an_evaluation_in_which_nothing_breaks(fast_clo
     pace.done(3, 2, 10)
     assert pace.seconds_left() == 0
     assert torch.isfinite(torch.tensor(pace.seconds_left()))
+
+
+def test_counts_move_while_a_batch_is_under_way(fast_clock: Clock) -> None:
+    fast_clock.step = 0.0
+    said: list[Progress] = []
+    pace = PassCounter(said.append)
+    pace.plan([100, None])
+    pace.turn("apgd-t", 19, 19, 20)
+    for _ in range(4):
+        fast_clock.now += 1.0
+        pace.tick(19 * 20)
+    shares = [progress.share for progress in said]
+    assert shares == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert "(apgd-t): 0 of 19 (80% of the passes), robust" in str(said[-1])
+    pace.done(19, 10, 20)
+    pace.say()
+    assert said[-1].share == 0.5
+    assert "19 of 19, robust" in str(said[-1])
+    pace.turn("of-others", 10, 10, 20)
+    fast_clock.now += 1.0
+    pace.tick(50)
+    assert said[-1].share == 0.5, "nobody knows what this attack costs"
+
+
+def test_the_geometry_tells_how_far_a_batch_is(fast_clock: Clock) -> None:
+    model, images, labels = examples(20)
+    said: list[tuple[float, str]] = []
+    fast_clock.step = 1.0
+    settings = MeasureConfig(steps=5, radii=(), targets=(), trajectories=0)
+    profile(
+        model, [(images, labels)], BALL, measure=settings, report=lambda *told: said.append(told)
+    )
+    shares = [share for share, text in said if text.endswith("train: attack")]
+    assert len(shares) == 2 * (5 + 1) + 2 + 1, "each pass forward, and the end of the batch"
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < 0.1
+    assert shares[-2:] == [1.0, 1.0]
+    assert all(not module._forward_hooks for module in model.modules())
 
 
 def shown(events: list[Event], *, terminal: bool, side_by_side: bool) -> str:

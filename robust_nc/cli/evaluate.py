@@ -74,6 +74,7 @@ def verdict_text(stored: Stored, *, page: Path, root: Path | None) -> str:
         *_verdict(record),
         *_warnings(record),
         *_geometry(record, stored.rows()),
+        *_left_out(record),
         *_files(stored, page),
         f"check it:   {shlex.join(check)}",
     ]
@@ -145,6 +146,14 @@ def _geometry(record: Record, rows: pd.DataFrame) -> list[str]:
         _line("radius", _radius(found)),
         _line("leap layer", _leap_layer(rows, found.get("leap_layer"))),
     ]
+
+
+def _left_out(record: Record) -> list[str]:
+    use = record.geometry
+    if use is None or not use.left_out:
+        return []
+    told = f"{', '.join(use.left_out)}: {use.allowed:,} passes were allowed (--geometry-budget)"
+    return [_line("left out", told)]
 
 
 def _radius(found: dict[str, float | None]) -> str:

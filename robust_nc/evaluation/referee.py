@@ -28,6 +28,7 @@ from robust_nc.runtime import stopping
 from robust_nc.runtime.progress import PassCounter
 from robust_nc.runtime.torch_state import (
     GradientCount,
+    PassMeter,
     device_of,
     ran_out,
     sent,
@@ -350,34 +351,9 @@ def _restored(model: nn.Module, weights: list[Tensor]) -> bool:
 
 def _metered(model: nn.Module, count: int, attack: Callable[[], Tensor]) -> Attacked:
     """Run an attack that does not count, and share the passes seen by hooks among its examples."""
-    with _Meter(model) as meter:
+    with PassMeter(model) as meter:
         points = attack()
     forwards, backwards = (
         torch.full((count,), round(passes / count)) for passes in (meter.forwards, meter.backwards)
     )
     return Attacked(points, forwards, backwards)
-
-
-class _Meter:
-    """Counts the examples that pass forward and backward through a model, by hooks."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.forwards = 0
-        self.backwards = 0
-
-    def __enter__(self) -> "_Meter":
-        # Past what TorchScript forbids.
-        self._handle = nn.Module.register_forward_hook(self.model, self._seen)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()
-
-    def _seen(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self.forwards += len(output)
-        if output.requires_grad:
-            output.register_hook(self._back)  # type: ignore[no-untyped-call]
-
-    def _back(self, gradient: Tensor) -> None:
-        self.backwards += len(gradient)

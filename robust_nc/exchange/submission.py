@@ -105,6 +105,11 @@ def check_names(stored: Stored) -> None:
         names["evidence"] = record.evidence.name
     for ending, name in names.items():
         right = f"{record.cell}.{ending}"
+        if name == f"{record.cell}.verdict.parquet":
+            raise RecordError(
+                f"the geometry of {stored.path} is not measured yet; go on with the same "
+                "robust-nc evaluate"
+            )
         if name != right:
             raise RecordError(
                 f"{stored.path} has the file {name[:80]!r}, which should be named by its cell: "

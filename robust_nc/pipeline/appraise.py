@@ -1,6 +1,7 @@
 """Judge a finished model: attack it, keep the evidence, measure its layers, leave one record."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -22,6 +23,7 @@ from robust_nc.pipeline.finished_model import (
     EvaluatedData,
     ModelData,
     ModelReference,
+    affordable,
     appraisal_id,
     check_layers,
     identifying_appraisal,
@@ -35,6 +37,7 @@ from robust_nc.pipeline.make_record import (
     told_names,
     verdict_rows,
     which_examples,
+    with_geometry,
 )
 from robust_nc.pipeline.request import Request
 from robust_nc.pipeline.verdict_parts import evaluate_on
@@ -44,6 +47,7 @@ from robust_nc.record.folder import evidence_path, verdict_log
 from robust_nc.record.schema import (
     Card,
     Facts,
+    GeometryUse,
     Stored,
     Weights,
     data_name,
@@ -54,12 +58,18 @@ from robust_nc.record.schema import (
     write_rows,
 )
 from robust_nc.runtime.progress import Clock, Event
-from robust_nc.runtime.torch_state import default_device, device_of
+from robust_nc.runtime.torch_state import PassMeter, default_device, device_of
 from robust_nc.types import Warned
 from robust_nc.zoo.code import Tell
 from robust_nc.zoo.isolation import isolated_model
 from robust_nc.zoo.reference import OpenedModel, open_model
 
+_VERDICT = ".verdict.parquet"  # rows of a verdict whose geometry is not measured yet
+_ALL = ("everything",)
+_UNMEASURED = GeometryUse(
+    passes=0, allowed=0, train_examples=0, test_examples=0, left_out=("everything, until now",)
+)
+_MOST = 2**53
 PLACE = Path("out") / "evaluate"  # where a folder named after the model goes, if none is given
 
 
@@ -90,7 +100,7 @@ def appraise(
     card = read_card(request.card) if isinstance(request.card, Path) else request.card
     with ExitStack() as stack:
         subject = _prepare(request, card, tell, stack)
-        return _appraised(subject, request, stack, report)
+        return _appraised(subject, request, stack, tell, report)
 
 
 def _check_folder(out: Path, cell: str) -> None:
@@ -149,6 +159,11 @@ def _check(request: Request) -> None:
         raise ConfigError(f"--batch-size must be at least 1, found {request.batch_size}")
     if request.seed < 0:
         raise ConfigError(f"--seed must be at least 0, found {request.seed}")
+    if not request.geometry_budget > 0:
+        raise ConfigError(
+            f"--geometry-budget must be above 0, found {request.geometry_budget}; --no-geometry "
+            "leaves the geometry out"
+        )
     if request.taps is not None and not request.geometry:
         raise ConfigError("--taps chooses what the geometry measures; leave out --no-geometry")
     if request.taps is not None and request.isolated:
@@ -214,9 +229,16 @@ def _prepare(request: Request, card: Card | None, tell: Tell, stack: ExitStack) 
 
 
 def _appraised(
-    subject: _Subject, request: Request, model: ExitStack, report: Callable[[Event], None]
+    subject: _Subject,
+    request: Request,
+    model: ExitStack,
+    tell: Tell,
+    report: Callable[[Event], None],
 ) -> Appraised:
-    """Judge unless it was done; the record is written once the `model` is closed."""
+    """Judge unless it was done, then measure what is missing and the budget pays for.
+
+    The record of the verdict is written once the `model` is closed, if it is isolated.
+    """
     card = subject.card
     cell = appraisal_id(subject.settings)
     out = request.out or PLACE / subject.name
@@ -229,18 +251,25 @@ def _appraised(
                 record = dataclasses.replace(stored.record, card=card, model=subject.name)
                 stored = Stored(sealed(record), stored.path)
                 write_record(stored.path, stored.record)
-            return Appraised(stored, made=False)
-        return Appraised(_make(subject, request, out / f"{cell}.json", model, report), made=True)
+            return _measured(subject, stored, request.geometry_budget, tell, report, made=False)
+        stored = _judge(subject, request, out / f"{cell}.json", model, report)
+        record = stored.record
+        clean, robust = record.scores["clean"], record.scores["robust"]
+        tell(
+            f"verdict: {clean.value:.1%} clean, {robust.value:.1%} robust, of "
+            f"{record.data.examples:,} images; written to {stored.path}"
+        )
+        return _measured(subject, stored, request.geometry_budget, tell, report, made=True)
 
 
-def _make(
+def _judge(
     subject: _Subject,
     request: Request,
     path: Path,
     stack: ExitStack,
     report: Callable[[Event], None],
 ) -> Stored:
-    """Attack, keep the evidence, measure, and write the record as the last thing."""
+    """Attack, keep the evidence, and write the record of the verdict as the last thing."""
     clock, settings, model = Clock(), subject.settings, subject.opened.model
     data, test, log = subject.data, subject.data.test, verdict_log(path.parent, path.stem, "best")
     attack = partial(
@@ -272,15 +301,6 @@ def _make(
     )
     clock.stage("evidence")
     rows = tidy(verdict_rows(outcome, settings.evaluation.protocol))
-    if settings.measure is not None:
-
-        def show(share: float, status: str) -> None:
-            report(Event("geometry", share, status.removeprefix("geometry, ")))
-
-        classes = subject.opened.num_classes
-        layers = measure_layers(model, data, settings, num_classes=classes, report=show)
-        rows = pd.concat([layers, rows], ignore_index=True)
-    clock.stage("measure")
     device, parameters = device_of(model), count_parameters(model)
     stack.close()  # raises what an isolated model did
     count, facts = len(test.labels), subject.opened.facts
@@ -306,12 +326,94 @@ def _make(
         ),
         weights=Weights(parameters=parameters, state=kept.state),
         evidence=kept.file,
-        file=write_rows(path.with_suffix(".parquet"), rows),
+        file=write_rows(
+            path.with_suffix(".parquet" if settings.measure is None else _VERDICT), rows
+        ),
         seconds=clock.seconds,
         device=device,
         warnings=subject.warnings,
         card=subject.card,
+        geometry=None if settings.measure is None else _UNMEASURED,
     )
     write_record(path, record)
     remove_file(log)
+    return read_record(path)
+
+
+def _measured(
+    subject: _Subject,
+    stored: Stored,
+    budget: float,
+    tell: Tell,
+    report: Callable[[Event], None],
+    *,
+    made: bool,
+) -> Appraised:
+    """Measure the geometry, if some is missing that the budget pays for; rewrite the record.
+
+    Without attacks there is nothing to compare with, and all is measured.
+    """
+    settings, record = subject.settings, stored.record
+    measure, before = settings.measure, record.geometry
+    if record.rows.path != stored.path.with_suffix(_VERDICT).name:
+        remove_file(stored.path.with_suffix(_VERDICT))  # of a run that was killed
+    if measure is None or before is None:
+        return Appraised(stored, made)
+    attacked = record.passes.forward + record.passes.backward
+    allowed = budget * attacked if record.attacks else math.inf
+    whole = min(allowed, _MOST)  # what a record can hold
+    if not before.left_out or whole <= before.allowed:
+        return Appraised(stored, made)
+    classes = subject.opened.num_classes
+    clock, share = Clock(), affordable(measure, classes, allowed)
+    rows = stored.rows()
+    rows = rows[rows["measure"] == "verdict"]
+    use = GeometryUse(
+        passes=0, allowed=int(whole), train_examples=0, test_examples=0, left_out=_ALL
+    )
+    if share is not None:
+        model = subject.opened.model
+
+        def show(share: float, status: str) -> None:
+            report(Event("geometry", share, status.removeprefix("geometry, ")))
+
+        with PassMeter(model) as meter:
+            layers = measure_layers(
+                model, subject.data, settings, share, num_classes=classes, report=show
+            )
+        rows = pd.concat([layers, rows], ignore_index=True)
+        use = dataclasses.replace(
+            use,
+            passes=meter.forwards + meter.backwards,
+            train_examples=share.train,
+            test_examples=share.test,
+            left_out=share.left_out,
+        )
+    clock.stage("measure")
+    found = _rewritten(stored, rows, use, clock.seconds["measure"])
+    if use.left_out:
+        tell(
+            f"of the geometry, left out to cost no more than {budget:g} times the attacks' passes: "
+            f"{', '.join(use.left_out)}; --geometry-budget inf measures all of it"
+        )
+    return Appraised(found, made=True)
+
+
+def _rewritten(stored: Stored, rows: pd.DataFrame, use: GeometryUse, seconds: float) -> Stored:
+    """Write a record anew with the rows of its geometry.
+
+    Whenever that ends, the record and its rows fit together: those of the verdict alone have a name
+    of their own, which the record names as long as the others are not there, and go last.
+    """
+    path, bare = stored.path, stored.path.with_suffix(_VERDICT)
+    if stored.record.rows.path != bare.name:
+        told = rows[rows["measure"] == "verdict"]
+        file = write_rows(bare, told)
+        write_record(
+            path, with_geometry(stored.record, told, file, geometry=_UNMEASURED, seconds=0.0)
+        )
+    file = write_rows(path.with_suffix(".parquet"), rows)
+    record = with_geometry(stored.record, rows, file, geometry=use, seconds=seconds)
+    write_record(path, record)
+    remove_file(bare)
     return read_record(path)

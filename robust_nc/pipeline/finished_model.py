@@ -9,6 +9,7 @@
 (200, 100)
 """
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ from robust_nc.config import (
     configuration,
     plain,
 )
-from robust_nc.data.base import Dataset, Selective, Split, first_examples, read_evenly
+from robust_nc.data.base import Dataset, Selective, Split, even_rows, first_examples, read_evenly
 from robust_nc.data.folder import Folder, told_left_out
 from robust_nc.data.hierarchy.tree import tree_of
 from robust_nc.data.load import data_root, to_unit
@@ -40,6 +41,7 @@ from robust_nc.exceptions import ConfigError, DataError, InputError, UnknownName
 from robust_nc.io.files import digest
 from robust_nc.models.taps import read_taps
 from robust_nc.profiling.feature_cache import chosen_taps
+from robust_nc.profiling.measurement import Attacking
 from robust_nc.profiling.profile_model import profile
 from robust_nc.registry import DATASETS
 from robust_nc.runtime.progress import Report
@@ -204,7 +206,7 @@ def _few_classes(
     dataset: Dataset, judged: Tensor, labels: Tensor, *, shuffled: bool
 ) -> Iterator[Warned]:
     """Warn where the `judged` labels are of fewer classes than chance would have it."""
-    found, known = len(judged.unique()), len(labels.unique())
+    found, known = (int((part.bincount() > 0).sum()) for part in (judged, labels))
     if found < min(len(judged), known) / 2:
         images = f"{len(judged):,} image{'s' * (len(judged) != 1)}"
         remedy = (
@@ -251,6 +253,7 @@ def _value(text: str) -> Any:
 TRAIN_EXAMPLES, TEST_EXAMPLES = 2_000, 1_000
 _PER_CLASS = 20  # training images that a vertex needs at least
 _BATCH = 256
+_LOOKS, _CLEAN_LOOKS = 4, 6  # forward passes of a condition beside its attack, and of all others
 
 
 def measure_settings(
@@ -289,28 +292,80 @@ def check_layers(model: nn.Module, given: ModelData, taps: tuple[str, ...] | Non
         raise InputError(f"{error}; or leave the geometry out: --no-geometry") from None
 
 
+class Share(NamedTuple):
+    """The geometry that is measured: on how many examples, how, and what is left out."""
+
+    train: int
+    test: int
+    measure: MeasureConfig
+    left_out: tuple[str, ...]
+
+
+def affordable(measure: MeasureConfig, num_classes: int, allowed: float) -> Share | None:
+    """Return what `allowed` passes pay for; None where they do not even pay for the least.
+
+    First clean, attacked and noisy images, on fewer of them where need be, but two training images
+    of each class; then the radii of the collapse radius; then targeted attacks, in their order.
+
+    >>> settings = MeasureConfig(train_examples=200, test_examples=100, targets=("cyclic",))
+    >>> affordable(settings, 10, 1e6).left_out
+    ()
+    >>> affordable(settings, 10, 100_000).left_out
+    ('attacks towards cyclic targets',)
+    >>> share = affordable(settings, 10, 10_000)
+    >>> share.train, share.test, share.left_out[0]
+    (70, 35, '65% of the images')
+    >>> affordable(settings, 10, 1_000) is None
+    True
+    """
+    train, test = measure.train_examples or 0, measure.test_examples or 0
+    attacking = Attacking(measure.steps, measure.restarts, 1.0)
+    each = attacking.forwards + attacking.backwards + _LOOKS
+    used = (train + test) * (each + _CLEAN_LOOKS)
+    part = min(1.0, allowed / used)
+    few = min(train, int(part * train)), min(test, int(part * test))
+    if few[0] < min(train, 2 * num_classes) or few[1] < 1:
+        return None
+    left, left_out = allowed - used, []
+    if part < 1:
+        left, left_out = 0.0, [f"{1 - few[0] / train:.0%} of the images"]
+    radii, targets = measure.radii, []
+    if radii and (cost := len(radii) * test * each) > left:
+        radii, left_out = (), [*left_out, "attacks at other radii (the collapse radius)"]
+    elif radii:
+        left -= cost
+    for kind in measure.targets:
+        if (train + test) * each <= left:
+            targets.append(kind)
+            left -= (train + test) * each
+        else:
+            left_out.append(f"attacks towards {kind} targets")
+    chosen = dataclasses.replace(measure, radii=radii, targets=tuple(targets))
+    return Share(*few, chosen, tuple(left_out))
+
+
 def measure_layers(
     model: nn.Module,
     given: ModelData,
     settings: AppraisalConfig,
+    share: Share,
     *,
     num_classes: int,
     report: Report,
 ) -> pd.DataFrame:
-    """Measure every tap, clean and attacked, on train and test; tidy rows.
+    """Measure every tap, clean and attacked, on a share of train and test; tidy rows.
 
     `num_classes` are those that the model answers.
     """
-    measure = settings.measure
-    assert measure is not None
     assert given.train is not None
-    train = given.train
-    test = first_examples(given.test, measure.test_examples)
+    train = given.train.at(even_rows(len(given.train.labels), share.train))
+    test = first_examples(given.test, share.test)
+    size = share.measure.batch_size
     found = profile(
         model,
-        {"train": _batches(train, measure.batch_size), "test": _batches(test, measure.batch_size)},
+        {"train": _batches(train, size), "test": _batches(test, size)},
         settings.threat.ball(),
-        measure=measure,
+        measure=share.measure,
         distances=_distances(given, num_classes),
         seed=settings.seed,
         report=report,

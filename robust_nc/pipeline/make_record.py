@@ -5,6 +5,7 @@
 0.75
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -32,6 +33,7 @@ from robust_nc.record.schema import (
     EvidenceFile,
     Facts,
     File,
+    GeometryUse,
     Passes,
     Record,
     Score,
@@ -129,6 +131,7 @@ def make_record(
     warnings: tuple[Warned, ...] = (),
     scores: Mapping[str, Score] = MappingProxyType({}),
     card: Card | None = None,
+    geometry: GeometryUse | None = None,
 ) -> Record:
     """Put together a record, sealed, of a verdict and the rows that `file` holds.
 
@@ -172,8 +175,29 @@ def make_record(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         card=card,
         evidence=evidence,
+        geometry=geometry,
     )
     return sealed(record)
+
+
+def with_geometry(
+    record: Record, rows: pd.DataFrame, file: File, *, geometry: GeometryUse, seconds: float
+) -> Record:
+    """Return the record of a verdict with the measures of its `rows`, which `file` holds."""
+    found = {one.name: Caution(name=one.name, message=one.message) for one in _of_gradients(rows)}
+    found |= {one.name: one for one in record.warnings if one.name not in found}
+    scores = {name: one for name, one in record.scores.items() if name != "clean_train"}
+    return sealed(
+        dataclasses.replace(
+            record,
+            scores={**scores, **_clean_train(rows)},
+            summary=summary(rows),
+            rows=file,
+            warnings=tuple(found.values()),
+            seconds=record.seconds | {"measure": seconds},
+            geometry=geometry,
+        )
+    )
 
 
 def which_examples(count: int) -> str:

@@ -56,6 +56,8 @@ class Request:
     """Layers to measure (default: those that are found)."""
     geometry: bool = True
     """Whether to measure collapse and leaps."""
+    geometry_budget: float = 1.0
+    """Passes that the geometry may cost, in passes of the attacks: 1 for as many, inf for all."""
     attack: str | None = None
     """An attack of your own that joins the worst case: module:factory or file.py:factory."""
     card: Card | Path | None = None

@@ -9,6 +9,7 @@ an executor can call anywhere; the images stay where they were made.
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -29,8 +30,14 @@ from robust_nc.profiling.measurement import (
 from robust_nc.profiling.shards import Shard, SplitCondition, SplitShards
 from robust_nc.registry import CONTROLS
 from robust_nc.runtime import stopping
-from robust_nc.runtime.progress import Report
-from robust_nc.runtime.torch_state import counted_gradients, device_of, keyed_uniform, stream_key
+from robust_nc.runtime.progress import Report, throttled
+from robust_nc.runtime.torch_state import (
+    PassMeter,
+    counted_gradients,
+    device_of,
+    keyed_uniform,
+    stream_key,
+)
 from robust_nc.types import Labels
 
 NOISES = {"gaussian": "L2", "sign": "Linf"}  # which norm of the attack each control matches
@@ -201,12 +208,26 @@ def attack_examples(
         given = (examples.images, examples.attacked_labels, examples.ids)
         origin, labels, ids = (part[rows].to(device) for part in given)
         aim = None if targets is None else targets[rows].to(device)
-        found = attack(
-            model, origin, labels, ball, goal="maximise", targets=aim, seed=seed, ids=ids
-        )
+        through, size = int(rows[0]), len(rows)
+
+        def told(share: float, through: int = through, size: int = size) -> None:
+            report((through + share * size) / count)
+
+        with _told_inside(model, size * measurement.attacking.forwards, told):
+            found = attack(
+                model, origin, labels, ball, goal="maximise", targets=aim, seed=seed, ids=ids
+            )
         made.append(ball.project(found, origin).cpu())
         report((int(rows[-1]) + 1) / count)
     return torch.cat(made)
+
+
+@contextmanager
+def _told_inside(model: nn.Module, passes: int, report: Callable[[float], None]) -> Iterator[None]:
+    """Report now and then how many of about `passes` forward a model has made."""
+    meter = PassMeter(model, throttled(lambda: report(min(1.0, meter.forwards / passes))))
+    with meter:
+        yield
 
 
 def stated(measurement: Measurement, condition: str) -> dict[str, object]:

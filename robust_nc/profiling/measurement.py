@@ -61,6 +61,16 @@ class Attacking(NamedTuple):
         other = {"attack": inner} if self.attack is not None else sizes
         return cast(Attack, CONTROLS.load("severest")(distances=table, **other))
 
+    @property
+    def forwards(self) -> int:
+        """Passes forward that an example costs: two losses, and a look at what each found."""
+        return 2 * self.restarts * (self.steps + 1) + 2
+
+    @property
+    def backwards(self) -> int:
+        """Passes backward that an example costs."""
+        return 2 * self.restarts * self.steps
+
     def __str__(self) -> str:
         if self.attack is not None:
             options = ", ".join(f"{key}={value}" for key, value in self.attack.options.items())

@@ -160,6 +160,22 @@ class Card:
 
 
 @configuration
+class GeometryUse:
+    """How much of the geometry that the settings ask for was measured.
+
+    `passes` forward and backward were made of `allowed`, on the first `train_examples` (evenly
+    spread) and `test_examples`; `left_out` says what is not in the rows, and why. All 0: nothing
+    yet, or nothing at all.
+    """
+
+    passes: Annotated[int, Field(ge=0)]
+    allowed: Annotated[int, Field(ge=0)]
+    train_examples: Annotated[int, Field(ge=0)]
+    test_examples: Annotated[int, Field(ge=0)]
+    left_out: tuple[str, ...] = ()
+
+
+@configuration
 class Verdict:
     """Packed flags per example; `broken_by` indexes `attacks` (-1 none, -2 not needed)."""
 
@@ -182,6 +198,8 @@ class Record:
 
     `accelerated` says how the model was made faster for the attacks (the verdict is its own);
     "bf16" or "tf32": they ran in that first, and in float32 where they came near.
+    `geometry` says how much of it was measured; None in records of suites and of earlier versions,
+    and where none was asked for.
     `seals` are digests of the other fields (`sealed`); none in records of earlier versions.
     """
 
@@ -210,6 +228,7 @@ class Record:
     created: str
     card: Card | None = None
     evidence: EvidenceFile | None = None
+    geometry: GeometryUse | None = None
     seals: dict[str, str] = Field(default_factory=dict)
 
 

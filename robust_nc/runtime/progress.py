@@ -46,6 +46,19 @@ class _Standing(Protocol):
     def share(self) -> float: ...
 
 
+def throttled(call: Callable[[], None]) -> Callable[[], None]:
+    """Return what passes a call on, at most twice a second."""
+    said = -float("inf")
+
+    def tick() -> None:
+        nonlocal said
+        if time.monotonic() - said >= _SECONDS:
+            said = time.monotonic()
+            call()
+
+    return tick
+
+
 def progress_report(report: Report, *, place: str = "") -> Callable[[_Standing], None]:
     """Report what says by its `share` and as text where it stands, such as a `Progress`.
 
@@ -78,6 +91,9 @@ class Clock:
 class Progress(NamedTuple):
     """Where an evaluation stands: `done` of `total` examples of this turn, `robust` of `examples`.
 
+    `spent` is the share of this turn's passes that were made, where the attack says its cost: it
+    moves while a batch is under way.
+
     `passes` are forward and backward passes of this run in `seconds`; `seconds_left` is for an
     evaluation in which nothing breaks any more, or None where an attack does not say its cost.
     `note` is what else there is to know of this run, such as a log that was damaged.
@@ -94,17 +110,23 @@ class Progress(NamedTuple):
     seconds: float
     seconds_left: float | None
     note: str = ""
+    spent: float = 0.0
 
     @property
     def share(self) -> float:
         """Share of the whole that is done, by turns."""
-        inside = self.done / self.total if self.total else 1.0
-        return (self.turn - 1 + inside) / self.turns
+        return (self.turn - 1 + max(self._finished, self.spent)) / self.turns
+
+    @property
+    def _finished(self) -> float:
+        return self.done / self.total if self.total else 1.0
 
     def __str__(self) -> str:
         robust = self.robust / self.examples if self.examples else 0.0
+        under_way = f" ({self.spent:.0%} of the passes)" if self.spent > self._finished else ""
         parts = [
-            f"attack {self.turn} of {self.turns} ({self.attack}): {self.done} of {self.total}",
+            f"attack {self.turn} of {self.turns} ({self.attack}): "
+            f"{self.done} of {self.total}{under_way}",
             f"robust at most {robust:.1%}",
             f"{self.passes / self.seconds if self.seconds else 0.0:,.0f} passes/s",
         ]
@@ -159,6 +181,7 @@ class PassCounter:
                 passes=float(self._passes),
                 seconds=self._said - self._began,
                 seconds_left=self.seconds_left(),
+                spent=self._spent(),
             )
         )
 
@@ -166,6 +189,13 @@ class PassCounter:
         """Time that is left at the speed so far if nothing breaks any more, or None."""
         left, seconds = self._units_left(), time.monotonic() - self._began
         return None if left is None or not self._passes else left * seconds / self._passes
+
+    def _spent(self) -> float:
+        """Return the share of this turn's passes that were made, 0 where nobody says how many."""
+        turn, total = self._now.turn, self._now.total
+        each = self._planned[turn - 1] if turn else None
+        made = self._passes - self._before
+        return min(1.0, made / (each * total)) if each and total else 0.0
 
     def _units_left(self) -> float | None:
         now, ahead = self._now, self._planned[self._now.turn :]

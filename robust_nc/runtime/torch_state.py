@@ -407,3 +407,38 @@ def _holds(table: Mapping[str, object], wanted: Mapping[str, object]) -> bool:
         return True
     found = dict(table.items())
     return found.keys() == wanted.keys() and all(found[name] is wanted[name] for name in found)
+
+
+class PassMeter:
+    """Counts the examples that pass forward and backward through a model, by hooks.
+
+    `tick` is called after each forward pass.
+
+    >>> with PassMeter(nn.Flatten()) as meter:
+    ...     _ = meter.model(torch.zeros(3, 2, 2))
+    >>> meter.forwards, meter.backwards
+    (3, 0)
+    """
+
+    def __init__(self, model: nn.Module, tick: Callable[[], None] = lambda: None) -> None:
+        self.model = model
+        self.forwards = 0
+        self.backwards = 0
+        self._tick = tick
+
+    def __enter__(self) -> "PassMeter":
+        # Past what TorchScript forbids.
+        self._handle = nn.Module.register_forward_hook(self.model, self._seen)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+    def _seen(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self.forwards += len(output)
+        if output.requires_grad:
+            output.register_hook(self._back)  # type: ignore[no-untyped-call]
+        self._tick()
+
+    def _back(self, gradient: Tensor) -> None:
+        self.backwards += len(gradient)

@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from robust_nc.data.base import Split
+from robust_nc.data.base import Split, even_rows
 from robust_nc.data.load import read_spread, to_unit
 from robust_nc.evaluation.evaluate_model import evaluate
 from robust_nc.evaluation.scoring import Scorer
@@ -253,6 +253,9 @@ def remeasure(
         return None
     train = read_spread(settings.data.dataset, "train", measure.train_examples, root=root)
     known = min(measure.test_examples or len(examples.labels), len(examples.labels))
+    if record.geometry is not None:  # which may have been measured on fewer
+        train = train.at(even_rows(len(train.labels), record.geometry.train_examples))
+        known = min(known, record.geometry.test_examples)
     draws = np.random.Generator(np.random.PCG64(seed))
     chosen = np.sort(draws.choice(known, min(count, known), replace=False))
     rows = torch.from_numpy(chosen.astype(np.int64))

@@ -93,7 +93,18 @@ def how_to_reproduce(record: Record) -> str:
     if not all(taps):
         return ""
     options += ["--taps", *taps] if taps else []
+    options += [f"--geometry-budget {budget}"] if (budget := _budget(record)) else []
     return " ".join(["robust-nc evaluate", words[0], *options])
+
+
+def _budget(record: Record) -> str:
+    """Return what the geometry was allowed, in passes of the attacks; "" for just as many."""
+    use, passes = record.geometry, record.passes.forward + record.passes.backward
+    if not record.attacks or (use is not None and use.passes <= passes and not use.left_out):
+        return ""
+    if use is None or not use.left_out:
+        return "inf"
+    return "" if use.allowed == passes else f"{use.allowed / max(passes, 1):.6g}"
 
 
 def _dataset(record: Record) -> str:
@@ -246,6 +257,7 @@ def facts(records: Sequence[Record]) -> list[tuple[str, str]]:
         "ball": (identity(one).ball for one in records),
         "protocol": (one.protocol for one in records),
         "attacks": (f"{one.name} ({_pairs(one.parameters)})" for one in records[0].attacks),
+        "geometry left out": (_left_out(one) for one in records),
         "suite": (one.suite for one in records),
         "model": map(_parts, records),
         "parameters": (f"{one.weights.parameters:,}" for one in records),
@@ -257,6 +269,13 @@ def facts(records: Sequence[Record]) -> list[tuple[str, str]]:
         "made": sorted({one.created[:10] for one in records}),
     }
     return [(name, text) for name, values in found.items() if (text := _distinct(values))]
+
+
+def _left_out(record: Record) -> str:
+    use = record.geometry
+    if use is None or not use.left_out:
+        return ""
+    return f"{', '.join(use.left_out)}: beyond {use.allowed:,} passes"
 
 
 def _distinct(values: Iterable[str]) -> str:
