@@ -17,10 +17,11 @@ from robust_nc.claims.answers import Answer, read_answers
 from robust_nc.exceptions import InputError, RecordError
 from robust_nc.pipeline.finished_model import named_dataset
 from robust_nc.record import Card, Caution, EvidenceFile, Stored, tidy, write_rows
+from robust_nc.record.schema import GeometryUse
 from robust_nc.report.board.table import leaderboard
 from robust_nc.report.figures import SavedFigure
 from robust_nc.report.site.figures import NAME, FigureLimits
-from robust_nc.report.site.model import how_to_reproduce, how_to_verify
+from robust_nc.report.site.model import facts, how_to_reproduce, how_to_verify
 from robust_nc.report.site.scatter import scatters
 from robust_nc.report.site.tables import cell, published_boards, with_pages
 from robust_nc.report.site.write import write_site
@@ -207,8 +208,31 @@ def test_an_appraisal_tells_how_to_get_it_again() -> None:
     assert whole == (
         "robust-nc evaluate 'my nets/a.py:net' --dataset 'npz?path=my+data/x.npz' --norm Linf "
         "--eps 8/255 --protocol pgd --n 200 --seed 0 --attack mine.py:attack "
-        "--taps layer1 penultimate"
+        "--taps layer1 penultimate --geometry-budget inf"
     )
+    passes = record.passes.forward + record.passes.backward
+    for use, budget in (
+        (GeometryUse(passes=1, allowed=passes, train_examples=1, test_examples=1), ""),
+        (GeometryUse(passes=9 * passes, allowed=2**53, train_examples=1, test_examples=1), "inf"),
+        (
+            GeometryUse(
+                passes=1,
+                allowed=passes // 5,
+                train_examples=1,
+                test_examples=1,
+                left_out=("attacks",),
+            ),
+            "0.2",
+        ),
+    ):
+        limited = dataclasses.replace(record, data=data, config=record.config | more, geometry=use)
+        assert how_to_reproduce(limited).partition(" --geometry-budget ")[2] == budget
+    assert ("geometry left out", f"attacks: beyond {passes // 5:,} passes") in facts([limited])
+    mixed = {"path": "x.npz", "shuffle": True}
+    config = record.config | {"data": {"dataset": {"name": "npz", "options": mixed}}}
+    shuffled = how_to_reproduce(dataclasses.replace(record, data=data, config=config))
+    assert "--dataset 'npz?path=x.npz&shuffle=true'" in shuffled
+    assert named_dataset("npz?path=x.npz&shuffle=true").options == mixed
     assert named_dataset("npz?path=my+data/x.npz").options == {"path": "my data/x.npz"}
     stored = Stored(record, Path("/results/evaluated/a/b.json"))
     checked = "robust-nc verify a/b.json --model 'my nets/a.py:net' --audit 300"

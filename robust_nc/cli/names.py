@@ -1,10 +1,10 @@
 """Names and paths of a command, looked up before what takes long is imported.
 
 >>> look_up(DataOptions("fetch", "cifar10"))
->>> look_up(DataOptions("fetch", "cifra10"))
+>>> look_up(DataOptions("fetch", "cifra10"))  # doctest: +ELLIPSIS
 Traceback (most recent call last):
 ...
-robust_nc.exceptions.UnknownNameError: unknown data set 'cifra10'; did you mean 'cifar10'? ...
+robust_nc.exceptions.UnknownNameError: unknown data set 'cifra10'; did you mean 'cifar10' or ...
 """
 
 from pathlib import Path
