@@ -26,6 +26,7 @@ from robust_nc.pipeline.finished_model import (
     affordable,
     appraisal_id,
     check_layers,
+    geometry_cost,
     identifying_appraisal,
     measure_layers,
     measure_settings,
@@ -392,9 +393,14 @@ def _measured(
     clock.stage("measure")
     found = _rewritten(stored, rows, use, clock.seconds["measure"])
     if use.left_out:
+        cost = geometry_cost(measure, classes)
+        whole = cost.images + cost.radii + len(measure.targets) * cost.kind
+        least, most = (math.ceil(passes / max(attacked, 1)) for passes in (cost.least, whole))
+        need = f"{least} measures the least, and --geometry-budget " if share is None else ""
         tell(
             f"of the geometry, left out to cost no more than {budget:g} times the attacks' passes: "
-            f"{', '.join(use.left_out)}; --geometry-budget inf measures all of it"
+            f"{', '.join(use.left_out)}; --geometry-budget {need}{most} all of it, without "
+            "attacking again"
         )
     return Appraised(found, made=True)
 

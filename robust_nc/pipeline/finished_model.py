@@ -11,6 +11,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -292,6 +293,38 @@ def check_layers(model: nn.Module, given: ModelData, taps: tuple[str, ...] | Non
         raise InputError(f"{error}; or leave the geometry out: --no-geometry") from None
 
 
+class GeometryCost(NamedTuple):
+    """About how many passes the parts of a geometry cost.
+
+    `least`: clean, attacked and noisy images, two training images of each class; `images`: all of
+    them; `radii`; `kind`: each kind of targets.
+    """
+
+    least: int
+    images: int
+    radii: int
+    kind: int
+
+
+def geometry_cost(measure: MeasureConfig, num_classes: int) -> GeometryCost:
+    """Return what a geometry costs.
+
+    >>> settings = MeasureConfig(train_examples=200, test_examples=100)
+    >>> geometry_cost(settings, 10)
+    GeometryCost(least=2820, images=28200, radii=61600, kind=26400)
+    """
+    train, test = measure.train_examples or 1, measure.test_examples or 1
+    attacking = Attacking(measure.steps, measure.restarts, 1.0)
+    each = attacking.forwards + attacking.backwards + _LOOKS
+    few = min(train, 2 * num_classes)
+    return GeometryCost(
+        least=(few + -(-few * test // train)) * (each + _CLEAN_LOOKS),
+        images=(train + test) * (each + _CLEAN_LOOKS),
+        radii=len(measure.radii) * test * each,
+        kind=(train + test) * each,
+    )
+
+
 class Share(NamedTuple):
     """The geometry that is measured: on how many examples, how, and what is left out."""
 
@@ -318,29 +351,22 @@ def affordable(measure: MeasureConfig, num_classes: int, allowed: float) -> Shar
     >>> affordable(settings, 10, 1_000) is None
     True
     """
-    train, test = measure.train_examples or 0, measure.test_examples or 0
-    attacking = Attacking(measure.steps, measure.restarts, 1.0)
-    each = attacking.forwards + attacking.backwards + _LOOKS
-    used = (train + test) * (each + _CLEAN_LOOKS)
-    part = min(1.0, allowed / used)
-    few = min(train, int(part * train)), min(test, int(part * test))
-    if few[0] < min(train, 2 * num_classes) or few[1] < 1:
+    cost, left_out = geometry_cost(measure, num_classes), []
+    if allowed < cost.least:
         return None
-    left, left_out = allowed - used, []
+    train, test = measure.train_examples or 1, measure.test_examples or 1
+    part = min(1.0, allowed / cost.images)
+    few = min(train, max(int(part * train), 2 * num_classes)), max(1, int(part * test))
+    left = allowed - cost.images
     if part < 1:
-        left, left_out = 0.0, [f"{1 - few[0] / train:.0%} of the images"]
-    radii, targets = measure.radii, []
-    if radii and (cost := len(radii) * test * each) > left:
-        radii, left_out = (), [*left_out, "attacks at other radii (the collapse radius)"]
-    elif radii:
-        left -= cost
-    for kind in measure.targets:
-        if (train + test) * each <= left:
-            targets.append(kind)
-            left -= (train + test) * each
-        else:
-            left_out.append(f"attacks towards {kind} targets")
-    chosen = dataclasses.replace(measure, radii=radii, targets=tuple(targets))
+        left_out.append(f"{1 - few[0] / train:.0%} of the images")
+    radii = measure.radii if cost.radii <= left else ()
+    if measure.radii and not radii:
+        left_out.append("attacks at other radii (the collapse radius)")
+    left -= cost.radii if radii else 0
+    targets = measure.targets[: max(0, math.floor(min(left / cost.kind, len(measure.targets))))]
+    left_out += [f"attacks towards {kind} targets" for kind in measure.targets[len(targets) :]]
+    chosen = dataclasses.replace(measure, radii=radii, targets=targets)
     return Share(*few, chosen, tuple(left_out))
 
 

@@ -100,14 +100,12 @@ def how_to_reproduce(record: Record) -> str:
 def _budget(record: Record) -> str:
     """Return what the geometry was allowed, in passes of the attacks; "" for just as many."""
     use, passes = record.geometry, record.passes.forward + record.passes.backward
-    if (
-        not record.attacks
-        or not passes
-        or (use is not None and use.passes <= passes and not use.left_out)
-    ):
+    if not record.attacks or not passes:
         return ""
-    if use is None or not use.left_out:
+    if use is None:
         return "inf"
+    if not use.left_out:
+        return "inf" if use.passes > passes else ""
     return "" if use.allowed == passes else f"{math.ceil(1e4 * use.allowed / passes) / 1e4:g}"
 
 
