@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers_data import write_image
 from helpers_runner import cli, record_times, records, tiny, write_suite
 
 import robust_nc
@@ -18,6 +19,8 @@ from robust_nc.exceptions import (
     UnknownNameError,
 )
 from robust_nc.io.files import alone
+from robust_nc.record.schema import read_record
+from robust_nc.verification.consistency import inconsistencies
 
 SHORT = {"train.epochs": 1, "evaluation.sweep": [], "evaluation.examples": 20}
 
@@ -105,6 +108,29 @@ def test_a_cell_that_fails_is_told_after_the_others_are_done(tmp_path: Path) -> 
     assert len(robust_nc.leaderboard(tmp_path / "out")) == 1
     with alone(tmp_path / "out"), pytest.raises(StorageError):
         robust_nc.run(configs, out=tmp_path / "out")
+
+
+def test_a_folder_of_images_tells_what_is_none_and_keeps_its_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split, count in (("train", 12), ("test", 4)):
+        for label, name in enumerate(("ant", "bee", "cat")):
+            for number in range(count):
+                path = tmp_path / "seen" / split / name / f"{number}.png"
+                write_image(path, size=(8, 8), colour=(80 * label, 20 * number, 9))
+    (tmp_path / "seen" / "train" / "notes.txt").write_text("no image")
+    config = RunConfig(
+        data={"dataset": {"name": "folder", "path": str(tmp_path / "seen"), "size": 8}},
+        train={"epochs": 1},
+        evaluation={"protocol": "clean"},
+        measure={"targets": [], "radii": [], "steps": 1, "trajectories": 0},
+    )
+    robust_nc.run(config, out=tmp_path / "out", workers=1)
+    assert f"{tmp_path / 'seen'}: left out 1 file: notes.txt" in capsys.readouterr().err
+    (path,) = (tmp_path / "out").glob("*/*.json")
+    record = read_record(path).record
+    assert record.data.class_names == ("ant", "bee", "cat")
+    assert not inconsistencies(read_record(path))
 
 
 SCRIPT = """

@@ -56,7 +56,7 @@ def _drive(options: RunOptions, stderr: Console, processes: ProcessGroup | None)
         among = "" if len(suite.cells) == len(whole.cells) else f" of {len(whole.cells)}"
         say(f"{suite.name}: {len(suite.cells)}{among} cells into {place}")
         with Screen(stderr, side_by_side=True) as screen:
-            hooks = show_cells(screen, titles, len(suite.cells))
+            hooks = show_cells(screen, suite, titles)
             report = run_suite(suite, place, options, hooks=hooks, processes=processes)
         refuse_stopped(suite, report)
         if table and (report.kept or report.made):

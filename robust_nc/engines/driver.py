@@ -17,15 +17,24 @@ from typing import Any, Literal, get_args
 import pandas as pd
 from rich.console import Console
 
-from robust_nc.config import RunConfig
+from robust_nc.config import RunConfig, build
 from robust_nc.engines.local import is_worker
 from robust_nc.engines.options import Overwrite, RunOptions, under_torchrun
 from robust_nc.engines.run_suite import Hooks, SuiteReport, run_suite
-from robust_nc.exceptions import CellError, ConfigError, InputError, StoppedError, unknown_name
+from robust_nc.exceptions import (
+    CellError,
+    ConfigError,
+    InputError,
+    RobustNCError,
+    StoppedError,
+    unknown_name,
+)
+from robust_nc.pipeline.finished_model import left_out_files
 from robust_nc.pipeline.selection import cell_titles, select_cells
 from robust_nc.pipeline.suite import Suite, read_suite, suite_of
 from robust_nc.record.folder import record_path
 from robust_nc.record.schema import Stored, read_record
+from robust_nc.registry import DATASETS
 from robust_nc.report.board.table import leaderboard
 from robust_nc.runtime import stopping
 from robust_nc.runtime.screen import Screen
@@ -85,7 +94,7 @@ def run(
     main = threading.current_thread() is threading.main_thread()
     heeded = stopping.on_sigterm() if main else contextlib.nullcontext()
     with heeded, Screen(Console(stderr=True), side_by_side=True) as screen:
-        hooks = show_cells(screen, titles, len(chosen.cells))
+        hooks = show_cells(screen, chosen, titles)
         report = run_suite(chosen, place, options, hooks=hooks)
         refuse_stopped(chosen, report, again="call run again to go on")
     _refuse_failed(report, titles, len(chosen.cells), place)
@@ -149,9 +158,18 @@ def own_records(suite: Suite, place: Path) -> list[Stored]:
     return [read_record(path) for path in paths if path.exists()]
 
 
-def show_cells(screen: Screen, titles: Mapping[str, str], count: int) -> Hooks:
-    """Show what becomes of cells: a bar while one runs, a line when it ends."""
-    ended = itertools.count(1)
+def show_cells(screen: Screen, suite: Suite, titles: Mapping[str, str]) -> Hooks:
+    """Show what becomes of cells: a bar while one runs, a line when it ends.
+
+    First the files of its folders are named that are no images.
+    """
+    parts = [cell.config.data.dataset for cell in suite.cells]
+    folders = {str(part.options.get("path")): part for part in parts if part.name == "folder"}
+    for path, part in folders.items():
+        with contextlib.suppress(RobustNCError):  # which ends its cells, with a reason
+            if told := left_out_files(build(DATASETS, part)):
+                screen.line(f"{path}: {told}")
+    ended, count = itertools.count(1), len(suite.cells)
 
     def end(cell: str, text: str) -> None:
         screen.drop(titles[cell])

@@ -180,7 +180,7 @@ def read_model_data(
         test,
         None if n == size else n,
         learnt,
-        _left_out(dataset),
+        left_out_files(dataset),
         tuple(_few_classes(dataset, test.labels, labels, shuffled=shuffle)),
     )
 
@@ -194,7 +194,7 @@ def _shuffled(part: Component) -> Component:
     return Component(name=part.name, options={**part.options, "shuffle": True})
 
 
-def _left_out(dataset: Dataset) -> str:
+def left_out_files(dataset: Dataset) -> str:
     """Count and name files of a folder that are no images; "" where there are none."""
     if not isinstance(dataset, Folder):
         return ""
