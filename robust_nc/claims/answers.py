@@ -73,7 +73,10 @@ class Summary:
 
 @configuration
 class Tested:
-    """One test: the claim's quantity under the options of one variant, and what came of it."""
+    """One test: the claim's quantity under the options of one variant, and what came of it.
+
+    `enough`: seeds that would decide an open one, at this mean and spread.
+    """
 
     quantity: str
     summary: Summary
@@ -82,6 +85,7 @@ class Tested:
     verdict: Word
     reason: str
     notes: tuple[Note, ...] = ()
+    enough: int | None = None
 
 
 @configuration
@@ -365,6 +369,7 @@ def _answer(
                 verdict=decision.verdict,
                 reason=decision.reason,
                 notes=found.notes,
+                enough=decision.enough,
             )
             for found, decision in decided
         ),

@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from scipy.special import stdtr
+from scipy.special import stdtr, stdtrit
 
 from robust_nc.statistics.intervals import MIN_SEEDS_FOR_T, Interval, mean_interval
 from robust_nc.statistics.significance import Adjusted, holm
@@ -24,6 +24,7 @@ Expect = Literal["above", "below", "equal"]
 Word = Literal["supported", "contradicted", "undecided"]
 
 EQUAL_LEVEL = 0.9  # of the interval that must lie within the margin: two one-sided tests at 0.05
+MOST_SEEDS = 1_000  # more than these decide nothing in practice
 
 
 class Test(NamedTuple):
@@ -44,7 +45,10 @@ class Decision(NamedTuple):
     """A verdict with its reason, and what it rests on.
 
     `interval` is the one that decides, of the values themselves, at `level`. Of fewer than 3 values
-    it is their range (None: there are no values), and `level`, `p` and `p_holm` are None.
+    it is their range (None: there are no values), and `level`, `p` and `p_holm` are None. `p_holm`
+    is None too where the interval that is not adjusted supports an equality. `enough`: with so many
+    seeds of this mean and spread the interval would decide an open test; None for a decided one,
+    and where more than `MOST_SEEDS` would be needed or something else bars a decision.
     """
 
     verdict: Word
@@ -53,16 +57,17 @@ class Decision(NamedTuple):
     level: float | None
     p: float | None
     p_holm: float | None
+    enough: int | None = None
 
 
 def p_value(test: Test) -> float | None:
     """Return the p-value of a test, or None for fewer than 3 values.
 
-    With t = (|mean - reference| - effect) / standard error: 2 P(T > t), since the mean may turn out
-    on either side ("supported" and "contradicted" are both looked for). It is below alpha exactly
-    where the interval of level 1 - alpha lies wholly beyond the effect on one side. For "equal"
-    with the mean within the margin it is the larger p of the two one-sided tests (Schuirmann 1987);
-    with the mean outside, that of the difference, as above. Without any spread it is 0 or 1.
+    With t = |distance of the mean from the claimed effect| / standard error: 2 P(T > t), since the
+    mean may turn out on either side of it ("supported" and "contradicted" are both looked for). It
+    is below alpha exactly where the interval of level 1 - alpha does not hold the claimed effect.
+    For "equal" with the mean within the margin it is the larger p of the two one-sided tests
+    (Schuirmann 1987); with the mean outside, that of the margin. Without any spread it is 0 or 1.
     """
     n = len(test.values)
     if n < MIN_SEEDS_FOR_T:
@@ -70,13 +75,19 @@ def p_value(test: Test) -> float | None:
     mean = math.fsum(test.values) / n
     square = math.fsum((value - mean) ** 2 for value in test.values) / (n - 1)
     error = math.sqrt(square / n)
-    beyond = abs(mean - test.reference) - test.effect
-    equality = test.expect == "equal" and beyond < 0
-    distance = -beyond if equality else beyond
+    distance = abs(_beyond(test, mean))
     if error == 0:
         return 0.0 if distance > 0 else 1.0
     tail = float(stdtr(n - 1, -distance / error))
-    return tail if equality else min(1.0, 2 * tail)
+    within = test.expect == "equal" and _beyond(test, mean) < 0
+    return tail if within else min(1.0, 2 * tail)
+
+
+def _beyond(test: Test, mean: float) -> float:
+    """By how much a mean is beyond the claimed effect; of an equality, beyond its margin."""
+    off = mean - test.reference
+    signed = {"above": off, "below": -off, "equal": abs(off)}[test.expect]
+    return signed - test.effect
 
 
 def decide(tests: Sequence[Test]) -> list[Decision]:
@@ -113,7 +124,7 @@ def _decision(test: Test, p: float | None, adjusted: Adjusted) -> Decision:
     if p is None:
         reason = test.bar or f"fewer than {MIN_SEEDS_FOR_T} seeds have no interval"
         return Decision("undecided", reason, value_range(test.values), None, None, None)
-    level = adjusted.level
+    level, p_holm = adjusted.level, adjusted.p
     interval = mean_interval(test.values, level)
     word, reason = _judge(test, interval)
     if test.expect == "equal" and not test.bar and word == "undecided":
@@ -122,20 +133,41 @@ def _decision(test: Test, p: float | None, adjusted: Adjusted) -> Decision:
         if -test.effect < near.low - test.reference and near.high - test.reference < test.effect:
             word, reason = "supported", "the 90 % interval lies within the margin"
             level, interval = EQUAL_LEVEL, near
-    return Decision(word, reason, interval, level, p, adjusted.p)
+            return Decision(word, reason, interval, level, p, None)
+    enough = _enough(test, level) if word == "undecided" and not test.bar else None
+    return Decision(word, reason, interval, level, p, p_holm, enough)
+
+
+def _enough(test: Test, level: float) -> int | None:
+    """How many seeds of this mean and spread the interval would need to decide."""
+    mean, n = math.fsum(test.values) / len(test.values), len(test.values)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in test.values) / (n - 1))
+    distance = _beyond(test, mean)
+    if test.expect == "equal" and distance < 0:
+        level = EQUAL_LEVEL
+    seeds = range(n, MOST_SEEDS + 1)
+    return next((k for k in seeds if _half(k, level) * deviation < abs(distance)), None)
+
+
+def _half(seeds: int, level: float) -> float:
+    """Half of the width of a Student t interval of values of standard deviation 1."""
+    return float(stdtrit(seeds - 1, (1 + level) / 2)) / math.sqrt(seeds)
 
 
 def _judge(test: Test, interval: Interval) -> tuple[Word, str]:
     if test.bar:
         return "undecided", test.bar
     low, high = interval.low - test.reference, interval.high - test.reference
-    side = int(low > test.effect) - int(high < -test.effect)  # 0: neither above nor below
     if test.expect == "equal":
-        if side:
+        if low > test.effect or high < -test.effect:
             return "contradicted", "the interval lies wholly outside the margin"
         return "undecided", "the interval reaches over an end of the margin"
-    if side == 0:
-        return "undecided", "the interval reaches into what is too small to matter"
-    if side == (1 if test.expect == "above" else -1):
+    if test.expect == "below":
+        low, high = -high, -low
+    if low > test.effect:
         return "supported", f"the interval lies wholly {test.expect} the reference by the effect"
-    return "contradicted", "the interval lies wholly on the other side, beyond the effect"
+    if high < -test.effect:
+        return "contradicted", "the interval lies wholly on the other side, beyond the effect"
+    if high < test.effect:
+        return "contradicted", "the interval lies wholly short of the claimed effect"
+    return "undecided", "the interval holds the claimed effect and less"

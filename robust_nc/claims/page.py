@@ -15,18 +15,23 @@ from robust_nc.report.board.formats import count_text, number
 from robust_nc.report.board.gather import part_label
 from robust_nc.report.board.render import MISSING, Section, render
 
-HEADERS = ("claim", "verdict", "quantity", "mean [interval]", "expected", "p", "p (Holm)", "seeds")
+HEADERS = (
+    *("claim", "verdict", "quantity", "mean [interval]", "expected", "p", "p (Holm)", "seeds"),
+    "would decide",
+)
 _LEFT = 5  # so many columns are words
 
 _RULE = """\
 How a claim is decided: its file fixes one quantity, the direction, the smallest effect that matters
-and the premise before the run. A claim is *supported* or *contradicted* where the Student t
-interval over seeds lies wholly beyond that effect on one side, and *undecided* otherwise. p is two-
-sided and is that of a mean no further from the reference than the effect; Holm's method adjusts it
+and the premise before the run. A claim is *supported* where the Student t interval over seeds lies
+wholly beyond that effect on the expected side, *contradicted* where it lies wholly short of it, and
+*undecided* where it holds the effect; then the table says how many seeds of this mean and spread
+would decide. p is two-sided and is that of a mean at the claimed effect; Holm's method adjusts it
 for all {family} tests of the file, and an interval has the level at which that method judges its
 test (95 % or more). A claim that two quantities are *equal* is supported where the 90 % interval,
-which is not adjusted, lies within the margin, and contradicted only where the adjusted one lies
-wholly outside it; of a mean within the margin, p is the larger of two one-sided tests. Each variant
+which is not adjusted (nor is its p: the column says so), lies within the margin, and contradicted
+only where the adjusted one lies wholly outside it; of a mean within the margin, p is the larger of
+two one-sided tests. Each variant
 of a claim is a test of its own, and all must agree. A test that cannot be decided counts with p = 1
 among the others. Intervals of what stands beside a claim are 95 %, without adjustment."""
 
@@ -82,11 +87,17 @@ def _rows(answers: Sequence[Answer]) -> list[tuple[str, ...]]:
                     _spread(test.summary),
                     _expected(answer),
                     number(test.p),
-                    number(test.p_holm),
+                    _adjusted(test),
                     str(len(test.summary.values)),
+                    MISSING if test.enough is None else str(test.enough),
                 )
             )
     return rows
+
+
+def _adjusted(test: Tested) -> str:
+    bare = test.p is not None and test.p_holm is None
+    return "not adjusted" if bare else number(test.p_holm)
 
 
 def _expected(answer: Answer) -> str:
@@ -147,7 +158,10 @@ def _test_words(answer: Answer, test: Tested) -> str:
         claim = answer.claim
         far = summary.mean is None or abs(summary.mean - claim.reference) >= claim.effect
         kind = "p" if far or claim.expect != "equal" else "larger of two one-sided p"
-        about += f"; {kind} {number(test.p)}, adjusted {number(test.p_holm)}"
+        adjusted = _adjusted(test)
+        about += f"; {kind} {number(test.p)}, {'adjusted ' * adjusted[:1].isdigit()}{adjusted}"
+    if test.enough is not None:
+        about += f"; {test.enough} seeds of this mean and spread would decide"
     if len(answer.tests) > 1:
         about += f"; {test.verdict}: {test.reason}"
     gone = [
