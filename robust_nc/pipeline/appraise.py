@@ -396,11 +396,11 @@ def _measured(
         cost = geometry_cost(measure, classes)
         whole = cost.images + cost.radii + len(measure.targets) * cost.kind
         least, most = (math.ceil(passes / max(attacked, 1)) for passes in (cost.least, whole))
-        need = f"{least} measures the least, and --geometry-budget " if share is None else ""
+        more = f"--geometry-budget {most} measures all of it, without attacking again"
+        more = f"--geometry-budget {least} measures the least, {more}" if share is None else more
         tell(
             f"of the geometry, left out to cost no more than {budget:g} times the attacks' passes: "
-            f"{', '.join(use.left_out)}; --geometry-budget {need}{most} all of it, without "
-            "attacking again"
+            f"{', '.join(use.left_out)}; {more}"
         )
     return Appraised(found, made=True)
 
