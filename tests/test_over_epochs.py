@@ -21,7 +21,7 @@ from robust_nc.pipeline.stages import (
 from robust_nc.pipeline.suite import read_suite
 from robust_nc.planning.cell_sizes import CellSizer
 from robust_nc.planning.pieces import cell_pieces, expected
-from robust_nc.profiling.profile_model import over_epochs, profile_cell
+from robust_nc.profiling.profile_model import measured_at_epochs, profile_cell
 from robust_nc.record import folder as store
 from robust_nc.record.folder import read_all
 from robust_nc.report import figures
@@ -108,7 +108,7 @@ def test_rows_of_an_epoch_are_those_of_its_weights(made) -> None:
         model.eval(),
         altered.split,
         given.test,
-        dataclasses.replace(cell.config, measure=over_epochs(cell.config.measure)),
+        dataclasses.replace(cell.config, measure=measured_at_epochs(cell.config.measure)),
         distances=given.distances,
         report=no_report,
     )

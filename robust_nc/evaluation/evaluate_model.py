@@ -31,6 +31,7 @@ from robust_nc.evaluation.state import TRANSFERRED, UNBROKEN, WRONG, EvaluationS
 from robust_nc.evaluation.turns import AUTO, lower_turns, plan_turns, run_more, run_turns
 from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.plugins import find_attack, find_protocol
+from robust_nc.runtime.model_outputs import logits_model
 from robust_nc.runtime.progress import Progress
 from robust_nc.runtime.threads import brief_waits, kept_threads
 from robust_nc.runtime.torch_state import (
@@ -150,7 +151,8 @@ def evaluate(
     fails (naming the batch), `RecordError` for a log of another evaluation, and `StoppedError`
     where the process was asked to stop (`stopping.wish`): then the log holds what was finished.
     """
-    check_model(model), check_ball(ball)
+    model = logits_model(check_model(model))
+    check_ball(ball)
     images, labels = check_images(images), check_labels(labels, len(images))
     plan = _plan(protocol, attack, ball)
     turns = plan_turns(plan, precision)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nc.exceptions import InputError, unknown_name
+from robust_nc.runtime.model_outputs import ExportedModel, LogitsOf, first_tensor
 from robust_nc.types import Features
 
 FEATURES = ("gap", "flatten")
@@ -56,7 +57,8 @@ def module_taps(model: nn.Module) -> tuple[str, ...]:
 
     A block is a child with children of its own, or a layer with weights together with the plain
     layers that follow it (batch norm, activation, pooling; the tap is the last of them). Wrappers
-    around one network, and sequences of blocks (`layer1` of a ResNet), are looked into. Last comes
+    around one network, sequences of blocks (`layer1` of a ResNet), and what holds a list of like
+    blocks (the encoder of a transformer) are looked into. Last comes
     "penultimate", the input of the layer that gives the logits. `read_taps` takes any other name
     of `model.named_modules()` as well.
     """
@@ -67,6 +69,11 @@ def module_taps(model: nn.Module) -> tuple[str, ...]:
     blocks = _group(_expand(*_unwrap("", model)))
     names = [name for name, block in blocks if not any(part in last for part in block.modules())]
     return (*names, PENULTIMATE)
+
+
+def layer_names(model: nn.Module) -> tuple[str, ...]:
+    """Names of all modules of a model, by its own paths."""
+    return tuple(name for name, _ in _bare(model).named_modules() if name)
 
 
 def read_taps(
@@ -100,7 +107,8 @@ def read_taps(
         for module in _output_layers(model) if PENULTIMATE in wanted else ():
             hooks.callback(module.register_forward_pre_hook(reader.enter).remove)
             hooks.callback(module.register_forward_hook(reader.leave).remove)
-        logits = model(images)
+        answer = model(images)
+    logits = getattr(answer, "logits", answer)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise InputError("the model must return logits (N, K), found another shape or type")
     if PENULTIMATE in wanted:
@@ -180,6 +188,7 @@ class _Reader:
             )
 
     def _keep(self, name: str, output: Any) -> None:
+        output = first_tensor(output)
         if isinstance(output, Tensor) and output.is_floating_point() and 2 <= output.ndim <= 4:
             # Pooled from a copy: the next layer may work in place.
             pooled = pool_features(output.clone(), self._feature)
@@ -188,11 +197,11 @@ class _Reader:
 
 
 def _bare(model: nn.Module) -> nn.Module:
-    """Take off what `torch.compile` and data parallelism wrap around a model: hooks need that."""
+    """Take off what is wrapped around a model, so that layers have its own names."""
     inner: nn.Module = getattr(model, "_orig_mod", model)
     if isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         inner = inner.module
-    return inner
+    return inner.model if isinstance(inner, LogitsOf | ExportedModel) else inner
 
 
 def _output_layers(model: nn.Module) -> list[nn.Module]:
@@ -221,10 +230,22 @@ def _unwrap(prefix: str, module: nn.Module) -> tuple[str, nn.Module]:
 def _expand(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the children, and in place of a sequence its members."""
     for name, child in module.named_children():
-        if isinstance(child, nn.Sequential | nn.ModuleList):
+        if isinstance(child, nn.Sequential | nn.ModuleList) or _holds_blocks(child):
             yield from _expand(f"{prefix}{name}.", child)
         else:
             yield f"{prefix}{name}", child
+
+
+def _holds_blocks(module: nn.Module) -> bool:
+    """Whether most of a module is a list of blocks of one class, as in a transformer."""
+    whole = sum(tensor.numel() for tensor in module.parameters())
+    for part in module.modules():
+        if isinstance(part, nn.ModuleList) and len(part) > 1:
+            compound = all(any(True for _ in block.children()) for block in part)
+            held = sum(tensor.numel() for tensor in part.parameters())
+            if compound and len({type(block) for block in part}) == 1 and 2 * held > whole:
+                return True
+    return False
 
 
 def _group(layers: Iterator[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:

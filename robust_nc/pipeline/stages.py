@@ -44,7 +44,7 @@ from robust_nc.profiling.conditions import BY_TREE, SEVEREST
 from robust_nc.profiling.feature_cache import chosen_taps
 from robust_nc.profiling.measurement import Attacking
 from robust_nc.profiling.optional_rows import prefixed
-from robust_nc.profiling.profile_model import over_epochs, profile_cell
+from robust_nc.profiling.profile_model import measured_at_epochs, profile_cell
 from robust_nc.profiling.sweeps import CorruptionSource, check_corrupted, corruption_source
 from robust_nc.record import folder as store
 from robust_nc.record.schema import COLUMNS, read_record
@@ -296,7 +296,7 @@ def measure_cell(
         config, model, clock, told = cell.config, trained.last, Clock(), report
         initial = None
         if epoch is not None:
-            config = dataclasses.replace(config, measure=over_epochs(config.measure))
+            config = dataclasses.replace(config, measure=measured_at_epochs(config.measure))
             model = _model_at(cell, epoch, out, trained)
             told = prefixed(report, f"epoch {epoch} of {epochs[-1]}")
         elif config.measure.agop_examples:

@@ -22,7 +22,7 @@ from robust_nc.io.files import digest
 from robust_nc.planning.cell_sizes import CellSizes, with_options
 from robust_nc.planning.survivors import DEFENDED, UNDEFENDED, Survival, measured
 from robust_nc.plugins import find_attack, find_protocol
-from robust_nc.profiling.profile_model import over_epochs
+from robust_nc.profiling.profile_model import measured_at_epochs
 from robust_nc.record.schema import Record
 from robust_nc.registry import AVERAGINGS
 from robust_nc.runtime.torch_state import default_device
@@ -225,7 +225,7 @@ def _geometry(sizes: CellSizes, survival: Survival) -> list[Piece]:
     config, settings = sizes.config, sizes.config.measure
     pieces = [_measures(sizes)]
     if epochs := measured_epochs(config):
-        short = dataclasses.replace(config, measure=over_epochs(settings))
+        short = dataclasses.replace(config, measure=measured_at_epochs(settings))
         pieces.append(_measures(sizes._replace(config=short)).times(len(epochs)))
     if settings.adaptive is not None:
         pieces += _on_taps(sizes, settings.adaptive, survival)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_nc.exceptions import InputError, unknown_name
-from robust_nc.models.taps import HasTaps, module_taps, read_taps
+from robust_nc.models.taps import HasTaps, layer_names, module_taps, read_taps
 from robust_nc.runtime.torch_state import device_of
 
 BUDGET = 2**30  # bytes of features kept per bank
@@ -37,8 +37,7 @@ def chosen_taps(model: nn.Module, taps: tuple[str, ...] | None) -> tuple[str, ..
     if not taps:
         raise InputError(f"taps names no layer; valid: {', '.join(known)}, or None for all")
     if not isinstance(model, HasTaps):
-        modules = [name for name, _ in model.named_modules() if name]
-        known = (*dict.fromkeys([*modules, *known]),)
+        known = (*dict.fromkeys([*layer_names(model), *known]),)
     for name in taps:
         if name not in known:
             raise unknown_name("tap", name, known)

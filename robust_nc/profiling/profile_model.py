@@ -26,6 +26,7 @@ from robust_nc.data.load import to_unit
 from robust_nc.evaluation.evaluate_model import evaluate
 from robust_nc.exceptions import InputError
 from robust_nc.models.classifier import Classifier
+from robust_nc.models.taps import HasTaps, module_taps, read_taps
 from robust_nc.profiling.conditions import check_settings, split_conditions, stated
 from robust_nc.profiling.measurement import Examples, Measurement, VertexMoments, drawn
 from robust_nc.profiling.optional_rows import extra_rows, prefixed
@@ -36,6 +37,7 @@ from robust_nc.profiling.sweeps import CorruptionSource, corrupted_rows, radius_
 from robust_nc.record.schema import tidy
 from robust_nc.registry import CONTROLS
 from robust_nc.runtime.executor import IN_PROCESS, Executor
+from robust_nc.runtime.model_outputs import logits_model
 from robust_nc.runtime.progress import Report, no_report
 from robust_nc.runtime.threads import brief_waits
 from robust_nc.runtime.torch_state import check_float64, device_of, full_precision, untouched
@@ -102,7 +104,8 @@ def profile(
     Raises `InputError` for data or logits that cannot be used, `UnknownNameError` for a tap, and
     `StoppedError` between two conditions, where the process was asked to stop.
     """
-    check_model(model), check_ball(ball)
+    model = logits_model(check_model(model))
+    check_ball(ball)
     check_float64(device_of(model))
     settings = measure or MeasureConfig()
     named: Mapping[str, Batches] = batches if isinstance(batches, Mapping) else {TRAIN: batches}
@@ -174,7 +177,7 @@ def profile_cell(
     return tidy(found.rows)
 
 
-def over_epochs(measure: MeasureConfig) -> MeasureConfig:
+def measured_at_epochs(measure: MeasureConfig) -> MeasureConfig:
     """Return what is measured after single epochs: clean, attacked, cyclic targets, noise."""
     return dataclasses.replace(
         measure,
@@ -216,6 +219,11 @@ def _measure(
         )
     # A caller's inference mode would reach the sums.
     with torch.inference_mode(False), untouched(model), full_precision(), brief_waits():
+        if settings.taps is None and not isinstance(model, HasTaps):
+            running = executor.ask(running_taps, sets[TRAIN].images[:2].clone())
+            if idle := [tap for tap in module_taps(model) if tap not in running]:
+                report(0.0, f"left out, as no features come of them: {', '.join(idle)}")
+            settings = dataclasses.replace(settings, taps=running)
         measurement = Measurement.of(
             model,
             settings,
@@ -241,6 +249,12 @@ def _measure(
             rows += corrupted_rows(split, references, told, source=corrupted)
         rows += extra_rows(executor, measurement, examples, references, initial, told)
     return _Measured(measurement, rows, references)
+
+
+def running_taps(model: nn.Module, images: Tensor, *, report: Report) -> tuple[str, ...]:
+    """Return the taps of a model that give features of images."""
+    with torch.no_grad():
+        return tuple(read_taps(model, images.to(device_of(model))).features)
 
 
 def count_classes(model: nn.Module, images: Tensor, *, report: Report) -> int:

@@ -20,9 +20,11 @@ from robust_nc.io.files import digest
 from robust_nc.io.user_code import Code, split_code
 from robust_nc.models.backbones import ImageShape
 from robust_nc.record.folder import NOT_RECORDS
+from robust_nc.runtime.model_outputs import logits_model
 from robust_nc.zoo.checkpoint import FoundModel, Which, from_checkpoint, from_record
 from robust_nc.zoo.code import Tell, from_code, strangers_code
 from robust_nc.zoo.hub import CONFIG, fetch_folder, from_folder, looks_like_one
+from robust_nc.zoo.programs import from_program, is_program
 from robust_nc.zoo.robustbench import load_model, read_parts
 from robust_nc.zoo.timm import from_timm
 
@@ -32,6 +34,7 @@ FORMS = (
     "the folder of one of our checkpoints (?which=last)",
     "a record of ours",
     "a folder with config.json and model.safetensors (?class=module:Class)",
+    "a program: TorchScript (.pt), torch.export (.pt2), ONNX (.onnx)",
     "hf:OWNER/NAME",
     "robustbench:NAME?weights=FILE",
     "timm:NAME?weights=FILE",
@@ -71,21 +74,23 @@ def open_model(
         raise ConfigError(f"found no model in {reference[:80]!r}; valid: {'; '.join(FORMS)}")
     found = _found(reference, num_classes=num_classes, image_shape=image_shape, tell=tell)
     with strangers_code(reference, tell):
-        model = found.model.cpu().eval()
+        model = logits_model(found.model.cpu().eval())
         answered = _checked_classes(model, reference, num_classes, image_shape, tell)
         digests = state_digests(model)
     return OpenedModel(model, reference, name_of(reference), answered, digests, found.facts)
 
 
 def runs_code(reference: str) -> bool:
-    """Whether opening a reference runs code that it names, and not only what is installed.
+    """Whether opening a reference runs code that it names, or that is a program.
 
     >>> runs_code("net.py:make"), runs_code("hf:a/b?class=net.py:Net"), runs_code("timm:vit")
     (True, True, False)
     """
     place, query = _place(reference)
     named = any(part.startswith("class=") for part in query.split("&"))
-    return named or (place is None and _code(reference) is not None)
+    if place is not None:
+        return named or is_program(place)
+    return named or _code(reference) is not None
 
 
 def fetched(reference: str, tell: Tell | None = None) -> str:
@@ -174,6 +179,9 @@ def _of_place(path: Path, query: str, reference: str, tell: Tell | None) -> Foun
     if path.suffix == ".json":
         parts = read_parts(query, ("which",), of="the reference of a record")
         return from_record(path, which=_which(parts.get("which", "best")))
+    if path.is_file() and is_program(path):
+        read_parts(query, (), of="the reference of a program")
+        return FoundModel(from_program(path, tell), {})
     raise ConfigError(_about_file(path))
 
 

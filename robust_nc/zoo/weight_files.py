@@ -33,7 +33,7 @@ _SHOWN = 3  # names in a message
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a weight file by name, without the tables around them.
+    """Tensors of a weight file by name, without the tables around them and what is no tensor.
 
     Raises `CheckpointError` for a file that is missing, damaged, too large, or more than tensors.
     """
@@ -47,12 +47,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if inner is None:
             break
         found = inner
-    if not isinstance(found, dict) or not _is_state(found):
+    tensors = _tensors(found) if isinstance(found, dict) else {}
+    if not tensors:
         told = type(found).__name__
         if isinstance(found, dict):
             told = ", ".join(str(key)[:60] for key in list(found)[:5])
         raise CheckpointError(f"{path} holds no state_dict; its keys: {told}")
-    return {str(name): tensor for name, tensor in found.items()}
+    return {str(name): tensor for name, tensor in tensors.items()}
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -201,6 +202,10 @@ def _start(path: Path) -> bytes:
             return file.read(9)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _tensors(found: Mapping[Any, Any]) -> dict[Any, Tensor]:
+    return {key: value for key, value in found.items() if isinstance(value, Tensor)}
 
 
 def _is_state(found: Mapping[Any, Any]) -> bool:
