@@ -10,6 +10,7 @@ of somebody else in a process of its own (`runs_code`).
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,7 +45,8 @@ def from_program(path: Path, tell: Tell | None = None) -> nn.Module:
                 return ExportedModel(torch.export.load(path).module())
             with warnings.catch_warnings():  # that TorchScript is on its way out
                 warnings.simplefilter("ignore", DeprecationWarning)
-                found: nn.Module = torch.jit.load(path, map_location="cpu")
+                load: Any = torch.jit.load  # it has no types
+                found: nn.Module = load(path, map_location="cpu")
             return found
         except (CheckpointError, ConfigError):
             raise
