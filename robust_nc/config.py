@@ -20,7 +20,14 @@ from functools import cache
 from types import FunctionType
 from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from robust_nc.exceptions import ConfigError
@@ -110,10 +117,17 @@ def _no_number(value: object) -> object:
     return value
 
 
+def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(values)) < max(len(values), 2):
+        raise ValueError("input should be two classes or more, each named once")
+    return values
+
+
 Compile = Annotated[Literal[False, True, "reduce-overhead"], BeforeValidator(_no_number)]
 Part = Annotated[Component, BeforeValidator(_component)]
 Eps = Annotated[float, BeforeValidator(parse_eps)]
 Positive = Annotated[int, Field(ge=1)]
+Classes = Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(_distinct)]
 
 
 def component(value: str | Mapping[str, Any] | Component) -> Component:
@@ -125,12 +139,15 @@ def component(value: str | Mapping[str, Any] | Component) -> Component:
 class DataConfig:
     """Which images. `validation` is the share of train that is held out to choose `best`.
 
+    `classes`: only those of the data set, in this order, which are labels 0, 1, ... then (None:
+    all); limits count what they leave.
     `imbalance` thins out classes, then `noise` gives training images wrong labels; what is held out
     keeps its balance and its labels. `hierarchy` is the tree of the classes: one of the package's
     names, or a path to a TOML or JSON file (None: the data set's own, where it has one).
     """
 
     dataset: Part = Field(default_factory=lambda: Component(name="digits"))
+    classes: Classes | None = None
     train_limit: Positive | None = None
     test_limit: Positive | None = None
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -421,7 +438,7 @@ def _nearest(name: str, valid: list[str]) -> str:
 # Fields that came later: at their default they are no part of an identity, so that results and
 # weights of earlier versions keep their names.
 _LATER: dict[str, dict[str, object]] = {
-    "data": {"imbalance": None, "noise": None, "hierarchy": None},
+    "data": {"imbalance": None, "noise": None, "hierarchy": None, "classes": None},
     "model": {"neck": None},
     "train": {"backbone_lr": 1.0, "averaging": None, "keep_every": None},
     "evaluation": {"beside": None, "block": None},

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from robust_nc.config import Component, build, component
+from robust_nc.config import Component, DataConfig, build, component
 from robust_nc.data.base import (
     Dataset,
     DatasetInfo,
@@ -24,10 +24,11 @@ from robust_nc.data.base import (
     read_evenly,
     read_first,
 )
+from robust_nc.data.class_subset import ClassSubset
 from robust_nc.exceptions import ConfigError
 from robust_nc.registry import DATASETS
 
-Named = str | Mapping[str, Any] | Component
+Named = str | Mapping[str, Any] | Component | DataConfig
 
 
 def load_dataset(
@@ -36,9 +37,10 @@ def load_dataset(
     """Return images float32 `(N, C, H, W)` in [0, 1] and labels int64 `(N,)`.
 
     `name` is registered ("digits", "cifar10", ...) or a table such as `{"name": "npz", "path":
-    "x.npz"}`; `limit` takes the first examples in the official order; `root` is the folder of
-    downloaded data sets, else `$ROBUST_NC_DATA`, else `~/.cache/robust_nc`. Raises `DataError` for
-    data that are missing or damaged, `InputError` for a limit beyond the data.
+    "x.npz"}`, or a `DataConfig`, for its data set and classes; `limit` takes the first examples in
+    the official order; `root` is the folder of downloaded data sets, else `$ROBUST_NC_DATA`, else
+    `~/.cache/robust_nc`. Raises `DataError` for data that are missing or damaged, `InputError` for
+    a limit beyond the data.
     """
     found = read_split(name, split, root=root, limit=limit)
     return to_unit(found.images), found.labels
@@ -49,8 +51,7 @@ def read_split(
 ) -> Split:
     """Read the first `limit` examples (None: all) of "train" or "test", as they are stored."""
     check_split(split)
-    dataset: Dataset = build(DATASETS, component(part))
-    return read_first(dataset, split, data_root(root), limit, what=f"limit of {split}")
+    return read_first(open_dataset(part), split, data_root(root), limit, what=f"limit of {split}")
 
 
 def read_spread(
@@ -58,14 +59,21 @@ def read_spread(
 ) -> Split:
     """Read at most `limit` examples (None: all), evenly spread over a split, as they are stored."""
     check_split(split)
-    dataset: Dataset = build(DATASETS, component(part))
-    return read_evenly(dataset, split, data_root(root), limit)
+    return read_evenly(open_dataset(part), split, data_root(root), limit)
 
 
 def dataset_info(part: Named, root: Path | str | None = None) -> DatasetInfo:
-    """Describe a data set without reading its images."""
+    """Describe a data set without reading its images; of some classes, its labels are read."""
+    return open_dataset(part).info(data_root(root))
+
+
+def open_dataset(part: Named) -> Dataset:
+    """Return a data set by name, or what a configuration takes of one."""
+    if isinstance(part, DataConfig):
+        whole = open_dataset(part.dataset)
+        return whole if part.classes is None else ClassSubset(whole, part.classes)
     dataset: Dataset = build(DATASETS, component(part))
-    return dataset.info(data_root(root))
+    return dataset
 
 
 def data_root(root: Path | str | None = None) -> Path:

@@ -97,7 +97,7 @@ def _check(todo: list[Cell], root: Path | None) -> None:
     checked = {cell.model: cell for cell in reversed(todo)}
     for cell in reversed(checked.values()):
         try:
-            few = dataset_info(cell.config.data.dataset, root).num_classes < 2
+            few = dataset_info(cell.config.data, root).num_classes < 2
         except (DataError, InputError):
             continue
         if few:

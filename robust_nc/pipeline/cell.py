@@ -218,7 +218,7 @@ def _facts(config: RunConfig, trained: Trained, judged: Split, kept: KeptEvidenc
         dataset=config.data.dataset.name,
         split="test",
         examples=count,
-        which=which_examples(count),
+        which=which_examples(count, config.data.classes),
         fingerprint=kept.fingerprint,
         num_classes=trained.best.num_classes,
         class_names=told_names(trained.info.class_names),

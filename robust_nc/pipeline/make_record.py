@@ -200,9 +200,10 @@ def with_geometry(
     )
 
 
-def which_examples(count: int) -> str:
-    """Say which examples of the test split were judged."""
-    return f"the first {count} of test in the official order"
+def which_examples(count: int, classes: Sequence[int] | None = None) -> str:
+    """Say which examples of the test split were judged, of some classes or all."""
+    of = "" if classes is None else f", of the classes {', '.join(map(str, classes))}"
+    return f"the first {count} of test in the official order{of}"
 
 
 def told_names(names: Sequence[str]) -> tuple[str, ...] | None:

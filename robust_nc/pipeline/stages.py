@@ -106,7 +106,7 @@ def verdict_parts(cell: Cell, out: Path, root: Path | None, *, width: int = 1) -
     allow_code(cell.config)
     _check_trained(cell, out)
     config = cell.config
-    count = judged_count(config, dataset_info(config.data.dataset, root).sizes["test"])
+    count = judged_count(config, dataset_info(config.data, root).sizes["test"])
     parts = []
     for which in verdicts_of(cell, out):
         found = [VerdictPart(which, *place) for place in store.part_logs(out, cell.id, which)]
@@ -386,10 +386,10 @@ def check_cell(config: RunConfig, root: Path | None) -> Hierarchy | None:
 
     Builds all parts and reads no images. Raises `ConfigError`, `InputError` or `DataError`.
     """
-    info = dataset_info(config.data.dataset, root)
+    info = dataset_info(config.data, root)
     measured_epochs(config)
     chosen_taps(check_training(config, info), config.measure.taps)
-    tree = tree_of(config.data.hierarchy, info.name)
+    tree = tree_of(config.data.hierarchy, info.name, config.data.classes)
     if tree is not None:
         tree.check_classes(info.class_names)
     elif set(config.measure.targets) & set(BY_TREE):
@@ -410,14 +410,14 @@ def gather_inputs(config: RunConfig, root: Path | None) -> CellInputs:
     test = read_test(config, root)
     corrupted = None
     if config.measure.corruptions:
-        corrupted = corruption_source(dataset_info(config.data.dataset, root).name, root)
+        corrupted = corruption_source(config.data, root)
         check_corrupted(corrupted, config.measure, test)
     return CellInputs(test, None if tree is None else tree.distances(), corrupted)
 
 
 def read_test(config: RunConfig, root: Path | None) -> Split:
     """Read the test images of a configuration."""
-    return read_split(config.data.dataset, "test", root=root, limit=config.data.test_limit)
+    return read_split(config.data, "test", root=root, limit=config.data.test_limit)
 
 
 def judged_count(config: RunConfig, size: int) -> int:

@@ -77,8 +77,9 @@ class CellSizer:
     def sizes(self, config: RunConfig) -> CellSizes:
         """Return the sizes of a cell; raises what its model or data set raise."""
         data, model = (identifying(config)[part] for part in ("data", "model"))
-        read, measure = config.data.dataset, config.measure
-        info: DatasetInfo = self._once(data["dataset"], lambda: dataset_info(read, self.root))
+        read, measure = config.data, config.measure
+        about = [data["dataset"], read.classes]
+        info: DatasetInfo = self._once(about, lambda: dataset_info(read, self.root))
         taps, weight_bytes = self._once(
             [model, data, measure.taps, measure.feature],
             lambda: _look_at(self.build(config), config),
@@ -94,8 +95,9 @@ class CellSizer:
 
     def build(self, config: RunConfig) -> Classifier:
         """Build the untrained model of a cell, on the CPU."""
-        info = dataset_info(config.data.dataset, self.root)
-        shapes = resolve_model(config.model, info, hierarchy=config.data.hierarchy)
+        data = config.data
+        info = dataset_info(data, self.root)
+        shapes = resolve_model(config.model, info, hierarchy=data.hierarchy, classes=data.classes)
         return build_model(shapes, seed=config.seed)
 
 

@@ -221,7 +221,8 @@ class Pilots:
 
     def _model(self, config: RunConfig) -> Classifier:
         """Return an untrained model of a configuration, on the device, in eval mode."""
-        key = repr((config.model, config.data.dataset, config.data.hierarchy))
+        data = config.data
+        key = repr((config.model, data.dataset, data.classes, data.hierarchy))
         if key not in self._models:
             self._models = {key: self.sizer.build(config).to(self.device).eval()}  # the last
         return self._models[key]

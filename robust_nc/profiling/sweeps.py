@@ -17,11 +17,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from robust_nc.config import MeasureConfig
 from robust_nc.data.base import Split, first_examples
 from robust_nc.data.cifar_c import CifarC
+from robust_nc.data.class_subset import ClassSubset
 from robust_nc.data.corruptions import (
     DISTRIBUTION,
     chosen_corruptions,
@@ -29,7 +31,7 @@ from robust_nc.data.corruptions import (
     corruption_library,
     mean_corruption_error,
 )
-from robust_nc.data.load import data_root, to_unit
+from robust_nc.data.load import Named, data_root, open_dataset, to_unit
 from robust_nc.exceptions import DataError
 from robust_nc.geometry.collapse import collapse
 from robust_nc.geometry.radius import collapse_radius
@@ -190,19 +192,33 @@ def made_corruptions() -> CorruptionSource:
     return CorruptionSource(f"made by {DISTRIBUTION} {metadata.version(DISTRIBUTION)}", _made)
 
 
-def stored_corruptions(folder: Path) -> CorruptionSource:
-    """Take the images from a folder of the CIFAR-10-C layout; ids are places in the test split."""
+def stored_corruptions(
+    folder: Path, places: Tensor | None = None, classes: tuple[int, ...] | None = None
+) -> CorruptionSource:
+    """Take the images from a folder of the CIFAR-10-C layout.
+
+    Ids are places in the test split; of some `classes` alone, in its `places` of them.
+    """
     stored = CifarC(folder)
     stored.names()
-    return CorruptionSource(f"from {folder.name}", partial(_stored, stored))
+    return CorruptionSource(f"from {folder.name}", partial(_stored, stored, places, classes))
 
 
 def _made(corruption: str, severity: int, examples: Examples) -> Tensor:
     return corrupt_images(examples.images, corruption, severity, ids=examples.ids)
 
 
-def _stored(stored: CifarC, corruption: str, severity: int, examples: Examples) -> Tensor:
-    found = stored.at(corruption, severity, ids=examples.ids, labels=examples.labels)
+def _stored(
+    stored: CifarC,
+    places: Tensor | None,
+    classes: tuple[int, ...] | None,
+    corruption: str,
+    severity: int,
+    examples: Examples,
+) -> Tensor:
+    ids = examples.ids if places is None else places[examples.ids]
+    labels = examples.labels if classes is None else torch.tensor(classes)[examples.labels]
+    found = stored.at(corruption, severity, ids=ids, labels=labels)
     if found.shape != examples.images.shape:
         raise DataError(
             f"{stored.folder} has images of the shape {tuple(found.shape[1:])}, the test split of "
@@ -211,10 +227,16 @@ def _stored(stored: CifarC, corruption: str, severity: int, examples: Examples) 
     return to_unit(found)
 
 
-def corruption_source(dataset: str, root: Path | str | None = None) -> CorruptionSource:
+def corruption_source(data: Named, root: Path | str | None = None) -> CorruptionSource:
     """Return the stored corruptions of a data set where `<root>/<dataset>-c` is, else made ones."""
-    folder = data_root(root) / f"{dataset}-c"
-    return stored_corruptions(folder) if folder.is_dir() else made_corruptions()
+    found, place = open_dataset(data), data_root(root)
+    some = found if isinstance(found, ClassSubset) else None
+    folder = place / f"{(some.whole if some else found).info(place).name}-c"
+    if not folder.is_dir():
+        return made_corruptions()
+    if some is None:
+        return stored_corruptions(folder)
+    return stored_corruptions(folder, some.places("test", place), some.classes)
 
 
 def check_corrupted(source: CorruptionSource, settings: MeasureConfig, test: Split) -> None:

@@ -35,6 +35,7 @@ from robust_nc.io.untrusted import file_name, read_json
 
 SCHEMA = 1
 _SEALS = "seals"
+_SHOWN = 10  # classes that the name of data tells
 MOST_ROWS = 2_000_000  # that are read of one record
 
 # One row = one value. `i`, `j` index matrices and histograms; `epoch` is -1 for finished weights.
@@ -263,12 +264,20 @@ class Stored(NamedTuple):
 
 
 def data_name(record: Record) -> str:
-    """Return what the images are called: the data set, or the file or folder of one's own."""
+    """Return what the images are called: the data set, or the file or folder of one's own.
+
+    Where only some classes of it are taken, with their numbers.
+    """
     data = record.config.get("data")
     part = data.get("dataset") if isinstance(data, dict) else None
     options = part.get("options") if isinstance(part, dict) else None
     path = options.get("path") if isinstance(options, dict) else None
-    return (Path(path).name if isinstance(path, str) else "") or record.data.dataset
+    name = (Path(path).name if isinstance(path, str) else "") or record.data.dataset
+    classes = data.get("classes") if isinstance(data, dict) else None
+    if not isinstance(classes, list):
+        return name
+    shown = ", ".join(str(label) for label in classes[:_SHOWN] if isinstance(label, int))
+    return f"{name} (classes {shown}{', ...' if len(classes) > _SHOWN else ''})"
 
 
 def tidy(rows: list[dict[str, Any]]) -> pd.DataFrame:

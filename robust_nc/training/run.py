@@ -29,7 +29,7 @@ from robust_nc.config import (
 from robust_nc.data.alter import Altered, alter
 from robust_nc.data.base import DatasetInfo, Split
 from robust_nc.data.batches import Batches, hold_out
-from robust_nc.data.hierarchy.tree import embedded, hierarchy_names, read_hierarchy
+from robust_nc.data.hierarchy.tree import embedded, hierarchy_names, tree_of
 from robust_nc.data.load import dataset_info, read_split
 from robust_nc.data.noise import LabelNoise
 from robust_nc.exceptions import CheckpointError, ConfigError, InputError
@@ -113,8 +113,10 @@ def train_cell(
     heard = Callbacks(callbacks)
     place = torch.device(device) if device is not None else default_device()
     check_float64(place)
-    info = dataset_info(config.data.dataset, root)
-    shapes = resolve_model(config.model, info, hierarchy=config.data.hierarchy)
+    info = dataset_info(config.data, root)
+    shapes = resolve_model(
+        config.model, info, hierarchy=config.data.hierarchy, classes=config.data.classes
+    )
     model = build_model(shapes, seed=config.seed).to(place)
     objective = build_objective(config)
     altered, held_out = training_data(config, info, root)
@@ -170,9 +172,9 @@ def check_training(config: RunConfig, info: DatasetInfo) -> Classifier:
 
     Builds all parts and asks the loss for two examples; reads no data.
     """
-    model = build_model(
-        resolve_model(config.model, info, hierarchy=config.data.hierarchy), seed=config.seed
-    )
+    data = config.data
+    shapes = resolve_model(config.model, info, hierarchy=data.hierarchy, classes=data.classes)
+    model = build_model(shapes, seed=config.seed)
     objective = build_objective(config)
     make_optimizer(model, config.train)
     if config.data.noise is not None:
@@ -213,7 +215,7 @@ def training_data(
 ) -> tuple[Altered, Split]:
     """Read what a cell learns from, thinned out and mislabelled as it says, and the validation."""
     data = config.data
-    everything = read_split(data.dataset, "train", root=root, limit=data.train_limit)
+    everything = read_split(data, "train", root=root, limit=data.train_limit)
     learnt, held_out = hold_out(everything, data.validation, seed=config.seed)
     altered = alter(
         learnt,
@@ -237,12 +239,17 @@ def build_objective(config: RunConfig) -> Objective:
 
 
 def resolve_model(
-    model: ModelConfig, info: DatasetInfo, *, hierarchy: str | None = None
+    model: ModelConfig,
+    info: DatasetInfo,
+    *,
+    hierarchy: str | None = None,
+    classes: Sequence[int] | None = None,
 ) -> ModelConfig:
     """Fill in what the data set gives; raises `ConfigError` where the model contradicts it.
 
     That is sizes, and for a head with an option `hierarchy` the tree of the classes: `hierarchy`,
-    or the data set's own. Data of one class are refused: there is nothing to tell apart.
+    or the data set's own, cut to the `classes` that `info` is of. Data of one class are refused:
+    there is nothing to tell apart.
     """
     if info.num_classes < 2:
         raise InputError(f"{info.name} has one class only; at least two are needed")
@@ -255,13 +262,15 @@ def resolve_model(
             )
     return dataclasses.replace(
         model,
-        head=_with_tree(model.head, info, hierarchy),
+        head=_with_tree(model.head, info, hierarchy, classes),
         num_classes=info.num_classes,
         image_shape=info.image_shape,
     )
 
 
-def _with_tree(head: Component, info: DatasetInfo, hierarchy: str | None) -> Component:
+def _with_tree(
+    head: Component, info: DatasetInfo, hierarchy: str | None, classes: Sequence[int] | None
+) -> Component:
     """Give the head the tree of the classes where it takes one and names none."""
     if "hierarchy" not in option_names(HEADS, head.name):
         return head
@@ -272,8 +281,11 @@ def _with_tree(head: Component, info: DatasetInfo, hierarchy: str | None) -> Com
             f"head {head.name!r} needs a tree of the classes, and {info.name} has none of its own; "
             "set data.hierarchy to a TOML or JSON file"
         )
-    read_hierarchy(name).check_classes(info.class_names)
-    return Component(name=head.name, options={**head.options, "hierarchy": embedded(name)})
+    tree = tree_of(name, info.name, classes)
+    assert tree is not None, "it is named"
+    tree.check_classes(info.class_names)
+    text = embedded(name) if classes is None else tree.text()
+    return Component(name=head.name, options={**head.options, "hierarchy": text})
 
 
 def load_classifier(folder: Path, *, which: Literal["best", "last"] = "best") -> Classifier:
@@ -304,6 +316,6 @@ def _probe(
     collapse = CollapseProbe(examples, device=device)
     if config.data.noise is None:
         return collapse
-    test = read_split(config.data.dataset, "test", root=root)
+    test = read_split(config.data, "test", root=root)
     memorization = MemorizationProbe(altered.split, altered.original, test, device=device)
     return lambda model: collapse(model) | memorization(model)

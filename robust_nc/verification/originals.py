@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from robust_nc.config import Component, ThreatConfig, read
-from robust_nc.data.load import dataset_info, fingerprint, read_split, to_unit
+from robust_nc.config import Component, DataConfig, ThreatConfig, plain, read
+from robust_nc.data.load import Named, dataset_info, fingerprint, read_split, to_unit
 from robust_nc.exceptions import ConfigError, DataError, InputError, RecordError, UnknownNameError
 from robust_nc.plugins import find_protocol
 from robust_nc.record.schema import Record
@@ -47,6 +47,7 @@ def examples_of(record: Record, root: Path | None) -> RecordExamples:
     here, or are others than those of the record's fingerprint.
     """
     part, count = dataset_of(record.config), record.data.examples
+    data = data_of(record.config)
     try:
         if part.name == MADE:  # to a stranger's measure, it could fill the memory
             info = dataset_info(part)
@@ -56,7 +57,7 @@ def examples_of(record: Record, root: Path | None) -> RecordExamples:
                     f"the record's images would be made, {values:,} pixels of them; at most "
                     f"{_MOST_VALUES:,} are"
                 )
-        split = read_split(part, record.data.split, root=root, limit=count)
+        split = read_split(data, record.data.split, root=root, limit=count)
     except (ConfigError, InputError) as error:
         raise DataError(f"{part.name} of the record is not to be had here: {error}") from None
     found = fingerprint(split)
@@ -104,6 +105,18 @@ def dataset_of(config: Mapping[str, Any]) -> Component:
     if isinstance(path, str) and not _is_there(path):
         raise DataError(f"the record's images lie in {path[:120]!r}, which is not here")
     return part
+
+
+def data_of(config: Mapping[str, Any]) -> Named:
+    """Return what a record's configuration takes of its data set, or raise `RecordError`."""
+    part, table = dataset_of(config), config.get("data")
+    classes = table.get("classes") if isinstance(table, Mapping) else None
+    if classes is None:
+        return part
+    try:
+        return read(DataConfig, {"dataset": plain(part), "classes": classes}, source="config.data")
+    except ConfigError as error:
+        raise RecordError(str(error)) from None
 
 
 def _is_there(path: str) -> bool:

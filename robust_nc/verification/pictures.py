@@ -32,7 +32,7 @@ from robust_nc.report.figures import SavedFigure
 from robust_nc.report.figures.selection import class_name
 from robust_nc.runtime.torch_state import default_device, device_of, full_precision, untouched
 from robust_nc.verification.evidence import check_evidence, find_evidence
-from robust_nc.verification.originals import RecordExamples, dataset_of, examples_of, model_of
+from robust_nc.verification.originals import RecordExamples, data_of, examples_of, model_of
 from robust_nc.zoo.checkpoint import from_checkpoint, from_record
 from robust_nc.zoo.hub import CONFIG, from_folder
 
@@ -189,7 +189,7 @@ def _own_model(stored: Stored) -> nn.Module | None:
 def _vertices(model: nn.Module, record: Record, root: Path | None) -> Tensor | None:
     """Class means `(K, D)` of clean training images before the head; None where there are none."""
     try:
-        train = read_spread(dataset_of(record.config), "train", _TRAIN, root=root)
+        train = read_spread(data_of(record.config), "train", _TRAIN, root=root)
         features = _pass(model, to_unit(train.images))[1]
     except RobustNCError:
         return None

@@ -113,6 +113,27 @@ class Hierarchy:
             "their labels"
         )
 
+    def cut(self, classes: Sequence[int]) -> "Hierarchy":
+        """Return the tree of some of its classes, in this order; distances stay as they are.
+
+        Raises `InputError` for a class that it has not.
+        """
+        for label in classes:
+            if label >= self.num_classes:
+                raise InputError(
+                    f"the tree {self.name} has {self.num_classes} classes, and data.classes names "
+                    f"{label}; give a tree of the whole data set"
+                )
+        numbered = self.classes == _numbers(self.num_classes)
+        names = tuple(self.classes[label] for label in classes)
+        kept = _numbers(len(names)) if numbered else names
+        return Hierarchy(self.name, kept, tuple(self.groups[label] for label in classes))
+
+    def text(self) -> str:
+        """Return it in one line of JSON, which `read_hierarchy` reads."""
+        told = {"classes": self.classes, "groups": self.groups}
+        return json.dumps(told, separators=(",", ":"))
+
     def _check_nesting(self) -> None:
         """Classes that share a group must share all groups above it."""
         above: dict[tuple[int, int], tuple[str, tuple[int, ...]]] = {}
@@ -158,15 +179,22 @@ def embedded(name: str) -> str:
     """
     if name in hierarchy_names() or _is_text(name):
         return name
-    tree = read_hierarchy(name)
-    return json.dumps({"classes": tree.classes, "groups": tree.groups}, separators=(",", ":"))
+    return read_hierarchy(name).text()
 
 
-def tree_of(name: str | None, dataset_name: str) -> Hierarchy | None:
-    """Return the named tree, or else the data set's own; None where it has none."""
-    if name is None:
-        return read_hierarchy(dataset_name) if dataset_name in hierarchy_names() else None
-    return read_hierarchy(name)
+def tree_of(
+    name: str | None, dataset_name: str, classes: Sequence[int] | None = None
+) -> Hierarchy | None:
+    """Return the named tree, or else the data set's own; None where it has none.
+
+    Trees are of the whole data set: with `classes`, it is what they leave of it.
+    """
+    own = dataset_name if dataset_name in hierarchy_names() else None
+    chosen = own if name is None else name
+    if chosen is None:
+        return None
+    tree = read_hierarchy(chosen)
+    return tree if classes is None else tree.cut(classes)
 
 
 def _find(name: str) -> tuple[str, str]:
