@@ -5,6 +5,7 @@ from pathlib import Path
 
 import helpers_report as helpers
 import pytest
+from helpers_runner import cli
 
 from robust_nc.exceptions import RecordError, UnknownNameError
 from robust_nc.geometry.measures import MEASURES
@@ -52,3 +53,16 @@ def test_what_is_unknown_or_not_there_is_said(tmp_path: Path) -> None:
         like_paper(tmp_path, "su2024")
     with pytest.raises(RecordError, match="no record has rows that liang2023 measured"):
         like_paper(tmp_path, "liang2023")
+
+
+def test_the_board_shows_them_and_refuses_what_does_not_go_with_it() -> None:
+    ran = cli("board", ROOT / "results/deep-rfm", "--like", "beaglehole2024")
+    assert ran.code == 0, ran.err
+    assert "NC1 of features" in ran.out
+    for more, told in (
+        (("--like", "su2024"), "unknown paper 'su2024'; did you mean 'su2023'"),
+        (("--like", "su2023", "--sql", "select 1"), "--like is shown as table, csv"),
+    ):
+        ran = cli("board", ROOT / "results/deep-rfm", *more)
+        assert ran.code == 2
+        assert told in ran.err

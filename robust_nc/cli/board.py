@@ -59,6 +59,8 @@ class BoardOptions:
     against: str | None = None
     """Show, instead of the leaderboard, every head minus this one, seed by seed, with paired
     intervals (the html page has both)."""
+    like: str | None = None
+    """Show, instead of the leaderboard, the measures of a paper by its names: su2023, ..."""
     where: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Keep rows such as head=etf, "robust>=0.4", "model~trades"; once per condition."""
     sort: str | None = None
@@ -92,6 +94,12 @@ class BoardOptions:
             raise ConfigError(f"--columns are of a table: {_listed(_TEXTS)}, and without --sql")
         if self.columns == ():
             raise ConfigError("--columns needs names, such as --columns model clean robust")
+        if self.like is not None:
+            others = (self.columns, self.against, self.sort, self.sql)
+            if not text or self.published or any(one is not None for one in others):
+                raise ConfigError(
+                    f"--like is shown as {_listed(_TEXTS)}, with --where and --out alone"
+                )
         if self.sql is not None:
             if not text:
                 raise ConfigError(
@@ -130,6 +138,13 @@ def board_command(options: BoardOptions, stderr: Console) -> int:
     options.check()
     if options.sql is not None:
         _show(_answer(options, options.sql, tell), options, tell)
+    elif options.like is not None:
+        from robust_nc.report.board.formats import format_answer
+        from robust_nc.report.board.papers import like_paper
+
+        found = like_paper(_split(options)[0], options.like)
+        rows = list(found.itertuples(index=False, name=None))
+        _show(format_answer(list(found), rows, cast(Text, options.format)), options, tell)
     elif options.picture is not None:
         _figures(options, options.picture, tell)
     elif options.format == "html":
