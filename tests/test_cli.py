@@ -20,6 +20,7 @@ from robust_nc.cli.stopping import heeding
 from robust_nc.exceptions import StoppedError
 from robust_nc.pipeline.suite import suite_names
 from robust_nc.registry import DATASETS
+from robust_nc.report.figures.saving import FIGURES
 
 WAITS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY", "OMP_NUM_THREADS")
 RUN = ["SUITE", "--out", "--cells", "--where", "--minutes", "--overwrite", "only-missing"]
@@ -278,7 +279,7 @@ class TestBoard:
         assert last.startswith(f"wrote {len(made)} figures into {tmp_path}")
         assert f"story.{suffix}" in made
         assert (tmp_path / "figures.tex").exists() == (suffix == "pdf")
-        assert len(made) + len(left_out) == (2 if suffix == "pdf" else 16)
+        assert len(made) + len(left_out) == (2 if suffix == "pdf" else len(FIGURES))
         assert all(line.startswith("no ") and ": " in line for line in left_out)
         wrong = cli("board", results, "--figures", "stroy", "--out", tmp_path)
         assert (wrong.code, wrong.err.count("\n")) == (2, 1)
