@@ -7,6 +7,7 @@ shapes of a call alone, so a call whose kind was seen before is not checked agai
 
 import copy
 import inspect
+import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import pytest
 from robust_nc.runtime.waiting import wait_briefly
 
 wait_briefly()  # as the command line does, before torch loads
+os.environ.pop("COLUMNS", None)  # of the terminal that runs the tests: theirs is none
 from torch import Tensor, nn  # noqa: E402
 
 _jaxtyped: Any = jaxtyping.jaxtyped
