@@ -144,7 +144,11 @@ def board_command(options: BoardOptions, stderr: Console) -> int:
 
         found = like_paper(_split(options)[0], options.like)
         rows = list(found.itertuples(index=False, name=None))
-        _show(format_answer(list(found), rows, cast(Text, options.format)), options, tell)
+        _show(
+            format_answer(list(map(str, found.columns)), rows, cast(Text, options.format)),
+            options,
+            tell,
+        )
     elif options.picture is not None:
         _figures(options, options.picture, tell)
     elif options.format == "html":
