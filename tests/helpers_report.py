@@ -506,6 +506,7 @@ def quantity_rows(**changes: Any) -> list[dict[str, Any]]:
         vertex | {"tap": "block2", "value": told["block2"]},
         vertex | {"tap": "block2", "value": told["block2_flatten"], "feature": "flatten"},
         vertex | {"value": told["late"]},
+        vertex | {"measure": "robust_accuracy_at_both", "value": 0.45},
         test
         | output
         | {"measure": "robust_accuracy", "value": told["network"], "note": told["doubted"]},

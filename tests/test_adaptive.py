@@ -185,7 +185,7 @@ def test_rows_stand_side_by_side(case: Case) -> None:
     case.model.eval()
     assert all(torch.equal(before[name], new) for name, new in case.model.state_dict().items())
     frame = tidy(rows)
-    assert len(frame) == 1 + 3 * 3
+    assert len(frame) == 1 + 3 * 4
     for column, value in (
         ("condition", "attacked"),
         ("split", "test"),
@@ -208,11 +208,23 @@ def test_rows_stand_side_by_side(case: Case) -> None:
     values = taps.pivot(index="tap", columns="measure", values="value")
     assert (values.ncc_adaptive <= values.ncc_transferred).all()
     assert (values.ncc_transferred <= values.ncc_clean).all()
+    assert (values.robust_accuracy_at_both <= network.value.item()).all()
     assert values.loc["block1", "ncc_adaptive"] < values.loc["block1", "ncc_clean"]
     shares = [share for share, _ in told]
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1)
     assert [text.split(":")[0] for _, text in told][-1] == "adaptive, penultimate"
+
+
+def test_the_network_must_stand_at_the_points_of_a_tap_too(case: Case) -> None:
+    vertices = vertices_of(case.model, "penultimate", case)
+    trial = Trial(case.images, case.labels, Ball("Linf", 0.06), CROSS_ENTROPY)
+    network = trial.evaluate(case.model)
+    verdict = attack_tap(case.model, trial, "penultimate", vertices, network=network)
+    with torch.no_grad():
+        right = case.model(verdict.outcome.adversarials).argmax(1) == case.labels
+    assert verdict.network == pytest.approx((network.robust & right).double().mean().item())
+    assert 0 < verdict.network < network.robust_accuracy
 
 
 def test_taps_with_equal_features_share_one_verdict(case: Case) -> None:

@@ -23,6 +23,7 @@ from robust_nc.claims.answers import (
 )
 from robust_nc.claims.deciding import Test as Trial
 from robust_nc.claims.deciding import combine, decide, p_value
+from robust_nc.claims.figure import draw_answer
 from robust_nc.claims.page import answers_page, answers_table
 from robust_nc.claims.quantities import QUANTITIES, UndefinedError, meaning, quantity_value
 from robust_nc.claims.reading import Claims, holds_claims, read_claims
@@ -231,6 +232,12 @@ class TestReading:
             ({"quantity": {"name": "landed", "split": "all"}}, "should be 'train' or 'test'"),
             ({"beside": ["nc1clean"]}, "did you mean 'nc1_clean'"),
             ({"premise": {"train_acuracy": 0.9}}, "did you mean 'train_accuracy'"),
+            ({"premise": {"train_accuracy": {}}}, "needs a minimum or a maximum"),
+            ({"premise": {"nc1_clean": {"minimum": 1, "maximum": 0}}}, "its minimum is above"),
+            (
+                {"premise": {"nc1_clean": {"maximum": 0, "side": "against"}}},
+                "`against`, which is not given",
+            ),
             ({"suite": "quikstart"}, "unknown suite 'quikstart'; did you mean 'quickstart'"),
             ({"suite": "gone.toml"}, "gone.toml cannot be read"),
             ({"id": "a/b"}, "id: string should match pattern"),
@@ -359,6 +366,17 @@ class TestAnswers:
         assert [one.holds for one in answer.premise] == [True, True, True, False, True]
         assert answered(tmp_path, entry, train=lambda seed: 0.999)[0].verdict == "supported"
 
+    def test_a_premise_may_bound_one_side_from_above(self, tmp_path):
+        sides = {"against": {"train.objective": {"name": "trades", "bn_mode": "eval"}}}
+        entry = sides | {"premise": {"nc1_clean": {"maximum": -1.0, "side": "against"}}}
+        (answer,) = answered(tmp_path, entry | {"changed": "In May: it was *open*."})
+        assert {one.side for one in answer.premise} == {"against"}
+        assert len(answer.premise) == 5
+        page = answers_page([answer])
+        words = "Premise: `nc1_clean` of `against` at most -1 holds in 5 of 5 cells (most -2)."
+        assert words in page
+        assert "Changed: In May: it was \\*open\\*." in page
+
     def test_seeds_that_are_too_few(self, tmp_path):
         for seeds, device, verdict in (
             ("[0, 1, 2, 3]", "cpu", "undecided"),
@@ -441,6 +459,7 @@ class TestPage:
             section = page.split(f"## {answer.claim.id}: ")[1].split("\n## ")[0]
             assert f"(../answers/{answer.claim.id}.json)" in section
             assert answer.claim.source in section
+            assert f"![{answer.claim.id}](../answers/{answer.claim.id}.png)" in section
             for test in answer.tests:
                 found = test.summary
                 mean, low, high = map(number, (found.mean, found.low, found.high))
@@ -451,6 +470,22 @@ class TestPage:
                     assert f"| {one.seed} | {number(one.value)} |" in section
         assert "`train_accuracy` at least 0.999 holds in 5 of 5 cells (least 1)" in page
         assert "It is \\*low\\*." in page
+
+    def test_a_figure_shows_every_seed_the_interval_and_what_the_claim_asks_for(self, tmp_path):
+        variants = {"variant": [{"split": "train"}, {"condition": "gaussian"}]}
+        (answer,) = answered(tmp_path, variants)
+        figure = draw_answer(answer)
+        (ax,) = figure.axes
+        assert ax.get_title(loc="left") == f"{answer.claim.id}: {answer.verdict}"
+        drawn = [list(line.get_xdata()) for line in ax.lines]
+        for test in answer.tests:
+            found = test.summary
+            assert [one.value for one in found.values] in drawn
+            assert [found.low, found.high] in drawn
+        (shaded,) = ax.patches
+        right = shaded.get_extents().transformed(ax.transData.inverted()).x1
+        assert right == pytest.approx(answer.claim.reference - answer.claim.effect)
+        assert len(ax.get_yticklabels()) == 2
 
 
 CLAIM = """
@@ -492,6 +527,7 @@ class TestCommand:
         assert answer.verdict == "undecided"
         assert answer.reason == "1 seed with a value, and on a CPU a decision needs 5"
         assert (folder / "out" / "answers" / "claims.md").read_text() == answers_page([answer])
+        assert (folder / "out" / "answers" / "E1.png").read_bytes().startswith(b"\x89PNG")
         assert len(list((folder / "out" / "tiny").rglob("*.parquet"))) == 2
 
     def test_answers_come_from_the_records_alone_and_none_without_all_of_them(

@@ -6,6 +6,7 @@
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,10 +101,11 @@ class Beside:
 
 @configuration
 class Premise:
-    """A quantity of one cell that must reach a minimum; None where the cell has no value."""
+    """A quantity of one cell that has bounds; `value` None: the cell has none, and it fails."""
 
     quantity: str
-    minimum: float
+    minimum: float | None
+    maximum: float | None
     side: str
     seed: int
     value: float | None
@@ -285,13 +287,23 @@ def _asked(plan: ClaimPlan, cells: Mapping[Path, _Measured], out: Path) -> _Aske
 
 def _premises(asked: _Asked) -> tuple[Premise, ...]:
     found = []
-    for name, minimum in asked.plan.claim.premise.items():
+    for name, bounds in asked.plan.claim.premise.items():
+        low, high = bounds.minimum, bounds.maximum
         for side, seed, cell in asked.every():
+            if bounds.side not in {"both", side}:
+                continue
             value, _ = _value(Component(name=name), cell.rows)
-            holds = value is not None and value >= minimum
+            least, most = (-math.inf if low is None else low), (math.inf if high is None else high)
+            holds = value is not None and least <= value <= most
             found.append(
                 Premise(
-                    quantity=name, minimum=minimum, side=side, seed=seed, value=value, holds=holds
+                    quantity=name,
+                    minimum=low,
+                    maximum=high,
+                    side=side,
+                    seed=seed,
+                    value=value,
+                    holds=holds,
                 )
             )
     return tuple(found)

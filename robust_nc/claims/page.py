@@ -1,4 +1,4 @@
-"""Answers as text: one table for the terminal, and a page with a section per claim.
+"""Answers as text: one table for the terminal, and a page with a section and a figure per claim.
 
 Every number is that of the answer, in four digits.
 
@@ -21,6 +21,10 @@ HEADERS = (
 )
 _LEFT = 5  # so many columns are words
 
+_FIGURES = """\
+In the figures a dot is a seed, the bar the interval over seeds with its mean, and what is shaded
+supports the claim: a bar wholly inside supports it, one wholly outside contradicts it, any other
+leaves it undecided. The dotted line is the reference."""
 _RULE = """\
 How a claim is decided: its file fixes one quantity, the direction, the smallest effect that matters
 and the premise before the run. A claim is *supported* where the Student t interval over seeds lies
@@ -50,10 +54,19 @@ def answers_page(answers: Sequence[Answer], *, description: str = "", folder: st
     blocks = ["# Claims and answers", *([description] if description else [])]
     if not answers:
         return "\n\n".join([*blocks, "There are no claims."]) + "\n"
-    blocks += [_markdown(HEADERS, _rows(answers), _LEFT), _RULE.format(family=answers[0].family)]
+    said = [(f"[{one.claim.id}]({_anchor(one)})", one.claim.says, one.verdict) for one in answers]
+    lines = [f"| {key} | {escape_markdown(says)} | {verdict} |" for key, says, verdict in said]
+    blocks += ["\n".join(["| claim | says | answer |", "| --- | --- | --- |", *lines]), _FIGURES]
     for answer in answers:
         blocks += _section(answer, folder)
+    blocks += ["## All numbers", _markdown(HEADERS, _rows(answers), _LEFT)]
+    blocks.append(_RULE.format(family=answers[0].family))
     return "\n\n".join(blocks) + "\n"
+
+
+def _anchor(answer: Answer) -> str:
+    """Where the section of an answer begins, as Markdown's heading anchors are made."""
+    return f"#{answer.claim.id.lower().replace('.', '')}-{answer.verdict}"
 
 
 def _spread(summary: Summary) -> str:
@@ -110,27 +123,41 @@ def _expected(answer: Answer) -> str:
 
 def _section(answer: Answer, folder: str) -> list[str]:
     claim = answer.claim
-    blocks = [
+    codes = ", ".join(sorted({f"`{one.get('code', '')}`" for one in answer.versions}))
+    return [
         f"## {escape_markdown(claim.id)}: {answer.verdict}",
         f"> {escape_markdown(claim.says)}\n>\n> {escape_markdown(claim.source)}",
+        f"![{escape_markdown(claim.id)}]({folder}{claim.id}.png)",
         _words(answer),
+        *([f"Changed: {escape_markdown(claim.changed)}"] if claim.changed else []),
+        _scale(answer.scale),
+        "<details><summary>Numbers</summary>",
+        _asked(answer),
         *(_test_words(answer, test) for test in answer.tests),
-    ]
-    if claim.premise:
-        blocks.append(_premise(answer))
-    blocks.append(_scale(answer.scale))
-    blocks.append(_values(answer))
-    if answer.beside:
-        blocks.append(_beside(answer.beside))
-    codes = ", ".join(sorted({f"`{one.get('code', '')}`" for one in answer.versions}))
-    blocks.append(
+        *([_premise(answer)] if claim.premise else []),
+        _values(answer),
+        *([_beside(answer.beside)] if answer.beside else []),
         f"Evidence: [{claim.id}.json]({folder}{claim.id}.json) with every value and the digests of "
-        f"{len(answer.records)} records; claim `{answer.claim_digest[:16]}`, code {codes}."
-    )
-    return blocks
+        f"{len(answer.records)} records; claim `{answer.claim_digest[:16]}`, code {codes}.",
+        "</details>",
+    ]
 
 
 def _words(answer: Answer) -> str:
+    """Say the answer to who reads no tables."""
+    tests, n = answer.tests, len(answer.tests[0].summary.values)
+    about = answer.meaning[:1].upper() + answer.meaning[1:]
+    less = "" if answer.claim.against is None else ", difference of the two sides"
+    found = " and ".join(_spread(test.summary) for test in tests)
+    enough = max((test.enough or 0 for test in tests), default=0)
+    more = f" {enough} seeds of this mean and spread would decide." if enough else ""
+    return (
+        f"**{answer.verdict.capitalize()}**: {answer.reason}. {about}{less}: {found} over "
+        f"{count_text(n, n, 'seed')}; the claim asks for {_expected(answer)}.{more}"
+    )
+
+
+def _asked(answer: Answer) -> str:
     claim = answer.claim
     to = " to" if claim.expect == "equal" else ""
     minus = "" if claim.against is None else f", less that of {_selected(claim.against)}"
@@ -140,7 +167,6 @@ def _words(answer: Answer) -> str:
         else f"the smallest effect that matters is {number(claim.effect)}"
     )
     return (
-        f"**{answer.verdict.capitalize()}**: {answer.reason}.\n\n"
         f"Asked: `{part_label(plain(claim.quantity))}` ({answer.meaning}) of "
         f"{_selected(claim.of)}{minus}. "
         f"Expected {claim.expect}{to} {number(claim.reference)}; {effect}."
@@ -188,14 +214,19 @@ def _notes(answer: Answer, test: Tested) -> str:
 
 def _premise(answer: Answer) -> str:
     lines = []
-    for name, minimum in answer.claim.premise.items():
+    for name, bounds in answer.claim.premise.items():
         cells = [one for one in answer.premise if one.quantity == name]
         known = [one.value for one in cells if one.value is not None]
         held = sum(one.holds for one in cells)
-        least = number(min(known)) if known else MISSING
+        asked, seen = [], []
+        for end, word, extreme in ((bounds.minimum, "least", min), (bounds.maximum, "most", max)):
+            if end is not None:
+                asked.append(f"at {word} {number(end)}")
+                seen.append(f"{word} {number(extreme(known)) if known else MISSING}")
+        side = "" if bounds.side == "both" else f" of `{bounds.side}`"
         lines.append(
-            f"Premise: `{name}` at least {number(minimum)} holds in {held} of {len(cells)} cells "
-            f"(least {least})."
+            f"Premise: `{name}`{side} {' and '.join(asked)} holds in {held} of {len(cells)} cells "
+            f"({', '.join(seen)})."
         )
     return "\n".join(lines)
 

@@ -305,6 +305,10 @@ _TABLE = {
         _where(_CLEAN, _NC1),
         made=_log10,
     ),
+    "nc1_unscaled": _Quantity(
+        "NC1 of the clean features as Su et al. have it: not divided by the number of classes.",
+        _where(_CLEAN, _NC1, measure="nc1_unscaled"),
+    ),
     "nc1_attacked": _Quantity(
         "Decimal logarithm of NC1 of the attacked features, by true label.",
         _where(_CLEAN, _NC1, condition="attacked"),
@@ -352,6 +356,13 @@ _TABLE = {
         "Robust test accuracy of the nearest vertex, attacked adaptively, less the network's own.",
         _VERTEX,
         _where(_NETWORK, attack=_OF_THE_FIRST),
+        made=_difference,
+        read=_of_adaptive_verdict,
+    ),
+    "vertex_over_network_at_both": _Quantity(
+        "Robust test accuracy of the nearest vertex less the network's, both at both's points.",
+        _VERTEX,
+        _where(_VERTEX, measure="robust_accuracy_at_both", attack=_OF_THE_FIRST),
         made=_difference,
         read=_of_adaptive_verdict,
     ),

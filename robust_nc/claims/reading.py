@@ -28,9 +28,9 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from robust_nc.claims.deciding import Expect
 from robust_nc.claims.quantities import taps, whole
@@ -49,14 +49,30 @@ _Text = Annotated[str, Field(min_length=1)]
 
 
 @configuration
+class Bounds:
+    """What a premise asks of a quantity, in the cells of one side or of both."""
+
+    minimum: float | None = None
+    maximum: float | None = None
+    side: Literal["both", "of", "against"] = "both"
+
+
+def _bounds(value: object) -> object:
+    """Read a bare number as the minimum."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return {"minimum": value} if number else value
+
+
+@configuration
 class Claim:
     """One claim: which quantity of which cells, and what it is expected to be.
 
     The value of a seed is the quantity of the cell `of`, less that of the cell `against` with the
     same seed where there is one. Expected is that its mean is `above` or `below` the `reference` by
-    more than `effect`, or `equal` to it within `effect`. `premise`: quantities that every cell must
-    reach. `beside`: quantities that are told, and decide nothing. With `variant`, options of the
-    quantity, the claim is decided only where all variants agree.
+    more than `effect`, or `equal` to it within `effect`. `premise`: quantities that cells must
+    reach (a number), or keep within bounds. `beside`: quantities that are told, and decide nothing.
+    With `variant`, options of the quantity, the claim is decided only where all variants agree.
+    `changed`: when and why the claim was put otherwise than at first.
     """
 
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -69,9 +85,10 @@ class Claim:
     expect: Expect
     reference: float = 0.0
     effect: Annotated[float, Field(ge=0)]
-    premise: dict[str, float] = Field(default_factory=dict)
+    premise: dict[str, Annotated[Bounds, BeforeValidator(_bounds)]] = Field(default_factory=dict)
     beside: tuple[Part, ...] = ()
     variant: tuple[dict[str, Any], ...] = ()
+    changed: str = ""
 
 
 class ClaimPlan(NamedTuple):
@@ -142,6 +159,15 @@ def _plan(entry: dict[str, Any], folder: Path, source: str) -> ClaimPlan:
     claim = read(Claim, entry, source=source)
     if claim.expect == "equal" and claim.effect == 0:
         raise ConfigError(f"{source}: equal needs a margin, that is an effect above 0")
+    for name, bounds in claim.premise.items():
+        low, high = bounds.minimum, bounds.maximum
+        told = f"{source}: the premise on {name}"
+        if low is None and high is None:
+            raise ConfigError(f"{told} needs a minimum or a maximum")
+        if low is not None and high is not None and low > high:
+            raise ConfigError(f"{told}: its minimum is above its maximum")
+        if bounds.side == "against" and claim.against is None:
+            raise ConfigError(f"{told} is of `against`, which is not given")
     name, options = claim.quantity.name, claim.quantity.options
     quantities = tuple(
         Component(name=name, options=options | variant) for variant in claim.variant or ({},)

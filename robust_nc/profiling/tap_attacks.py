@@ -46,14 +46,15 @@ class TapVerdict(NamedTuple):
 
     `clean`: correct as they are; `transferred`: correct also at the points that were made against
     the network; `adaptive`: that neither those points nor the attack on the classifier itself
-    breaks, the one number that says how robust the tap is. `outcome` is the worst case over both,
-    with "transfer" in `broken_by` where only the network's points break; `scale` is what the
-    logits were divided by.
+    breaks, the one number that says how robust the tap is; `network`: what the network withstands
+    of the same two. `outcome` is the worst case over both, with "transfer" in `broken_by` where
+    only the network's points break; `scale` is what the logits were divided by.
     """
 
     clean: float
     transferred: float
     adaptive: float
+    network: float
     outcome: Outcome
     scale: float
 
@@ -130,10 +131,12 @@ def attack_tap(
     stands = trial.stands(classifier, points)
     own = trial.evaluate(classifier, report)
     outcome = _worst(own, points, stands)
+    too = trial.stands(model, trial.ball.project(own.adversarials, images.cpu()))
     return TapVerdict(
         clean=own.clean_accuracy,
         transferred=_share(own.clean_correct & stands),
         adaptive=outcome.robust_accuracy,
+        network=_share(network.robust & too),
         outcome=outcome,
         scale=float(classifier.scale),
     )
@@ -170,7 +173,7 @@ def tap_attack_rows(
     feature: str,
     report: Report,
 ) -> list[Row]:
-    """Return `ncc_clean`, `ncc_transferred` and `ncc_adaptive` of each tap, side by side.
+    """Return what `TapVerdict` holds of each tap, side by side.
 
     All are of the same examples and of one protocol; before them stands the network's own
     `robust_accuracy`, of `network`, the handle of what `attack_network` gave. `vertices` maps each
@@ -236,7 +239,11 @@ def attack_one_tap(
     told = _progress(report, tap)
     found = attack_tap(model, trial, tap, vertices, feature=feature, network=network, report=told)
     warned = _names(found.outcome.warnings)
-    values = {"ncc_clean": found.clean, "ncc_transferred": found.transferred}
+    values = {
+        "ncc_clean": found.clean,
+        "ncc_transferred": found.transferred,
+        "robust_accuracy_at_both": found.network,
+    }
     rows = [{"measure": name, "value": value, "note": ""} for name, value in values.items()]
     return [*rows, {"measure": "ncc_adaptive", "value": found.adaptive, "note": warned}]
 

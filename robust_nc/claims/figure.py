@@ -1,0 +1,66 @@
+"""An answer as a figure: every seed, the interval, and where the claim would be true."""
+
+from matplotlib.axes import Axes
+
+from robust_nc.claims.answers import Answer
+from robust_nc.config import plain
+from robust_nc.report.board.gather import part_label
+from robust_nc.report.figures.axes import (
+    COLOURS,
+    GREY,
+    NULL,
+    DrawnFigure,
+    Width,
+    inches_of,
+    styled,
+    wrapped,
+)
+
+_COLOURS = {"supported": COLOURS[NULL], "contradicted": COLOURS["attacked"], "undecided": GREY}
+_ROW, _REST = 0.4, 0.75  # inches of a test, and of what stands around all of them
+_ROOM = 0.08  # beside the outermost mark, as a share of what is shown
+
+
+@styled
+def draw_answer(answer: Answer, *, width: Width = "page") -> DrawnFigure:
+    """Draw a line per test: its seeds as dots, its interval as a bar in the verdict's colour.
+
+    The values that support the claim are shaded; the dotted line is the reference.
+    """
+    tests, claim = answer.tests, answer.claim
+    inches = inches_of(width)
+    figure = DrawnFigure(figsize=(inches, _REST + _ROW * len(tests)), layout="constrained")
+    ax = figure.subplots()
+    marks = [claim.reference - claim.effect, claim.reference + claim.effect]
+    for row, test in enumerate(tests):
+        values = [one.value for one in test.summary.values]
+        ax.plot(values, [row] * len(values), "o", color=GREY, alpha=0.5, markeredgewidth=0)
+        low, mean, high = test.summary.low, test.summary.mean, test.summary.high
+        if low is not None and mean is not None and high is not None:
+            colour = _COLOURS[test.verdict]
+            ax.plot([low, high], [row + 0.3] * 2, color=colour, linewidth=3)
+            ax.plot(mean, row + 0.3, "|", color=colour, markersize=10, markeredgewidth=2)
+            marks += [low, high]
+        marks += values
+    room = _ROOM * (max(marks) - min(marks) or 1.0)
+    ax.set(xlim=(min(marks) - room, max(marks) + room), ylim=(len(tests) - 0.4, -0.5))
+    _shade(ax, answer)
+    whole = part_label(plain(claim.quantity))
+    names = [test.quantity.removeprefix(claim.quantity.name).strip("()") for test in tests]
+    several = len(tests) > 1 and whole not in {test.quantity for test in tests}
+    ax.set_yticks(range(len(tests)) if several else [], names if several else [])
+    ax.grid(visible=False, axis="y")
+    less = "" if claim.against is None else ": difference of the two sides"
+    ax.set_xlabel("\n".join(wrapped(f"{answer.meaning}{less}", round(17 * inches))))
+    figure.title = f"{claim.id}: {answer.verdict}"
+    ax.set_title(figure.title, loc="left")
+    return figure
+
+
+def _shade(ax: Axes, answer: Answer) -> None:
+    """Shade the values that support the claim, as far as they are shown."""
+    claim, (left, right) = answer.claim, ax.get_xlim()
+    low, high = claim.reference - claim.effect, claim.reference + claim.effect
+    asked = {"above": (high, right), "below": (left, low), "equal": (low, high)}[claim.expect]
+    ax.axvspan(*asked, color=_COLOURS["supported"], alpha=0.12, linewidth=0)
+    ax.axvline(claim.reference, color=GREY, linestyle=":", linewidth=1)
