@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from robust_nc.claims.answers import Answer, read_answers
+from robust_nc.claims.figure import write_figure
 from robust_nc.exceptions import InputError, RecordError
 from robust_nc.pipeline.finished_model import named_dataset
 from robust_nc.record import Card, Caution, EvidenceFile, Stored, tidy, write_rows
@@ -403,6 +404,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "site",
         published=published,
         claims=[hostile_answer(evil) for evil in EVILS],
+        draw_claim=write_figure,
         limits=FigureLimits(models=4, together=0, own=("collapse_per_layer",)),
     ).parent
 

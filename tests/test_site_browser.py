@@ -14,6 +14,7 @@ from rich.console import Console
 from scipy import stats
 
 from robust_nc.claims.answers import read_answers
+from robust_nc.claims.figure import write_figure
 from robust_nc.cli.compare import compare_command
 from robust_nc.cli.options import CompareOptions
 from robust_nc.record import tidy, write_rows
@@ -53,6 +54,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder,
         published=pd.DataFrame(rows),
         claims=read_answers(Path(__file__).parent.parent / "results" / "claims" / "answers"),
+        draw_claim=write_figure,
         limits=FigureLimits(models=2, together=0),
     ).parent
 

@@ -1,9 +1,14 @@
 """An answer as a figure: every seed, the interval, and where the claim would be true."""
 
+import textwrap
+from pathlib import Path
+
 from matplotlib.axes import Axes
 
 from robust_nc.claims.answers import Answer
 from robust_nc.config import plain
+from robust_nc.io.files import atomic
+from robust_nc.io.text import printable
 from robust_nc.report.board.gather import part_label
 from robust_nc.report.figures.axes import (
     COLOURS,
@@ -15,10 +20,18 @@ from robust_nc.report.figures.axes import (
     styled,
     wrapped,
 )
+from robust_nc.report.figures.selection import literal
 
 _COLOURS = {"supported": COLOURS[NULL], "contradicted": COLOURS["attacked"], "undecided": GREY}
 _ROW, _REST = 0.4, 0.75  # inches of a test, and of what stands around all of them
+_DPI = 110
 _ROOM = 0.08  # beside the outermost mark, as a share of what is shown
+
+
+def write_figure(answer: Answer, path: Path) -> None:
+    """Draw an answer, as wide as a page, into a PNG."""
+    with atomic(path) as file:
+        draw_answer(answer).savefig(file, format="png", dpi=_DPI)
 
 
 @styled
@@ -46,15 +59,21 @@ def draw_answer(answer: Answer, *, width: Width = "page") -> DrawnFigure:
     ax.set(xlim=(min(marks) - room, max(marks) + room), ylim=(len(tests) - 0.4, -0.5))
     _shade(ax, answer)
     whole = part_label(plain(claim.quantity))
-    names = [test.quantity.removeprefix(claim.quantity.name).strip("()") for test in tests]
+    names = [_text(test.quantity.removeprefix(claim.quantity.name).strip("()")) for test in tests]
     several = len(tests) > 1 and whole not in {test.quantity for test in tests}
     ax.set_yticks(range(len(tests)) if several else [], names if several else [])
     ax.grid(visible=False, axis="y")
     less = "" if claim.against is None else ": difference of the two sides"
-    ax.set_xlabel("\n".join(wrapped(f"{answer.meaning}{less}", round(17 * inches))))
+    ax.set_xlabel("\n".join(wrapped(f"{_text(answer.meaning)}{less}", round(17 * inches))))
     figure.title = f"{claim.id}: {answer.verdict}"
     ax.set_title(figure.title, loc="left")
     return figure
+
+
+def _text(told: str) -> str:
+    """What an answer says, which may be a stranger's, as a label."""
+    plainly = printable(told).encode("ascii", "replace").decode()  # the font has no other letters
+    return literal(textwrap.shorten(plainly, 120))
 
 
 def _shade(ax: Axes, answer: Answer) -> None:

@@ -321,6 +321,7 @@ def _page(options: BoardOptions, tell: _Tell) -> None:
     claims = () if options.where else _claims(options.results)
     if options.where:
         tell("the page holds, and ranks, what --where leaves")
+    from robust_nc.claims.figure import write_figure
     from robust_nc.exchange.robustbench_published import published_rows
     from robust_nc.report.site.write import write_site
     from robust_nc.verification.pictures import adversarial_pictures
@@ -331,6 +332,7 @@ def _page(options: BoardOptions, tell: _Tell) -> None:
         published=theirs,
         beside=published_rows(),
         claims=claims,
+        draw_claim=write_figure,
         pictures=adversarial_pictures,
     )
     tell(f"wrote {page}")

@@ -93,11 +93,11 @@ def _answer(claims: Claims, out: Path, say: Callable[[str], None]) -> int:
             say(f"  {name}")
         return 1
     answers = answer_claims(claims, out)
-    from robust_nc.claims.figure import draw_answer  # seconds of matplotlib
+    from robust_nc.claims.figure import write_figure  # seconds of matplotlib
 
     for answer in answers:
         path = write_answer(out / ANSWERS, answer)
-        draw_answer(answer).savefig(path.with_suffix(".png"), dpi=110)
+        write_figure(answer, path.with_suffix(".png"))
     page = out / ANSWERS / "claims.md"
     write_text(page, answers_page(answers, description=claims.description))
     print(answers_table(answers))

@@ -27,6 +27,7 @@ import matplotlib
 import pandas as pd
 import seaborn as sns
 
+from robust_nc.config import plain
 from robust_nc.exceptions import RecordError, RobustNCError
 from robust_nc.io.files import canonical_json, digest, remove_file, sha256_of, write_text
 from robust_nc.io.untrusted import read_json
@@ -38,6 +39,8 @@ from robust_nc.report.figures.selection import RowFilter, optional
 NAME = ".site-ledger"
 # Draws the adversarial images of a record in a folder.
 Pictures = Callable[[Stored, Path], Sequence[SavedFigure]]
+# Draws an answer to a claim (`claims.answers`) into a PNG.
+DrawClaim = Callable[[Any, Path], None]
 # Files that a site consists of; no part begins with a dot.
 _OURS = re.compile(
     r"claims\.html|model/[A-Za-z0-9][A-Za-z0-9._=-]*\.html"
@@ -251,6 +254,17 @@ class SiteFigures:
             return self.shown(draw(stored, place), up="../")
 
         return self.ledger.drawn(digest(what), drawn, whole=True)
+
+    def claim(self, answer: Any, draw: DrawClaim) -> SiteFigure:
+        """Return the figure of an answer to a claim."""
+        key = digest([_drawing(), plain(answer)])
+        path = self.out / "figures" / key[:8] / "claim.png"
+
+        def drawn() -> SideBySide:
+            draw(answer, path)
+            return self.shown([SavedFigure("claim", answer.claim.id, answer.verdict, path)])
+
+        return self.ledger.drawn(key, drawn).figures[0]
 
     def leaders(self, records: Sequence[Stored]) -> SiteFigure | None:
         """Return collapse and leaps of a few models that may share a figure, if they have any."""

@@ -31,6 +31,7 @@ from robust_nc.report.site.figures import (
     BESIDE,
     FIRST,
     LIMITS,
+    DrawClaim,
     FigureLimits,
     Pictures,
     SideBySide,
@@ -147,6 +148,7 @@ def write_site(
     published: pd.DataFrame | None = None,
     beside: pd.DataFrame | None = None,
     claims: Sequence[Any] = (),
+    draw_claim: DrawClaim | None = None,
     pictures: Pictures | None = None,
     limits: FigureLimits = LIMITS,
 ) -> Path:
@@ -155,9 +157,10 @@ def write_site(
     Figures that lie there from the last call, of the same rows, are kept; pages and figures of
     that call that nothing shows any more are removed. `published` are rows of others, told apart
     as unverified (see `published_boards`), `beside` what a scatter shows of others in grey
-    (default: the same); `claims` are answers to claims (`claims.answers`), `pictures` draws
-    adversarial images. Of the models the first `limits.models` get figures, all get tables. Raises
-    `RecordError` if there are no records, or the rows of one are missing or damaged.
+    (default: the same); `claims` are answers to claims (`claims.answers`), which `draw_claim`
+    draws, and `pictures` draws adversarial images. Of the models the first `limits.models` get
+    figures, all get tables. Raises `RecordError` if there are no records, or the rows of one are
+    missing or damaged.
     """
     records = read_results(records)
     frame = ranked_first(with_pages(leaderboard(records)))
@@ -178,7 +181,8 @@ def write_site(
     _write_figures(pages, figures, records)
     if claims:
         ordered = sorted(claims, key=lambda one: _natural(one.claim.id))
-        pages.write("claims.html", "claims.html", claims=ordered)
+        drawn = [None if draw_claim is None else figures.claim(one, draw_claim) for one in ordered]
+        pages.write("claims.html", "claims.html", claims=list(zip(ordered, drawn, strict=True)))
         figures.ledger.page("claims.html")
     flags = {
         key: {one.member: one.robust for one in models_of_row(members)}
