@@ -16,6 +16,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
+from PIL import Image
+from scipy import ndimage, signal
 
 from robust_nc.exceptions import InputError, UnknownNameError
 from robust_nc.report.figures import (
@@ -484,6 +486,24 @@ def test_every_figure_is_written(whole: pd.DataFrame, tmp_path: Path) -> None:
     names = {path.stem for path in save_all(whole, tmp_path)}
     assert names == {"story", "leap_matrices", *PLOTS}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
+
+
+def test_title_and_caption_stand_outside_of_what_is_drawn(
+    two: pd.DataFrame, tmp_path: Path
+) -> None:
+    """The picture without words is whole in the one with them, and nothing lies over it."""
+    named = two.assign(dataset="a data set with a name of several lines, as it happens to be")
+    inks = []
+    for words in (False, True):
+        (saved,) = save_each(named, tmp_path, names=["story"], words=words)
+        ink = np.asarray(Image.open(saved.path).convert("L")) < 128
+        rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
+        inks.append(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(float))
+    bare, worded = inks
+    assert worded.shape[0] > bare.shape[0] + 40
+    near = ndimage.binary_dilation(worded, iterations=2).astype(float)  # not the same pixels
+    found = signal.correlate(near, bare, "valid", "fft").max() / bare.sum()
+    assert found > 0.99
 
 
 def test_models_of_one_name_become_panels_of_their_own(whole: pd.DataFrame) -> None:

@@ -218,6 +218,11 @@ def _write(figure: DrawnFigure, path: Path, format: Format, *, words: bool) -> N
     """Save a figure; with `words` its title above, its caption below."""
     width, height = map(float, figure.get_size_inches())
     gap = 0.05 / height
+    # Laid out once, or a legend would move to the edge of a canvas that words have made larger.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for legend in figure.legends:
+        legend.set_bbox_to_anchor((0, 0, 1, 1), figure.transFigure)
     for y, side, text, letters, size, colour in (
         (1 + gap, "bottom", figure.title, 15, 9, "black"),
         (-gap, "top", figure.caption, 21, 6, GREY),
