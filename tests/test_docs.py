@@ -30,6 +30,8 @@ from robust_nc.pipeline.cell import run_cell
 from robust_nc.pipeline.suite import read_suite
 from robust_nc.record.folder import read_all
 from robust_nc.registry import ATTACKS, OBJECTIVES, PROTOCOLS
+from robust_nc.report.board.formats import format_table
+from robust_nc.report.board.table import leaderboard
 from robust_nc.report.site import write as site
 from robust_nc.runtime.progress import no_report
 from robust_nc.threat import NORMS, Ball
@@ -236,6 +238,15 @@ def test_the_page_of_claims_is_what_the_answers_say() -> None:
         for used in answer.records:
             record = ROOT / "results" / answer.claim.suite / used.model / f"{used.cell}.json"
             assert sha256_of(record) == used.record
+
+
+@pytest.mark.parametrize(
+    ("page", "suite", "format"),
+    [("README.md", "quickstart", "table"), ("docs/fashion.md", "fashion", "markdown")],
+)
+def test_the_table_of_a_page_is_that_of_its_records(page: str, suite: str, format: str) -> None:
+    frame = leaderboard(ROOT / "results" / suite)
+    assert format_table(frame, format, width=132).strip() in (ROOT / page).read_text()
 
 
 @pytest.fixture(scope="module")
