@@ -54,10 +54,10 @@ from robust_nc.verification.evidence import Finding, check_evidence, inside, nam
 from robust_nc.verification.options import CheckOptions
 from robust_nc.verification.originals import ball_of, dataset_of, examples_of
 
-_TREE, _FILES = 16 * 2**20, 10_000  # bytes and number of all files
+_TREE, _FILES = 256 * 2**20, 10_000  # bytes and number of all files
 _LARGEST = {".json": 2 * 2**20, ".evidence": LARGEST, ".npz": LARGEST}
 _OTHERS = 2**20
-_PAGES = {"README.md", "claims/README.md"}
+_PAGES = {"README.md", "claims/README.md", "claims/next.toml"}
 _ANSWERS = ("claims", "answers")
 # Small weights of ours lie here, so that anyone can check what was said of them.
 _CHECKPOINTS, _HUB = f"{SUITE}/checkpoints", {"config.json", "model.safetensors"}
