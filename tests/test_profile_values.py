@@ -150,6 +150,29 @@ class TestTheTestSplit:
             sum(by_target) / CLASSES, rel=1e-5
         )
 
+    @pytest.mark.parametrize("condition", ["clean", "attacked"])
+    def test_class_means_are_told_pair_by_pair_at_the_penultimate_tap(
+        self, found, hand, tap, condition
+    ):
+        here = {"tap": tap, "condition": condition, "split": "test"}
+        told = found.values("mean_angle_pair", **here).sort_values(["i", "j"])
+        if tap != "penultimate":
+            assert told.empty
+            return
+        means = class_means(getattr(hand, condition)[tap], hand.labels)
+        means = means - means.mean(0)
+        norms = means.norm(dim=1)
+        upper = torch.triu_indices(CLASSES, CLASSES, 1)
+        unit = means / norms[:, None]
+        wanted = (unit @ unit.T)[upper[0], upper[1]].arccos().rad2deg().tolist()
+        assert told[["i", "j"]].to_numpy().tolist() == upper.T.tolist()
+        assert told["value"].tolist() == pytest.approx(wanted, rel=1e-5)
+        shares = series(found, "mean_norm_class", **here)
+        assert shares == pytest.approx((norms / norms.mean()).tolist(), rel=1e-5)
+        assert stats.variation(shares, ddof=1) == pytest.approx(
+            row(found, "nc2_norm", grouping="true", vertices="same", **here)["value"], rel=1e-9
+        )
+
     @pytest.mark.parametrize("condition", ["attacked", "gaussian", "cyclic"])
     def test_vulnerability_ranks_clean_collapse_beside_leap_rates(self, found, tap, condition):
         here = {"tap": tap, "split": "test"}

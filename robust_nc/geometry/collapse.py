@@ -55,6 +55,7 @@ class Collapse:
     nc1_trace_debiased: float | None = None
     cdnv: float | None = None
     vci: float | None = None
+    vci_unweighted: float | None = None
     nc2_norm: float | None = None
     nc2_norm_w: float | None = None
     nc2_norm_head: float | None = None
@@ -87,13 +88,14 @@ class Collapse:
         return {name: getattr(self, name) for name in MEASURES}
 
 
+_INDICES = ("vci", "vci_unweighted")
 MEASURES = tuple(f.name for f in dataclasses.fields(Collapse) if f.default is None)
 
 _WITHOUT = {
     **dict.fromkeys(("nc1", "nc1_unscaled"), _SECOND_PASS),
     **dict.fromkeys(("nc2_target", "nc2_target_raw"), _FRAME),
     **{name: _HEAD for name in MEASURES if name.startswith("nc3") or "_head" in name},
-    "vci": "needs the total scatter",
+    **dict.fromkeys(_INDICES, "needs the total scatter"),
     "nc4": "needs the predictions of the network",
     "ncc": _SECOND_PASS,
 }
@@ -191,8 +193,8 @@ def collapse(
         values |= {"nc1": projection.nc1(), "nc1_unscaled": projection.nc1_unscaled()}
         notes |= dict.fromkeys(("nc1", "nc1_unscaled"), _MEANS)
     if scatter is not None:
-        values["vci"] = vci(moments, scatter) if scatter.reason is None else None
-        notes["vci"] = scatter.reason or _MEANS
+        values |= vci(moments, scatter) if scatter.reason is None else dict.fromkeys(_INDICES)
+        notes |= dict.fromkeys(_INDICES, scatter.reason or _MEANS)
     if weight is not None:
         values |= head_measures(groups, weight.detach().to(gram))
     if target is not None:

@@ -93,27 +93,37 @@ class TotalScatter(Portable):
         return self._outer - rest.T @ rest + cross + cross.T + count * torch.outer(move, move)
 
 
-def variability_index(groups: Groups, total: Float64[Tensor, "d d"]) -> float:
-    """1 - Tr(Sigma_T^+ Sigma_Bn) / min(D, K'-1), in [0, 1] (Xu and Liu, 2023: VCI).
+def variability_indices(groups: Groups, total: Float64[Tensor, "d d"]) -> dict[str, float]:
+    """1 - Tr(Sigma_T^+ Sigma_B) / min(D, K'-1) (Xu and Liu, 2023: VCI).
 
-    `total` is N Sigma_T over the examples of the groups. 0 is full collapse.
+    `total` is N Sigma_T over the examples of the groups. In `vci` Sigma_B weighs classes by their
+    examples, around the global mean, as Sigma_T does: it lies in [0, 1], and 0 is full collapse. In
+    `vci_unweighted` classes count alike, around the mean of their means: the same on balanced
+    classes; on others full collapse is not 0.
     """
-    rows = groups.weighted_rows()
-    most = min(rows.shape[1], len(rows) - 1)
+    weighted, plain = groups.weighted_rows(), groups.rows
+    most = min(weighted.shape[1], len(weighted) - 1)
     values, vectors = torch.linalg.eigh(total)
     large = values > values[-1] * len(values) * torch.finfo(torch.float64).eps
-    if most < 1 or not bool((values[-1] > 0) & rows.any()):
-        return float("nan")
-    inside = (rows @ vectors[:, large]).square() / values[large]
-    return min(max(1 - float(groups.counts @ inside.sum(1)) / most, 0.0), 1.0)
+    if most < 1 or not bool((values[-1] > 0) & weighted.any()):
+        return dict.fromkeys(("vci", "vci_unweighted"), float("nan"))
+    alike = torch.full_like(groups.counts, float(groups.counts.mean()))
+    shares = {}
+    for name, rows, counts in (
+        ("vci", weighted, groups.counts),
+        ("vci_unweighted", plain, alike),
+    ):
+        inside = (rows @ vectors[:, large]).square() / values[large]
+        shares[name] = 1 - float(counts @ inside.sum(1)) / most
+    return shares | {"vci": min(max(shares["vci"], 0.0), 1.0)}
 
 
-def vci(moments: Moments, scatter: TotalScatter) -> float:
-    """Variability index of the kept groups; lone examples are taken out of the scatter."""
+def vci(moments: Moments, scatter: TotalScatter) -> dict[str, float]:
+    """Variability indices of the kept groups; lone examples are taken out of the scatter."""
     lone, groups = moments.lone(), moments.groups()
     if int(moments.counts.sum()) != scatter.count:
         raise InputError(
             f"the scatter has seen {scatter.count} examples and the moments "
             f"{int(moments.counts.sum())}; update both with the same features"
         )
-    return variability_index(groups, scatter.around(groups.centre + groups.offset, lone))
+    return variability_indices(groups, scatter.around(groups.centre + groups.offset, lone))

@@ -24,6 +24,11 @@ def cosines(gram: Gram) -> Gram:
     return gram / norms[:, None] / norms
 
 
+def pair_angles(gram: Gram) -> Gram:
+    """Degrees between the rows behind a Gram matrix; NaN where a row is zero."""
+    return cosines(gram).clamp(-1, 1).arccos().rad2deg()
+
+
 def _pair_mean(values: Gram) -> float:
     """Mean over ordered pairs i != j."""
     apart = ~torch.eye(len(values), dtype=torch.bool, device=values.device)

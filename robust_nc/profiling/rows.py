@@ -15,6 +15,8 @@ accuracy 0.33 3
 mistake_severity 1.0 2
 """
 
+import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +29,7 @@ from robust_nc.geometry.moments import Moments
 from robust_nc.geometry.nulls import isotropic_null, joint_counts, leap_null
 from robust_nc.geometry.projection import Projection
 from robust_nc.geometry.severity import mean_severity, output_measures
+from robust_nc.geometry.simplex import pair_angles
 from robust_nc.profiling.accumulators import GroupMeter, VertexMeter
 from robust_nc.registry import METRICS
 
@@ -71,6 +74,33 @@ def class_rows(common: Row, values: tuple[float | None, ...], sizes: list[int]) 
         | {"note": "" if value is not None else "undefined: too few examples, or no spread"}
         for i, (value, size) in enumerate(zip(values, sizes, strict=True))
     ]
+
+
+def pair_rows(common: Row, moments: Moments) -> list[Row]:
+    """Angle of each pair of classes i < j, and of each class i the norm over their mean norm.
+
+    Both of the class means around their mean; only for classes with two examples or more.
+    """
+    groups = moments.groups()
+    if len(groups.kept) < 2:
+        return []
+    gram, kept, common = groups.gram(), groups.kept.tolist(), common | {"n": moments.total}
+    norms = gram.diagonal().clamp_min(0).sqrt()
+    shares = (norms / norms.mean()).tolist()
+    rows = [
+        common | {"i": kept[i]} | _finite("mean_norm_class", share)
+        for i, share in enumerate(shares)
+    ]
+    angles = pair_angles(gram).tolist()
+    return rows + [
+        common | {"i": kept[i], "j": kept[j]} | _finite("mean_angle_pair", angles[i][j])
+        for i, j in itertools.combinations(range(len(kept)), 2)
+    ]
+
+
+def _finite(name: str, value: float) -> Row:
+    note = "undefined: a class mean lies at the centre of all"
+    return valued(name, value if math.isfinite(value) else None, {name: note})
 
 
 def group_rows(

@@ -19,19 +19,21 @@ from robust_nc.profiling.accumulators import (
     rounds,
 )
 from robust_nc.profiling.leap_rows import layer_rows, leap_rows
-from robust_nc.profiling.measurement import CLEAN, VertexMoments, head_rows
+from robust_nc.profiling.measurement import ATTACKED, CLEAN, VertexMoments, head_rows
 from robust_nc.profiling.rows import (
     Row,
     class_rows,
     group_rows,
     measured_rows,
     output_rows,
+    pair_rows,
     valued,
     vertex_rows,
 )
 from robust_nc.profiling.shards import SplitCondition, SplitShards
 
 _LEAK = "label_leak: the target follows from the label"
+_PAIRED = (CLEAN, ATTACKED)  # conditions whose class means are told pair by pair
 _LEAKING = ("cyclic", "hierarchy")  # targets that are a function of the true label
 
 
@@ -154,6 +156,8 @@ class SplitRows:
         if exact.nearest is not None:
             own = valued("nc4_own", exact.nearest.nc4(), {})
             rows.append(common | own | {"n": exact.nearest.counted[1]})
+        if tap == "penultimate" and condition in _PAIRED and meter.grouping == "true":
+            rows += pair_rows(common, moments)
         if condition == CLEAN and meter.grouping == "true":
             self._means[tap], self._collapse[tap] = moments.means, projection.per_group()
         if condition == CLEAN or meter.grouping not in {"true", "target"}:

@@ -78,6 +78,9 @@ def collapse(
         "nc1_trace_debiased": float(np.mean(unbiased) / (np.trace(sigma_b) - bias)),
         "cdnv": float(np.mean(cdnv)),
         "vci": float(1 - np.trace(np.linalg.pinv(sigma_t, hermitian=True) @ sigma_bn) / rank),
+        "vci_unweighted": float(
+            1 - np.trace(np.linalg.pinv(sigma_t, hermitian=True) @ (C.T @ C / count)) / rank
+        ),
         "ncc": _leave_one_out(features, labels, kept),
         **_frame(C, ""),
         **_frame(C_w, "_w"),
