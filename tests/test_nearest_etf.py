@@ -1,12 +1,15 @@
 """The nearest-ETF head: what it stores, how it moves, and that nothing else moves it."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
+from helpers_models import small_config, small_run
 from torch import Tensor
 from torch.nn import functional as F
 
+from robust_nc.config import Component
 from robust_nc.models.frames import nearest_etf, simplex_etf
 from robust_nc.models.heads import NearestEtfHead
 
@@ -174,3 +177,48 @@ def test_autocast_does_not_reach_the_state():
         shift = two.bias_vector()
     assert unmoved(one, state(two))
     assert torch.equal(shift, one.bias_vector())
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.0], ids=["any means", "a simplex"])
+def test_the_gradient_passes_through_the_frame_and_is_finite_at_a_simplex(spread: float):
+    """There all singular values are equal, and the gradient of an SVD divides by zero."""
+    labels = torch.arange(2 * K) % K
+    noise = torch.randn(2 * K, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    features = (simplex_etf(K, D, seed=3).double()[labels] + spread * noise).requires_grad_()
+    head = NearestEtfHead(K, D, seed=0, gradient=True).double()
+
+    def logits(rows: Tensor) -> Tensor:
+        fresh = copy.deepcopy(head)
+        fresh.observe(rows, labels)
+        return fresh(rows)
+
+    assert torch.autograd.gradcheck(logits, (features,))
+    moved = torch.autograd.grad(logits(features)[:, 0].sum(), features)[0]
+    head.gradient = False
+    still = torch.autograd.grad(logits(features)[:, 0].sum(), features)[0]
+    assert float((moved - still).abs().max()) > 1e-3
+
+
+def test_the_gradient_is_that_of_one_step_and_changes_no_state():
+    plain, head = (NearestEtfHead(K, D, seed=0, gradient=given) for given in (False, True))
+    features, labels = batch()
+    for each in (plain, head):
+        each.observe(features.clone().requires_grad_(), labels)
+    assert all(torch.equal(state(plain)[name], value) for name, value in state(head).items())
+    first, second = head(features), head(features)
+    assert torch.equal(first.detach(), second)
+    assert first.requires_grad
+    assert not second.requires_grad
+    copy.deepcopy(head)
+
+
+def test_a_network_trains_with_it():
+    found = []
+    for options in ({"gradient": True}, {}):
+        config = small_config()
+        head = Component(name="nearest_etf", options=options)
+        model = dataclasses.replace(config.model, head=head)
+        found.append(small_run(dataclasses.replace(config, model=model)).last.state_dict())
+    moved, still = found
+    assert all(bool(torch.isfinite(value).all()) for value in moved.values())
+    assert any(not torch.equal(value, still[name]) for name, value in moved.items())

@@ -43,7 +43,36 @@ def simplex_etf(num_classes: int, dim: int, *, seed: int) -> Vertices:
     return frame.float()
 
 
-def nearest_etf(means: Any, *, toward: Any = None, delta: float | int = 0.0) -> Tensor:
+class _Polar(torch.autograd.Function):
+    """U V^T of the SVD of a matrix (d, k), d >= k.
+
+    Its gradient has sums of singular values below, where that of the SVD has differences: these
+    are all zero at a simplex, which is where training goes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor) -> Tensor:
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        ctx.save_for_backward(left, values, right)
+        polar: Tensor = left @ right
+        return polar
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        left, values, right = ctx.saved_tensors
+        (gradient,) = gradients
+        least = values.max() * _NOTHING
+        turned = gradient @ right.T
+        inside = left.T @ turned
+        inside = (inside - inside.T) / (values[:, None] + values).clamp_min(least)
+        outside = (turned - left @ (left.T @ turned)) / values.clamp_min(least)
+        whole: Tensor = (left @ inside + outside) @ right
+        return whole
+
+
+def nearest_etf(
+    means: Any, *, toward: Any = None, delta: float | int = 0.0, gradient: bool = False
+) -> Tensor:
     """Return the simplex ETF nearest to class means `(K, D)`: `(K, D)`, unit rows.
 
     With H (D x K) the means centred at their unweighted mean, of unit Frobenius norm, it minimises
@@ -56,10 +85,12 @@ def nearest_etf(means: Any, *, toward: Any = None, delta: float | int = 0.0) -> 
     Without it, and with means that span fewer than K - 1 directions (or all coincide), several ETFs
     are equally near, and the result is one of them, always the same for the same means on the same
     machine. Computed on the CPU in float64, so that devices agree; returned on the device of the
-    means, float64 where they are, else float32, without a gradient. Raises `InputError` for means
-    that are not finite, D < K - 1, or a `toward` of another shape.
+    means, float64 where they are, else float32, without a gradient unless `gradient` is true and
+    the means have one. Raises `InputError` for means that are not finite, D < K - 1, or a `toward`
+    of another shape.
     """
-    means = as_tensor(means, "class means")
+    attached = gradient and isinstance(means, Tensor)
+    means = means if attached else as_tensor(means, "class means")
     rows = _class_rows(means)
     num_classes = len(rows)
     basis = _orthogonal_to_ones(num_classes)
@@ -76,9 +107,9 @@ def nearest_etf(means: Any, *, toward: Any = None, delta: float | int = 0.0) -> 
             )
         held = toward.to(pull) * ((num_classes - 1) / num_classes) ** 0.5
         pull = pull + delta * held.T @ basis
-    left, _, right = torch.linalg.svd(pull, full_matrices=False)
+    polar: Tensor = _Polar.apply(pull)  # type: ignore[no-untyped-call]
     scale = (num_classes / (num_classes - 1)) ** 0.5
-    frame: Tensor = scale * basis @ (left @ right).T
+    frame: Tensor = scale * basis @ polar.T
     return frame.to(means.device, torch.float64 if means.dtype == torch.float64 else torch.float32)
 
 

@@ -33,10 +33,12 @@ class Head(nn.Module):
     the logits; it is part of `vertices()` and of `bias_vector()`, so that the line above is exact.
     A subclass sets those two, and `frame()` where its vertices are fixed. Logits are computed in
     the precision of the head, also under autocast, and each row from its own features only. A head
-    with `observes` learns from features without a gradient: training shows it every batch.
+    with `observes` learns from features: training shows it every batch, without a gradient unless
+    `gradient` says that it is for one.
     """
 
     observes: ClassVar[bool] = False
+    gradient: bool = False
 
     def __init__(
         self,
@@ -307,9 +309,9 @@ class NearestEtfHead(Head):
     The stored class means of unit features are exponential averages over batches, `momentum` the
     share of history. Classes missing from a batch keep theirs; before a class is first seen its row
     of the initial, random ETF stands for it. `delta` draws W to the one before it (`nearest_etf`),
-    which settles the directions that the means leave open. Two things differ from the paper: no
-    gradient flows through how W is found, and the pull is on W, not on the whole of the orthonormal
-    P behind it, one direction of which W does not see.
+    which settles the directions that the means leave open. With `gradient` that of the logits flows
+    through how W was found from the batch, as in the paper. The pull is on W, not on the whole of
+    the orthonormal P behind it, one direction of which W does not see.
 
     >>> head = NearestEtfHead(3, 8, seed=0)
     >>> features, labels = torch.eye(3, 8), torch.arange(3)
@@ -334,6 +336,7 @@ class NearestEtfHead(Head):
         tau: float = 5.0,
         momentum: float = 0.9,
         delta: float = 1e-3,
+        gradient: bool = False,
     ) -> None:
         super().__init__(num_classes, dim, normalise_features=True, temperature=temperature)
         if not 0 < tau < float("inf"):
@@ -345,6 +348,8 @@ class NearestEtfHead(Head):
         self.tau = tau
         self.momentum = momentum
         self.delta = delta
+        self.gradient = gradient
+        self._moving: tuple[Tensor, Tensor] | None = None  # W and means that hold a gradient
         initial = simplex_etf(num_classes, dim, seed=seed)
         self.register_buffer("etf", initial)
         self.register_buffer("class_means", initial.clone())
@@ -352,23 +357,35 @@ class NearestEtfHead(Head):
 
     def vertices(self) -> Vertices:
         """W times tau over temperature."""
-        return self.etf * (self.tau / self.temperature)
+        etf = self.etf if self._moving is None else self._moving[0]
+        return etf * (self.tau / self.temperature)
 
     def bias_vector(self) -> Tensor:
         """Minus what the vertices make of the stored mean."""
-        return -(self.vertices() * self.class_means.mean(0)).sum(1)
+        means = self.class_means if self._moving is None else self._moving[1]
+        return -(self.vertices() * means.mean(0)).sum(1)
+
+    def forward(self, features: Features) -> Logits:
+        """Return logits; the first ones after `observe` hold its gradient, if there is one."""
+        logits = super().forward(features)
+        self._moving = None
+        return logits
 
     def frame(self) -> Vertices:
         """Return a copy of W, unit rows, as it is now."""
         return self.etf.clone()
 
-    @torch.no_grad()
     def observe(self, features: Features, labels: Labels) -> None:
         """Bring the stored class means and W up to a batch; the same in train and eval mode.
 
         Features that are not finite change nothing: they show in the loss. An empty batch, too.
         """
-        device = self.etf.device
+        moving = self.gradient and torch.is_grad_enabled() and features.requires_grad
+        with torch.set_grad_enabled(moving):
+            self._observe(features, labels, moving=moving)
+
+    def _observe(self, features: Features, labels: Labels, *, moving: bool) -> None:
+        self._moving, device = None, self.etf.device
         rows = unit_rows(features.to(device, torch.float64))
         if not len(rows) or not bool(torch.isfinite(rows).all()):
             return
@@ -381,6 +398,10 @@ class NearestEtfHead(Head):
         history = self.momentum * self.seen.double()[:, None]
         mixed = history * old + (1 - history) * (members @ rows) / counts.clamp_min(1)
         means = torch.where(present, mixed, old)
-        self.etf.copy_(nearest_etf(means, toward=self.etf, delta=self.delta))
-        self.class_means.copy_(means)
-        self.seen |= present[:, 0]
+        etf = nearest_etf(means, toward=self.etf, delta=self.delta, gradient=moving)
+        if moving:
+            self._moving = etf.to(self.etf.dtype), means.to(self.etf.dtype)
+        with torch.no_grad():
+            self.etf.copy_(etf)
+            self.class_means.copy_(means)
+            self.seen |= present[:, 0]

@@ -58,8 +58,8 @@ class Outer(nn.Module):
     """A model and a loss as one module, `(images, labels) -> Outputs`.
 
     So `torch.func.functional_call` can ask for the losses at other weights: parameter `p` of the
-    model is `model.p` here. A head that learns from features without a gradient (`Head.observe`)
-    does so with each call, before the logits are made, unless `observe` is false.
+    model is `model.p` here. A head that learns from features (`Head.observe`) does so with each
+    call, before the logits are made, unless `observe` is false.
     """
 
     def __init__(
@@ -80,7 +80,8 @@ class Outer(nn.Module):
         classifier = self._classifier()
         features = classifier.features(images)
         if observing:
-            classifier.head.observe(features.detach(), labels)
+            shown = features if classifier.head.gradient else features.detach()
+            classifier.head.observe(shown, labels)
         logits = classifier.head(features)
         if isinstance(self.loss, FeatureLoss):
             return Outputs(logits, self.loss(Seen(logits, features, classifier.head), labels))
