@@ -179,6 +179,8 @@ class ModelConfig:
 class TrainConfig:
     """How to train. `objective` is the defense; SGD with momentum on the stated schedule.
 
+    `feature_decay` adds half of it times the squared length of the features to every loss: weight
+    decay for the features that the head reads.
     The backbone learns at `backbone_lr` times the rate of the rest; at 0 its parameters stay as
     they were drawn, though its batch norm statistics move. With `averaging` the weights that are
     validated, chosen and kept are averages over the steps. `precision` is that of the products:
@@ -196,6 +198,7 @@ class TrainConfig:
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    feature_decay: Annotated[float, Field(ge=0)] = 0.0
     backbone_lr: Annotated[float, Field(ge=0)] = 1.0
     averaging: Part | None = None
     precision: Literal["float32", "tf32", "bf16"] = "float32"
@@ -440,7 +443,7 @@ def _nearest(name: str, valid: list[str]) -> str:
 _LATER: dict[str, dict[str, object]] = {
     "data": {"imbalance": None, "noise": None, "hierarchy": None, "classes": None},
     "model": {"neck": None},
-    "train": {"backbone_lr": 1.0, "averaging": None, "keep_every": None},
+    "train": {"backbone_lr": 1.0, "averaging": None, "keep_every": None, "feature_decay": 0.0},
     "evaluation": {"beside": None, "block": None},
     "measure": {
         "corruptions": [],

@@ -157,6 +157,7 @@ LOSSES = Registry(
         "label_smoothing": "robust_nc.training.losses:label_smoothing",
         "margin": "robust_nc.training.losses:margin_loss",
         "mse": "robust_nc.training.losses:squared_error",
+        "soft_labels": "robust_nc.training.losses:soft_labels",
     },
 )
 

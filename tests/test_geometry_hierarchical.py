@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robust_nc.data.hierarchy.tree import read_hierarchy
 from robust_nc.exceptions import InputError
-from robust_nc.geometry.severity import output_measures
+from robust_nc.geometry.severity import least_cost, output_measures
 
 CIFAR100 = read_hierarchy("cifar100").distances()
 
@@ -117,3 +117,13 @@ class TestUndefined:
     def test_a_class_that_is_ruled_out_comes_last(self):
         logits = torch.tensor([[-torch.inf, 1.0, 0.0]])
         assert measured(logits, torch.tensor([1]), small_tree(3))["hd_1"] == 0
+
+
+def test_the_least_expected_distance_prefers_a_neighbour_of_many_to_a_single_class():
+    """Classes 0 and 1 are siblings, and 2 is far: their shares together outweigh that of 2."""
+    distances = torch.tensor([[0.0, 1, 3], [1, 0, 3], [3, 3, 0]], dtype=torch.float64)
+    shares = torch.tensor([[0.3, 0.28, 0.42], [0.05, 0.05, 0.9]], dtype=torch.float64)
+    costs = least_cost(shares.log(), distances)
+    assert shares.argmax(1).tolist() == [2, 2]
+    assert costs.argmax(1).tolist() == [0, 2]
+    torch.testing.assert_close(costs[0], -torch.tensor([1.54, 1.56, 1.74], dtype=torch.float64))

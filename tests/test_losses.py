@@ -9,7 +9,8 @@ import torch
 from reference import losses as reference
 
 from robust_nc.config import Component
-from robust_nc.exceptions import ConfigError
+from robust_nc.data.hierarchy.tree import read_hierarchy
+from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.models.frames import simplex_etf
 from robust_nc.models.heads import Head, LinearHead
 from robust_nc.registry import LOSSES
@@ -170,6 +171,33 @@ def test_far_logits_still_draw_back():
         torch.testing.assert_close(gradient.sum(), torch.tensor(0.0), atol=1e-5, rtol=0)
 
 
+def test_soft_labels_share_by_distance_in_the_tree():
+    tree = read_hierarchy("digits").distances().double()
+    logits, labels = batch(10, 30)
+    for beta in (0.0, 4.0, 1e3):
+        found = built("soft_labels", {"hierarchy": "digits", "beta": beta})(logits, labels)
+        targets = torch.exp(-beta * tree / tree.max())
+        targets /= targets.sum(1, keepdim=True)
+        wanted = -(targets[labels] * logits.log_softmax(1)).sum(1)
+        torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(found, built("ce", {})(logits, labels))
+    with pytest.raises(InputError, match="10 classes"):
+        built("soft_labels", {"hierarchy": "digits"})(logits[:, :4], labels % 4)
+    with pytest.raises(InputError, match=r"need a tree of the classes: .*digits"):
+        built("soft_labels", {})(logits, labels)
+
+
+def test_feature_decay_adds_half_of_the_squared_length():
+    seen = seen_by(Framed(simplex_etf(4, 4, seed=0)), batch(4, 8)[0])
+    labels, length = torch.arange(8) % 4, seen.features.square().sum(1)
+    for name in ("ce", "haframe"):
+        plain, decayed = (
+            build_loss(Component(name=name), feature_decay=decay) for decay in (0.0, 0.5)
+        )
+        wanted = plain(seen if name == "haframe" else seen.logits, labels) + 0.25 * length
+        torch.testing.assert_close(decayed(seen, labels), wanted)
+
+
 def test_dot_regression_of_a_learnable_head_reads_its_vertices():
     head = LinearHead(4, 6, seed=0, temperature=0.5)
     features = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
@@ -262,5 +290,5 @@ def test_wrong_options_are_refused_before_training(name, options, why):
 
 
 def test_every_registered_loss_is_tested_here():
-    tested = {name for name, *_ in OF_LOGITS} | {name for name, _ in OF_FEATURES}
+    tested = {name for name, *_ in OF_LOGITS} | {name for name, _ in OF_FEATURES} | {"soft_labels"}
     assert tested == set(LOSSES.names())

@@ -1,5 +1,6 @@
 """Rows of a profile against what features and outputs give by hand, on the test split."""
 
+import math
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -342,7 +343,8 @@ class TestOutputs:
         rows = outputs(found, condition)
         induced = set() if condition == "clean" else {"induced_severity"}
         assert rows.index.is_unique
-        assert set(rows.index) == {"accuracy", *RANKED} | induced
+        ranked = {f"crm_{name}" for name in ("accuracy", *RANKED)}
+        assert set(rows.index) == {"accuracy", "ece", *RANKED} | ranked | induced
         assert rows.loc["hd_1", "n"] == TEST
         mistakes = round((1 - rows.loc["accuracy", "value"]) * TEST)
         assert rows.loc["mistake_severity", "n"] == mistakes
@@ -383,10 +385,13 @@ class TestOutputs:
         assert "target" not in set(found.frame[found.frame["condition"] == "severest"]["grouping"])
         assert not found.values("severity", condition="severest").empty
 
-    def test_without_distances_there_is_accuracy_alone(self):
+    def test_without_distances_there_are_accuracy_and_calibration_alone(self):
         labels = torch.tensor([0, 1, 1])
         rows = output_rows(torch.eye(3), labels, None, clean=torch.eye(3))
-        assert rows == [{"tap": "output", "measure": "accuracy", "value": 2 / 3, "n": 3}]
+        assert [(row["measure"], row["n"]) for row in rows] == [("accuracy", 3), ("ece", 3)]
+        confidence = math.e / (math.e + 2)
+        wanted = [2 / 3, abs(confidence - 2 / 3)]
+        assert [row["value"] for row in rows] == pytest.approx(wanted)
 
     def test_nothing_induced_is_none_with_the_reason(self):
         labels = torch.tensor([0, 1, 1])

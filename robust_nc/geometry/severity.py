@@ -123,6 +123,16 @@ class OutputMeasures(NamedTuple):
     notes: dict[str, str]
 
 
+def least_cost(logits: Tensor, distances: Tensor) -> Tensor:
+    """Return minus the expected distance of each class, `(N, K)` float64, under the softmax.
+
+    Its largest entry is the class of least risk: conditional risk minimisation (Karthik et al.,
+    ICLR 2021).
+    """
+    shares = logits.double().softmax(1)
+    return -(shares @ distances.to(shares))
+
+
 def output_measures(
     logits: Tensor, labels: Tensor, distances: Tensor, *, at_once: int = 4096
 ) -> OutputMeasures:

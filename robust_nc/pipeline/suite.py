@@ -230,19 +230,24 @@ def with_value(values: Mapping[str, Any], path: list[str], value: object) -> dic
 
 def _with_trees(config: RunConfig, source: str) -> RunConfig:
     """Put trees of classes that are files into the configuration, which then needs no file."""
-    data, head = config.data, config.model.head
-    named = head.options.get("hierarchy")
+    data = config.data
     try:
         if data.hierarchy is not None:
             data = dataclasses.replace(data, hierarchy=embedded(data.hierarchy))
-        if isinstance(named, str):
-            options = {**head.options, "hierarchy": embedded(named)}
-            head = dataclasses.replace(head, options=options)
+        head, loss = _with_text(config.model.head), _with_text(config.train.loss)
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from None
+    model = dataclasses.replace(config.model, head=head)
     return dataclasses.replace(
-        config, data=data, model=dataclasses.replace(config.model, head=head)
+        config, data=data, model=model, train=dataclasses.replace(config.train, loss=loss)
     )
+
+
+def _with_text(part: Component) -> Component:
+    named = part.options.get("hierarchy")
+    if not isinstance(named, str):
+        return part
+    return dataclasses.replace(part, options={**part.options, "hierarchy": embedded(named)})
 
 
 def _check_names(config: RunConfig, source: str) -> None:

@@ -12,7 +12,7 @@ Of the network's own answers: how often it is right, and how bad its mistakes ar
 >>> for row in rows[:2]:
 ...     print(row["measure"], round(row["value"], 2), row["n"])
 accuracy 0.33 3
-mistake_severity 1.0 2
+ece 0.4 3
 """
 
 import itertools
@@ -23,12 +23,13 @@ from typing import Any
 from torch import Tensor
 
 from robust_nc.geometry.alignment import etf_distance
+from robust_nc.geometry.calibration import expected_calibration_error
 from robust_nc.geometry.collapse import collapse
 from robust_nc.geometry.leaps import Leaps
 from robust_nc.geometry.moments import Moments
 from robust_nc.geometry.nulls import isotropic_null, joint_counts, leap_null
 from robust_nc.geometry.projection import Projection
-from robust_nc.geometry.severity import mean_severity, output_measures
+from robust_nc.geometry.severity import least_cost, mean_severity, output_measures
 from robust_nc.geometry.simplex import pair_angles
 from robust_nc.profiling.accumulators import GroupMeter, VertexMeter
 from robust_nc.registry import METRICS
@@ -175,19 +176,26 @@ def _registered(moments: Moments) -> list[Row]:
 def output_rows(
     logits: Tensor, labels: Tensor, distances: Tensor | None, *, clean: Tensor | None = None
 ) -> list[Row]:
-    """Accuracy; with distances (K, K) between classes also severity of mistakes and ranking.
+    """Accuracy, calibration; with distances (K, K) of classes also severity of mistakes, ranking.
 
     `logits` `(N, K)` under a condition; `clean` of the clean images, where they are others.
-    `induced_severity` is `mistake_severity` over the examples that are right on clean images: the
-    mistakes that the condition made.
+    `crm_...` are the same after re-ranking by the least expected distance (`least_cost`), of points
+    that were made against the network as it is. `induced_severity` is `mistake_severity` over the
+    examples that are right on clean images: the mistakes that the condition made.
     """
     predicted = logits.argmax(1)
     right, count = int((predicted == labels).sum()), len(labels)
     rows: list[Row] = [{"measure": "accuracy", "value": right / count, "n": count}]
+    rows.append(rows[0] | {"measure": "ece", "value": expected_calibration_error(logits, labels)})
     if distances is not None:
         found = output_measures(logits, labels, distances)
         values = {name: value for name, value in found.values.items() if name != "accuracy"}
         rows += measured_rows({}, values, found.notes, found.counts)
+        ranked = output_measures(least_cost(logits, distances), labels, distances)
+        again = {f"crm_{name}": value for name, value in ranked.values.items()}
+        notes = {f"crm_{name}": note for name, note in ranked.notes.items()}
+        counts = {f"crm_{name}": number for name, number in ranked.counts.items()}
+        rows += measured_rows({}, again, notes, counts)
         if clean is not None:
             kept = clean.argmax(1) == labels
             value = mean_severity(labels[kept], predicted[kept], distances)

@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robust_nc.config import Component, check_options
-from robust_nc.exceptions import ConfigError
+from robust_nc.data.hierarchy.tree import hierarchy_names, read_hierarchy
+from robust_nc.exceptions import ConfigError, InputError
 from robust_nc.models.heads import Head, unit_rows
 from robust_nc.registry import LOSSES
 from robust_nc.types import Labels, Logits, PerExample
@@ -99,6 +100,30 @@ def label_relaxation(logits: Logits, labels: Labels, *, alpha: BelowOne = 0.1) -
     return divergence.where(log_right <= math.log1p(-alpha), 0.0)
 
 
+def soft_labels(
+    logits: Logits, labels: Labels, *, hierarchy: str | None = None, beta: NotNegative = 10.0
+) -> PerExample:
+    """Cross-entropy to a target that falls with the distance in a tree, in nats.
+
+    Class k has a share exp(-beta d(y, k) / d_max) (Bertinetto et al., CVPR 2020). `hierarchy` is a
+    tree of the package or a path, as `HaFrameHead` has it; a large `beta` gives one-hot labels.
+    Raises `InputError` without a tree, and for one of another number of classes.
+    """
+    if hierarchy is None:
+        raise InputError(f"soft labels need a tree of the classes: {', '.join(hierarchy_names())}")
+    distances = _distances(hierarchy)
+    if logits.shape[1] != len(distances):
+        read_hierarchy(hierarchy).check_classes(logits.shape[1])
+    targets = (-beta * distances / distances.max()).softmax(1)
+    values = widened(logits)
+    return F.cross_entropy(values, targets.to(values)[labels], reduction="none")
+
+
+@functools.lru_cache(maxsize=8)
+def _distances(hierarchy: str) -> Tensor:
+    return read_hierarchy(hierarchy).distances().double()
+
+
 def squared_error(
     logits: Logits, labels: Labels, *, target: Literal["one_hot", "signed"] = "one_hot"
 ) -> PerExample:
@@ -136,14 +161,34 @@ def widened(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def build_loss(part: Component) -> PerExampleLoss | FeatureLoss:
-    """Return the registered loss with its options fixed; raises `ConfigError` for a wrong one."""
+def build_loss(part: Component, *, feature_decay: float = 0.0) -> PerExampleLoss | FeatureLoss:
+    """Return the registered loss with its options fixed; raises `ConfigError` for a wrong one.
+
+    With `feature_decay`, half of it times |features|^2 is added.
+    """
     options = check_options(LOSSES, part, _GIVEN)
     function = LOSSES.load(part.name)
-    if "seen" in inspect.signature(function).parameters:
-        return FeatureLoss(function, options)
+    reads = "seen" in inspect.signature(function).parameters
     loss: PerExampleLoss = functools.partial(function, **options)
-    return loss
+    if feature_decay:
+        inner = FeatureLoss(function, options) if reads else loss
+        return FeatureLoss(_decayed, {"loss": inner, "decay": feature_decay})
+    return FeatureLoss(function, options) if reads else loss
+
+
+def _decayed(
+    seen: Seen,
+    labels: Labels,
+    *,
+    loss: PerExampleLoss | FeatureLoss,
+    decay: float,
+    progress: float = 0.0,
+) -> PerExample:
+    if isinstance(loss, FeatureLoss):
+        values = loss.at(progress)(seen, labels)
+    else:
+        values = loss(seen.logits, labels)
+    return values + decay / 2 * widened(seen.features).square().sum(1)
 
 
 def _others(values: Logits, labels: Labels) -> Logits:

@@ -35,7 +35,7 @@ from robust_nc.data.noise import LabelNoise
 from robust_nc.exceptions import CheckpointError, ConfigError, InputError
 from robust_nc.models.build import build_model
 from robust_nc.models.classifier import Classifier
-from robust_nc.registry import HEADS, LABEL_NOISES, OBJECTIVES
+from robust_nc.registry import HEADS, LABEL_NOISES, LOSSES, OBJECTIVES, Registry
 from robust_nc.runtime.progress import progress_report
 from robust_nc.runtime.screen import Screen
 from robust_nc.runtime.torch_state import check_float64, default_device
@@ -48,7 +48,7 @@ from robust_nc.training.checkpoint import (
     read_tensors,
 )
 from robust_nc.training.loop import Trainer, Watch
-from robust_nc.training.losses import FeatureLoss, Seen, build_loss
+from robust_nc.training.losses import FeatureLoss, PerExampleLoss, Seen, build_loss
 from robust_nc.training.objectives import ClosedForm, Objective
 from robust_nc.training.progress import EpochRow, TrainReport
 from robust_nc.training.state import SAVE_SECONDS, SAVE_SECONDS_WITHIN, load_weights, make_optimizer
@@ -184,7 +184,7 @@ def check_training(config: RunConfig, info: DatasetInfo) -> Classifier:
         _check_closed(config)
         objective.check(model)
         return model
-    loss = build_loss(config.train.loss)
+    loss = _loss(config)
     if config.train.compile and (isinstance(loss, FeatureLoss) or model.head.observes):
         raise ConfigError(
             f"train.compile does not go with the loss {config.train.loss.name!r} and the head "
@@ -203,10 +203,10 @@ def _check_closed(config: RunConfig) -> None:
             f"objective {name!r} has a closed form and takes no steps: set train.epochs = 0, "
             f"found {settings.epochs}"
         )
-    if settings.loss.name != "ce" or settings.averaging is not None:
+    if settings.loss.name != "ce" or settings.averaging is not None or settings.feature_decay:
         raise ConfigError(
-            f"objective {name!r} has a closed form: leave out train.loss and train.averaging, "
-            "which it would not use"
+            f"objective {name!r} has a closed form: leave out train.loss, train.averaging and "
+            "train.feature_decay, which it would not use"
         )
 
 
@@ -233,7 +233,7 @@ def build_objective(config: RunConfig) -> Objective:
         OBJECTIVES,
         config.train.objective,
         ball=config.threat.ball(),
-        loss=build_loss(config.train.loss),
+        loss=_loss(config),
     )
     return objective
 
@@ -262,30 +262,42 @@ def resolve_model(
             )
     return dataclasses.replace(
         model,
-        head=_with_tree(model.head, info, hierarchy, classes),
+        head=_with_tree(model.head, HEADS, info.name, hierarchy, classes, info.class_names),
         num_classes=info.num_classes,
         image_shape=info.image_shape,
     )
 
 
 def _with_tree(
-    head: Component, info: DatasetInfo, hierarchy: str | None, classes: Sequence[int] | None
+    part: Component,
+    registry: Registry,
+    dataset: str,
+    hierarchy: str | None,
+    classes: Sequence[int] | None,
+    names: Sequence[str] | None = None,
 ) -> Component:
-    """Give the head the tree of the classes where it takes one and names none."""
-    if "hierarchy" not in option_names(HEADS, head.name):
-        return head
-    own = info.name if info.name in hierarchy_names() else None
-    name = head.options.get("hierarchy") or hierarchy or own
+    """Give a head or loss the tree of the classes where it takes one and names none."""
+    if "hierarchy" not in option_names(registry, part.name):
+        return part
+    own = dataset if dataset in hierarchy_names() else None
+    name = part.options.get("hierarchy") or hierarchy or own
     if name is None:
         raise ConfigError(
-            f"head {head.name!r} needs a tree of the classes, and {info.name} has none of its own; "
-            "set data.hierarchy to a TOML or JSON file"
+            f"{registry.kind} {part.name!r} needs a tree of the classes, and {dataset} has none of "
+            "its own; set data.hierarchy to a TOML or JSON file"
         )
-    tree = tree_of(name, info.name, classes)
+    tree = tree_of(name, dataset, classes)
     assert tree is not None, "it is named"
-    tree.check_classes(info.class_names)
+    if names is not None:
+        tree.check_classes(names)
     text = embedded(name) if classes is None else tree.text()
-    return Component(name=head.name, options={**head.options, "hierarchy": text})
+    return Component(name=part.name, options={**part.options, "hierarchy": text})
+
+
+def _loss(config: RunConfig) -> PerExampleLoss | FeatureLoss:
+    data = config.data
+    part = _with_tree(config.train.loss, LOSSES, data.dataset.name, data.hierarchy, data.classes)
+    return build_loss(part, feature_decay=config.train.feature_decay)
 
 
 def load_classifier(folder: Path, *, which: Literal["best", "last"] = "best") -> Classifier:
