@@ -10,6 +10,7 @@ import pytest
 from robust_nc.config import RunConfig, kept_epochs, measured_epochs, training_id
 from robust_nc.data.load import dataset_info
 from robust_nc.exceptions import CheckpointError, ConfigError
+from robust_nc.models.build import build_model
 from robust_nc.pipeline.cell import run_cell
 from robust_nc.pipeline.stages import (
     check_cell,
@@ -28,7 +29,7 @@ from robust_nc.report import figures
 from robust_nc.report.board.gather import gather_rows
 from robust_nc.runtime.progress import no_report
 from robust_nc.training.checkpoint import find_epoch, read_tensors
-from robust_nc.training.run import load_classifier, training_data
+from robust_nc.training.run import load_classifier, resolve_model, training_data
 from robust_nc.training.state import load_weights
 
 SUITE = """
@@ -66,7 +67,7 @@ def cell_of(folder: Path, more: str):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("epochs")
-    cell = cell_of(folder, "every = 2\n")
+    cell = cell_of(folder, "every = 2\nagop_examples = 8\n")
     run_cell(cell, "epochs", folder / "out", None, report=no_report)
     return cell, folder / "out", gather_rows(read_all(folder / "out"))
 
@@ -94,8 +95,13 @@ def test_which_epochs_are_measured_and_kept() -> None:
 
 def test_rows_of_an_epoch_are_those_of_its_weights(made) -> None:
     cell, out, rows = made
-    found = rows[rows["epoch"].ge(0) & rows["feature"].eq("gap")]
+    layers = rows["measure"].str.startswith(("nfm", "agop", "svd"))
+    found = rows[rows["epoch"].ge(0) & (rows["feature"].eq("gap") | layers)]
     assert set(found["epoch"]) == {2, 3}
+    for name in ("nfm_agop_root", "nfm_agop_root_centred"):
+        of_layers = found[found["measure"] == name]
+        assert set(of_layers["condition"]) == {"clean", "attacked"}
+        assert of_layers.groupby("epoch").size().tolist() == [10, 10], "five layers, twice"
     assert set(found["condition"]) == {"clean", "attacked", "cyclic", "gaussian", "sign"}
     assert set(found["split"]) == {"train", "test"}
     assert {"nc1", "leap_rate", "ncc", "alignment_angle"} <= set(found["measure"])
@@ -104,12 +110,14 @@ def test_rows_of_an_epoch_are_those_of_its_weights(made) -> None:
     load_weights(model, read_tensors(folder, find_epoch(folder, 2)))
     altered, _ = training_data(cell.config, dataset_info("digits"), None)
     given = gather_inputs(cell.config, None)
+    shapes = resolve_model(cell.config.model, dataset_info("digits"))
     wanted = profile_cell(
         model.eval(),
         altered.split,
         given.test,
         dataclasses.replace(cell.config, measure=measured_at_epochs(cell.config.measure)),
         distances=given.distances,
+        initial=build_model(shapes, seed=cell.config.seed),
         report=no_report,
     )
     wanted = wanted[(wanted["i"] == -1) & (wanted["j"] == -1)]

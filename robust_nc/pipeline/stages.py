@@ -299,7 +299,7 @@ def measure_cell(
             config = dataclasses.replace(config, measure=measured_at_epochs(config.measure))
             model = _model_at(cell, epoch, out, trained)
             told = prefixed(report, f"epoch {epoch} of {epochs[-1]}")
-        elif config.measure.agop_examples:
+        if config.measure.agop_examples:
             initial = build_model(trained.model, seed=config.seed).to(device_of(trained.last))
         rows = profile_cell(
             model,

@@ -178,14 +178,13 @@ def profile_cell(
 
 
 def measured_at_epochs(measure: MeasureConfig) -> MeasureConfig:
-    """Return what is measured after single epochs: clean, attacked, cyclic targets, noise."""
+    """Return what is measured after single epochs: clean, attacked, cyclic targets, noise, AGOP."""
     return dataclasses.replace(
         measure,
         targets=tuple(target for target in measure.targets if target == "cyclic"),
         radii=(),
         adaptive=None,
         trajectories=0,
-        agop_examples=0,
         corruptions=(),
     )
 
