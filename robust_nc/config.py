@@ -186,7 +186,8 @@ class TrainConfig:
     validated, chosen and kept are averages over the steps. `precision` is that of the products:
     "tf32" allows TF32 on CUDA, which "float32" leaves as torch has it. `compile`: by
     `torch.compile`, "reduce-overhead" with CUDA graphs. The weights of every `keep_every`-th epoch
-    stay beside those of the best and the last one.
+    stay beside those of the best and the last one. `stream` measures collapse of the features that
+    the steps themselves see, without a pass more.
     """
 
     objective: Part = Field(default_factory=lambda: Component(name="standard"))
@@ -208,6 +209,7 @@ class TrainConfig:
     collapse_every: Positive = 1
     collapse_examples: Positive = 2_000
     keep_every: Positive | None = None
+    stream: bool = False
 
 
 @configuration
@@ -443,7 +445,13 @@ def _nearest(name: str, valid: list[str]) -> str:
 _LATER: dict[str, dict[str, object]] = {
     "data": {"imbalance": None, "noise": None, "hierarchy": None, "classes": None},
     "model": {"neck": None},
-    "train": {"backbone_lr": 1.0, "averaging": None, "keep_every": None, "feature_decay": 0.0},
+    "train": {
+        "backbone_lr": 1.0,
+        "averaging": None,
+        "keep_every": None,
+        "feature_decay": 0.0,
+        "stream": False,
+    },
     "evaluation": {"beside": None, "block": None},
     "measure": {
         "corruptions": [],

@@ -262,6 +262,22 @@ class Moments(Portable):
         self.edition += 1
         return self
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what was added, on the CPU: for `load` of an accumulator that goes on from it."""
+        sums = {"counts": self._counts, "sums": self._sums, "squares": self._squares}
+        if self._shift is not None:
+            sums["shift"] = self._shift
+        return {name: tensor.detach().cpu() for name, tensor in sums.items()}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take what `tensors` returned, instead of what was added here."""
+        self._counts, self._sums, self._squares = (
+            tensors[name].to(self.device, copy=True) for name in ("counts", "sums", "squares")
+        )
+        shift = tensors.get("shift")
+        self._shift = None if shift is None else shift.to(self.device, copy=True)
+        self.edition += 1
+
     def all_reduce(self) -> "Moments":
         """Merge over all processes of torch.distributed; nothing to do where it is not in use."""
         if not (dist.is_available() and dist.is_initialized()):

@@ -45,6 +45,7 @@ from robust_nc.runtime.progress import Clock, Report, progress_report
 from robust_nc.runtime.torch_state import default_device
 from robust_nc.training.checkpoint import read_manifest
 from robust_nc.training.run import Trained
+from robust_nc.training.stream import STREAMED
 from robust_nc.training.validation import (
     TEST_EXAMPLES,
     TRAIN_EXAMPLES,
@@ -207,7 +208,7 @@ def _sizes(trained: Trained, config: RunConfig) -> dict[str, int]:
         "train": min(config.train.collapse_examples, len(trained.train.labels)),
         "validation": min(VALIDATION_EXAMPLES, len(trained.validation.labels)),
         "dilation": min(TEST_EXAMPLES, trained.info.sizes["test"]),
-        "unusable_gradients": len(trained.train.labels),
+        **dict.fromkeys(("unusable_gradients", "stream"), len(trained.train.labels)),
         **dict.fromkeys((*MEASURES, "memorised"), corrupted),
     }
 
@@ -265,13 +266,23 @@ _CURVES: dict[str, dict[str, Any]] = {
     "dilation": {"tap": "penultimate", "split": "test", "measure": "dilation"},
     "validation_clean": {"measure": "accuracy", "split": "validation"},
     "validation_attacked": {"measure": "accuracy", "split": "validation", "condition": "attacked"},
+} | {
+    f"stream_{name}": {
+        "tap": "penultimate",
+        "feature": "gap",
+        "grouping": "true",
+        "vertices": "same",
+        "condition": "stream",
+        "measure": name,
+    }
+    for name in STREAMED
 }
 
 
 def curve_rows(entry: dict[str, Any], sizes: dict[str, int]) -> list[dict[str, Any]]:
     """Turn one epoch of the training log into rows.
 
-    `sizes` are the examples behind a value: by measure, where it is there, or else by split.
+    `sizes` are the examples behind a value: by condition, else by measure, or else by split.
     """
     common = {"tap": "output", "condition": "clean", "split": "train", "epoch": entry["epoch"]}
     rows = [
@@ -280,5 +291,6 @@ def curve_rows(entry: dict[str, Any], sizes: dict[str, int]) -> list[dict[str, A
         if entry.get(key) is not None
     ]
     for row in rows:
-        row["n"] = sizes[row["measure"] if row["measure"] in sizes else row["split"]]
+        keys = (row["condition"], row["measure"], row["split"])
+        row["n"] = next(sizes[key] for key in keys if key in sizes)
     return rows

@@ -61,6 +61,7 @@ from robust_nc.training.state import (
     finite_weights,
     weights_of,
 )
+from robust_nc.training.stream import Stream
 from robust_nc.training.sync_batchnorm import synced, unshared
 from robust_nc.types import Loss
 
@@ -194,7 +195,7 @@ class Trainer(TrainerState):
             "train_attacked": means.get("attacked_correct"),
             "seconds": meter.seconds,
             "images_per_second": meter.examples / meter.seconds,
-        }
+        } | (self.stream.measures() if self.stream else {})
 
     def _rate(self, step: int) -> float:
         """Return the learning rate of a step, from 0."""
@@ -204,7 +205,7 @@ class Trainer(TrainerState):
         lr = self._rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
-        loss = self._loss(runner, self.group.share(batch), meter)
+        loss = self._loss(runner, self.group.share(batch), meter, self.stream)
         self.optimizer.zero_grad(set_to_none=True)
         logs = self.group.backward(loss, self.model)
         self.optimizer.step()
@@ -214,12 +215,15 @@ class Trainer(TrainerState):
             self.average.update(self.model, progress=self.step / self.steps, epoch_ends=ends)
         meter.add(logs, len(batch.labels))
 
-    def _loss(self, runner: nn.Module, batch: Batch, meter: Meter) -> Loss:
+    def _loss(
+        self, runner: nn.Module, batch: Batch, meter: Meter, stream: Stream | None = None
+    ) -> Loss:
         key = stream_key(self.seed, "train-attack", self.step)
         half = self.config.precision == "bf16"
         objective: Objective = at_progress(self.objective, self.step / self.steps)
+        seen = stream.step(batch.labels) if stream else nullcontext()
         try:
-            with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=half):
+            with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=half), seen:
                 return objective(runner, batch.images, batch.labels, seed=key, ids=batch.ids)
         except InputError as error:
             # An inner attack refuses logits that are not finite; say where training broke instead.

@@ -190,6 +190,8 @@ def check_training(config: RunConfig, info: DatasetInfo) -> Classifier:
             f"train.compile does not go with the loss {config.train.loss.name!r} and the head "
             f"{config.model.head.name!r}, which read the features before the head; set it to false"
         )
+    if config.train.compile and config.train.stream:
+        raise ConfigError("train.stream reads what the head reads, and train.compile hides it")
     if isinstance(loss, FeatureLoss):
         features = torch.zeros(2, model.head.dim)
         loss(Seen(model.head(features), features, model.head), torch.tensor([0, 1]))

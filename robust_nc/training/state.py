@@ -35,9 +35,11 @@ from robust_nc.training.checkpoint import Checkpoints, Snapshot, Tensors, Within
 from robust_nc.training.data_parallel import present
 from robust_nc.training.epoch_meter import Meter, not_finite
 from robust_nc.training.progress import EpochRow, append_log, start_log
+from robust_nc.training.stream import Stream
 
 _DRAWS = "draws."
 _METER = "meter."
+_STREAM = "stream."
 
 
 class TrainerState:
@@ -63,6 +65,9 @@ class TrainerState:
         self.best_epoch = 0
         self.best_score = (-1.0, -1.0)
         self.meter = Meter(1, 0)
+        if config.stream and self.group.size > 1:
+            raise ConfigError("train.stream sums over the steps of one process; train in one")
+        self.stream = Stream(model) if config.stream else None
         self.row: EpochRow | None = None
         self.parts = 0
         self._draws: Tensors | None = None
@@ -83,6 +88,8 @@ class TrainerState:
         """Forget the epoch that has ended."""
         self.meter = Meter(self.epoch + 1, self.step)
         self.row, self.parts = None, 0
+        if self.stream:
+            self.stream.begin()
 
     def draws(self) -> dict[str, Tensor]:
         """Return the states of torch's generators in all processes, one row for each."""
@@ -119,6 +126,8 @@ class TrainerState:
             seconds=within.seconds,
         )
         self.row, self.parts = within.row, within.parts
+        if self.stream:
+            self.stream.moments.load(_below(_STREAM, within.tensors))
         self._draws = _below(_DRAWS, within.tensors)
 
     def _snapshot(self, draws: Tensors | None = None) -> Snapshot:
@@ -126,10 +135,13 @@ class TrainerState:
         within = None
         if self.meter.steps:
             states = self.draws() if draws is None else draws
+            seen = self.stream.moments.tensors() if self.stream else {}
             within = Within(
                 batches=self.meter.steps,
                 seconds=self.meter.seconds,
-                tensors=_above(_METER, self.meter.tensors()) | _above(_DRAWS, states),
+                tensors=_above(_METER, self.meter.tensors())
+                | _above(_DRAWS, states)
+                | _above(_STREAM, seen),
                 parts=self.parts,
                 row=self.row,
             )

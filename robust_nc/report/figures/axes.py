@@ -64,6 +64,7 @@ COLOURS = {
     "attacked": "#d55e00",
     "gaussian noise": "#949494",
     "sign noise": "#cc78bc",
+    "in training": "#ca9161",
     NULL: "#029e73",
 }
 GREY = "#555555"

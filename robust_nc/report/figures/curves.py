@@ -94,12 +94,13 @@ def measure_over_epochs(
     ax: Axes | None = None,
     width: Width = "column",
 ) -> Axes:
-    """A measure of one layer over training: clean, attacked, and under noise (`measure.every`)."""
+    """A measure of one layer over training: clean, attacked, and under noise (`measure.every`).
+
+    Also as the steps of the training saw it, where `train.stream` was set.
+    """
     here = frame[(frame["tap"] == tap) & (frame["feature"] != "")]
-    wanted = RowFilter(
-        measure, ("clean", "attacked", "gaussian"), grouping="true", split="train", epochs=True
-    )
-    rows = select(here, wanted)
+    shown = ("clean", "attacked", "gaussian", "stream")
+    rows = select(here, RowFilter(measure, shown, grouping="true", split="train", epochs=True))
     ax = ax or new_axes(width)
     value_lines(rows, ax, "epoch", "input", colours_of(rows["input"], COLOURS), "input")
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))

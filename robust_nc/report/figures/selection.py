@@ -16,7 +16,7 @@ from robust_nc.exceptions import InputError, RobustNCError
 from robust_nc.io.text import one_line
 from robust_nc.statistics.intervals import MIN_SEEDS_FOR_T
 
-_CONDITIONS = {"gaussian": "gaussian noise", "sign": "sign noise"}
+_CONDITIONS = {"gaussian": "gaussian noise", "sign": "sign noise", "stream": "in training"}
 # A figure compares like with like: these must not vary within one.
 _FIXED = ("dataset", "backbone", "ball", "feature")
 # Where a model has rows of several, a figure is of this one.
