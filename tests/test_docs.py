@@ -242,7 +242,11 @@ def test_the_page_of_claims_is_what_the_answers_say() -> None:
 
 @pytest.mark.parametrize(
     ("page", "suite", "format"),
-    [("README.md", "quickstart", "table"), ("docs/fashion.md", "fashion", "markdown")],
+    [
+        ("README.md", "quickstart", "table"),
+        ("docs/fashion.md", "fashion", "markdown"),
+        ("docs/cifar10.md", "cifar10-wrn22", "markdown"),
+    ],
 )
 def test_the_table_of_a_page_is_that_of_its_records(page: str, suite: str, format: str) -> None:
     frame = leaderboard(ROOT / "results" / suite)
