@@ -6,10 +6,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from robust_nc.claims.answers import Answer
-from robust_nc.config import plain
 from robust_nc.io.files import atomic
 from robust_nc.io.text import printable
-from robust_nc.report.board.gather import part_label
 from robust_nc.report.figures.axes import (
     COLOURS,
     GREY,
@@ -58,10 +56,11 @@ def draw_answer(answer: Answer, *, width: Width = "page") -> DrawnFigure:
     room = _ROOM * (max(marks) - min(marks) or 1.0)
     ax.set(xlim=(min(marks) - room, max(marks) + room), ylim=(len(tests) - 0.4, -0.5))
     _shade(ax, answer)
-    whole = part_label(plain(claim.quantity))
-    names = [_text(test.quantity.removeprefix(claim.quantity.name).strip("()")) for test in tests]
-    several = len(tests) > 1 and whole not in {test.quantity for test in tests}
-    ax.set_yticks(range(len(tests)) if several else [], names if several else [])
+    if len(tests) > 1:
+        options = (one.quantity.removeprefix(claim.quantity.name).strip("()") for one in tests)
+        ax.set_yticks(range(len(tests)), [_text(one) for one in options])
+    else:
+        ax.set_yticks([])
     ax.grid(visible=False, axis="y")
     less = "" if claim.against is None else ": difference of the two sides"
     ax.set_xlabel("\n".join(wrapped(f"{_text(answer.meaning)}{less}", round(17 * inches))))

@@ -24,7 +24,7 @@ _LEFT = 5  # so many columns are words
 _FIGURES = """\
 In the figures a dot is a seed, the bar the interval over seeds with its mean, and what is shaded
 supports the claim: a bar wholly inside supports it, one wholly outside contradicts it, any other
-leaves it undecided. The dotted line is the reference."""
+leaves it undecided, as does a premise that fails. The dotted line is the reference."""
 _RULE = """\
 How a claim is decided: its file fixes one quantity, the direction, the smallest effect that matters
 and the premise before the run. A claim is *supported* where the Student t interval over seeds lies
