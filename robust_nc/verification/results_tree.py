@@ -195,7 +195,7 @@ def _twins(results: Path, records: Sequence[Stored]) -> Iterator[Finding]:
     seen: dict[Any, str] = {}
     for stored in records:
         record, place = stored.record, _place(stored.path, results)
-        keys: list[Any] = [record.cell]
+        keys: list[Any] = [(record.suite, record.cell)]  # suites may share a cell
         if record.suite == SUITE and record.weights.state:
             ball = json.dumps(record.config.get("threat"), sort_keys=True)
             keys.append((record.weights.state, record.data.fingerprint, ball, record.protocol))
