@@ -163,7 +163,7 @@ def run(folder: Path, grid: str) -> Ran:
         ),
         (
             "together = [{'train.objective'='deep_rfm','train.epochs'=0,'train.averaging'='ema'}]",
-            "leave out train.loss and train.averaging",
+            "leave out train.loss, train.averaging and train.feature_decay",
         ),
         ("'model.head' = [{name='nearest_etf', momentum=2.0}]", "momentum must be at least 0"),
         ("'model.head' = [{name='haframe', gamma=-1.0}]", "gamma must be finite and above 0"),

@@ -59,7 +59,9 @@ def descend(model: nn.Module, objective: str, loss: str, *, half: bool = False) 
     images, labels, ids = digits()
     options = {} if objective == "standard" else {"steps": 2}
     part = Component(name=objective, options=options)
-    built = build(OBJECTIVES, part, ball=BALL, loss=build_loss(Component(name=loss)))
+    tree = {"hierarchy": "digits"} if loss == "soft_labels" else {}
+    measured = build_loss(Component(name=loss, options=tree))
+    built = build(OBJECTIVES, part, ball=BALL, loss=measured)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     values = []
     for _ in range(10):
