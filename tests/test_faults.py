@@ -163,7 +163,11 @@ def run(folder: Path, grid: str) -> Ran:
         ),
         (
             "together = [{'train.objective'='deep_rfm','train.epochs'=0,'train.averaging'='ema'}]",
-            "leave out train.loss, train.averaging and train.feature_decay",
+            "leave out train.averaging",
+        ),
+        (
+            "together = [{'train.objective'='deep_rfm','train.epochs'=0,'train.stream'=true}]",
+            "leave out train.stream",
         ),
         ("'model.head' = [{name='nearest_etf', momentum=2.0}]", "momentum must be at least 0"),
         ("'model.head' = [{name='haframe', gamma=-1.0}]", "gamma must be finite and above 0"),

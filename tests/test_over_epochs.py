@@ -182,18 +182,23 @@ def test_a_plan_counts_the_epochs(tmp_path: Path) -> None:
 
 def test_figures_over_training(made) -> None:
     _, _, rows = made
-    figure = figures.over_epochs(rows)
-    assert len(figure.axes) == len(figures.curves.OVER_EPOCHS)
-    clean = rows[
-        (rows.measure == "nc1_unscaled")
-        & (rows.epoch >= 0)
-        & (rows.condition == "clean")
-        & (rows.split == "train")
-        & (rows.grouping == "true")
-        & (rows.tap == "penultimate")
-    ]
-    line = figure.axes[0].lines[0]
-    assert list(line.get_xdata()) == [2, 3]
-    assert list(line.get_ydata()) == pytest.approx(clean.sort_values("epoch")["value"].tolist())
+    for split, figure in (
+        ("train", figures.over_epochs(rows)),
+        ("test", figures.over_epochs(rows, split="test")),
+    ):
+        assert len(figure.axes) == len(figures.curves.OVER_EPOCHS)
+        clean = rows[
+            (rows.measure == "nc1_unscaled")
+            & (rows.epoch >= 0)
+            & (rows.condition == "clean")
+            & (rows.split == split)
+            & (rows.grouping == "true")
+            & (rows.tap == "penultimate")
+        ]
+        line = figure.axes[0].lines[0]
+        assert list(line.get_xdata()) == [2, 3]
+        wanted = clean.sort_values("epoch")["value"].tolist()
+        assert list(line.get_ydata()) == pytest.approx(wanted)
+        assert f"{split} examples" in figure.caption
     assert figures.collapse_over_epochs(rows).lines[0].get_xdata().tolist() == [1, 2, 3]
     plt.close("all")

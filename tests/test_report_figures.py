@@ -506,6 +506,18 @@ def test_title_and_caption_stand_outside_of_what_is_drawn(
     assert found > 0.99
 
 
+def test_a_name_looks_the_same_in_every_panel(whole: pd.DataFrame) -> None:
+    """Also where a panel has fewer names: the legend stands for all of them."""
+    looks: dict[str, set[tuple[object, ...]]] = {}
+    for ax in story(whole).axes:
+        for line in ax.lines:
+            if len(line.get_xdata()):
+                seen = looks.setdefault(str(to_hex(line.get_color())), set())
+                seen.add((line.get_linestyle(), line.get_marker()))
+    assert {COLOURS["clean"], COLOURS["attacked"], COLOURS["gaussian noise"]} <= looks.keys()
+    assert all(len(seen) == 1 for seen in looks.values())
+
+
 def test_models_of_one_name_become_panels_of_their_own(whole: pd.DataFrame) -> None:
     figure = panels(pd.concat([whole, whole.assign(model="wider")]), collapse_per_layer)
     assert [ax.get_title() for ax in figure.axes] == ["linear-standard", "wider"]

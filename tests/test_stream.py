@@ -24,9 +24,10 @@ from robust_nc.threat import Ball
 from robust_nc.training.checkpoint import Checkpoints
 from robust_nc.training.loop import Trainer
 from robust_nc.training.losses import cross_entropy
-from robust_nc.training.objectives import Objective, Pgd, Standard, Trades
+from robust_nc.training.objectives import Objective, Pgd, Standard, Trades, logged
 from robust_nc.training.run import check_training
 from robust_nc.training.stream import STREAMED
+from robust_nc.types import Loss
 
 BALL, IMAGES = Ball("Linf", 0.1), digits(limit=60)
 OBJECTIVES: dict[str, Objective] = {
@@ -131,6 +132,31 @@ def test_rows_and_the_figure_tell_it_from_what_was_measured_anew() -> None:
     told = found[found["measure"] == "nc2_angle_w"]["value"].tolist()
     assert any(list(line.get_ydata()) == pytest.approx(told) for line in ax.lines)
     plt.close("all")
+
+
+class Joined:
+    """An objective that passes clean and moved images in one batch, or nothing."""
+
+    best_by = "validation_clean"
+
+    def __init__(self, copies: int) -> None:
+        self.copies = copies
+
+    def __call__(self, model: Any, images: Any, labels: Any, *, seed: int, ids: Any) -> Loss:
+        weights = sum(weight.square().sum() for weight in model.parameters())
+        loss = model(torch.cat([images] * self.copies)).mean() if self.copies else weights
+        return logged(loss, {})
+
+
+@pytest.mark.parametrize(("copies", "told"), [(2, "120 rows"), (0, "nothing")])
+def test_an_objective_that_has_no_row_for_each_image_is_told(copies: int, told: str) -> None:
+    made = trainer("standard")
+    made.objective = Joined(copies)
+    with pytest.raises(ConfigError, match=rf"train\.stream reads .*: {told}, for 60 images"):
+        made.fit()
+    bare = trainer("standard", stream=False)
+    bare.objective = Joined(copies)
+    bare.fit()
 
 
 def test_what_hides_the_head_is_refused() -> None:

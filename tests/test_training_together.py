@@ -22,7 +22,13 @@ from robust_nc.models.build import build_model
 from robust_nc.models.classifier import Classifier
 from robust_nc.training import state as saving
 from robust_nc.training.checkpoint import Checkpoints
-from robust_nc.training.data_parallel import Group, Several, check_objective, together
+from robust_nc.training.data_parallel import (
+    Group,
+    Several,
+    check_alone,
+    check_objective,
+    together,
+)
 from robust_nc.training.loop import Trainer
 from robust_nc.training.losses import cross_entropy
 from robust_nc.training.objectives import Standard
@@ -227,6 +233,14 @@ def test_an_objective_that_says_nothing_of_its_rows_is_refused_by_several() -> N
     check_objective(Standard(cross_entropy), Two())
     with pytest.raises(ConfigError, match="Coupled does not say `in_parts = True`"):
         check_objective(Coupled(), Two())
+
+
+def test_what_sees_the_rows_of_one_process_is_refused_by_several() -> None:
+    used = {"train.stream": False, "model.head.gradient": True}
+    check_alone(used, Group())
+    check_alone(dict.fromkeys(used, False), Two())
+    with pytest.raises(ConfigError, match=r"^model\.head\.gradient sees the rows of one process"):
+        check_alone(used, Two())
 
 
 class Own(nn.BatchNorm2d):

@@ -6,7 +6,6 @@
 """
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,11 +100,9 @@ class Beside:
 
 @configuration
 class Premise:
-    """A quantity of one cell that has bounds; `value` None: the cell has none, and it fails."""
+    """Whether a quantity of one cell keeps the bounds of the claim's premise; None has no value."""
 
     quantity: str
-    minimum: float | None
-    maximum: float | None
     side: str
     seed: int
     value: float | None
@@ -288,24 +285,11 @@ def _asked(plan: ClaimPlan, cells: Mapping[Path, _Measured], out: Path) -> _Aske
 def _premises(asked: _Asked) -> tuple[Premise, ...]:
     found = []
     for name, bounds in asked.plan.claim.premise.items():
-        low, high = bounds.minimum, bounds.maximum
         for side, seed, cell in asked.every():
-            if bounds.side not in {"both", side}:
-                continue
-            value, _ = _value(Component(name=name), cell.rows)
-            least, most = (-math.inf if low is None else low), (math.inf if high is None else high)
-            holds = value is not None and least <= value <= most
-            found.append(
-                Premise(
-                    quantity=name,
-                    minimum=low,
-                    maximum=high,
-                    side=side,
-                    seed=seed,
-                    value=value,
-                    holds=holds,
-                )
-            )
+            if bounds.side in {"both", side}:
+                value, _ = _value(Component(name=name), cell.rows)
+                holds = bounds.hold(value)
+                found.append(Premise(quantity=name, side=side, seed=seed, value=value, holds=holds))
     return tuple(found)
 
 

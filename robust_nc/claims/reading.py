@@ -56,6 +56,13 @@ class Bounds:
     maximum: float | None = None
     side: Literal["both", "of", "against"] = "both"
 
+    def hold(self, value: float | None) -> bool:
+        """Whether a value lies within; a cell without one does not."""
+        if value is None:
+            return False
+        above = self.minimum is None or value >= self.minimum
+        return above and (self.maximum is None or value <= self.maximum)
+
 
 def _bounds(value: object) -> object:
     """Read a bare number as the minimum."""

@@ -191,11 +191,9 @@ def output_rows(
         found = output_measures(logits, labels, distances)
         values = {name: value for name, value in found.values.items() if name != "accuracy"}
         rows += measured_rows({}, values, found.notes, found.counts)
-        ranked = output_measures(least_cost(logits, distances), labels, distances)
-        again = {f"crm_{name}": value for name, value in ranked.values.items()}
-        notes = {f"crm_{name}": note for name, note in ranked.notes.items()}
-        counts = {f"crm_{name}": number for name, number in ranked.counts.items()}
-        rows += measured_rows({}, again, notes, counts)
+        again = output_measures(least_cost(logits, distances), labels, distances)
+        ranked = measured_rows({}, again.values, again.notes, again.counts)
+        rows += [row | {"measure": f"crm_{row['measure']}"} for row in ranked]
         if clean is not None:
             kept = clean.argmax(1) == labels
             value = mean_severity(labels[kept], predicted[kept], distances)

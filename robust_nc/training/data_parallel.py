@@ -13,7 +13,7 @@ docs/adr/0012-data-parallel.md. Alone, a process takes all rows, and nothing is 
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -266,6 +266,16 @@ def check_objective(objective: object, group: Group) -> None:
             f"the objective {type(objective).__name__} does not say `in_parts = True` (that its "
             "loss is a mean over examples, whose gradient it leaves to the training), so several "
             "processes cannot train one model with it; run it without torchrun"
+        )
+
+
+def check_alone(parts: Mapping[str, bool], group: Group) -> None:
+    """Raise `ConfigError` for the first part that is in use and does not pass between processes."""
+    used = [name for name, in_use in parts.items() if in_use]
+    if group.size > 1 and used:
+        raise ConfigError(
+            f"{used[0]} sees the rows of one process only, so several cannot train one model with "
+            "it; leave it out, or run without torchrun"
         )
 
 

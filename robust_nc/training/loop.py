@@ -47,7 +47,7 @@ from robust_nc.runtime.torch_state import (
 from robust_nc.training.averaging import STATISTICS_BATCHES, Average
 from robust_nc.training.callbacks import Callbacks
 from robust_nc.training.checkpoint import Checkpoints, Tensors
-from robust_nc.training.data_parallel import check_objective
+from robust_nc.training.data_parallel import check_alone, check_objective
 from robust_nc.training.epoch_meter import Meter, NotFiniteError, not_finite
 from robust_nc.training.objectives import Objective, at_progress
 from robust_nc.training.progress import EpochRow, StepPace, TrainEvent, TrainReport
@@ -115,6 +115,8 @@ class Trainer(TrainerState):
         self.report = report
         self.callbacks = callbacks or Callbacks()
         check_objective(objective, self.group)
+        moves = bool(getattr(getattr(model, "head", None), "gradient", False))
+        check_alone({"train.stream": config.stream, "model.head.gradient": moves}, self.group)
         self.schedule: Schedule = build(SCHEDULES, config.schedule)
         self.keeper = Keeper(
             self, checkpoints, save_seconds=save_seconds, save_seconds_within=save_seconds_within

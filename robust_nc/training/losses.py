@@ -168,12 +168,10 @@ def build_loss(part: Component, *, feature_decay: float = 0.0) -> PerExampleLoss
     """
     options = check_options(LOSSES, part, _GIVEN)
     function = LOSSES.load(part.name)
-    reads = "seen" in inspect.signature(function).parameters
-    loss: PerExampleLoss = functools.partial(function, **options)
-    if feature_decay:
-        inner = FeatureLoss(function, options) if reads else loss
-        return FeatureLoss(_decayed, {"loss": inner, "decay": feature_decay})
-    return FeatureLoss(function, options) if reads else loss
+    loss: PerExampleLoss | FeatureLoss = functools.partial(function, **options)
+    if "seen" in inspect.signature(function).parameters:
+        loss = FeatureLoss(function, options)
+    return FeatureLoss(_decayed, {"loss": loss, "decay": feature_decay}) if feature_decay else loss
 
 
 def _decayed(

@@ -205,11 +205,18 @@ def _check_closed(config: RunConfig) -> None:
             f"objective {name!r} has a closed form and takes no steps: set train.epochs = 0, "
             f"found {settings.epochs}"
         )
-    if settings.loss.name != "ce" or settings.averaging is not None or settings.feature_decay:
-        raise ConfigError(
-            f"objective {name!r} has a closed form: leave out train.loss, train.averaging and "
-            "train.feature_decay, which it would not use"
-        )
+    unused = {
+        "loss": settings.loss.name != "ce",
+        "averaging": settings.averaging is not None,
+        "feature_decay": settings.feature_decay > 0,
+        "stream": settings.stream,
+    }
+    for option, given in unused.items():
+        if given:
+            raise ConfigError(
+                f"objective {name!r} has a closed form: leave out train.{option}, which it would "
+                "not use"
+            )
 
 
 def training_data(

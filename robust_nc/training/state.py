@@ -65,8 +65,6 @@ class TrainerState:
         self.best_epoch = 0
         self.best_score = (-1.0, -1.0)
         self.meter = Meter(1, 0)
-        if config.stream and self.group.size > 1:
-            raise ConfigError("train.stream sums over the steps of one process; train in one")
         self.stream = Stream(model) if config.stream else None
         self.row: EpochRow | None = None
         self.parts = 0

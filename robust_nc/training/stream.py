@@ -48,7 +48,12 @@ class Stream:
         finally:
             handle.remove()
         seen, self._last = self._last, None
-        assert seen is not None, "a step passes the head"
+        if seen is None or len(seen) != len(labels):
+            found = "nothing" if seen is None else f"{len(seen)} rows"
+            raise ConfigError(
+                f"train.stream reads what the head reads last in a step: {found}, for "
+                f"{len(labels)} images; leave it out with this objective"
+            )
         self.moments.update(seen.float(), labels)
 
     def _see(self, _head: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -134,11 +134,6 @@ def _of_all(head: nn.Module, group: Group) -> Any:
     def observe(features: Features, labels: Labels) -> None:
         if present().size == 1:
             plain(features, labels)
-        elif head.gradient:
-            raise ConfigError(
-                "the gradient of this head does not pass between processes; train it in one, "
-                "or with gradient = false"
-            )
         else:
             plain(group.whole(features), group.whole(labels))
 

@@ -68,6 +68,9 @@ COLOURS = {
     NULL: "#029e73",
 }
 GREY = "#555555"
+# Of lines that colour and style tell apart alike: by place among all names, whichever are at hand.
+_MARKERS = ("o", "X", "s", "P", "D", "^")
+_DASHES: Any = ("", (4, 1.5), (1, 1), (3, 1.25, 1.5, 1.25), (5, 1, 1, 1), (8, 2))
 MOST_INSIDE = 8  # longer legends stand beside the axes
 # Leading digits with a label on a logarithmic axis whose ends are in less than this ratio.
 _BETWEEN = ((10, "2346"), (100, "25"))
@@ -144,7 +147,7 @@ def layer_lines(rows: pd.DataFrame, colours: Mapping[str, str], ax: Axes) -> Axe
         if found.style:
             rows = rows.assign(model=rows["objective"] + ", " + rows["head"])
     places = rows.assign(layer=rows["tap"].map({tap: place for place, tap in enumerate(taps)}))
-    ax = value_lines(places, ax, "layer", "input", colours_of(rows["input"], colours), style)
+    ax = value_lines(places, ax, "layer", "input", colours, style)
     label_taps(ax, taps)
     return ax
 
@@ -166,10 +169,13 @@ def value_lines(
 ) -> Axes:
     """Draw means over seeds along `x`, coloured by `hue`, with bands of their `mean_interval`.
 
+    `colours` has all names that `hue` may have, so that one name looks the same in every panel.
     They are taken before anything is drawn: on a logarithmic axis seaborn would average logarithms.
     A band that would go below 0, where no value is, begins at the smallest value.
     """
-    names = list(colours)
+    names = list(colours_of(rows[hue], colours))
+    markers, dashes = (dict(zip(colours, looks, strict=False)) for looks in (_MARKERS, _DASHES))
+    alike = style == hue and len(colours) <= len(_MARKERS)
     order = names if style == hue else in_order(rows[style]) if style else None
     lines = list(dict.fromkeys((hue, style or hue)))
     found = rows.dropna(subset="value").groupby([*lines, x], sort=True)["value"].agg(list)
@@ -191,7 +197,8 @@ def value_lines(
         palette=dict(colours),
         style=style,
         style_order=order,
-        markers=style is not None,
+        markers=markers if alike else style is not None,
+        dashes=dashes if alike else True,
         markeredgewidth=0,
         errorbar=None,
         ax=ax,

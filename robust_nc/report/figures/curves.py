@@ -19,7 +19,6 @@ from robust_nc.report.figures.axes import (
     GREY,
     MOST_INSIDE,
     Width,
-    colours_of,
     finish,
     log_scale,
     model_colours,
@@ -91,18 +90,19 @@ def measure_over_epochs(
     *,
     measure: str = "nc1_unscaled",
     tap: str = "penultimate",
+    split: str = "train",
     ax: Axes | None = None,
     width: Width = "column",
 ) -> Axes:
     """A measure of one layer over training: clean, attacked, and under noise (`measure.every`).
 
-    Also as the steps of the training saw it, where `train.stream` was set.
+    Also as the steps of the training saw it, where `train.stream` was set and has this measure.
     """
     here = frame[(frame["tap"] == tap) & (frame["feature"] != "")]
     shown = ("clean", "attacked", "gaussian", "stream")
-    rows = select(here, RowFilter(measure, shown, grouping="true", split="train", epochs=True))
+    rows = select(here, RowFilter(measure, shown, grouping="true", split=split, epochs=True))
     ax = ax or new_axes(width)
-    value_lines(rows, ax, "epoch", "input", colours_of(rows["input"], COLOURS), "input")
+    value_lines(rows, ax, "epoch", "input", COLOURS, "input")
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.set(xlabel="epoch", ylabel=OVER_EPOCHS.get(measure, measure))
     if measure.startswith("nc1") and rows["value"].gt(0).all():
@@ -171,8 +171,7 @@ def collapse_against_eps(
     rows = deepest(pd.concat(found) if found else select(frame, wanted[0]))
     one_model(rows, "collapse against eps")
     rows = rows.assign(input=rows["grouping"].replace(_NAMED))
-    ax, colours = ax or new_axes(width), colours_of(rows["input"], GROUPINGS)
-    value_lines(rows, ax, "eps", "input", colours, "input")
+    ax = value_lines(rows, ax or new_axes(width), "eps", "input", GROUPINGS, "input")
     _label_eps(ax, rows)
     ax.set(ylabel="NC1 by traces (log scale)")
     log_scale(ax)

@@ -105,12 +105,15 @@ def story(frame: pd.DataFrame, *, width: Width | None = None) -> DrawnFigure:
     return _story(named(frame), width)
 
 
-def over_epochs(frame: pd.DataFrame, *, width: Width | None = None) -> DrawnFigure:
+def over_epochs(
+    frame: pd.DataFrame, *, split: Literal["train", "test"] = "train", width: Width | None = None
+) -> DrawnFigure:
     """Draw NC1, NC2, NC3 and the angle to the clean means over training, clean and attacked.
 
-    One column per objective, of the rows of `measure.every`. Raises `InputError` without any.
+    One column per objective, of the rows of `measure.every` on one `split`. Raises `InputError`
+    without any.
     """
-    return _over_epochs(named(frame), width)
+    return _over_epochs(named(frame), width, split)
 
 
 def leap_matrices(frame: pd.DataFrame, *, width: Width | None = None) -> DrawnFigure:
@@ -285,8 +288,11 @@ def _story(frame: pd.DataFrame, width: Width | None) -> DrawnFigure:
     return figure
 
 
-def _over_epochs(frame: pd.DataFrame, width: Width | None) -> DrawnFigure:
-    draws = [partial(curves.measure_over_epochs, measure=name) for name in curves.OVER_EPOCHS]
+def _over_epochs(
+    frame: pd.DataFrame, width: Width | None, split: Literal["train", "test"] = "train"
+) -> DrawnFigure:
+    of_split = partial(curves.measure_over_epochs, split=split)
+    draws = [partial(of_split, measure=name) for name in curves.OVER_EPOCHS]
     figure = _panels(draws, _groups(frame, False), wrap=None, share="row", width=width, panel=_LOW)
     figure.title = "Neural collapse over training, clean and attacked"
     return figure
